@@ -1,0 +1,71 @@
+"""ddp_magic: a notebook cell as a real distributed PyTorch program.
+
+General layout, from what the user touches down to the wire; each module imports only from those
+below it:
+
+- magics         parse the line of `%%ddp` and `%ddp_status`, hand over, raise
+- display        events -> notebook outputs: lines, figures, the status table
+- run            Run: one cell on one worker group, and what became of it
+- group          WorkerGroup: start, send, interrupt, kill; owns the listening end
+- engines        how an agent gets onto a node: local
+- agent          one node's agent: torch's elastic agent (a process of its own)
+- worker         one rank (a process of its own); with `shell` and `process_group`
+- agent_spec     what the kernel tells an agent
+- devices, storage, processes, channel, output, cell, cell_main, diagnose: tools, most of them pure
+- events         the wire vocabulary
+- errors         the tree
+- prelude        SAM fine-tuning; stands alone
+
+The notebook's kernel imports neither torch nor anything that imports it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddp_magic.errors import (
+    DDPMagicError,
+    LaunchError,
+    ProtocolError,
+    RunInterrupted,
+    TimeLimitError,
+    WorkerError,
+    WorkerLostError,
+)
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = [
+    "DDPMagicError",
+    "LaunchError",
+    "ProtocolError",
+    "RunInterrupted",
+    "TimeLimitError",
+    "WorkerError",
+    "WorkerLostError",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """`%load_ext ddp_magic`: register the magics."""
+    from ddp_magic.magics import DDPMagics
+
+    magics = DDPMagics(shell)
+    shell.register_magics(magics)
+    shell.events.register("pre_run_cell", magics.note_cell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """`%unload_ext ddp_magic`: take the magics away. No run is under way: cells run one by one."""
+    from ddp_magic.magics import DDPMagics
+
+    magics = shell.magics_manager.registry.pop(DDPMagics.__name__, None)
+    if magics is None:
+        return
+    shell.events.unregister("pre_run_cell", magics.note_cell)
+    for kind, names in magics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)

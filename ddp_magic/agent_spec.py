@@ -1,0 +1,58 @@
+"""What a kernel tells an agent. Apart from the agent, which imports torch; the kernel does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What all ranks of a group have in common.
+
+    Attributes:
+        socket: Path of the listening socket on this node.
+        directory: The run directory.
+        device: "cuda" or "cpu".
+        backend: Of the default process group; None for the device's own.
+        timeout_s: Of collectives, s; None for torch's default.
+        init_process_group: Whether the default process group is made before the cell.
+    """
+
+    socket: str
+    directory: str
+    device: str
+    backend: str | None = None
+    timeout_s: float | None = None
+    init_process_group: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSpec:
+    """What an agent is to run, as JSON on its standard input.
+
+    Attributes:
+        run_id: Name of the rendezvous.
+        kernel_pid: Process whose end ends the agent.
+        nproc: Ranks on this node.
+        sys_path: The kernel's module search path.
+        worker: The ranks' settings.
+    """
+
+    run_id: str
+    kernel_pid: int
+    nproc: int
+    sys_path: tuple[str, ...]
+    worker: WorkerSettings
+
+    def to_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> AgentSpec:
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        worker = WorkerSettings(**fields.pop("worker"))
+        return cls(**{**fields, "sys_path": tuple(fields["sys_path"])}, worker=worker)

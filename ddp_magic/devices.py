@@ -1,0 +1,133 @@
+"""The GPUs of this machine, and which of them a run gets. Never through CUDA: that is the ranks'."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+BUSY_MIB = 500  # a desktop, or a driver's own context, takes less
+_QUERY_TIMEOUT_S = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU that this process may use.
+
+    Attributes:
+        visible: How CUDA_VISIBLE_DEVICES names it: a number or a UUID.
+        name: The model's name.
+        used_mib: Memory in use by anybody, MiB.
+        total_mib: Memory, MiB.
+    """
+
+    visible: str
+    name: str
+    used_mib: int
+    total_mib: int
+
+
+def visible_gpus(env: Mapping[str, str]) -> list[Gpu]:
+    """Return the GPUs that CUDA would see under this environment, in its order.
+
+    `nvidia-smi` is asked, so that no CUDA context is made in the notebook's process; where it is
+    missing or does not answer, there are none.
+    """
+    gpus = _nvidia_smi()
+    mask = env.get("CUDA_VISIBLE_DEVICES")
+    if mask is None:
+        return [gpu for _, gpu in gpus]
+    visible = []
+    for entry in filter(None, map(str.strip, mask.split(","))):
+        found = [
+            Gpu(visible=entry, name=g.name, used_mib=g.used_mib, total_mib=g.total_mib)
+            for uuid, g in gpus
+            if entry == g.visible or uuid.startswith(entry)
+        ]
+        if not found:
+            break  # CUDA too ignores what comes after an entry that it does not know
+        visible += found[:1]
+    return visible
+
+
+def _nvidia_smi() -> list[tuple[str, Gpu]]:
+    """Return (UUID, GPU) of every GPU in the machine."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = "--query-gpu=index,uuid,name,memory.used,memory.total"
+    try:
+        answer = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=_QUERY_TIMEOUT_S,
+            check=True,
+        )
+    except (subprocess.SubprocessError, OSError):
+        return []
+    gpus = []
+    for line in answer.stdout.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 5 and fields[0].isdigit():
+            index, uuid, name, used, total = fields
+            gpu = Gpu(visible=index, name=name, used_mib=_mib(used), total_mib=_mib(total))
+            gpus.append((uuid, gpu))
+    return gpus
+
+
+def _mib(text: str) -> int:
+    return int(text) if text.isdigit() else 0  # "[N/A]" on some integrated GPUs
+
+
+def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
+    """Return the GPUs that the option `-g` names.
+
+    Args:
+        gpus: What is visible.
+        wanted: None for all, "none" for the CPU, or a comma-separated list of positions in `gpus`
+            (as CUDA numbers them) and UUIDs.
+
+    Raises:
+        ValueError: One is named that is not there, or named twice.
+    """
+    if wanted is None:
+        return gpus
+    if wanted == "none":
+        return []
+    chosen: list[Gpu] = []
+    for entry in map(str.strip, wanted.split(",")):
+        if re.fullmatch(r"\d+", entry):
+            found = gpus[int(entry) : int(entry) + 1]
+        elif entry.startswith(("GPU-", "MIG-")):
+            found = [gpu for gpu in gpus if gpu.visible == entry] or [
+                Gpu(visible=entry, name=g.name, used_mib=g.used_mib, total_mib=g.total_mib)
+                for uuid, g in _nvidia_smi()
+                if uuid.startswith(entry)
+            ]
+        else:
+            raise ValueError(f"{entry!r} is no GPU: give numbers, UUIDs, or none")
+        if not found:
+            there = f"the machine shows {len(gpus)}" if gpus else "the machine shows none"
+            raise ValueError(f"GPU {entry} is not there: {there}")
+        if found[0] in chosen:
+            raise ValueError(f"GPU {entry} is named twice")
+        chosen += found[:1]
+    return chosen
+
+
+def describe(gpus: list[Gpu], nproc: int) -> str:
+    """Say in one line which devices the ranks run on, and which of them are busy."""
+    ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
+    if not gpus:
+        return f"{ranks} on the CPU"
+    used = gpus[:nproc]
+    names = ", ".join(f"cuda:{i} {gpu.name}" for i, gpu in enumerate(used))
+    busy = [
+        f"cuda:{i} is busy ({gpu.used_mib:,} of {gpu.total_mib:,} MiB in use)"
+        for i, gpu in enumerate(used)
+        if gpu.used_mib > BUSY_MIB
+    ]
+    return "; ".join([f"{ranks} on {names}", *busy])

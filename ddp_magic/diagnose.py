@@ -1,0 +1,124 @@
+"""From what was seen of the ranks to what went wrong. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ddp_magic.events import Error, Finished
+
+# What a rank says when its peer is gone: gloo's and NCCL's words. Such a rank is a victim.
+_LOST_PEER = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Connection refused|remote process exited|"
+    r"remote error|unhandled system error|recvValue failed|sendBytes failed|failed to recv|"
+    r"Socket closed|connection to the peer|ncclRemoteError",
+    re.IGNORECASE,
+)
+
+_HINTS = {
+    signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
+    signal.SIGSEGV: "a crash in C code; the ranks' output above may name the place",
+    signal.SIGABRT: "C code gave up; the ranks' output above may say why",
+    signal.SIGBUS: "often /dev/shm is full: give DataLoader fewer workers",
+    signal.SIGILL: "a library was built for another processor",
+    signal.SIGFPE: "a crash in C code",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How one rank failed.
+
+    Attributes:
+        time: When, s since the epoch.
+        code: Its exit code; the negative number of a signal; None while it has not ended.
+        error: What it raised, if it raised.
+        finished: Its `sys.exit`, if it called that.
+    """
+
+    rank: int
+    time: float
+    code: int | None = None
+    error: Error | None = None
+    finished: Finished | None = None
+
+    @property
+    def lost_its_peer(self) -> bool:
+        """Whether it only felt another rank's end."""
+        return self.error is not None and bool(_LOST_PEER.search(self.error.evalue))
+
+
+def first_failure(failures: Collection[Failure]) -> Failure:
+    """Return the failure that the others follow from.
+
+    The earliest one; but a rank that found its peer gone is a victim as long as there is another
+    explanation, since the news of a dead process can come after its peers' complaints.
+    """
+    culprits = [f for f in failures if not f.lost_its_peer] or list(failures)
+    return min(culprits, key=lambda f: f.time)
+
+
+def describe(failure: Failure) -> str:
+    """Say in one line how a rank failed, and what may be done."""
+    rank = f"rank {failure.rank}"
+    if failure.error is not None:
+        error = failure.error
+        where = f" at line {error.line}" if error.line else ""
+        text = f": {error.evalue}" if error.evalue else ""
+        return f"{rank} raised {error.ename}{where}{text}"
+    if failure.finished is not None:
+        said = f": {failure.finished.message}" if failure.finished.message else ""
+        return f"{rank} ended by sys.exit with code {failure.finished.code}{said}"
+    return f"{rank} {exit_words(failure.code)}"
+
+
+def exit_words(code: int | None) -> str:
+    """Say what an exit code means."""
+    if code is None:
+        return "has not ended"
+    if code >= 0:
+        return f"exited with code {code}, without a traceback (os._exit, or a library's own exit)"
+    name = signal_name(-code)
+    hint = _HINTS.get(-code, "")  # type: ignore[call-overload]
+    return f"was killed by {name} (exit {code})" + (f": {hint}" if hint else "")
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
+    """Return the thread that is in the cell, from a faulthandler dump, innermost frame first.
+
+    Args:
+        dump: What faulthandler wrote; the last dump in it counts.
+        cell_path: The cell's file.
+        label: What to call that file.
+        limit: Most frames to return.
+    """
+    threads: list[list[str]] = []
+    for line in dump.splitlines():
+        if re.match(r"(Current thread|Thread) 0x", line):
+            threads.append([])
+        elif threads and line.strip().startswith("File "):
+            threads[-1].append(line.strip())
+    in_cell = [frames for frames in threads if any(cell_path in frame for frame in frames)]
+    if not in_cell:
+        return []
+    frames = in_cell[-1]
+    last = max(i for i, frame in enumerate(frames) if cell_path in frame)
+    return [frame.replace(f'"{cell_path}"', label) for frame in frames[: last + 1]][:limit]
+
+
+def cell_line(frames: Sequence[str], label: str) -> int | None:
+    """Return the innermost line of the cell in the frames that `stack` returned."""
+    for frame in frames:
+        if found := re.search(re.escape(label) + r", line (\d+)", frame):
+            return int(found.group(1))
+    return None

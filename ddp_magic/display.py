@@ -1,0 +1,420 @@
+"""From events to what a person sees: lines, figures, the status table; in a notebook or a terminal.
+
+Everything is text or plain HTML, so that a saved notebook, nbconvert and a terminal show the same
+facts. Text goes through `sys.stdout` and displays through the shell's own publisher, so that
+`%%capture` works; it is written at most every `FLUSH_S` in one piece, because a Jupyter server
+silently drops messages that come faster than 1000 a second.
+"""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from ddp_magic.diagnose import exit_words, signal_name
+from ddp_magic.events import ClearOutput, DisplayData, Event, Stream, WorkerExited
+from ddp_magic.output import BYTES_BURST, BYTES_PER_S, Bucket, LineAssembler, Throttle
+from ddp_magic.run import Rank, Run, State
+
+FLUSH_S = 0.05
+TABLE_S = 0.25
+TABLE_AFTER_S = 0.5  # a quick run needs no table
+PARTIAL_S = 0.2  # an unfinished line is shown when nothing has followed for so long
+SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
+MAX_ROWS = 8
+LABEL_CHARS = 80
+
+
+class RankText:
+    """One rank's text on its way to the screen."""
+
+    def __init__(self, rank: int, log: str, size: Bucket) -> None:
+        """Begin with none."""
+        self.rank = rank
+        self.lines = LineAssembler()
+        self.throttle = Throttle(log, size)
+        self.last_text = 0.0
+        self.last_display: str | None = None
+        self.displays = 0
+        self.replace_last = False
+
+
+class CellScreen:
+    """The output of one `%%ddp` cell.
+
+    Args:
+        shell: The notebook's shell.
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        """Show nothing yet."""
+        self._shell = shell
+        self._live = is_notebook(shell)
+        self._texts: dict[int, RankText] = {}
+        self._incoming: list[tuple[int, str]] = []
+        self._out: list[str] = []
+        self._open_rank: int | None = None  # whose unfinished line the screen ends in
+        self._last_flush = 0.0
+        self._last_table = 0.0
+        self._shown_table = ""
+        self._show: frozenset[int] | None = None
+        self._id = ""
+
+    # --- what a run calls ---------------------------------------------------------------------
+
+    def start(self, run: Run) -> None:
+        """Say which devices the ranks run on."""
+        size = Bucket(BYTES_BURST, BYTES_PER_S)
+        self._id, self._show = run.id, run.options.show
+        for rank in run.ranks:
+            log = str(run.directory / f"rank{rank.rank}.log")
+            self._texts[rank.rank] = RankText(rank.rank, log, size)
+        if self._live:
+            self._publish_table(run.options.devices, f"<div>{html.escape(run.options.devices)}</div>")
+        else:
+            print(run.options.devices, flush=True)  # noqa: T201: this is the screen
+
+    def take(self, event: Event) -> None:
+        """Show an event, or keep it for the next `tick`."""
+        match event:
+            case Stream(rank=rank, text=text):
+                self._incoming.append((rank, text))
+            case DisplayData():
+                self._display(event)
+            case ClearOutput(rank=rank):
+                self._texts[rank].replace_last = True
+            case WorkerExited(rank=rank, code=code) if code < 0:
+                self._flush()
+            case _:
+                pass
+
+    def say(self, text: str) -> None:
+        """Show a line of ddp_magic's own."""
+        self._flush()
+        self._write_lines([text])
+        self._write()
+
+    def tick(self, run: Run) -> None:
+        """Write what has come in, and update the table, if it is time."""
+        now = time.monotonic()
+        if now - self._last_flush >= FLUSH_S:
+            self._flush()
+        for rank in run.ranks:
+            rank.progress = self._texts[rank.rank].lines.progress
+        due = now - self._last_table >= TABLE_S and run.elapsed_s > TABLE_AFTER_S
+        if self._live and due:
+            self._last_table = now
+            self._publish_table(table_text(run), table_html(run))
+
+    def finish(self, run: Run) -> None:
+        """Show the rest, and one line in the table's place."""
+        self._flush()
+        for text in self._texts.values():
+            lines = text.throttle.admit(text.lines.end(), time.monotonic())
+            lines += text.throttle.release(time.monotonic(), final=True)
+            if text.rank == self._open_rank and lines:
+                self._out.append(lines.pop(0))  # the rest of the line that is on the screen
+            self._write_rank_lines(text.rank, lines)
+        if self._open_rank is not None:
+            self._out.append("\n")
+            self._open_rank = None
+        for rank in run.ranks:
+            if rank.left_early:
+                self._write_lines([f"rank {rank.rank} left early: os._exit(0) in the cell"])
+        if run.group.agent_done is not None and run.group.agent_done.swept:
+            left = run.group.agent_done.swept
+            what = "process was" if left == 1 else "processes were"
+            self._write_lines([f"{left} {what} left behind by the ranks, and ended"])
+        self._write()
+        line = summary(run)
+        if self._live:
+            self._publish_table(line, f"<div>{html.escape(line)}</div>")
+        else:
+            print(line, flush=True)  # noqa: T201: this is the screen
+
+    # --- text ---------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        now = time.monotonic()
+        self._last_flush = now
+        incoming, self._incoming = self._incoming, []
+        for rank, joined in _join(incoming):
+            text = self._texts[rank]
+            text.last_text = now
+            lines = text.lines.feed(joined)
+            if lines and self._open_rank == rank:
+                # The beginning of this line is on the screen already.
+                self._out.append(lines.pop(0) + "\n")
+                self._open_rank = None
+            self._write_rank_lines(rank, text.throttle.admit(lines, now))
+        for text in self._texts.values():
+            quiet = now - text.last_text > PARTIAL_S
+            if quiet:
+                self._write_rank_lines(text.rank, text.throttle.release(now))
+            if quiet and text.lines.partial:
+                self._write_partial(text)
+        self._write()
+
+    def _write_rank_lines(self, rank: int, lines: Iterable[str]) -> None:
+        if self._show is None or rank in self._show:
+            self._write_lines(f"[rank {rank}] {line}" for line in lines)
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if self._open_rank is not None:
+                self._out.append("\n")
+                # That rank's line was broken by another's: what follows of it is a new one.
+                self._open_rank = None
+            self._out.append(line + "\n")
+
+    def _write_partial(self, text: RankText) -> None:
+        if self._show is not None and text.rank not in self._show:
+            return
+        piece = text.lines.take_partial()
+        if self._open_rank == text.rank:
+            self._out.append(piece)
+            return
+        if self._open_rank is not None:
+            self._out.append("\n")
+        self._out.append(f"[rank {text.rank}] {piece}")
+        self._open_rank = text.rank
+
+    def _write(self) -> None:
+        if self._out:
+            sys.stdout.write("".join(self._out))
+            sys.stdout.flush()
+            self._out = []
+
+    # --- rich output --------------------------------------------------------------------------
+
+    def _display(self, event: DisplayData) -> None:
+        self._flush()
+        if self._show is not None and event.rank not in self._show:
+            return
+        text = self._texts[event.rank]
+        if partial := text.lines.take_partial():
+            self._write_lines([f"[rank {event.rank}] {partial}"])
+        update, display_id = event.update, event.display_id
+        if display_id is not None:
+            display_id = f"{self._id}-{event.rank}-own-{display_id}"
+        elif text.replace_last and text.last_display is not None:
+            display_id, update = text.last_display, True
+        else:
+            text.displays += 1
+            display_id = f"{self._id}-{event.rank}-{text.displays}"
+        text.replace_last = False
+        if not update:
+            text.last_display = display_id
+            self._label(event)
+        if self._live:
+            self._shell.display_pub.publish(
+                event.data,
+                {**event.metadata, "ddp": {"rank": event.rank}},
+                transient={"display_id": display_id},
+                update=update,
+            )
+
+    def _label(self, event: DisplayData) -> None:
+        plain = str(event.data.get("text/plain", ""))
+        if self._live and ("\n" in plain or len(plain) > LABEL_CHARS):
+            plain = ""
+        self._write_rank_lines(event.rank, plain.splitlines() or [""])
+        self._write()
+
+    # --- the table ----------------------------------------------------------------------------
+
+    def _publish_table(self, text: str, markup: str) -> None:
+        if text == self._shown_table:
+            return
+        update = bool(self._shown_table)
+        self._shown_table = text
+        self._shell.display_pub.publish(
+            {"text/plain": text, "text/html": markup},
+            {},
+            transient={"display_id": f"{self._id}-table"},
+            update=update,
+        )
+
+
+def is_notebook(shell: InteractiveShell) -> bool:
+    """Tell whether displays can be updated in place; a terminal would only print them again."""
+    return hasattr(shell, "kernel")
+
+
+def _join(pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Join what one rank wrote without another in between."""
+    joined: list[tuple[int, list[str]]] = []
+    for rank, text in pieces:
+        if joined and joined[-1][0] == rank:
+            joined[-1][1].append(text)
+        else:
+            joined.append((rank, [text]))
+    return [(rank, "".join(texts)) for rank, texts in joined]
+
+
+# --- what is said of a run ------------------------------------------------------------------------
+
+
+_OUTCOMES = {
+    State.PENDING: "pending",
+    State.RUNNING: "running",
+    State.SUCCEEDED: "ok",
+    State.FAILED: "failed",
+    State.CANCELLED: "stopped",
+}
+
+
+def summary(run: Run) -> str:
+    """Say in one line what became of a run: `4 ranks · 5.5 s · ok`."""
+    count = len(run.ranks)
+    ranks = f"{count} rank{'s' if count > 1 else ''}"
+    return f"{ranks} · {_duration(run.elapsed_s)} · {_OUTCOMES[run.state]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def rank_state(rank: Rank, now: float) -> str:
+    """Say in a few words what a rank is doing, or how it ended."""
+    if rank.error is not None:
+        return f"raised {rank.error.ename}"
+    if rank.code is not None:
+        if rank.code == 0:
+            return "finished"
+        if rank.code < 0:
+            return f"killed by {signal_name(-rank.code)}"
+        return f"exit code {rank.code}" if rank.finished else exit_words(rank.code).split(",")[0]
+    if rank.heard and now - rank.heard > SILENT_S:
+        return f"silent for {now - rank.heard:.0f} s"
+    return rank.phase
+
+
+def _memory(rank: Rank) -> str:
+    if not rank.rss_mib:
+        return ""
+    device = f" + {rank.device_mib:,.0f} on the GPU" if rank.device_mib else ""
+    return f"{rank.rss_mib:,.0f} MiB{device}"
+
+
+_COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
+
+
+def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
+    now = time.time() if run.ended is None else run.ended
+    rows = [
+        (
+            str(rank.rank),
+            str(rank.pid or ""),
+            rank.device,
+            rank_state(rank, now),
+            str(rank.line or ""),
+            _memory(rank),
+            rank.progress[-100:],
+        )
+        for rank in run.ranks
+    ]
+    if len(rows) <= limit:
+        return rows
+    hidden = len(rows) - limit
+    return [*rows[:limit], ("...", "", "", f"{hidden} more: %ddp_status", "", "", "")]
+
+
+def _headline(run: Run) -> str:
+    words = [run.options.devices, run.note or _OUTCOMES[run.state], f"{run.elapsed_s:.0f} s"]
+    return " · ".join(words)
+
+
+def table_text(run: Run) -> str:
+    """Draw the live table as text."""
+    return "\n".join([_headline(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
+
+
+def table_html(run: Run) -> str:
+    """Draw the live table as HTML."""
+    return f"<div>{html.escape(_headline(run))}</div>" + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
+
+
+def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = [[head[i] for i in kept], *([row[i] for i in kept] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines]
+
+
+def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    style = "text-align:left;padding:1px 8px;white-space:pre;font-family:monospace"
+    top = "".join(f'<th style="{style}">{head[i]}</th>' for i in kept)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{style}">{html.escape(row[i])}</td>' for i in kept) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+# --- %ddp_status ----------------------------------------------------------------------------------
+
+
+class Status:
+    """What `%ddp_status` shows: HTML in a notebook, text in a terminal."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        """Show these runs, the newest first."""
+        self._runs = runs
+
+    def __repr__(self) -> str:
+        if not self._runs:
+            return _NOTHING
+        return "\n\n".join(
+            "\n".join([self._title(run), *_grid(_STATUS_COLUMNS, _status_rows(run))])
+            for run in self._runs
+        )
+
+    def _repr_html_(self) -> str:
+        if not self._runs:
+            return f"<div>{html.escape(_NOTHING)}</div>"
+        return "".join(
+            f"<div><b>{html.escape(self._title(run))}</b></div>"
+            + _html_grid(_STATUS_COLUMNS, _status_rows(run))
+            for run in self._runs
+        )
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401, FBT001: IPython's protocol
+        printer.text(repr(self))
+
+    @staticmethod
+    def _title(run: Run) -> str:
+        started = time.strftime("%H:%M:%S", time.localtime(run.started))
+        words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
+        words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.directory}"]
+        return " · ".join(words)
+
+
+_NOTHING = "Nothing has run yet. Begin a cell with %%ddp -n 2; %%ddp --help lists the options."
+_STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
+
+
+def _status_rows(run: Run) -> list[tuple[str, ...]]:
+    now = time.time() if run.ended is None else run.ended
+    return [
+        (
+            str(rank.rank),
+            str(rank.pid or ""),
+            rank.device,
+            rank_state(rank, now),
+            str(rank.line or ""),
+            _duration((rank.ended or now) - run.started),
+            _memory(rank),
+        )
+        for rank in run.ranks
+    ]

@@ -1,0 +1,278 @@
+"""The wire vocabulary: what a kernel tells its workers and agents, and what they answer.
+
+Commands go down, events come up. Every message is a frozen dataclass whose fields are Jupyter's
+where Jupyter has the thing (`display_data`, `error`); on the wire it is JSON, with the name of its
+class under "type". Nothing here is pickled, and nothing is executed to read a message.
+
+Times are seconds since the epoch, on the sender's clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ddp_magic.errors import ProtocolError
+
+# --- commands: kernel -> worker ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCell:
+    """Run the cell that lies in the file `path`.
+
+    Attributes:
+        path: The cell's own file; its line numbers are the notebook's.
+        execution_count: The number in the notebook's `In[n]`; None where it has none.
+        prelude: Names of `ddp_magic.prelude` that the cell reads.
+        argv: The cell's `sys.argv[1:]`.
+        seed: Seed of Python's, NumPy's and torch's generators; None for a fresh one in each rank.
+        shell: What the notebook's shell is set to: "xmode", "theme", "ast_node_interactivity".
+    """
+
+    path: str
+    execution_count: int | None = None
+    prelude: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
+    seed: int | None = None
+    shell: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupt:
+    """To a worker: raise KeyboardInterrupt in the cell. To an agent: let the ranks answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """No further cell: run the exit handlers and end."""
+
+
+# --- commands: kernel -> agent ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """End these ranks at once (SIGKILL); all of them where `ranks` is empty."""
+
+    ranks: tuple[int, ...] = ()
+
+
+# --- events: agent -> kernel ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentHello:
+    """The agent is connected."""
+
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerExited:
+    """A rank's process has ended.
+
+    Attributes:
+        code: Its exit code; the negative number of the signal that killed it.
+    """
+
+    rank: int
+    time: float
+    code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentDone:
+    """Every rank has ended, and so has all that the ranks had started.
+
+    Attributes:
+        error: What went wrong in the agent itself, a traceback; empty if nothing did.
+        swept: How many processes the ranks had left behind, which the agent ended.
+    """
+
+    error: str = ""
+    swept: int = 0
+
+
+# --- events: worker -> kernel -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerHello:
+    """A rank is connected. The read end of its stdout and stderr comes with this frame.
+
+    Attributes:
+        marker: The bytes (as text) after which a number and BEL mark a display's place in the
+            text; see `ddp_magic.output`.
+    """
+
+    rank: int
+    pid: int
+    marker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReady:
+    """The process group is up and the cell can start."""
+
+    rank: int
+    time: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """A rank is alive.
+
+    Attributes:
+        line: The cell's line that its main thread is in; None outside the cell.
+        phase: "starting", "running" or "exiting".
+        rss_mib: Resident memory, MiB.
+        device_mib: Memory that torch holds on the rank's GPU, MiB; None on a CPU.
+    """
+
+    rank: int
+    time: float
+    phase: str
+    line: int | None
+    rss_mib: float
+    device_mib: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted:
+    """The rank's main thread has taken the interrupt."""
+
+    rank: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisplayData:
+    """Jupyter's display_data, or update_display_data.
+
+    Attributes:
+        mark: Number of the mark in the rank's text at which this belongs.
+    """
+
+    rank: int
+    mark: int
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    display_id: str | None = None
+    update: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClearOutput:
+    """Jupyter's clear_output: the rank's next display takes the place of its last."""
+
+    rank: int
+    mark: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error:
+    """Jupyter's error: the cell raised on this rank.
+
+    Attributes:
+        line: The innermost line of the cell in the traceback.
+    """
+
+    rank: int
+    time: float
+    ename: str
+    evalue: str
+    traceback: tuple[str, ...]
+    line: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The cell has ended on this rank without an exception other than SystemExit.
+
+    Attributes:
+        code: Exit code that the cell asked for; 0 at its end.
+        message: What was given to `sys.exit`, where that was no number.
+    """
+
+    rank: int
+    time: float
+    code: int = 0
+    message: str = ""
+
+
+# --- made in the kernel, from the text that a rank's descriptors 1 and 2 carry -----------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Text that a rank, its C code or its children wrote."""
+
+    rank: int
+    text: str
+
+
+Command: TypeAlias = RunCell | Interrupt | Exit | Kill
+Event: TypeAlias = (
+    AgentHello
+    | WorkerExited
+    | AgentDone
+    | WorkerHello
+    | WorkerReady
+    | Heartbeat
+    | Interrupted
+    | DisplayData
+    | ClearOutput
+    | Error
+    | Finished
+    | Stream
+)
+
+_CLASSES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        RunCell,
+        Interrupt,
+        Exit,
+        Kill,
+        AgentHello,
+        WorkerExited,
+        AgentDone,
+        WorkerHello,
+        WorkerReady,
+        Heartbeat,
+        Interrupted,
+        DisplayData,
+        ClearOutput,
+        Error,
+        Finished,
+    )
+}
+
+
+def encode(message: Command | Event) -> bytes:
+    """Turn a message into the JSON that travels in one frame."""
+    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
+    return json.dumps({"type": type(message).__name__, **fields}, default=str).encode()
+
+
+def decode(payload: bytes) -> Command | Event:
+    """Read the message of one frame.
+
+    Raises:
+        ProtocolError: The payload is no JSON object of a known class with that class's fields.
+    """
+    try:
+        fields = json.loads(payload)
+        cls = _CLASSES[fields.pop("type")]
+        # JSON has no tuples: what was one becomes one again, so that messages stay hashable
+        # and equal to what was sent.
+        message: Command | Event = cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r}") from error
+    return message

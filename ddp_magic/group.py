@@ -1,0 +1,359 @@
+"""A worker group: its processes, and the kernel's end of their connections.
+
+Everything happens in the thread that calls `poll`: one selector over the listening socket, the
+connections and the text pipes. A group has no thread of its own.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from ddp_magic import processes
+from ddp_magic.agent_spec import AgentSpec, WorkerSettings
+from ddp_magic.channel import Channel, Listener
+from ddp_magic.engines import PlacedAgent, local
+from ddp_magic.errors import ProtocolError
+from ddp_magic.events import (
+    AgentDone,
+    AgentHello,
+    ClearOutput,
+    Command,
+    DisplayData,
+    Event,
+    Interrupt,
+    Kill,
+    Stream,
+    WorkerHello,
+)
+from ddp_magic.output import MarkSplitter
+
+# What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in the
+# environment of a notebook and would be taken by the ranks for their own.
+LAUNCHER_VARIABLES = frozenset(
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME "
+    "ROLE_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT PMI_RANK PMI_SIZE OMPI_COMM_WORLD_RANK "
+    "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK".split()
+)
+_LAUNCHER_PREFIX = "TORCHELASTIC_"
+
+KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
+DRAIN_S = 1.0  # for the end of the text once all processes are gone
+_READ_BYTES = 256 * 1024
+
+
+def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:
+    """Return the environment of an agent and its ranks.
+
+    Args:
+        env: The kernel's, as it is now.
+        visible: Value for CUDA_VISIBLE_DEVICES; None to leave it alone.
+        nproc: Ranks on the machine.
+    """
+    ours = {
+        name: value
+        for name, value in env.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIX)
+    }
+    if visible is not None:
+        ours["CUDA_VISIBLE_DEVICES"] = visible
+        # Numbers mean what nvidia-smi shows, where GPUs differ in speed.
+        ours.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if nproc > 1:
+        ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+    # All ranks are on this machine, whose host name may not resolve.
+    ours.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    ours["PYTHONUNBUFFERED"] = "1"  # of Python programs that a cell starts
+    # A figure of a rank becomes a display only through IPython's own backend.
+    ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    return ours
+
+
+@dataclass
+class Member:
+    """One rank as its kernel sees it: the connection, the text pipe, the process."""
+
+    rank: int
+    channel: Channel
+    pipe: int
+    process: psutil.Process | None
+    splitter: MarkSplitter
+    log: Path
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+    text: deque[bytes | int] = field(default_factory=deque)
+    outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
+
+    def ordered(self, *, final: bool = False) -> Iterator[Event]:
+        """Yield text and rich outputs in the order in which the rank made them.
+
+        Args:
+            final: Nothing more will come: do not wait for the output that belongs to a mark.
+        """
+        while self.text:
+            item = self.text[0]
+            if isinstance(item, int):
+                if item not in self.outputs and not final:
+                    return
+                if item in self.outputs:
+                    yield self.outputs.pop(item)
+            elif text := self.decoder.decode(item):
+                yield Stream(rank=self.rank, text=text)
+            self.text.popleft()
+        if final:
+            if text := self.decoder.decode(b"", final=True):
+                yield Stream(rank=self.rank, text=text)
+            yield from (self.outputs.pop(mark) for mark in sorted(self.outputs))
+
+
+class WorkerGroup:
+    """The ranks of one run, and later of one session.
+
+    Args:
+        directory: Where the socket and the logs go; of mode 0700.
+        nproc: Number of ranks.
+        device: "cuda" or "cpu".
+        backend: Of the default process group; None for the device's own.
+        timeout_s: Of collectives, s; None for torch's default.
+        init_process_group: Whether to make the default process group.
+    """
+
+    def __init__(  # noqa: PLR0913: one keyword for each option of the magic
+        self,
+        directory: Path,
+        *,
+        nproc: int,
+        device: str,
+        backend: str | None = None,
+        timeout_s: float | None = None,
+        init_process_group: bool = True,
+    ) -> None:
+        """Describe a group; `start` starts it."""
+        self.directory = directory
+        self.nproc = nproc
+        self.members: dict[int, Member] = {}
+        self.ended = False
+        self.agent_done: AgentDone | None = None
+        self._settings = WorkerSettings(
+            socket=str(directory / "socket"),
+            directory=str(directory),
+            device=device,
+            backend=backend,
+            timeout_s=timeout_s,
+            init_process_group=init_process_group,
+        )
+        self._selector = selectors.DefaultSelector()
+        self._listener: Listener | None = None
+        self._agent: PlacedAgent | None = None
+        self._agent_channel: Channel | None = None
+        self._first_commands: list[Command] = []
+        self._kill_deadline: float | None = None
+
+    def start(self, env: dict[str, str], sys_path: list[str]) -> None:
+        """Start the agent, which starts the ranks. Returns before they are up.
+
+        Args:
+            env: The ranks' whole environment; see `rank_environment`.
+            sys_path: Their module search path.
+        """
+        self._listener = Listener(self.directory)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._agent = local.start(
+            AgentSpec(
+                run_id=self.directory.name,
+                kernel_pid=os.getpid(),
+                nproc=self.nproc,
+                sys_path=tuple(sys_path),
+                worker=self._settings,
+            ),
+            env,
+        )
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def send(self, command: Command) -> None:
+        """Send a command to every rank; those that are not up yet get it when they are."""
+        self._first_commands.append(command)
+        for member in self.members.values():
+            member.channel.send(command)
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in every rank; ranks that answer are no longer ended by others."""
+        if self._agent_channel is not None:
+            self._agent_channel.send(Interrupt())
+        for member in self.members.values():
+            member.channel.send(Interrupt())
+
+    def kill(self, ranks: tuple[int, ...] = ()) -> None:
+        """End some ranks at once, or the whole group where none is named."""
+        if self._agent_channel is not None:
+            self._agent_channel.send(Kill(ranks=ranks))
+        elif self._agent is not None:  # not connected yet: there are no ranks to care for
+            self._agent.kill()
+        if not ranks and self._kill_deadline is None:
+            self._kill_deadline = time.monotonic() + KILL_PATIENCE_S
+
+    def signal(self, rank: int, sig: int) -> None:
+        """Send a signal to one rank's process."""
+        member = self.members.get(rank)
+        if member is not None and member.process is not None:
+            processes.kill(member.process, sig)
+
+    # --- events -------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Return what has happened, waiting at most `timeout_s` for something to happen."""
+        events: list[Event] = []
+        ready = self._selector.select(timeout_s)
+        # Connections before pipes: an output is there before the text that marks its place.
+        for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
+            if key.fileobj in self._selector.get_map():
+                events += key.data(key.fileobj)
+        if not self.ended and self._agent is not None and self._agent.poll() is not None:
+            events += self._finish()
+        elif self._kill_deadline is not None and time.monotonic() > self._kill_deadline:
+            self._kill_deadline = None
+            if self._agent is not None:
+                self._agent.kill()
+        return events
+
+    def _accept(self, listener: Listener) -> list[Event]:
+        channel = listener.accept()
+        self._selector.register(channel, selectors.EVENT_READ, self._read_channel)
+        return []
+
+    def _read_channel(self, channel: Channel) -> list[Event]:
+        try:
+            messages = channel.receive()
+        except ProtocolError:
+            messages = None
+        if messages is None:
+            self._selector.unregister(channel)
+            channel.close()
+            return []
+        events: list[Event] = []
+        for message in messages:
+            events += self._take(channel, message)
+        return events
+
+    def _take(self, channel: Channel, message: Command | Event) -> list[Event]:
+        match message:
+            case AgentHello():
+                self._agent_channel = channel
+            case AgentDone():
+                self.agent_done = message
+            case WorkerHello():
+                self._welcome(channel, message)
+            case DisplayData(rank=rank, mark=mark) | ClearOutput(rank=rank, mark=mark):
+                member = self.members[rank]
+                member.outputs[mark] = message
+                return list(member.ordered())
+            case _:
+                pass
+        return [message]  # type: ignore[list-item]  # commands never come up
+
+    def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
+        pipe = channel.received_fds.pop()
+        os.set_blocking(pipe, False)
+        try:
+            process = psutil.Process(hello.pid)
+        except psutil.NoSuchProcess:
+            process = None
+        self.members[hello.rank] = Member(
+            rank=hello.rank,
+            channel=channel,
+            pipe=pipe,
+            process=process,
+            splitter=MarkSplitter(hello.marker.encode()),
+            log=self.directory / f"rank{hello.rank}.log",
+        )
+        self._selector.register(pipe, selectors.EVENT_READ, self._read_pipe)
+        for command in self._first_commands:
+            channel.send(command)
+
+    def _read_pipe(self, pipe: int) -> list[Event]:
+        member = next(m for m in self.members.values() if m.pipe == pipe)
+        try:
+            data = os.read(pipe, _READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not data:
+            self._close_pipe(member)
+        return list(self._take_text(member, data))
+
+    def _take_text(self, member: Member, data: bytes) -> Iterator[Event]:
+        for item in member.splitter.feed(data):
+            if isinstance(item, bytes):
+                with member.log.open("ab") as log:
+                    log.write(item)
+            member.text.append(item)
+        yield from member.ordered()
+
+    def _close_pipe(self, member: Member) -> None:
+        self._selector.unregister(member.pipe)
+        os.close(member.pipe)
+        member.pipe = -1
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _finish(self) -> list[Event]:
+        """Collect what is left once the agent has ended, and end what it could not."""
+        if self.agent_done is None:
+            self._sweep_sessions()
+        events: list[Event] = []
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline:
+            ready = self._selector.select(0.05)
+            if not any(key.data != self._accept for key in self._selector.get_map().values()):
+                break
+            for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
+                if key.fileobj in self._selector.get_map():
+                    events += key.data(key.fileobj)
+        for member in self.members.values():
+            if rest := member.splitter.end():
+                events += self._take_text(member, rest)
+            events += member.ordered(final=True)
+        self.ended = True
+        return events
+
+    def _sweep_sessions(self) -> None:
+        """End what the ranks had started, after an agent that was killed before it could."""
+        pids = [member.process.pid for member in self.members.values() if member.process]
+        for process in processes.session_members(pids):
+            # A session's number is free again only when its last member is gone; a process that
+            # is younger than the group and in such a session is one of ours.
+            processes.kill(process)
+
+    def last_words(self) -> str:
+        """Return what the agent said on its own stderr."""
+        return self._agent.last_words() if self._agent is not None else ""
+
+    def close(self) -> None:
+        """End whatever is left of the group and let go of everything it held."""
+        if self._agent is not None and not self.ended:
+            self.kill()
+            deadline = time.monotonic() + KILL_PATIENCE_S + DRAIN_S
+            while not self.ended and time.monotonic() < deadline:
+                self.poll(0.05)
+            self._agent.kill()
+            self._sweep_sessions()
+        self.ended = True
+        for member in self.members.values():
+            member.channel.close()
+            if member.pipe >= 0:
+                os.close(member.pipe)
+                member.pipe = -1
+        if self._agent_channel is not None:
+            self._agent_channel.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()

@@ -1,0 +1,105 @@
+"""The default process group that a rank finds ready, and how it gives way to the cell's own.
+
+A script that plain torchrun runs calls `init_process_group` itself, perhaps in a module that the
+cell imports. That call takes the place of the untouched default group, over the agent's store
+whatever MASTER_PORT the script has set; after traffic on ours it is a clear error.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore, distributed_c10d
+
+
+class ProcessGroups:
+    """Stands before torch's `init_process_group` and `destroy_process_group` in one rank."""
+
+    def __init__(self) -> None:
+        """Put ours in the place of torch's two functions."""
+        self._address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        self._torch_init = distributed_c10d.init_process_group
+        self._torch_destroy = distributed_c10d.destroy_process_group
+        self._count = 0
+        self._ours: Any = None
+        self._kept: list[Any] = []
+
+        @functools.wraps(self._torch_init)
+        def init_process_group(*args: Any, **kwargs: Any) -> None:
+            self._init_for_the_cell(*args, **kwargs)
+
+        @functools.wraps(self._torch_destroy)
+        def destroy_process_group(*args: Any, **kwargs: Any) -> None:
+            self._destroy_for_the_cell(*args, **kwargs)
+
+        for module in (dist, distributed_c10d):
+            module.init_process_group = init_process_group  # type: ignore[attr-defined]
+            module.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]
+
+    def init(self, *, backend: str, timeout: timedelta | None) -> None:
+        """Make the default group that the cell finds."""
+        self._torch_init(
+            backend=backend,
+            timeout=timeout,
+            store=self._next_store(),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
+        self._ours = dist.group.WORLD
+
+    def _next_store(self) -> PrefixStore:
+        # Each group has keys of its own: those of an earlier one would be taken for its peers'.
+        self._count += 1
+        host, port = self._address
+        return PrefixStore(f"ddp_magic/{self._count}", TCPStore(host, port, is_master=False))
+
+    def _init_for_the_cell(
+        self,
+        backend: str | None = None,
+        init_method: str | None = None,
+        timeout: timedelta | None = None,
+        world_size: int = -1,
+        rank: int = -1,
+        store: Any = None,  # noqa: ANN401: torch's own signature
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        self._give_way()
+        if store is None and (init_method or "env://").startswith("env://"):
+            # torchrun's way: over the agent's store, with the rank's own numbers unless given.
+            store, init_method = self._next_store(), None
+            rank = int(os.environ["RANK"]) if rank < 0 else rank
+            world_size = int(os.environ["WORLD_SIZE"]) if world_size < 0 else world_size
+        self._torch_init(
+            backend, init_method, timeout, world_size, rank, store, *args, **kwargs
+        )
+
+    def _give_way(self) -> None:
+        if self._ours is None or dist.group.WORLD is not self._ours:
+            return  # the cell has destroyed it, or has made its own: torch says what is wrong
+        if _collectives(self._ours):
+            raise RuntimeError(
+                "the cell calls init_process_group, but the default process group that %%ddp had "
+                "made is in use already. Call it first, or leave the call out, or use "
+                "%%ddp --no-init"
+            )
+        self._ours = None
+        self._destroy_for_the_cell()
+
+    def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401: torch's own
+        # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
+        # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
+        self._kept.extend(distributed_c10d._world.pg_map)  # noqa: SLF001: all groups there are
+        self._torch_destroy(group)
+
+
+def _collectives(group: Any) -> int:  # noqa: ANN401: a ProcessGroup
+    """Return how many collective operations a group has started."""
+    try:
+        return int(group._get_sequence_number_for_group())  # noqa: SLF001: no public counter
+    except RuntimeError:  # a backend that does not count
+        return 0

@@ -1,0 +1,486 @@
+"""Run: one cell on one worker group, from its start to what became of it."""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+from ddp_magic import diagnose, storage
+from ddp_magic.cell import Cell
+from ddp_magic.diagnose import Failure
+from ddp_magic.errors import (
+    DDPMagicError,
+    LaunchError,
+    RunInterrupted,
+    TimeLimitError,
+    WorkerError,
+    WorkerLostError,
+)
+from ddp_magic.events import (
+    Error,
+    Event,
+    Exit,
+    Finished,
+    Heartbeat,
+    Interrupted,
+    RunCell,
+    WorkerExited,
+    WorkerHello,
+    WorkerReady,
+)
+from ddp_magic.group import WorkerGroup, rank_environment
+
+POLL_S = 0.05
+ANSWER_S = 2.0  # a rank that has not taken the interrupt by then is deaf
+FINISH_S = 30.0  # for a rank that has, to save what it saves
+STACK_S = 0.3  # for the dump of a rank's stack
+KEEP_RUNS = 200
+
+
+class State(enum.Enum):
+    """Of a run, in torchx's words."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass
+class Rank:
+    """What is known of one rank.
+
+    Attributes:
+        phase: "waiting" (for its process), "starting", "running", "exiting" or "ended".
+        line: The cell's line that it is in, or was in when it failed.
+        heard: When it was last heard of, s since the epoch.
+        answered: Whether it has taken the interrupt.
+        killed: Whether we killed it.
+        stack: Its frames at the time of the kill, innermost first.
+    """
+
+    rank: int
+    pid: int | None = None
+    device: str = ""
+    phase: str = "waiting"
+    line: int | None = None
+    rss_mib: float = 0.0
+    device_mib: float | None = None
+    heard: float = 0.0
+    code: int | None = None
+    ended: float | None = None
+    error: Error | None = None
+    finished: Finished | None = None
+    answered: bool = False
+    killed: bool = False
+    stack: list[str] = field(default_factory=list)
+    progress: str = ""
+
+    def take(self, event: Event) -> None:
+        """Take up what an event says of this rank."""
+        match event:
+            case WorkerHello(pid=pid):
+                self.pid, self.phase = pid, "starting"
+            case WorkerReady(device=device):
+                self.device, self.phase = device, "running"
+            case Heartbeat():
+                self.heard = event.time
+                self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
+                if self.phase != "ended":
+                    self.phase = event.phase
+                    self.line = event.line
+            case Interrupted():
+                self.answered = True
+            case Error(line=line):
+                self.error, self.line = event, line
+            case Finished():
+                self.finished = event
+            case WorkerExited(code=code, time=ended):
+                self.code, self.ended, self.phase = code, ended, "ended"
+            case _:
+                pass
+
+    @property
+    def failure(self) -> Failure | None:
+        """How this rank failed, if it did."""
+        if self.error is not None:
+            return Failure(rank=self.rank, time=self.error.time, code=self.code, error=self.error)
+        if self.finished is not None and self.finished.code:
+            return Failure(
+                rank=self.rank, time=self.finished.time, code=self.code, finished=self.finished
+            )
+        if self.code:
+            return Failure(rank=self.rank, time=self.ended or time.time(), code=self.code)
+        return None
+
+    @property
+    def left_early(self) -> bool:
+        """Whether it ended well before the cell did (`os._exit(0)`)."""
+        return self.code == 0 and self.finished is None and self.error is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run is asked for; see `%%ddp --help` for each.
+
+    Attributes:
+        visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
+        devices: One line that says which devices the ranks run on.
+        show: Ranks whose output is shown; None for all.
+    """
+
+    nproc: int
+    device: str = "cpu"
+    visible: str | None = None
+    devices: str = ""
+    backend: str | None = None
+    timeout_s: float | None = None
+    time_limit_s: float | None = None
+    init_process_group: bool = True
+    show: frozenset[int] | None = None
+    seed: int | None = None
+    argv: tuple[str, ...] = ()
+
+
+class Screen(Protocol):
+    """Where a run is shown while it goes on; see `ddp_magic.display`."""
+
+    def start(self, run: Run) -> None:
+        """The run is about to start."""
+
+    def take(self, event: Event) -> None:
+        """Show an event."""
+
+    def say(self, text: str) -> None:
+        """Show a line of ddp_magic's own."""
+
+    def tick(self, run: Run) -> None:
+        """Show what has changed; called at least every `POLL_S`."""
+
+    def finish(self, run: Run) -> None:
+        """The run is over."""
+
+
+class Run:
+    """One cell on one worker group.
+
+    Attributes:
+        id: Name of the run and of its directory.
+        directory: Where the cell and every rank's whole output are.
+        state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
+        ranks: What is known of each rank.
+        error: What ended the run, if it did not succeed.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        options: Options,
+        *,
+        execution_count: int | None = None,
+        prelude: Collection[str] = (),
+        shell: dict[str, str] | None = None,
+    ) -> None:
+        """Make the run's directory and write the cell into it; `execute` runs it.
+
+        Args:
+            cell: What to run.
+            options: How.
+            execution_count: The number in the notebook's `In[n]`.
+            prelude: Names of the prelude that the cell reads.
+            shell: What the notebook's shell is set to; see `events.RunCell`.
+        """
+        self.directory: Path = storage.new_run_directory()
+        self.id = self.directory.name
+        self.cell_path = self.directory / "cell.py"
+        self.cell_path.write_text(cell.source, encoding="utf-8")
+        self.label = f"Cell In[{execution_count}]" if execution_count else "Cell"
+        self.options = options
+        self.state = State.PENDING
+        self.ranks = [Rank(rank=r) for r in range(options.nproc)]
+        self.error: DDPMagicError | RunInterrupted | None = None
+        self.started = time.time()
+        self.ended: float | None = None
+        self.note = ""
+        self.group = WorkerGroup(
+            self.directory,
+            nproc=options.nproc,
+            device=options.device,
+            backend=options.backend,
+            timeout_s=options.timeout_s,
+            init_process_group=options.init_process_group,
+        )
+        self._command = RunCell(
+            path=str(self.cell_path),
+            execution_count=execution_count,
+            prelude=tuple(sorted(prelude)),
+            argv=options.argv,
+            seed=options.seed,
+            shell=shell or {},
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the start to the end, or to now."""
+        return (self.ended or time.time()) - self.started
+
+    def execute(self, screen: Screen, sys_path: list[str]) -> None:
+        """Run the cell to its end. What went wrong is then in `error`; nothing is raised.
+
+        Args:
+            screen: Where it is shown.
+            sys_path: The ranks' module search path.
+        """
+        env = rank_environment(os.environ, self.options.visible, self.options.nproc)
+        self.started = time.time()
+        screen.start(self)
+        with Presses() as presses:
+            try:
+                self.group.start(env, sys_path)
+                self.group.send(self._command)
+                self.group.send(Exit())
+                self.state = State.RUNNING
+                self._follow(screen, presses)
+            finally:
+                self.group.close()
+                self.ended = time.time()
+        screen.finish(self)
+
+    def _follow(self, screen: Screen, presses: Presses) -> None:
+        stop: Stop | None = None
+        while not self.group.ended:
+            for event in self.group.poll(POLL_S):
+                if (rank := getattr(event, "rank", None)) is not None:
+                    self.ranks[rank].take(event)
+                screen.take(event)
+            screen.tick(self)
+            limit_s = self.options.time_limit_s
+            if stop is None and presses.count:
+                stop = Stop(self, screen, "stopped", FINISH_S)
+            elif stop is None and limit_s is not None and self.elapsed_s > limit_s:
+                stop = Stop(self, screen, "time limit", 0.0)
+            if stop is not None:
+                stop.step(presses.count)
+        self.state, self.error = self._judge(stop)
+
+    def _judge(self, stop: Stop | None) -> tuple[State, DDPMagicError | RunInterrupted | None]:
+        failures = [f for f in (rank.failure for rank in self.ranks) if f is not None]
+        if stop is not None and stop.reason == "stopped":
+            return State.CANCELLED, RunInterrupted(self._how_they_stopped())
+        if stop is not None:
+            message = f"the run outlasted its time limit of {self.options.time_limit_s:g} s; "
+            return State.FAILED, TimeLimitError(message + self._how_they_stopped())
+        if failures:
+            return State.FAILED, self._failed(failures)
+        agent_error = self.group.agent_done.error if self.group.agent_done else ""
+        missing = [rank.rank for rank in self.ranks if rank.code is None]
+        if agent_error or missing:
+            return State.FAILED, self._not_launched(agent_error)
+        return State.SUCCEEDED, None
+
+    def _not_launched(self, agent_error: str) -> DDPMagicError:
+        words = (agent_error or self.group.last_words()).splitlines()
+        started = any(rank.pid is not None for rank in self.ranks)
+        what = (
+            "the agent died while the ranks were running (killed, or out of memory); "
+            "the ranks died with it"
+            if started
+            else "the ranks could not be started"
+        )
+        log = self.directory / "agent.log"
+        return LaunchError(f"{what}; the agent's own words are in {log}", details=words[-20:])
+
+    def _failed(self, failures: list[Failure]) -> DDPMagicError:
+        first = diagnose.first_failure(failures)
+        others = [
+            f"rank {rank.rank}: {self._fate(rank, first)}"
+            for rank in self.ranks
+            if rank.rank != first.rank
+        ]
+        message = diagnose.describe(first)
+        if first.error is None:
+            code = first.finished.code if first.finished else first.code or 0
+            line = self.ranks[first.rank].line
+            if line is not None:
+                message += f"; it was last seen at line {line}"
+            return WorkerLostError(message, rank=first.rank, code=code, details=others)
+        head = f"rank {first.rank} of {len(self.ranks)} raised:"
+        lines = [head, *first.error.traceback, *others]
+        return WorkerError(
+            message,
+            rank=first.rank,
+            ename=first.error.ename,
+            evalue=first.error.evalue,
+            traceback=first.error.traceback,
+            details=lines,
+        )
+
+    def _fate(self, rank: Rank, first: Failure) -> str:
+        """Say in a few words what became of a rank that was not the first to fail."""
+        where = f" at line {rank.line}" if rank.line is not None else ""
+        failure = rank.failure
+        if failure is None:
+            return "finished" if rank.code == 0 else f"had not started{where}"
+        if failure.lost_its_peer:
+            return f"lost its connection to rank {first.rank}{where} ({failure.error.ename})"  # type: ignore[union-attr]
+        if failure.error is not None:
+            same = first.error is not None and failure.error.evalue == first.error.evalue
+            text = "raised the same" if same else f"raised {failure.error.ename}"
+            return text + where + ("" if same else f": {failure.error.evalue}")
+        if failure.finished is None and failure.code in (-signal.SIGTERM, -signal.SIGKILL):
+            return f"was stopped{where}"
+        return diagnose.describe(failure).partition(" ")[2].partition(" ")[2]
+
+    def _how_they_stopped(self) -> str:
+        words = []
+        for rank in self.ranks:
+            line = rank.line or diagnose.cell_line(rank.stack, self.label)
+            where = f" at line {line}" if line is not None else ""
+            if rank.killed and not rank.answered:
+                words.append(f"rank {rank.rank} did not answer{where} and was killed")
+            elif rank.killed:
+                words.append(f"rank {rank.rank} was killed{where} while it cleaned up")
+            elif rank.error is not None:
+                words.append(f"rank {rank.rank} stopped{where}")
+            elif rank.finished is not None:
+                words.append(f"rank {rank.rank} finished")
+            else:
+                words.append(f"rank {rank.rank} was ended before the cell")
+        return "; ".join(words)
+
+
+class Stop:
+    """The way from a press of Stop to the end: ask, wait, show the stack, kill.
+
+    Args:
+        run: What to end.
+        screen: Where it is told.
+        reason: "stopped" or "time limit".
+        finish_s: How long a rank that has answered may go on, s; 0 for no longer than a deaf one.
+    """
+
+    def __init__(self, run: Run, screen: Screen, reason: str, finish_s: float) -> None:
+        """Ask the ranks."""
+        self.reason = reason
+        self._run = run
+        self._screen = screen
+        self._finish_s = finish_s
+        self._asked = time.monotonic()
+        self._stacks_asked: float | None = None
+        self._said = False
+        run.note = "stopping"
+        if any(rank.pid is not None for rank in run.ranks):
+            run.group.interrupt()
+        else:  # there is nobody yet who could answer
+            run.group.kill()
+
+    def step(self, presses: int) -> None:
+        """Go on as far as the time allows.
+
+        Args:
+            presses: How often Stop has been pressed by now; the second one kills.
+        """
+        alive = [rank for rank in self._run.ranks if rank.code is None and not rank.killed]
+        if not alive:
+            return
+        waited = time.monotonic() - self._asked
+        wait_for_answered = 0.0 if presses > 1 else max(self._finish_s, ANSWER_S)
+        deaf_limit = 0.0 if presses > 1 else ANSWER_S
+        due = [r for r in alive if waited > (wait_for_answered if r.answered else deaf_limit)]
+        if due:
+            self._kill(due)
+        elif waited > ANSWER_S and not self._said:
+            self._said = True
+            self._screen.say(
+                f"stopping: {_names(alive)} answered and may finish for {self._finish_s:g} s; "
+                "press Stop again to kill now"
+            )
+
+    def _kill(self, due: list[Rank]) -> None:
+        if self._stacks_asked is None:
+            self._stacks_asked = time.monotonic()
+            for rank in due:
+                self._run.group.signal(rank.rank, signal.SIGUSR1)
+        if time.monotonic() - self._stacks_asked < STACK_S:
+            return
+        for rank in due:
+            rank.killed = True
+            self._show_stack(rank)
+        self._run.group.kill(tuple(rank.rank for rank in due))
+        self._stacks_asked = None
+
+    def _show_stack(self, rank: Rank) -> None:
+        path = self._run.directory / f"rank{rank.rank}.stacks"
+        try:
+            dump = path.read_text(errors="replace")
+        except OSError:
+            return
+        rank.stack = diagnose.stack(dump, str(self._run.cell_path), self._run.label)
+        if rank.stack:
+            self._screen.say(f"rank {rank.rank} was in, innermost first:")
+            for frame in rank.stack:
+                self._screen.say(f"    {frame}")
+
+
+class Presses:
+    """Counts presses of Stop (SIGINT) while a run goes on.
+
+    The kernel's own handler would raise KeyboardInterrupt in the middle of anything; it is back in
+    its place afterwards. Only the main thread can be interrupted; elsewhere none is counted.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.count = 0
+        self._previous: Any = None
+
+    def __enter__(self) -> Presses:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def _press(self, _signum: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+
+def _names(ranks: Collection[Rank]) -> str:
+    numbers = ", ".join(str(rank.rank) for rank in ranks)
+    return f"rank{'s' if len(ranks) > 1 else ''} {numbers}"
+
+
+class Runs:
+    """The runs of this kernel, newest first."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._runs: deque[Run] = deque(maxlen=KEEP_RUNS)
+
+    def add(self, run: Run) -> None:
+        """Take up a new run."""
+        self._runs.appendleft(run)
+
+    def __iter__(self) -> Any:  # noqa: ANN401: an iterator of Run
+        return iter(list(self._runs))
+
+    def find(self, run_id: str) -> Run | None:
+        """Return the run of that id (or the end of it), the newest one first."""
+        return next((run for run in self._runs if run.id.endswith(run_id)), None)

@@ -1,0 +1,180 @@
+"""The IPython shell that runs a rank's cells: the notebook's syntax, displays and tracebacks."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+import warnings
+from types import TracebackType
+from typing import Any, Protocol
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Type
+from traitlets.config import Config
+
+from ddp_magic import cell_main
+from ddp_magic.events import RunCell
+
+
+class Outlet(Protocol):
+    """Where rich output goes: the rank's `Worker`."""
+
+    @property
+    def connected(self) -> bool:
+        """False in a forked child, whose displays are text."""
+
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None,
+        display_id: str | None,
+        *,
+        update: bool,
+    ) -> None:
+        """Take one rich output."""
+
+    def clear_output(self) -> None:
+        """Let the next rich output replace the last."""
+
+
+class RankDisplayPublisher(DisplayPublisher):
+    """`display()`: rich outputs go over the connection, plain text goes the way of print."""
+
+    outlet: Outlet | None = None
+
+    def publish(  # type: ignore[override]  # noqa: PLR0913: IPython's own signature
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: object = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_kwargs: object,
+    ) -> None:
+        """Send a MIME bundle to the notebook."""
+        display_id = (transient or {}).get("display_id")
+        # A widget lives in its own kernel's comms; what a rank's widget shows is its other forms.
+        data = {k: v for k, v in data.items() if not k.startswith("application/vnd.jupyter.widget")}
+        plain = not set(data) - {"text/plain"} and display_id is None
+        if plain or self.outlet is None or not self.outlet.connected:
+            print(data.get("text/plain", ""))  # noqa: T201: the way of print, to descriptor 1
+        else:
+            self.outlet.display(data, metadata, display_id, update=update)
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Replace the last rich output by the next; text that is printed stays."""
+        del wait  # there is nothing to clear until the next output comes
+        if self.outlet is not None and self.outlet.connected:
+            self.outlet.clear_output()
+
+
+class RankDisplayHook(DisplayHook):
+    """The value of a cell's last expression, shown as `display` would show it."""
+
+    source = ""
+
+    def quiet(self) -> bool:
+        """Tell whether the cell ends in a semicolon."""
+        return bool(self.semicolon_at_end_of_expression(self.source))
+
+    def write_output_prompt(self) -> None:
+        """Write none: the rank's label stands there."""
+
+    def write_format_data(self, format_dict: Any, md_dict: Any = None) -> None:  # noqa: ANN401
+        """Show the value."""
+        self.shell.display_pub.publish(format_dict, md_dict)
+
+    def finish_displayhook(self) -> None:
+        """Leave out the blank line that a terminal gets."""
+
+
+class CellCompiler(CachingCompiler):
+    """Compile the cell under its own file, which tracebacks show as `Cell In[5]`."""
+
+    cell_path = ""
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Name the code by the cell's file."""
+        del raw_code, transformed_code, number
+        return self.cell_path
+
+
+class CellShell(InteractiveShell):
+    """An IPython shell without a terminal, a history or a prompt."""
+
+    compiler_class = Type(CellCompiler)
+    display_pub_class = Type(RankDisplayPublisher)
+    displayhook_class = Type(RankDisplayHook)
+
+    def run_file(self, command: RunCell) -> BaseException | None:
+        """Run the cell in a file.
+
+        Returns:
+            What it raised, SystemExit and KeyboardInterrupt included.
+        """
+        with open(command.path, encoding="utf-8") as file:  # noqa: PTH123: hot path, one line
+            source = file.read()
+        self._follow_notebook(command.shell)
+        self.user_module.__file__ = command.path
+        self.compile.cell_path = command.path
+        self.displayhook.source = source
+        self.execution_count = command.execution_count or 1
+        result = self.run_cell(source, store_history=False)
+        return result.error_before_exec or result.error_in_exec
+
+    def _follow_notebook(self, settings: dict[str, str]) -> None:
+        if "colors" in settings:
+            self.colors = settings["colors"]
+        if "ast_node_interactivity" in settings:
+            self.ast_node_interactivity = settings["ast_node_interactivity"]
+        if "xmode" in settings:
+            self.InteractiveTB.set_mode(mode=settings["xmode"])
+
+    def format_error(self, error: BaseException, tb: TracebackType | None) -> list[str]:
+        """Format an exception as the notebook would.
+
+        Args:
+            error: The exception.
+            tb: Its traceback, from the frame that is to be shown first.
+        """
+        handler = self.SyntaxTB if isinstance(error, SyntaxError) else self.InteractiveTB
+        lines: list[str] = handler.structured_traceback(type(error), error, tb, tb_offset=0)
+        return lines
+
+    def showtraceback(self, *_args: object, **_kwargs: object) -> None:
+        """Show nothing here: the rank reports the error, the kernel shows it."""
+
+    def showsyntaxerror(self, *_args: object, **_kwargs: object) -> None:
+        """Show nothing here, as `showtraceback`."""
+
+    def enable_gui(self, gui: object = None) -> None:
+        """Do nothing: a rank has no event loop (`%matplotlib inline` asks for none)."""
+
+
+def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
+    """Make this process's IPython shell, whose namespace is the module `__main__`.
+
+    Args:
+        outlet: Where rich output goes.
+        names: What the namespace holds from the start.
+    """
+    module = types.ModuleType("__main__")
+    # `multiprocessing` children of a rank import this module in the cell's place.
+    module.__spec__ = importlib.machinery.ModuleSpec(cell_main.__name__, None)
+    sys.modules["__main__"] = module
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.autoindent = False
+    config.InteractiveShell.banner1 = ""
+    # IPython tells whoever calls sys.exit() that `exit` exists; here it ends the rank.
+    warnings.filterwarnings("ignore", message="To exit: use")
+    shell = CellShell.instance(user_module=module, config=config)
+    shell.display_pub.outlet = outlet
+    module.__dict__.update(names)
+    shell.user_ns_hidden.update(names)
+    return shell

@@ -1,0 +1,424 @@
+"""One rank: a process that runs cells and tells its kernel what happens.
+
+The main thread runs the cell in a small IPython shell. Two daemon threads stand beside it: one
+listens for commands, one sends heartbeats and acknowledges interrupts. Descriptors 1 and 2 are a
+pipe whose read end the kernel holds, so that the last words before a SIGKILL arrive too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import faulthandler
+import io
+import os
+import queue
+import random
+import resource
+import secrets
+import select
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import torch
+
+from ddp_magic import cell_main, processes
+from ddp_magic.agent_spec import WorkerSettings
+from ddp_magic.channel import connect
+from ddp_magic.errors import ProtocolError
+from ddp_magic.events import (
+    ClearOutput,
+    DisplayData,
+    Error,
+    Exit,
+    Finished,
+    Heartbeat,
+    Interrupt,
+    Interrupted,
+    RunCell,
+    WorkerHello,
+    WorkerReady,
+)
+from ddp_magic.process_group import ProcessGroups
+from ddp_magic.shell import CellShell, start_shell
+
+HEARTBEAT_S = 0.5
+FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
+PIPE_BYTES = 2**20
+
+
+class Worker:
+    """The rank's end of the connection, and what the main thread is doing."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Connect, hand over the text pipe, and start the two threads."""
+        self.rank = int(os.environ["RANK"])
+        self.local_rank = int(os.environ["LOCAL_RANK"])
+        self.world_size = int(os.environ["WORLD_SIZE"])
+        self._settings = settings
+        self._phase = "starting"
+        self._cell_path = ""
+        self._mark = 0
+        self._mark_lock = threading.Lock()
+        self._marker = f"\x1b]ddp_magic;{secrets.token_hex(8)};"
+        self._commands: queue.SimpleQueue[RunCell | Exit | None] = queue.SimpleQueue()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_w, False)
+        self._channel = connect(settings.socket)
+        self._redirect_descriptors()
+        signal.signal(signal.SIGINT, self._on_sigint)
+        for target in (self._listen, self._beat):
+            threading.Thread(target=target, name=f"ddp_magic{target.__name__}", daemon=True).start()
+
+    def _redirect_descriptors(self) -> None:
+        """Hand the read end of our text to the kernel, then write to it.
+
+        In this order, so that a failure to reach the kernel is told in the agent's log.
+        """
+        stacks = Path(self._settings.directory) / f"rank{self.rank}.stacks"
+        # C handlers: they answer also while C code holds the interpreter lock. Before the hello,
+        # since from then on the kernel may ask.
+        faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)  # noqa: SIM115
+        read_end, self._pipe = os.pipe()
+        _grow_pipe(self._pipe)
+        hello = WorkerHello(rank=self.rank, pid=os.getpid(), marker=self._marker)
+        if not self._channel.send(hello, fd=read_end):
+            raise ConnectionError("the kernel has closed its connection")
+        os.close(read_end)
+        os.dup2(self._pipe, 1)
+        os.dup2(self._pipe, 2)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        sys.stdout = sys.__stdout__ = _text_stream(1)  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _text_stream(2)  # type: ignore[misc]
+        faulthandler.enable(file=2, all_threads=False)
+
+    # --- threads ------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                commands = self._channel.receive()
+            except ProtocolError:
+                commands = None
+            if commands is None:  # the kernel is gone, and so are we
+                os.killpg(os.getpgrp(), signal.SIGKILL)
+            for command in commands or []:
+                match command:
+                    case Interrupt():
+                        os.kill(os.getpid(), signal.SIGINT)
+                    case RunCell() | Exit():
+                        self._commands.put(command)
+
+    def _beat(self) -> None:
+        while True:
+            ready = select.select([self._wake_r], [], [], HEARTBEAT_S)[0]
+            if ready:
+                os.read(self._wake_r, 64)
+                self._channel.send(Interrupted(rank=self.rank, time=time.time()))
+            self._channel.send(
+                Heartbeat(
+                    rank=self.rank,
+                    time=time.time(),
+                    phase=self._phase,
+                    line=self._current_line(),
+                    rss_mib=_rss_mib(),
+                    device_mib=_device_mib(),
+                )
+            )
+
+    def _current_line(self) -> int | None:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        while frame is not None:
+            if frame.f_code.co_filename == self._cell_path:
+                return frame.f_lineno
+            frame = frame.f_back
+        return None
+
+    def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
+        try:
+            os.write(self._wake_w, b"i")
+        except BlockingIOError:
+            pass  # 64 KB of unread acknowledgments: this one is not needed
+        raise KeyboardInterrupt
+
+    # --- what the shell calls -----------------------------------------------------------------
+
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None,
+        display_id: str | None,
+        *,
+        update: bool,
+    ) -> None:
+        """Send a rich output, and mark its place in the text."""
+        self._send_marked(
+            lambda mark: DisplayData(
+                rank=self.rank,
+                mark=mark,
+                data=data,
+                metadata=metadata or {},
+                display_id=display_id,
+                update=update,
+            )
+        )
+
+    def clear_output(self) -> None:
+        """Let this rank's next rich output take the place of its last."""
+        self._send_marked(lambda mark: ClearOutput(rank=self.rank, mark=mark))
+
+    def _send_marked(self, event: Any) -> None:  # noqa: ANN401: a function of the mark
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with self._mark_lock:
+            self._mark += 1
+            # The event first: when the kernel reads the mark, the event is there already.
+            if self._channel.send(event(self._mark)):
+                os.write(self._pipe, f"{self._marker}{self._mark}\a".encode())
+
+    @property
+    def connected(self) -> bool:
+        """False in a forked child of a rank, which has no connection of its own."""
+        return not self._channel.closed
+
+    # --- the main thread ----------------------------------------------------------------------
+
+    def serve(self) -> int:
+        """Set the rank up, then run cells until told to exit.
+
+        Returns:
+            The exit code: that of the last cell.
+        """
+        shell: CellShell | None = None
+        code = 0
+        try:
+            device = self._set_device()
+            groups = ProcessGroups()
+            if self._settings.init_process_group:
+                self._init_process_group(device, groups)
+            shell = start_shell(self, {
+                "rank": self.rank,
+                "local_rank": self.local_rank,
+                "world_size": self.world_size,
+                "device": device,
+            })
+            self._channel.send(WorkerReady(rank=self.rank, time=time.time(), device=str(device)))
+        except BaseException as error:  # noqa: BLE001: every failure to start is the kernel's to show
+            self._report(error, shell)
+            return 1
+        while isinstance(command := self._commands.get(), RunCell):
+            code = self._run_cell(shell, command)
+        return code
+
+    def _set_device(self) -> torch.device:
+        if self._settings.device != "cuda" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+
+    def _init_process_group(self, device: torch.device, groups: ProcessGroups) -> None:
+        timeout_s = self._settings.timeout_s
+        own = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        groups.init(
+            backend=self._settings.backend or own,
+            timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
+        )
+
+    def _run_cell(self, shell: CellShell, command: RunCell) -> int:
+        self._cell_path = command.path
+        sys.argv[:] = [command.path, *command.argv]
+        os.environ[cell_main.CELL_VARIABLE] = command.path
+        os.environ[cell_main.PRELUDE_VARIABLE] = ",".join(command.prelude)
+        _seed(command.seed)
+        self._phase = "running"
+        error: BaseException | None
+        try:
+            _provide_prelude(shell.user_ns, command.prelude)
+            error = shell.run_file(command)
+        except BaseException as raised:  # noqa: BLE001: an interrupt between the shell's own lines
+            error = raised
+        self._phase = "exiting"
+        _flush()
+        if error is None:
+            self._channel.send(Finished(rank=self.rank, time=time.time()))
+            return 0
+        if isinstance(error, SystemExit):
+            return self._report_exit(error)
+        self._report(error, shell)
+        return 1
+
+    def _report_exit(self, error: SystemExit) -> int:
+        """Report `sys.exit(...)` with the interpreter's rules: a string is code 1."""
+        message = "" if error.code is None or isinstance(error.code, int) else str(error.code)
+        code = error.code if isinstance(error.code, int) else int(bool(message))
+        code &= 0xFF  # what the operating system keeps of it
+        self._channel.send(
+            Finished(rank=self.rank, time=time.time(), code=code, message=message)
+        )
+        return code
+
+    def _report(self, error: BaseException, shell: CellShell | None) -> None:
+        now = time.time()
+        cell_frames = _cell_frames(error.__traceback__, self._cell_path)
+        self._channel.send(
+            Error(
+                rank=self.rank,
+                time=now,
+                ename=type(error).__name__,
+                evalue=_text(error),
+                traceback=tuple(_format(error, shell, self._cell_path)),
+                line=cell_frames[-1].tb_lineno if cell_frames else None,
+            )
+        )
+
+    def exit(self, code: int) -> NoReturn:
+        """End as an interpreter does: threads first, then exit handlers.
+
+        After a failure both have `FAILED_EXIT_S` together. The process group is left as it is:
+        destroying it while a DDP object lives can deadlock, and the end of the process closes it.
+        """
+        self._phase = "exiting"
+        if code:
+            nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123: it must outlive this frame
+            faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
+        try:
+            if not code:
+                threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001: as multiprocessing does
+            atexit._run_exitfuncs()
+        except BaseException as error:  # noqa: BLE001: user code at the process's edge
+            sys.excepthook(type(error), error, error.__traceback__)
+        _flush()
+        os._exit(code)
+
+
+def main(settings: WorkerSettings) -> NoReturn:
+    """Be a rank, until its last cell has run."""
+    _forget_the_agent()
+    worker = Worker(settings)
+    code = worker.serve()
+    worker.exit(code)
+
+
+def _forget_the_agent() -> None:
+    """Take a fresh interpreter's state where a fork has its parent's."""
+    processes.tie_forked_children()
+    random.seed()
+    torch.default_generator.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    builtins.input = _no_input
+    sys.breakpointhook = _no_breakpoint
+
+
+def _seed(seed: int | None) -> None:
+    if seed is None:
+        return
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _no_input(prompt: object = "") -> NoReturn:
+    rank = os.environ["RANK"]
+    raise RuntimeError(
+        f"rank {rank} asked for input ({prompt!s}): ranks have no keyboard. Ask in an ordinary "
+        "cell and pass the answer after `--`: it is sys.argv[1:] in the cell"
+    )
+
+
+def _no_breakpoint(*_args: object, **_kwargs: object) -> NoReturn:
+    rank = os.environ["RANK"]
+    raise RuntimeError(
+        f"rank {rank} came to a breakpoint(): ranks have no keyboard. Print, or run the cell "
+        "without %%ddp to debug it"
+    )
+
+
+def _provide_prelude(namespace: dict[str, Any], names: tuple[str, ...]) -> None:
+    if not names:
+        return
+    from ddp_magic import prelude
+
+    for name in names:
+        namespace[name] = getattr(prelude, name)
+
+
+def _cell_frames(tb: TracebackType | None, path: str) -> list[TracebackType]:
+    frames = []
+    while tb is not None:
+        if tb.tb_frame.f_code.co_filename == path:
+            frames.append(tb)
+        tb = tb.tb_next
+    return frames
+
+
+def _format(error: BaseException, shell: CellShell | None, path: str) -> list[str]:
+    """Format a traceback as the notebook does, beginning at the cell's own first frame."""
+    import traceback
+
+    frames = _cell_frames(error.__traceback__, path)
+    tb = frames[0] if frames else error.__traceback__
+    if shell is None:
+        return traceback.format_exception(type(error), error, tb)
+    try:
+        return shell.format_error(error, tb)
+    except Exception:  # noqa: BLE001: a repr that raises must not hide the error it belongs to
+        return traceback.format_exception(type(error), error, tb)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001: a user's own __str__
+        return "<its text cannot be shown>"
+
+
+def _text_stream(fd: int) -> io.TextIOWrapper:
+    """Return a stream that writes at once: a `print(".", end="")` is seen, as in a notebook."""
+    raw = open(fd, "wb", closefd=False)  # noqa: SIM115, PTH123: it lives as long as the process
+    return io.TextIOWrapper(
+        raw, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
+    )
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # the cell closed or replaced it
+
+
+def _grow_pipe(fd: int) -> None:
+    import fcntl
+
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except (OSError, AttributeError):
+        pass  # over the user's limit: 64 KB do too
+
+
+def _rss_mib() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return pages * resource.getpagesize() / 2**20
+
+
+def _device_mib() -> float | None:
+    if not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.memory_reserved() / 2**20
+
