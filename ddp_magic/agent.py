@@ -34,6 +34,7 @@ from ddp_magic.channel import Channel, connect
 from ddp_magic.events import AgentDone, AgentHello, Interrupt, Kill, WorkerExited
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
+STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
 LEFTOVER_GRACE_S = 1.0  # for what the ranks had started, after the ranks
 MONITOR_INTERVAL_S = 0.02
 
@@ -58,6 +59,19 @@ class Ranks:
         # Stop was pressed: ranks that answered may finish what they are saving, so that one
         # rank's end no longer ends the others.
         self.interrupted = False
+        self._doomed = False
+
+    def add(self, local_rank: int, pid: int) -> None:
+        """Take up a process that has just been forked."""
+        with self._lock:
+            self.pids[local_rank] = pid
+            if self._doomed:
+                os.kill(pid, signal.SIGKILL)
+
+    def kill(self, local_ranks: tuple[int, ...]) -> None:
+        """SIGKILL some of the ranks, or all where none is named: those still to come too."""
+        self._doomed = self._doomed or not local_ranks
+        self.signal(signal.SIGKILL, local_ranks)
 
     def poll(self) -> None:
         """Collect the exit codes of the ranks that have ended."""
@@ -87,6 +101,10 @@ class Ranks:
     def end(self, sig: int, grace_s: float) -> None:
         """Send a signal, and SIGKILL to those that have not ended `grace_s` seconds later."""
         self.poll()
+        if self.alive():
+            # Each tells first where it is (faulthandler, in C): the kernel reads it afterwards.
+            self.signal(signal.SIGUSR1)
+            time.sleep(STACK_S)
         self.signal(sig)
         deadline = time.monotonic() + grace_s
         while self.alive() and time.monotonic() < deadline:
@@ -127,7 +145,9 @@ class Watcher(threading.Thread):
                         self._ranks.interrupted = True
                     case Kill(ranks=ranks):
                         self._ranks.interrupted = self._ranks.interrupted and bool(ranks)
-                        self._ranks.signal(signal.SIGKILL, ranks)
+                        if not ranks and not self._ranks.pids:
+                            os._exit(1)  # still importing: there is nothing to end but us
+                        self._ranks.kill(ranks)
 
     def _end_everything(self) -> NoReturn:
         self._ranks.signal(signal.SIGKILL)
@@ -172,7 +192,7 @@ def _run_elastic(spec: AgentSpec, ranks: Ranks, in_rank: Callable[[], NoReturn])
                 pid = os.fork()
                 if pid == 0:
                     _become_rank(self.envs[local_rank], in_rank)
-                ranks.pids[local_rank] = pid
+                ranks.add(local_rank, pid)
 
         def _poll(self) -> RunProcsResult | None:
             ranks.poll()

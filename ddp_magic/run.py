@@ -327,8 +327,10 @@ class Run:
 
     def _fate(self, rank: Rank, first: Failure) -> str:
         """Say in a few words what became of a rank that was not the first to fail."""
-        where = f" at line {rank.line}" if rank.line is not None else ""
         failure = rank.failure
+        if failure is not None and failure.error is None:
+            self.read_stack(rank)
+        where = self._where(rank)
         if failure is None:
             return "finished" if rank.code == 0 else f"had not started{where}"
         if failure.lost_its_peer:
@@ -341,11 +343,21 @@ class Run:
             return f"was stopped{where}"
         return diagnose.describe(failure).partition(" ")[2].partition(" ")[2]
 
+    def _where(self, rank: Rank) -> str:
+        line = diagnose.cell_line(rank.stack, self.label) or rank.line
+        return "" if line is None else f" at line {line}"
+
+    def read_stack(self, rank: Rank) -> None:
+        """Take up what a rank wrote when it was last asked for its stack."""
+        path = self.directory / f"rank{rank.rank}.stacks"
+        if path.exists():
+            dump = path.read_text(errors="replace")
+            rank.stack = diagnose.stack(dump, str(self.cell_path), self.label)
+
     def _how_they_stopped(self) -> str:
         words = []
         for rank in self.ranks:
-            line = rank.line or diagnose.cell_line(rank.stack, self.label)
-            where = f" at line {line}" if line is not None else ""
+            where = self._where(rank)
             if rank.killed and not rank.answered:
                 words.append(f"rank {rank.rank} did not answer{where} and was killed")
             elif rank.killed:
@@ -420,12 +432,7 @@ class Stop:
         self._stacks_asked = None
 
     def _show_stack(self, rank: Rank) -> None:
-        path = self._run.directory / f"rank{rank.rank}.stacks"
-        try:
-            dump = path.read_text(errors="replace")
-        except OSError:
-            return
-        rank.stack = diagnose.stack(dump, str(self._run.cell_path), self._run.label)
+        self._run.read_stack(rank)
         if rank.stack:
             self._screen.say(f"rank {rank.rank} was in, innermost first:")
             for frame in rank.stack:

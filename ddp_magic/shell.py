@@ -175,6 +175,8 @@ def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
     warnings.filterwarnings("ignore", message="To exit: use")
     shell = CellShell.instance(user_module=module, config=config)
     shell.display_pub.outlet = outlet
+    for ending in ("exit", "quit"):
+        shell.user_ns.pop(ending, None)  # the interpreter's own take an exit code
     module.__dict__.update(names)
     shell.user_ns_hidden.update(names)
     return shell

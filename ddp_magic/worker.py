@@ -384,11 +384,26 @@ def _text(error: BaseException) -> str:
         return "<its text cannot be shown>"
 
 
+class _Descriptor(io.FileIO):
+    """A descriptor that writes all it is given; FileIO's own write may stop short at a signal."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401: any buffer
+        """Write everything, and at once."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += super().write(view[done:]) or 0
+        return done
+
+
 def _text_stream(fd: int) -> io.TextIOWrapper:
     """Return a stream that writes at once: a `print(".", end="")` is seen, as in a notebook."""
-    raw = open(fd, "wb", closefd=False)  # noqa: SIM115, PTH123: it lives as long as the process
     return io.TextIOWrapper(
-        raw, encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
+        _Descriptor(fd, "wb", closefd=False),  # type: ignore[arg-type]  # as Python itself for -u
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+        write_through=True,
     )
 
 

@@ -1,0 +1,41 @@
+"""Real kernels for the tests: one that many tests share, and fresh ones for those that end it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kernel import Kernel
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel with the extension loaded, for all tests of a module."""
+    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
+    assert kernel.run("%load_ext ddp_magic").status == "ok"
+    yield kernel
+    kernel.stop()
+
+
+@pytest.fixture
+def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
+    """The module's kernel; after each test none of its descendants is left."""
+    yield shared_kernel
+    assert shared_kernel.processes() == []
+
+
+@pytest.fixture
+def new_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
+    """Makes kernels of the test's own, with the extension loaded."""
+    kernels: list[Kernel] = []
+
+    def make(env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()) -> Kernel:
+        kernels.append(Kernel(tmp_path, env, prefix))
+        assert kernels[-1].run("%load_ext ddp_magic").status == "ok"
+        return kernels[-1]
+
+    yield make
+    for kernel in kernels:
+        kernel.stop()

@@ -1,0 +1,197 @@
+"""A real Jupyter kernel, driven cell by cell. Every wait has a bound."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client.kernelspec import KernelSpec
+
+CELL_S = 60.0
+
+
+@dataclass
+class Result:
+    """What a cell showed.
+
+    Attributes:
+        status: "ok" or "error", from the reply.
+        text: All stream text.
+        outputs: Every output message's (type, content), in order, streams included.
+        elapsed_s: From request to idle.
+    """
+
+    status: str = ""
+    text: str = ""
+    outputs: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    reply: dict[str, Any] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+
+    @property
+    def lines(self) -> list[str]:
+        """The stream text's lines."""
+        return self.text.splitlines()
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error output, or the reply's (a UsageError is text on stderr); empty if none."""
+        return next((c for kind, c in self.outputs if kind == "error"), self.reply)
+
+    @property
+    def traceback(self) -> str:
+        """The error's traceback, without colors."""
+        return plain("\n".join(self.error.get("traceback", [])))
+
+    @property
+    def displays(self) -> list[dict[str, Any]]:
+        """The displays of ranks (not the status table)."""
+        return [
+            content
+            for kind, content in self.outputs
+            if kind in ("display_data", "update_display_data") and "ddp" in content["metadata"]
+        ]
+
+    @property
+    def summary(self) -> str:
+        """The status table's last state."""
+        tables = [
+            content["data"]["text/plain"]
+            for kind, content in self.outputs
+            if kind in ("display_data", "update_display_data") and "ddp" not in content["metadata"]
+        ]
+        return tables[-1] if tables else ""
+
+
+def plain(text: str) -> str:
+    """Remove terminal colors."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+class Kernel:
+    """A running kernel.
+
+    Args:
+        cwd: Its working directory.
+        env: Variables beside this process's own.
+        prefix: Words put before the kernel's command line (`unshare ...`).
+    """
+
+    def __init__(
+        self, cwd: Path, env: dict[str, str] | None = None, prefix: Iterable[str] = ()
+    ) -> None:
+        argv = [*prefix, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec = KernelSpec(argv=argv, display_name="test", language="python")
+        self.manager = KernelManager(transport="ipc" if not prefix else "tcp")
+        self.manager._kernel_spec = spec  # noqa: SLF001: the manager's only way without a file
+        if not prefix:
+            self.manager.ip = str(cwd / "ipc")
+        self.manager.start_kernel(cwd=str(cwd), env={**os.environ, **(env or {})})
+        self.client: BlockingKernelClient = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+
+    @property
+    def pid(self) -> int:
+        """The kernel's process id."""
+        return int(self.manager.provisioner.process.pid)
+
+    def start(self, code: str) -> str:
+        """Send a cell; return its message id."""
+        return str(self.client.execute(code, allow_stdin=False))
+
+    def run(self, code: str, timeout_s: float = CELL_S) -> Result:
+        """Run a cell to its end."""
+        return self.finish(self.start(code), timeout_s)
+
+    def finish(self, message_id: str, timeout_s: float = CELL_S, *, until: str = "") -> Result:
+        """Collect a cell's outputs, to its end or until its text contains `until`.
+
+        Raises:
+            TimeoutError: It took longer; what was seen so far is in the message.
+        """
+        result = Result()
+        began = time.monotonic()
+        while True:
+            left = timeout_s - (time.monotonic() - began)
+            try:
+                message = self.client.get_iopub_msg(timeout=max(left, 0.01))
+            except queue.Empty:
+                raise TimeoutError(f"after {timeout_s} s: {result}") from None
+            if message["parent_header"].get("msg_id") != message_id:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind == "status" and content["execution_state"] == "idle":
+                break
+            if kind == "stream":
+                result.text += content["text"]
+            if kind in ("stream", "display_data", "update_display_data", "execute_result", "error"):
+                result.outputs.append((kind, content))
+            if until and until in result.text:
+                return result
+        result.elapsed_s = time.monotonic() - began
+        reply = self.client.get_shell_msg(timeout=10)
+        while reply["parent_header"].get("msg_id") != message_id:
+            reply = self.client.get_shell_msg(timeout=10)
+        result.status = reply["content"]["status"]
+        result.reply = reply["content"] if result.status == "error" else {}
+        return result
+
+    def interrupt(self) -> None:
+        """Press Stop."""
+        self.manager.interrupt_kernel()
+
+    def value(self, expression: str) -> Any:  # noqa: ANN401: whatever it is
+        """Return the value of a literal expression in the kernel."""
+        import ast
+
+        text = self.run(f"print(repr({expression}))").text
+        return ast.literal_eval(text.strip())
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the kernel's descendants, and what else carries one of its runs' directories."""
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """SIGKILL the kernel alone, as the out-of-memory killer would."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Shut the kernel down."""
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+def wait_gone(pids: Iterable[int], timeout_s: float) -> list[int]:
+    """Wait until these processes are gone; return those that are not."""
+    deadline = time.monotonic() + timeout_s
+    left = list(pids)
+    while left and time.monotonic() < deadline:
+        left = [pid for pid in left if is_alive(pid)]
+        time.sleep(0.02)
+    return left
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def pids_in(text: str) -> list[int]:
+    """Return the numbers that a cell printed as `pid=...`."""
+    return [int(number) for number in re.findall(r"pid=(\d+)", text)]

@@ -1,0 +1,310 @@
+"""How runs end: well, by an error, by a death, by Stop, with their kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.kernel import Kernel, is_alive, pids_in, wait_gone
+
+BUSY = "sum(range(10**11))"  # one C loop: it holds the interpreter lock for many minutes
+
+
+def test_the_first_failing_rank_is_shown(kernel: Kernel) -> None:
+    """One exception, with the rank's own frames in the notebook's lines; the peers end with it."""
+    result = kernel.run(
+        "%%ddp -n 3\nimport time\n\ndef inner(x):\n    return 1 / x\n\n"
+        "if rank == 1:\n    inner(0)\ntime.sleep(60)"
+    )
+    number = kernel.value("len(In) - 1") - 1
+    assert result.status == "error"
+    assert result.error["ename"] == "WorkerError"
+    assert result.error["evalue"] == "rank 1 raised ZeroDivisionError at line 5: division by zero"
+    traceback = result.traceback
+    assert "rank 1 of 3 raised:" in traceback
+    assert f"Cell In[{number}], line 8" in traceback
+    assert f"Cell In[{number}], line 5" in traceback
+    assert "return 1 / x" in traceback
+    assert "rank 0: was stopped at line 9" in traceback
+    assert "ddp_magic/" not in traceback
+    assert result.elapsed_s < 15
+
+
+def test_peers_of_a_failed_rank_are_stopped_in_time(kernel: Kernel) -> None:
+    """Deaf peers too are gone 1.5 s after a rank raised."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport time\nif rank == 1:\n    time.sleep(0.5); print('t=%f' % time.time())\n"
+        f"    raise ValueError('boom')\n{BUSY}"
+    )
+    ended = time.time()
+    raised = float(result.text.partition("t=")[2].split()[0])
+    assert ended - raised < 1.5, result
+    assert "ValueError" in result.traceback
+
+
+def test_a_victim_is_not_the_culprit(kernel: Kernel) -> None:
+    """A rank that lost its peer in a collective is not blamed, though it complains first."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport os\nt = torch.ones(1)\ndist.all_reduce(t)\n"
+        "if rank == 1: os._exit(3)\ndist.all_reduce(t)"
+    )
+    assert result.error["ename"] == "WorkerLostError"
+    assert result.error["evalue"].startswith("rank 1 exited with code 3")
+
+
+@pytest.mark.parametrize(
+    ("code", "ename", "words"),
+    [
+        ("os._exit(3)", "WorkerLostError", "rank 1 exited with code 3"),
+        ("sys.exit('no data')", "WorkerLostError", "rank 1 ended by sys.exit with code 1: no data"),
+        ("sys.exit(4)", "WorkerLostError", "rank 1 ended by sys.exit with code 4"),
+        ("os.kill(os.getpid(), 9)", "WorkerLostError", "rank 1 was killed by SIGKILL (exit -9)"),
+        ("import ctypes; ctypes.string_at(0)", "WorkerLostError", "rank 1 was killed by SIGSEGV"),
+        ("raise KeyError('k')", "WorkerError", "rank 1 raised KeyError at line 4: 'k'"),
+        ("input('name? ')", "WorkerError", "rank 1 asked for input"),
+        ("breakpoint()", "WorkerError", "rank 1 came to a breakpoint()"),
+        ("raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})", "WorkerError", "cannot be"),
+    ],
+)
+def test_every_death_is_named(kernel: Kernel, code: str, ename: str, words: str) -> None:
+    """The rank, and its signal, code or exception, within seconds."""
+    result = kernel.run(
+        f"%%ddp -n 2\nimport os, sys, time\nif rank == 1:\n    {code}\ntime.sleep(60)"
+    )
+    assert result.error["ename"] == ename
+    assert words in result.error["evalue"]
+
+
+@pytest.mark.parametrize("code", ["sys.exit()", "sys.exit(0)", "os._exit(0)", "quit()"])
+def test_ending_well(kernel: Kernel, code: str) -> None:
+    """A rank may end early; the others go on to their end."""
+    result = kernel.run(
+        f"%%ddp -n 2\nimport os, sys, time\nif rank == 1:\n    {code}\ntime.sleep(1)\nprint('end')"
+    )
+    assert result.status == "ok", result
+    assert "[rank 0] end" in result.lines
+
+
+def test_threads_and_exit_handlers_get_their_time(kernel: Kernel) -> None:
+    """A rank ends as an interpreter does: threads are waited for, exit handlers run."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport atexit, threading, time\n"
+        "atexit.register(print, 'handler')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.5), print('thread'))).start()"
+    )
+    assert result.lines == ["[rank 0] thread", "[rank 0] handler"]
+
+
+def test_ddp_after_destroy_does_not_hang(kernel: Kernel) -> None:
+    """PyTorch's own tutorial order: the DDP object dies after destroy_process_group."""
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "def once():\n"
+        "    dist.init_process_group('gloo')\n"
+        "    model = DDP(nn.Linear(8, 8))\n"
+        "    t = torch.ones(4); dist.all_reduce(t)\n"
+        "    model(torch.ones(2, 8)).sum().backward()\n"
+        "    dist.destroy_process_group()\n"
+        "dist.destroy_process_group()\n"
+        "for _ in range(30): once()\n"
+        "print('through')",
+        timeout_s=45,
+    )
+    assert sorted(result.lines) == ["[rank 0] through", "[rank 1] through"]
+
+
+def test_left_over_processes_are_ended(kernel: Kernel) -> None:
+    """What a rank has started, detached too, does not outlive the run."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport subprocess\n"
+        "p = subprocess.Popen(['sleep', '300'], start_new_session=True)\nprint(f'pid={p.pid}')"
+    )
+    pids = pids_in(result.text)
+    assert len(pids) == 2
+    assert not [pid for pid in pids if is_alive(pid)]
+    assert "2 processes were left behind by the ranks, and ended" in result.text
+
+
+def test_time_limit(kernel: Kernel) -> None:
+    """The whole run ends, with each rank's line."""
+    result = kernel.run(f"%%ddp -n 2 --time-limit 6\nprint('up')\n{BUSY}")
+    assert result.error["ename"] == "TimeLimitError"
+    assert "did not answer at line 3" in result.error["evalue"]
+    assert result.elapsed_s < 12
+
+
+# --- Stop -----------------------------------------------------------------------------------------
+
+
+def test_stop_and_the_next_cell_works(kernel: Kernel) -> None:
+    """Stop raises KeyboardInterrupt in the cell, names where the ranks were, and all goes on."""
+    message = kernel.start("%%ddp -n 2\nimport time\nprint('up', flush=True)\ntime.sleep(60)")
+    kernel.finish(message, until="up")
+    time.sleep(0.5)
+    began = time.monotonic()
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert time.monotonic() - began < 3
+    assert result.status == "error"
+    assert "rank 0 stopped at line 4; rank 1 stopped at line 4" in result.error["evalue"]
+    assert len(result.error["traceback"]) == 1
+    assert kernel.run("%%ddp -n 2\nprint('again')").lines.count("[rank 0] again") == 1
+
+
+def test_a_rank_that_answers_may_save(kernel: Kernel) -> None:
+    """A rank that took the interrupt finishes its clean-up though its peer is gone long before."""
+    message = kernel.start(
+        "%%ddp -n 2\nimport time\nprint('up', flush=True)\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    if rank == 0:\n        time.sleep(4); print('saved', flush=True)\n    raise"
+    )
+    kernel.finish(message, until="up")
+    time.sleep(0.5)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert "[rank 0] saved" in result.text
+    assert "rank 0 answered and may finish for 30 s" in result.text
+
+
+def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
+    """2 s after Stop; %%script's child that ignores the interrupt survives in IPython."""
+    message = kernel.start(
+        f"%%ddp -n 2\nprint('pid=%d.' % os.getpid(), flush=True)\nif rank == 1:\n"
+        "    sum(range(10**11))\nimport time; time.sleep(60)"
+    )
+    seen = kernel.finish(message, until=".\n")
+    time.sleep(0.7)
+    began = time.monotonic()
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert 1.5 < time.monotonic() - began < 5
+    assert "rank 1 did not answer at line 4 and was killed" in result.error["evalue"]
+    assert "line 4 in <module>" in result.text
+    assert not wait_gone(pids_in(seen.text + result.text), 0.5)
+
+
+def test_a_second_press_kills_now(kernel: Kernel) -> None:
+    """No waiting for a rank that is still saving."""
+    message = kernel.start(
+        "%%ddp -n 2\nimport time\nprint('up', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(60)"
+    )
+    kernel.finish(message, until="up")
+    time.sleep(0.5)
+    kernel.interrupt()
+    time.sleep(0.5)
+    kernel.interrupt()
+    began = time.monotonic()
+    result = kernel.finish(message)
+    assert time.monotonic() - began < 2
+    assert "was killed" in result.error["evalue"]
+
+
+def test_a_rank_stuck_in_a_collective_is_stopped(kernel: Kernel) -> None:
+    """The usual hang: one rank never comes to the all_reduce."""
+    message = kernel.start(
+        "%%ddp -n 2\nimport time\nprint('up', flush=True)\n"
+        "if rank == 0:\n    dist.all_reduce(torch.ones(1))\nelse:\n    time.sleep(60)"
+    )
+    kernel.finish(message, until="up")
+    time.sleep(0.7)
+    kernel.interrupt()
+    result = kernel.finish(message, timeout_s=10)
+    assert result.status == "error"
+
+
+def test_stop_while_the_ranks_start(kernel: Kernel) -> None:
+    """Before there is a rank that could answer, Stop ends the start itself."""
+    message = kernel.start("%%ddp -n 2\nprint('never')")
+    time.sleep(0.7)
+    kernel.interrupt()
+    result = kernel.finish(message, timeout_s=10)
+    assert result.status == "error"
+    assert "never" not in result.text
+
+
+# --- the kernel's end -----------------------------------------------------------------------------
+
+ENDLESS = (
+    "%%ddp -n 2\nimport subprocess, torch\n"
+    "from torch.utils.data import DataLoader\n"
+    "class Slow(torch.utils.data.Dataset):\n"
+    "    def __len__(self): return 100\n"
+    "    def __getitem__(self, i):\n        import time; time.sleep(1); return i\n"
+    "child = subprocess.Popen(['sleep', '300'])\n"
+    "workers = iter(DataLoader(Slow(), num_workers=1))\n"
+    "print(' '.join(f'pid={p}' for p in [os.getpid(), child.pid, workers._workers[0].pid]), 'up')\n"
+    "if rank == 1:\n    sum(range(10**11))\nimport time; time.sleep(60)"
+)
+
+
+def _start_endless(kernel: Kernel) -> list[int]:
+    message = kernel.start(ENDLESS)
+    text = kernel.finish(message, until=" up").text
+    while len(pids_in(text)) < 6:
+        text += kernel.finish(message, until=" up").text
+    pids = [process.pid for process in kernel.processes()]
+    assert len(pids) >= 7  # the agent, the ranks, and each rank's two children
+    return pids
+
+
+def test_nothing_outlives_a_sigkilled_kernel(new_kernel: Callable[..., Kernel]) -> None:
+    """Agent, ranks (one holding the interpreter lock), their children: gone in 3 s."""
+    kernel = new_kernel()
+    pids = _start_endless(kernel)
+    kernel.kill()
+    assert wait_gone(pids, 3.0) == []
+
+
+def test_nothing_outlives_a_restarted_kernel(new_kernel: Callable[..., Kernel]) -> None:
+    """Restart while a run goes on, and work on in the new kernel."""
+    kernel = new_kernel()
+    pids = _start_endless(kernel)
+    kernel.manager.restart_kernel(now=True)
+    assert wait_gone(pids, 3.0) == []
+
+
+def test_nothing_outlives_a_shut_down_kernel(new_kernel: Callable[..., Kernel]) -> None:
+    """A regular shutdown, which first interrupts and then waits."""
+    kernel = new_kernel()
+    pids = _start_endless(kernel)
+    kernel.manager.shutdown_kernel(now=False)
+    assert wait_gone(pids, 3.0) == []
+
+
+def test_a_sigkilled_agent(new_kernel: Callable[..., Kernel]) -> None:
+    """The ranks die with it, the cell says so, the next one works."""
+    kernel = new_kernel()
+    message = kernel.start(ENDLESS)
+    seen = kernel.finish(message, until=" up")
+    agent = kernel.processes()[0]
+    pids = [process.pid for process in kernel.processes()]
+    os.kill(agent.pid, signal.SIGKILL)
+    result = kernel.finish(message)
+    assert "agent died" in result.error["evalue"], (seen, result)
+    assert wait_gone(pids, 3.0) == []
+    assert kernel.run("%%ddp -n 2\nprint('again')").status == "ok"
+
+
+def test_a_forked_notebook_process_does_not_keep_ranks_alive(
+    new_kernel: Callable[..., Kernel],
+) -> None:
+    """An mp.Process forked while a run goes on holds no end of its connections."""
+    kernel = new_kernel()
+    kernel.run(
+        "import multiprocessing, os, threading, time\n"
+        "def later():\n"
+        "    time.sleep(6)\n"
+        "    multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,)).start()\n"
+        "threading.Thread(target=later, daemon=True).start()"
+    )
+    message = kernel.start("%%ddp -n 2\nprint('pid=%d.' % os.getpid())\nimport time; time.sleep(60)")
+    text = kernel.finish(message, until=".\n").text
+    time.sleep(7)
+    kernel.kill()
+    assert wait_gone(pids_in(text), 3.0) == []

@@ -1,0 +1,228 @@
+"""Starts: beside each other, under hostile environments, and with the cell's own process group."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kernel import Kernel
+
+ALL_REDUCE = "t = torch.ones(1); dist.all_reduce(t); print('sum', t.item())"
+
+
+def test_an_outer_launchers_environment_does_not_leak_in(new_kernel: Callable[..., Kernel]) -> None:
+    """A notebook that was itself started by torchrun or srun launches as any other."""
+    kernel = new_kernel(
+        {
+            "RANK": "5", "LOCAL_RANK": "5", "WORLD_SIZE": "9", "MASTER_ADDR": "nowhere.invalid",
+            "MASTER_PORT": "1", "NODE_RANK": "3", "GROUP_RANK": "3", "TORCHELASTIC_RUN_ID": "x",
+            "TORCHELASTIC_USE_AGENT_STORE": "False",
+        }
+    )  # fmt: skip
+    result = kernel.run(
+        f"%%ddp -n 2\n{ALL_REDUCE}\nprint(rank, world_size, os.environ.get('NODE_RANK'))"
+    )
+    assert result.lines.count("[rank 1] 1 2 None") == 1, result
+
+
+def test_two_kernels_and_ten_starts_at_once(new_kernel: Callable[..., Kernel]) -> None:
+    """Ten runs of two kernels overlap; each all_reduce sums its own two ranks."""
+    kernels = [new_kernel(), new_kernel()]
+
+    def five_runs(kernel: Kernel) -> list[str]:
+        return [kernel.run(f"%%ddp -n 2\n{ALL_REDUCE}").text for _ in range(5)]
+
+    with ThreadPoolExecutor(2) as pool:
+        texts = [text for texts in pool.map(five_runs, kernels) for text in texts]
+    assert len(texts) == 10
+    assert all(text.count("sum 2.0") == 2 for text in texts), texts
+
+
+def test_ten_agents_start_at_once(tmp_path: Path) -> None:
+    """Ten groups started in the same moment each find their own two ranks, on ports of their own."""
+    script = tmp_path / "ten.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, sys, time
+            from ddp_magic import storage
+            from ddp_magic.events import Exit, RunCell, Stream
+            from ddp_magic.group import WorkerGroup, rank_environment
+
+            groups = []
+            for _ in range(10):
+                directory = storage.new_run_directory()
+                cell = directory / "cell.py"
+                cell.write_text("import torch, torch.distributed as dist\\n" + sys.argv[1])
+                group = WorkerGroup(directory, nproc=2, device="cpu")
+                group.start(rank_environment(os.environ, None, 2), sys.path)
+                group.send(RunCell(path=str(cell)))
+                group.send(Exit())
+                groups.append(group)
+            deadline = time.monotonic() + 100
+            texts = [""] * 10
+            while not all(g.ended for g in groups) and time.monotonic() < deadline:
+                for i, group in enumerate(groups):
+                    if not group.ended:
+                        texts[i] += "".join(
+                            e.text for e in group.poll(0.01) if isinstance(e, Stream)
+                        )
+            for group in groups:
+                group.close()
+            assert all(t.count("sum 2.0") == 2 for t in texts), texts
+            print("ten of ten")
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), ALL_REDUCE],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.stdout == "ten of ten\n", done.stderr
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or os.getuid() != 0, reason="needs root, to rename the host"
+)
+def test_a_host_name_that_does_not_resolve(new_kernel: Callable[..., Kernel]) -> None:
+    """Neither rendezvous nor gloo ask for the machine's own name."""
+    kernel = new_kernel(
+        prefix=("unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid; exec "$@"', "sh")
+    )
+    result = kernel.run(
+        f"%%ddp -n 2\nimport socket\n{ALL_REDUCE}\nprint(socket.gethostname())"
+    )
+    assert result.lines.count("[rank 0] nowhere.invalid") == 1, result
+    assert result.lines.count("[rank 1] sum 2.0") == 1, result
+    assert result.elapsed_s < 20
+
+
+def test_the_cells_own_process_group(kernel: Kernel) -> None:
+    """init ... destroy as under torchrun, a MASTER_PORT of the cell's own, and once more."""
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "os.environ['MASTER_ADDR'] = 'localhost'; os.environ['MASTER_PORT'] = '12355'\n"
+        "for _ in range(3):\n"
+        "    dist.init_process_group('gloo', rank=rank, world_size=world_size)\n"
+        f"    {ALL_REDUCE}\n"
+        "    dist.destroy_process_group()\n"
+    )
+    assert result.status == "ok", result
+    assert result.text.count("sum 2.0") == 6
+
+
+def test_a_modules_own_process_group(kernel: Kernel) -> None:
+    """A module that the cell imports, with its names bound at import, gets its own group too."""
+    cwd = kernel.value("__import__('os').getcwd()")
+    Path(cwd, "their_training.py").write_text(
+        "import torch\nfrom torch.distributed import init_process_group, all_reduce\n"
+        "from torch.distributed import destroy_process_group\n"
+        "def main():\n    init_process_group(backend='gloo')\n    t = torch.ones(1)\n"
+        "    all_reduce(t)\n    destroy_process_group()\n    return t.item()\n"
+    )
+    result = kernel.run("%%ddp -n 2\nfrom their_training import main\nprint(main())")
+    assert sorted(result.lines) == ["[rank 0] 2.0", "[rank 1] 2.0"], result
+
+
+def test_a_second_group_after_traffic_is_refused(kernel: Kernel) -> None:
+    """Silently replacing a group that is in use would lose what was said on it."""
+    result = kernel.run(f"%%ddp -n 2\n{ALL_REDUCE}\ndist.init_process_group('gloo')")
+    assert "in use already" in result.error["evalue"]
+    assert "--no-init" in result.error["evalue"]
+
+
+def test_no_init(kernel: Kernel) -> None:
+    """--no-init leaves the process group to the cell."""
+    result = kernel.run(
+        "%%ddp -n 2 --no-init\nprint(dist.is_initialized())\n"
+        f"dist.init_process_group()\n{ALL_REDUCE}"
+    )
+    assert result.text.count("] False") == 2, result
+    assert result.text.count("sum 2.0") == 2
+
+
+def test_the_timeout_of_collectives(kernel: Kernel) -> None:
+    """--timeout ends a collective that a rank does not join."""
+    result = kernel.run(
+        "%%ddp -n 2 --timeout 2\nimport time\n"
+        "if rank == 0:\n    dist.all_reduce(torch.ones(1))\nelse:\n    time.sleep(30)"
+    )
+    assert result.error["ename"] == "WorkerError", result
+    assert result.error["evalue"].startswith("rank 0 raised")
+    assert result.elapsed_s < 15
+
+
+def test_pytorchs_basic_ddp_tutorial(kernel: Kernel) -> None:
+    """The torchrun example of PyTorch's "Getting Started with DDP", word for word but nccl."""
+    result = kernel.run(
+        textwrap.dedent(
+            """\
+            %%ddp -n 2
+            import os
+            import torch
+            import torch.distributed as dist
+            import torch.nn as nn
+            import torch.optim as optim
+
+            from torch.nn.parallel import DistributedDataParallel as DDP
+
+            class ToyModel(nn.Module):
+                def __init__(self):
+                    super(ToyModel, self).__init__()
+                    self.net1 = nn.Linear(10, 10)
+                    self.relu = nn.ReLU()
+                    self.net2 = nn.Linear(10, 5)
+
+                def forward(self, x):
+                    return self.net2(self.relu(self.net1(x)))
+
+
+            def demo_basic():
+                dist.init_process_group("gloo")
+                rank = dist.get_rank()
+                print(f"Start running basic DDP example on rank {rank}.")
+                model = ToyModel()
+                ddp_model = DDP(model)
+                loss_fn = nn.MSELoss()
+                optimizer = optim.SGD(ddp_model.parameters(), lr=0.001)
+
+                optimizer.zero_grad()
+                outputs = ddp_model(torch.randn(20, 10))
+                labels = torch.randn(20, 5)
+                loss_fn(outputs, labels).backward()
+                optimizer.step()
+                dist.destroy_process_group()
+                print(f"Finished running basic DDP example on rank {rank}.")
+
+            if __name__ == "__main__":
+                demo_basic()
+            """
+        )
+    )
+    assert result.status == "ok", result
+    assert result.text.count("Finished running basic DDP example") == 2
+
+
+def test_current_state_of_the_notebook(kernel: Kernel) -> None:
+    """Working directory, environment and module path are the kernel's of now."""
+    kernel.run(
+        "import os, sys\nos.makedirs('deep', exist_ok=True); os.chdir('deep')\n"
+        "os.environ['COLOR'] = 'blue'; sys.path.insert(0, '/somewhere')"
+    )
+    result = kernel.run(
+        "%%ddp -n 1\nimport sys\nprint(os.path.basename(os.getcwd()), os.environ['COLOR'], "
+        "'/somewhere' in sys.path)"
+    )
+    kernel.run("os.chdir('..')")
+    assert result.text == "[rank 0] deep blue True\n", result

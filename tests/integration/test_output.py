@@ -1,0 +1,176 @@
+"""Text, figures and progress: complete, labelled, in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.integration.kernel import Kernel, Result
+
+
+def _log(kernel: Kernel, rank: int) -> bytes:
+    status = kernel.run("print(get_ipython().run_line_magic('ddp_status', ''))").text
+    directory = status.splitlines()[0].rpartition("logs in ")[2]
+    return (Path(directory) / f"rank{rank}.log").read_bytes()
+
+
+def test_text_streams_while_the_cell_runs(kernel: Kernel) -> None:
+    """A line is there long before the cell ends, a partial one too."""
+    message = kernel.start(
+        "%%ddp -n 1\nimport time\nprint('first')\nprint('half', end='')\n"
+        "time.sleep(4)\nprint(' and half')"
+    )
+    seen = kernel.finish(message, until="half")
+    assert "[rank 0] first\n[rank 0] half" in seen.text
+    rest = kernel.finish(message)
+    assert (seen.text + rest.text) == "[rank 0] first\n[rank 0] half and half\n"
+    assert rest.elapsed_s > 2
+
+
+def test_c_code_and_child_processes(kernel: Kernel) -> None:
+    """What C code and children write to the descriptors is shown, in the order of writing."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport ctypes, subprocess, sys\n"
+        "print('python')\n"
+        "libc = ctypes.CDLL(None); libc.puts(b'C'); libc.fflush(None)\n"
+        "subprocess.run(['sh', '-c', 'echo child; echo child error >&2'])\n"
+        "print('stderr', file=sys.stderr)\n"
+        "import os; os.write(2, b'descriptor\\n')"
+    )
+    words = ["python", "C", "child", "child error", "stderr", "descriptor"]
+    shown = [line for line in result.lines if line != "[rank 0] 11"]
+    assert shown == [f"[rank 0] {word}" for word in words]
+
+
+def test_utf8_split_over_reads(kernel: Kernel) -> None:
+    """A character whose bytes arrive one by one is that character, and nothing after it is lost.
+
+    IPython's own %%script takes a split character for the end of the stream.
+    """
+    result = kernel.run(
+        "%%ddp -n 1\nimport os, time\n"
+        "for byte in 'grün 🎉'.encode():\n    os.write(1, bytes([byte])); time.sleep(0.03)\n"
+        "print()\nprint('after')"
+    )
+    assert result.text == "[rank 0] grün 🎉\n[rank 0] after\n"
+
+
+def test_much_to_stderr_at_once(kernel: Kernel) -> None:
+    """200 KB to stderr in one write neither wedge the rank nor get lost."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport os, sys\n"
+        "text = ''.join(f'{i:>9}\\n' for i in range(20_000))\n"
+        "sys.stderr.write(text)\nprint('done')",
+    )
+    assert result.status == "ok"
+    wanted = "".join(f"{i:>9}\n" for i in range(20_000)) + "done\n"
+    for rank in (0, 1):
+        assert _log(kernel, rank).decode() == wanted
+        assert f"[rank {rank}] done" in result.lines
+        assert "[rank 0] " + f"{1000:>9}" in result.lines
+
+
+def test_a_burst_of_lines(kernel: Kernel) -> None:
+    """10^5 lines: head and tail on the screen with a word on the rest, all of it in the log."""
+    result = kernel.run("%%ddp -n 1\nfor i in range(100_000): print('line', i)")
+    assert result.status == "ok"
+    assert _log(kernel, 0).decode() == "".join(f"line {i}\n" for i in range(100_000))
+    assert result.lines[:3] == ["[rank 0] line 0", "[rank 0] line 1", "[rank 0] line 2"]
+    assert result.lines[-1] == "[rank 0] line 99999"
+    left_out = [line for line in result.lines if "lines left out here" in line]
+    assert left_out
+    assert sum(int(line.split()[3].replace(",", "")) for line in left_out) + len(
+        [line for line in result.lines if "] line " in line]
+    ) == 100_000
+
+
+def test_figures_are_in_order_with_the_text(kernel: Kernel) -> None:
+    """Figures of every rank appear where they were drawn, and end up as images."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport subprocess\n"
+        "for i in range(3):\n"
+        "    subprocess.run(['echo', f'before {i}'])\n"
+        "    plt.figure(figsize=(1, 1)); plt.plot([1, 2]); plt.show()\n"
+        "    print('after', i)\n"
+    )
+    assert result.status == "ok", result
+    for rank in (0, 1):
+        assert _sequence(result, rank) == ["before 0", "figure", "after 0", "before 1", "figure",
+                                           "after 1", "before 2", "figure", "after 2"]
+
+
+def _sequence(result: Result, rank: int) -> list[str]:
+    """Return what one rank showed, in order; its label lines are left out."""
+    seen: list[str] = []
+    for kind, content in result.outputs:
+        if kind == "stream":
+            seen += [
+                line.removeprefix(f"[rank {rank}] ")
+                for line in content["text"].splitlines()
+                if line.startswith(f"[rank {rank}]") and "<Figure" not in line
+            ]
+        elif kind == "display_data" and content["metadata"].get("ddp") == {"rank": rank}:
+            assert content["data"]["image/png"]
+            seen.append("figure")
+    return seen
+
+
+def test_an_open_figure_is_shown_at_the_end(kernel: Kernel) -> None:
+    """As in any cell with the inline backend, without plt.show()."""
+    result = kernel.run("%%ddp -n 1\nplt.figure(figsize=(1, 1)); plt.plot([1, 2]);")
+    assert len(result.displays) == 1, result
+
+
+def test_clear_output_redraws_in_place(kernel: Kernel) -> None:
+    """A loop of clear_output and display leaves one display: the last."""
+    result = kernel.run(
+        "%%ddp -n 2\nfrom IPython.display import clear_output, HTML\n"
+        "for i in range(3):\n    clear_output(wait=True)\n    display(HTML(f'<p>{rank}.{i}</p>'))"
+    )
+    kinds = [kind for kind, c in result.outputs if "ddp" in c.get("metadata", {})]
+    assert kinds.count("display_data") == 2
+    assert kinds.count("update_display_data") == 4
+    last = {c["metadata"]["ddp"]["rank"]: c["data"]["text/html"] for c in result.displays}
+    assert last == {0: "<p>0.2</p>", 1: "<p>1.2</p>"}
+
+
+def test_display_ids_of_ranks_do_not_meet(kernel: Kernel) -> None:
+    """Two ranks that update a display of the same id each update their own."""
+    result = kernel.run(
+        "%%ddp -n 2\nfrom IPython.display import HTML\n"
+        "h = display(HTML('start'), display_id='x')\nh.update(HTML(f'end {rank}'))"
+    )
+    ids = {c["transient"]["display_id"] for c in result.displays}
+    assert len(ids) == 2
+
+
+def test_a_progress_bar_leaves_its_last_state(kernel: Kernel) -> None:
+    """Carriage returns make one line of a bar, and the table shows it while it runs."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport time\nfor _ in tqdm(range(40), desc='work'): time.sleep(0.05)"
+    )
+    bars = [line for line in result.lines if "work" in line]
+    assert sorted(line[:9] for line in bars) == ["[rank 0] ", "[rank 1] "]
+    assert all("40/40" in line for line in bars)
+    tables = [c["data"]["text/plain"] for k, c in result.outputs if k == "update_display_data"]
+    assert any("work" in table and "40/40" not in table for table in tables)
+
+
+def test_nested_bars(kernel: Kernel) -> None:
+    """Bars that move the cursor up do not flood the cell."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport time\n"
+        "for _ in tqdm(range(4), desc='outer'):\n"
+        "    for _ in tqdm(range(10), desc='inner', leave=False): time.sleep(0.02)\n"
+    )
+    assert len(result.lines) <= 6, result.text
+    assert "4/4" in result.text
+
+
+def test_last_words_before_sigkill(kernel: Kernel) -> None:
+    """What a rank wrote just before it was killed is shown."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport os, signal\nif rank == 1:\n    print('last words')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\nimport time; time.sleep(30)"
+    )
+    assert "[rank 1] last words" in result.lines
+    assert result.error["ename"] == "WorkerLostError"
