@@ -8,10 +8,10 @@ below it:
 - run            Run: one cell on one worker group, and what became of it
 - group          WorkerGroup: start, send, interrupt, kill; owns the listening end
 - engines        how an agent gets onto a node: local
-- agent          one node's agent: torch's elastic agent (a process of its own)
+- agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
 - worker         one rank (a process of its own); with `shell` and `process_group`
 - agent_spec     what the kernel tells an agent
-- devices, storage, processes, channel, output, cell, cell_main, diagnose: tools, most of them pure
+- devices, storage, processes, channel, output, cell, names, cell_main, diagnose: tools, most pure
 - events         the wire vocabulary
 - errors         the tree
 - prelude        SAM fine-tuning; stands alone

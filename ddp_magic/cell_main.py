@@ -58,7 +58,7 @@ def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> N
     namespace["__file__"] = path
     tree = definitions(Path(path).read_text(encoding="utf-8"))
     try:
-        exec(compile(tree, path, "exec"), namespace)  # noqa: S102: the user's own cell
+        exec(compile(tree, path, "exec"), namespace)  # noqa: S102 -- the user's own cell
     except NameError as error:
         raise NameError(
             f"{error}: a multiprocessing child of a %%ddp cell gets the cell's imports, functions, "

@@ -164,7 +164,7 @@ _open_channels: weakref.WeakSet[Channel | Listener] = weakref.WeakSet()
 def close_inherited() -> None:
     """Close every channel that a forked process has inherited (it runs in each child by itself)."""
     for end in list(_open_channels):
-        end._close_in_child()  # noqa: SLF001: same module
+        end._close_in_child()
     _open_channels.clear()
 
 

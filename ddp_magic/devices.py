@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and which of them a run gets. Never through CUDA: that is the ranks'."""
+"""The GPUs of this machine, and which of them a run gets. CUDA itself is left to the ranks."""
 
 from __future__ import annotations
 

@@ -74,6 +74,40 @@ def describe(failure: Failure) -> str:
     return f"{rank} {exit_words(failure.code)}"
 
 
+def name_hints(
+    error: Error, cell_source: str, notebook: Collection[str], prelude: Collection[str]
+) -> list[str]:
+    """Say what names have to do with an error, where they may.
+
+    Args:
+        error: What the rank raised.
+        cell_source: The cell's text.
+        notebook: Names that the notebook defines.
+        prelude: Names of ddp_magic's own (not torch's) that the cell took from the prelude.
+    """
+    hints = []
+    if error.ename == "NameError" and (found := re.match(r"name '(\w+)'", error.evalue)):
+        name = found.group(1)
+        if name in notebook:
+            hints.append(
+                f"the notebook defines `{name}`, but its names do not reach the ranks: "
+                f"define or import `{name}` in this cell"
+            )
+    lines = cell_source.splitlines()
+    line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
+    used = sorted(set(re.findall(r"\w+", line)) & set(prelude))
+    hints += [
+        f"`{name}` is ddp_magic.prelude's"
+        + (
+            "; the notebook's own is not seen in the cell"
+            if name in notebook
+            else "; the notebook defines none"
+        )
+        for name in used
+    ]
+    return hints
+
+
 def exit_words(code: int | None) -> str:
     """Say what an exit code means."""
     if code is None:

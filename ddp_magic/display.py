@@ -75,9 +75,11 @@ class CellScreen:
             log = str(run.directory / f"rank{rank.rank}.log")
             self._texts[rank.rank] = RankText(rank.rank, log, size)
         if self._live:
-            self._publish_table(run.options.devices, f"<div>{html.escape(run.options.devices)}</div>")
+            self._publish_table(
+                run.options.devices, f"<div>{html.escape(run.options.devices)}</div>"
+            )
         else:
-            print(run.options.devices, flush=True)  # noqa: T201: this is the screen
+            print(run.options.devices, flush=True)  # noqa: T201 -- this is the screen
 
     def take(self, event: Event) -> None:
         """Show an event, or keep it for the next `tick`."""
@@ -135,7 +137,7 @@ class CellScreen:
         if self._live:
             self._publish_table(line, f"<div>{html.escape(line)}</div>")
         else:
-            print(line, flush=True)  # noqa: T201: this is the screen
+            print(line, flush=True)  # noqa: T201 -- this is the screen
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -311,7 +313,7 @@ _COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
 
 def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             str(rank.rank),
             str(rank.pid or ""),
@@ -348,7 +350,10 @@ def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     lines = [[head[i] for i in kept], *([row[i] for i in kept] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -389,7 +394,7 @@ class Status:
             for run in self._runs
         )
 
-    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401, FBT001: IPython's protocol
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401 -- IPython's protocol
         printer.text(repr(self))
 
     @staticmethod

@@ -53,7 +53,7 @@ class WorkerError(DDPMagicError):
         traceback: IPython's formatted traceback, with the notebook's own line numbers.
     """
 
-    def __init__(  # noqa: PLR0913: one keyword for each of Jupyter's error fields
+    def __init__(
         self,
         message: str,
         *,
@@ -79,9 +79,7 @@ class WorkerLostError(DDPMagicError):
         code: Its exit code; the negative number of the signal that killed it.
     """
 
-    def __init__(
-        self, message: str, *, rank: int, code: int, details: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, message: str, *, rank: int, code: int, details: Sequence[str] = ()) -> None:
         """Keep which rank was lost and with which code."""
         super().__init__(message, details=details)
         self.rank = rank
@@ -96,7 +94,7 @@ class ProtocolError(DDPMagicError):
     """A frame that cannot be read. The connection it came over is closed."""
 
 
-class RunInterrupted(KeyboardInterrupt):  # noqa: N818: it is an interrupt, not an error
+class RunInterrupted(KeyboardInterrupt):
     """Stop was pressed. The message says how each rank ended."""
 
     def _render_traceback_(self) -> list[str]:

@@ -39,9 +39,25 @@ from ddp_magic.output import MarkSplitter
 # What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in the
 # environment of a notebook and would be taken by the ranks for their own.
 LAUNCHER_VARIABLES = frozenset(
-    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME "
-    "ROLE_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT PMI_RANK PMI_SIZE OMPI_COMM_WORLD_RANK "
-    "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK".split()
+    [
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_RANK",
+        "ROLE_NAME",
+        "ROLE_WORLD_SIZE",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "PMI_RANK",
+        "PMI_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ]
 )
 _LAUNCHER_PREFIX = "TORCHELASTIC_"
 
@@ -127,7 +143,7 @@ class WorkerGroup:
         init_process_group: Whether to make the default process group.
     """
 
-    def __init__(  # noqa: PLR0913: one keyword for each option of the magic
+    def __init__(
         self,
         directory: Path,
         *,
@@ -141,7 +157,7 @@ class WorkerGroup:
         self.directory = directory
         self.nproc = nproc
         self.members: dict[int, Member] = {}
-        self.ended = False
+        self.ended: bool = False
         self.agent_done: AgentDone | None = None
         self._settings = WorkerSettings(
             socket=str(directory / "socket"),
@@ -187,7 +203,7 @@ class WorkerGroup:
             member.channel.send(command)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in every rank; ranks that answer are no longer ended by others."""
+        """Raise KeyboardInterrupt in every rank; those that answer no longer end with others."""
         if self._agent_channel is not None:
             self._agent_channel.send(Interrupt())
         for member in self.members.values():

@@ -25,7 +25,9 @@ def _ranks_wanted(text: str) -> int | str:
     if text in ("gpu", "cpu", "auto"):
         return text
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks (1, 2, ...; gpu, cpu, auto)")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of ranks (1, 2, ...; gpu, cpu, auto)"
+        )
     return int(text)
 
 
@@ -117,7 +119,7 @@ class DDPMagics(Magics):
         """
         args, argv = _parse(self.ddp, line)
         if args.help or body is None:
-            print(self.ddp.__doc__)  # noqa: T201: the answer
+            print(self.ddp.__doc__)  # noqa: T201 -- the answer
             return
         if not body.strip():
             raise UsageError("%%ddp: the cell is empty")
@@ -143,7 +145,8 @@ class DDPMagics(Magics):
             options,
             execution_count=number,
             prelude=(ready.reads & set(prelude.__all__)) - RANK_NAMES,
-            shell={
+            notebook=set(shell.user_ns) - set(shell.user_ns_hidden),
+            notebook_shell={
                 "colors": str(shell.colors),
                 "xmode": str(shell.InteractiveTB.mode),
                 "ast_node_interactivity": str(shell.ast_node_interactivity),
@@ -155,7 +158,7 @@ class DDPMagics(Magics):
             return
         if not quietly or isinstance(run.error, KeyboardInterrupt):
             raise run.error
-        print("\n".join(run.error._render_traceback_()))  # noqa: SLF001, T201: IPython's own name
+        print("\n".join(run.error._render_traceback_()))  # noqa: T201 -- IPython's own name
 
     @magic_arguments.magic_arguments()
     @magic_arguments.argument("run", nargs="?", help="a run's id, or its end. Default: all runs.")
@@ -165,7 +168,7 @@ class DDPMagics(Magics):
         """Show every run, newest first: state, ranks, pid, device, cell line, time, memory."""
         args = magic_arguments.parse_argstring(self.ddp_status, line)
         if args.help:
-            print(self.ddp_status.__doc__)  # noqa: T201: the answer
+            print(self.ddp_status.__doc__)  # noqa: T201 -- the answer
             return None
         if args.run is None:
             return Status(list(self.runs))

@@ -252,4 +252,6 @@ class Throttle:
     def _shorten(self, line: str) -> str:
         if len(line) <= LINE_BYTES:
             return line
-        return f"{line[:LINE_BYTES]} ... ({len(line):,} characters; the whole line is in {self._log})"
+        return (
+            f"{line[:LINE_BYTES]} ... ({len(line):,} characters; the whole line is in {self._log})"
+        )

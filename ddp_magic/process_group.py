@@ -13,7 +13,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore, distributed_c10d
+from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import PrefixStore
 
 
 class ProcessGroups:
@@ -29,11 +30,11 @@ class ProcessGroups:
         self._kept: list[Any] = []
 
         @functools.wraps(self._torch_init)
-        def init_process_group(*args: Any, **kwargs: Any) -> None:
+        def init_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
             self._init_for_the_cell(*args, **kwargs)
 
         @functools.wraps(self._torch_destroy)
-        def destroy_process_group(*args: Any, **kwargs: Any) -> None:
+        def destroy_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
             self._destroy_for_the_cell(*args, **kwargs)
 
         for module in (dist, distributed_c10d):
@@ -55,7 +56,8 @@ class ProcessGroups:
         # Each group has keys of its own: those of an earlier one would be taken for its peers'.
         self._count += 1
         host, port = self._address
-        return PrefixStore(f"ddp_magic/{self._count}", TCPStore(host, port, is_master=False))
+        store = dist.TCPStore(host, port, is_master=False)  # type: ignore[attr-defined]
+        return PrefixStore(f"ddp_magic/{self._count}", store)
 
     def _init_for_the_cell(
         self,
@@ -64,9 +66,9 @@ class ProcessGroups:
         timeout: timedelta | None = None,
         world_size: int = -1,
         rank: int = -1,
-        store: Any = None,  # noqa: ANN401: torch's own signature
-        *args: Any,
-        **kwargs: Any,
+        store: Any = None,  # noqa: ANN401 -- torch's own signature
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         self._give_way()
         if store is None and (init_method or "env://").startswith("env://"):
@@ -74,9 +76,7 @@ class ProcessGroups:
             store, init_method = self._next_store(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
             world_size = int(os.environ["WORLD_SIZE"]) if world_size < 0 else world_size
-        self._torch_init(
-            backend, init_method, timeout, world_size, rank, store, *args, **kwargs
-        )
+        self._torch_init(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
 
     def _give_way(self) -> None:
         if self._ours is None or dist.group.WORLD is not self._ours:
@@ -90,16 +90,16 @@ class ProcessGroups:
         self._ours = None
         self._destroy_for_the_cell()
 
-    def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401: torch's own
+    def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
         # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
         # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
-        self._kept.extend(distributed_c10d._world.pg_map)  # noqa: SLF001: all groups there are
+        self._kept.extend(distributed_c10d._world.pg_map)
         self._torch_destroy(group)
 
 
-def _collectives(group: Any) -> int:  # noqa: ANN401: a ProcessGroup
+def _collectives(group: Any) -> int:  # noqa: ANN401 -- a ProcessGroup
     """Return how many collective operations a group has started."""
     try:
-        return int(group._get_sequence_number_for_group())  # noqa: SLF001: no public counter
+        return int(group._get_sequence_number_for_group())
     except RuntimeError:  # a backend that does not count
         return 0

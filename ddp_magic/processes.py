@@ -85,7 +85,7 @@ def session_members(session_ids: Iterable[int]) -> list[psutil.Process]:
 
 
 def descendants() -> list[psutil.Process]:
-    """Return the living descendants of this process; the dead ones among its children are reaped."""
+    """Return the living descendants of this process; dead children are reaped."""
     reap_children()
     alive = []
     for process in psutil.Process().children(recursive=True):

@@ -38,6 +38,7 @@ from ddp_magic.events import (
     WorkerReady,
 )
 from ddp_magic.group import WorkerGroup, rank_environment
+from ddp_magic.prelude import OWN_NAMES
 
 POLL_S = 0.05
 ANSWER_S = 2.0  # a rank that has not taken the interrupt by then is deaf
@@ -189,7 +190,8 @@ class Run:
         *,
         execution_count: int | None = None,
         prelude: Collection[str] = (),
-        shell: dict[str, str] | None = None,
+        notebook: Collection[str] = (),
+        notebook_shell: dict[str, str] | None = None,
     ) -> None:
         """Make the run's directory and write the cell into it; `execute` runs it.
 
@@ -198,12 +200,15 @@ class Run:
             options: How.
             execution_count: The number in the notebook's `In[n]`.
             prelude: Names of the prelude that the cell reads.
-            shell: What the notebook's shell is set to; see `events.RunCell`.
+            notebook: Names that the notebook defines, for hints in errors.
+            notebook_shell: What the notebook's shell is set to; see `events.RunCell`.
         """
         self.directory: Path = storage.new_run_directory()
         self.id = self.directory.name
         self.cell_path = self.directory / "cell.py"
         self.cell_path.write_text(cell.source, encoding="utf-8")
+        self._source = cell.source
+        self._notebook = frozenset(notebook)
         self.label = f"Cell In[{execution_count}]" if execution_count else "Cell"
         self.options = options
         self.state = State.PENDING
@@ -226,7 +231,7 @@ class Run:
             prelude=tuple(sorted(prelude)),
             argv=options.argv,
             seed=options.seed,
-            shell=shell or {},
+            shell=notebook_shell or {},
         )
 
     @property
@@ -280,9 +285,9 @@ class Run:
         if stop is not None:
             message = f"the run outlasted its time limit of {self.options.time_limit_s:g} s; "
             return State.FAILED, TimeLimitError(message + self._how_they_stopped())
-        if failures:
-            return State.FAILED, self._failed(failures)
         agent_error = self.group.agent_done.error if self.group.agent_done else ""
+        if failures and any(rank.pid is not None for rank in self.ranks):
+            return State.FAILED, self._failed(failures)
         missing = [rank.rank for rank in self.ranks if rank.code is None]
         if agent_error or missing:
             return State.FAILED, self._not_launched(agent_error)
@@ -315,7 +320,10 @@ class Run:
                 message += f"; it was last seen at line {line}"
             return WorkerLostError(message, rank=first.rank, code=code, details=others)
         head = f"rank {first.rank} of {len(self.ranks)} raised:"
-        lines = [head, *first.error.traceback, *others]
+        hints = diagnose.name_hints(
+            first.error, self._source, self._notebook, OWN_NAMES & set(self._command.prelude)
+        )
+        lines = [head, *first.error.traceback, *others, *hints]
         return WorkerError(
             message,
             rank=first.rank,
@@ -451,7 +459,7 @@ class Presses:
         self.count = 0
         self._previous: Any = None
 
-    def __enter__(self) -> Presses:
+    def __enter__(self) -> Presses:  # noqa: PYI034 -- typing.Self is Python 3.11's
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._press)
         return self
@@ -485,7 +493,7 @@ class Runs:
         """Take up a new run."""
         self._runs.appendleft(run)
 
-    def __iter__(self) -> Any:  # noqa: ANN401: an iterator of Run
+    def __iter__(self) -> Any:  # noqa: ANN401 -- an iterator of Run
         return iter(list(self._runs))
 
     def find(self, run_id: str) -> Run | None:

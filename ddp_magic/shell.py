@@ -46,11 +46,11 @@ class RankDisplayPublisher(DisplayPublisher):
 
     outlet: Outlet | None = None
 
-    def publish(  # type: ignore[override]  # noqa: PLR0913: IPython's own signature
+    def publish(
         self,
         data: dict[str, Any],
         metadata: dict[str, Any] | None = None,
-        source: object = None,
+        source: object = None,  # noqa: ARG002 -- IPython's own, of no use to it either
         *,
         transient: dict[str, Any] | None = None,
         update: bool = False,
@@ -62,7 +62,7 @@ class RankDisplayPublisher(DisplayPublisher):
         data = {k: v for k, v in data.items() if not k.startswith("application/vnd.jupyter.widget")}
         plain = not set(data) - {"text/plain"} and display_id is None
         if plain or self.outlet is None or not self.outlet.connected:
-            print(data.get("text/plain", ""))  # noqa: T201: the way of print, to descriptor 1
+            print(data.get("text/plain", ""))  # noqa: T201 -- the way of print, to descriptor 1
         else:
             self.outlet.display(data, metadata, display_id, update=update)
 
@@ -117,7 +117,7 @@ class CellShell(InteractiveShell):
         Returns:
             What it raised, SystemExit and KeyboardInterrupt included.
         """
-        with open(command.path, encoding="utf-8") as file:  # noqa: PTH123: hot path, one line
+        with open(command.path, encoding="utf-8") as file:  # noqa: PTH123 -- hot path, one line
             source = file.read()
         self._follow_notebook(command.shell)
         self.user_module.__file__ = command.path
@@ -125,7 +125,8 @@ class CellShell(InteractiveShell):
         self.displayhook.source = source
         self.execution_count = command.execution_count or 1
         result = self.run_cell(source, store_history=False)
-        return result.error_before_exec or result.error_in_exec
+        error: BaseException | None = result.error_before_exec or result.error_in_exec
+        return error
 
     def _follow_notebook(self, settings: dict[str, str]) -> None:
         if "colors" in settings:
@@ -173,10 +174,10 @@ def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
     config.InteractiveShell.banner1 = ""
     # IPython tells whoever calls sys.exit() that `exit` exists; here it ends the rank.
     warnings.filterwarnings("ignore", message="To exit: use")
-    shell = CellShell.instance(user_module=module, config=config)
+    shell: CellShell = CellShell.instance(user_module=module, config=config)
     shell.display_pub.outlet = outlet
-    for ending in ("exit", "quit"):
-        shell.user_ns.pop(ending, None)  # the interpreter's own take an exit code
+    # As in a script, where `exit(3)` works; IPython's own would end a shell.
+    names = {**names, "exit": sys.exit, "quit": sys.exit}
     module.__dict__.update(names)
     shell.user_ns_hidden.update(names)
     return shell

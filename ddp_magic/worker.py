@@ -84,7 +84,7 @@ class Worker:
         stacks = Path(self._settings.directory) / f"rank{self.rank}.stacks"
         # C handlers: they answer also while C code holds the interpreter lock. Before the hello,
         # since from then on the kernel may ask.
-        faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)  # noqa: SIM115
+        faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)
         read_end, self._pipe = os.pipe()
         _grow_pipe(self._pipe)
         hello = WorkerHello(rank=self.rank, pid=os.getpid(), marker=self._marker)
@@ -175,7 +175,7 @@ class Worker:
         """Let this rank's next rich output take the place of its last."""
         self._send_marked(lambda mark: ClearOutput(rank=self.rank, mark=mark))
 
-    def _send_marked(self, event: Any) -> None:  # noqa: ANN401: a function of the mark
+    def _send_marked(self, event: Any) -> None:  # noqa: ANN401 -- a function of the mark
         sys.stdout.flush()
         sys.stderr.flush()
         with self._mark_lock:
@@ -204,14 +204,17 @@ class Worker:
             groups = ProcessGroups()
             if self._settings.init_process_group:
                 self._init_process_group(device, groups)
-            shell = start_shell(self, {
-                "rank": self.rank,
-                "local_rank": self.local_rank,
-                "world_size": self.world_size,
-                "device": device,
-            })
+            shell = start_shell(
+                self,
+                {
+                    "rank": self.rank,
+                    "local_rank": self.local_rank,
+                    "world_size": self.world_size,
+                    "device": device,
+                },
+            )
             self._channel.send(WorkerReady(rank=self.rank, time=time.time(), device=str(device)))
-        except BaseException as error:  # noqa: BLE001: every failure to start is the kernel's to show
+        except BaseException as error:  # noqa: BLE001 -- every failure to start is the kernel's to show
             self._report(error, shell)
             return 1
         while isinstance(command := self._commands.get(), RunCell):
@@ -244,7 +247,7 @@ class Worker:
         try:
             _provide_prelude(shell.user_ns, command.prelude)
             error = shell.run_file(command)
-        except BaseException as raised:  # noqa: BLE001: an interrupt between the shell's own lines
+        except BaseException as raised:  # noqa: BLE001 -- an interrupt between the shell's own lines
             error = raised
         self._phase = "exiting"
         _flush()
@@ -261,9 +264,7 @@ class Worker:
         message = "" if error.code is None or isinstance(error.code, int) else str(error.code)
         code = error.code if isinstance(error.code, int) else int(bool(message))
         code &= 0xFF  # what the operating system keeps of it
-        self._channel.send(
-            Finished(rank=self.rank, time=time.time(), code=code, message=message)
-        )
+        self._channel.send(Finished(rank=self.rank, time=time.time(), code=code, message=message))
         return code
 
     def _report(self, error: BaseException, shell: CellShell | None) -> None:
@@ -288,13 +289,13 @@ class Worker:
         """
         self._phase = "exiting"
         if code:
-            nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123: it must outlive this frame
+            nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- it must outlive this frame
             faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
         try:
             if not code:
-                threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001: as multiprocessing does
+                threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
-        except BaseException as error:  # noqa: BLE001: user code at the process's edge
+        except BaseException as error:  # noqa: BLE001 -- user code at the process's edge
             sys.excepthook(type(error), error, error.__traceback__)
         _flush()
         os._exit(code)
@@ -373,21 +374,21 @@ def _format(error: BaseException, shell: CellShell | None, path: str) -> list[st
         return traceback.format_exception(type(error), error, tb)
     try:
         return shell.format_error(error, tb)
-    except Exception:  # noqa: BLE001: a repr that raises must not hide the error it belongs to
+    except Exception:  # noqa: BLE001 -- a repr that raises must not hide the error it belongs to
         return traceback.format_exception(type(error), error, tb)
 
 
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001: a user's own __str__
+    except Exception:  # noqa: BLE001 -- a user's own __str__
         return "<its text cannot be shown>"
 
 
 class _Descriptor(io.FileIO):
     """A descriptor that writes all it is given; FileIO's own write may stop short at a signal."""
 
-    def write(self, data: Any, /) -> int:  # noqa: ANN401: any buffer
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 -- any buffer
         """Write everything, and at once."""
         view = memoryview(data).cast("B")
         done = 0
@@ -399,7 +400,7 @@ class _Descriptor(io.FileIO):
 def _text_stream(fd: int) -> io.TextIOWrapper:
     """Return a stream that writes at once: a `print(".", end="")` is seen, as in a notebook."""
     return io.TextIOWrapper(
-        _Descriptor(fd, "wb", closefd=False),  # type: ignore[arg-type]  # as Python itself for -u
+        _Descriptor(fd, "wb", closefd=False),  # as Python itself does for -u
         encoding="utf-8",
         errors="backslashreplace",
         line_buffering=True,
@@ -433,7 +434,6 @@ def _rss_mib() -> float:
 
 
 def _device_mib() -> float | None:
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
     return torch.cuda.memory_reserved() / 2**20
-

@@ -10,7 +10,9 @@ from ddp_magic.agent_spec import AgentSpec
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 # The package is found where the kernel found it, whatever lies in the working directory.
-_ENTRY = f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); from ddp_magic.agent import main; main()"
+_ENTRY = (
+    f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); from ddp_magic.agent import main; main()"
+)
 _LAST_WORDS_BYTES = 4000
 
 
@@ -60,7 +62,7 @@ def start(spec: AgentSpec, env: dict[str, str]) -> LocalAgent:
             # Jupyter interrupts the kernel's whole process group; the ranks are asked by us.
             start_new_session=True,
         )
-    assert process.stdin is not None  # noqa: S101: PIPE was given
+    assert process.stdin is not None  # noqa: S101 -- PIPE was given
     with process.stdin as stdin:
         try:
             stdin.write(spec.to_json().encode())

@@ -92,7 +92,7 @@ class Kernel:
         argv = [*prefix, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         spec = KernelSpec(argv=argv, display_name="test", language="python")
         self.manager = KernelManager(transport="ipc" if not prefix else "tcp")
-        self.manager._kernel_spec = spec  # noqa: SLF001: the manager's only way without a file
+        self.manager._kernel_spec = spec
         if not prefix:
             self.manager.ip = str(cwd / "ipc")
         self.manager.start_kernel(cwd=str(cwd), env={**os.environ, **(env or {})})
@@ -150,7 +150,7 @@ class Kernel:
         """Press Stop."""
         self.manager.interrupt_kernel()
 
-    def value(self, expression: str) -> Any:  # noqa: ANN401: whatever it is
+    def value(self, expression: str) -> Any:
         """Return the value of a literal expression in the kernel."""
         import ast
 

@@ -174,7 +174,7 @@ def test_a_rank_that_answers_may_save(kernel: Kernel) -> None:
 def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
     """2 s after Stop; %%script's child that ignores the interrupt survives in IPython."""
     message = kernel.start(
-        f"%%ddp -n 2\nprint('pid=%d.' % os.getpid(), flush=True)\nif rank == 1:\n"
+        "%%ddp -n 2\nprint('pid=%d.' % os.getpid(), flush=True)\nif rank == 1:\n"
         "    sum(range(10**11))\nimport time; time.sleep(60)"
     )
     seen = kernel.finish(message, until=".\n")
@@ -303,7 +303,9 @@ def test_a_forked_notebook_process_does_not_keep_ranks_alive(
         "    multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,)).start()\n"
         "threading.Thread(target=later, daemon=True).start()"
     )
-    message = kernel.start("%%ddp -n 2\nprint('pid=%d.' % os.getpid())\nimport time; time.sleep(60)")
+    message = kernel.start(
+        "%%ddp -n 2\nprint('pid=%d.' % os.getpid())\nimport time; time.sleep(60)"
+    )
     text = kernel.finish(message, until=".\n").text
     time.sleep(7)
     kernel.kill()

@@ -47,7 +47,7 @@ def test_two_kernels_and_ten_starts_at_once(new_kernel: Callable[..., Kernel]) -
 
 
 def test_ten_agents_start_at_once(tmp_path: Path) -> None:
-    """Ten groups started in the same moment each find their own two ranks, on ports of their own."""
+    """Ten groups started at once each find their own two ranks, on ports of their own."""
     script = tmp_path / "ten.py"
     script.write_text(
         textwrap.dedent(
@@ -100,9 +100,7 @@ def test_a_host_name_that_does_not_resolve(new_kernel: Callable[..., Kernel]) ->
     kernel = new_kernel(
         prefix=("unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid; exec "$@"', "sh")
     )
-    result = kernel.run(
-        f"%%ddp -n 2\nimport socket\n{ALL_REDUCE}\nprint(socket.gethostname())"
-    )
+    result = kernel.run(f"%%ddp -n 2\nimport socket\n{ALL_REDUCE}\nprint(socket.gethostname())")
     assert result.lines.count("[rank 0] nowhere.invalid") == 1, result
     assert result.lines.count("[rank 1] sum 2.0") == 1, result
     assert result.elapsed_s < 20

@@ -78,9 +78,11 @@ def test_a_burst_of_lines(kernel: Kernel) -> None:
     assert result.lines[-1] == "[rank 0] line 99999"
     left_out = [line for line in result.lines if "lines left out here" in line]
     assert left_out
-    assert sum(int(line.split()[3].replace(",", "")) for line in left_out) + len(
-        [line for line in result.lines if "] line " in line]
-    ) == 100_000
+    assert (
+        sum(int(line.split()[3].replace(",", "")) for line in left_out)
+        + len([line for line in result.lines if "] line " in line])
+        == 100_000
+    )
 
 
 def test_figures_are_in_order_with_the_text(kernel: Kernel) -> None:
@@ -94,8 +96,17 @@ def test_figures_are_in_order_with_the_text(kernel: Kernel) -> None:
     )
     assert result.status == "ok", result
     for rank in (0, 1):
-        assert _sequence(result, rank) == ["before 0", "figure", "after 0", "before 1", "figure",
-                                           "after 1", "before 2", "figure", "after 2"]
+        assert _sequence(result, rank) == [
+            "before 0",
+            "figure",
+            "after 0",
+            "before 1",
+            "figure",
+            "after 1",
+            "before 2",
+            "figure",
+            "after 2",
+        ]
 
 
 def _sequence(result: Result, rank: int) -> list[str]:

@@ -1,0 +1,182 @@
+"""torch's own elastic agent (`LocalElasticAgent`), with two things of ours in it.
+
+- How a rank is started and watched (`ForkContext`): forked from this process, which has torch
+  imported already; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
+  waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
+- The store of the worker group: owned by the agent, on port 0, so that no port is guessed and
+  released, and every attempt has a store of its own.
+
+It leans on internals of torch (`PContext`, `start_processes`, `_rendezvous`); a test for each
+supported torch watches them. This is the only importer of `torch.distributed.elastic`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server import local_elastic_agent
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing.api import (
+    LogsDest,
+    LogsSpecs,
+    PContext,
+    RunProcsResult,
+    Std,
+)
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from ddp_magic import processes, worker
+from ddp_magic.agent_spec import AgentSpec, WorkerSettings
+from ddp_magic.ranks import TERM_GRACE_S, Ranks
+
+MONITOR_INTERVAL_S = 0.02
+
+
+class NoLogs(LogsSpecs):
+    """Redirects nothing: the ranks' output goes to the kernel.
+
+    Args:
+        directory: Where torch may write.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """Redirect nothing."""
+        super().__init__(redirects=Std.NONE, tee=Std.NONE)
+        self._directory = directory
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Name no file but those for torch's own error records."""
+        nowhere = dict.fromkeys(envs, "")
+        errors = {rank: str(Path(self._directory) / f"error{rank}.json") for rank in envs}
+        return LogsDest(nowhere, nowhere, {}, {}, errors)
+
+    @property
+    def root_log_dir(self) -> str:
+        """Where torch may write."""
+        return self._directory
+
+
+class ForkContext(PContext):
+    """The ranks as forks of this process.
+
+    Args:
+        ranks: The processes, shared with the agent's watcher.
+        settings: What the ranks have in common.
+        kwargs: torch's own.
+    """
+
+    def __init__(self, ranks: Ranks, settings: WorkerSettings, **kwargs: Any) -> None:  # noqa: ANN401
+        """Take what torch gives; `start` forks."""
+        super().__init__(**kwargs)
+        self._ranks = ranks
+        self._settings = settings
+
+    def _start(self) -> None:
+        gc.collect()
+        gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
+        for local_rank in range(self.nprocs):
+            pid = os.fork()
+            if pid == 0:
+                _become_rank(self.envs[local_rank], self._settings)
+            self._ranks.add(local_rank, pid)
+
+    def _poll(self) -> RunProcsResult | None:
+        self._ranks.poll()
+        failed = {r: code for r, code in self._ranks.codes.items() if code}
+        if self._ranks.alive() and (self._ranks.interrupted or not failed):
+            return None
+        failures = {
+            r: ProcessFailure(r, self._ranks.pids[r], code, self.error_files[r])
+            for r, code in failed.items()
+        }
+        return RunProcsResult(
+            return_values=dict.fromkeys(self._ranks.codes),
+            failures=failures,
+            stdouts=self.stdouts,
+            stderrs=self.stderrs,
+        )
+
+    def pids(self) -> dict[int, int]:
+        """Return the pids by local rank."""
+        return dict(self._ranks.pids)
+
+    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
+        del timeout  # torch's is for programs that nobody waits for
+        self._ranks.end(death_sig, TERM_GRACE_S)
+
+
+class Agent(local_elastic_agent.LocalElasticAgent):
+    """torch's agent, which owns a store for each attempt."""
+
+    def _rendezvous(self, worker_group: Any) -> None:  # noqa: ANN401 -- torch's own signature
+        super()._rendezvous(worker_group)
+        # On a port that it owns from the first moment, and for this attempt alone.
+        self._group_store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        worker_group.master_addr = "127.0.0.1"
+        worker_group.master_port = self._group_store.port
+
+
+def run(spec: AgentSpec, ranks: Ranks) -> None:
+    """Run torch's agent until every rank has ended.
+
+    Args:
+        spec: What to run.
+        ranks: Where the processes are kept.
+    """
+
+    def fork_ranks(**kwargs: Any) -> PContext:  # noqa: ANN401 -- torch's own
+        for unused in ("start_method", "numa_options"):
+            kwargs.pop(unused, None)
+        context = ForkContext(ranks, spec.worker, **kwargs)
+        context.start()
+        return context
+
+    setattr(local_elastic_agent, "start_processes", fork_ranks)  # noqa: B010 -- not in its types
+    rendezvous = RendezvousParameters(
+        backend="c10d",
+        endpoint="127.0.0.1:0",
+        run_id=spec.run_id,
+        min_nodes=1,
+        max_nodes=1,
+        local_addr="127.0.0.1",
+        is_host=True,
+    )
+    workers = WorkerSpec(
+        role="default",
+        local_world_size=spec.nproc,
+        rdzv_handler=get_rendezvous_handler(rendezvous),
+        entrypoint="ddp_magic",  # a name for torch's log: `worker.main` is what runs
+        max_restarts=0,
+        monitor_interval=MONITOR_INTERVAL_S,
+        local_addr="127.0.0.1",
+    )
+    Agent(workers, logs_specs=NoLogs(spec.worker.directory)).run()
+
+
+def _become_rank(env: Mapping[str, str], settings: WorkerSettings) -> NoReturn:
+    """Turn this fork of the agent into a rank. Nothing of the agent's may run in it any more."""
+    try:
+        agent_pid = os.getppid()
+        os.setsid()
+        processes.die_with_parent(agent_pid)
+        for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(sig, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.environ.update(env)
+        worker.main(settings)
+    except BaseException:  # noqa: BLE001 -- the agent's frames below must never run on in a rank
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(1)

@@ -1,0 +1,201 @@
+"""Which names a cell may read before it is certain to have assigned them. Pure."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection
+
+
+def names_read(tree: ast.Module) -> set[str]:
+    """Return the names that a module may read before it has certainly assigned them.
+
+    Statements are followed in their order; what is assigned only under a condition or in a loop is
+    not certain. What a function's or class's body reads counts where nothing in the module
+    assigns that name at its top level, since the body runs later.
+    """
+    reader = _Reader()
+    reader.block(tree.body, set())
+    return reader.reads | (reader.reads_later - reader.assigned_somewhere)
+
+
+class _Reader:
+    """Walks a module; `certain` holds what is assigned on every way to the current statement."""
+
+    def __init__(self) -> None:
+        self.reads: set[str] = set()
+        self.reads_later: set[str] = set()
+        self.assigned_somewhere: set[str] = set()
+
+    def block(self, statements: Collection[ast.stmt], certain: set[str]) -> set[str]:
+        """Follow statements; return what is certain after them."""
+        for statement in statements:
+            self._statement(statement, certain)
+        return certain
+
+    def _statement(self, node: ast.stmt, certain: set[str]) -> None:
+        kind = type(node).__name__.lower()
+        getattr(self, f"_{kind}", self._simple)(node, certain)
+
+    def _simple(self, node: ast.stmt, certain: set[str]) -> None:
+        """Take a statement that reads first and binds then."""
+        self._expressions([node], certain)
+        self._bind(_targets(node), certain)
+
+    def _if(self, node: ast.If, certain: set[str]) -> None:
+        self._expressions([node.test], certain)
+        certain |= self.block(node.body, set(certain)) & self.block(node.orelse, set(certain))
+
+    def _while(self, node: ast.While, certain: set[str]) -> None:
+        self._expressions([node.test], certain)
+        self.block(node.body, set(certain))
+        self.block(node.orelse, set(certain))
+
+    def _for(self, node: ast.For | ast.AsyncFor, certain: set[str]) -> None:
+        self._expressions([node.iter], certain)
+        inside = set(certain)
+        self._bind(_targets(node.target), inside)
+        self.block(node.body, inside)
+        self.block(node.orelse, set(certain))
+
+    _asyncfor = _for
+
+    def _with(self, node: ast.With | ast.AsyncWith, certain: set[str]) -> None:
+        for item in node.items:
+            self._expressions([item.context_expr], certain)
+            if item.optional_vars is not None:
+                self._bind(_targets(item.optional_vars), certain)
+        self.block(node.body, certain)
+
+    _asyncwith = _with
+
+    def _match(self, node: ast.Match, certain: set[str]) -> None:
+        self._expressions([node.subject], certain)
+        for case in node.cases:
+            inside = set(certain)
+            self._bind(_targets(case.pattern), inside)
+            self._expressions([case.guard] if case.guard else [], inside)
+            self.block(case.body, inside)
+
+    def _augassign(self, node: ast.AugAssign, certain: set[str]) -> None:
+        """Take `history += [x]`, which reads history first."""
+        target = node.target
+        read = ast.Name(target.id, ast.Load()) if isinstance(target, ast.Name) else target
+        self._expressions([node.value, read], certain)
+        self._bind(_targets(target), certain)
+
+    def _import(self, node: ast.Import | ast.ImportFrom, certain: set[str]) -> None:
+        self._bind({(a.asname or a.name).partition(".")[0] for a in node.names}, certain)
+
+    _importfrom = _import
+
+    def _delete(self, node: ast.Delete, certain: set[str]) -> None:
+        certain -= set().union(*map(_targets, node.targets))
+
+    def _try(self, node: ast.Try, certain: set[str]) -> None:
+        after = self.block(node.body, set(certain))
+        after = self.block(node.orelse, after)
+        for handler in node.handlers:
+            if handler.type is not None:
+                self._expressions([handler.type], certain)
+            inside = certain | ({handler.name} if handler.name else set())
+            after &= self.block(handler.body, inside)
+        certain |= after
+        self.block(node.finalbody, certain)
+
+    _trystar = _try  # except*, since Python 3.11: the same fields
+
+    def _classdef(self, node: ast.ClassDef, certain: set[str]) -> None:
+        now = [*node.decorator_list, *node.bases, *(k.value for k in node.keywords)]
+        self._expressions(now, certain)
+        self.block(node.body, set(certain))  # a class body runs at once
+        self._bind({node.name}, certain)
+
+    def _functiondef(self, node: ast.FunctionDef | ast.AsyncFunctionDef, certain: set[str]) -> None:
+        self._expressions([*node.decorator_list, node.args], certain)  # defaults, annotations
+        self.reads_later |= _free_names(node)
+        self._bind({node.name}, certain)
+
+    _asyncfunctiondef = _functiondef
+
+    def _expressions(self, nodes: Collection[ast.AST], certain: set[str]) -> None:
+        for node in nodes:
+            for name, later in _loads(node):
+                if later:
+                    self.reads_later.add(name)
+                elif name not in certain:
+                    self.reads.add(name)
+
+    def _bind(self, names: set[str], certain: set[str]) -> None:
+        certain |= names
+        self.assigned_somewhere |= names
+
+
+def _targets(node: ast.AST) -> set[str]:
+    """Return the names that a statement, target or pattern binds, nested scopes aside."""
+    names: set[str] = set()
+    todo = [node]
+    while todo:
+        match current := todo.pop():
+            case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.DictComp():
+                # Their own variables stay inside; a walrus in them binds outside.
+                names |= {n.target.id for n in ast.walk(current) if isinstance(n, ast.NamedExpr)}
+                continue
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                names.add(name)
+            case ast.MatchMapping(rest=str(name)):
+                names.add(name)
+        todo.extend(ast.iter_child_nodes(current))
+    return names
+
+
+def _loads(node: ast.AST) -> list[tuple[str, bool]]:
+    """Return the names that an expression reads, and whether only later (a lambda's body)."""
+    found: list[tuple[str, bool]] = []
+    match node:
+        case ast.Name(id=name, ctx=ast.Load()):
+            found.append((name, False))
+        case ast.Lambda(args=args):
+            found += _loads(args)
+            found += [(name, True) for name in _free_names(node)]
+        case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+            own: set[str] = set()
+            for generator in node.generators:
+                own |= {n.id for n in ast.walk(generator.target) if isinstance(n, ast.Name)}
+            inner = [load for child in ast.iter_child_nodes(node) for load in _loads(child)]
+            found += [(name, later) for name, later in inner if name not in own]
+        case _:
+            for child in ast.iter_child_nodes(node):
+                found += _loads(child)
+    return found
+
+
+def _free_names(function: ast.AST) -> set[str]:
+    """Return the global names that a function's body reads."""
+    own: set[str] = set()
+    declared: set[str] = set()
+    reads: set[str] = set()
+    todo = list(ast.iter_child_nodes(function))
+    while todo:
+        node = todo.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                own.add(node.name)
+                reads |= _free_names(node)
+                continue
+            case ast.Lambda():
+                reads |= _free_names(node)
+                continue
+            case ast.Global(names=names):
+                declared |= set(names)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                own |= {(a.asname or a.name).partition(".")[0] for a in names}
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                own.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                own.add(name)
+            case ast.Name(id=name, ctx=ast.Load()):
+                reads.add(name)
+        todo.extend(ast.iter_child_nodes(node))
+    return reads - (own - declared)

@@ -1,0 +1,90 @@
+"""The processes of the ranks on one node, as their agent holds them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
+STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
+
+
+class Ranks:
+    """The processes of the ranks on this node.
+
+    The main thread starts and polls them; the watcher thread may kill them. The lock makes sure
+    that no signal goes to a pid that has been reaped.
+    """
+
+    def __init__(self, on_exit: Callable[[int, int], None]) -> None:
+        """Begin without a process.
+
+        Args:
+            on_exit: Called with local rank and exit code once for each that has ended.
+        """
+        self._lock = threading.Lock()
+        self._on_exit = on_exit
+        self.pids: dict[int, int] = {}
+        self.codes: dict[int, int] = {}
+        # Stop was pressed: ranks that answered may finish what they are saving, so that one
+        # rank's end no longer ends the others.
+        self.interrupted = False
+        self._doomed = False
+
+    def add(self, local_rank: int, pid: int) -> None:
+        """Take up a process that has just been forked."""
+        with self._lock:
+            self.pids[local_rank] = pid
+            if self._doomed:
+                os.kill(pid, signal.SIGKILL)
+
+    def kill(self, local_ranks: tuple[int, ...]) -> None:
+        """SIGKILL some of the ranks, or all where none is named: those still to come too."""
+        self._doomed = self._doomed or not local_ranks
+        self.signal(signal.SIGKILL, local_ranks)
+
+    def poll(self) -> None:
+        """Collect the exit codes of the ranks that have ended."""
+        ended = []
+        with self._lock:
+            for local_rank, pid in self.pids.items():
+                if local_rank in self.codes:
+                    continue
+                waited, status = os.waitpid(pid, os.WNOHANG)
+                if waited:
+                    self.codes[local_rank] = os.waitstatus_to_exitcode(status)
+                    ended.append(local_rank)
+        for local_rank in ended:
+            self._on_exit(local_rank, self.codes[local_rank])
+
+    def alive(self) -> list[int]:
+        """Return the local ranks whose process has not been seen to end."""
+        return [r for r in self.pids if r not in self.codes]
+
+    def signal(self, sig: int, local_ranks: tuple[int, ...] = ()) -> None:
+        """Send a signal to some of the ranks, or to all where none is named."""
+        with self._lock:
+            for local_rank, pid in self.pids.items():
+                if local_rank not in self.codes and (not local_ranks or local_rank in local_ranks):
+                    os.kill(pid, sig)
+
+    def end(self, sig: int, grace_s: float) -> None:
+        """Send a signal, and SIGKILL to those that have not ended `grace_s` seconds later."""
+        self.poll()
+        if self.alive():
+            # Each tells first where it is (faulthandler, in C): the kernel reads it afterwards.
+            self.signal(signal.SIGUSR1)
+            time.sleep(STACK_S)
+        self.signal(sig)
+        deadline = time.monotonic() + grace_s
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self.poll()
+        self.signal(signal.SIGKILL)
+        deadline = time.monotonic() + 5.0  # a process in uninterruptible sleep cannot be killed
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+            self.poll()
