@@ -157,7 +157,7 @@ class WorkerGroup:
         self.directory = directory
         self.nproc = nproc
         self.members: dict[int, Member] = {}
-        self.ended: bool = False
+        self.ended = False
         self.agent_done: AgentDone | None = None
         self._settings = WorkerSettings(
             socket=str(directory / "socket"),
@@ -173,6 +173,7 @@ class WorkerGroup:
         self._agent_channel: Channel | None = None
         self._first_commands: list[Command] = []
         self._kill_deadline: float | None = None
+        self._started = 0.0
 
     def start(self, env: dict[str, str], sys_path: list[str]) -> None:
         """Start the agent, which starts the ranks. Returns before they are up.
@@ -181,6 +182,7 @@ class WorkerGroup:
             env: The ranks' whole environment; see `rank_environment`.
             sys_path: Their module search path.
         """
+        self._started = time.time() - 1.0  # a process's own time is rounded to ticks
         self._listener = Listener(self.directory)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._agent = local.start(
@@ -345,9 +347,15 @@ class WorkerGroup:
         """End what the ranks had started, after an agent that was killed before it could."""
         pids = [member.process.pid for member in self.members.values() if member.process]
         for process in processes.session_members(pids):
-            # A session's number is free again only when its last member is gone; a process that
-            # is younger than the group and in such a session is one of ours.
-            processes.kill(process)
+            # A session's number is free again only when its last member is gone; one that was
+            # there before this group is somebody else's.
+            if process.create_time() >= self._started:
+                processes.kill(process)
+
+    def _poll_until_ended(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self.ended and time.monotonic() < deadline:
+            self.poll(0.05)
 
     def last_words(self) -> str:
         """Return what the agent said on its own stderr."""
@@ -357,9 +365,7 @@ class WorkerGroup:
         """End whatever is left of the group and let go of everything it held."""
         if self._agent is not None and not self.ended:
             self.kill()
-            deadline = time.monotonic() + KILL_PATIENCE_S + DRAIN_S
-            while not self.ended and time.monotonic() < deadline:
-                self.poll(0.05)
+            self._poll_until_ended(KILL_PATIENCE_S + DRAIN_S)
             self._agent.kill()
             self._sweep_sessions()
         self.ended = True

@@ -1,0 +1,77 @@
+"""Who failed first, and how that is said."""
+
+from __future__ import annotations
+
+from ddp_magic import diagnose
+from ddp_magic.diagnose import Failure
+from ddp_magic.events import Error, Finished
+
+
+def _error(rank: int, evalue: str, time: float = 0.0, ename: str = "RuntimeError") -> Error:
+    return Error(rank=rank, time=time, ename=ename, evalue=evalue, traceback=(), line=3)
+
+
+def _raised(rank: int, time: float, evalue: str) -> Failure:
+    return Failure(rank=rank, time=time, error=_error(rank, evalue, time))
+
+
+def test_the_earliest_failure_is_the_cause() -> None:
+    """By time, whatever the order of the ranks."""
+    failures = [_raised(0, 2.0, "late"), _raised(1, 1.0, "early")]
+    assert diagnose.first_failure(failures).rank == 1
+
+
+def test_a_victim_is_blamed_only_if_there_is_nobody_else() -> None:
+    """gloo's complaint comes milliseconds before the news of the death."""
+    victim = _raised(0, 1.0, "[gloo/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    death = Failure(rank=1, time=1.01, code=-9)
+    assert diagnose.first_failure([victim, death]) is death
+    assert diagnose.first_failure([victim]) is victim
+
+
+def test_every_end_has_words() -> None:
+    """Signal names, codes and what was said."""
+    assert "SIGKILL (exit -9): often the machine ran out of memory" in diagnose.exit_words(-9)
+    assert "killed by SIGTERM" in diagnose.exit_words(-15)
+    assert "code 3" in diagnose.exit_words(3)
+    assert diagnose.signal_name(250) == "signal 250"
+    said = Finished(rank=2, time=0.0, code=1, message="no data")
+    text = diagnose.describe(Failure(rank=2, time=0.0, code=1, finished=said))
+    assert text == "rank 2 ended by sys.exit with code 1: no data"
+    assert diagnose.describe(_raised(1, 0.0, "x")) == "rank 1 raised RuntimeError at line 3: x"
+
+
+DUMP = """\
+Thread 0x00007f (most recent call first):
+  File "/lib/selectors.py", line 5 in select
+  File "/pkg/worker.py", line 9 in _beat
+
+Current thread 0x00007e (most recent call first):
+  File "/lib/torch/x.py", line 99 in all_reduce
+  File "/run/cell.py", line 7 in step
+  File "/run/cell.py", line 12 in <module>
+  File "/lib/IPython/i.py", line 1 in run_code
+"""
+
+
+def test_the_stack_of_the_thread_in_the_cell() -> None:
+    """Innermost first, down to the cell's own module level, under the notebook's name."""
+    frames = diagnose.stack(DUMP * 2, "/run/cell.py", "Cell In[4]")
+    assert frames == [
+        'File "/lib/torch/x.py", line 99 in all_reduce',
+        "File Cell In[4], line 7 in step",
+        "File Cell In[4], line 12 in <module>",
+    ]
+    assert diagnose.cell_line(frames, "Cell In[4]") == 7
+    assert diagnose.stack("", "/run/cell.py", "Cell In[4]") == []
+    assert diagnose.cell_line([], "Cell In[4]") is None
+
+
+def test_name_hints() -> None:
+    """A notebook's name that is missing, and a prelude's name in the failing line."""
+    error = _error(0, "name 'model' is not defined", ename="NameError")
+    (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", {"model"}, set())
+    assert hint.startswith("the notebook defines `model`")
+    (hint,) = diagnose.name_hints(_error(0, "x"), "a\nb\ntrain(1)\n", set(), {"train", "cells"})
+    assert hint == "`train` is ddp_magic.prelude's; the notebook defines none"
+    assert diagnose.name_hints(_error(0, "x"), "a\n", set(), {"train"}) == []

@@ -1,0 +1,37 @@
+"""The package's surface, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ddp_magic
+
+
+def test_all_is_true() -> None:
+    """Every name in __all__ is there, sorted, and nothing else is public."""
+    assert sorted(ddp_magic.__all__) == ddp_magic.__all__
+    for name in ddp_magic.__all__:
+        assert getattr(ddp_magic, name) is not None
+
+
+def test_importing_is_light() -> None:
+    """`import ddp_magic` loads neither torch nor IPython; the magics load no torch."""
+    code = (
+        "import sys, ddp_magic\n"
+        "assert not {'torch', 'IPython', 'psutil'} & set(sys.modules)\n"
+        "import ddp_magic.magics\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_errors_show_their_own_lines() -> None:
+    """IPython asks `_render_traceback_`: details first, one line last."""
+    error = ddp_magic.WorkerError(
+        "rank 1 raised E", rank=1, ename="E", evalue="", traceback=["t"], details=["head", "t"]
+    )
+    assert error._render_traceback_() == ["head", "t", "WorkerError: rank 1 raised E"]
+    stopped = ddp_magic.RunInterrupted("rank 0 stopped")
+    assert isinstance(stopped, KeyboardInterrupt)
+    assert stopped._render_traceback_() == ["KeyboardInterrupt: rank 0 stopped"]
