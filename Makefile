@@ -1,0 +1,30 @@
+# `make demo` and `make test` do all their own set-up; they need Python 3.10 or later and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/jupyter execute --inplace notebooks/sam_finetune.ipynb
+	@echo "Done: open notebooks/sam_finetune.ipynb, for example with $(BIN)/jupyter lab"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# torch first, at the version of the constraints file: what comes later finds it there. stardist
+# without its dependencies, because only the picture of nuclei in it is wanted, not TensorFlow.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps stardist
+	touch $@
+
+clean:
+	rm -rf .venv

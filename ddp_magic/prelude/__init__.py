@@ -1,0 +1,165 @@
+"""SAM fine-tuning helpers, and the names that a distributed PyTorch program usually imports.
+
+In a `%%ddp` cell they are simply there; elsewhere: `from ddp_magic.prelude import train, nuclei`.
+Nothing is imported before it is used: `import ddp_magic.prelude` loads neither torch nor anything
+else that is heavy.
+
+General layout (each module uses those below it):
+
+    training       the loop, the loss, the evaluation, the checkpoints
+    plots          pictures of results, learning curves
+    model          a tiny SAM, the one forward, prediction
+    data           images, masks and clicks, to tensors
+    metrics        one score an object
+    process_group  joining, leaving, the device, mixed precision
+    samples        real nuclei, drawn cells (NumPy only)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import csv
+    import os
+    import socket
+
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+    import torch.nn.functional as F
+    from monai.losses import DiceLoss
+    from torch import nn, optim
+    from torch.nn.parallel import DistributedDataParallel as DDP
+    from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+    from tqdm.std import tqdm
+    from transformers import SamModel, SamProcessor
+
+    from ddp_magic.prelude.data import SamDataset, collate, prepare
+    from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
+    from ddp_magic.prelude.model import predict, tiny_sam
+    from ddp_magic.prelude.plots import show_history, show_results
+    from ddp_magic.prelude.process_group import GradScaler, autocast, cleanup, setup
+    from ddp_magic.prelude.samples import cells, nuclei
+    from ddp_magic.prelude.training import evaluate, show_predictions, train
+
+__all__ = [
+    "DDP",
+    "DataLoader",
+    "Dataset",
+    "DiceLoss",
+    "DistributedSampler",
+    "F",
+    "GradScaler",
+    "SamDataset",
+    "SamModel",
+    "SamProcessor",
+    "Subset",
+    "autocast",
+    "cells",
+    "cleanup",
+    "collate",
+    "csv",
+    "dice_score",
+    "dist",
+    "evaluate",
+    "iou_score",
+    "mp",
+    "nn",
+    "np",
+    "nuclei",
+    "optim",
+    "os",
+    "pixel_accuracy",
+    "plt",
+    "predict",
+    "prepare",
+    "setup",
+    "show_history",
+    "show_predictions",
+    "show_results",
+    "socket",
+    "tiny_sam",
+    "torch",
+    "tqdm",
+    "train",
+]
+
+# name -> (module, attribute of it; None: the module itself)
+HOMES: dict[str, tuple[str, str | None]] = {
+    "csv": ("csv", None),
+    "os": ("os", None),
+    "socket": ("socket", None),
+    "np": ("numpy", None),
+    "plt": ("matplotlib.pyplot", None),
+    "tqdm": ("tqdm.std", "tqdm"),  # text; a notebook's widget bar cannot live in a rank
+    "torch": ("torch", None),
+    "dist": ("torch.distributed", None),
+    "mp": ("torch.multiprocessing", None),
+    "nn": ("torch.nn", None),
+    "F": ("torch.nn.functional", None),
+    "optim": ("torch.optim", None),
+    "DDP": ("torch.nn.parallel", "DistributedDataParallel"),
+    "Dataset": ("torch.utils.data", "Dataset"),
+    "DataLoader": ("torch.utils.data", "DataLoader"),
+    "Subset": ("torch.utils.data", "Subset"),
+    "DistributedSampler": ("torch.utils.data", "DistributedSampler"),
+    "SamModel": ("transformers", "SamModel"),
+    "SamProcessor": ("transformers", "SamProcessor"),
+    "DiceLoss": ("monai.losses", "DiceLoss"),
+    "SamDataset": (".data", "SamDataset"),
+    "collate": (".data", "collate"),
+    "prepare": (".data", "prepare"),
+    "dice_score": (".metrics", "dice_score"),
+    "iou_score": (".metrics", "iou_score"),
+    "pixel_accuracy": (".metrics", "pixel_accuracy"),
+    "tiny_sam": (".model", "tiny_sam"),
+    "predict": (".model", "predict"),
+    "show_results": (".plots", "show_results"),
+    "show_history": (".plots", "show_history"),
+    "setup": (".process_group", "setup"),
+    "cleanup": (".process_group", "cleanup"),
+    "autocast": (".process_group", "autocast"),
+    "GradScaler": (".process_group", "GradScaler"),
+    "nuclei": (".samples", "nuclei"),
+    "cells": (".samples", "cells"),
+    "train": (".training", "train"),
+    "evaluate": (".training", "evaluate"),
+    "show_predictions": (".training", "show_predictions"),
+}
+
+# Those that are this package's work, not other libraries'.
+OWN_NAMES = frozenset(name for name, (module, _) in HOMES.items() if module.startswith("."))
+
+# What `pip install "ddp-magic[sam]"` brings.
+_EXTRA = {"PIL", "matplotlib", "monai", "tqdm", "transformers"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name on its first use.
+
+    Raises:
+        AttributeError: There is no such name.
+        ImportError: It needs a package that is not installed.
+    """
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = HOMES[name]
+    try:
+        home = import_module(module, __name__)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        raise ImportError(f'{name} needs {missing}: pip install "ddp-magic[sam]"') from error
+    value: object = home if attribute is None else getattr(home, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

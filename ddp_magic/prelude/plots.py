@@ -1,0 +1,151 @@
+"""Pictures of results. Call them on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from ddp_magic.prelude.data import PAD
+from ddp_magic.prelude.metrics import dice_score
+
+Arrays = Any  # a tensor, an array, or a list of them
+
+PANEL = 1.8  # inches, the side of one picture
+
+
+def show_results(
+    images: Arrays,
+    points: Sequence[Any] | None = None,
+    masks: Sequence[Any] | None = None,
+    predictions: Arrays = None,
+    *,
+    title: str = "",
+    rows: int = 4,
+) -> None:
+    """Show image and clicks, true masks, and predicted masks, an image a row, objects numbered.
+
+    Args:
+        images: a batch from `collate`, which holds points and masks too; or images (H, W, 3),
+            (H, W) or (3, H, W), uint8 or floats from 0 to 1.
+        points: for each image its clicks (K, 2), (x, y) in pixels, or a list of such arrays, one
+            an object, as `SamDataset` has them.
+        masks: for each image its masks (N, H, W), or one (H, W).
+        predictions: masks or logits, for each image as `masks`; with a batch (M, H, W).
+        title: above the figure.
+        rows: the most images to show, up to 5.
+    """
+    if isinstance(images, Mapping):
+        images, points, masks, predictions = _split(images, predictions)
+    n = min(len(images), rows, 5)
+    if n == 0:
+        return
+    figure, axes = plt.subplots(n, 3, figsize=(3.4 * PANEL, (n + 0.3) * PANEL), squeeze=False)
+    for i in range(n):
+        image = _channels_last(_array(images[i]))
+        own = [] if points is None else _clicks(points[i])
+        true = None if masks is None else _stack(masks[i])
+        pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
+        _show_image(axes[i, 0], image, own)
+        _show_masks(axes[i, 1], image, true)
+        _show_masks(axes[i, 2], image, pred)
+        if true is not None and pred is not None and len(true):
+            axes[i, 2].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
+    for axis, name in zip(axes[0], ("image and clicks", "true", "predicted"), strict=True):
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(pad=0.4)
+    plt.show()
+    plt.close(figure)  # else figures pile up in a rank that draws every epoch
+
+
+def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> None:
+    """Draw learning curves: the training loss, and the held-out scores with the control.
+
+    Args:
+        history: what `train` returned.
+        title: above the figure.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.2))
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], color="tab:red")
+    left.set(xlabel="epoch", ylabel="training loss")
+    names = {"dice": "Dice", "iou": "IoU", "wrong_prompt_dice": "Dice, wrong prompt"}
+    for key, name in names.items():
+        style = "--" if key == "wrong_prompt_dice" else "-"
+        right.plot(epochs, [row[key] for row in history], style, label=name)
+    right.set(xlabel="epoch", ylabel="held out", ylim=(0, 1))
+    right.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(pad=0.4)
+    plt.show()
+    plt.close(figure)
+
+
+def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any], ...]:
+    """Cut a batch, whose objects lie in one row, into lists with an entry an image."""
+    images, points, masks, predicted = [], [], [], []
+    for i, (h, w) in enumerate(batch["sizes"].tolist()):
+        own = (batch["image_index"] == i).nonzero()[:, 0].cpu()  # (N,)
+        images.append(batch["images"][i, :, :h, :w])
+        masks.append(batch["masks"][own, :h, :w])
+        points.append([batch["points"][m][batch["labels"][m] != PAD] for m in own])
+        predicted.append(None if predictions is None else predictions[own, :h, :w])
+    return images, points, masks, predicted
+
+
+def _array(values: Arrays) -> NDArray[Any]:
+    """Take a NumPy array or a tensor from wherever it is."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def _channels_last(image: NDArray[Any]) -> NDArray[Any]:
+    is_first = image.ndim == 3 and image.shape[0] in {1, 3} and image.shape[-1] not in {1, 3}
+    return (image.transpose(1, 2, 0) if is_first else image).squeeze()
+
+
+def _clicks(points: Arrays) -> list[NDArray[Any]]:
+    """Return the clicks of each object, (K, 2); a single (K, 2) array is one object's."""
+    if isinstance(points, (list, tuple)) and all(np.ndim(_array(p)) == 2 for p in points):
+        return [_array(clicks) for clicks in points]
+    return [_array(points).reshape(-1, 2)]
+
+
+def _stack(masks: Arrays) -> NDArray[Any]:
+    """Return masks as (N, H, W) booleans; floats are logits."""
+    array = _array(masks)
+    array = array > 0 if array.dtype.kind == "f" else array != 0
+    return array.reshape(-1, *array.shape[-2:])
+
+
+def _show_image(axis: Axes, image: NDArray[Any], points: Sequence[NDArray[Any]]) -> None:
+    axis.imshow(image, cmap="gray")
+    for number, clicks in enumerate(points):
+        axis.scatter(clicks[:, 0], clicks[:, 1], s=22, color="lime", edgecolors="black", lw=0.6)
+        for x, y in clicks:
+            axis.annotate(
+                str(number), (x, y), (3, 3), textcoords="offset points", color="lime", fontsize=7
+            )
+    axis.set(xticks=[], yticks=[])
+
+
+def _show_masks(axis: Axes, image: NDArray[Any], masks: NDArray[Any] | None) -> None:
+    """Lay the masks over a dimmed image, a color each; the number is at the mask's center."""
+    axis.set(xticks=[], yticks=[])
+    if masks is None:
+        axis.axis("off")
+        return
+    axis.set_facecolor("black")
+    axis.imshow(image, cmap="gray", alpha=0.45)
+    colors = plt.get_cmap("tab10")
+    for number, mask in enumerate(masks):
+        overlay = np.zeros((*mask.shape, 4))  # (H, W, RGBA)
+        overlay[mask] = (*colors(number % 10)[:3], 0.7)
+        axis.imshow(overlay)
+        if mask.any():
+            y, x = np.argwhere(mask).mean(0)
+            axis.text(x, y, str(number), color="white", fontsize=7, ha="center", va="center")

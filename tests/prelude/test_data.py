@@ -1,0 +1,234 @@
+"""SamDataset, collate and prepare: what reaches the model is what was meant."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+from ddp_magic.prelude.data import MEAN, STD, SamDataset, Turned, collate, prepare, turn
+from ddp_magic.prelude.samples import cells
+
+
+def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Two images of 6 x 9 pixels; objects 1 and 2 in the first, 5 in the second."""
+    images = np.arange(2 * 6 * 9, dtype=np.uint8).reshape(2, 6, 9)
+    masks = np.zeros((2, 6, 9), dtype=np.int32)
+    masks[0, :2, :3], masks[0, 4:, 5:], masks[1, 2, 8] = 1, 2, 5
+    return images, masks
+
+
+def test_clicks_on_one_object_are_one_prompt() -> None:
+    """Rows in any order: clicks gather by object under them, as (x, y), in order of first click."""
+    images, masks = _small()
+    data = SamDataset(images, masks, [(1, 2, 8), (0, 5, 6), (0, 1, 2), (0, 4, 5)])
+    item = data[0]
+    assert item["image"].shape == (3, 6, 9)
+    assert item["image"].dtype == torch.uint8
+    assert [p.tolist() for p in item["points"]] == [[[6, 5], [5, 4]], [[2, 1]]]
+    assert torch.equal(item["masks"], torch.from_numpy(np.stack([masks[0] == 2, masks[0] == 1])))
+    assert data[-1]["points"][0].tolist() == [[8, 2]]
+    with pytest.raises(IndexError):
+        data[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((0, 8, 4), r"row 1: image 0, y 8, x 4 lies outside 6 x 9 .*swapped"),
+        ((0, 8, 10), r"row 1: image 0, y 8, x 10 lies outside 6 x 9 pixels$"),
+        ((0, -1, 3), "outside"),
+        ((0, float("nan"), 3), "outside"),
+        ((0, 3, 0), r"row 1: \(image 0, y 3, x 0\) lies on background"),
+        ((0.5, 1, 1), "row 1: image number 0.5"),
+        ((2, 1, 1), r"row 1: image number 2 is not one of 0\.\.1"),
+    ],
+)
+def test_bad_clicks_are_refused_by_row(row: tuple[float, ...], message: str) -> None:
+    """A click off the image, on background or in no image is named, with its numbers."""
+    images, masks = _small()
+    with pytest.raises(ValueError, match=message):
+        SamDataset(images, masks, [(1, 2, 8), row])
+
+
+def test_images_and_masks_must_fit() -> None:
+    """Counts, sizes, channel order and fractions in masks are checked before training begins."""
+    images, masks = _small()
+    with pytest.raises(ValueError, match="2 images but 1 masks"):
+        SamDataset(images, masks[:1], [])
+    with pytest.raises(ValueError, match=r"image 0 has shape \(6, 9\), but its mask \(9, 6\)"):
+        SamDataset(images, masks.transpose(0, 2, 1), [])
+    with pytest.raises(ValueError, match="channels come last"):
+        SamDataset(np.zeros((2, 3, 6, 9), np.uint8), masks, [])
+    with pytest.raises(ValueError, match="fractions"):
+        SamDataset(images, masks * 0.3, [])
+    with pytest.raises(ValueError, match=r"not \(P, 3\)"):
+        SamDataset(images, masks, [(1, 2)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "factor"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.float32, 1)]
+)
+def test_single_object_masks(mask: type, factor: int) -> None:
+    """Boolean, 0/1 and 0/255 masks all mean the one object, and come out boolean."""
+    images, masks = _small()
+    single = (masks == 2).astype(mask) * mask(factor)
+    item = SamDataset(images[:1], single[:1], [(0, 4, 5)])[0]
+    assert item["masks"].dtype == torch.bool
+    assert torch.equal(item["masks"][0], torch.from_numpy(masks[0] == 2))
+
+
+def test_images_without_clicks_stay() -> None:
+    """An image nobody clicked on is an item without objects, and batches with the others."""
+    images, masks = _small()
+    data = SamDataset(images, masks, [(1, 2, 8)])
+    batch = collate([data[0], data[1]])
+    assert batch["image_index"].tolist() == [1]
+    nothing = collate([SamDataset(images, masks, [])[0]])
+    assert nothing["masks"].shape == (0, 6, 9)
+    assert prepare(nothing, 64)["points"].shape == (0, 1, 2)
+
+
+def test_ten_thousand_images_take_no_search() -> None:
+    """An item's clicks are looked up, not searched for: 10 000 images x 5 clicks in seconds."""
+    n = 10_000
+    images = [np.zeros((4, 4), np.uint8)] * n
+    masks = [np.ones((4, 4), np.uint8)] * n
+    rows = np.stack([np.repeat(np.arange(n), 5), np.arange(5 * n) % 4, np.zeros(5 * n)], 1)
+    start = time.perf_counter()
+    data = SamDataset(images, masks, rows)
+    assert sum(len(data[i]["points"][0]) for i in range(n)) == 5 * n
+    assert time.perf_counter() - start < 10  # the guide's way: 91 s
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "rule"),
+    [
+        (np.float32, 1 / 255, "multiplied by 255"),
+        (np.float64, 1, "gray levels"),
+        (np.uint16, 1, "gray levels"),
+        (np.uint16, 257, "stretched"),
+        (np.int16, -100, "stretched"),
+        (bool, 1, "multiplied by 255"),
+    ],
+)
+def test_intensity_rule_is_said_once(
+    dtype: type, factor: float, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another type than uint8 is brought to 0..255 by one rule for all images, in one line."""
+    levels = np.zeros((3, 16, 16))
+    levels[1:], levels[2, :8] = 100, 255
+    images = (levels * factor).astype(dtype)
+    data = SamDataset(images, np.ones((3, 16, 16), bool), [(0, 1, 1)])
+    said = capsys.readouterr().out
+    assert rule in said
+    assert said.count("\n") == 1
+    got = torch.stack([data[i]["image"] for i in range(3)])
+    assert capsys.readouterr().out == ""
+    if dtype is bool:
+        assert set(got.unique().tolist()) == {0, 255}
+    elif factor == -100:
+        assert got[0].min() == 255  # the order of the values is kept
+        assert got.min() == 0
+    else:
+        assert torch.equal(got[:, 0], torch.from_numpy(levels).to(torch.uint8))
+
+
+def test_uint8_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """uint8 images are not rescaled, however dark, and nothing is said."""
+    image = np.full((1, 4, 4, 3), 1, np.uint8)
+    item = SamDataset(image, np.ones((1, 4, 4), bool), [])[0]
+    assert item["image"].unique().tolist() == [1]
+    assert capsys.readouterr().out == ""
+
+
+def test_mixed_or_broken_values_are_refused() -> None:
+    """Types that differ within a set, and NaN, have no one rule."""
+    mask = np.ones((4, 4), bool)
+    with pytest.raises(ValueError, match="float64, uint8"):
+        SamDataset([np.zeros((4, 4), np.uint8), np.zeros((4, 4))], [mask, mask], [])
+    with pytest.raises(ValueError, match="not finite"):
+        SamDataset([np.full((4, 4), np.nan)], [mask], [])
+
+
+def test_collate_pads_and_flattens() -> None:
+    """Unequal images are padded at the bottom and right, ragged clicks with label -10."""
+    big, small = np.full((1, 8, 5), 9, np.uint8), np.full((1, 4, 6), 7, np.uint8)
+    a = SamDataset(big, np.ones((1, 8, 5), bool), [(0, 7, 4), (0, 1, 2), (0, 3, 3)])[0]
+    b = SamDataset(small, np.ones((1, 4, 6), bool), [(0, 3, 5)])[0]
+    batch = collate([a, b])
+    assert batch["images"].shape == (2, 3, 8, 6)
+    assert batch["images"].dtype == torch.uint8
+    assert batch["sizes"].tolist() == [[8, 5], [4, 6]]
+    assert batch["images"][1, 0].sum() == 7 * 24
+    assert batch["masks"].sum((1, 2)).tolist() == [40, 24]
+    assert batch["labels"].tolist() == [[1, 1, 1], [1, -10, -10]]
+    assert batch["points"][1, 0].tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("size", [(40, 60), (100, 37), (128, 128), (211, 300), (64, 64)])
+def test_prepare_equals_sam_processor(size: tuple[int, int]) -> None:
+    """Pixels agree with transformers' processor to one gray level, also beside a larger image."""
+    side = 128
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = (image // 4 + np.linspace(0, 180, size[1], dtype=np.uint8)[None, :, None]).astype(
+        np.uint8
+    )
+    processor = SamImageProcessorPil(
+        size={"longest_edge": side},
+        pad_size={"height": side, "width": side},
+        mask_size={"longest_edge": side // 4},
+        mask_pad_size={"height": side // 4, "width": side // 4},
+    )
+    oracle = processor(image, return_tensors="pt")["pixel_values"][0]
+    full = np.ones(size, bool)
+    other = np.zeros((300, 310, 3), np.uint8)
+    data = SamDataset([image, other], [full, np.ones((300, 310), bool)], [(0, 7, 11), (1, 0, 0)])
+    batch = prepare(collate([data[0], data[1]]), side)
+    std = torch.tensor(STD).view(3, 1, 1)
+    assert ((batch["pixel_values"][0] - oracle).abs() * std).max() < 1.01
+    scale = side / max(size)
+    new = [int(s * scale + 0.5) for s in size]
+    expected = [11 * new[1] / size[1], 7 * new[0] / size[0]]
+    assert batch["points"][0, 0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_float_images_are_not_black() -> None:
+    """The same picture as uint8 and as floats in [0, 1] gives the same pixels to the model."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 20, 30), dtype=np.uint8)
+    mask = np.ones((1, 20, 30), bool)
+    a, b = (
+        prepare(collate([SamDataset(x, mask, [(0, 0, 0)])[0]]), 64)["pixel_values"]
+        for x in (image, image / 255)
+    )
+    assert torch.equal(a, b)
+    assert b.max() > (255 - MEAN[0]) / STD[0] - 0.2
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
+    """In all 8 positions a click shows the same gray level, and lies in its object's mask."""
+    image = np.arange(6 * 9, dtype=np.uint8).reshape(1, 6, 9)
+    mask = np.zeros((1, 6, 9), int)
+    mask[0, 1:3, 4:8] = 3
+    item = SamDataset(image, mask, [(0, 2, 5), (0, 1, 7)])[0]
+    turned = turn(item, mirror=position >= 4, quarters=position % 4)
+    for clicks, x, y in ((turned["points"][0], *turned["points"][0].long().T),):
+        assert clicks.shape == (2, 2)
+        assert turned["image"][0, y, x].tolist() == [2 * 9 + 5, 1 * 9 + 7]
+        assert turned["masks"][0, y, x].all()
+
+
+def test_turning_depends_on_seed_epoch_and_image_only() -> None:
+    """The same item in the same epoch is turned the same way; epochs differ."""
+    data = SamDataset(*cells(n=8, size=32))
+    a, b = Turned(data, seed=1), Turned(data, seed=1)
+    first = [a[i]["image"] for i in range(8)]
+    assert all(torch.equal(first[i], b[i]["image"]) for i in reversed(range(8)))
+    a.epoch = 1
+    assert not all(torch.equal(first[i], a[i]["image"]) for i in range(8))

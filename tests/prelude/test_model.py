@@ -1,0 +1,136 @@
+"""The tiny SAM, its one forward, prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import SamModel
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+from ddp_magic.prelude.data import SamDataset, collate, prepare
+from ddp_magic.prelude.model import (
+    PromptedSam,
+    at_original_size,
+    freeze_unused,
+    predict,
+    run,
+    tiny_sam,
+)
+from ddp_magic.prelude.samples import cells
+
+
+@pytest.fixture(scope="module")
+def sam() -> SamModel:
+    """A tiny SAM with random weights."""
+    return tiny_sam().eval()
+
+
+def test_tiny_sam_is_the_same_everywhere(sam: SamModel) -> None:
+    """Two calls give equal weights, and the global random state does not notice."""
+    state = torch.random.get_rng_state()
+    again = tiny_sam()
+    assert torch.equal(state, torch.random.get_rng_state())
+    for a, b in zip(sam.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert sum(p.numel() for p in again.parameters()) == 810_516
+
+
+def test_tiny_sam_avoids_the_defaults_that_never_learn(sam: SamModel) -> None:
+    """The encoder does not start at zero, and positions vary slowly enough to tell places apart."""
+    assert sam.config.vision_config.scale == 1.0
+    assert sam.shared_image_embedding.positional_embedding.std() < 2
+    assert sam.vision_encoder.layers[0].mlp.lin1.weight.std() > 0.05
+
+
+def _batch(clicks: list[tuple[int, int, int]], which: list[int]) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    sizes = [(64, 64), (40, 90), (64, 64)]
+    images = [rng.integers(0, 255, size, dtype=np.uint8) for size in sizes]
+    masks = [np.ones(size, np.int32) for size in sizes]
+    for mask in masks:
+        mask[20:] = 2
+    data = SamDataset(images, masks, clicks)
+    return prepare(collate([data[i] for i in which]), 64)
+
+
+def test_an_object_does_not_feel_its_batch(sam: SamModel) -> None:
+    """Alone or beside objects with more clicks in larger images, an object has the same logits."""
+    one, three = [(0, 3, 4)], [(1, 30, 40), (1, 31, 50), (1, 35, 60)]
+    wrapper = PromptedSam(sam)
+    with torch.no_grad():
+        alone, iou = run(wrapper, _batch(one, [0]))
+        among, ious = run(wrapper, _batch(three + one + [(2, 5, 5), (2, 9, 9)], [1, 0, 2]))
+    torch.testing.assert_close(among[1:2], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ious[1:2], iou, rtol=1e-4, atol=1e-5)
+
+
+def test_flat_forward_is_sam_itself(sam: SamModel) -> None:
+    """The flat layout gives what SamModel gives for the same prompts in its nested layout."""
+    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
+    with torch.no_grad():
+        logits, iou = run(PromptedSam(sam), batch)
+        nested = sam(
+            pixel_values=batch["pixel_values"],
+            input_points=batch["points"][None],
+            input_labels=batch["labels"][None],
+            multimask_output=False,
+        )
+    torch.testing.assert_close(logits, nested.pred_masks[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(iou, nested.iou_scores[0], rtol=1e-4, atol=1e-5)
+
+
+def test_freezing_leaves_no_parameter_without_gradient() -> None:
+    """After freeze_unused, each parameter left to train gets a gradient, which DDP insists on."""
+    wrapper = PromptedSam(tiny_sam())
+    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
+    frozen = freeze_unused(wrapper, batch)
+    assert len(frozen) == 13  # 10 of mask prompts, 2 box corners, the positional encoding
+    assert not wrapper.sam.shared_image_embedding.positional_embedding.requires_grad
+    assert all(p.grad is None for p in wrapper.parameters())
+    logits, iou = run(wrapper, batch)
+    (logits.sum() + iou.sum()).backward()
+    assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
+
+
+def test_a_batch_without_objects_has_zero_gradients() -> None:
+    """A rank that got no objects still walks through every parameter, and adds nothing."""
+    wrapper = PromptedSam(tiny_sam())
+    logits, iou = run(wrapper, _batch([], [0]))
+    assert logits.shape[0] == iou.shape[0] == 0
+    (logits.sum() + iou.sum()).backward()
+    gradients = [p.grad for p in wrapper.parameters() if p.grad is not None]
+    assert len(gradients) > 100
+    assert not any(g.any() for g in gradients)
+
+
+def test_original_size_is_what_transformers_makes() -> None:
+    """Undoing the resizing equals SamProcessor's post_process_masks, bit for bit."""
+    processor = SamImageProcessorPil(
+        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
+    )
+    logits = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    oracle = processor.post_process_masks(
+        [logits], original_sizes=[[40, 90]], reshaped_input_sizes=[[28, 64]], binarize=False
+    )[0]
+    assert torch.equal(at_original_size(logits, (40, 90), 64), oracle[:, 0])
+
+
+def test_predict_follows_the_training_path(sam: SamModel) -> None:
+    """predict() takes (y, x), gives a mask an object at the image's size, and restores the mode."""
+    images, masks, clicks = cells(n=1)
+    data = SamDataset(images, masks, clicks)
+    wrapper = PromptedSam(sam)
+    with torch.no_grad():
+        logits, _ = run(wrapper, prepare(collate([data[0]]), 64))
+    expected = at_original_size(logits, (64, 64), 64).numpy() > 0
+    model: Any = sam.train()
+    got = predict(model, images[0], [clicks[i : i + 1, 1:] for i in range(len(clicks))])
+    assert np.array_equal(got, expected)
+    assert np.array_equal(predict(model, images[0], clicks[:1, 1:]), expected[0])
+    assert model.training
+    model.eval()
+    with pytest.raises(ValueError, match="outside"):
+        predict(model, images[0], [(64, 0)])

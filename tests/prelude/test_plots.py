@@ -1,0 +1,68 @@
+"""Figures are drawn from batches and from arrays, small, and closed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from ddp_magic.prelude.data import SamDataset, collate
+from ddp_magic.prelude.plots import show_history, show_results
+from ddp_magic.prelude.samples import cells
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The figures that plt.show() was called with."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield figures
+    assert plt.get_fignums() == []  # each was closed
+
+
+def test_a_batch_is_drawn_with_its_clicks(shown: list[Any]) -> None:
+    """A row an image: clicks in green with their object's number, true masks, predicted ones."""
+    data = SamDataset(*cells(n=7))
+    batch = collate([data[i] for i in range(7)])
+    show_results(batch, predictions=batch["masks"], title="held out", rows=9)
+    (figure,) = shown
+    assert len(figure.axes) == 3 * 5  # never more than five rows
+    assert figure.get_size_inches()[0] < 7
+    picture = figure.axes[0].get_images()[0].get_array()
+    assert np.array_equal(picture, batch["images"][0].permute(1, 2, 0))  # not normalized
+    assert len(figure.axes[0].collections) == len(data[0]["points"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "1", "2"]
+    assert figure.axes[2].get_xlabel() == "Dice 1.00"
+
+
+def test_arrays_are_drawn(shown: list[Any]) -> None:
+    """Images channels first or last, or gray, single masks and logits: as the guide passes them."""
+    images = [torch.rand(3, 8, 9), np.zeros((8, 9, 3), np.uint8), np.zeros((8, 9))]
+    points = [torch.tensor([[1.0, 2.0]]), np.zeros((0, 2)), [np.ones((2, 2)), np.ones((1, 2))]]
+    masks = [torch.ones(1, 8, 9), np.zeros((8, 9), bool), np.ones((2, 8, 9), bool)]
+    show_results(images, points, masks, [torch.randn(8, 9), masks[1], masks[2]])
+    show_results(images)
+    show_results([])
+    assert len(shown) == 2
+
+
+def test_history_is_drawn(shown: list[Any]) -> None:
+    """One small figure with the loss, the scores and the control."""
+    row = {"epoch": 1, "train_loss": 1.0, "dice": 0.5, "iou": 0.4, "wrong_prompt_dice": 0.1}
+    show_history([row, {**row, "epoch": 2}], title="run")
+    assert [line.get_label() for line in shown[0].axes[1].lines] == [
+        "Dice",
+        "IoU",
+        "Dice, wrong prompt",
+    ]

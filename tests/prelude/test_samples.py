@@ -1,0 +1,60 @@
+"""The data to try things on."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from ddp_magic.prelude import samples
+
+needs_stardist = pytest.mark.skipif(
+    importlib.util.find_spec("stardist") is None, reason="pip install --no-deps stardist"
+)
+
+
+def test_cells_are_the_same_for_the_same_seed() -> None:
+    """All ranks draw the same data; another seed gives other data."""
+    a, b, c = samples.cells(n=4), samples.cells(n=4), samples.cells(n=4, seed=1)
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not np.array_equal(a[0], c[0])
+
+
+def test_cells_are_clicked_inside() -> None:
+    """Each click lies on an object, no object is clicked twice, and an image has at most three."""
+    images, masks, clicks = samples.cells(n=20)
+    assert images.dtype == np.uint8
+    labels = masks[tuple(clicks.T)]
+    assert (labels > 0).all()
+    pairs = np.stack([clicks[:, 0], labels], 1)
+    assert len(np.unique(pairs, axis=0)) == len(clicks)
+    assert np.bincount(clicks[:, 0]).max() <= 3
+
+
+@needs_stardist
+def test_nuclei_splits_do_not_touch() -> None:
+    """Held-out nuclei are 30 that no training crop shows; each crop has three prompts."""
+    images, masks, clicks = samples.nuclei("val")
+    assert images.shape == masks.shape == (127, 64, 64)
+    assert len(clicks) == 381
+    _, train_masks, train_clicks = samples.nuclei("train")
+    assert len(train_clicks) == 3 * 768
+    held_out, seen = np.unique(masks)[1:], np.unique(train_masks)[1:]
+    assert len(held_out) == 30
+    assert not set(held_out) & set(seen)
+    assert (masks[tuple(clicks.T)] > 0).all()
+
+
+@needs_stardist
+def test_nuclei_rejects_an_unknown_split() -> None:
+    """A misspelled split is an error, not the training data."""
+    with pytest.raises(ValueError, match="test"):
+        samples.nuclei("test")  # type: ignore[arg-type]
+
+
+def test_nuclei_without_stardist_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the image, the error names the command and the stand-in."""
+    monkeypatch.setattr(samples, "find_spec", lambda name: None)  # noqa: ARG005
+    with pytest.raises(ImportError, match=r"pip install --no-deps stardist.*cells\(\)"):
+        samples.nuclei()

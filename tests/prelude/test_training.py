@@ -1,0 +1,219 @@
+"""The loop on one process: it learns, it can be continued, its checkpoints load."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import SamModel
+from transformers.utils import logging
+
+from ddp_magic.prelude import training
+from ddp_magic.prelude.data import SamDataset, collate, prepare
+from ddp_magic.prelude.model import PromptedSam, predict, tiny_sam
+from ddp_magic.prelude.samples import cells
+from ddp_magic.prelude.training import evaluate, learning_rate, neighbors, object_losses, train
+
+logging.disable_progress_bar()
+
+Run = tuple[SamModel, list[dict[str, float]], Path]
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[SamDataset, SamDataset]:
+    """Few drawn cells, for training and held out."""
+    return SamDataset(*cells(n=48)), SamDataset(*cells(n=12, seed=1))
+
+
+@pytest.fixture(scope="module")
+def run(sets: tuple[SamDataset, SamDataset], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two epochs on one process, without a process group, without a warning."""
+    folder = tmp_path_factory.mktemp("run")
+    assert not dist.is_initialized()
+    model = tiny_sam()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = train(model, *sets, epochs=2, batch_size=8, out_dir=folder)
+    return model, history, folder
+
+
+def test_training_reduces_the_loss(run: Run) -> None:
+    """Two epochs at world size 1 without a process group lower the training loss."""
+    _, history, _ = run
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert history[1]["train_loss"] < 0.95 * history[0]["train_loss"]
+    assert history[1]["count"] == 36
+
+
+def test_nothing_stays_frozen(run: Run) -> None:
+    """What training froze for its own sake can be trained again afterwards."""
+    assert all(p.requires_grad for p in run[0].parameters())
+
+
+def test_log_is_the_history(run: Run) -> None:
+    """log.csv has the rows that train() returned, with the columns people plot."""
+    _, history, folder = run
+    with (folder / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == history
+    columns = "epoch lr train_loss dice iou accuracy wrong_prompt_dice seconds images_per_s"
+    assert set(columns.split()) <= set(rows[0])
+    assert {p.name for p in folder.iterdir()} == {"best", "last", "log.csv"}  # nothing half done
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoints_load_with_transformers(
+    run: Run, sets: tuple[SamDataset, SamDataset], name: str
+) -> None:
+    """SamModel.from_pretrained reads both; `last` is bit for bit the model, with the same masks."""
+    model, history, folder = run
+    loaded = SamModel.from_pretrained(folder / name)
+    best = max(row["dice"] for row in history)
+    if name == "best":
+        assert evaluate(loaded, sets[1], batch_size=8)["dice"] == best
+        return
+    for a, b in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a, b)
+    images, _, clicks = cells(n=1, seed=1)
+    ours, theirs = (predict(m, images[0], clicks[:1, 1:]) for m in (model, loaded))
+    assert np.array_equal(ours, theirs)
+
+
+def test_resuming_changes_nothing(tmp_path: Path) -> None:
+    """One epoch, an interruption, one more epoch: bit for bit the weights of two epochs."""
+    sets = SamDataset(*cells(n=16)), SamDataset(*cells(n=4, seed=1))
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "augment": True}
+    whole = tiny_sam()
+    train(whole, *sets, **options)
+
+    class PowerCutError(Exception):
+        """Stops training after the first epoch was saved."""
+
+    def show(*_: object, **__: object) -> None:
+        raise PowerCutError
+
+    first = tiny_sam()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "show_predictions", show)
+        with pytest.raises(PowerCutError):
+            train(first, *sets, **options, out_dir=tmp_path, figures_every=1)
+    second = tiny_sam(seed=7)
+    history = train(second, *sets, **options, out_dir=tmp_path, resume=True)
+    assert [row["epoch"] for row in history] == [1, 2]
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_needs_something(tmp_path: Path) -> None:
+    """Resuming from nowhere is an error, not a fresh start."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    with pytest.raises(FileNotFoundError):
+        train(tiny_sam(), *sets, out_dir=tmp_path / "none", resume=True)
+    with pytest.raises(ValueError, match="out_dir"):
+        train(tiny_sam(), *sets, resume=True)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains(amp: str) -> None:
+    """bfloat16, and float16 with scaled gradients, step and stay finite."""
+    sets = SamDataset(*cells(n=8)), SamDataset(*cells(n=4, seed=1))
+    model = tiny_sam()
+    before = model.vision_encoder.layers[0].mlp.lin1.weight.clone()
+    (row,) = train(model, *sets, epochs=1, batch_size=4, amp=amp)
+    assert np.isfinite(row["train_loss"])
+    after = model.vision_encoder.layers[0].mlp.lin1.weight
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+
+
+def test_mixed_precision_leaves_clicks_alone() -> None:
+    """Only the encoder computes in half precision: moving a click by a pixel in 1024 is seen."""
+    with pytest.raises(ValueError, match="fp8"):
+        PromptedSam(tiny_sam(), "fp8")
+    data = SamDataset(*cells(n=1))
+    batch = prepare(collate([data[0]]), 64)
+    wrapper = PromptedSam(tiny_sam(), "bf16")
+    types = []
+    wrapper.sam.mask_decoder.register_forward_pre_hook(
+        lambda _, __, kwargs: types.append(
+            {kwargs["image_positional_embeddings"].dtype, kwargs["sparse_prompt_embeddings"].dtype}
+        ),
+        with_kwargs=True,
+    )
+    wrapper(batch["pixel_values"], batch["image_index"], batch["points"], batch["labels"])
+    assert types == [{torch.float32}]
+
+
+def test_loss_of_half_precision_logits_is_finite() -> None:
+    """Float16 logits of 512 x 512, whose sums overflow, still have a finite loss."""
+    logits = torch.full((1, 1, 512, 512), 9.0, dtype=torch.float16)
+    loss = object_losses(logits, torch.ones(1, 1), torch.ones(1, 1, 512, 512))
+    assert loss.shape == (1,)
+    assert 0 <= loss.item() < 0.01
+
+
+def test_a_better_mask_has_a_smaller_loss() -> None:
+    """The loss is one number an object, and falls with the error."""
+    target = torch.zeros(2, 1, 16, 16)
+    target[:, :, 4:12, 4:12] = 1
+    logits = torch.where(target > 0, 6.0, -6.0)
+    logits[1] = -logits[1]
+    good, bad = object_losses(logits, torch.tensor([[1.0], [1.0]]), target).tolist()
+    assert good < 0.1
+    assert bad > 2
+
+
+def test_neighbors_stay_in_their_image() -> None:
+    """The control prompt of an object is another one's of the same image, if there is another."""
+    assert neighbors(torch.tensor([0, 0, 0, 2, 3, 3])).tolist() == [1, 2, 0, 3, 5, 4]
+    assert neighbors(torch.tensor([], dtype=torch.long)).tolist() == []
+
+
+def test_the_control_prompts_with_another_object(sets: tuple[SamDataset, SamDataset]) -> None:
+    """wrong_prompt_dice is what predict() gets with a neighbor's click, object by object."""
+    model = tiny_sam()
+    images, masks, clicks = cells(n=12, seed=1)
+    expected = []
+    for i in range(12):
+        own = clicks[clicks[:, 0] == i]
+        for j, (_, y, x) in enumerate(own):
+            other = own[(j + 1) % len(own), 1:]
+            pred = predict(model, images[i], other[None])
+            true = masks[i] == masks[i, y, x]
+            expected.append(2 * (pred & true).sum() / (pred.sum() + true.sum()))
+    assert evaluate(model, sets[1])["wrong_prompt_dice"] == pytest.approx(np.mean(expected))
+
+
+def test_unequal_images_are_scored_at_their_own_size() -> None:
+    """In one batch with larger images, an object's scores are those it has alone."""
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 255, size, dtype=np.uint8) for size in ((64, 64), (100, 50), (30, 70))
+    ]
+    masks = [np.zeros(image.shape, np.int32) for image in images]
+    for mask in masks:
+        mask[5:25, 5:25] = 1
+    model = tiny_sam()
+    alone = [
+        evaluate(model, SamDataset([a], [b], [(0, 9, 9)]))
+        for a, b in zip(images, masks, strict=True)
+    ]
+    together = evaluate(model, SamDataset(images, masks, [(i, 9, 9) for i in range(3)]))
+    for key in ("dice", "iou", "accuracy"):
+        assert together[key] == pytest.approx(np.mean([row[key] for row in alone]), abs=1e-3)
+    assert np.isnan(together["wrong_prompt_dice"])  # each object is alone in its image
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    """From a twentieth of the peak up, then down to nearly 0."""
+    rates = [learning_rate(step, 100, 1.0) for step in range(100)]
+    assert rates[0] == 0.2
+    assert max(rates) == rates[4] == 1.0
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 0.01
