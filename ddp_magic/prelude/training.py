@@ -290,12 +290,11 @@ def _first_batch(dataset: SamDataset) -> dict[str, Tensor]:
 
 
 def _report(row: dict[str, float], epochs: int) -> None:
-    """Print one line about an epoch."""
+    """Print one line about an epoch: the loss in training, the scores of the held-out set."""
     print0(
         f"epoch {row['epoch']:2.0f}/{epochs}  loss {row['train_loss']:.3f}  "
-        f"held out: Dice {row['dice']:.3f}  IoU {row['iou']:.3f}  "
-        f"accuracy {row['accuracy']:.3f}  wrong prompt {row['wrong_prompt_dice']:.3f}  "
-        f"{row['seconds']:.1f} s  {row['images_per_s']:.0f} images/s"
+        f"Dice {row['dice']:.3f}  IoU {row['iou']:.3f}  accuracy {row['accuracy']:.3f}  "
+        f"wrong prompt {row['wrong_prompt_dice']:.3f}  {row['seconds']:.1f} s"
     )
 
 

@@ -212,6 +212,121 @@ def test_pytorchs_basic_ddp_tutorial(kernel: Kernel) -> None:
     assert result.text.count("Finished running basic DDP example") == 2
 
 
+def test_pytorchs_torchrun_training_script(kernel: Kernel) -> None:
+    """The script of PyTorch's "Fault-tolerant Training with torchrun" lesson, on the CPU.
+
+    argparse, a Trainer class, DistributedSampler, snapshots, its own process group.
+    """
+    script = textwrap.dedent(
+        """\
+        import torch
+        import torch.nn.functional as F
+        from torch.utils.data import Dataset, DataLoader
+        import torch.multiprocessing as mp
+        from torch.utils.data.distributed import DistributedSampler
+        from torch.nn.parallel import DistributedDataParallel as DDP
+        from torch.distributed import init_process_group, destroy_process_group
+        import os
+
+
+        class MyTrainDataset(Dataset):
+            def __init__(self, size):
+                self.size = size
+                self.data = [(torch.rand(20), torch.rand(1)) for _ in range(size)]
+
+            def __len__(self):
+                return self.size
+
+            def __getitem__(self, index):
+                return self.data[index]
+
+
+        def ddp_setup():
+            init_process_group(backend="gloo")
+
+
+        class Trainer:
+            def __init__(self, model, train_data, optimizer, save_every, snapshot_path):
+                self.rank = int(os.environ["RANK"])
+                self.model = model
+                self.train_data = train_data
+                self.optimizer = optimizer
+                self.save_every = save_every
+                self.epochs_run = 0
+                self.snapshot_path = snapshot_path
+                if os.path.exists(snapshot_path):
+                    print("Loading snapshot")
+                    self._load_snapshot(snapshot_path)
+                self.model = DDP(self.model)
+
+            def _load_snapshot(self, snapshot_path):
+                snapshot = torch.load(snapshot_path)
+                self.model.load_state_dict(snapshot["MODEL_STATE"])
+                self.epochs_run = snapshot["EPOCHS_RUN"]
+                print(f"Resuming training from snapshot at Epoch {self.epochs_run}")
+
+            def _run_batch(self, source, targets):
+                self.optimizer.zero_grad()
+                output = self.model(source)
+                loss = F.cross_entropy(output, targets)
+                loss.backward()
+                self.optimizer.step()
+
+            def _run_epoch(self, epoch):
+                b_sz = len(next(iter(self.train_data))[0])
+                print(f"Epoch {epoch} | Batchsize: {b_sz} | Steps: {len(self.train_data)}")
+                self.train_data.sampler.set_epoch(epoch)
+                for source, targets in self.train_data:
+                    self._run_batch(source, targets)
+
+            def _save_snapshot(self, epoch):
+                snapshot = {
+                    "MODEL_STATE": self.model.module.state_dict(),
+                    "EPOCHS_RUN": epoch,
+                }
+                torch.save(snapshot, self.snapshot_path)
+                print(f"Epoch {epoch} | Training snapshot saved at {self.snapshot_path}")
+
+            def train(self, max_epochs):
+                for epoch in range(self.epochs_run, max_epochs):
+                    self._run_epoch(epoch)
+                    if self.rank == 0 and epoch % self.save_every == 0:
+                        self._save_snapshot(epoch)
+
+
+        def main(save_every, total_epochs, batch_size, snapshot_path="snapshot.pt"):
+            ddp_setup()
+            train_set = MyTrainDataset(2048)
+            model = torch.nn.Linear(20, 1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+            train_data = DataLoader(
+                train_set, batch_size=batch_size, shuffle=False,
+                sampler=DistributedSampler(train_set),
+            )
+            trainer = Trainer(model, train_data, optimizer, save_every, snapshot_path)
+            trainer.train(total_epochs)
+            destroy_process_group()
+
+
+        if __name__ == "__main__":
+            import argparse
+            parser = argparse.ArgumentParser(description='simple distributed training job')
+            parser.add_argument('total_epochs', type=int)
+            parser.add_argument('save_every', type=int)
+            parser.add_argument('--batch_size', default=32, type=int)
+            args = parser.parse_args()
+
+            main(args.save_every, args.total_epochs, args.batch_size)
+        """
+    )
+    first = kernel.run("%%ddp -n 2 -- 2 1\n" + script)
+    assert first.status == "ok", first
+    assert first.text.count("Epoch 1 | Batchsize: 32 | Steps: 32") == 2
+    second = kernel.run("%%ddp -n 2 -- 3 1 --batch_size 64\n" + script)
+    assert second.text.count("Resuming training from snapshot at Epoch 1") == 2, second
+    assert second.text.count("Epoch 2 | Batchsize: 64 | Steps: 16") == 2
+
+
 def test_current_state_of_the_notebook(kernel: Kernel) -> None:
     """Working directory, environment and module path are the kernel's of now."""
     kernel.run(
