@@ -75,9 +75,7 @@ class CellScreen:
             log = str(run.directory / f"rank{rank.rank}.log")
             self._texts[rank.rank] = RankText(rank.rank, log, size)
         if self._live:
-            self._publish_table(
-                run.options.devices, f"<div>{html.escape(run.options.devices)}</div>"
-            )
+            self._publish_table(run.options.devices, _html_line(run.options.devices))
         else:
             print(run.options.devices, flush=True)  # noqa: T201 -- this is the screen
 
@@ -135,7 +133,7 @@ class CellScreen:
         self._write()
         line = summary(run)
         if self._live:
-            self._publish_table(line, f"<div>{html.escape(line)}</div>")
+            self._publish_table(line, _html_line(line))
         else:
             print(line, flush=True)  # noqa: T201 -- this is the screen
 
@@ -223,9 +221,13 @@ class CellScreen:
 
     def _label(self, event: DisplayData) -> None:
         plain = str(event.data.get("text/plain", ""))
-        if self._live and ("\n" in plain or len(plain) > LABEL_CHARS):
+        drawn = any(kind.startswith("image/") for kind in event.data)
+        if self._live and (drawn or "\n" in plain or len(plain) > LABEL_CHARS):
             plain = ""
-        self._write_rank_lines(event.rank, plain.splitlines() or [""])
+        if plain:
+            self._write_rank_lines(event.rank, plain.splitlines())
+        else:
+            self._write_lines([f"[rank {event.rank}]"])
         self._write()
 
     # --- the table ----------------------------------------------------------------------------
@@ -332,8 +334,10 @@ def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
 
 
 def _headline(run: Run) -> str:
-    words = [run.options.devices, run.note or _OUTCOMES[run.state], f"{run.elapsed_s:.0f} s"]
-    return " · ".join(words)
+    doing = run.note or _OUTCOMES[run.state]
+    if run.state is State.RUNNING and all(r.phase in ("waiting", "starting") for r in run.ranks):
+        doing = "starting"
+    return " · ".join([run.options.devices, doing, f"{run.elapsed_s:.0f} s"])
 
 
 def table_text(run: Run) -> str:
@@ -343,7 +347,7 @@ def table_text(run: Run) -> str:
 
 def table_html(run: Run) -> str:
     """Draw the live table as HTML."""
-    return f"<div>{html.escape(_headline(run))}</div>" + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
+    return _html_line(_headline(run)) + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
 
 
 def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -354,6 +358,11 @@ def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
+
+
+def _html_line(text: str) -> str:
+    """One line in the table's own font and margin, which are the text outputs' too."""
+    return f'<div style="padding:1px 8px;font-family:monospace">{html.escape(text)}</div>'
 
 
 def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

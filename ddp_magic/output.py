@@ -186,7 +186,7 @@ class Bucket:
         self._tokens -= tokens
 
 
-LINES_BURST = 2000
+LINES_BURST = 1000
 LINES_PER_S = 50
 TAIL_LINES = 100
 BYTES_BURST = 800_000

@@ -48,7 +48,7 @@ from ddp_magic.events import (
 from ddp_magic.process_group import ProcessGroups
 from ddp_magic.shell import CellShell, start_shell
 
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 0.25
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
 PIPE_BYTES = 2**20
 
