@@ -4,13 +4,14 @@ General layout, from what the user touches down to the wire; each module imports
 below it:
 
 - magics         parse the line of `%%ddp` and `%ddp_status`, hand over, raise
-- display        events -> notebook outputs: lines, figures, the status table
-- run            Run: one cell on one worker group, and what became of it
+- display        events -> notebook outputs: lines, figures; `tables` has the status tables
+- run            Run: one cell on one worker group, and what became of it; `stop` ends it
 - group          WorkerGroup: start, send, interrupt, kill; owns the listening end
 - engines        how an agent gets onto a node: local
 - agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
 - worker         one rank (a process of its own); with `shell` and `process_group`
 - agent_spec     what the kernel tells an agent
+- rank           what is known of one rank
 - devices, storage, processes, channel, output, cell, names, cell_main, diagnose: tools, most pure
 - events         the wire vocabulary
 - errors         the tree

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from ddp_magic import processes
 from ddp_magic.agent_spec import AgentSpec
 from ddp_magic.channel import Channel, connect
+from ddp_magic.errors import ProtocolError
 from ddp_magic.events import AgentDone, AgentHello, Interrupt, Kill, WorkerExited
 from ddp_magic.ranks import TERM_GRACE_S, Ranks
 
@@ -40,12 +41,15 @@ class Watcher(threading.Thread):
         """Wait for commands, the end of the connection, or the end of the kernel."""
         try:
             kernel = os.pidfd_open(self._kernel_pid)
-        except OSError:  # gone already, or a system without pidfd: the connection tells as well
+        except (OSError, AttributeError):  # gone, or no pidfd here: the connection tells as well
             kernel = -1
         waited_for: list[Any] = [self._channel, kernel] if kernel >= 0 else [self._channel]
         while True:
             ready = select.select(waited_for, [], [])[0]
-            commands = self._channel.receive() if self._channel in ready else []
+            try:
+                commands = self._channel.receive() if self._channel in ready else []
+            except ProtocolError:
+                commands = None
             if commands is None or kernel in ready:
                 self._end_everything()
             for command in commands or []:

@@ -14,8 +14,9 @@ from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from ddp_magic import cell, devices, prelude
-from ddp_magic.display import CellScreen, Status
+from ddp_magic.display import CellScreen
 from ddp_magic.run import Options, Run, Runs
+from ddp_magic.tables import Status
 
 RANK_NAMES = frozenset({"rank", "local_rank", "world_size", "device"})
 DEFAULT_CPU_RANKS = 2

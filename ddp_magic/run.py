@@ -5,13 +5,11 @@ from __future__ import annotations
 import enum
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from ddp_magic import diagnose, storage
@@ -25,25 +23,13 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.events import (
-    Error,
-    Event,
-    Exit,
-    Finished,
-    Heartbeat,
-    Interrupted,
-    RunCell,
-    WorkerExited,
-    WorkerHello,
-    WorkerReady,
-)
+from ddp_magic.events import Event, Exit, RunCell
 from ddp_magic.group import WorkerGroup, rank_environment
 from ddp_magic.prelude import OWN_NAMES
+from ddp_magic.rank import Rank
+from ddp_magic.stop import FINISH_S, Presses, Stop
 
 POLL_S = 0.05
-ANSWER_S = 2.0  # a rank that has not taken the interrupt by then is deaf
-FINISH_S = 30.0  # for a rank that has, to save what it saves
-STACK_S = 0.3  # for the dump of a rank's stack
 KEEP_RUNS = 200
 
 
@@ -55,79 +41,6 @@ class State(enum.Enum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
-
-
-@dataclass
-class Rank:
-    """What is known of one rank.
-
-    Attributes:
-        phase: "waiting" (for its process), "starting", "running", "exiting" or "ended".
-        line: The cell's line that it is in, or was in when it failed.
-        heard: When it was last heard of, s since the epoch.
-        answered: Whether it has taken the interrupt.
-        killed: Whether we killed it.
-        stack: Its frames at the time of the kill, innermost first.
-    """
-
-    rank: int
-    pid: int | None = None
-    device: str = ""
-    phase: str = "waiting"
-    line: int | None = None
-    rss_mib: float = 0.0
-    device_mib: float | None = None
-    heard: float = 0.0
-    code: int | None = None
-    ended: float | None = None
-    error: Error | None = None
-    finished: Finished | None = None
-    answered: bool = False
-    killed: bool = False
-    stack: list[str] = field(default_factory=list)
-    progress: str = ""
-
-    def take(self, event: Event) -> None:
-        """Take up what an event says of this rank."""
-        match event:
-            case WorkerHello(pid=pid):
-                self.pid, self.phase = pid, "starting"
-            case WorkerReady(device=device):
-                self.device, self.phase = device, "running"
-            case Heartbeat():
-                self.heard = event.time
-                self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
-                if self.phase != "ended":
-                    self.phase = event.phase
-                    self.line = event.line
-            case Interrupted():
-                self.answered = True
-            case Error(line=line):
-                self.error, self.line = event, line
-            case Finished():
-                self.finished = event
-            case WorkerExited(code=code, time=ended):
-                self.code, self.ended, self.phase = code, ended, "ended"
-            case _:
-                pass
-
-    @property
-    def failure(self) -> Failure | None:
-        """How this rank failed, if it did."""
-        if self.error is not None:
-            return Failure(rank=self.rank, time=self.error.time, code=self.code, error=self.error)
-        if self.finished is not None and self.finished.code:
-            return Failure(
-                rank=self.rank, time=self.finished.time, code=self.code, finished=self.finished
-            )
-        if self.code:
-            return Failure(rank=self.rank, time=self.ended or time.time(), code=self.code)
-        return None
-
-    @property
-    def left_early(self) -> bool:
-        """Whether it ended well before the cell did (`os._exit(0)`)."""
-        return self.code == 0 and self.finished is None and self.error is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,12 +184,23 @@ class Run:
             screen.tick(self)
             limit_s = self.options.time_limit_s
             if stop is None and presses.count:
-                stop = Stop(self, screen, "stopped", FINISH_S)
+                stop = self._stop(screen, "stopped", FINISH_S)
             elif stop is None and limit_s is not None and self.elapsed_s > limit_s:
-                stop = Stop(self, screen, "time limit", 0.0)
+                stop = self._stop(screen, "time limit", 0.0)
             if stop is not None:
                 stop.step(presses.count)
         self.state, self.error = self._judge(stop)
+
+    def _stop(self, screen: Screen, reason: str, finish_s: float) -> Stop:
+        self.note = "stopping"
+        return Stop(
+            self.group,
+            self.ranks,
+            say=screen.say,
+            read_stack=self._read_stack,
+            reason=reason,
+            finish_s=finish_s,
+        )
 
     def _judge(self, stop: Stop | None) -> tuple[State, DDPMagicError | RunInterrupted | None]:
         failures = [f for f in (rank.failure for rank in self.ranks) if f is not None]
@@ -337,8 +261,8 @@ class Run:
         """Say in a few words what became of a rank that was not the first to fail."""
         failure = rank.failure
         if failure is not None and failure.error is None:
-            self.read_stack(rank)
-        where = self._where(rank)
+            self._read_stack(rank)
+        where = "" if rank.line is None else f" at line {rank.line}"
         if failure is None:
             return "finished" if rank.code == 0 else f"had not started{where}"
         if failure.lost_its_peer:
@@ -351,21 +275,13 @@ class Run:
             return f"was stopped{where}"
         return diagnose.describe(failure).partition(" ")[2].partition(" ")[2]
 
-    def _where(self, rank: Rank) -> str:
-        line = diagnose.cell_line(rank.stack, self.label) or rank.line
-        return "" if line is None else f" at line {line}"
-
-    def read_stack(self, rank: Rank) -> None:
-        """Take up what a rank wrote when it was last asked for its stack."""
-        path = self.directory / f"rank{rank.rank}.stacks"
-        if path.exists():
-            dump = path.read_text(errors="replace")
-            rank.stack = diagnose.stack(dump, str(self.cell_path), self.label)
+    def _read_stack(self, rank: Rank) -> None:
+        rank.read_stack(self.directory, self.cell_path, self.label)
 
     def _how_they_stopped(self) -> str:
         words = []
         for rank in self.ranks:
-            where = self._where(rank)
+            where = "" if rank.line is None else f" at line {rank.line}"
             if rank.killed and not rank.answered:
                 words.append(f"rank {rank.rank} did not answer{where} and was killed")
             elif rank.killed:
@@ -377,109 +293,6 @@ class Run:
             else:
                 words.append(f"rank {rank.rank} was ended before the cell")
         return "; ".join(words)
-
-
-class Stop:
-    """The way from a press of Stop to the end: ask, wait, show the stack, kill.
-
-    Args:
-        run: What to end.
-        screen: Where it is told.
-        reason: "stopped" or "time limit".
-        finish_s: How long a rank that has answered may go on, s; 0 for no longer than a deaf one.
-    """
-
-    def __init__(self, run: Run, screen: Screen, reason: str, finish_s: float) -> None:
-        """Ask the ranks."""
-        self.reason = reason
-        self._run = run
-        self._screen = screen
-        self._finish_s = finish_s
-        self._asked = time.monotonic()
-        self._stacks_asked: float | None = None
-        self._said = False
-        run.note = "stopping"
-        if any(rank.pid is not None for rank in run.ranks):
-            run.group.interrupt()
-        else:  # there is nobody yet who could answer
-            run.group.kill()
-
-    def step(self, presses: int) -> None:
-        """Go on as far as the time allows.
-
-        Args:
-            presses: How often Stop has been pressed by now; the second one kills.
-        """
-        alive = [rank for rank in self._run.ranks if rank.code is None and not rank.killed]
-        if not alive:
-            return
-        waited = time.monotonic() - self._asked
-        wait_for_answered = 0.0 if presses > 1 else max(self._finish_s, ANSWER_S)
-        deaf_limit = 0.0 if presses > 1 else ANSWER_S
-        due = [r for r in alive if waited > (wait_for_answered if r.answered else deaf_limit)]
-        if due:
-            self._kill(due)
-        elif waited > ANSWER_S and not self._said:
-            self._said = True
-            self._screen.say(
-                f"stopping: {_names(alive)} answered and may finish for {self._finish_s:g} s; "
-                "press Stop again to kill now"
-            )
-
-    def _kill(self, due: list[Rank]) -> None:
-        if self._stacks_asked is None:
-            self._stacks_asked = time.monotonic()
-            for rank in due:
-                self._run.group.signal(rank.rank, signal.SIGUSR1)
-        if time.monotonic() - self._stacks_asked < STACK_S:
-            return
-        for rank in due:
-            rank.killed = True
-            self._show_stack(rank)
-        self._run.group.kill(tuple(rank.rank for rank in due))
-        self._stacks_asked = None
-
-    def _show_stack(self, rank: Rank) -> None:
-        self._run.read_stack(rank)
-        if rank.stack:
-            self._screen.say(f"rank {rank.rank} was in, innermost first:")
-            for frame in rank.stack:
-                self._screen.say(f"    {frame}")
-
-
-class Presses:
-    """Counts presses of Stop (SIGINT) while a run goes on.
-
-    The kernel's own handler would raise KeyboardInterrupt in the middle of anything; it is back in
-    its place afterwards. Only the main thread can be interrupted; elsewhere none is counted.
-    """
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.count = 0
-        self._previous: Any = None
-
-    def __enter__(self) -> Presses:  # noqa: PYI034 -- typing.Self is Python 3.11's
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def _press(self, _signum: int, _frame: FrameType | None) -> None:
-        self.count += 1
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-
-def _names(ranks: Collection[Rank]) -> str:
-    numbers = ", ".join(str(rank.rank) for rank in ranks)
-    return f"rank{'s' if len(ranks) > 1 else ''} {numbers}"
 
 
 class Runs:

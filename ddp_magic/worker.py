@@ -224,7 +224,11 @@ class Worker:
     def _set_device(self) -> torch.device:
         if self._settings.device != "cuda" or not torch.cuda.is_available():
             return torch.device("cpu")
-        device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        gpus, ranks = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+        if ranks > gpus and "nccl" in (self._settings.backend or "nccl"):
+            # The kernel has checked what nvidia-smi shows; this is what CUDA sees.
+            raise RuntimeError(f"{ranks} ranks and {gpus} GPUs: nccl needs a GPU for each rank")
+        device = torch.device("cuda", self.local_rank % gpus)
         torch.cuda.set_device(device)
         return device
 

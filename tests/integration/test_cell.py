@@ -80,7 +80,7 @@ def test_source_is_a_real_file_with_the_notebooks_lines(kernel: Kernel) -> None:
 
 
 def test_dataloader_workers(kernel: Kernel) -> None:
-    """Multi-process DataLoaders work with fork and with spawn; the cell does not run again."""
+    """Multi-process DataLoaders work in every way of starting them; the cell does not run again."""
     result = kernel.run(
         "%%ddp -n 2\n"
         "SIZE = 8\n"
@@ -88,7 +88,7 @@ def test_dataloader_workers(kernel: Kernel) -> None:
         "    def __len__(self): return SIZE\n"
         "    def __getitem__(self, i): return torch.tensor(i * i), os.getpid()\n"
         "print('once')\n"
-        "for how in ('fork', 'spawn'):\n"
+        "for how in ('fork', 'spawn', 'forkserver'):\n"
         "    loader = DataLoader(Squares(), num_workers=2, multiprocessing_context=how)\n"
         "    rows = [(x.item(), pid.item()) for x, pid in loader]\n"
         "    print(how, [x for x, _ in rows], os.getpid() in {pid for _, pid in rows})"
@@ -101,6 +101,7 @@ def test_dataloader_workers(kernel: Kernel) -> None:
             f"[rank {rank}] once",
             f"[rank {rank}] fork {squares} False",
             f"[rank {rank}] spawn {squares} False",
+            f"[rank {rank}] forkserver {squares} False",
         ], result
 
 

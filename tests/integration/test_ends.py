@@ -172,7 +172,7 @@ def test_a_rank_that_answers_may_save(kernel: Kernel) -> None:
 
 
 def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
-    """2 s after Stop; %%script's child that ignores the interrupt survives in IPython."""
+    """2 s after Stop: one that holds the interpreter lock."""
     message = kernel.start(
         "%%ddp -n 2\nprint('pid=%d.' % os.getpid(), flush=True)\nif rank == 1:\n"
         "    sum(range(10**11))\nimport time; time.sleep(60)"
@@ -186,6 +186,23 @@ def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
     assert "rank 1 did not answer at line 4 and was killed" in result.error["evalue"]
     assert "line 4 in <module>" in result.text
     assert not wait_gone(pids_in(seen.text + result.text), 0.5)
+
+
+def test_a_rank_that_ignores_the_interrupt_is_killed(kernel: Kernel) -> None:
+    """One with SIGINT ignored, as %%script's child that outlives its interrupt in IPython."""
+    message = kernel.start(
+        "%%ddp -n 2\nimport signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "print('pid=%d.' % os.getpid(), flush=True)\ntime.sleep(60)"
+    )
+    text = kernel.finish(message, until=".\n").text
+    time.sleep(0.7)
+    began = time.monotonic()
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert time.monotonic() - began < 5
+    assert "rank 0 did not answer at line 5 and was killed" in result.error["evalue"]
+    assert not wait_gone(pids_in(text + result.text), 0.5)
 
 
 def test_a_second_press_kills_now(kernel: Kernel) -> None:
