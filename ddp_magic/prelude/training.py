@@ -255,7 +255,7 @@ def train(  # noqa: PLR0913  each is a choice of whoever trains, and has a defau
 
     steps = epochs * len(loader)
     rates = [learning_rate(step, steps, lr) for step in range(steps)]
-    bar = tqdm(total=steps, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=80)
+    bar = tqdm(total=steps, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60)
     bar.update(len(history) * len(loader))
     for epoch in range(len(history), epochs):
         start = time.perf_counter()
@@ -293,7 +293,7 @@ def _report(row: dict[str, float], epochs: int) -> None:
     """Print one line about an epoch: the loss in training, the scores of the held-out set."""
     print0(
         f"epoch {row['epoch']:2.0f}/{epochs}  loss {row['train_loss']:.3f}  "
-        f"Dice {row['dice']:.3f}  IoU {row['iou']:.3f}  accuracy {row['accuracy']:.3f}  "
+        f"Dice {row['dice']:.3f}  IoU {row['iou']:.3f}  acc {row['accuracy']:.3f}  "
         f"wrong prompt {row['wrong_prompt_dice']:.3f}  {row['seconds']:.1f} s"
     )
 
