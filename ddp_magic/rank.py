@@ -62,7 +62,8 @@ class Rank:
                 self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
                 if self.phase != "ended":
                     self.phase = event.phase
-                    self.line = event.line
+                if event.phase == "running" and self.error is None:
+                    self.line = event.line  # a rank on its way out keeps the line it failed in
             case Interrupted():
                 self.answered = True
             case Error(line=line):
