@@ -172,6 +172,8 @@ class Run:
             finally:
                 self.group.close()
                 self.ended = time.time()
+                if self.state in (State.PENDING, State.RUNNING):  # an error of the kernel's own
+                    self.state = State.FAILED
         screen.finish(self)
 
     def _follow(self, screen: Screen, presses: Presses) -> None:

@@ -140,6 +140,15 @@ def test_a_second_group_after_traffic_is_refused(kernel: Kernel) -> None:
     assert "--no-init" in result.error["evalue"]
 
 
+def test_backend(kernel: Kernel) -> None:
+    """--backend goes to torch, whose own error about one that it lacks is shown."""
+    given = kernel.run("%%ddp -n 2 --backend cpu:gloo\nprint(dist.get_backend_config())")
+    assert sorted(given.lines) == ["[rank 0] cpu:gloo", "[rank 1] cpu:gloo"], given
+    wrong = kernel.run("%%ddp -n 2 --backend mpi\n1")
+    assert wrong.error["ename"] == "WorkerError"
+    assert "MPI" in wrong.error["evalue"]
+
+
 def test_no_init(kernel: Kernel) -> None:
     """--no-init leaves the process group to the cell."""
     result = kernel.run(
