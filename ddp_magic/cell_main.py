@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def _is_literal(value: ast.expr) -> bool:
     return True
 
 
+def provide_prelude(namespace: dict[str, Any], names: Collection[str]) -> None:
+    """Import these names of the prelude into a namespace; with none, import nothing."""
+    if names:
+        from ddp_magic import prelude
+
+        namespace.update({name: getattr(prelude, name) for name in names})
+
+
 def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> None:
     """Put the definitions of the cell at `path` into a namespace.
 
@@ -51,10 +60,7 @@ def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> N
         NameError: A decorator, base class or default of a definition needs a name that only
             running the cell would give.
     """
-    if prelude_names:
-        from ddp_magic import prelude
-
-        namespace.update({name: getattr(prelude, name) for name in prelude_names})
+    provide_prelude(namespace, prelude_names)
     namespace["__file__"] = path
     tree = definitions(Path(path).read_text(encoding="utf-8"))
     try:

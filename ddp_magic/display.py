@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from ddp_magic.events import ClearOutput, DisplayData, Event, Stream, WorkerExited
+from ddp_magic.events import ClearOutput, DisplayData, Event, Stream
 from ddp_magic.output import BYTES_BURST, BYTES_PER_S, Bucket, LineAssembler, Throttle
 from ddp_magic.run import Run
 from ddp_magic.tables import html_line, summary, table_html, table_text
@@ -84,8 +84,6 @@ class CellScreen:
                 self._display(event)
             case ClearOutput(rank=rank):
                 self._texts[rank].replace_last = True
-            case WorkerExited(rank=rank, code=code) if code < 0:
-                self._flush()
             case _:
                 pass
 

@@ -89,6 +89,11 @@ class Rank:
         return None
 
     @property
+    def where(self) -> str:
+        """Its line, as the end of a phrase; empty where it is not known."""
+        return "" if self.line is None else f" at line {self.line}"
+
+    @property
     def left_early(self) -> bool:
         """Whether it ended well before the cell did (`os._exit(0)`)."""
         return self.code == 0 and self.finished is None and self.error is None

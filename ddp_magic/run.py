@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ddp_magic import diagnose, storage
 from ddp_magic.cell import Cell
@@ -264,7 +264,7 @@ class Run:
         failure = rank.failure
         if failure is not None and failure.error is None:
             self._read_stack(rank)
-        where = "" if rank.line is None else f" at line {rank.line}"
+        where = rank.where
         if failure is None:
             return "finished" if rank.code == 0 else f"had not started{where}"
         if failure.lost_its_peer:
@@ -283,7 +283,7 @@ class Run:
     def _how_they_stopped(self) -> str:
         words = []
         for rank in self.ranks:
-            where = "" if rank.line is None else f" at line {rank.line}"
+            where = rank.where
             if rank.killed and not rank.answered:
                 words.append(f"rank {rank.rank} did not answer{where} and was killed")
             elif rank.killed:
@@ -308,7 +308,7 @@ class Runs:
         """Take up a new run."""
         self._runs.appendleft(run)
 
-    def __iter__(self) -> Any:  # noqa: ANN401 -- an iterator of Run
+    def __iter__(self) -> Iterator[Run]:
         return iter(list(self._runs))
 
     def find(self, run_id: str) -> Run | None:

@@ -62,20 +62,15 @@ def _memory(rank: Rank) -> str:
 _COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
 
 
+def _cells(rank: Rank, now: float) -> tuple[str, ...]:
+    """Return what both tables begin with: rank, pid, device, state, line."""
+    pid, line = str(rank.pid or ""), str(rank.line or "")
+    return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
+
+
 def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
-    rows: list[tuple[str, ...]] = [
-        (
-            str(rank.rank),
-            str(rank.pid or ""),
-            rank.device,
-            rank_state(rank, now),
-            str(rank.line or ""),
-            _memory(rank),
-            rank.progress[-100:],
-        )
-        for rank in run.ranks
-    ]
+    rows = [(*_cells(rank, now), _memory(rank), rank.progress[-100:]) for rank in run.ranks]
     if len(rows) <= limit:
         return rows
     hidden = len(rows) - limit
@@ -167,14 +162,6 @@ _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 def _status_rows(run: Run) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
     return [
-        (
-            str(rank.rank),
-            str(rank.pid or ""),
-            rank.device,
-            rank_state(rank, now),
-            str(rank.line or ""),
-            _duration((rank.ended or now) - run.started),
-            _memory(rank),
-        )
+        (*_cells(rank, now), _duration((rank.ended or now) - run.started), _memory(rank))
         for rank in run.ranks
     ]

@@ -67,7 +67,7 @@ class Worker:
         self._mark = 0
         self._mark_lock = threading.Lock()
         self._marker = f"\x1b]ddp_magic;{secrets.token_hex(8)};"
-        self._commands: queue.SimpleQueue[RunCell | Exit | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[RunCell | Exit] = queue.SimpleQueue()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_w, False)
         self._channel = connect(settings.socket)
@@ -249,7 +249,7 @@ class Worker:
         self._phase = "running"
         error: BaseException | None
         try:
-            _provide_prelude(shell.user_ns, command.prelude)
+            cell_main.provide_prelude(shell.user_ns, command.prelude)
             error = shell.run_file(command)
         except BaseException as raised:  # noqa: BLE001 -- an interrupt between the shell's own lines
             error = raised
@@ -348,15 +348,6 @@ def _no_breakpoint(*_args: object, **_kwargs: object) -> NoReturn:
         f"rank {rank} came to a breakpoint(): ranks have no keyboard. Print, or run the cell "
         "without %%ddp to debug it"
     )
-
-
-def _provide_prelude(namespace: dict[str, Any], names: tuple[str, ...]) -> None:
-    if not names:
-        return
-    from ddp_magic import prelude
-
-    for name in names:
-        namespace[name] = getattr(prelude, name)
 
 
 def _cell_frames(tb: TracebackType | None, path: str) -> list[TracebackType]:
