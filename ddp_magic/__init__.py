@@ -57,6 +57,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = DDPMagics(shell)
     shell.register_magics(magics)
     shell.events.register("pre_run_cell", magics.note_cell)
+    shell.events.register("post_run_cell", magics.follow_notebook)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
@@ -67,6 +68,9 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     if magics is None:
         return
     shell.events.unregister("pre_run_cell", magics.note_cell)
+    shell.events.unregister("post_run_cell", magics.follow_notebook)
+    shell.configurables.remove(magics)
+    magics.close()
     for kind, names in magics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)

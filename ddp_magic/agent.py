@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ddp_magic import processes
@@ -68,41 +69,38 @@ class Watcher(threading.Thread):
         os._exit(1)
 
 
-def run(spec: AgentSpec) -> int:
-    """Run the ranks of one node, and report to the kernel.
+def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoReturn:
+    """Run ranks, report to the kernel, and exit.
 
-    Returns:
-        The agent's exit code.
+    Args:
+        spec: What to run.
+        launch: Forks the ranks and returns when they have ended.
     """
     channel = connect(spec.worker.socket)
     channel.send(AgentHello(pid=os.getpid()))
     ranks = Ranks(lambda r, code: _report_exit(channel, r, code))
     processes.adopt_orphans()
     Watcher(channel, spec.kernel_pid, ranks).start()
-
-    # Only now, with the kernel watched, the long imports: torch and IPython, once for all ranks.
-    from ddp_magic import elastic
-
     error = ""
     try:
-        elastic.run(spec, ranks)
+        launch(spec, ranks)
     except BaseException:  # noqa: BLE001 -- whatever ended torch's agent is told to the kernel
         error = traceback.format_exc()
     ranks.end(signal.SIGTERM, TERM_GRACE_S)
     swept = processes.sweep(LEFTOVER_GRACE_S)
     channel.send(AgentDone(error=error, swept=swept))
-    return 1 if error else 0
-
-
-def _report_exit(channel: Channel, local_rank: int, code: int) -> None:
-    channel.send(WorkerExited(rank=local_rank, time=time.time(), code=code))
-
-
-def main() -> NoReturn:
-    """Read the spec from standard input and run; the kernel starts this by `python -c`."""
-    spec = AgentSpec.from_json(sys.stdin.read())
-    sys.path[:] = spec.sys_path
-    code = run(spec)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # torch's rendezvous threads are of no use any more
+    failed = error or any(ranks.codes.values())
+    os._exit(1 if failed else 0)  # torch's rendezvous threads are of no use any more
+
+
+def _report_exit(channel: Channel, rank: int, code: int) -> None:
+    channel.send(WorkerExited(rank=rank, time=time.time(), code=code))
+
+
+def main(spec: AgentSpec) -> NoReturn:
+    """Be the agent of one run, in a process that the forkserver has forked."""
+    from ddp_magic import elastic  # the forkserver has imported it
+
+    serve(spec, elastic.run)

@@ -6,6 +6,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+SPEC_VARIABLE = "DDP_MAGIC_SPEC"  # where torchrun's children find it
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
@@ -30,7 +32,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSpec:
-    """What an agent is to run, as JSON on its standard input.
+    """What an agent is to run.
 
     Attributes:
         run_id: Name of the rendezvous.
@@ -38,6 +40,7 @@ class AgentSpec:
         nproc: Ranks on this node.
         sys_path: The kernel's module search path.
         worker: The ranks' settings.
+        prelude: Names of `ddp_magic.prelude` that the first cell reads.
     """
 
     run_id: str
@@ -45,6 +48,7 @@ class AgentSpec:
     nproc: int
     sys_path: tuple[str, ...]
     worker: WorkerSettings
+    prelude: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
@@ -55,4 +59,5 @@ class AgentSpec:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
         worker = WorkerSettings(**fields.pop("worker"))
-        return cls(**{**fields, "sys_path": tuple(fields["sys_path"])}, worker=worker)
+        lists = {name: tuple(fields[name]) for name in ("sys_path", "prelude")}
+        return cls(**{**fields, **lists}, worker=worker)

@@ -120,8 +120,7 @@ class CellScreen:
         for rank in run.ranks:
             if rank.left_early:
                 self._write_lines([f"rank {rank.rank} left early: os._exit(0) in the cell"])
-        if run.group.agent_done is not None and run.group.agent_done.swept:
-            left = run.group.agent_done.swept
+        if left := run.group.swept:
             what = "process was" if left == 1 else "processes were"
             self._write_lines([f"{left} {what} left behind by the ranks, and ended"])
         self._write()

@@ -12,11 +12,10 @@ supported torch watches them. This is the only importer of `torch.distributed.el
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,10 +31,13 @@ from torch.distributed.elastic.multiprocessing.api import (
     Std,
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStoreInfo,
+)
 
-from ddp_magic import processes, worker
+from ddp_magic import worker
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.ranks import TERM_GRACE_S, Ranks
 
@@ -85,10 +87,8 @@ class ForkContext(PContext):
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
         for local_rank in range(self.nprocs):
-            pid = os.fork()
-            if pid == 0:
-                _become_rank(self.envs[local_rank], self._settings)
-            self._ranks.add(local_rank, pid)
+            env = self.envs[local_rank]
+            self._ranks.fork(local_rank, functools.partial(_run_worker, env, self._settings))
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.poll()
@@ -115,15 +115,56 @@ class ForkContext(PContext):
         self._ranks.end(death_sig, TERM_GRACE_S)
 
 
-class Agent(local_elastic_agent.LocalElasticAgent):
-    """torch's agent, which owns a store for each attempt."""
+class OneNode(RendezvousHandler):
+    """The rendezvous of a single node: a store of its own for each attempt, and nobody to wait for.
 
-    def _rendezvous(self, worker_group: Any) -> None:  # noqa: ANN401 -- torch's own signature
-        super()._rendezvous(worker_group)
-        # On a port that it owns from the first moment, and for this attempt alone.
-        self._group_store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        worker_group.master_addr = "127.0.0.1"
-        worker_group.master_port = self._group_store.port
+    On a port that the store owns from the first moment, so that none is guessed and released.
+    torch's own (c10d) waits for up to 0.3 s for nodes that could still join.
+
+    Args:
+        run_id: The run's name.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        """Open."""
+        self._run_id = run_id
+        self._closed = False
+
+    def get_backend(self) -> str:
+        """Return its name, for torch's log."""
+        return "ddp_magic"
+
+    @property
+    def use_agent_store(self) -> bool:
+        """True: the ranks are clients of the store."""
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Return a new store, for this node alone."""
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        address = RendezvousStoreInfo("127.0.0.1", store.port)
+        return RendezvousInfo(store, rank=0, world_size=1, bootstrap_store_info=address)
+
+    def is_closed(self) -> bool:
+        """Tell whether there will be no other attempt."""
+        return self._closed
+
+    def set_closed(self) -> None:
+        """Let there be no other attempt."""
+        self._closed = True
+
+    def num_nodes_waiting(self) -> int:
+        """Return 0: no other node can join."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """Return the run's name."""
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        """Close; the store ends with the agent."""
+        self._closed = True
+        return True
 
 
 def run(spec: AgentSpec, ranks: Ranks) -> None:
@@ -142,41 +183,19 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
         return context
 
     setattr(local_elastic_agent, "start_processes", fork_ranks)  # noqa: B010 -- not in its types
-    rendezvous = RendezvousParameters(
-        backend="c10d",
-        endpoint="127.0.0.1:0",
-        run_id=spec.run_id,
-        min_nodes=1,
-        max_nodes=1,
-        local_addr="127.0.0.1",
-        is_host=True,
-    )
     workers = WorkerSpec(
         role="default",
         local_world_size=spec.nproc,
-        rdzv_handler=get_rendezvous_handler(rendezvous),
+        rdzv_handler=OneNode(spec.run_id),
         entrypoint="ddp_magic",  # a name for torch's log: `worker.main` is what runs
         max_restarts=0,
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr="127.0.0.1",
     )
-    Agent(workers, logs_specs=NoLogs(spec.worker.directory)).run()
+    logs = NoLogs(spec.worker.directory)
+    local_elastic_agent.LocalElasticAgent(workers, logs_specs=logs).run()
 
 
-def _become_rank(env: Mapping[str, str], settings: WorkerSettings) -> NoReturn:
-    """Turn this fork of the agent into a rank. Nothing of the agent's may run in it any more."""
-    try:
-        agent_pid = os.getppid()
-        os.setsid()
-        processes.die_with_parent(agent_pid)
-        for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(sig, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.environ.update(env)
-        worker.main(settings)
-    except BaseException:  # noqa: BLE001 -- the agent's frames below must never run on in a rank
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(1)
+def _run_worker(env: Mapping[str, str], settings: WorkerSettings) -> NoReturn:
+    os.environ.update(env)
+    worker.main(settings)

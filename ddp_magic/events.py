@@ -1,4 +1,4 @@
-"""The wire vocabulary: what a kernel tells its workers and agents, and what they answer.
+"""The wire vocabulary: what a kernel tells its workers, agents and forkserver, and their answers.
 
 Commands go down, events come up. Every message is a frozen dataclass whose fields are Jupyter's
 where Jupyter has the thing (`display_data`, `error`); on the wire it is JSON, with the name of its
@@ -58,6 +58,78 @@ class Kill:
     """End these ranks at once (SIGKILL); all of them where `ranks` is empty."""
 
     ranks: tuple[int, ...] = ()
+
+
+# --- commands: kernel -> forkserver -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preload:
+    """Import these libraries when there is nothing else to do."""
+
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkAgent:
+    """Fork an agent, in the kernel's present state.
+
+    Attributes:
+        spec: An `AgentSpec`, as JSON.
+        env: The whole environment of the agent and its ranks.
+        cwd: Working directory.
+        umask: Mask of new files' modes.
+    """
+
+    spec: str
+    env: dict[str, str]
+    cwd: str
+    umask: int
+
+
+# --- events: forkserver -> kernel -------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importing:
+    """The forkserver is about to import a library: should it die, it was of that."""
+
+    module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preloaded:
+    """The forkserver has nothing left to import.
+
+    Attributes:
+        files: File of each package and top-level module that it holds, with the file's
+            (mtime in ns, inode), by which a later upgrade shows.
+        failed: Why a library could not be imported, by name.
+    """
+
+    files: dict[str, list[Any]]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfit:
+    """This forkserver must not be forked from any more; it ends.
+
+    Attributes:
+        module: The library that is the reason; empty where it is none of those asked for.
+        reason: What it did: "it starts threads".
+    """
+
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forked:
+    """The agent of a run has been forked. Its pidfd comes with this frame."""
+
+    run_id: str
+    pid: int
 
 
 # --- events: agent -> kernel ------------------------------------------------------------------
@@ -120,6 +192,14 @@ class WorkerReady:
     rank: int
     time: float
     device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """Installed libraries that the cell has imported on rank 0, in their order."""
+
+    rank: int
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,13 +295,18 @@ class Stream:
     text: str
 
 
-Command: TypeAlias = RunCell | Interrupt | Exit | Kill
+Command: TypeAlias = RunCell | Interrupt | Exit | Kill | Preload | ForkAgent
 Event: TypeAlias = (
-    AgentHello
+    Importing
+    | Preloaded
+    | Unfit
+    | Forked
+    | AgentHello
     | WorkerExited
     | AgentDone
     | WorkerHello
     | WorkerReady
+    | Imported
     | Heartbeat
     | Interrupted
     | DisplayData
@@ -238,11 +323,18 @@ _CLASSES: dict[str, type[Any]] = {
         Interrupt,
         Exit,
         Kill,
+        Preload,
+        ForkAgent,
+        Importing,
+        Preloaded,
+        Unfit,
+        Forked,
         AgentHello,
         WorkerExited,
         AgentDone,
         WorkerHello,
         WorkerReady,
+        Imported,
         Heartbeat,
         Interrupted,
         DisplayData,

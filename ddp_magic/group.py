@@ -11,7 +11,7 @@ import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import psutil
 from ddp_magic import processes
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.channel import Channel, Listener
-from ddp_magic.engines import PlacedAgent, local
+from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.errors import ProtocolError
 from ddp_magic.events import (
     AgentDone,
@@ -32,65 +32,14 @@ from ddp_magic.events import (
     Interrupt,
     Kill,
     Stream,
+    WorkerExited,
     WorkerHello,
 )
 from ddp_magic.output import MarkSplitter
 
-# What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in the
-# environment of a notebook and would be taken by the ranks for their own.
-LAUNCHER_VARIABLES = frozenset(
-    [
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "GROUP_RANK",
-        "GROUP_WORLD_SIZE",
-        "ROLE_RANK",
-        "ROLE_NAME",
-        "ROLE_WORLD_SIZE",
-        "NODE_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "PMI_RANK",
-        "PMI_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-    ]
-)
-_LAUNCHER_PREFIX = "TORCHELASTIC_"
-
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
 _READ_BYTES = 256 * 1024
-
-
-def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:
-    """Return the environment of an agent and its ranks.
-
-    Args:
-        env: The kernel's, as it is now.
-        visible: Value for CUDA_VISIBLE_DEVICES; None to leave it alone.
-        nproc: Ranks on the machine.
-    """
-    ours = {
-        name: value
-        for name, value in env.items()
-        if name not in LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIX)
-    }
-    if visible is not None:
-        ours["CUDA_VISIBLE_DEVICES"] = visible
-        # Numbers mean what nvidia-smi shows, where GPUs differ in speed.
-        ours.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    if nproc > 1:
-        ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
-    # All ranks are on this machine, whose host name may not resolve.
-    ours.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    ours["PYTHONUNBUFFERED"] = "1"  # of Python programs that a cell starts
-    # A figure of a rank becomes a display only through IPython's own backend.
-    ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    return ours
 
 
 @dataclass
@@ -158,7 +107,8 @@ class WorkerGroup:
         self.nproc = nproc
         self.members: dict[int, Member] = {}
         self.ended = False
-        self.agent_done: AgentDone | None = None
+        self.agent_error = ""
+        self.swept = 0
         self._settings = WorkerSettings(
             socket=str(directory / "socket"),
             directory=str(directory),
@@ -170,28 +120,38 @@ class WorkerGroup:
         self._selector = selectors.DefaultSelector()
         self._listener: Listener | None = None
         self._agent: PlacedAgent | None = None
-        self._agent_channel: Channel | None = None
+        # One, or with torchrun one for each rank's keeper.
+        self._agent_channels: list[Channel] = []
+        self._agents_done = 0
+        self._watched_fd = -1
+        self._exited: set[int] = set()
+        self._interrupted = False
         self._first_commands: list[Command] = []
         self._kill_deadline: float | None = None
         self._started = 0.0
 
-    def start(self, env: dict[str, str], sys_path: list[str]) -> None:
+    def start(
+        self, engine: Engine, env: dict[str, str], sys_path: list[str], prelude: tuple[str, ...]
+    ) -> None:
         """Start the agent, which starts the ranks. Returns before they are up.
 
         Args:
-            env: The ranks' whole environment; see `rank_environment`.
+            engine: What places the agent.
+            env: The ranks' whole environment; see `environment.rank_environment`.
             sys_path: Their module search path.
+            prelude: Names of the prelude that the first cell reads.
         """
         self._started = time.time() - 1.0  # a process's own time is rounded to ticks
         self._listener = Listener(self.directory)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._agent = local.start(
+        self._agent = engine.start(
             AgentSpec(
                 run_id=self.directory.name,
                 kernel_pid=os.getpid(),
                 nproc=self.nproc,
                 sys_path=tuple(sys_path),
                 worker=self._settings,
+                prelude=prelude,
             ),
             env,
         )
@@ -206,16 +166,19 @@ class WorkerGroup:
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in every rank; those that answer no longer end with others."""
-        if self._agent_channel is not None:
-            self._agent_channel.send(Interrupt())
+        self._interrupted = True
+        for channel in self._agent_channels:
+            channel.send(Interrupt())
         for member in self.members.values():
             member.channel.send(Interrupt())
 
     def kill(self, ranks: tuple[int, ...] = ()) -> None:
         """End some ranks at once, or the whole group where none is named."""
-        if self._agent_channel is not None:
-            self._agent_channel.send(Kill(ranks=ranks))
-        elif self._agent is not None:  # not connected yet: there are no ranks to care for
+        for channel in self._agent_channels:
+            channel.send(Kill(ranks=ranks))
+        if (
+            not self._agent_channels and self._agent is not None
+        ):  # not connected yet: there are no ranks to care for
             self._agent.kill()
         if not ranks and self._kill_deadline is None:
             self._kill_deadline = time.monotonic() + KILL_PATIENCE_S
@@ -236,13 +199,25 @@ class WorkerGroup:
         for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
             if key.fileobj in self._selector.get_map():
                 events += key.data(key.fileobj)
-        if not self.ended and self._agent is not None and self._agent.poll() is not None:
+        if self._agent is None or self.ended:
+            return events
+        self._watch(self._agent)
+        if self._agent.ended():
             events += self._finish()
         elif self._kill_deadline is not None and time.monotonic() > self._kill_deadline:
             self._kill_deadline = None
-            if self._agent is not None:
-                self._agent.kill()
+            self._agent.kill()
         return events
+
+    def _watch(self, agent: PlacedAgent) -> None:
+        """Let the agent's end wake us."""
+        if self._watched_fd < 0 and (fd := agent.fileno()) >= 0:
+            self._watched_fd = fd
+            self._selector.register(fd, selectors.EVENT_READ, self._nothing)
+
+    @staticmethod
+    def _nothing(_fd: int) -> list[Event]:
+        return []
 
     def _accept(self, listener: Listener) -> list[Event]:
         channel = listener.accept()
@@ -266,9 +241,17 @@ class WorkerGroup:
     def _take(self, channel: Channel, message: Command | Event) -> list[Event]:
         match message:
             case AgentHello():
-                self._agent_channel = channel
-            case AgentDone():
-                self.agent_done = message
+                self._agent_channels.append(channel)
+            case AgentDone(error=error, swept=swept):
+                self._agents_done += 1
+                self.agent_error = self.agent_error or error
+                self.swept += swept
+            case WorkerExited(rank=rank):
+                self._exited.add(rank)
+                if self._interrupted and len(self._exited) == self.nproc:
+                    # torchrun's keepers of ranks that were interrupted wait for the others' end.
+                    for keeper in self._agent_channels:
+                        keeper.send(Kill())
             case WorkerHello():
                 self._welcome(channel, message)
             case DisplayData(rank=rank, mark=mark) | ClearOutput(rank=rank, mark=mark):
@@ -325,8 +308,11 @@ class WorkerGroup:
 
     def _finish(self) -> list[Event]:
         """Collect what is left once the agent has ended, and end what it could not."""
-        if self.agent_done is None:
+        if self._agents_done < max(1, len(self._agent_channels)):
             self._sweep_sessions()
+        if self._watched_fd >= 0:
+            self._selector.unregister(self._watched_fd)
+            self._watched_fd = -1
         events: list[Event] = []
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline:
@@ -361,6 +347,15 @@ class WorkerGroup:
         """Return what the agent said on its own stderr."""
         return self._agent.last_words() if self._agent is not None else ""
 
+    def waits_for(self) -> str:
+        """Say what the start waits for; empty if for nothing."""
+        return self._agent.waits_for() if self._agent is not None else ""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the start, once."""
+        return self._agent.notes if self._agent is not None else []
+
     def close(self) -> None:
         """End whatever is left of the group and let go of everything it held."""
         if self._agent is not None and not self.ended:
@@ -374,8 +369,10 @@ class WorkerGroup:
             if member.pipe >= 0:
                 os.close(member.pipe)
                 member.pipe = -1
-        if self._agent_channel is not None:
-            self._agent_channel.close()
+        for channel in self._agent_channels:
+            channel.close()
         if self._listener is not None:
             self._listener.close()
         self._selector.close()
+        if self._agent is not None:
+            self._agent.close()

@@ -12,9 +12,12 @@ from IPython.core import magic_arguments
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from traitlets import Bool, List, Unicode, Union, observe
 
 from ddp_magic import cell, devices, prelude
 from ddp_magic.display import CellScreen
+from ddp_magic.engines.forkserver import Forkserver
+from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.run import Options, Run, Runs
 from ddp_magic.tables import Status
 
@@ -56,15 +59,49 @@ def _rank_set(text: str) -> frozenset[int]:
 class DDPMagics(Magics):
     """`%%ddp` and the line magics beside it."""
 
+    preload = Union(
+        [Bool(), List(Unicode())],
+        default_value=True,
+        help="Keep a process with the notebook's libraries imported, from which ranks are forked. "
+        "A list names libraries to import beside those that the notebook uses; False: each rank "
+        "imports for itself, as with torchrun.",
+    ).tag(config=True)
+
     def __init__(self, shell: InteractiveShell) -> None:
-        """Begin without a run."""
-        super().__init__(shell)
+        """Begin without a run, and start the forkserver in the background."""
+        super().__init__(shell, parent=shell)
         self.runs = Runs()
+        self.forkserver = Forkserver(fallback=Torchrun())
         self._raw_cell = ""
+        self._apply_preload()
 
     def note_cell(self, info: ExecutionInfo) -> None:
         """Remember the cell as typed (IPython's pre_run_cell): the magic gets only its body."""
         self._raw_cell = info.raw_cell or ""
+
+    @observe("preload")
+    def _preload_changed(self, _change: object) -> None:
+        self.forkserver.close()
+        self.forkserver = Forkserver(fallback=Torchrun())
+        self._apply_preload()
+
+    def _apply_preload(self) -> None:
+        if sys.platform == "win32":
+            return
+        if self.preload is False:
+            self.forkserver.close()
+            return
+        if isinstance(self.preload, list):
+            self.forkserver.want(self.preload)
+        self.forkserver.follow(sys.modules)
+
+    def follow_notebook(self, *_: object) -> None:
+        """Let the forkserver keep up (IPython's post_run_cell)."""
+        self.forkserver.follow(sys.modules)
+
+    def close(self) -> None:
+        """End the forkserver."""
+        self.forkserver.close()
 
     @magic_arguments.magic_arguments(name="%ddp")
     @magic_arguments.argument(
@@ -105,6 +142,12 @@ class DDPMagics(Magics):
         "--seed", type=int, metavar="S", help="of Python, NumPy and torch, the same on all ranks."
     )
     @magic_arguments.argument(
+        "--cold",
+        action="store_true",
+        help="start by plain torch.distributed.run: nothing preloaded, each rank imports for "
+        "itself.",
+    )
+    @magic_arguments.argument(
         "--no-raise-error", action="store_true", help="a failed run does not fail the cell."
     )
     @magic_arguments.argument(
@@ -127,7 +170,9 @@ class DDPMagics(Magics):
         options = _options(args, argv)
         run = self._make_run(body, options)
         self.runs.add(run)
-        run.execute(CellScreen(self.shell), list(sys.path))
+        engine = Torchrun() if args.cold else self.forkserver
+        run.execute(CellScreen(self.shell), engine, list(sys.path))
+        self.forkserver.want(run.imported)
         self._raise(run, quietly=args.no_raise_error)
 
     def _make_run(self, body: str, options: Options) -> Run:
@@ -166,13 +211,16 @@ class DDPMagics(Magics):
     @magic_arguments.argument("-h", "--help", action="store_true", help="show this help.")
     @line_magic
     def ddp_status(self, line: str) -> Status | None:
-        """Show every run, newest first: state, ranks, pid, device, cell line, time, memory."""
+        """Show the forkserver, and every run, newest first.
+
+        Of each run: state, ranks, pid, device, cell line, time, memory.
+        """
         args = magic_arguments.parse_argstring(self.ddp_status, line)
         if args.help:
             print(self.ddp_status.__doc__)  # noqa: T201 -- the answer
             return None
         if args.run is None:
-            return Status(list(self.runs))
+            return Status(list(self.runs), self.forkserver.describe())
         run = self.runs.find(args.run)
         if run is None:
             raise UsageError(f"%ddp_status: there is no run {args.run!r}")

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import psutil
 
@@ -84,17 +84,44 @@ def session_members(session_ids: Iterable[int]) -> list[psutil.Process]:
     return members
 
 
-def descendants() -> list[psutil.Process]:
-    """Return the living descendants of this process; dead children are reaped."""
-    reap_children()
+def descendants(spare: Collection[int] = ()) -> list[psutil.Process]:
+    """Return the living descendants of this process; dead children are reaped.
+
+    Args:
+        spare: Children that are left out, with all below them; not reaped either.
+    """
+    if not spare:
+        reap_children()
+        if not _has_children():  # at once: a list of all the machine's processes takes its time
+            return []
     alive = []
-    for process in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children():
+        if child.pid in spare:
+            continue
         try:
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
+            alive += [p for p in (child, *child.children(recursive=True)) if _lives(p)]
         except psutil.NoSuchProcess:
             continue
     return alive
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        if process.ppid() == os.getpid():
+            os.waitpid(process.pid, os.WNOHANG)
+    except (psutil.NoSuchProcess, ChildProcessError):
+        pass
+    return False
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def reap_children() -> None:
@@ -106,20 +133,21 @@ def reap_children() -> None:
         pass
 
 
-def sweep(grace_s: float, deadline_s: float = 3.0) -> int:
+def sweep(grace_s: float, deadline_s: float = 3.0, spare: Collection[int] = ()) -> int:
     """End all descendants of this process.
 
     Args:
         grace_s: Time in which they may end by themselves, s (multiprocessing's resource tracker
             cleans up shared memory once its owner is gone).
         deadline_s: When to stop trying, s after the grace.
+        spare: Children that are left alone, with all below them.
 
     Returns:
         How many had to be killed.
     """
     start = time.monotonic()
     killed: set[int] = set()
-    while left := descendants():
+    while left := descendants(spare):
         waited = time.monotonic() - start
         if waited > grace_s + deadline_s:
             break

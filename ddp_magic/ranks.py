@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
+
+from ddp_magic import processes
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
 STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
@@ -34,8 +39,12 @@ class Ranks:
         self.interrupted = False
         self._doomed = False
 
-    def add(self, local_rank: int, pid: int) -> None:
-        """Take up a process that has just been forked."""
+    def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
+        """Fork a rank, in which `main` runs and nothing else of this process."""
+        agent_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_rank(agent_pid, main)
         with self._lock:
             self.pids[local_rank] = pid
             if self._doomed:
@@ -88,3 +97,20 @@ class Ranks:
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.005)
             self.poll()
+
+
+def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:
+    """Turn this fork of the agent into a rank. Nothing of the agent's may run in it any more."""
+    try:
+        os.setsid()
+        processes.die_with_parent(agent_pid)
+        for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(sig, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        main()
+    except BaseException:  # noqa: BLE001 -- the agent's frames below must never run on in a rank
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(1)

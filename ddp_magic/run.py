@@ -15,6 +15,8 @@ from typing import Protocol
 from ddp_magic import diagnose, storage
 from ddp_magic.cell import Cell
 from ddp_magic.diagnose import Failure
+from ddp_magic.engines import Engine
+from ddp_magic.environment import rank_environment
 from ddp_magic.errors import (
     DDPMagicError,
     LaunchError,
@@ -23,8 +25,8 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.events import Event, Exit, RunCell
-from ddp_magic.group import WorkerGroup, rank_environment
+from ddp_magic.events import Event, Exit, Imported, RunCell
+from ddp_magic.group import WorkerGroup
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.rank import Rank
 from ddp_magic.stop import FINISH_S, Presses, Stop
@@ -94,6 +96,8 @@ class Run:
         state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
         ranks: What is known of each rank.
         error: What ended the run, if it did not succeed.
+        note: What it waits for, in a few words.
+        imported: Installed libraries that the cell has imported.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class Run:
         self.started = time.time()
         self.ended: float | None = None
         self.note = ""
+        self.imported: tuple[str, ...] = ()
         self.group = WorkerGroup(
             self.directory,
             nproc=options.nproc,
@@ -152,11 +157,12 @@ class Run:
         """Seconds from the start to the end, or to now."""
         return (self.ended or time.time()) - self.started
 
-    def execute(self, screen: Screen, sys_path: list[str]) -> None:
+    def execute(self, screen: Screen, engine: Engine, sys_path: list[str]) -> None:
         """Run the cell to its end. What went wrong is then in `error`; nothing is raised.
 
         Args:
             screen: Where it is shown.
+            engine: What places the agent.
             sys_path: The ranks' module search path.
         """
         env = rank_environment(os.environ, self.options.visible, self.options.nproc)
@@ -164,7 +170,7 @@ class Run:
         screen.start(self)
         with Presses() as presses:
             try:
-                self.group.start(env, sys_path)
+                self.group.start(engine, env, sys_path, self._command.prelude)
                 self.group.send(self._command)
                 self.group.send(Exit())
                 self.state = State.RUNNING
@@ -182,7 +188,12 @@ class Run:
             for event in self.group.poll(POLL_S):
                 if (rank := getattr(event, "rank", None)) is not None:
                     self.ranks[rank].take(event)
+                if isinstance(event, Imported):
+                    self.imported = event.modules
                 screen.take(event)
+            while self.group.notes:
+                screen.say(self.group.notes.pop(0))
+            self.note = "stopping" if stop is not None else self.group.waits_for()
             screen.tick(self)
             limit_s = self.options.time_limit_s
             if stop is None and presses.count:
@@ -194,7 +205,6 @@ class Run:
         self.state, self.error = self._judge(stop)
 
     def _stop(self, screen: Screen, reason: str, finish_s: float) -> Stop:
-        self.note = "stopping"
         return Stop(
             self.group,
             self.ranks,
@@ -211,7 +221,7 @@ class Run:
         if stop is not None:
             message = f"the run outlasted its time limit of {self.options.time_limit_s:g} s; "
             return State.FAILED, TimeLimitError(message + self._how_they_stopped())
-        agent_error = self.group.agent_done.error if self.group.agent_done else ""
+        agent_error = self.group.agent_error
         if failures and any(rank.pid is not None for rank in self.ranks):
             return State.FAILED, self._failed(failures)
         missing = [rank.rank for rank in self.ranks if rank.code is None]

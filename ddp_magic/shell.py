@@ -157,17 +157,15 @@ class CellShell(InteractiveShell):
         """Do nothing: a rank has no event loop (`%matplotlib inline` asks for none)."""
 
 
-def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
-    """Make this process's IPython shell, whose namespace is the module `__main__`.
+def preload() -> None:
+    """Make the shell before the fork, so that no rank pays for it."""
+    _make_shell()
 
-    Args:
-        outlet: Where rich output goes.
-        names: What the namespace holds from the start.
-    """
+
+def _make_shell() -> CellShell:
     module = types.ModuleType("__main__")
     # `multiprocessing` children of a rank import this module in the cell's place.
     module.__spec__ = importlib.machinery.ModuleSpec(cell_main.__name__, None)
-    sys.modules["__main__"] = module
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.autoindent = False
@@ -175,9 +173,21 @@ def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
     # IPython tells whoever calls sys.exit() that `exit` exists; here it ends the rank.
     warnings.filterwarnings("ignore", message="To exit: use")
     shell: CellShell = CellShell.instance(user_module=module, config=config)
+    return shell
+
+
+def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
+    """Return this process's IPython shell, whose namespace is the module `__main__`.
+
+    Args:
+        outlet: Where rich output goes.
+        names: What the namespace holds from the start.
+    """
+    shell: CellShell = CellShell.instance() if CellShell.initialized() else _make_shell()
+    sys.modules["__main__"] = shell.user_module
     shell.display_pub.outlet = outlet
     # As in a script, where `exit(3)` works; IPython's own would end a shell.
     names = {**names, "exit": sys.exit, "quit": sys.exit}
-    module.__dict__.update(names)
+    shell.user_ns.update(names)
     shell.user_ns_hidden.update(names)
     return shell

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ddp_magic.diagnose import exit_words, signal_name
+from ddp_magic.engines.forkserver import Preloading
 from ddp_magic.rank import Rank
 from ddp_magic.run import Run, State
 
@@ -123,22 +124,22 @@ def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 class Status:
     """What `%ddp_status` shows: HTML in a notebook, text in a terminal."""
 
-    def __init__(self, runs: list[Run]) -> None:
-        """Show these runs, the newest first."""
+    def __init__(self, runs: list[Run], preloading: Preloading | None = None) -> None:
+        """Show these runs, the newest first, and the forkserver above them."""
         self._runs = runs
+        self._head = forkserver_lines(preloading) if preloading is not None else []
+        if not runs:
+            self._head.append(_NOTHING)
 
     def __repr__(self) -> str:
-        if not self._runs:
-            return _NOTHING
-        return "\n\n".join(
+        runs = [
             "\n".join([self._title(run), *_grid(_STATUS_COLUMNS, _status_rows(run))])
             for run in self._runs
-        )
+        ]
+        return "\n\n".join(["\n".join(self._head), *runs] if self._head else runs)
 
     def _repr_html_(self) -> str:
-        if not self._runs:
-            return f"<div>{html.escape(_NOTHING)}</div>"
-        return "".join(
+        return "".join(html_line(line) for line in self._head) + "".join(
             f"<div><b>{html.escape(self._title(run))}</b></div>"
             + _html_grid(_STATUS_COLUMNS, _status_rows(run))
             for run in self._runs
@@ -153,6 +154,19 @@ class Status:
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
         words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.directory}"]
         return " · ".join(words)
+
+
+def forkserver_lines(preloading: Preloading) -> list[str]:
+    """Say how the forkserver is, and what it holds."""
+    words = ["forkserver", preloading.state]
+    if preloading.pid is not None:
+        words += [f"pid {preloading.pid}", f"{preloading.pss_mib:,.0f} MiB"]
+    lines = [" · ".join(words)]
+    if preloading.libraries:
+        lines.append("  preloaded: " + ", ".join(preloading.libraries))
+    for name, reason in preloading.left_out.items():
+        lines.append(f"  left to the ranks: {name} ({reason})")
+    return lines
 
 
 _NOTHING = "Nothing has run yet. Begin a cell with %%ddp -n 2; %%ddp --help lists the options."

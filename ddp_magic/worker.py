@@ -26,11 +26,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+import psutil
+import threadpoolctl
 import torch
 
-from ddp_magic import cell_main, processes
+from ddp_magic import cell_main, preload, processes
 from ddp_magic.agent_spec import WorkerSettings
 from ddp_magic.channel import connect
+from ddp_magic.environment import threads_wanted
 from ddp_magic.errors import ProtocolError
 from ddp_magic.events import (
     ClearOutput,
@@ -39,6 +42,7 @@ from ddp_magic.events import (
     Exit,
     Finished,
     Heartbeat,
+    Imported,
     Interrupt,
     Interrupted,
     RunCell,
@@ -62,6 +66,7 @@ class Worker:
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.world_size = int(os.environ["WORLD_SIZE"])
         self._settings = settings
+        self._modules = frozenset(sys.modules)
         self._phase = "starting"
         self._cell_path = ""
         self._mark = 0
@@ -255,6 +260,7 @@ class Worker:
             error = raised
         self._phase = "exiting"
         _flush()
+        self._tell_imports()
         if error is None:
             self._channel.send(Finished(rank=self.rank, time=time.time()))
             return 0
@@ -262,6 +268,13 @@ class Worker:
             return self._report_exit(error)
         self._report(error, shell)
         return 1
+
+    def _tell_imports(self) -> None:
+        """Tell which libraries the next run will probably need."""
+        if self.rank == 0:
+            new = {name: m for name, m in list(sys.modules.items()) if name not in self._modules}
+            if modules := preload.libraries(new):
+                self._channel.send(Imported(rank=0, modules=tuple(modules)))
 
     def _report_exit(self, error: SystemExit) -> int:
         """Report `sys.exit(...)` with the interpreter's rules: a string is code 1."""
@@ -320,8 +333,21 @@ def _forget_the_agent() -> None:
     torch.default_generator.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    _set_threads()
     builtins.input = _no_input
     sys.breakpointhook = _no_breakpoint
+
+
+def _set_threads() -> None:
+    """Give thread pools that were held at one in the forkserver the size of a fresh process's."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # As torch does by itself: one for each core, not for each of its hyperthreads.
+    wanted = threads_wanted(os.environ, min(psutil.cpu_count(logical=False) or cores, cores))
+    if wanted != 1 or torch.get_num_threads() != 1:
+        torch.set_num_threads(wanted)
+        threadpoolctl.threadpool_limits(wanted)  # NumPy's and SciPy's; it stays as it is set
 
 
 def _seed(seed: int | None) -> None:

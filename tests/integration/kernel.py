@@ -157,12 +157,22 @@ class Kernel:
         text = self.run(f"print(repr({expression}))").text
         return ast.literal_eval(text.strip())
 
-    def processes(self) -> list[psutil.Process]:
-        """Return the kernel's descendants, and what else carries one of its runs' directories."""
+    def forkserver(self) -> psutil.Process | None:
+        """Return the kernel's forkserver, if it has one."""
         try:
-            return psutil.Process(self.pid).children(recursive=True)
+            children = psutil.Process(self.pid).children()
+            return next((p for p in children if "ddp_magic.forkserver" in p.cmdline()[2]), None)
+        except (psutil.NoSuchProcess, IndexError):
+            return None
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the kernel's living descendants, but for its forkserver."""
+        own = self.forkserver()
+        try:
+            below = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+        return [p for p in below if p != own and is_alive(p.pid)]
 
     def kill(self) -> None:
         """SIGKILL the kernel alone, as the out-of-memory killer would."""

@@ -267,7 +267,9 @@ def _start_endless(kernel: Kernel) -> list[int]:
         text += kernel.finish(message, until=" up").text
     pids = [process.pid for process in kernel.processes()]
     assert len(pids) >= 7  # the agent, the ranks, and each rank's two children
-    return pids
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    return [*pids, forkserver.pid]
 
 
 def test_nothing_outlives_a_sigkilled_kernel(new_kernel: Callable[..., Kernel]) -> None:

@@ -55,15 +55,19 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
             import os, sys, time
             from ddp_magic import storage
             from ddp_magic.events import Exit, RunCell, Stream
-            from ddp_magic.group import WorkerGroup, rank_environment
+            from ddp_magic.engines.forkserver import Forkserver
+            from ddp_magic.engines.torchrun import Torchrun
+            from ddp_magic.environment import rank_environment
+            from ddp_magic.group import WorkerGroup
 
+            engine = Forkserver(fallback=Torchrun())
             groups = []
             for _ in range(10):
                 directory = storage.new_run_directory()
                 cell = directory / "cell.py"
                 cell.write_text("import torch, torch.distributed as dist\\n" + sys.argv[1])
                 group = WorkerGroup(directory, nproc=2, device="cpu")
-                group.start(rank_environment(os.environ, None, 2), sys.path)
+                group.start(engine, rank_environment(os.environ, None, 2), sys.path, ())
                 group.send(RunCell(path=str(cell)))
                 group.send(Exit())
                 groups.append(group)
@@ -77,6 +81,7 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
                         )
             for group in groups:
                 group.close()
+            engine.close()
             assert all(t.count("sum 2.0") == 2 for t in texts), texts
             print("ten of ten")
             """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddp_magic.channel import Channel
 from ddp_magic.events import ClearOutput, DisplayData, Event, Stream
-from ddp_magic.group import Member, rank_environment
+from ddp_magic.group import Member
 from ddp_magic.output import MarkSplitter
 
 
@@ -55,15 +55,3 @@ def test_a_character_split_over_reads(tmp_path: Path) -> None:
     member = _member(tmp_path)
     member.text.extend([b"\xc3", b"\xbc\xc3"])
     assert _text(list(member.ordered(final=True))) == ["ü", "\ufffd"]
-
-
-def test_the_ranks_environment() -> None:
-    """Launchers' variables go, the user's stay, threads are as torchrun sets them."""
-    env = {"RANK": "1", "TORCHELASTIC_X": "1", "MASTER_PORT": "1", "SLURM_JOB_ID": "5", "A": "b"}
-    ours = rank_environment(env, None, 2)
-    assert {"SLURM_JOB_ID", "A"} < set(ours)
-    assert not {"RANK", "TORCHELASTIC_X", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"} & set(ours)
-    assert ours["OMP_NUM_THREADS"] == "1"
-    assert "OMP_NUM_THREADS" not in rank_environment(env, None, 1)
-    assert rank_environment({"OMP_NUM_THREADS": "4"}, "", 2)["OMP_NUM_THREADS"] == "4"
-    assert rank_environment(env, "2,0", 2)["CUDA_VISIBLE_DEVICES"] == "2,0"

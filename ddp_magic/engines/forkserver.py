@@ -1,0 +1,450 @@
+"""The kernel's end of its forkserver, and the engine that has agents forked from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+
+from ddp_magic import preload
+from ddp_magic.agent_spec import AgentSpec
+from ddp_magic.channel import Channel
+from ddp_magic.engines import Engine, PlacedAgent
+from ddp_magic.engines.start import entry, last_words, write_start
+from ddp_magic.environment import early_differences, forkserver_environment, rank_environment
+from ddp_magic.errors import ProtocolError
+from ddp_magic.events import ForkAgent, Forked, Importing, Preload, Preloaded, Unfit
+from ddp_magic.prelude import HOMES
+
+ANSWER_S = 120.0  # torch's import alone can take a minute, from a slow disk
+CLOSE_S = 5.0
+MAX_DEATHS = 3  # in a row, before it is given up
+_BASE_LIBRARIES = frozenset(["torch", "numpy", "IPython", "matplotlib", "ddp_magic"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preloading:
+    """What `%ddp_status` says of a forkserver.
+
+    Attributes:
+        state: "ready", "importing transformers", "off: macOS ...".
+        pid: None if it does not run.
+        pss_mib: Its memory, shared pages counted by share, MiB.
+        libraries: What it has imported, by top-level name.
+        left_out: Why a library is not, by name.
+    """
+
+    state: str
+    pid: int | None = None
+    pss_mib: float = 0.0
+    libraries: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+class Forkserver:
+    """A forkserver as its kernel sees it; an engine.
+
+    It is started in the background, and anew when it has died or has become stale. Where there can
+    be none, agents are placed by the fallback.
+
+    Args:
+        fallback: The engine for then.
+    """
+
+    def __init__(self, fallback: Engine) -> None:
+        """Begin without a process; `launch` starts one."""
+        self._fallback = fallback
+        self._lock = threading.RLock()  # a cell may run in a thread of its own (a subshell)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this object
+        self._env: dict[str, str] = {}
+        self._wanted: dict[str, None] = {}
+        self._left_out: dict[str, str] = {}
+        self._seen = 0
+        self._pending: list[ForkedAgent] = []
+        self._notes: list[str] = []
+        self._deaths = 0
+        self.off = unsupported()
+        if self.off:
+            self._note(f"nothing is preloaded on {self.off}; ranks are started by torchrun")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._ready = False
+        self._importing = ""
+        self._unfit: Unfit | None = None
+        self._files: dict[str, list[object]] = {}
+        self._failed: dict[str, str] = {}
+
+    # --- the process --------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start it if it does not run, in the environment of now. Returns at once."""
+        with self._lock:
+            if self.off or self._channel is not None:
+                return
+            self._forget()
+            self._env = rank_environment(os.environ, None, 1)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    entry("forkserver", "main"),
+                    stdin=subprocess.PIPE,
+                    stdout=self._log,
+                    stderr=self._log,
+                    env=forkserver_environment(self._env),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+                start = {
+                    "channel": theirs.fileno(),
+                    "kernel_pid": os.getpid(),
+                    "sys_path": preload.search_path(sys.path, _cwd()),
+                }
+                write_start(self._process, start)
+            self._channel = Channel(ours)
+            self._want(self._wanted)
+
+    def want(self, modules: Iterable[str]) -> None:
+        """Let it import these libraries when it has nothing else to do."""
+        with self._lock:
+            new = [m for m in modules if m not in self._wanted]
+            self._wanted.update(dict.fromkeys(new))
+            self._want(new)
+
+    def _want(self, modules: Iterable[str]) -> None:
+        names = tuple(m for m in modules if not self._is_left_out(m))
+        if names and self._channel is not None:
+            self._ready = False
+            self._channel.send(Preload(modules=names))
+
+    def follow(self, modules: Mapping[str, ModuleType]) -> None:
+        """Keep up with the notebook: its libraries, its environment, its packages.
+
+        Args:
+            modules: The kernel's `sys.modules`.
+        """
+        if self.off:
+            return
+        with self._lock:
+            if len(modules) != self._seen:
+                self._seen = len(modules)
+                self.want(preload.libraries(modules))
+            self._drain()
+            if self._channel is not None and (reason := self._stale(os.environ, sys.path)):
+                self._retire(reason)
+            self.launch()
+
+    def close(self) -> None:
+        """End it; agents that run go on to their end."""
+        with self._lock:
+            self._leave()
+            self.off = "off"
+            if self._process is not None:
+                try:
+                    self._process.wait(CLOSE_S)
+                except subprocess.TimeoutExpired:  # it waits for an agent
+                    pass
+
+    def _leave(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _retire(self, reason: str) -> None:
+        self._leave()
+        self._note(f"{reason}: what is preloaded is imported anew")
+
+    def _stale(self, env: Mapping[str, str], sys_path: Iterable[str]) -> str:
+        """Say why this forkserver's libraries are not what a fresh interpreter would import."""
+        if different := early_differences(rank_environment(env, None, 1), self._env):
+            return f"{', '.join(different)} changed"
+        if not self._ready:
+            return ""
+        if upgraded := preload.changed(self._files):
+            return f"{upgraded} was installed anew"
+        tops = {name.partition(".")[0] for name in self._files}
+        if hidden := preload.shadowed(tops, sys_path, _cwd()):
+            return f"{hidden[0]} is now found in {hidden[1]}"
+        return ""
+
+    # --- what it says -------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Take what it has said, and notice its death."""
+        while self._channel is not None and select.select([self._channel], [], [], 0)[0]:
+            channel = self._channel
+            try:
+                messages = channel.receive()
+            except ProtocolError:
+                messages = None
+            if messages is None:
+                self._died()
+                return
+            for message in messages:
+                match message:
+                    case Importing(module=module):
+                        self._importing = module
+                    case Preloaded(files=files, failed=failed):
+                        self._importing, self._ready, self._deaths = "", True, 0
+                        self._files = files
+                        self._failed = failed
+                    case Unfit():
+                        self._unfit = message
+                    case Forked(run_id=run_id, pid=pid):
+                        self._forked(run_id, pid, channel.received_fds.pop(0))
+                    case _:
+                        pass
+
+    def _forked(self, run_id: str, pid: int, pidfd: int) -> None:
+        self._importing = ""
+        for agent in self._pending:
+            if agent.spec.run_id == run_id:
+                self._pending.remove(agent)
+                agent.forked(pid, pidfd)
+                return
+        os.close(pidfd)  # given up before: it finds nobody who listens
+
+    def _died(self) -> None:
+        """Find out why, and start another for the agents that wait."""
+        self._leave()
+        if self._unfit is not None:
+            culprit, words = self._unfit.module, self._unfit.reason
+            if not culprit:
+                self._give_up(f"the forkserver is of no use: {words}")
+                return
+            self._leave_out(culprit, words)
+        else:
+            self._deaths += 1
+            code = self._process.wait(CLOSE_S) if self._process is not None else 0
+            words = f"the forkserver died ({_exit_words(code)})"
+            if self._deaths > MAX_DEATHS:
+                self._give_up(f"{words} {self._deaths} times")
+                return
+            self._note(f"{words}: this start is slow, the next one is not")
+            # One that was killed is innocent, once.
+            if self._importing and (self._deaths > 1 or code != -signal.SIGKILL):
+                self._leave_out(self._importing, f"its import ended the process: {words}")
+        if self._pending:
+            self.launch()
+            for agent in self._pending:
+                self._request(agent)
+
+    def _leave_out(self, module: str, reason: str) -> None:
+        """Leave a library to the ranks: all of it, but for torch, of which only the module."""
+        top = module.partition(".")[0]
+        self._left_out[module if top in _BASE_LIBRARIES else top] = reason
+
+    def _is_left_out(self, module: str) -> bool:
+        return module in self._left_out or module.partition(".")[0] in self._left_out
+
+    def _give_up(self, words: str) -> None:
+        self.off = f"{words}\n{self._last_words()}".strip()
+        self._note(f"{words}: ranks are started by torchrun from now on")
+        for agent in self._pending:
+            agent.placed_by(self._fallback)
+        self._pending = []
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+
+    def _last_words(self) -> str:
+        return last_words(Path(f"/proc/self/fd/{self._log.fileno()}"))
+
+    # --- agents -------------------------------------------------------------------------------
+
+    def start(self, spec: AgentSpec, env: dict[str, str]) -> PlacedAgent:
+        """Have an agent forked; where that cannot be, let the fallback place it."""
+        with self._lock:
+            self._drain()
+            if self._channel is not None and not self.off:
+                reason = self._stale(env, spec.sys_path)
+                if reason:
+                    self._retire(reason)
+            self.launch()
+            agent = ForkedAgent(self, spec, env)
+            agent.notes, self._notes = self._notes, []
+            if self.off:
+                agent.placed_by(self._fallback)
+            else:
+                self._pending.append(agent)
+                self._request(agent)
+            return agent
+
+    def _request(self, agent: ForkedAgent) -> None:
+        assert self._channel is not None  # noqa: S101 -- `launch` has just been called
+        prelude = tuple(n for n in agent.spec.prelude if not self._is_left_out(HOMES[n][0]))
+        spec = dataclasses.replace(agent.spec, prelude=prelude).to_json()
+        self._channel.send(ForkAgent(spec=spec, env=agent.env, cwd=_cwd(), umask=_umask()))
+
+    def look(self) -> None:
+        """Take what the process has said since."""
+        with self._lock:
+            self._drain()
+
+    def drop(self, agent: ForkedAgent) -> None:
+        """Wait no longer for this agent."""
+        with self._lock:
+            if agent in self._pending:
+                self._pending.remove(agent)
+
+    def give_up_on(self, agent: ForkedAgent) -> None:
+        """Kill a forkserver that does not answer."""
+        with self._lock:
+            if agent in self._pending and self._process is not None:
+                self._process.kill()
+
+    @property
+    def importing(self) -> str:
+        """What it imports just now, by top-level name."""
+        name = self._importing
+        return name.removeprefix("ddp_magic.").partition(".")[0] if self._pending else ""
+
+    def describe(self) -> Preloading:
+        """Say how it is."""
+        with self._lock:
+            self._drain()
+            if self._process is None or self._channel is None:
+                return Preloading(state=f"off: {self.off}" if self.off else "not started")
+            tops = dict.fromkeys(name.partition(".")[0] for name in self._files)
+            pid = self._process.pid
+            try:
+                pss_mib = psutil.Process(pid).memory_full_info().pss / 2**20
+            except psutil.Error:
+                pss_mib = 0.0
+            state = f"importing {self._importing}" if self._importing else "ready"
+            return Preloading(
+                state=state,
+                pid=pid,
+                pss_mib=pss_mib,
+                libraries=tuple(sorted(tops, key=str.lower)),
+                left_out={**self._failed, **self._left_out},
+            )
+
+
+class ForkedAgent:
+    """An agent that the forkserver forks, or has forked.
+
+    Attributes:
+        spec: What it is to run.
+        env: Its environment.
+        notes: What is to be said of its start.
+    """
+
+    def __init__(self, server: Forkserver, spec: AgentSpec, env: dict[str, str]) -> None:
+        """Wait to be forked."""
+        self.spec = spec
+        self.env = env
+        self.notes: list[str] = []
+        self._server = server
+        self._asked = time.monotonic()
+        self._pidfd = -1
+        self._placed: PlacedAgent | None = None
+        self._dropped = False
+
+    def forked(self, pid: int, pidfd: int) -> None:
+        """It runs, as this process."""
+        del pid  # known by the descriptor, which is never another process's
+        self._pidfd = pidfd
+        if self._dropped:
+            self.kill()
+
+    def placed_by(self, engine: Engine) -> None:
+        """Have it placed by another engine."""
+        if not self._dropped:
+            self._placed = engine.start(self.spec, self.env)
+
+    def fileno(self) -> int:
+        """Return the process's pidfd, once there is one."""
+        return self._pidfd if self._placed is None else self._placed.fileno()
+
+    def ended(self) -> bool:
+        """Tell whether it has ended, or will never start."""
+        if self._pidfd < 0:
+            self._server.look()
+        if self._placed is not None:
+            return self._placed.ended()
+        if self._pidfd < 0:
+            if time.monotonic() - self._asked > ANSWER_S:
+                self._asked = time.monotonic()
+                self._server.give_up_on(self)
+            return self._dropped
+        return bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def kill(self) -> None:
+        """End it at once; its ranks carry PDEATHSIG."""
+        if self._placed is not None:
+            self._placed.kill()
+        elif self._pidfd < 0:
+            self._dropped = True
+            self._server.drop(self)
+        else:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def close(self) -> None:
+        """Close the pidfd."""
+        if self._placed is not None:
+            self._placed.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+            self._dropped = True
+
+    def waits_for(self) -> str:
+        """Say what the forkserver imports before it can fork."""
+        name = self._server.importing if self._pidfd < 0 else ""
+        return f"importing {name}" if name else ""
+
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        return last_words(Path(self.spec.worker.directory) / "agent.log")
+
+
+def unsupported() -> str:
+    """Say why there can be no forkserver here; empty if there can."""
+    if sys.platform != "linux":
+        return f"{sys.platform}, where a fork is unsafe"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError):
+        return "a system without pidfd"
+    return ""
+
+
+def _cwd() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it has been removed
+        return ""
+
+
+def _umask() -> int:
+    with open("/proc/self/status") as status:  # noqa: PTH123 -- os.umask would change it to tell
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _exit_words(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"

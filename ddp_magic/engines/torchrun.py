@@ -1,0 +1,74 @@
+"""The agent of this machine as plain `python -m torch.distributed.run`: nothing is preloaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from ddp_magic.agent_spec import SPEC_VARIABLE, AgentSpec
+from ddp_magic.engines.start import entry, last_words, write_start
+
+
+class TorchrunAgent:
+    """A running `torch.distributed.run`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        """Take over a started process."""
+        self._process = process
+        self._log = log
+        self.notes: list[str] = []
+
+    def fileno(self) -> int:
+        """Return -1: its end is found by looking."""
+        return -1
+
+    def ended(self) -> bool:
+        """Tell whether torchrun has ended."""
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it at once; its keepers carry PDEATHSIG."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=5)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def waits_for(self) -> str:
+        """Say nothing: each rank imports for itself."""
+        return ""
+
+    def last_words(self) -> str:
+        """Return the end of torchrun's log."""
+        return last_words(self._log)
+
+
+class Torchrun:
+    """The engine that starts torchrun."""
+
+    def start(self, spec: AgentSpec, env: dict[str, str]) -> TorchrunAgent:
+        """Start torchrun for the ranks of this machine."""
+        directory = Path(spec.worker.directory)
+        argv = [
+            *("--nnodes", "1", "--nproc-per-node", str(spec.nproc), "--max-restarts", "0"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+            *("--local-addr", "127.0.0.1", "--rdzv-id", spec.run_id),
+            *("--log-dir", str(directory / "torchrun"), "--no-python"),
+            *entry("torchrun", "keep"),
+        ]
+        log = directory / "agent.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                entry("torchrun", "main"),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**env, SPEC_VARIABLE: spec.to_json()},
+                # Jupyter interrupts the kernel's whole process group; the ranks are asked by us.
+                start_new_session=True,
+            )
+        write_start(process, {"kernel_pid": spec.kernel_pid, "argv": argv})
+        return TorchrunAgent(process, log)

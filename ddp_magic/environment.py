@@ -1,0 +1,132 @@
+"""Environment variables: what ranks get, and what a forkserver cannot give them any more. Pure.
+
+Libraries read some variables when they are imported and others when they are used. A forkserver has
+imported its libraries long ago: where a variable of the first kind has changed since, it is of no
+use any more. Nobody knows which kind all libraries' variables are, so that every variable counts
+as the first kind, unless it is known here to be read late (`LATE`), or set anew in each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in the
+# environment of a notebook and would be taken by the ranks for their own.
+LAUNCHER_VARIABLES = frozenset(
+    [
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_RANK",
+        "ROLE_NAME",
+        "ROLE_WORLD_SIZE",
+        "NODE_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "PMI_RANK",
+        "PMI_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ]
+)
+_LAUNCHER_PREFIX = "TORCHELASTIC_"
+
+# Sizes of thread pools: one in the forkserver, which must have no threads when it forks; set by
+# the libraries' own functions in the ranks (`worker`).
+POOL_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# Lets `torch.cuda.is_available` ask the driver's management library, so that no CUDA context is
+# begun in the forkserver: CUDA does not survive a fork. torch reads it at each call.
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+
+# Read when they are used, or put right in each rank.
+LATE = frozenset(
+    [
+        *LAUNCHER_VARIABLES,
+        *POOL_VARIABLES,
+        NVML_CHECK,
+        "CUDA_VISIBLE_DEVICES",  # when CUDA is begun
+        "CUDA_DEVICE_ORDER",
+        "CUDA_LAUNCH_BLOCKING",
+        "COLUMNS",
+        "DDP_MAGIC_CELL",
+        "DDP_MAGIC_PRELUDE",
+        "JPY_PARENT_PID",
+        "JPY_SESSION_NAME",
+        "LINES",
+        "OLDPWD",
+        "PATH",
+        "PWD",
+        "SHLVL",
+        "TOKENIZERS_PARALLELISM",  # at each call of a tokenizer
+        "TZ",  # tzset in each rank
+        "WANDB_API_KEY",
+        "_",
+    ]
+)
+# Of the process group, read when one is made.
+_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", _LAUNCHER_PREFIX)
+
+
+def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:
+    """Return the environment of an agent and its ranks.
+
+    Args:
+        env: The kernel's, as it is now.
+        visible: Value for CUDA_VISIBLE_DEVICES; None to leave it alone.
+        nproc: Ranks on the machine.
+    """
+    ours = {
+        name: value
+        for name, value in env.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIX)
+    }
+    if visible is not None:
+        ours["CUDA_VISIBLE_DEVICES"] = visible
+        # Numbers mean what nvidia-smi shows, where GPUs differ in speed.
+        ours.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if nproc > 1:
+        ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+    # All ranks are on this machine, whose host name may not resolve.
+    ours.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    ours["PYTHONUNBUFFERED"] = "1"  # of Python programs that a cell starts
+    # A figure of a rank becomes a display only through IPython's own backend.
+    ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    return ours
+
+
+def forkserver_environment(ranks: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a forkserver for ranks with the environment `ranks`."""
+    return {**ranks, **dict.fromkeys(POOL_VARIABLES, "1"), NVML_CHECK: "1"}
+
+
+def early_differences(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+    """Return the variables that differ, and may have been read at import, sorted."""
+    return sorted(
+        name
+        for name in now.keys() | then.keys()
+        if not is_late(name) and now.get(name) != then.get(name)
+    )
+
+
+def is_late(name: str) -> bool:
+    """Tell whether a change of this variable takes effect after the libraries are imported."""
+    return name in LATE or name.startswith(_LATE_PREFIXES)
+
+
+def threads_wanted(env: Mapping[str, str], cores: int) -> int:
+    """Return the number of threads of a fresh interpreter's pools.
+
+    Args:
+        env: A rank's environment.
+        cores: What the libraries take without a variable.
+    """
+    for name in POOL_VARIABLES:
+        first = env.get(name, "").split(",")[0].strip()  # OpenMP takes a list, by nesting level
+        if first.isdigit() and int(first) > 0:
+            return int(first)
+    return cores

@@ -1,0 +1,253 @@
+"""The preloaded process: it has torch and the notebook's libraries imported, and forks agents.
+
+One for each kernel. It has one thread and opens no device, so that a fork of it is as good as a
+fresh interpreter that has just imported the same; it ends with its kernel. Its agents do not
+depend on it once they are forked.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ddp_magic import preload, processes
+from ddp_magic.agent_spec import AgentSpec
+from ddp_magic.channel import Channel
+from ddp_magic.errors import ProtocolError
+from ddp_magic.events import ForkAgent, Forked, Importing, Preload, Preloaded, Unfit
+
+LOOK_S = 0.5  # how often it looks for its kernel while it imports
+AGENTS_GRACE_S = 1.0  # for the agents to end what they run, when the kernel is gone
+# What every agent and rank needs. The shell comes before the drawing: a figure of a rank becomes a
+# display only if the inline backend finds a shell when it is imported.
+BASE = ("torch", "ddp_magic.elastic", "ddp_magic.shell:preload", "matplotlib_inline.backend_inline")
+
+
+class Forkserver:
+    """The main loop: answers the kernel, imports when there is nothing else to do, reaps.
+
+    Args:
+        channel: To the kernel.
+        kernel_pid: Its pid, which is the parent's.
+    """
+
+    def __init__(self, channel: Channel, kernel_pid: int) -> None:
+        """Begin with nothing imported."""
+        self._channel = channel
+        self._kernel_pid = kernel_pid
+        self._kernel = os.pidfd_open(kernel_pid)
+        self._agents: dict[int, int] = {}  # pidfd -> pid
+        self._wanted: deque[str] = deque()
+        self._failed: dict[str, str] = {}
+        self._told = False
+
+    def serve(self) -> NoReturn:
+        """Import the base, then serve until the kernel is gone."""
+        for name in BASE:
+            self._import(name)
+        if not preload.cuda_survives_fork():
+            self._unfit("", "torch has begun CUDA while it was imported")
+        while True:
+            idle = self._told and not self._wanted
+            ready = self._select([self._channel], None if idle else 0.0)
+            if self._channel in ready:
+                self._obey()
+            elif self._wanted:
+                self._import(self._wanted.popleft())
+            elif not self._told:
+                self._tell()
+
+    def _select(self, more: list[Channel], timeout_s: float | None) -> list[Any]:
+        """Wait; take care of agents that have ended; end with the kernel."""
+        waited_for: list[Any] = [*more, self._kernel, *self._agents]
+        ready = select.select(waited_for, [], [], timeout_s)[0]
+        if self._kernel in ready:
+            processes.sweep(AGENTS_GRACE_S)
+            os._exit(0)
+        for pidfd in [fd for fd in self._agents if fd in ready]:
+            self._reap(pidfd)
+        return ready
+
+    def _retire(self) -> NoReturn:
+        """Fork no more, and end after the last agent."""
+        self._channel.close()
+        while self._agents:
+            self._select([], None)
+        os._exit(0)
+
+    # --- imports ------------------------------------------------------------------------------
+
+    def _import(self, name: str) -> None:
+        module, _, function = name.partition(":")
+        if module in sys.modules and not function:
+            return
+        self._told = False
+        self._channel.send(Importing(module=module))
+        with _LookingForParent(self._kernel_pid):
+            if function:
+                failed, unfit = preload.import_library(module, _call(function))
+            else:
+                failed, unfit = preload.import_library(module)
+        if failed:
+            self._failed[module] = failed
+        if unfit:
+            self._unfit(module, unfit)
+
+    def _unfit(self, module: str, reason: str) -> NoReturn:
+        self._channel.send(Unfit(module=module, reason=reason))
+        self._retire()
+
+    def _import_prelude(self, names: tuple[str, ...]) -> None:
+        from ddp_magic import prelude
+
+        for name in names:
+            if name in vars(prelude):
+                continue
+            home = prelude.HOMES[name][0]
+            home = prelude.__name__ + home if home.startswith(".") else home
+            self._channel.send(Importing(module=home))
+            with _LookingForParent(self._kernel_pid):
+                # A failure is the rank's to show, when its cell uses the name.
+                _, unfit = preload.import_library(name, lambda name: getattr(prelude, name))
+            if unfit:
+                self._unfit(home, unfit)
+            self._told = False
+
+    def _tell(self) -> None:
+        """Report what is there now, and keep its pages shared."""
+        # A CUDA context may have been begun by any of those since the last time.
+        if not preload.cuda_survives_fork():
+            self._unfit("", "a library has begun CUDA while it was imported")
+        _freeze()
+        self._told = True
+        self._channel.send(Preloaded(files=preload.files(), failed=self._failed))
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        try:
+            commands = self._channel.receive()
+        except ProtocolError:
+            commands = None
+        if commands is None:
+            self._retire()
+        for command in commands:
+            match command:
+                case Preload(modules=modules):
+                    self._wanted.extend(modules)
+                    self._told = False
+                case ForkAgent():
+                    self._fork(command)
+                case _:
+                    pass
+
+    def _fork(self, command: ForkAgent) -> None:
+        spec = AgentSpec.from_json(command.spec)
+        self._import_prelude(spec.prelude)
+        if not self._told:
+            _freeze()
+        pid = os.fork()
+        if pid == 0:
+            for fd in (self._kernel, *self._agents):
+                os.close(fd)
+            _become_agent(command, spec)
+        pidfd = os.pidfd_open(pid)
+        self._agents[pidfd] = pid
+        self._channel.send(Forked(run_id=spec.run_id, pid=pid), fd=pidfd)
+
+    def _reap(self, pidfd: int) -> None:
+        os.waitpid(self._agents.pop(pidfd), 0)
+        os.close(pidfd)
+        # What an agent leaves that was killed itself comes to us.
+        processes.sweep(0.0, spare=self._agents.values())
+
+
+class _LookingForParent:
+    """Ends this process if its kernel ends during an import, in which nothing else is heard."""
+
+    def __init__(self, kernel_pid: int) -> None:
+        self._kernel_pid = kernel_pid
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, self._look)
+        signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
+
+    def _look(self, _signum: int, _frame: FrameType | None) -> None:
+        if os.getppid() != self._kernel_pid:
+            processes.sweep(AGENTS_GRACE_S)
+            os._exit(1)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _call(function: str) -> Callable[[str], Any]:
+    return lambda module: getattr(importlib.import_module(module), function)()
+
+
+def _freeze() -> None:
+    """Keep the collector's hands off what is there: pages that it does not touch stay shared."""
+    gc.collect()
+    gc.freeze()
+
+
+def _become_agent(command: ForkAgent, spec: AgentSpec) -> NoReturn:
+    """Turn this fork of the forkserver into an agent, in the kernel's present state."""
+    try:
+        os.setsid()
+        log = os.open(Path(spec.worker.directory) / "agent.log", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        _take_state(command, spec)
+        from ddp_magic import agent
+
+        agent.main(spec)
+    except BaseException:  # noqa: BLE001 -- the forkserver's frames below must never run on here
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _take_state(command: ForkAgent, spec: AgentSpec) -> None:
+    os.environ.clear()
+    os.environ.update(command.env)
+    os.umask(command.umask)
+    try:
+        os.chdir(command.cwd)
+    except OSError:  # the notebook's directory is gone: so it is for the notebook
+        pass
+    sys.path[:] = spec.sys_path
+    importlib.invalidate_caches()
+    time.tzset()
+    tempfile.tempdir = None  # found anew, from TMPDIR
+    gc.enable()
+
+
+def main() -> NoReturn:
+    """Serve the kernel, which starts this by `python -c`; what it has to say first is on stdin."""
+    start = json.loads(sys.stdin.read())
+    sys.path[:] = start["sys_path"]
+    sys.argv[:] = [""]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.adopt_orphans()
+    # Collections would touch, and so copy, the pages that agents and ranks share with us.
+    gc.disable()
+    Forkserver(Channel(socket.socket(fileno=start["channel"])), start["kernel_pid"]).serve()

@@ -1,0 +1,186 @@
+"""Which libraries a forkserver imports, and whether it may still be forked from afterwards.
+
+Only installed libraries, never the user's own modules, which are read afresh by every rank. And
+only libraries that leave the process fit: a thread does not survive a fork, nor does a device's
+context.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# A notebook's kernel has these for itself; a rank has no use for them.
+_KERNELS_OWN = frozenset(
+    [
+        "comm",
+        "debugpy",
+        "ipykernel",
+        "jupyter_client",
+        "jupyter_core",
+        "nest_asyncio",
+        "tornado",
+        "zmq",
+    ]
+)
+_DEVICE_FILES = ("/dev/nvidia", "/dev/kfd")
+
+
+@cache
+def library_roots() -> tuple[str, ...]:
+    """Return the directories in which libraries are installed, each with a slash at its end."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    places.append(site.getusersitepackages())
+    return tuple(dict.fromkeys(os.path.join(place, "") for place in places))  # noqa: PTH118 -- Path drops the slash
+
+
+@cache
+def _interpreter_roots() -> tuple[str, ...]:
+    places = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    own = str(Path(__file__).resolve().parent)
+    return tuple(os.path.join(place, "") for place in (*places, own))  # noqa: PTH118
+
+
+def libraries(modules: Mapping[str, ModuleType]) -> list[str]:
+    """Return the names of installed libraries' modules among `modules`, in their order.
+
+    Args:
+        modules: As `sys.modules`, whose order is that in which imports began.
+    """
+    found = []
+    for name, module in list(modules.items()):
+        spec = getattr(module, "__spec__", None)
+        origin = getattr(spec, "origin", None)
+        if spec is None or spec.name != name or not isinstance(origin, str):
+            continue
+        top = name.partition(".")[0]
+        if origin.startswith(library_roots()) and top not in _KERNELS_OWN and top != "ddp_magic":
+            found.append(name)
+    return found
+
+
+def search_path(sys_path: Iterable[str], cwd: str) -> list[str]:
+    """Return a module search path without the user's working directory."""
+    return [entry for entry in sys_path if entry not in ("", ".", cwd)]
+
+
+def shadowed(names: Iterable[str], sys_path: Iterable[str], cwd: str) -> tuple[str, str] | None:
+    """Return (library, directory) of the first library that a directory of the user's hides now.
+
+    Args:
+        names: Top-level names of libraries that are preloaded.
+        sys_path: The kernel's.
+        cwd: What "" means in it.
+    """
+    wanted = list(names)
+    known = (*library_roots(), *_interpreter_roots())
+    for entry in sys_path:
+        place = os.path.join(entry or cwd, "")  # noqa: PTH118
+        if place in library_roots():
+            return None  # from here on, the libraries come first
+        if place in known or not os.path.isdir(place):  # noqa: PTH112 -- hot path
+            continue
+        for name in wanted:
+            spec = PathFinder.find_spec(name, [entry or cwd])
+            if spec is not None and spec.origin is not None:
+                return name, place
+    return None
+
+
+# --- in the forkserver ------------------------------------------------------------------------
+
+
+def import_library(
+    name: str, load: Callable[[str], Any] = importlib.import_module
+) -> tuple[str, str]:
+    """Import a module.
+
+    Returns:
+        Why it could not be imported, and why this process must not be forked from any more; empty
+        where that is not so.
+    """
+    before = set(sys.modules)
+    failed = ""
+    try:
+        load(name)
+    except Exception as error:  # noqa: BLE001 -- a library's import may raise anything
+        failed = f"{type(error).__name__}: {error}"
+    return failed, unfit(set(sys.modules) - before)
+
+
+def unfit(new_modules: Iterable[str] = ()) -> str:
+    """Say why this process must not be forked from; empty if it may be.
+
+    Args:
+        new_modules: What an import has brought: none of it may be the user's own.
+    """
+    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 -- hot path
+        return "it starts threads"
+    if _holds_device():
+        return "it opens a device"
+    installed = (*library_roots(), *_interpreter_roots())
+    for name in new_modules:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if isinstance(file, str) and os.path.isabs(file) and not file.startswith(installed):  # noqa: PTH117
+            return f"it imports {name} from {file}, which is not installed"
+    return ""
+
+
+def _holds_device() -> bool:
+    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(_DEVICE_FILES):  # noqa: PTH115
+                return True
+        except OSError:
+            continue  # the listing's own
+    return False
+
+
+def cuda_survives_fork() -> bool:
+    """Ask a forked child whether torch could begin CUDA there."""
+    pid = os.fork()
+    if pid == 0:
+        torch = sys.modules.get("torch")
+        bad = torch is not None and torch.cuda._is_in_bad_fork()
+        os._exit(1 if bad else 0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def files() -> dict[str, list[Any]]:
+    """Return (file, mtime in ns, inode) of every package and top-level module of a library."""
+    found = {}
+    for name in libraries(sys.modules):
+        module = sys.modules[name]
+        file = module.__spec__.origin  # type: ignore[union-attr]  # `libraries` has seen it
+        if hasattr(module, "__path__") or "." not in name:
+            try:
+                status = os.stat(file)  # type: ignore[arg-type]  # noqa: PTH116
+            except OSError:
+                continue
+            found[name] = [file, status.st_mtime_ns, status.st_ino]
+    return found
+
+
+def changed(held: Mapping[str, list[Any]]) -> str:
+    """Return the top-level name of a library whose files are others now; empty if there is none.
+
+    Args:
+        held: What `files` returned when it was imported.
+    """
+    for name, (file, mtime_ns, inode) in held.items():
+        try:
+            status = os.stat(file)  # noqa: PTH116 -- hot path
+        except OSError:
+            return name.partition(".")[0]
+        if (status.st_mtime_ns, status.st_ino) != (mtime_ns, inode):
+            return name.partition(".")[0]
+    return ""
