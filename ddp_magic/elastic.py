@@ -4,7 +4,7 @@
   imported already; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
 - The store of the worker group: owned by the agent, on port 0, so that no port is guessed and
-  released, and every attempt has a store of its own.
+  released; every attempt has a store of its own, made after its ranks.
 
 It leans on internals of torch (`PContext`, `start_processes`, `_rendezvous`); a test for each
 supported torch watches them. This is the only importer of `torch.distributed.elastic`.
@@ -16,11 +16,12 @@ import functools
 import gc
 import os
 import signal
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server import local_elastic_agent
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing.api import (
@@ -41,7 +42,9 @@ from ddp_magic import worker
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.ranks import TERM_GRACE_S, Ranks
 
-MONITOR_INTERVAL_S = 0.02
+MONITOR_INTERVAL_S = 0.01
+HOST = "127.0.0.1"
+_PORT = struct.Struct("!I")
 
 
 class NoLogs(LogsSpecs):
@@ -86,9 +89,17 @@ class ForkContext(PContext):
     def _start(self) -> None:
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
+        # All ranks are forked before the store's server has its threads, which could hold a lock
+        # at the moment of a fork that nobody would release in the rank.
+        read_end, write_end = os.pipe()
         for local_rank in range(self.nprocs):
-            env = self.envs[local_rank]
-            self._ranks.fork(local_rank, functools.partial(_run_worker, env, self._settings))
+            env, settings = self.envs[local_rank], self._settings
+            main = functools.partial(_run_worker, env, settings, (read_end, write_end))
+            self._ranks.fork(local_rank, main)
+        self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        os.write(write_end, _PORT.pack(self._store.port) * self.nprocs)
+        os.close(read_end)
+        os.close(write_end)
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.poll()
@@ -116,10 +127,10 @@ class ForkContext(PContext):
 
 
 class OneNode(RendezvousHandler):
-    """The rendezvous of a single node: a store of its own for each attempt, and nobody to wait for.
+    """The rendezvous of a single node: nobody to wait for, and no server.
 
-    On a port that the store owns from the first moment, so that none is guessed and released.
-    torch's own (c10d) waits for up to 0.3 s for nodes that could still join.
+    The ranks' store comes later (`ForkContext`): what is agreed here, the agent agrees with itself.
+    torch's own handler (c10d) waits for up to 0.3 s for nodes that could still join.
 
     Args:
         run_id: The run's name.
@@ -140,10 +151,9 @@ class OneNode(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return a new store, for this node alone."""
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        address = RendezvousStoreInfo("127.0.0.1", store.port)
-        return RendezvousInfo(store, rank=0, world_size=1, bootstrap_store_info=address)
+        """Return this node alone; the port is filled in by `ForkContext`."""
+        address = RendezvousStoreInfo(HOST, 0)
+        return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
 
     def is_closed(self) -> bool:
         """Tell whether there will be no other attempt."""
@@ -162,7 +172,7 @@ class OneNode(RendezvousHandler):
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Close; the store ends with the agent."""
+        """Close."""
         self._closed = True
         return True
 
@@ -190,12 +200,22 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
         entrypoint="ddp_magic",  # a name for torch's log: `worker.main` is what runs
         max_restarts=0,
         monitor_interval=MONITOR_INTERVAL_S,
-        local_addr="127.0.0.1",
+        local_addr=HOST,
     )
     logs = NoLogs(spec.worker.directory)
     local_elastic_agent.LocalElasticAgent(workers, logs_specs=logs).run()
 
 
-def _run_worker(env: Mapping[str, str], settings: WorkerSettings) -> NoReturn:
+def _run_worker(
+    env: Mapping[str, str], settings: WorkerSettings, pipe: tuple[int, int]
+) -> NoReturn:
+    """Be a rank, once the agent has said where its store is."""
+    read_end, write_end = pipe
+    os.close(write_end)
+    port = os.read(read_end, _PORT.size)  # each rank takes one of as many numbers
+    os.close(read_end)
+    if not port:
+        raise ConnectionError("the agent has ended")
     os.environ.update(env)
+    os.environ["MASTER_PORT"] = str(_PORT.unpack(port)[0])
     worker.main(settings)

@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,9 @@ AGENTS_GRACE_S = 1.0  # for the agents to end what they run, when the kernel is 
 # display only if the inline backend finds a shell when it is imported.
 BASE = ("torch", "ddp_magic.elastic", "ddp_magic.shell:preload", "matplotlib_inline.backend_inline")
 
+# What nearly every cell comes to need, when there is time: DDP's constructor imports the first.
+SOON = ("torch._dynamo", "IPython.core.logger")
+
 
 class Forkserver:
     """The main loop: answers the kernel, imports when there is nothing else to do, reaps.
@@ -50,7 +54,7 @@ class Forkserver:
         self._kernel_pid = kernel_pid
         self._kernel = os.pidfd_open(kernel_pid)
         self._agents: dict[int, int] = {}  # pidfd -> pid
-        self._wanted: deque[str] = deque()
+        self._wanted: deque[str] = deque(SOON)
         self._failed: dict[str, str] = {}
         self._told = False
 
@@ -200,9 +204,12 @@ def _call(function: str) -> Callable[[str], Any]:
 
 
 def _freeze() -> None:
-    """Keep the collector's hands off what is there: pages that it does not touch stay shared."""
+    """Make what is there everybody's: shared, and nobody's to clean up."""
+    # A fork would run them at its own end: hundreds of torch's, and perhaps one that removes a
+    # temporary directory that all forks use.
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # the collector does not touch the pages of what is frozen: they stay shared
 
 
 def _become_agent(command: ForkAgent, spec: AgentSpec) -> NoReturn:

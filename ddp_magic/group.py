@@ -316,9 +316,9 @@ class WorkerGroup:
         events: list[Event] = []
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline:
-            ready = self._selector.select(0.05)
-            if not any(key.data != self._accept for key in self._selector.get_map().values()):
+            if all(key.data == self._accept for key in self._selector.get_map().values()):
                 break
+            ready = self._selector.select(0.05)
             for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
                 if key.fileobj in self._selector.get_map():
                     events += key.data(key.fileobj)

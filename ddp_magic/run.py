@@ -181,6 +181,7 @@ class Run:
                 if self.state in (State.PENDING, State.RUNNING):  # an error of the kernel's own
                     self.state = State.FAILED
         screen.finish(self)
+        storage.prune_now_and_then()
 
     def _follow(self, screen: Screen, presses: Presses) -> None:
         stop: Stop | None = None

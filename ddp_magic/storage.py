@@ -12,12 +12,15 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 KEEP_S = 7 * 24 * 3600
 KEEP_BYTES = 10**9
+PRUNE_EVERY_S = 600.0
 _numbers = itertools.count(1)
+_pruned: float | None = None
 
 
 def runs_directory() -> Path:
@@ -39,7 +42,6 @@ def runs_directory() -> Path:
 def new_run_directory() -> Path:
     """Make the directory of the next run of this kernel; its name is the run's id."""
     root = runs_directory()
-    prune(root)
     stamp = time.strftime("%m%d-%H%M%S")
     while True:
         path = root / f"{stamp}-{os.getpid()}-{next(_numbers)}"
@@ -50,6 +52,22 @@ def new_run_directory() -> Path:
         return path
 
 
+def prune_now_and_then() -> threading.Thread | None:
+    """Remove old runs in a thread of its own: with thousands of them it takes a while.
+
+    Returns:
+        The thread; None where it has been done less than `PRUNE_EVERY_S` ago.
+    """
+    global _pruned  # noqa: PLW0603 -- one clock for the process
+    now = time.monotonic()
+    if _pruned is not None and now - _pruned < PRUNE_EVERY_S:
+        return None
+    _pruned = now
+    thread = threading.Thread(target=prune, args=(runs_directory(),), daemon=True)
+    thread.start()
+    return thread
+
+
 def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -> None:
     """Remove the oldest runs beyond `keep_s` seconds of age or `keep_bytes` in all.
 
@@ -57,8 +75,11 @@ def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -
     """
     sizes = {}
     for path in root.iterdir():
-        files = [p.lstat() for p in path.rglob("*") if p.is_file() or p.is_socket()]
-        newest = max((f.st_mtime for f in files), default=path.lstat().st_mtime)
+        try:
+            files = [p.lstat() for p in path.rglob("*") if p.is_file() or p.is_socket()]
+            newest = max((f.st_mtime for f in files), default=path.lstat().st_mtime)
+        except OSError:  # another kernel removes it, or its run does
+            continue
         sizes[path] = (newest, sum(f.st_size for f in files))
     total = 0
     for path, (newest, size) in sorted(sizes.items(), key=lambda item: -item[1][0]):

@@ -235,14 +235,16 @@ def test_a_rank_stuck_in_a_collective_is_stopped(kernel: Kernel) -> None:
     assert result.status == "error"
 
 
-def test_stop_while_the_ranks_start(kernel: Kernel) -> None:
-    """Before there is a rank that could answer, Stop ends the start itself."""
+def test_stop_while_the_ranks_start(new_kernel: Callable[..., Kernel]) -> None:
+    """While the forkserver still imports there is no rank; Stop ends the start itself."""
+    kernel = new_kernel()
     message = kernel.start("%%ddp -n 2\nprint('never')")
-    time.sleep(0.7)
+    time.sleep(0.3)
     kernel.interrupt()
     result = kernel.finish(message, timeout_s=10)
     assert result.status == "error"
     assert "never" not in result.text
+    assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
 
 
 # --- the kernel's end -----------------------------------------------------------------------------
