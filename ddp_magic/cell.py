@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -23,10 +23,12 @@ class Cell:
     Attributes:
         source: Python with the notebook's line numbers.
         reads: Names that the cell may read before it is certain to have assigned them.
+        environment: Environment variables that its top level sets to literal strings.
     """
 
     source: str
     reads: frozenset[str]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class LineKeepingTransformer(TransformerManager):
@@ -99,7 +101,36 @@ def prepare(
     # Compiling also finds what parsing alone does not ('return' outside function).
     compile(source, filename, "exec", flags=flags, dont_inherit=True)
     tree = compile(source, filename, "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-    return Cell(source, frozenset(names_read(tree)))
+    return Cell(source, frozenset(names_read(tree)), environment_set(tree))
+
+
+def environment_set(tree: ast.Module) -> dict[str, str]:
+    """Return the environment variables that a cell's top level sets to literal strings.
+
+    A script says `os.environ["HF_HOME"] = "/data"` above its imports, and means the libraries that
+    read it when they are imported. `%env HF_HOME=/data` is the same.
+    """
+    found = {}
+    for statement in tree.body:
+        match statement:
+            case ast.Assign(
+                targets=[
+                    ast.Subscript(
+                        value=ast.Attribute(attr="environ"), slice=ast.Constant(value=str(name))
+                    )
+                ],
+                value=ast.Constant(value=str(value)),
+            ):
+                found[name] = value
+            case ast.Expr(
+                value=ast.Call(
+                    func=ast.Attribute(attr="run_line_magic"),
+                    args=[ast.Constant(value="env"), ast.Constant(value=str(text))],
+                )
+            ) if "=" in text and not set("{$") & set(text):
+                name, _, value = text.partition("=")
+                found[name.strip()] = value.strip()
+    return found
 
 
 def _indentation(body: str) -> str:

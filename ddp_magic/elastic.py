@@ -96,7 +96,9 @@ class ForkContext(PContext):
             env, settings = self.envs[local_rank], self._settings
             main = functools.partial(_run_worker, env, settings, (read_end, write_end))
             self._ranks.fork(local_rank, main)
-        self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        # Without libuv: its server asks the DNS for the name of each client, and a name server that
+        # does not answer costs 5 s a rank, before anything else is done.
+        self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, use_libuv=False)
         os.write(write_end, _PORT.pack(self._store.port) * self.nprocs)
         os.close(read_end)
         os.close(write_end)

@@ -16,7 +16,7 @@ from ddp_magic import diagnose, storage
 from ddp_magic.cell import Cell
 from ddp_magic.diagnose import Failure
 from ddp_magic.engines import Engine
-from ddp_magic.environment import rank_environment
+from ddp_magic.environment import is_late, rank_environment
 from ddp_magic.errors import (
     DDPMagicError,
     LaunchError,
@@ -125,6 +125,7 @@ class Run:
         self.cell_path = self.directory / "cell.py"
         self.cell_path.write_text(cell.source, encoding="utf-8")
         self._source = cell.source
+        self._environment = cell.environment
         self._notebook = frozenset(notebook)
         self.label = f"Cell In[{execution_count}]" if execution_count else "Cell"
         self.options = options
@@ -165,7 +166,9 @@ class Run:
             engine: What places the agent.
             sys_path: The ranks' module search path.
         """
-        env = rank_environment(os.environ, self.options.visible, self.options.nproc)
+        # What the cell sets for libraries that are imported before it runs.
+        early = {n: v for n, v in self._environment.items() if not is_late(n)}
+        env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
         self.started = time.time()
         screen.start(self)
         with Presses() as presses:
@@ -181,6 +184,7 @@ class Run:
                 if self.state in (State.PENDING, State.RUNNING):  # an error of the kernel's own
                     self.state = State.FAILED
         screen.finish(self)
+        storage.tidy(self.directory)
         storage.prune_now_and_then()
 
     def _follow(self, screen: Screen, presses: Presses) -> None:

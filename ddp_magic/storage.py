@@ -52,6 +52,13 @@ def new_run_directory() -> Path:
         return path
 
 
+def tidy(directory: Path) -> None:
+    """Remove the empty files of a run that has ended: logs in which nobody wrote."""
+    for path in directory.iterdir():
+        if path.is_file() and path.stat().st_size == 0:
+            path.unlink(missing_ok=True)
+
+
 def prune_now_and_then() -> threading.Thread | None:
     """Remove old runs in a thread of its own: with thousands of them it takes a while.
 

@@ -71,7 +71,8 @@ class Forkserver:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this object
-        self._env: dict[str, str] = {}
+        self._env: dict[str, str] = {}  # that of the ranks it is for
+        self._notebooks: dict[str, str] = {}  # the kernel's, at the same time
         self._wanted: dict[str, None] = {}
         self._left_out: dict[str, str] = {}
         self._seen = 0
@@ -92,13 +93,18 @@ class Forkserver:
 
     # --- the process --------------------------------------------------------------------------
 
-    def launch(self) -> None:
-        """Start it if it does not run, in the environment of now. Returns at once."""
+    def launch(self, env: dict[str, str] | None = None) -> None:
+        """Start it if it does not run. Returns at once.
+
+        Args:
+            env: The environment of the ranks it is for; None for those of the kernel as it is.
+        """
         with self._lock:
             if self.off or self._channel is not None:
                 return
             self._forget()
-            self._env = rank_environment(os.environ, None, 1)
+            self._notebooks = rank_environment(os.environ, None, 1)
+            self._env = env if env is not None else self._notebooks
             ours, theirs = socket.socketpair()
             with theirs:
                 self._process = subprocess.Popen(
@@ -145,7 +151,9 @@ class Forkserver:
                 self._seen = len(modules)
                 self.want(preload.libraries(modules))
             self._drain()
-            if self._channel is not None and (reason := self._stale(os.environ, sys.path)):
+            now = rank_environment(os.environ, None, 1)
+            reason = _changes(now, self._notebooks) or self._stale(sys.path)
+            if self._channel is not None and reason:
                 self._retire(reason)
             self.launch()
 
@@ -169,10 +177,8 @@ class Forkserver:
         self._leave()
         self._note(f"{reason}: what is preloaded is imported anew")
 
-    def _stale(self, env: Mapping[str, str], sys_path: Iterable[str]) -> str:
+    def _stale(self, sys_path: Iterable[str]) -> str:
         """Say why this forkserver's libraries are not what a fresh interpreter would import."""
-        if different := early_differences(rank_environment(env, None, 1), self._env):
-            return f"{', '.join(different)} changed"
         if not self._ready:
             return ""
         if upgraded := preload.changed(self._files):
@@ -240,7 +246,7 @@ class Forkserver:
             if self._importing and (self._deaths > 1 or code != -signal.SIGKILL):
                 self._leave_out(self._importing, f"its import ended the process: {words}")
         if self._pending:
-            self.launch()
+            self.launch(self._pending[0].env)
             for agent in self._pending:
                 self._request(agent)
 
@@ -273,10 +279,10 @@ class Forkserver:
         with self._lock:
             self._drain()
             if self._channel is not None and not self.off:
-                reason = self._stale(env, spec.sys_path)
+                reason = _changes(env, self._env) or self._stale(spec.sys_path)
                 if reason:
                     self._retire(reason)
-            self.launch()
+            self.launch(env)
             agent = ForkedAgent(self, spec, env)
             agent.notes, self._notes = self._notes, []
             if self.off:
@@ -427,6 +433,11 @@ def unsupported() -> str:
     except (OSError, AttributeError):
         return "a system without pidfd"
     return ""
+
+
+def _changes(now: Mapping[str, str], then: Mapping[str, str]) -> str:
+    different = early_differences(now, then)
+    return f"{', '.join(different)} changed" if different else ""
 
 
 def _cwd() -> str:

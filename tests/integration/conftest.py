@@ -11,9 +11,15 @@ from tests.integration.kernel import Kernel
 
 
 @pytest.fixture(scope="module")
-def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+def shared_kernel_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of the module's kernel."""
+    return tmp_path_factory.mktemp("kernel")
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(shared_kernel_directory: Path) -> Iterator[Kernel]:
     """A kernel with the extension loaded, for all tests of a module."""
-    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
+    kernel = Kernel(shared_kernel_directory)
     assert kernel.run("%load_ext ddp_magic").status == "ok"
     yield kernel
     kernel.stop()

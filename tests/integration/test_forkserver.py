@@ -1,0 +1,530 @@
+"""The forkserver: what it preloads, whose state a rank starts in, its death, and the cold way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.kernel import Kernel, wait_gone
+
+SLOW_S = 2.0  # no start takes so long
+
+
+def _status(kernel: Kernel) -> str:
+    result = kernel.run("print(repr(get_ipython().run_line_magic('ddp_status', '')))")
+    return result.text.split("\n\n")[0]
+
+
+def _wait_status(kernel: Kernel, words: str, timeout_s: float = 30.0) -> str:
+    """Run %ddp_status until it contains `words`; return it."""
+    deadline = time.monotonic() + timeout_s
+    while words not in (text := _status(kernel)):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
+    return text
+
+
+class Site:
+    """A directory of installed packages of the test's own."""
+
+    def __init__(self, base: Path) -> None:
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self.directory = base / "lib" / version / "site-packages"
+        self.directory.mkdir(parents=True)
+        self.env = {"PYTHONUSERBASE": str(base), "PYTHONPATH": str(self.directory)}
+
+    def install(self, name: str, source: str) -> None:
+        """Write a package; installing it again replaces its file, as pip does."""
+        package = self.directory / name
+        package.mkdir(exist_ok=True)
+        new = package / "new"
+        new.write_text(textwrap.dedent(source))
+        new.replace(package / "__init__.py")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "site")
+
+
+# --- what is preloaded ----------------------------------------------------------------------------
+
+
+def test_it_follows_the_notebook(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """Installed libraries that the notebook, or an earlier cell's ranks, have imported."""
+    site.install("used_here", "import os\nPID = os.getpid()")
+    site.install("used_there", "import os\nPID = os.getpid()")
+    kernel = new_kernel(site.env)
+    kernel.run("import used_here")
+    assert "used_here" in _wait_status(kernel, "used_here")
+    kernel.run("%%ddp -n 2\nimport used_there")
+    text = _wait_status(kernel, "used_there")
+    assert "ready" in text
+    result = kernel.run(
+        "%%ddp -n 2\nimport os, used_here, used_there\n"
+        "print(os.getpid() not in (used_here.PID, used_there.PID))"
+    )
+    assert result.text.count("True") == 2, result
+
+
+def test_the_preludes_libraries_are_imported_once(kernel: Kernel) -> None:
+    """Before the first cell that uses them starts, and in the forkserver: its ranks share them."""
+    result = kernel.run(
+        "%%ddp -n 2\nimport sys, time\nbegan = time.time()\n"
+        "from monai.losses import DiceLoss as D\n"
+        "print(DiceLoss is D, time.time() - began < 0.5)"
+    )
+    assert result.text.count("True True") == 2, result
+    assert "monai" in _wait_status(kernel, "monai")
+
+
+def test_never_the_users_own_modules(kernel: Kernel, shared_kernel_directory: Path) -> None:
+    """An edited module is always read afresh."""
+    module = shared_kernel_directory / "my_dataset.py"
+    for value in (1, 22, 333):
+        module.write_text(f"VALUE = {value}")
+        kernel.run("import my_dataset")
+        result = kernel.run("%%ddp -n 2\nimport my_dataset\nprint(my_dataset.VALUE)")
+        assert result.text.count(f"] {value}\n") == 2, result
+    assert "my_dataset" not in _status(kernel)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            "import threading, time\n"
+            "threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+            "it starts threads",
+        ),
+        ("import my_module", "it imports my_module"),
+        ("import sys, os\n'ipykernel' in sys.modules or 'RANK' in os.environ or os._exit(3)", "3"),
+    ],
+    ids=["threads", "the user's module", "ends the process"],
+)
+def test_a_library_that_cannot_be_preloaded_is_left_to_the_ranks(
+    new_kernel: Callable[..., Kernel], site: Site, tmp_path: Path, source: str, reason: str
+) -> None:
+    """It is found out, named with its reason, and works in the ranks."""
+    site.install("awkward", source + "\nVALUE = 7")
+    (tmp_path / "my_module.py").write_text("")
+    kernel = new_kernel({**site.env, "PYTHONPATH": f"{site.directory}:{tmp_path}"})
+    kernel.run("import awkward, mpmath")
+    text = _wait_status(kernel, "left to the ranks: awkward")
+    assert reason in text
+    for _ in range(2):
+        result = kernel.run("%%ddp -n 2\nimport awkward\nprint('value', awkward.VALUE)")
+        assert result.text.count("value 7") == 2, result
+    assert "mpmath" in _wait_status(kernel, "ready")
+
+
+def test_a_library_that_raises_is_left_alone(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """An import that fails there is the ranks' to try, and to show."""
+    site.install("picky", "import sys\nassert 'ipykernel' in sys.modules, 'no kernel here'")
+    kernel = new_kernel(site.env)
+    kernel.run("import picky")
+    assert "picky (AssertionError: no kernel here)" in _wait_status(kernel, "picky")
+    result = kernel.run("%%ddp -n 2\nimport picky")
+    assert "no kernel here" in result.error["evalue"], result
+
+
+def test_preload_by_configuration(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """`%config DDPMagics.preload` names more, or turns it off."""
+    site.install("asked_for", "")
+    kernel = new_kernel(site.env)
+    kernel.run("%config DDPMagics.preload = ['asked_for']")
+    _wait_status(kernel, "asked_for")
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    kernel.run("%config DDPMagics.preload = False")
+    assert wait_gone([forkserver.pid], 3.0) == []
+    assert kernel.forkserver() is None
+    assert "off" in _status(kernel)
+    result = kernel.run("%%ddp -n 2\nprint('cold')")
+    assert result.lines.count("[rank 0] cold") == 1, result
+    kernel.run("%config DDPMagics.preload = True")
+    assert kernel.forkserver() is not None
+
+
+# --- the state that ranks start in ----------------------------------------------------------------
+
+
+def test_a_variable_that_libraries_read_at_import(
+    new_kernel: Callable[..., Kernel], site: Site
+) -> None:
+    """Changed in the notebook, or at the top of the cell: the libraries see it."""
+    site.install("reader", "import os\nHOME = os.environ.get('READER_HOME', 'none')")
+    kernel = new_kernel(site.env)
+    kernel.run("import os, reader")
+    cell = "%%ddp -n 2\nimport reader\nprint('home', reader.HOME)"
+    assert kernel.run(cell).text.count("home none") == 2
+    _wait_status(kernel, "reader")
+    kernel.run("os.environ['READER_HOME'] = 'changed'")
+    result = kernel.run(cell)
+    assert result.text.count("home changed") == 2, result
+    result = kernel.run(cell.replace("import", "os.environ['READER_HOME'] = 'own'\nimport"))
+    assert result.text.count("home own") == 2, result
+    result = kernel.run(cell.replace("import", "%env READER_HOME=magic\nimport"))
+    assert result.text.count("home magic") == 2, result
+    assert kernel.run(cell).text.count("home changed") == 2
+
+
+def test_variables_that_are_read_late_cost_nothing(kernel: Kernel) -> None:
+    """Devices, thread counts, NCCL's settings and the time zone: the forkserver stays."""
+    kernel.run("%%ddp -n 1\npass")
+    before = kernel.forkserver()
+    assert before is not None
+    result = kernel.run(
+        "import os\nos.environ.update(CUDA_VISIBLE_DEVICES='5', NCCL_DEBUG='INFO', "
+        "OMP_NUM_THREADS='3', TZ='Asia/Tokyo')"
+    )
+    result = kernel.run(
+        "%%ddp -n 2\nimport time\n"
+        "e = os.environ\n"
+        "print(e['CUDA_VISIBLE_DEVICES'], e['NCCL_DEBUG'], torch.get_num_threads(), time.tzname[0],"
+        " 'PYTORCH_NVML_BASED_CUDA_CHECK' in e)"
+    )
+    kernel.run(
+        "for name in ('CUDA_VISIBLE_DEVICES', 'NCCL_DEBUG', 'OMP_NUM_THREADS', 'TZ'):\n"
+        "    del os.environ[name]"
+    )
+    assert result.text.count("5 INFO 3 JST False") == 2, result
+    assert kernel.forkserver() == before
+
+
+def test_an_upgraded_package_is_noticed(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """As after `%pip install`: the ranks have the new one, whatever the notebook has."""
+    site.install("moving", "VERSION = 1")
+    kernel = new_kernel(site.env)
+    kernel.run("import moving")
+    _wait_status(kernel, "moving")
+    site.install("moving", "VERSION = 22")
+    result = kernel.run("%%ddp -n 2\nimport moving\nprint('version', moving.VERSION)")
+    assert result.text.count("version 22") == 2, result
+
+
+def test_a_checkout_in_front_of_the_package(
+    new_kernel: Callable[..., Kernel], site: Site, tmp_path: Path
+) -> None:
+    """`sys.path.insert(0, ...)` after the library was preloaded."""
+    site.install("moving", "PLACE = 'installed'")
+    checkout = tmp_path / "checkout"
+    (checkout / "moving").mkdir(parents=True)
+    (checkout / "moving" / "__init__.py").write_text("PLACE = 'checkout'")
+    kernel = new_kernel(site.env)
+    kernel.run("import moving")
+    _wait_status(kernel, "moving")
+    kernel.run(f"import sys; sys.path.insert(0, {str(checkout)!r})")
+    result = kernel.run("%%ddp -n 2\nimport moving\nprint('place', moving.PLACE)")
+    assert result.text.count("place checkout") == 2, result
+
+
+def test_random_state_is_fresh(kernel: Kernel) -> None:
+    """Every rank of every run draws its own numbers, in torch, NumPy and Python."""
+    cell = (
+        "%%ddp -n 3\nimport random\nprint(torch.rand(1).item(), np.random.rand(), random.random())"
+    )
+    drawn = [
+        number
+        for _ in range(2)
+        for line in kernel.run(cell).lines
+        for number in line.split("] ")[1].split()
+    ]
+    assert len(drawn) == 18
+    assert len(set(drawn)) == 18
+
+
+def test_the_process_is_as_the_notebook_left_it(kernel: Kernel, tmp_path: Path) -> None:
+    """umask and temporary directory; and neither the shell's nor the forkserver's leftovers."""
+    kernel.run(f"import os\nold = os.umask(0o027); os.environ['TMPDIR'] = {str(tmp_path)!r}")
+    result = kernel.run(
+        "%%ddp -n 2\nimport gc, signal, sys, tempfile, threading\n"
+        "print(oct(os.umask(0)), tempfile.gettempdir(), gc.isenabled(), len(sys.argv), "
+        "signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "
+        "signal.getitimer(signal.ITIMER_REAL)[0], os.getpgrp() == os.getpid())"
+    )
+    kernel.run("os.umask(old); del os.environ['TMPDIR']")
+    assert result.text.count(f"0o27 {tmp_path} True 1 True 0.0 True") == 2, result
+
+
+def test_nothing_is_inherited_open(kernel: Kernel) -> None:
+    """A rank holds no descriptor of the forkserver or of another rank."""
+    cell = (
+        "%%ddp -n 3\n"
+        "print('fds', sorted(os.readlink(f'/proc/self/fd/{f}').split(':')[0] "
+        "for f in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{f}')))"
+    )
+    kernel.run(cell)
+    result = kernel.run(cell)
+    for line in result.lines:
+        assert "pidfd" not in line, result
+        assert line.count("socket") <= 12, result  # the kernel's, the store's, two a peer
+
+
+# --- OpenMP, DataLoader, deadlocks ----------------------------------------------------------------
+
+
+def test_openmp_after_the_fork(kernel: Kernel) -> None:
+    """Pools held at one in the forkserver have their proper size, and work, in the ranks."""
+    cell = (
+        "x = torch.rand(800, 800)\ny = (x @ x).sum()\n"
+        "z = np.random.rand(800, 800)\nw = (z @ z).sum()\n"
+        "import threadpoolctl\n"
+        "sizes = {p['num_threads'] for p in threadpoolctl.threadpool_info()}\n"
+        "print('threads', torch.get_num_threads(), sizes)"
+    )
+    kernel.run("import os, numpy\nos.environ['OMP_NUM_THREADS'] = '2'")
+    both = kernel.run("%%ddp -n 2\n" + cell)
+    kernel.run("del os.environ['OMP_NUM_THREADS']")
+    assert both.text.count("threads 2 {2}") == 2, both
+    assert kernel.run("%%ddp -n 2\n" + cell).text.count("threads 1 {1}") == 2
+    fresh = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    alone = kernel.run("%%ddp -n 1\n" + cell)
+    assert f"threads {fresh.stdout.strip()} " in alone.text, alone
+
+
+def test_dataloader_workers_in_forked_ranks(kernel: Kernel) -> None:
+    """DDP, two threads a rank, workers that are forked and workers that are spawned."""
+    kernel.run("import os\nos.environ['OMP_NUM_THREADS'] = '2'")
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "class Squares(Dataset):\n"
+        "    def __len__(self): return 64\n"
+        "    def __getitem__(self, i): return torch.tensor([float(i)]) @ torch.ones(1, 1), i * i\n"
+        "model = DDP(nn.Linear(1, 1))\n"
+        "optimizer = optim.SGD(model.parameters(), lr=1e-5)\n"
+        "for context in ('fork', 'spawn'):\n"
+        "    loader = DataLoader(Squares(), batch_size=8, num_workers=2, sampler=\n"
+        "        DistributedSampler(Squares()), multiprocessing_context=context)\n"
+        "    for epoch in range(2):\n"
+        "        for x, y in loader:\n"
+        "            optimizer.zero_grad()\n"
+        "            F.mse_loss(model(x), y.float().unsqueeze(1)).backward()\n"
+        "            optimizer.step()\n"
+        "print('trained', sum(p.sum().item() for p in model.parameters()))",
+        timeout_s=100,
+    )
+    kernel.run("del os.environ['OMP_NUM_THREADS']")
+    sums = {line.split("trained ")[1] for line in result.lines if "trained" in line}
+    assert len(sums) == 1, result
+    assert result.status == "ok"
+
+
+def test_the_exit_deadlock_cannot_happen(kernel: Kernel) -> None:
+    """A DDP object that outlives its process group: 20 runs, none hangs."""
+    for _ in range(20):
+        result = kernel.run(
+            "%%ddp -n 2\nmodel = DDP(nn.Linear(4, 4))\n"
+            "t = torch.ones(3)\ndist.all_reduce(t)\ndel t\n"
+            "dist.destroy_process_group()\nprint('end')",
+            timeout_s=20,
+        )
+        assert result.text.count("end") == 2, result
+
+
+# --- its death ------------------------------------------------------------------------------------
+
+
+def test_its_death_costs_one_slow_start_and_one_line(new_kernel: Callable[..., Kernel]) -> None:
+    """SIGKILLed between two runs: the next says so and works; the one after says nothing."""
+    kernel = new_kernel()
+    assert kernel.run("%%ddp -n 2\nprint('first')").status == "ok"
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    forkserver.kill()
+    wait_gone([forkserver.pid], 3.0)
+    second = kernel.run("%%ddp -n 2\nprint('second')")
+    assert second.text.count("] second\n") == 2, second
+    assert second.text.count("the forkserver died (killed by SIGKILL)") == 1, second
+    third = kernel.run("%%ddp -n 2\nprint('third')")
+    assert "forkserver" not in third.text, third
+
+
+def test_a_run_survives_it(new_kernel: Callable[..., Kernel]) -> None:
+    """SIGKILLed while a run goes on: the run goes on to its end."""
+    kernel = new_kernel()
+    message = kernel.start(
+        "%%ddp -n 2\nimport time\nprint('up')\ntime.sleep(1.5)\ndist.barrier()\nprint('end')"
+    )
+    kernel.finish(message, until="up\n")
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    forkserver.kill()
+    result = kernel.finish(message)
+    assert result.status == "ok", result
+    assert result.text.count("] end\n") == 2, result
+    assert kernel.processes() == []
+
+
+def test_killed_while_it_imports(new_kernel: Callable[..., Kernel]) -> None:
+    """A run that waits for it gets another one."""
+    kernel = new_kernel()
+    message = kernel.start("%%ddp -n 2\nprint('in the end')")
+    time.sleep(0.3)
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    forkserver.kill()
+    result = kernel.finish(message)
+    assert result.text.count("] in the end\n") == 2, result
+    assert result.text.count("the forkserver died") == 1, result
+
+
+def test_a_retired_forkserver_ends_after_its_run(new_kernel: Callable[..., Kernel]) -> None:
+    """`%unload_ext` ends it; nothing is left."""
+    kernel = new_kernel()
+    kernel.run("%%ddp -n 2\npass")
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    kernel.run("%unload_ext ddp_magic")
+    assert wait_gone([forkserver.pid], 3.0) == []
+    kernel.run("%load_ext ddp_magic")
+    assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
+
+
+def test_it_dies_with_its_kernel_while_it_imports(new_kernel: Callable[..., Kernel]) -> None:
+    """Also in the middle of torch's import, when it hears nothing else."""
+    kernel = new_kernel()
+    time.sleep(0.3)
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    kernel.kill()
+    assert wait_gone([forkserver.pid], 3.0) == []
+
+
+def test_an_idle_forkserver_costs_no_cpu(kernel: Kernel) -> None:
+    """It sleeps until it is asked, and it has one thread."""
+    kernel.run("%%ddp -n 1\npass")
+    _wait_status(kernel, "ready")
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    before = forkserver.cpu_times()
+    time.sleep(2)
+    after = forkserver.cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.03
+    assert forkserver.num_threads() == 1
+
+
+# --- the cold way ---------------------------------------------------------------------------------
+
+
+def test_cold(new_kernel: Callable[..., Kernel]) -> None:
+    """Plain torch.distributed.run with the same worker: results, errors, deaths, Stop."""
+    kernel = new_kernel()
+    kernel.run("%config DDPMagics.preload = False")
+    good = kernel.run(
+        "%%ddp -n 2 --cold\nt = torch.ones(1)\ndist.all_reduce(t)\nprint('sum', t.item(), "
+        "open(f'/proc/{os.getppid()}/cmdline').read().count('torchrun'))"
+    )
+    assert good.text.count("sum 2.0 1") == 2, good
+    raised = kernel.run("%%ddp -n 2 --cold\nif rank == 1:\n    1 / 0\ndist.barrier()")
+    assert raised.error["ename"] == "WorkerError", raised
+    assert "Cell In[3], line 2" in raised.traceback, raised.traceback
+    assert "rank 0: was stopped at line 3" in raised.traceback, raised.traceback
+    died = kernel.run("%%ddp -n 2 --cold\nif rank == 1:\n    os._exit(7)\ndist.barrier()")
+    assert "exit" in died.error["evalue"], died
+    assert "7" in died.error["evalue"], died
+    left = kernel.run("%%ddp -n 2 --cold\nprint('early')\nos._exit(0)")
+    assert left.text.count("left early") == 2, left
+    assert kernel.processes() == []
+
+
+def test_cold_and_stopped(new_kernel: Callable[..., Kernel]) -> None:
+    """A rank that answers may save although another one has ended; then all is gone."""
+    kernel = new_kernel()
+    message = kernel.start(
+        "%%ddp -n 2 --cold\nimport time\ntry:\n    print('up')\n    time.sleep(60)\nfinally:\n"
+        "    time.sleep(2 * rank)\n    print('saved', rank)"
+    )
+    text = kernel.finish(message, until="up\n").text
+    if text.count("up\n") < 2:
+        kernel.finish(message, until="up\n")
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert "saved 1" in result.text, result
+    assert result.error["ename"] == "RunInterrupted", result
+    assert kernel.processes() == []
+
+
+def test_cold_and_the_kernels_end(new_kernel: Callable[..., Kernel]) -> None:
+    """SIGKILL the kernel: torchrun, keepers and ranks are gone in 3 s."""
+    kernel = new_kernel()
+    message = kernel.start(
+        "%%ddp -n 2 --cold\nprint(f'pid={os.getpid()}.')\nif rank:\n    sum(range(10**11))\n"
+        "import time; time.sleep(60)"
+    )
+    kernel.finish(message, until=".\n")
+    pids = [process.pid for process in kernel.processes()]
+    assert len(pids) >= 5  # torchrun, two keepers, two ranks
+    kernel.kill()
+    assert wait_gone(pids, 3.0) == []
+
+
+# --- at length ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+    reason="needs a mount namespace",
+)
+def test_a_name_server_that_does_not_answer(
+    new_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    """torch's libuv store asks it for the name of each client: 5 s a rank."""
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    script = f'mount --bind {tmp_path}/resolv.conf /etc/resolv.conf && exec "$@"'
+    kernel = new_kernel(prefix=("unshare", "-m", "sh", "-c", script, "sh"))
+    kernel.run("%%ddp -n 4\npass")
+    result = kernel.run("%%ddp -n 4\ndist.barrier()\nprint('through')")
+    assert result.text.count("through") == 4, result
+    assert result.elapsed_s < 4.0
+
+
+@pytest.mark.timeout(400)
+def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+    """No failure, no stall, and no process, descriptor, shared memory or stray file left."""
+    (tmp_path / "tmp").mkdir()
+    kernel = new_kernel({"TMPDIR": str(tmp_path / "tmp")})
+    kernel.run(
+        "import glob, os, time\n"
+        "def held():\n"
+        "    return [len(os.listdir('/proc/self/fd')), len(glob.glob('/dev/shm/*')),\n"
+        "            sorted(n.split('-')[0] for n in os.listdir(os.environ['TMPDIR']))]\n"
+        "CELL = 't = torch.ones(1); dist.all_reduce(t); assert t.item() == 4'\n"
+        "def runs(n):\n"
+        "    slowest = 0.0\n"
+        "    for _ in range(n):\n"
+        "        began = time.monotonic()\n"
+        "        get_ipython().run_cell_magic('ddp', '-n 4', CELL)\n"
+        "        slowest = max(slowest, time.monotonic() - began)\n"
+        "    return slowest"
+    )
+    kernel.run("runs(5)")
+    _wait_status(kernel, "ready")
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    before, fds = kernel.value("held()"), forkserver.num_fds()
+    result = kernel.run("slowest = runs(500)", timeout_s=350)
+    assert result.status == "ok", result.traceback
+    assert kernel.value("slowest") < SLOW_S
+    assert kernel.value("held()") == before
+    assert kernel.forkserver() == forkserver  # the same one all along
+    assert forkserver.num_fds() == fds
+    assert psutil.Process(kernel.pid).children(recursive=True) == [forkserver]
+    runs = list((tmp_path / "tmp").glob("ddp_magic-*/*"))
+    assert len(runs) == 505
+    # What is kept is what the ranks wrote: nothing here.
+    assert {path.name for run in runs for path in run.iterdir()} == {"cell.py"}
