@@ -3,8 +3,9 @@
 - How a rank is started and watched (`ForkContext`): forked from this process, which has torch
   imported already; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
-- The store of the worker group: owned by the agent, on port 0, so that no port is guessed and
-  released; every attempt has a store of its own, made after its ranks.
+- The store behind MASTER_ADDR and MASTER_PORT: owned by the agent, on a port of the loopback
+  interface that is never guessed and released; every attempt has its own. The ranks' own groups do
+  without it (`process_group`); it is there for what they start in their turn.
 
 It leans on internals of torch (`PContext`, `start_processes`, `_rendezvous`); a test for each
 supported torch watches them. This is the only importer of `torch.distributed.elastic`.
@@ -16,7 +17,8 @@ import functools
 import gc
 import os
 import signal
-import struct
+import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,7 +46,7 @@ from ddp_magic.ranks import TERM_GRACE_S, Ranks
 
 MONITOR_INTERVAL_S = 0.01
 HOST = "127.0.0.1"
-_PORT = struct.Struct("!I")
+LISTEN_BACKLOG = 1024
 
 
 class NoLogs(LogsSpecs):
@@ -89,19 +91,29 @@ class ForkContext(PContext):
     def _start(self) -> None:
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
-        # All ranks are forked before the store's server has its threads, which could hold a lock
-        # at the moment of a fork that nobody would release in the rank.
-        read_end, write_end = os.pipe()
+        listening = socket.socket()
+        listening.bind((HOST, 0))
+        listening.listen(LISTEN_BACKLOG)
+        port = listening.getsockname()[1]
         for local_rank in range(self.nprocs):
-            env, settings = self.envs[local_rank], self._settings
-            main = functools.partial(_run_worker, env, settings, (read_end, write_end))
+            env = {**self.envs[local_rank], "MASTER_PORT": str(port)}
+            main = functools.partial(_run_worker, env, self._settings, listening)
             self._ranks.fork(local_rank, main)
-        # Without libuv: its server asks the DNS for the name of each client, and a name server that
-        # does not answer costs 5 s a rank, before anything else is done.
-        self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, use_libuv=False)
-        os.write(write_end, _PORT.pack(self._store.port) * self.nprocs)
-        os.close(read_end)
-        os.close(write_end)
+        # Only now, with all ranks forked: its server has threads, which could hold a lock at the
+        # moment of a fork that nobody would release in the rank. And in a thread of its own: torch
+        # may ask the DNS for names, while the ranks need the store only where they fork others.
+        threading.Thread(target=self._serve_store, args=(listening,), daemon=True).start()
+
+    def _serve_store(self, listening: socket.socket) -> None:
+        port = listening.getsockname()[1]
+        self._store = TCPStore(
+            HOST,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+            use_libuv=False,  # its server asks the DNS for the name of each client, in turn
+        )
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.poll()
@@ -153,7 +165,7 @@ class OneNode(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return this node alone; the port is filled in by `ForkContext`."""
+        """Return this node alone; `ForkContext` puts the port in."""
         address = RendezvousStoreInfo(HOST, 0)
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
 
@@ -209,15 +221,8 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
 
 
 def _run_worker(
-    env: Mapping[str, str], settings: WorkerSettings, pipe: tuple[int, int]
+    env: Mapping[str, str], settings: WorkerSettings, listening: socket.socket
 ) -> NoReturn:
-    """Be a rank, once the agent has said where its store is."""
-    read_end, write_end = pipe
-    os.close(write_end)
-    port = os.read(read_end, _PORT.size)  # each rank takes one of as many numbers
-    os.close(read_end)
-    if not port:
-        raise ConnectionError("the agent has ended")
+    listening.close()
     os.environ.update(env)
-    os.environ["MASTER_PORT"] = str(_PORT.unpack(port)[0])
     worker.main(settings)

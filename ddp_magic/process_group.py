@@ -1,7 +1,7 @@
 """The default process group that a rank finds ready, and how it gives way to the cell's own.
 
 A script that plain torchrun runs calls `init_process_group` itself, perhaps in a module that the
-cell imports. That call takes the place of the untouched default group, over the agent's store
+cell imports. That call takes the place of the untouched default group, over the ranks' own store
 whatever MASTER_PORT the script has set; after traffic on ours it is a clear error.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -18,11 +19,16 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 
 class ProcessGroups:
-    """Stands before torch's `init_process_group` and `destroy_process_group` in one rank."""
+    """Stands before torch's `init_process_group` and `destroy_process_group` in one rank.
 
-    def __init__(self) -> None:
+    Args:
+        directory: Where the ranks' store lies.
+    """
+
+    def __init__(self, directory: Path) -> None:
         """Put ours in the place of torch's two functions."""
-        self._address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._path = str(directory / f"store{attempt}")
         self._torch_init = distributed_c10d.init_process_group
         self._torch_destroy = distributed_c10d.destroy_process_group
         self._count = 0
@@ -55,8 +61,9 @@ class ProcessGroups:
     def _next_store(self) -> PrefixStore:
         # Each group has keys of its own: those of an earlier one would be taken for its peers'.
         self._count += 1
-        host, port = self._address
-        store = dist.TCPStore(host, port, is_master=False)  # type: ignore[attr-defined]
+        # A file, since these ranks are on one machine. At each connection to a TCPStore torch asks
+        # for the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
+        store = dist.FileStore(self._path)  # type: ignore[attr-defined]
         return PrefixStore(f"ddp_magic/{self._count}", store)
 
     def _init_for_the_cell(
@@ -72,7 +79,7 @@ class ProcessGroups:
     ) -> None:
         self._give_way()
         if store is None and (init_method or "env://").startswith("env://"):
-            # torchrun's way: over the agent's store, with the rank's own numbers unless given.
+            # torchrun's way: over the ranks' own store, with the rank's own numbers unless given.
             store, init_method = self._next_store(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
             world_size = int(os.environ["WORLD_SIZE"]) if world_size < 0 else world_size

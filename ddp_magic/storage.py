@@ -53,9 +53,10 @@ def new_run_directory() -> Path:
 
 
 def tidy(directory: Path) -> None:
-    """Remove the empty files of a run that has ended: logs in which nobody wrote."""
+    """Remove from the directory of a run that has ended what nobody will read."""
     for path in directory.iterdir():
-        if path.is_file() and path.stat().st_size == 0:
+        store = path.name.startswith("store")  # of the process group
+        if path.is_file() and (store or path.stat().st_size == 0):
             path.unlink(missing_ok=True)
 
 

@@ -206,7 +206,7 @@ class Worker:
         code = 0
         try:
             device = self._set_device()
-            groups = ProcessGroups()
+            groups = ProcessGroups(Path(self._settings.directory))
             if self._settings.init_process_group:
                 self._init_process_group(device, groups)
             shell = start_shell(
