@@ -56,6 +56,8 @@ class Forkserver:
         self._agents: dict[int, int] = {}  # pidfd -> pid
         self._wanted: deque[str] = deque(SOON)
         self._failed: dict[str, str] = {}
+        self._files: dict[str, list[Any]] = {}
+        self._known: set[str] = set()
         self._told = False
 
     def serve(self) -> NoReturn:
@@ -105,10 +107,17 @@ class Forkserver:
                 failed, unfit = preload.import_library(module, _call(function))
             else:
                 failed, unfit = preload.import_library(module)
+        self._note_files()
         if failed:
             self._failed[module] = failed
         if unfit:
             self._unfit(module, unfit)
+
+    def _note_files(self) -> None:
+        """Note the files of what has been imported, at once: a later upgrade must show."""
+        new = {name: m for name, m in list(sys.modules.items()) if name not in self._known}
+        self._known.update(new)
+        self._files.update(preload.files(new))
 
     def _unfit(self, module: str, reason: str) -> NoReturn:
         self._channel.send(Unfit(module=module, reason=reason))
@@ -126,6 +135,7 @@ class Forkserver:
             with _LookingForParent(self._kernel_pid):
                 # A failure is the rank's to show, when its cell uses the name.
                 _, unfit = preload.import_library(name, lambda name: getattr(prelude, name))
+            self._note_files()
             if unfit:
                 self._unfit(home, unfit)
             self._told = False
@@ -137,7 +147,7 @@ class Forkserver:
             self._unfit("", "a library has begun CUDA while it was imported")
         _freeze()
         self._told = True
-        self._channel.send(Preloaded(files=preload.files(), failed=self._failed))
+        self._channel.send(Preloaded(files=self._files, failed=self._failed))
 
     # --- commands -----------------------------------------------------------------------------
 

@@ -62,8 +62,10 @@ def libraries(modules: Mapping[str, ModuleType]) -> list[str]:
         origin = getattr(spec, "origin", None)
         if spec is None or spec.name != name or not isinstance(origin, str):
             continue
-        top = name.partition(".")[0]
-        if origin.startswith(library_roots()) and top not in _KERNELS_OWN and top != "ddp_magic":
+        root = next((root for root in library_roots() if origin.startswith(root)), None)
+        if root is None or name.partition(".")[0] == "ddp_magic":
+            continue
+        if origin[len(root) :].partition("/")[0] not in _KERNELS_OWN:  # debugpy brings others along
             found.append(name)
     return found
 
@@ -155,11 +157,11 @@ def cuda_survives_fork() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def files() -> dict[str, list[Any]]:
+def files(modules: Mapping[str, ModuleType]) -> dict[str, list[Any]]:
     """Return (file, mtime in ns, inode) of every package and top-level module of a library."""
     found = {}
-    for name in libraries(sys.modules):
-        module = sys.modules[name]
+    for name in libraries(modules):
+        module = modules[name]
         file = module.__spec__.origin  # type: ignore[union-attr]  # `libraries` has seen it
         if hasattr(module, "__path__") or "." not in name:
             try:

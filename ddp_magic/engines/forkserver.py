@@ -266,8 +266,10 @@ class Forkserver:
         self._pending = []
 
     def _note(self, text: str) -> None:
-        if text not in self._notes:
-            self._notes.append(text)
+        """Say a line at the start that waits, or at the next one."""
+        notes = self._pending[0].notes if self._pending else self._notes
+        if text not in notes:
+            notes.append(text)
 
     def _last_words(self) -> str:
         return last_words(Path(f"/proc/self/fd/{self._log.fileno()}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def shared_kernel(shared_kernel_directory: Path) -> Iterator[Kernel]:
 def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
     """The module's kernel; after each test none of its descendants is left."""
     yield shared_kernel
+    deadline = time.monotonic() + 1.0  # the forkserver forks for a moment, to see that it can
+    while shared_kernel.processes() and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert shared_kernel.processes() == []
 
 

@@ -158,21 +158,27 @@ class Kernel:
         return ast.literal_eval(text.strip())
 
     def forkserver(self) -> psutil.Process | None:
-        """Return the kernel's forkserver, if it has one."""
+        """Return the kernel's forkserver, if it has one (the newest: an old one may be ending)."""
+        return max(self._forkservers(), key=lambda p: p.create_time(), default=None)
+
+    def _forkservers(self) -> list[psutil.Process]:
+        found = []
         try:
-            children = psutil.Process(self.pid).children()
-            return next((p for p in children if "ddp_magic.forkserver" in p.cmdline()[2]), None)
-        except (psutil.NoSuchProcess, IndexError):
-            return None
+            for process in psutil.Process(self.pid).children():
+                if is_alive(process.pid) and "ddp_magic.forkserver" in " ".join(process.cmdline()):
+                    found.append(process)
+        except psutil.NoSuchProcess:
+            pass
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """Return the kernel's living descendants, but for its forkserver."""
-        own = self.forkserver()
+        own = self._forkservers()
         try:
             below = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-        return [p for p in below if p != own and is_alive(p.pid)]
+        return [p for p in below if p not in own and is_alive(p.pid)]
 
     def kill(self) -> None:
         """SIGKILL the kernel alone, as the out-of-memory killer would."""
