@@ -76,6 +76,7 @@ class Forkserver:
         self._wanted: dict[str, None] = {}
         self._left_out: dict[str, str] = {}
         self._seen = 0
+        self._reason = ""  # why there was a new one
         self._pending: list[ForkedAgent] = []
         self._notes: list[str] = []
         self._deaths = 0
@@ -175,7 +176,7 @@ class Forkserver:
 
     def _retire(self, reason: str) -> None:
         self._leave()
-        self._note(f"{reason}: what is preloaded is imported anew")
+        self._reason = reason
 
     def _stale(self, sys_path: Iterable[str]) -> str:
         """Say why this forkserver's libraries are not what a fresh interpreter would import."""
@@ -287,6 +288,9 @@ class Forkserver:
             self.launch(env)
             agent = ForkedAgent(self, spec, env)
             agent.notes, self._notes = self._notes, []
+            if self._reason and not self._ready:  # a start that is slow is explained
+                agent.notes.append(f"{self._reason}: what is preloaded is imported anew")
+            self._reason = ""
             if self.off:
                 agent.placed_by(self._fallback)
             else:

@@ -33,7 +33,8 @@ def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
     deadline = time.monotonic() + 1.0  # the forkserver forks for a moment, to see that it can
     while shared_kernel.processes() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert shared_kernel.processes() == []
+    left = [(p.pid, p.ppid(), p.num_threads(), p.cmdline()) for p in shared_kernel.processes()]
+    assert left == []
 
 
 @pytest.fixture

@@ -352,4 +352,4 @@ def test_current_state_of_the_notebook(kernel: Kernel) -> None:
         "'/somewhere' in sys.path)"
     )
     kernel.run("os.chdir('..')")
-    assert result.text == "[rank 0] deep blue True\n", result
+    assert "[rank 0] deep blue True\n" in result.text, result

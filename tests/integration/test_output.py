@@ -9,7 +9,7 @@ from tests.integration.kernel import Kernel, Result
 
 def _log(kernel: Kernel, rank: int) -> bytes:
     status = kernel.run("print(get_ipython().run_line_magic('ddp_status', ''))").text
-    directory = status.splitlines()[0].rpartition("logs in ")[2]
+    directory = status.partition("logs in ")[2].splitlines()[0]
     return (Path(directory) / f"rank{rank}.log").read_bytes()
 
 
