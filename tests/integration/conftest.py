@@ -30,10 +30,9 @@ def shared_kernel(shared_kernel_directory: Path) -> Iterator[Kernel]:
 def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
     """The module's kernel; after each test none of its descendants is left."""
     yield shared_kernel
-    deadline = time.monotonic() + 1.0  # the forkserver forks for a moment, to see that it can
-    while shared_kernel.processes() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 3.0  # the forkserver forks for a moment, to see that it can
+    while (left := shared_kernel.processes()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    left = [(p.pid, p.ppid(), p.num_threads(), p.cmdline()) for p in shared_kernel.processes()]
     assert left == []
 
 

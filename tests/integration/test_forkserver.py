@@ -520,7 +520,9 @@ def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     result = kernel.run("slowest = runs(500)", timeout_s=350)
     assert result.status == "ok", result.traceback
     assert kernel.value("slowest") < SLOW_S
-    assert kernel.value("held()") == before
+    descriptors, *others = kernel.value("held()")
+    assert descriptors <= before[0]
+    assert others == before[1:]
     assert kernel.forkserver() == forkserver  # the same one all along
     assert forkserver.num_fds() == fds
     assert psutil.Process(kernel.pid).children(recursive=True) == [forkserver]
