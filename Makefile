@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	$(BIN)/jupyter execute --inplace notebooks/sam_finetune.ipynb
@@ -16,6 +16,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Some ten minutes, on an idle machine. The plot is the README's.
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks.start --plot tests/benchmarks/start.png
 
 # torch first, at the version of the constraints file: what comes later finds it there. stardist
 # without its dependencies, because only the picture of nuclei in it is wanted, not TensorFlow.

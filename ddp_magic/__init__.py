@@ -7,10 +7,12 @@ below it:
 - display        events -> notebook outputs: lines, figures; `tables` has the status tables
 - run            Run: one cell on one worker group, and what became of it; `stop` ends it
 - group          WorkerGroup: start, send, interrupt, kill; owns the listening end
-- engines        how an agent gets onto a node: local
+- engines        how an agent gets onto a node: `forkserver`, `torchrun` (`--cold`)
+- forkserver     the preloaded process, which forks agents; `preload` says what it may import
+- torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank
 - agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
 - worker         one rank (a process of its own); with `shell` and `process_group`
-- agent_spec     what the kernel tells an agent
+- agent_spec     what the kernel tells an agent; `environment` the variables of its ranks
 - rank           what is known of one rank
 - devices, storage, processes, channel, output, cell, names, cell_main, diagnose: tools, most pure
 - events         the wire vocabulary

@@ -7,7 +7,7 @@
   interface that is never guessed and released; every attempt has its own. The ranks' own groups do
   without it (`process_group`); it is there for what they start in their turn.
 
-It leans on internals of torch (`PContext`, `start_processes`, `_rendezvous`); a test for each
+It leans on internals of torch (`PContext`, `start_processes`); a test for each
 supported torch watches them. This is the only importer of `torch.distributed.elastic`.
 """
 

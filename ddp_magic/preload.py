@@ -32,7 +32,10 @@ _KERNELS_OWN = frozenset(
         "zmq",
     ]
 )
-_DEVICE_FILES = ("/dev/nvidia", "/dev/kfd")
+# What CUDA and ROCm open, and do not survive a fork with. Not /dev/nvidiactl: NVML, the driver's
+# management library, keeps it open once a library has asked torch.cuda.is_available(), and a fork
+# does it no harm.
+_DEVICE_FILES = ("/dev/nvidia-uvm", "/dev/kfd")
 
 
 @cache

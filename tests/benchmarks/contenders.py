@@ -18,6 +18,10 @@ rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 """
 INIT = 'import torch.distributed as dist\ndist.init_process_group("gloo")\n'
 END = "\ndist.destroy_process_group()\n"
+OF_THE_GROUP = """
+import torch.distributed as dist
+rank, world_size = dist.get_rank(), dist.get_world_size()
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def _torchrun(imports: str, body: str, ranks: int) -> list[str]:
 
 
 def _function(imports: str, body: str) -> str:
-    return "def program():\n" + textwrap.indent(_script(imports, body), "    ")
+    """Return a function for tools that make the process group themselves."""
+    return "def program():\n" + textwrap.indent(imports + OF_THE_GROUP + body, "    ")
 
 
 def _accelerate(imports: str, body: str, ranks: int) -> list[str]:
@@ -74,21 +79,18 @@ def _accelerate(imports: str, body: str, ranks: int) -> list[str]:
 
 
 def _torchrunx(imports: str, body: str, ranks: int) -> list[str]:
-    # It has made the process group; only rank 0's output arrives, by logging.
-    function = "def program():\n" + textwrap.indent(imports + RANK_LINES + DIST + body, "    ")
+    # Only rank 0's output arrives, by logging.
     return [
-        function + "\nimport logging, torchrunx\nlogging.basicConfig(level=logging.INFO)\n"
+        _function(imports, body)
+        + "\nimport logging, torchrunx\nlogging.basicConfig(level=logging.INFO)\n"
         f"torchrunx.Launcher(hostnames=['localhost'], workers_per_host={ranks}, backend='gloo')"
         ".run(program)"
     ]
 
 
-DIST = "import torch.distributed as dist\n"
-
-
 def _ipyparallel(imports: str, body: str, ranks: int) -> list[str]:
     variables = (
-        "import os\nos.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), "
+        f"import os\nworld_size = {ranks}\nos.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), "
         f"WORLD_SIZE='{ranks}', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))\n"
     )
     code = variables + INIT + imports + body + END
@@ -115,8 +117,15 @@ def _jupyter_distributed(imports: str, body: str, ranks: int) -> list[str]:
 
 
 def _nbdistributed(imports: str, body: str, ranks: int) -> list[str]:
-    # A cell that comes before its workers are up is lost, and waits 30 s for an answer.
-    return [f"%dist_init -n {ranks}\nimport time; time.sleep(6)", imports + DIST + body]
+    # What is sent before its workers are up is lost: ask until they answer.
+    ready = (
+        "magic = get_ipython().magics_manager.registry['DistributedMagic']\n"
+        "ask = magic._comm_manager.send_to_all\n"
+        "while True:\n"
+        "    try:\n        ask('get_namespace_info', {}, timeout=0.2)\n        break\n"
+        "    except TimeoutError:\n        pass"
+    )
+    return [f"%dist_init -n {ranks}\n{ready}", imports + OF_THE_GROUP + body]
 
 
 OURS = Contender("%%ddp", "ddp_magic", _ddp, "%load_ext ddp_magic")

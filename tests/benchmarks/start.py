@@ -11,6 +11,7 @@ import json
 import os
 import re
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,15 +44,19 @@ SLEEP = "import os, time\nprint(f'pid={os.getpid()};')\ndist.barrier()\ntime.sle
 def kernel_of(contender: Contender) -> Iterator[Kernel]:
     """A kernel in a directory of its own, set up; whatever it leaves is ended by pid."""
     with tempfile.TemporaryDirectory() as directory:
-        kernel = Kernel(Path(directory))
-        seen: set[psutil.Process] = set()
+        # A tool that starts plain `python` is to find this one.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        kernel = Kernel(Path(directory), {"PATH": path})
         try:
             kernel.run(contender.setup, LIMIT_S)
             yield kernel
-            seen |= set(psutil.Process(kernel.pid).children(recursive=True))
         finally:
+            try:
+                left = psutil.Process(kernel.pid).children(recursive=True)
+            except psutil.NoSuchProcess:
+                left = []
             kernel.stop()
-            for process in seen:
+            for process in left:
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:

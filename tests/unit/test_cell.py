@@ -72,3 +72,21 @@ def test_a_syntax_error_has_the_notebooks_line(raw: str, line: int) -> None:
 def test_a_body_that_is_not_in_the_raw_cell() -> None:
     """A magic called by code has one line above its body."""
     assert lines_above("run_cell_magic('ddp', '', 'x')", "x = 1\n") == ["%%ddp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment"),
+    [
+        ("import os\nos.environ['HF_HOME'] = '/data'\nimport transformers", {"HF_HOME": "/data"}),
+        ("from os import environ\nimport os as o\no.environ['A'] = 'b'", {"A": "b"}),
+        ("%env A=b c", {"A": "b c"}),
+        ("%env A={x}", {}),
+        ("%env A", {}),
+        ("if x:\n    os.environ['A'] = 'b'", {}),
+        ("os.environ['A'] = f'{x}'", {}),
+        ("settings['A'] = 'b'", {}),
+    ],
+)
+def test_the_environment_that_a_cell_sets(text: str, environment: dict[str, str]) -> None:
+    """What its top level sets for certain, to a literal: libraries may read it at import."""
+    assert _prepare("%%ddp\n" + text).environment == environment

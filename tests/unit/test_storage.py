@@ -57,3 +57,24 @@ def test_old_and_big_runs_go() -> None:
     os.utime(runs[1] / "socket", (when, when))
     storage.prune(runs[0].parent, keep_s=10**9, keep_bytes=1500)
     assert [run.exists() for run in runs] == [False, True, False, True]
+
+
+def test_a_run_that_has_ended_leaves_what_somebody_reads() -> None:
+    """The cell and the ranks' output stay; empty logs and the group's store go."""
+    run = storage.new_run_directory()
+    for name, text in {"cell.py": "x", "rank0.log": "y", "rank1.log": "", "store0": "z"}.items():
+        (run / name).write_text(text)
+    storage.tidy(run)
+    assert sorted(path.name for path in run.iterdir()) == ["cell.py", "rank0.log"]
+
+
+def test_old_runs_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once at the first start, and not again at each of the next."""
+    monkeypatch.setattr(storage, "_pruned", None)
+    old = storage.new_run_directory()
+    os.utime(old, (0, 0))
+    thread = storage.prune_now_and_then()
+    assert thread is not None
+    thread.join(10)
+    assert not old.exists()
+    assert storage.prune_now_and_then() is None

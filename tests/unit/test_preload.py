@@ -1,0 +1,124 @@
+"""What a forkserver may import, and what shows that its imports are out of date."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from ddp_magic import preload
+
+THREAD = "threading.Thread(target=threading.Event().wait, args=(9,), daemon=True)"
+
+
+def _module(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    return importlib.util.module_from_spec(spec)
+
+
+def test_only_installed_libraries(tmp_path: Path) -> None:
+    """Not the interpreter's own modules, not the user's, not the kernel's."""
+    modules = {
+        "numpy": np,
+        "numpy.linalg": np.linalg,
+        "os": os,
+        "my_dataset": _module("my_dataset", tmp_path / "my_dataset.py"),
+        "zmq": _module("zmq", Path(sysconfig.get_path("purelib")) / "zmq" / "__init__.py"),
+        "alias": np,
+        "__main__": sys.modules["__main__"],
+    }
+    assert preload.libraries(modules) == ["numpy", "numpy.linalg"]
+
+
+def test_the_users_directory_is_not_searched() -> None:
+    """Neither by its name nor as the empty string."""
+    path = ["", "/work", "/lib/python3", "."]
+    assert preload.search_path(path, "/work") == ["/lib/python3"]
+
+
+def test_a_file_that_hides_a_library(tmp_path: Path) -> None:
+    """Only in front of the installed ones, as the interpreter searches."""
+    installed = sysconfig.get_path("purelib")
+    path = [*sys.path[:1], installed]
+    assert preload.shadowed(["numpy"], ["", *path], str(tmp_path)) is None
+    (tmp_path / "numpy.py").touch()
+    hidden = preload.shadowed(["numpy"], ["", installed], str(tmp_path))
+    assert hidden == ("numpy", os.path.join(tmp_path, ""))  # noqa: PTH118 -- Path drops the slash
+    assert preload.shadowed(["numpy"], [installed, str(tmp_path)], "/") is None
+
+
+def test_an_upgrade_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is another one, or gone, names its library."""
+    file = tmp_path / "lib" / "__init__.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(preload, "library_roots", lambda: (os.path.join(tmp_path, ""),))  # noqa: PTH118
+    held = preload.files({"lib": _module("lib", file)})
+    assert preload.changed(held) == ""
+    new = tmp_path / "new"
+    new.touch()
+    new.replace(file)
+    assert preload.changed(held) == "lib"
+    held = preload.files({"lib": _module("lib", file)})
+    file.unlink()
+    assert preload.changed(held) == "lib"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1", ("", "")),
+        ("raise RuntimeError('no')", ("RuntimeError: no", "")),
+        (f"import threading\n{THREAD}.start()", ("", "it starts threads")),
+        ("import os\nos.open('/dev/nvidia-uvm', os.O_RDONLY)", ("", "it opens a device")),
+        ("import os\nos.open('/dev/nvidiactl', os.O_RDONLY)", ("", "")),
+        ("import my_settings", ("", "it imports my_settings from")),
+    ],
+)
+def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Path) -> None:
+    """Threads and device contexts do not survive a fork; NVML, and an error, do.
+
+    And what imports the user's own modules would hide their next edit.
+    """
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "lib.py").write_text(source)
+    (tmp_path / "my_settings.py").touch()
+    program = """
+        import os, sys
+        from ddp_magic import preload
+
+        site = sys.argv[1] + "/site/"
+        sys.path[:0] = [site, sys.argv[1]]
+        preload.library_roots = lambda: (site,)
+        # A machine without a GPU has no such file: one of the test's own has its name.
+        real = os.readlink
+        opened = {}
+        def open_(path, flags):
+            fd = os.dup(0)
+            opened[f"/proc/self/fd/{fd}"] = path
+            return fd
+        os.open = open_
+        os.readlink = lambda path: opened.get(path) or real(path)
+        print(*preload.import_library("lib"), sep="|", flush=True)
+        os._exit(0)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    failed, unfit = done.stdout.strip().split("|")
+    assert failed == words[0], done.stderr
+    assert bool(unfit) == bool(words[1]), unfit
+    assert words[1] in unfit
