@@ -17,7 +17,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Some ten minutes, on an idle machine. The plot is the README's.
+# Some twenty minutes, on an idle machine. The plot is the README's.
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks.start --plot tests/benchmarks/start.png

@@ -118,15 +118,14 @@ def is_late(name: str) -> bool:
     return name in LATE or name.startswith(_LATE_PREFIXES)
 
 
-def threads_wanted(env: Mapping[str, str], cores: int) -> int:
-    """Return the number of threads of a fresh interpreter's pools.
+def threads_wanted(env: Mapping[str, str]) -> int | None:
+    """Return the number of threads of a fresh interpreter's pools; None if `env` does not say.
 
     Args:
         env: A rank's environment.
-        cores: What the libraries take without a variable.
     """
     for name in POOL_VARIABLES:
         first = env.get(name, "").split(",")[0].strip()  # OpenMP takes a list, by nesting level
         if first.isdigit() and int(first) > 0:
             return int(first)
-    return cores
+    return None

@@ -65,9 +65,14 @@ class Kill:
 
 @dataclass(frozen=True, kw_only=True)
 class Preload:
-    """Import these libraries when there is nothing else to do."""
+    """Import these libraries when there is nothing else to do.
+
+    Attributes:
+        number: Of this command, counted by the kernel; `Preloaded` says which was the last.
+    """
 
     modules: tuple[str, ...]
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +109,12 @@ class Preloaded:
     Attributes:
         files: File of each package and top-level module that it holds, with the file's
             (mtime in ns, inode), by which a later upgrade shows.
+        number: Of the last `Preload` that has been carried out; 0 before the first.
         failed: Why a library could not be imported, by name.
     """
 
     files: dict[str, list[Any]]
+    number: int
     failed: dict[str, str] = field(default_factory=dict)
 
 

@@ -59,6 +59,7 @@ class Forkserver:
         self._files: dict[str, list[Any]] = {}
         self._known: set[str] = set()
         self._told = False
+        self._number = 0
 
     def serve(self) -> NoReturn:
         """Import the base, then serve until the kernel is gone."""
@@ -147,7 +148,8 @@ class Forkserver:
             self._unfit("", "a library has begun CUDA while it was imported")
         _freeze()
         self._told = True
-        self._channel.send(Preloaded(files=self._files, failed=self._failed))
+        event = Preloaded(files=self._files, number=self._number, failed=self._failed)
+        self._channel.send(event)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -160,8 +162,9 @@ class Forkserver:
             self._retire()
         for command in commands:
             match command:
-                case Preload(modules=modules):
+                case Preload(modules=modules, number=number):
                     self._wanted.extend(modules)
+                    self._number = number
                     self._told = False
                 case ForkAgent():
                     self._fork(command)

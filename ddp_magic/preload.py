@@ -32,6 +32,7 @@ _KERNELS_OWN = frozenset(
         "zmq",
     ]
 )
+_PRELUDE = "ddp_magic.prelude."
 # What CUDA and ROCm open, and do not survive a fork with. Not /dev/nvidiactl: NVML, the driver's
 # management library, keeps it open once a library has asked torch.cuda.is_available(), and a fork
 # does it no harm.
@@ -66,6 +67,8 @@ def libraries(modules: Mapping[str, ModuleType]) -> list[str]:
         if spec is None or spec.name != name or not isinstance(origin, str):
             continue
         root = next((root for root in library_roots() if origin.startswith(root)), None)
+        if name.startswith(_PRELUDE):
+            found.append(name)  # ours, wherever it lies
         if root is None or name.partition(".")[0] == "ddp_magic":
             continue
         if origin[len(root) :].partition("/")[0] not in _KERNELS_OWN:  # debugpy brings others along
@@ -166,7 +169,7 @@ def files(modules: Mapping[str, ModuleType]) -> dict[str, list[Any]]:
     for name in libraries(modules):
         module = modules[name]
         file = module.__spec__.origin  # type: ignore[union-attr]  # `libraries` has seen it
-        if hasattr(module, "__path__") or "." not in name:
+        if hasattr(module, "__path__") or "." not in name or name.startswith(_PRELUDE):
             try:
                 status = os.stat(file)  # type: ignore[arg-type]  # noqa: PTH116
             except OSError:

@@ -11,6 +11,7 @@ import atexit
 import builtins
 import faulthandler
 import io
+import itertools
 import os
 import queue
 import random
@@ -66,7 +67,7 @@ class Worker:
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.world_size = int(os.environ["WORLD_SIZE"])
         self._settings = settings
-        self._modules = frozenset(sys.modules)
+        self._newest_module = next(reversed(sys.modules))
         self._phase = "starting"
         self._cell_path = ""
         self._mark = 0
@@ -271,10 +272,18 @@ class Worker:
 
     def _tell_imports(self) -> None:
         """Tell which libraries the next run will probably need."""
-        if self.rank == 0:
-            new = {name: m for name, m in list(sys.modules.items()) if name not in self._modules}
-            if modules := preload.libraries(new):
-                self._channel.send(Imported(rank=0, modules=tuple(modules)))
+        if self.rank != 0:
+            return
+        # Newest first: to look at a module's name is to write to its page, which until then is
+        # shared with the forkserver; of thousands of modules that is 20 MB.
+        new: dict[str, Any] = {}
+        try:
+            for name in itertools.takewhile(self._newest_module.__ne__, reversed(sys.modules)):
+                new[name] = sys.modules[name]
+        except RuntimeError:  # a thread of the cell's is importing
+            return
+        if modules := preload.libraries(dict(reversed(new.items()))):
+            self._channel.send(Imported(rank=0, modules=tuple(modules)))
 
     def _report_exit(self, error: SystemExit) -> int:
         """Report `sys.exit(...)` with the interpreter's rules: a string is code 1."""
@@ -340,14 +349,19 @@ def _forget_the_agent() -> None:
 
 def _set_threads() -> None:
     """Give thread pools that were held at one in the forkserver the size of a fresh process's."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    # As torch does by itself: one for each core, not for each of its hyperthreads.
-    wanted = threads_wanted(os.environ, min(psutil.cpu_count(logical=False) or cores, cores))
+    wanted = threads_wanted(os.environ) or _cores()
     if wanted != 1 or torch.get_num_threads() != 1:
         torch.set_num_threads(wanted)
         threadpoolctl.threadpool_limits(wanted)  # NumPy's and SciPy's; it stays as it is set
+
+
+def _cores() -> int:
+    """Return what torch takes by itself: a thread for each core, not for each hyperthread."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 
 def _seed(seed: int | None) -> None:

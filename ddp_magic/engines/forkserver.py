@@ -40,7 +40,7 @@ class Preloading:
     """What `%ddp_status` says of a forkserver.
 
     Attributes:
-        state: "ready", "importing transformers", "off: macOS ...".
+        state: "ready", "starting", "importing transformers", "off: macOS ...".
         pid: None if it does not run.
         pss_mib: Its memory, shared pages counted by share, MiB.
         libraries: What it has imported, by top-level name.
@@ -87,6 +87,7 @@ class Forkserver:
 
     def _forget(self) -> None:
         self._ready = False
+        self._asked = 0
         self._importing = ""
         self._unfit: Unfit | None = None
         self._files: dict[str, list[object]] = {}
@@ -137,7 +138,8 @@ class Forkserver:
         names = tuple(m for m in modules if not self._is_left_out(m))
         if names and self._channel is not None:
             self._ready = False
-            self._channel.send(Preload(modules=names))
+            self._asked += 1
+            self._channel.send(Preload(modules=names, number=self._asked))
 
     def follow(self, modules: Mapping[str, ModuleType]) -> None:
         """Keep up with the notebook: its libraries, its environment, its packages.
@@ -206,8 +208,9 @@ class Forkserver:
                 match message:
                     case Importing(module=module):
                         self._importing = module
-                    case Preloaded(files=files, failed=failed):
-                        self._importing, self._ready, self._deaths = "", True, 0
+                    case Preloaded(files=files, number=number, failed=failed):
+                        self._importing, self._deaths = "", 0
+                        self._ready = number == self._asked  # else it has not heard all of it
                         self._files = files
                         self._failed = failed
                     case Unfit():
@@ -339,9 +342,9 @@ class Forkserver:
                 pss_mib = psutil.Process(pid).memory_full_info().pss / 2**20
             except psutil.Error:
                 pss_mib = 0.0
-            state = f"importing {self._importing}" if self._importing else "ready"
+            state = f"importing {self._importing}" if self._importing else "starting"
             return Preloading(
-                state=state,
+                state="ready" if self._ready else state,
                 pid=pid,
                 pss_mib=pss_mib,
                 libraries=tuple(sorted(tops, key=str.lower)),

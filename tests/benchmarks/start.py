@@ -94,12 +94,20 @@ def wait_until_preloaded(kernel: Kernel) -> None:
 
 
 def compare(
-    contenders: Sequence[Contender], imports: str, ranks: int, turns: int
+    contenders: Sequence[Contender], imports: str, ranks: int, turns: int, *, warm_up: int = 0
 ) -> dict[str, list[tuple[float, float]]]:
-    """Time contenders in turns; one that fails is left out from then on, and said."""
+    """Time contenders in turns; one that fails is left out from then on, and said.
+
+    Args:
+        contenders: What to compare.
+        imports: The cell's first lines.
+        ranks: How many.
+        turns: Of each contender.
+        warm_up: Further turns before, which are not counted.
+    """
     times: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contenders}
     failed: set[str] = set()
-    for turn in range(turns + 1):  # the first turn warms the machine's caches
+    for turn in range(-warm_up, turns):
         for contender in contenders:
             if contender.name in failed:
                 continue
@@ -114,7 +122,7 @@ def compare(
                 failed.add(contender.name)
                 print(f"    {contender.name}: {str(error)[:200]!r}", flush=True)
                 continue
-            if turn:
+            if turn >= 0:
                 times[contender.name].append(measured)
     return {name: values for name, values in times.items() if values}
 
@@ -174,7 +182,7 @@ def report_cells(contenders: Sequence[Contender], turns: int) -> dict[str, Any]:
     """Time each cell on 4 ranks with each contender."""
     found = {}
     for title, imports in CELLS.items():
-        times = found[title] = compare(contenders, imports, 4, turns)
+        times = found[title] = compare(contenders, imports, 4, turns, warm_up=imports is TORCH)
         whole = median(times[TORCHRUN.name], 1)
         print()
         row(f"4 ranks, {title}", "first line, s", "cell end, s", "torchrun takes")
