@@ -186,7 +186,8 @@ class Forkserver:
             return ""
         if upgraded := preload.changed(self._files):
             return f"{upgraded} was installed anew"
-        tops = {name.partition(".")[0] for name in self._files}
+        # Not our own: we are where we are, also in front of what is installed (a checkout).
+        tops = {name.partition(".")[0] for name in self._files} - {"ddp_magic"}
         if hidden := preload.shadowed(tops, sys_path, _cwd()):
             return f"{hidden[0]} is now found in {hidden[1]}"
         return ""

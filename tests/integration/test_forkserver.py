@@ -85,6 +85,21 @@ def test_the_preludes_libraries_are_imported_once(kernel: Kernel) -> None:
     assert "monai" in _wait_status(kernel, "monai")
 
 
+def test_a_checkout_of_ours_is_no_reason(new_kernel: Callable[..., Kernel]) -> None:
+    """ddp_magic itself in front of the installed libraries: the forkserver stays."""
+    root = Path(__file__).resolve().parents[2]
+    kernel = new_kernel({"PYTHONPATH": str(root)})
+    cell = "%%ddp -n 1\nfrom ddp_magic.prelude import nuclei"
+    pids = set()
+    for _ in range(3):
+        assert kernel.run(cell).status == "ok"
+        _wait_status(kernel, "ddp_magic")
+        forkserver = kernel.forkserver()
+        assert forkserver is not None
+        pids.add(forkserver.pid)
+    assert len(pids) == 1
+
+
 def test_never_the_users_own_modules(kernel: Kernel, shared_kernel_directory: Path) -> None:
     """An edited module is always read afresh."""
     module = shared_kernel_directory / "my_dataset.py"
