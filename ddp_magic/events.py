@@ -111,11 +111,13 @@ class Preloaded:
             (mtime in ns, inode), by which a later upgrade shows.
         number: Of the last `Preload` that has been carried out; 0 before the first.
         failed: Why a library could not be imported, by name.
+        environ: Environment variables that the libraries have set while they were imported.
     """
 
     files: dict[str, list[Any]]
     number: int
     failed: dict[str, str] = field(default_factory=dict)
+    environ: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ depend on it once they are forked.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import json
@@ -60,6 +61,7 @@ class Forkserver:
         self._known: set[str] = set()
         self._told = False
         self._number = 0
+        self._environ = dict(os.environ)
 
     def serve(self) -> NoReturn:
         """Import the base, then serve until the kernel is gone."""
@@ -148,8 +150,17 @@ class Forkserver:
             self._unfit("", "a library has begun CUDA while it was imported")
         _freeze()
         self._told = True
-        event = Preloaded(files=self._files, number=self._number, failed=self._failed)
-        self._channel.send(event)
+        self._channel.send(
+            Preloaded(
+                files=self._files,
+                number=self._number,
+                failed=self._failed,
+                environ=self._set_by_imports(),
+            )
+        )
+
+    def _set_by_imports(self) -> dict[str, str]:
+        return {n: v for n, v in os.environ.items() if self._environ.get(n) != v}
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -180,7 +191,9 @@ class Forkserver:
         if pid == 0:
             for fd in (self._kernel, *self._agents):
                 os.close(fd)
-            _become_agent(command, spec)
+            # As if the cell's imports had set them; what the notebook says comes first.
+            env = {**self._set_by_imports(), **command.env}
+            _become_agent(dataclasses.replace(command, env=env), spec)
         pidfd = os.pidfd_open(pid)
         self._agents[pidfd] = pid
         self._channel.send(Forked(run_id=spec.run_id, pid=pid), fd=pidfd)

@@ -92,6 +92,7 @@ class Forkserver:
         self._unfit: Unfit | None = None
         self._files: dict[str, list[object]] = {}
         self._failed: dict[str, str] = {}
+        self._set_by_imports: dict[str, str] = {}
 
     # --- the process --------------------------------------------------------------------------
 
@@ -154,10 +155,12 @@ class Forkserver:
                 self._seen = len(modules)
                 self.want(preload.libraries(modules))
             self._drain()
-            now = rank_environment(os.environ, None, 1)
-            reason = _changes(now, self._notebooks) or self._stale(sys.path)
-            if self._channel is not None and reason:
-                self._retire(reason)
+            # While it imports there is time: a library that the notebook has just imported may
+            # have set the variable, and will set it there too.
+            if self._channel is not None and self._ready:
+                now = rank_environment(os.environ, None, 1)
+                if reason := self._changes(now, self._notebooks) or self._stale(sys.path):
+                    self._retire(reason)
             self.launch()
 
     def close(self) -> None:
@@ -179,6 +182,12 @@ class Forkserver:
     def _retire(self, reason: str) -> None:
         self._leave()
         self._reason = reason
+
+    def _changes(self, now: Mapping[str, str], then: Mapping[str, str]) -> str:
+        """Say which variables its libraries may have read in another state."""
+        ours = self._set_by_imports
+        names = [n for n in early_differences(now, then) if n not in ours or now.get(n) != ours[n]]
+        return f"{', '.join(names)} changed" if names else ""
 
     def _stale(self, sys_path: Iterable[str]) -> str:
         """Say why this forkserver's libraries are not what a fresh interpreter would import."""
@@ -209,11 +218,11 @@ class Forkserver:
                 match message:
                     case Importing(module=module):
                         self._importing = module
-                    case Preloaded(files=files, number=number, failed=failed):
+                    case Preloaded(files=files, number=number, failed=failed, environ=environ):
                         self._importing, self._deaths = "", 0
                         self._ready = number == self._asked  # else it has not heard all of it
                         self._files = files
-                        self._failed = failed
+                        self._failed, self._set_by_imports = failed, environ
                     case Unfit():
                         self._unfit = message
                     case Forked(run_id=run_id, pid=pid):
@@ -286,7 +295,7 @@ class Forkserver:
         with self._lock:
             self._drain()
             if self._channel is not None and not self.off:
-                reason = _changes(env, self._env) or self._stale(spec.sys_path)
+                reason = self._changes(env, self._env) or self._stale(spec.sys_path)
                 if reason:
                     self._retire(reason)
             self.launch(env)
@@ -443,11 +452,6 @@ def unsupported() -> str:
     except (OSError, AttributeError):
         return "a system without pidfd"
     return ""
-
-
-def _changes(now: Mapping[str, str], then: Mapping[str, str]) -> str:
-    different = early_differences(now, then)
-    return f"{', '.join(different)} changed" if different else ""
 
 
 def _cwd() -> str:

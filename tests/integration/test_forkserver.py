@@ -192,6 +192,22 @@ def test_a_variable_that_libraries_read_at_import(
     assert kernel.run(cell).text.count("home changed") == 2
 
 
+def test_a_variable_that_a_library_sets(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """The notebook imports it, and so does the forkserver: no reason for another one.
+
+    And the ranks have the variable, as if their own import had set it.
+    """
+    site.install("setting", "import os\nos.environ['SET_BY_IMPORT'] = 'x'")
+    kernel = new_kernel(site.env)
+    _wait_status(kernel, "torch")
+    before = kernel.forkserver()
+    kernel.run("import setting")
+    _wait_status(kernel, "setting")
+    result = kernel.run("%%ddp -n 1\nimport os; print(os.environ['SET_BY_IMPORT'])")
+    assert result.lines == ["[rank 0] x"]
+    assert kernel.forkserver() == before
+
+
 def test_variables_that_are_read_late_cost_nothing(kernel: Kernel) -> None:
     """Devices, thread counts, NCCL's settings and the time zone: the forkserver stays."""
     kernel.run("%%ddp -n 1\npass")
