@@ -217,6 +217,7 @@ class _LookingForParent:
 
     def _look(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getppid() != self._kernel_pid:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # or this would begin again in the midst of it
             processes.sweep(AGENTS_GRACE_S)
             os._exit(1)
 

@@ -436,6 +436,28 @@ def test_it_dies_with_its_kernel_while_it_imports(new_kernel: Callable[..., Kern
     assert wait_gone([forkserver.pid], 3.0) == []
 
 
+def test_it_sweeps_while_it_imports(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """Kernel and agent killed during an import: what a rank had started is gone 3 s later."""
+    site.install("slow", "import time\ntime.sleep(60)")
+    kernel = new_kernel(site.env)
+    kernel.run("%config DDPMagics.preload = ['slow']")
+    # The agent is forked before the import begins, since both were asked for while torch was
+    # imported.
+    message = kernel.start(
+        "%%ddp -n 1\nimport subprocess, time\nsubprocess.Popen(['sleep', '100'])\n"
+        "print('up')\ntime.sleep(60)"
+    )
+    kernel.finish(message, until="up")
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    pids = [forkserver.pid, *(process.pid for process in kernel.processes())]
+    assert len(pids) == 4
+    time.sleep(1)  # it imports by now
+    forkserver.children()[0].kill()
+    kernel.kill()
+    assert wait_gone(pids, 3.0) == []
+
+
 def test_an_idle_forkserver_costs_no_cpu(kernel: Kernel) -> None:
     """It sleeps until it is asked, and it has one thread."""
     kernel.run("%%ddp -n 1\npass")
