@@ -3,15 +3,20 @@
 General layout, from what the user touches down to the wire; each module imports only from those
 below it:
 
-- magics         parse the line of `%%ddp` and `%ddp_status`, hand over, raise
+- magics         parse the line of `%%ddp` and the line magics, hand over, raise
+- api            `launch` and `run`, for Python
 - display        events -> notebook outputs: lines, figures; `tables` has the status tables
-- run            Run: one cell on one worker group, and what became of it; `stop` ends it
+- kernel         what outlives a cell: runs, sessions, the forkserver, the notebook's names
+- session        ranks that are kept; `options` checks what was asked for
+- runs           Run: one cell on one worker group, and what became of it; `stop` ends it
 - group          WorkerGroup: start, send, interrupt, kill; owns the listening end
 - engines        how an agent gets onto a node: `forkserver`, `torchrun` (`--cold`)
 - forkserver     the preloaded process, which forks agents; `preload` says what it may import
 - torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank
 - agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
 - worker         one rank (a process of its own); with `shell` and `process_group`
+- results        values back to the notebook
+- capture        the notebook's names to the ranks; `pickling` and `memory` carry values both ways
 - agent_spec     what the kernel tells an agent; `environment` the variables of its ranks
 - rank           what is known of one rank
 - devices, storage, processes, channel, output, cell, names, cell_main, diagnose: tools, most pure
@@ -27,9 +32,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddp_magic.errors import (
+    CaptureError,
     DDPMagicError,
     LaunchError,
     ProtocolError,
+    PullError,
     RunInterrupted,
     TimeLimitError,
     WorkerError,
@@ -39,17 +46,32 @@ from ddp_magic.errors import (
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from ddp_magic.api import launch, run
+
 __all__ = [
+    "CaptureError",
     "DDPMagicError",
     "LaunchError",
     "ProtocolError",
+    "PullError",
     "RunInterrupted",
     "TimeLimitError",
     "WorkerError",
     "WorkerLostError",
+    "launch",
     "load_ipython_extension",
+    "run",
     "unload_ipython_extension",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `launch` and `run` on their first use: a rank that imports ddp_magic needs neither."""
+    if name in ("launch", "run"):
+        from ddp_magic import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -20,6 +20,7 @@ class WorkerSettings:
         backend: Of the default process group; None for the device's own.
         timeout_s: Of collectives, s; None for torch's default.
         init_process_group: Whether the default process group is made before the cell.
+        kept: Whether the ranks are a session's, which outlive their cells.
     """
 
     socket: str
@@ -28,6 +29,7 @@ class WorkerSettings:
     backend: str | None = None
     timeout_s: float | None = None
     init_process_group: bool = True
+    kept: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-from ddp_magic.names import names_read
+from ddp_magic.names import Names, names_of
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Cell:
 
     Attributes:
         source: Python with the notebook's line numbers.
-        reads: Names that the cell may read before it is certain to have assigned them.
+        names: Those that it reads from outside, and those that it binds.
         environment: Environment variables that its top level sets to literal strings.
     """
 
     source: str
-    reads: frozenset[str]
+    names: Names
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +101,7 @@ def prepare(
     # Compiling also finds what parsing alone does not ('return' outside function).
     compile(source, filename, "exec", flags=flags, dont_inherit=True)
     tree = compile(source, filename, "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-    return Cell(source, frozenset(names_read(tree)), environment_set(tree))
+    return Cell(source, names_of(tree), environment_set(tree))
 
 
 def environment_set(tree: ast.Module) -> dict[str, str]:

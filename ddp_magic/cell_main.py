@@ -3,8 +3,9 @@
 A child that is spawned runs its parent's main module again, so that what it unpickles finds its
 class. A cell must not run again there: it would train again. So the rank's `__main__` names this
 module as its origin, and this one gives the child the cell's imports, functions, classes and
-constants (assignments of literals), and the prelude's names that the cell uses. Nothing else of
-the cell is executed. Standard library only: every `DataLoader` worker pays for it.
+constants (assignments of literals), the prelude's names that the cell uses, and what the cell took
+along from the notebook. Nothing else of the cell is executed. Standard library only, unless there
+is more to do: every `DataLoader` worker pays for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 CELL_VARIABLE = "DDP_MAGIC_CELL"
 PRELUDE_VARIABLE = "DDP_MAGIC_PRELUDE"
+CAPTURE_VARIABLE = "DDP_MAGIC_CAPTURE"
 
 
 def definitions(source: str) -> ast.Module:
@@ -61,6 +63,10 @@ def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> N
             running the cell would give.
     """
     provide_prelude(namespace, prelude_names)
+    if CAPTURE_VARIABLE in os.environ:
+        from ddp_magic import capture
+
+        namespace.update(capture.receive_as_child(os.environ[CAPTURE_VARIABLE], namespace))
     namespace["__file__"] = path
     tree = definitions(Path(path).read_text(encoding="utf-8"))
     try:
@@ -68,7 +74,8 @@ def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> N
     except NameError as error:
         raise NameError(
             f"{error}: a multiprocessing child of a %%ddp cell gets the cell's imports, functions, "
-            "classes and literal constants only; the cell itself is not run again there"
+            "classes and literal constants, and what the cell took from the notebook; the cell "
+            "itself is not run again there"
         ) from error
 
 

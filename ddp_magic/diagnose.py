@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ddp_magic.events import Error, Finished
 
@@ -74,37 +74,51 @@ def describe(failure: Failure) -> str:
     return f"{rank} {exit_words(failure.code)}"
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Where names could have come from.
+
+    Attributes:
+        notebook: The names that the notebook defines.
+        elsewhere: Says where a name was last given a value in other ranks; empty if nowhere.
+    """
+
+    notebook: Mapping[str, object] = field(default_factory=dict)
+    elsewhere: Callable[[str], str] = lambda _name: ""
+
+
 def name_hints(
-    error: Error, cell_source: str, notebook: Collection[str], prelude: Collection[str]
+    error: Error, cell_source: str, surroundings: Surroundings, prelude: Collection[str]
 ) -> list[str]:
     """Say what names have to do with an error, where they may.
 
     Args:
         error: What the rank raised.
         cell_source: The cell's text.
-        notebook: Names that the notebook defines.
+        surroundings: Where names could have come from.
         prelude: Names of ddp_magic's own (not torch's) that the cell took from the prelude.
     """
+    notebook = surroundings.notebook
     hints = []
     if error.ename == "NameError" and (found := re.match(r"name '(\w+)'", error.evalue)):
         name = found.group(1)
         if name in notebook:
             hints.append(
-                f"the notebook defines `{name}`, but its names do not reach the ranks: "
-                f"define or import `{name}` in this cell"
+                f"the notebook defines `{name}`, but it was not taken along: --capture leaves it "
+                f"out, or the cell does not read it by name (then write `{name} = {name}` in it)"
+            )
+        elif place := surroundings.elsewhere(name):
+            hints.append(
+                f"`{name}` was last defined in {place}, whose ranks have ended: there, --pull "
+                f"{name} brings it to the notebook, and --session NAME keeps it in the ranks"
             )
     lines = cell_source.splitlines()
     line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
     used = sorted(set(re.findall(r"\w+", line)) & set(prelude))
-    hints += [
-        f"`{name}` is ddp_magic.prelude's"
-        + (
-            "; the notebook's own is not seen in the cell"
-            if name in notebook
-            else "; the notebook defines none"
-        )
-        for name in used
-    ]
+    for name in used:
+        there = name in notebook
+        own = "--capture leaves the notebook's out" if there else "the notebook defines none"
+        hints.append(f"`{name}` is ddp_magic.prelude's; {own}")
     return hints
 
 

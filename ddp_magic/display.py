@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.events import ClearOutput, DisplayData, Event, Stream
 from ddp_magic.output import BYTES_BURST, BYTES_PER_S, Bucket, LineAssembler, Throttle
-from ddp_magic.run import Run
+from ddp_magic.runs import Run
 from ddp_magic.tables import html_line, summary, table_html, table_text
 
 FLUSH_S = 0.05
@@ -44,10 +44,10 @@ class CellScreen:
     """The output of one `%%ddp` cell.
 
     Args:
-        shell: The notebook's shell.
+        shell: The notebook's shell; None in a script.
     """
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell | None) -> None:
         """Show nothing yet."""
         self._shell = shell
         self._live = is_notebook(shell)
@@ -204,7 +204,7 @@ class CellScreen:
         if not update:
             text.last_display = display_id
             self._label(event)
-        if self._live:
+        if self._shell is not None and self._live:
             self._shell.display_pub.publish(
                 event.data,
                 {**event.metadata, "ddp": {"rank": event.rank}},
@@ -226,7 +226,7 @@ class CellScreen:
     # --- the table ----------------------------------------------------------------------------
 
     def _publish_table(self, text: str, markup: str) -> None:
-        if text == self._shown_table:
+        if text == self._shown_table or self._shell is None:
             return
         update = bool(self._shown_table)
         self._shown_table = text
@@ -238,7 +238,7 @@ class CellScreen:
         )
 
 
-def is_notebook(shell: InteractiveShell) -> bool:
+def is_notebook(shell: InteractiveShell | None) -> bool:
     """Tell whether displays can be updated in place; a terminal would only print them again."""
     return hasattr(shell, "kernel")
 

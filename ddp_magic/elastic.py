@@ -44,7 +44,8 @@ from ddp_magic import worker
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.ranks import TERM_GRACE_S, Ranks
 
-MONITOR_INTERVAL_S = 0.01
+MONITOR_INTERVAL_S = 0.001  # torch sleeps so long between looks, which wait themselves
+WAIT_S = 1.0
 HOST = "127.0.0.1"
 LISTEN_BACKLOG = 1024
 
@@ -116,6 +117,7 @@ class ForkContext(PContext):
         )
 
     def _poll(self) -> RunProcsResult | None:
+        self._ranks.wait(WAIT_S)
         self._ranks.poll()
         failed = {r: code for r, code in self._ranks.codes.items() if code}
         if self._ranks.alive() and (self._ranks.interrupted or not failed):

@@ -53,6 +53,7 @@ LATE = frozenset(
         "CUDA_DEVICE_ORDER",
         "CUDA_LAUNCH_BLOCKING",
         "COLUMNS",
+        "DDP_MAGIC_CAPTURE",
         "DDP_MAGIC_CELL",
         "DDP_MAGIC_PRELUDE",
         "JPY_PARENT_PID",

@@ -3,10 +3,12 @@
 ::
 
     DDPMagicError
+      x CaptureError      a name of the notebook's cannot travel to the ranks
       x LaunchError       no worker group came up: the agent died, a rank could not join
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
       x TimeLimitError    the run outlasted its --time-limit
+      x PullError         a value that was asked for did not come back
       x ProtocolError     a frame that cannot be read: too long, no JSON, unknown
     KeyboardInterrupt
       x RunInterrupted    Stop was pressed; what the ranks were doing is in the message
@@ -18,7 +20,8 @@ for), never the frames of ddp_magic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 
 class DDPMagicError(Exception):
@@ -31,12 +34,21 @@ class DDPMagicError(Exception):
             message: One line: what happened, on which rank, what to do.
             details: Further lines, shown above the message in the notebook.
         """
-        super().__init__(message)
+        # Not super(): an error that is also of a rank's own class (`of_class`) has that above it.
+        Exception.__init__(self, message)
+        self.message = message
         self.details = tuple(details)
+
+    def __str__(self) -> str:
+        return self.message
 
     def _render_traceback_(self) -> list[str]:
         """Lines that IPython shows instead of ddp_magic's own frames."""
         return [*self.details, f"{type(self).__name__}: {self}"]
+
+
+class CaptureError(DDPMagicError):
+    """A name of the notebook's cannot travel to the ranks; none was started."""
 
 
 class LaunchError(DDPMagicError):
@@ -45,6 +57,9 @@ class LaunchError(DDPMagicError):
 
 class WorkerError(DDPMagicError):
     """The cell raised on at least one rank.
+
+    Where the rank's exception class is known here too, the error is of that class as well:
+    `except torch.cuda.OutOfMemoryError` catches it.
 
     Attributes:
         rank: The first rank that failed, by time.
@@ -71,6 +86,38 @@ class WorkerError(DDPMagicError):
         self.traceback = tuple(traceback)
 
 
+def of_class(
+    error: type[WorkerError], classes: Sequence[str], names: Mapping[str, object]
+) -> type[WorkerError]:
+    """Return an error class that is also of a rank's own, so that `except` finds it.
+
+    Only classes that are imported here already count: somebody who writes `except x.Y` has x.
+
+    Args:
+        error: Ours.
+        classes: The rank's class and those above it, as "module:name".
+        names: The notebook's, for classes of its own.
+    """
+    for path in classes:
+        module, _, name = path.partition(":")
+        found = names.get(name) if module == "__main__" else _attribute(module, name)
+        if isinstance(found, type) and issubclass(found, Exception):
+            try:
+                combined = type(error.__name__, (error, found), {"__doc__": error.__doc__})
+                combined("", rank=0, ename="", evalue="", traceback=())
+            except TypeError:  # a class that cannot be combined, or made so
+                continue
+            return combined
+    return error
+
+
+def _attribute(module: str, name: str) -> object:
+    found: object = sys.modules.get(module)
+    for word in name.split("."):
+        found = getattr(found, word, None)
+    return found
+
+
 class WorkerLostError(DDPMagicError):
     """A rank ended without a traceback.
 
@@ -88,6 +135,10 @@ class WorkerLostError(DDPMagicError):
 
 class TimeLimitError(DDPMagicError):
     """The run outlasted `--time-limit`, and was ended."""
+
+
+class PullError(DDPMagicError):
+    """The cell succeeded, but a value asked for with --pull did not come back."""
 
 
 class ProtocolError(DDPMagicError):

@@ -20,6 +20,38 @@ from ddp_magic.errors import ProtocolError
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedMemory:
+    """Values' bytes, for the cells that follow. The descriptor comes with this frame.
+
+    Attributes:
+        number: By which `Captured` names it.
+        sizes: Of the buffers in it, bytes; where each begins, `memory.Segment` knows.
+    """
+
+    number: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """Put these values of the notebook's into the cell's namespace.
+
+    Attributes:
+        names: In the order of the stream.
+        stream: Number of the shared memory whose first buffer is the pickle stream.
+        parts: (number, first buffer, how many) of the stream's buffers, in their order.
+        sources: Text and cell number of the code of functions, by its file's name.
+        keep: Numbers of shared memory that later cells may name; the rest can go.
+    """
+
+    names: tuple[str, ...]
+    stream: int
+    parts: tuple[Any, ...]
+    sources: dict[str, list[Any]] = field(default_factory=dict)
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunCell:
     """Run the cell that lies in the file `path`.
 
@@ -30,6 +62,7 @@ class RunCell:
         argv: The cell's `sys.argv[1:]`.
         seed: Seed of Python's, NumPy's and torch's generators; None for a fresh one in each rank.
         shell: What the notebook's shell is set to: "xmode", "theme", "ast_node_interactivity".
+        pull: (dotted name, rank or None for all) of what the notebook wants afterwards.
     """
 
     path: str
@@ -38,11 +71,30 @@ class RunCell:
     argv: tuple[str, ...] = ()
     seed: int | None = None
     shell: dict[str, str] = field(default_factory=dict)
+    pull: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupt:
-    """To a worker: raise KeyboardInterrupt in the cell. To an agent: let the ranks answer."""
+    """To a worker: raise KeyboardInterrupt in the cell. To an agent: let the ranks answer.
+
+    Attributes:
+        free: Let go of a collective that waits for ranks which will not come. Its process group
+            is of no use afterwards.
+    """
+
+    free: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewGroup:
+    """To the ranks of a session: make the process group anew, and tell when it is ready.
+
+    Attributes:
+        number: Of the group, the same on all ranks.
+    """
+
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +269,7 @@ class Heartbeat:
 
     Attributes:
         line: The cell's line that its main thread is in; None outside the cell.
-        phase: "starting", "running" or "exiting".
+        phase: "starting", "running", "idle" or "exiting".
         rss_mib: Resident memory, MiB.
         device_mib: Memory that torch holds on the rank's GPU, MiB; None on a CPU.
     """
@@ -268,6 +320,7 @@ class Error:
 
     Attributes:
         line: The innermost line of the cell in the traceback.
+        classes: Its class and those above, as "module:name".
     """
 
     rank: int
@@ -276,6 +329,7 @@ class Error:
     evalue: str
     traceback: tuple[str, ...]
     line: int | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +347,44 @@ class Finished:
     message: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Values that the notebook has asked for. Their shared memory comes with this frame, if any.
+
+    Attributes:
+        names: In the order of the stream, which is the memory's first buffer.
+        sizes: Of the buffers in the memory, bytes.
+        failed: Why a name could not be sent, and where its value was saved.
+    """
+
+    rank: int
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stayed:
+    """Names that the cell has bound on this rank.
+
+    Attributes:
+        names: All of them.
+        values: Those that are worth a word when the rank ends: no functions, no classes.
+    """
+
+    rank: int
+    names: tuple[str, ...]
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """The rank has told everything of its cell, and waits for the next command."""
+
+    rank: int
+    time: float
+
+
 # --- made in the kernel, from the text that a rank's descriptors 1 and 2 carry -----------------
 
 
@@ -304,7 +396,9 @@ class Stream:
     text: str
 
 
-Command: TypeAlias = RunCell | Interrupt | Exit | Kill | Preload | ForkAgent
+Command: TypeAlias = (
+    SharedMemory | Captured | RunCell | Interrupt | NewGroup | Exit | Kill | Preload | ForkAgent
+)
 Event: TypeAlias = (
     Importing
     | Preloaded
@@ -322,14 +416,20 @@ Event: TypeAlias = (
     | ClearOutput
     | Error
     | Finished
+    | Results
+    | Stayed
+    | Idle
     | Stream
 )
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
+        SharedMemory,
+        Captured,
         RunCell,
         Interrupt,
+        NewGroup,
         Exit,
         Kill,
         Preload,
@@ -350,6 +450,9 @@ _CLASSES: dict[str, type[Any]] = {
         ClearOutput,
         Error,
         Finished,
+        Results,
+        Stayed,
+        Idle,
     )
 }
 

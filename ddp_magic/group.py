@@ -11,7 +11,7 @@ import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,11 +29,15 @@ from ddp_magic.events import (
     Command,
     DisplayData,
     Event,
+    Exit,
     Interrupt,
     Kill,
+    NewGroup,
+    Results,
     Stream,
     WorkerExited,
     WorkerHello,
+    WorkerReady,
 )
 from ddp_magic.output import MarkSplitter
 
@@ -57,6 +61,7 @@ class Member:
     )
     text: deque[bytes | int] = field(default_factory=deque)
     outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
+    written: int = 0  # to the log, bytes
 
     def ordered(self, *, final: bool = False) -> Iterator[Event]:
         """Yield text and rich outputs in the order in which the rank made them.
@@ -81,7 +86,7 @@ class Member:
 
 
 class WorkerGroup:
-    """The ranks of one run, and later of one session.
+    """The ranks of one run, or of one session.
 
     Args:
         directory: Where the socket and the logs go; of mode 0700.
@@ -90,6 +95,7 @@ class WorkerGroup:
         backend: Of the default process group; None for the device's own.
         timeout_s: Of collectives, s; None for torch's default.
         init_process_group: Whether to make the default process group.
+        kept: Whether the ranks are a session's.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class WorkerGroup:
         backend: str | None = None,
         timeout_s: float | None = None,
         init_process_group: bool = True,
+        kept: bool = False,
     ) -> None:
         """Describe a group; `start` starts it."""
         self.directory = directory
@@ -116,7 +123,13 @@ class WorkerGroup:
             backend=backend,
             timeout_s=timeout_s,
             init_process_group=init_process_group,
+            kept=kept,
         )
+        self.kept = kept
+        self.ready: dict[int, WorkerReady] = {}
+        self.unseen: list[Event] = []  # between the cells of a session
+        self._renewals = 0
+        self.sent: set[int] = set()  # numbers of shared memory
         self._selector = selectors.DefaultSelector()
         self._listener: Listener | None = None
         self._agent: PlacedAgent | None = None
@@ -126,7 +139,8 @@ class WorkerGroup:
         self._watched_fd = -1
         self._exited: set[int] = set()
         self._interrupted = False
-        self._first_commands: list[Command] = []
+        self._first_commands: list[tuple[Command, int | None]] = []
+        self.result_fds: dict[int, int] = {}
         self._kill_deadline: float | None = None
         self._started = 0.0
 
@@ -158,19 +172,41 @@ class WorkerGroup:
 
     # --- commands -----------------------------------------------------------------------------
 
-    def send(self, command: Command) -> None:
-        """Send a command to every rank; those that are not up yet get it when they are."""
-        self._first_commands.append(command)
-        for member in self.members.values():
-            member.channel.send(command)
+    def send(self, command: Command, fd: int | None = None) -> None:
+        """Send a command, and a descriptor with it, to every rank.
 
-    def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in every rank; those that answer no longer end with others."""
-        self._interrupted = True
-        for channel in self._agent_channels:
-            channel.send(Interrupt())
+        Those that are not up yet get it when they are.
+        """
         for member in self.members.values():
-            member.channel.send(Interrupt())
+            member.channel.send(command, fd)
+        if len(self.members) < self.nproc:
+            self._first_commands.append((command, None if fd is None else os.dup(fd)))
+
+    def renew(self) -> None:
+        """Let the ranks make their process group anew; each answers with WorkerReady."""
+        self._renewals += 1
+        self.send(NewGroup(number=self._renewals))
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has been called."""
+        return self._agent is not None
+
+    def interrupt(self, ranks: Collection[int], *, keep: bool) -> None:
+        """Raise KeyboardInterrupt in these ranks.
+
+        Args:
+            ranks: Which.
+            keep: They are to outlive it, and let go of collectives; else those that answer no
+                longer end with the others.
+        """
+        if not keep:
+            self._interrupted = True
+            for channel in self._agent_channels:
+                channel.send(Interrupt())
+        for rank in ranks:
+            if rank in self.members:
+                self.members[rank].channel.send(Interrupt(free=keep))
 
     def kill(self, ranks: tuple[int, ...] = ()) -> None:
         """End some ranks at once, or the whole group where none is named."""
@@ -254,6 +290,10 @@ class WorkerGroup:
                         keeper.send(Kill())
             case WorkerHello():
                 self._welcome(channel, message)
+            case WorkerReady(rank=rank):
+                self.ready[rank] = message
+            case Results(rank=rank, names=names) if names:
+                self.result_fds[rank] = channel.received_fds.pop(0)
             case DisplayData(rank=rank, mark=mark) | ClearOutput(rank=rank, mark=mark):
                 member = self.members[rank]
                 member.outputs[mark] = message
@@ -263,7 +303,7 @@ class WorkerGroup:
         return [message]  # type: ignore[list-item]  # commands never come up
 
     def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
-        pipe = channel.received_fds.pop()
+        pipe = channel.received_fds.pop(0)
         os.set_blocking(pipe, False)
         try:
             process = psutil.Process(hello.pid)
@@ -278,8 +318,38 @@ class WorkerGroup:
             log=self.directory / f"rank{hello.rank}.log",
         )
         self._selector.register(pipe, selectors.EVENT_READ, self._read_pipe)
-        for command in self._first_commands:
-            channel.send(command)
+        for command, fd in self._first_commands:
+            channel.send(command, fd)
+        if len(self.members) == self.nproc:
+            self._forget_first_commands()
+
+    def _forget_first_commands(self) -> None:
+        for _, fd in self._first_commands:
+            if fd is not None:
+                os.close(fd)
+        self._first_commands = []
+
+    def look(self) -> None:
+        """Keep what has arrived for the next cell; notice the end of the ranks."""
+        self.unseen += self.drain()
+        if not self.ended:
+            self.unseen += self.poll(0)
+        if self.ended:
+            self.close()
+
+    def finish(self, timeout_s: float) -> bool:
+        """Tell the ranks that no other cell comes; return whether they have ended in time."""
+        self.send(Exit())
+        self._poll_until_ended(timeout_s)
+        return self.ended
+
+    def drain(self) -> list[Event]:
+        """Return what has arrived and not been read, without waiting."""
+        events: list[Event] = []
+        deadline = time.monotonic() + DRAIN_S  # a thread of a session's rank may go on writing
+        while not self.ended and self._selector.select(0) and time.monotonic() < deadline:
+            events += self.poll(0)
+        return events
 
     def _read_pipe(self, pipe: int) -> list[Event]:
         member = next(m for m in self.members.values() if m.pipe == pipe)
@@ -295,7 +365,7 @@ class WorkerGroup:
         for item in member.splitter.feed(data):
             if isinstance(item, bytes):
                 with member.log.open("ab") as log:
-                    log.write(item)
+                    member.written += log.write(item)
             member.text.append(item)
         yield from member.ordered()
 
@@ -371,6 +441,10 @@ class WorkerGroup:
                 member.pipe = -1
         for channel in self._agent_channels:
             channel.close()
+        for fd in self.result_fds.values():
+            os.close(fd)
+        self.result_fds = {}
+        self._forget_first_commands()
         if self._listener is not None:
             self._listener.close()
         self._selector.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import sys
 from typing import Any
 
 from IPython.core import magic_arguments
@@ -14,15 +12,12 @@ from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from traitlets import Bool, List, Unicode, Union, observe
 
-from ddp_magic import cell, devices, prelude
+from ddp_magic import cell, kernel, results
 from ddp_magic.display import CellScreen
-from ddp_magic.engines.forkserver import Forkserver
-from ddp_magic.engines.torchrun import Torchrun
-from ddp_magic.run import Options, Run, Runs
+from ddp_magic.kernel import Kernel
+from ddp_magic.options import DEFAULT_CPU_RANKS, options_of
+from ddp_magic.runs import Options, Run
 from ddp_magic.tables import Status
-
-RANK_NAMES = frozenset({"rank", "local_rank", "world_size", "device"})
-DEFAULT_CPU_RANKS = 2
 
 
 def _ranks_wanted(text: str) -> int | str:
@@ -43,6 +38,26 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return value
+
+
+def _names(text: str) -> frozenset[str]:
+    names = frozenset() if text == "none" else frozenset(word.strip() for word in text.split(","))
+    if wrong := [name for name in names if not name.isidentifier()]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is no name")
+    return names
+
+
+def _pulls(text: str) -> tuple[results.Pull, ...]:
+    try:
+        return results.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _name(text: str) -> str:
+    if not text.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name")
+    return text
 
 
 def _rank_set(text: str) -> frozenset[int]:
@@ -70,8 +85,12 @@ class DDPMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         """Begin without a run, and start the forkserver in the background."""
         super().__init__(shell, parent=shell)
-        self.runs = Runs()
-        self.forkserver = Forkserver(fallback=Torchrun())
+        self.kernel = Kernel(
+            shell.user_ns,
+            shell.user_ns_hidden,
+            cells=lambda: getattr(shell.compile, "_filename_map", {}),
+        )
+        kernel.current = self.kernel
         self._raw_cell = ""
         self._apply_preload()
 
@@ -81,27 +100,19 @@ class DDPMagics(Magics):
 
     @observe("preload")
     def _preload_changed(self, _change: object) -> None:
-        self.forkserver.close()
-        self.forkserver = Forkserver(fallback=Torchrun())
         self._apply_preload()
 
     def _apply_preload(self) -> None:
-        if sys.platform == "win32":
-            return
-        if self.preload is False:
-            self.forkserver.close()
-            return
-        if isinstance(self.preload, list):
-            self.forkserver.want(self.preload)
-        self.forkserver.follow(sys.modules)
+        self.kernel.preload(self.preload)
 
     def follow_notebook(self, *_: object) -> None:
-        """Let the forkserver keep up (IPython's post_run_cell)."""
-        self.forkserver.follow(sys.modules)
+        """Keep up with the notebook (IPython's post_run_cell)."""
+        self.kernel.follow()
 
     def close(self) -> None:
-        """End the forkserver."""
-        self.forkserver.close()
+        """End the sessions and the forkserver."""
+        kernel.current = None
+        self.kernel.close()
 
     @magic_arguments.magic_arguments(name="%ddp")
     @magic_arguments.argument(
@@ -139,6 +150,32 @@ class DDPMagics(Magics):
         help="ranks whose output is shown, such as 0,2-3 (errors always are). Default: all.",
     )
     @magic_arguments.argument(
+        "-s",
+        "--session",
+        type=_name,
+        metavar="NAME",
+        help="run in ranks that are kept: the first such cell starts them, later ones find their "
+        "variables. %%ddp_stop NAME ends them.",
+    )
+    @magic_arguments.argument(
+        "--capture",
+        type=_names,
+        metavar="NAMES",
+        help="take only these of the notebook's names along (a,b), or none. Default: all that "
+        "the cell reads.",
+    )
+    @magic_arguments.argument(
+        "--pull",
+        type=_pulls,
+        default=(),
+        metavar="NAMES",
+        help="bring these back to the notebook afterwards: a,b from rank 0, a@all as a list of "
+        "all ranks' values, a@2 from rank 2; dotted names too.",
+    )
+    @magic_arguments.argument(
+        "-o", "--out", type=_name, metavar="NAME", help="bind the run to this name."
+    )
+    @magic_arguments.argument(
         "--seed", type=int, metavar="S", help="of Python, NumPy and torch, the same on all ranks."
     )
     @magic_arguments.argument(
@@ -167,15 +204,18 @@ class DDPMagics(Magics):
             return
         if not body.strip():
             raise UsageError("%%ddp: the cell is empty")
-        options = _options(args, argv)
-        run = self._make_run(body, options)
-        self.runs.add(run)
-        engine = Torchrun() if args.cold else self.forkserver
-        run.execute(CellScreen(self.shell), engine, list(sys.path))
-        self.forkserver.want(run.imported)
+        try:
+            options = self.kernel.join(args, argv) or options_of(args, argv)
+        except ValueError as error:
+            raise UsageError(f"%%ddp: {error}") from error
+        run = self._make_run(body, options, args.capture)
+        self.kernel.execute(run, CellScreen(self.shell), cold=args.cold)
+        self.shell.user_ns.update(run.results)
+        if args.out is not None:
+            self.shell.user_ns[args.out] = run
         self._raise(run, quietly=args.no_raise_error)
 
-    def _make_run(self, body: str, options: Options) -> Run:
+    def _make_run(self, body: str, options: Options, only: frozenset[str] | None) -> Run:
         """Compile the cell here, where a SyntaxError costs nothing, and make its run."""
         shell = self.shell
         raw = self._raw_cell if body.strip() in self._raw_cell else "%%ddp\n" + body
@@ -186,18 +226,12 @@ class DDPMagics(Magics):
             filename=shell.compile.get_code_name(raw, raw, number or 0),
             transformer=cell.transformer_like(shell.input_transformer_manager),
         )
-        return Run(
-            ready,
-            options,
-            execution_count=number,
-            prelude=(ready.reads & set(prelude.__all__)) - RANK_NAMES,
-            notebook=set(shell.user_ns) - set(shell.user_ns_hidden),
-            notebook_shell={
-                "colors": str(shell.colors),
-                "xmode": str(shell.InteractiveTB.mode),
-                "ast_node_interactivity": str(shell.ast_node_interactivity),
-            },
-        )
+        settings = {
+            "colors": str(shell.colors),
+            "xmode": str(shell.InteractiveTB.mode),
+            "ast_node_interactivity": str(shell.ast_node_interactivity),
+        }
+        return self.kernel.make(ready, options, only, execution_count=number, settings=settings)
 
     def _raise(self, run: Run, *, quietly: bool) -> None:
         if run.error is None:
@@ -220,11 +254,36 @@ class DDPMagics(Magics):
             print(self.ddp_status.__doc__)  # noqa: T201 -- the answer
             return None
         if args.run is None:
-            return Status(list(self.runs), self.forkserver.describe())
-        run = self.runs.find(args.run)
+            return Status(
+                list(self.kernel.runs), self.kernel.forkserver.describe(), self.kernel.sessions
+            )
+        run = self.kernel.runs.find(args.run)
         if run is None:
             raise UsageError(f"%ddp_status: there is no run {args.run!r}")
         return Status([run])
+
+    @magic_arguments.magic_arguments()
+    @magic_arguments.argument("session", nargs="?", help="a session's name.")
+    @magic_arguments.argument("--all", action="store_true", help="all sessions.")
+    @magic_arguments.argument("-h", "--help", action="store_true", help="show this help.")
+    @line_magic
+    def ddp_stop(self, line: str) -> None:
+        """End a session: ask its ranks, wait for their exit handlers, kill. Says what has ended."""
+        args = magic_arguments.parse_argstring(self.ddp_stop, line)
+        sessions = self.kernel.sessions
+        if args.help:
+            print(self.ddp_stop.__doc__)  # noqa: T201 -- the answer
+            return
+        if args.all:
+            words = sessions.end_all() or ["there is no session"]
+        elif args.session is None:
+            raise UsageError("%ddp_stop: name a session, or --all")
+        elif sessions.get(args.session) is None:
+            names = ", ".join(session.name for session in sessions) or "none"
+            raise UsageError(f"%ddp_stop: there is no session {args.session!r} (there: {names})")
+        else:
+            words = [sessions.end(args.session)]
+        print("\n".join(words))  # noqa: T201 -- the answer
 
 
 def _parse(magic: Any, line: str) -> tuple[argparse.Namespace, tuple[str, ...]]:  # noqa: ANN401
@@ -238,59 +297,6 @@ def _parse(magic: Any, line: str) -> tuple[argparse.Namespace, tuple[str, ...]]:
     except ValueError as error:
         raise UsageError(f"%%ddp: {error} in what follows --") from error
     return magic_arguments.parse_argstring(magic, own), arguments
-
-
-def _options(args: argparse.Namespace, argv: tuple[str, ...]) -> Options:
-    """Check the options against the machine.
-
-    Raises:
-        UsageError: They cannot be had here.
-    """
-    if sys.platform == "win32":
-        raise UsageError("%%ddp: Windows cannot fork: run the notebook's server inside WSL")
-    try:
-        gpus = devices.choose(devices.visible_gpus(os.environ), args.gpus)
-    except ValueError as error:
-        raise UsageError(f"%%ddp: {error}") from error
-    nproc = _number_of_ranks(args.nproc_per_node, len(gpus))
-    uses_nccl = "nccl" in (args.backend or ("nccl" if gpus else ""))
-    if uses_nccl and nproc > len(gpus):
-        there = f"{len(gpus)} GPU{'s' if len(gpus) != 1 else ''}"
-        raise UsageError(
-            f"%%ddp: {nproc} ranks and {there}: nccl needs a GPU for each rank; "
-            "lower -n, or take --backend gloo or -g none"
-        )
-    if args.show is not None and max(args.show) >= nproc:
-        raise UsageError(f"%%ddp: --show names rank {max(args.show)}, but there are {nproc} ranks")
-    return Options(
-        nproc=nproc,
-        device="cpu" if args.gpus == "none" else "cuda",
-        visible=None if args.gpus is None else ",".join(gpu.visible for gpu in gpus),
-        devices=devices.describe(gpus, nproc),
-        backend=args.backend,
-        timeout_s=args.timeout,
-        time_limit_s=args.time_limit,
-        init_process_group=not args.no_init,
-        show=args.show,
-        seed=args.seed,
-        argv=argv,
-    )
-
-
-def _number_of_ranks(wanted: int | str | None, gpus: int) -> int:
-    match wanted:
-        case int():
-            return wanted
-        case None:
-            return gpus or DEFAULT_CPU_RANKS
-        case "gpu" if not gpus:
-            raise UsageError("%%ddp: -n gpu, but there is no GPU")
-        case "gpu":
-            return gpus
-        case "auto" if gpus:
-            return gpus
-        case _:
-            return os.cpu_count() or 1
 
 
 def _execution_count(shell: InteractiveShell) -> int | None:

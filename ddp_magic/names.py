@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection
+from dataclasses import dataclass
 
 
-def names_read(tree: ast.Module) -> set[str]:
-    """Return the names that a module may read before it has certainly assigned them.
+@dataclass(frozen=True)
+class Names:
+    """The global names of a piece of code.
+
+    Attributes:
+        reads: Those that it may read before it has certainly assigned them.
+        assigns: Those that its top level binds, be it under a condition.
+    """
+
+    reads: frozenset[str]
+    assigns: frozenset[str]
+
+
+def names_of(tree: ast.Module) -> Names:
+    """Return the names that a module reads from outside, and those that it binds.
 
     Statements are followed in their order; what is assigned only under a condition or in a loop is
     not certain. What a function's or class's body reads counts where nothing in the module
@@ -15,7 +29,8 @@ def names_read(tree: ast.Module) -> set[str]:
     """
     reader = _Reader()
     reader.block(tree.body, set())
-    return reader.reads | (reader.reads_later - reader.assigned_somewhere)
+    reads = reader.reads | (reader.reads_later - reader.assigned_somewhere)
+    return Names(frozenset(reads), frozenset(reader.assigned_somewhere))
 
 
 class _Reader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,12 @@ class ProcessGroups:
         self._path = str(directory / f"store{attempt}")
         self._torch_init = distributed_c10d.init_process_group
         self._torch_destroy = distributed_c10d.destroy_process_group
+        self._torch_helper = distributed_c10d._new_process_group_helper
+        self._number = 0
         self._count = 0
         self._ours: Any = None
         self._kept: list[Any] = []
+        self._sockets: set[str] = set()
 
         @functools.wraps(self._torch_init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
@@ -43,6 +47,15 @@ class ProcessGroups:
         def destroy_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
             self._destroy_for_the_cell(*args, **kwargs)
 
+        @functools.wraps(self._torch_helper)
+        def helper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's
+            before = _sockets()
+            try:
+                return self._torch_helper(*args, **kwargs)
+            finally:
+                self._sockets |= _sockets() - before
+
+        distributed_c10d._new_process_group_helper = helper
         for module in (dist, distributed_c10d):
             module.init_process_group = init_process_group  # type: ignore[attr-defined]
             module.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]
@@ -58,13 +71,49 @@ class ProcessGroups:
         )
         self._ours = dist.group.WORLD
 
+    def renew(self, number: int, *, backend: str | None, timeout: timedelta | None) -> None:
+        """Make the default group anew, after a cell that has left the ranks out of step.
+
+        A collective that one rank has begun and another has not would pair with the next one, and
+        its result would be wrong without an error.
+
+        Args:
+            number: Of the new group, the same on all ranks.
+            backend: As for `init`; None to make none.
+            timeout: Of collectives.
+        """
+        if dist.is_initialized():
+            if "nccl" in str(dist.get_backend()):
+                distributed_c10d._abort_process_group()
+            self._destroy_for_the_cell()
+        self.cut()
+        self._number, self._count, self._ours = number, 0, None
+        if backend is not None:
+            self.init(backend=backend, timeout=timeout)
+
+    def cut(self) -> None:
+        """Close the connections of all groups.
+
+        A rank that waits in a collective of gloo's is deaf to signals; an error of the connection
+        is what ends its wait.
+        """
+        for fd, name in _socket_fds():
+            if name in self._sockets:
+                try:
+                    with socket.socket(fileno=os.dup(fd)) as connection:
+                        connection.getpeername()  # not one that listens: gloo would abort
+                        connection.shutdown(socket.SHUT_RDWR)
+                except OSError:  # it listens, or is closed already
+                    continue
+        self._sockets.clear()
+
     def _next_store(self) -> PrefixStore:
         # Each group has keys of its own: those of an earlier one would be taken for its peers'.
         self._count += 1
         # A file, since these ranks are on one machine. At each connection to a TCPStore torch asks
         # for the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
         store = dist.FileStore(self._path)  # type: ignore[attr-defined]
-        return PrefixStore(f"ddp_magic/{self._count}", store)
+        return PrefixStore(f"ddp_magic/{self._number}/{self._count}", store)
 
     def _init_for_the_cell(
         self,
@@ -102,6 +151,23 @@ class ProcessGroups:
         # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
         self._kept.extend(distributed_c10d._world.pg_map)
         self._torch_destroy(group)
+
+
+def _socket_fds() -> list[tuple[int, str]]:
+    """Return (descriptor, name with inode number) of this process's sockets."""
+    found = []
+    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:  # noqa: PTH112, PTH208 -- hot path
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        except OSError:  # the listing's own
+            continue
+        if name.startswith("socket:"):
+            found.append((int(fd), name))
+    return found
+
+
+def _sockets() -> set[str]:
+    return {name for _, name in _socket_fds()}
 
 
 def _collectives(group: Any) -> int:  # noqa: ANN401 -- a ProcessGroup

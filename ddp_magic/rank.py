@@ -13,6 +13,7 @@ from ddp_magic.events import (
     Event,
     Finished,
     Heartbeat,
+    Idle,
     Interrupted,
     WorkerExited,
     WorkerHello,
@@ -30,6 +31,9 @@ class Rank:
         heard: When it was last heard of, s since the epoch.
         answered: Whether it has taken the interrupt.
         killed: Whether we killed it.
+        idle: Whether it is a session's, and has ended its cell.
+        log: File with all its text.
+        log_span: Where in the file the run's text begins and ends, bytes.
         stack: Its frames at the time of the kill, innermost first.
     """
 
@@ -47,10 +51,13 @@ class Rank:
     finished: Finished | None = None
     answered: bool = False
     killed: bool = False
+    idle: bool = False
+    log: Path | None = None
+    log_span: tuple[int, int | None] = (0, None)
     stack: list[str] = field(default_factory=list)
     progress: str = ""
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:  # noqa: C901 -- one case for each event
         """Take up what an event says of this rank."""
         match event:
             case WorkerHello(pid=pid):
@@ -60,12 +67,14 @@ class Rank:
             case Heartbeat():
                 self.heard = event.time
                 self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
-                if self.phase != "ended":
+                if self.phase not in ("ended", "idle"):
                     self.phase = event.phase
                 if event.phase == "running" and self.error is None:
                     self.line = event.line  # a rank on its way out keeps the line it failed in
             case Interrupted():
                 self.answered = True
+            case Idle():
+                self.idle, self.ended, self.phase = True, event.time, "idle"
             case Error(line=line):
                 self.error, self.line = event, line
             case Finished():
@@ -74,6 +83,29 @@ class Rank:
                 self.code, self.ended, self.phase = code, ended, "ended"
             case _:
                 pass
+
+    @property
+    def busy(self) -> bool:
+        """Whether its cell has not ended."""
+        return self.code is None and not self.idle
+
+    @property
+    def stdout(self) -> str:
+        """All that it has written in this run, to stdout and stderr, in their order."""
+        if self.log is None or not self.log.exists():
+            return ""
+        begin, end = self.log_span
+        with self.log.open("rb") as file:
+            file.seek(begin)
+            return file.read(-1 if end is None else end - begin).decode(errors="replace")
+
+    @property
+    def exit(self) -> int | None:
+        """Exit code; of a session's rank that of the cell; None while it is busy."""
+        if self.code is not None or self.busy:
+            return self.code
+        failure = self.failure
+        return 0 if failure is None else (failure.finished.code if failure.finished else 1)
 
     @property
     def failure(self) -> Failure | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import NoReturn
 from ddp_magic import processes
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
+POLL_S = 0.02
 STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
 
 
@@ -38,6 +40,7 @@ class Ranks:
         # rank's end no longer ends the others.
         self.interrupted = False
         self._doomed = False
+        self._pidfds: dict[int, int] = {}
 
     def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
         """Fork a rank, in which `main` runs and nothing else of this process."""
@@ -47,6 +50,10 @@ class Ranks:
             _become_rank(agent_pid, main)
         with self._lock:
             self.pids[local_rank] = pid
+            try:
+                self._pidfds[local_rank] = os.pidfd_open(pid)
+            except (OSError, AttributeError):  # not Linux
+                pass
             if self._doomed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -65,9 +72,21 @@ class Ranks:
                 waited, status = os.waitpid(pid, os.WNOHANG)
                 if waited:
                     self.codes[local_rank] = os.waitstatus_to_exitcode(status)
+                    if local_rank in self._pidfds:
+                        os.close(self._pidfds.pop(local_rank))
                     ended.append(local_rank)
         for local_rank in ended:
             self._on_exit(local_rank, self.codes[local_rank])
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a rank ends; not in vain for as long as `timeout_s`, s.
+
+        Idle ranks of a session cost nothing so; without pidfds it is a short sleep.
+        """
+        if len(self._pidfds) < len(self.alive()):
+            time.sleep(min(timeout_s, POLL_S))
+        elif self._pidfds:
+            select.select(list(self._pidfds.values()), [], [], timeout_s)
 
     def alive(self) -> list[int]:
         """Return the local ranks whose process has not been seen to end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import linecache
 import sys
 import types
 import warnings
@@ -127,6 +128,17 @@ class CellShell(InteractiveShell):
         result = self.run_cell(source, store_history=False)
         error: BaseException | None = result.error_before_exec or result.error_in_exec
         return error
+
+    def know_sources(self, sources: dict[str, list[Any]]) -> None:
+        """Let tracebacks and `inspect` find the text of the notebook's own cells.
+
+        Args:
+            sources: Text and cell number, by the code's file name.
+        """
+        for file, (text, number) in sources.items():
+            linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+            if number is not None:
+                self.compile._filename_map[file] = number
 
     def _follow_notebook(self, settings: dict[str, str]) -> None:
         if "colors" in settings:

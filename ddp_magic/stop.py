@@ -25,8 +25,9 @@ class Stop:
         ranks: What is known of its ranks.
         say: Shows a line.
         read_stack: Takes up what a rank wrote when it was asked for its stack.
-        reason: "stopped" or "time limit".
+        reason: "stopped", "time limit" or "peer failed".
         finish_s: How long a rank that has answered may go on, s; 0 for no longer than a deaf one.
+        keep: The ranks are a session's: they outlive the interrupt.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Stop:
         read_stack: Callable[[Rank], None],
         reason: str,
         finish_s: float,
+        keep: bool = False,
     ) -> None:
         """Ask the ranks."""
         self.reason = reason
@@ -46,12 +48,13 @@ class Stop:
         self._say = say
         self._read_stack = read_stack
         self._finish_s = finish_s
+        self.began = time.time()
         self._asked = time.monotonic()
         self._stacks_asked: float | None = None
         self._said = False
         self._all_killed = False
         if any(rank.pid is not None for rank in ranks):
-            group.interrupt()
+            group.interrupt([r.rank for r in ranks if r.busy], keep=keep)
         else:  # there is nobody yet who could answer
             group.kill()
 
@@ -61,10 +64,10 @@ class Stop:
         Args:
             presses: How often Stop has been pressed by now; the second one kills.
         """
-        alive = [rank for rank in self._ranks if rank.code is None and not rank.killed]
+        alive = [rank for rank in self._ranks if rank.busy and not rank.killed]
         if not alive:
             # Whoever has still not ended does not die of SIGKILL: after a bound, go on without.
-            if any(rank.code is None for rank in self._ranks) and not self._all_killed:
+            if any(rank.busy for rank in self._ranks) and not self._all_killed:
                 self._all_killed = True
                 self._group.kill()
             return

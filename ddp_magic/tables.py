@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import html
 import time
+from collections.abc import Iterable
 from typing import Any
+
+import psutil
 
 from ddp_magic.diagnose import exit_words, signal_name
 from ddp_magic.engines.forkserver import Preloading
 from ddp_magic.rank import Rank
-from ddp_magic.run import Run, State
+from ddp_magic.runs import Run, State
+from ddp_magic.session import Session
 
 SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
 MAX_ROWS = 8
+MAX_NAMES = 8
 
 _OUTCOMES = {
     State.PENDING: "pending",
@@ -27,7 +32,12 @@ def summary(run: Run) -> str:
     """Say in one line what became of a run: `4 ranks · 5.5 s · ok`."""
     count = len(run.ranks)
     ranks = f"{count} rank{'s' if count > 1 else ''}"
-    return f"{ranks} · {_duration(run.elapsed_s)} · {_OUTCOMES[run.state]}"
+    words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
+    if run.stayed and not run.options.session:
+        shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
+        names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+        words.append(f"stayed in the ranks: {names} (--pull NAME, or --session)")
+    return " · ".join(words)
 
 
 def _duration(seconds: float) -> str:
@@ -42,9 +52,9 @@ def rank_state(rank: Rank, now: float) -> str:
     """Say in a few words what a rank is doing, or how it ended."""
     if rank.error is not None:
         return f"raised {rank.error.ename}"
+    if rank.code == 0 or rank.idle:
+        return "finished"
     if rank.code is not None:
-        if rank.code == 0:
-            return "finished"
         if rank.code < 0:
             return f"killed by {signal_name(-rank.code)}"
         return f"exit code {rank.code}" if rank.finished else exit_words(rank.code).split(",")[0]
@@ -124,10 +134,16 @@ def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 class Status:
     """What `%ddp_status` shows: HTML in a notebook, text in a terminal."""
 
-    def __init__(self, runs: list[Run], preloading: Preloading | None = None) -> None:
-        """Show these runs, the newest first, and the forkserver above them."""
+    def __init__(
+        self,
+        runs: list[Run],
+        preloading: Preloading | None = None,
+        sessions: Iterable[Session] = (),
+    ) -> None:
+        """Show these runs, the newest first; above them the forkserver and the sessions."""
         self._runs = runs
         self._head = forkserver_lines(preloading) if preloading is not None else []
+        self._head += [line for session in sessions for line in session_lines(session)]
         if not runs:
             self._head.append(_NOTHING)
 
@@ -166,6 +182,19 @@ def forkserver_lines(preloading: Preloading) -> list[str]:
         lines.append("  preloaded: " + ", ".join(preloading.libraries))
     for name, reason in preloading.left_out.items():
         lines.append(f"  left to the ranks: {name} ({reason})")
+    return lines
+
+
+def session_lines(session: Session) -> list[str]:
+    """Say what a session's ranks are."""
+    lines = [f"session {session.name} · {session.options.devices} · %ddp_stop {session.name}"]
+    for rank, member in sorted(session.group.members.items()):
+        if member.process is not None:
+            try:
+                rss_mib = member.process.memory_info().rss / 2**20
+            except psutil.Error:
+                continue
+            lines.append(f"  rank {rank} · pid {member.process.pid} · {rss_mib:,.0f} MiB")
     return lines
 
 

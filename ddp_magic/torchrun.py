@@ -52,7 +52,7 @@ def _keep(spec: AgentSpec, ranks: Ranks) -> None:
     signal.signal(signal.SIGTERM, lambda *_: told_to_end.set())  # torchrun: another rank failed
     ranks.fork(int(os.environ["LOCAL_RANK"]), functools.partial(_run_worker, spec.worker))
     while ranks.alive():
-        time.sleep(POLL_S)
+        ranks.wait(POLL_S)
         ranks.poll()
         if told_to_end.is_set():
             ranks.end(signal.SIGTERM, TERM_GRACE_S)

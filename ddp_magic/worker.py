@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -31,31 +32,40 @@ import psutil
 import threadpoolctl
 import torch
 
-from ddp_magic import cell_main, preload, processes
+from ddp_magic import capture, cell_main, preload, processes, results
 from ddp_magic.agent_spec import WorkerSettings
 from ddp_magic.channel import connect
 from ddp_magic.environment import threads_wanted
 from ddp_magic.errors import ProtocolError
 from ddp_magic.events import (
+    Captured,
     ClearOutput,
     DisplayData,
     Error,
     Exit,
     Finished,
     Heartbeat,
+    Idle,
     Imported,
     Interrupt,
     Interrupted,
+    NewGroup,
     RunCell,
+    SharedMemory,
+    Stayed,
     WorkerHello,
     WorkerReady,
 )
+from ddp_magic.memory import Segment
 from ddp_magic.process_group import ProcessGroups
 from ddp_magic.shell import CellShell, start_shell
 
 HEARTBEAT_S = 0.25
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
 PIPE_BYTES = 2**20
+FREE_S = 0.3  # for Python code to take an interrupt by itself
+_MISSING = object()
+_DEFINITIONS = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
 
 
 class Worker:
@@ -73,7 +83,12 @@ class Worker:
         self._mark = 0
         self._mark_lock = threading.Lock()
         self._marker = f"\x1b]ddp_magic;{secrets.token_hex(8)};"
-        self._commands: queue.SimpleQueue[RunCell | Exit] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Captured | RunCell | NewGroup | Exit] = (
+            queue.SimpleQueue()
+        )
+        self._groups: ProcessGroups | None = None
+        self._segments: dict[int, Segment] = {}
+        self._captured: Captured | None = None
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_w, False)
         self._channel = connect(settings.socket)
@@ -118,16 +133,22 @@ class Worker:
                 os.killpg(os.getpgrp(), signal.SIGKILL)
             for command in commands or []:
                 match command:
-                    case Interrupt():
+                    case Interrupt(free=free):
                         os.kill(os.getpid(), signal.SIGINT)
-                    case RunCell() | Exit():
+                        if free:
+                            threading.Timer(FREE_S, self._free).start()
+                    case SharedMemory(number=number, sizes=sizes):
+                        fd = self._channel.received_fds.pop(0)
+                        self._segments[number] = Segment(fd, sizes)
+                    case Captured() | RunCell() | NewGroup() | Exit():
                         self._commands.put(command)
+                        self._wake(b"c")
 
     def _beat(self) -> None:
         while True:
-            ready = select.select([self._wake_r], [], [], HEARTBEAT_S)[0]
-            if ready:
-                os.read(self._wake_r, 64)
+            idle = self._phase == "idle"  # nobody listens then, and nothing happens
+            ready = select.select([self._wake_r], [], [], None if idle else HEARTBEAT_S)[0]
+            if ready and b"i" in os.read(self._wake_r, 64):
                 self._channel.send(Interrupted(rank=self.rank, time=time.time()))
             self._channel.send(
                 Heartbeat(
@@ -148,12 +169,22 @@ class Worker:
             frame = frame.f_back
         return None
 
-    def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
+    def _wake(self, why: bytes) -> None:
         try:
-            os.write(self._wake_w, b"i")
+            os.write(self._wake_w, why)
         except BlockingIOError:
-            pass  # 64 KB of unread acknowledgments: this one is not needed
-        raise KeyboardInterrupt
+            pass  # 64 KB unread: this one is not needed
+
+    def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
+        self._wake(b"i")
+        # Between the cells of a session there is nothing to interrupt but ourselves.
+        if self._phase in ("starting", "running") or not self._settings.kept:
+            raise KeyboardInterrupt
+
+    def _free(self) -> None:
+        """Let the cell go on to its KeyboardInterrupt, if it waits in a collective."""
+        if self._phase == "running" and self._groups is not None:
+            self._groups.cut()
 
     # --- what the shell calls -----------------------------------------------------------------
 
@@ -207,9 +238,10 @@ class Worker:
         code = 0
         try:
             device = self._set_device()
-            groups = ProcessGroups(Path(self._settings.directory))
+            self._groups = groups = ProcessGroups(Path(self._settings.directory))
+            self._device = device
             if self._settings.init_process_group:
-                self._init_process_group(device, groups)
+                groups.init(backend=self._backend(), timeout=self._timeout())
             shell = start_shell(
                 self,
                 {
@@ -223,9 +255,18 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 -- every failure to start is the kernel's to show
             self._report(error, shell)
             return 1
-        while isinstance(command := self._commands.get(), RunCell):
-            code = self._run_cell(shell, command)
-        return code
+        while True:
+            match self._commands.get():
+                case Captured() as captured:
+                    self._captured = captured
+                case RunCell() as command:
+                    code = self._run_cell(shell, command)
+                    self._phase = "idle"
+                    self._channel.send(Idle(rank=self.rank, time=time.time()))
+                case NewGroup(number=number):
+                    self._renew(groups, number)
+                case Exit():
+                    return code
 
     def _set_device(self) -> torch.device:
         if self._settings.device != "cuda" or not torch.cuda.is_available():
@@ -238,13 +279,25 @@ class Worker:
         torch.cuda.set_device(device)
         return device
 
-    def _init_process_group(self, device: torch.device, groups: ProcessGroups) -> None:
+    def _backend(self) -> str:
+        own = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
+        return self._settings.backend or own
+
+    def _timeout(self) -> timedelta | None:
         timeout_s = self._settings.timeout_s
-        own = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        groups.init(
-            backend=self._settings.backend or own,
-            timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
-        )
+        return None if timeout_s is None else timedelta(seconds=timeout_s)
+
+    def _renew(self, groups: ProcessGroups, number: int) -> None:
+        wanted = self._settings.init_process_group
+        try:
+            groups.renew(
+                number, backend=self._backend() if wanted else None, timeout=self._timeout()
+            )
+        except Exception as error:  # noqa: BLE001 -- torch's and the network's; the kernel shows it
+            self._report(error, None)
+            return
+        ready = WorkerReady(rank=self.rank, time=time.time(), device=str(self._device))
+        self._channel.send(ready)
 
     def _run_cell(self, shell: CellShell, command: RunCell) -> int:
         self._cell_path = command.path
@@ -253,15 +306,26 @@ class Worker:
         os.environ[cell_main.PRELUDE_VARIABLE] = ",".join(command.prelude)
         _seed(command.seed)
         self._phase = "running"
+        before: dict[str, Any] = {}
+        versions: dict[str, int] = {}
         error: BaseException | None
         try:
             cell_main.provide_prelude(shell.user_ns, command.prelude)
+            self._take_over(shell)
+            before = dict(shell.user_ns)
+            versions = _versions(before)
             error = shell.run_file(command)
         except BaseException as raised:  # noqa: BLE001 -- an interrupt between the shell's own lines
             error = raised
         self._phase = "exiting"
         _flush()
+        code = self._tell_end(error, shell)
         self._tell_imports()
+        self._tell_names(shell, before, versions)
+        self._send_results(command, shell)
+        return code
+
+    def _tell_end(self, error: BaseException | None, shell: CellShell) -> int:
         if error is None:
             self._channel.send(Finished(rank=self.rank, time=time.time()))
             return 0
@@ -269,6 +333,45 @@ class Worker:
             return self._report_exit(error)
         self._report(error, shell)
         return 1
+
+    def _take_over(self, shell: CellShell) -> None:
+        """Give the cell the values that the notebook has sent."""
+        command, self._captured = self._captured, None
+        if command is None:
+            return
+        shell.user_ns.update(capture.receive(command, self._segments, shell.user_ns))
+        shell.know_sources(command.sources)
+        path = Path(self._settings.directory) / f"capture{self.rank}.json"
+        capture.leave_for_children(command, self._segments, path)
+        os.environ[cell_main.CAPTURE_VARIABLE] = str(path)
+        for number in set(self._segments) - {command.stream, *command.keep}:
+            self._segments.pop(number).close()
+
+    def _tell_names(
+        self, shell: CellShell, before: dict[str, Any], versions: dict[str, int]
+    ) -> None:
+        """Tell what the cell has bound, and what of it ends with this rank."""
+        if self.rank != 0:
+            return
+        now = shell.user_ns
+        names = [n for n, value in now.items() if before.get(n, _MISSING) is not value]
+        names = [n for n in names if n not in shell.user_ns_hidden]
+        values = [
+            n for n in names if not n.startswith("_") and not isinstance(now[n], _DEFINITIONS)
+        ]
+        # What came from the notebook may have been trained here.
+        trained = {n for n, count in _versions(before).items() if count != versions.get(n)}
+        values += sorted(trained - set(names))
+        self._channel.send(Stayed(rank=0, names=tuple(names), values=tuple(values)))
+
+    def _send_results(self, command: RunCell, shell: CellShell) -> None:
+        paths = [path for path, rank in command.pull if rank in (None, self.rank)]
+        if paths:
+            directory = Path(command.path).parent
+            event, segment = results.send(self.rank, paths, shell.user_ns, directory)
+            self._channel.send(event, fd=None if segment is None else segment.fd)
+            if segment is not None:
+                segment.close()
 
     def _tell_imports(self) -> None:
         """Tell which libraries the next run will probably need."""
@@ -304,6 +407,11 @@ class Worker:
                 evalue=_text(error),
                 traceback=tuple(_format(error, shell, self._cell_path)),
                 line=cell_frames[-1].tb_lineno if cell_frames else None,
+                classes=tuple(
+                    f"{c.__module__}:{c.__qualname__}"
+                    for c in type(error).__mro__
+                    if c not in (object, BaseException, Exception)
+                ),
             )
         )
 
@@ -372,6 +480,12 @@ def _seed(seed: int | None) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _versions(names: dict[str, Any]) -> dict[str, int]:
+    """Return how often the parameters of modules have been written to, by name."""
+    modules = {n: v for n, v in names.items() if isinstance(v, torch.nn.Module)}
+    return {n: sum(p._version for p in m.parameters()) for n, m in modules.items()}
 
 
 def _no_input(prompt: object = "") -> NoReturn:

@@ -85,6 +85,11 @@ class Forkserver:
             self._note(f"nothing is preloaded on {self.off}; ranks are started by torchrun")
         self._forget()
 
+    @property
+    def used(self) -> bool:
+        """Whether it has been told anything: to start, to import, to close."""
+        return self._process is not None or bool(self._wanted) or bool(self.off)
+
     def _forget(self) -> None:
         self._ready = False
         self._asked = 0

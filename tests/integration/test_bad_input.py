@@ -28,17 +28,20 @@ from tests.integration.kernel import Kernel, plain
         ("%%ddp -n 2 --show a\n1", "'a' is no list of ranks"),
         ("%%ddp --timeout -1\n1", "timeout"),
         ("%%ddp -n 1 -- 'open\n1", "No closing quotation"),
+        ("%%ddp -o 2x\n1", "'2x' is no name"),
+        ("%%ddp --capture a,2\n1", "'2' is no name"),
+        ("%%ddp --session 'a b'\n1", "is no name"),
         ("%%ddp -n gpu=2\n1", "'gpu=2' is no number of ranks"),
     ],
 )
 def test_wrong_options(kernel: Kernel, cell: str, words: str) -> None:
     """A UsageError of one line; no run is made."""
-    runs = kernel.value("len(list(get_ipython().magics_manager.registry['DDPMagics'].runs))")
+    runs = kernel.value("len(list(get_ipython().magics_manager.registry['DDPMagics'].kernel.runs))")
     result = kernel.run(cell, timeout_s=10)
     assert result.error["ename"] == "UsageError"
     assert words in result.error["evalue"]
     assert "\n" not in result.error["evalue"].strip()
-    now = kernel.value("len(list(get_ipython().magics_manager.registry['DDPMagics'].runs))")
+    now = kernel.value("len(list(get_ipython().magics_manager.registry['DDPMagics'].kernel.runs))")
     assert now == runs
 
 

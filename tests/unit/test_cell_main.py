@@ -48,5 +48,5 @@ def test_a_definition_that_needs_the_cell_is_explained(tmp_path: Path) -> None:
     """The NameError says what a child gets."""
     path = tmp_path / "cell.py"
     path.write_text("base = make()\nclass A(base): pass")
-    with pytest.raises(NameError, match="literal constants only"):
+    with pytest.raises(NameError, match="literal constants, and what the cell took"):
         restore({}, str(path), [])

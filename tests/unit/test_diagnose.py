@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddp_magic import diagnose
-from ddp_magic.diagnose import Failure
+from ddp_magic.diagnose import Failure, Surroundings
 from ddp_magic.events import Error, Finished
 
 
@@ -68,10 +68,14 @@ def test_the_stack_of_the_thread_in_the_cell() -> None:
 
 
 def test_name_hints() -> None:
-    """A notebook's name that is missing, and a prelude's name in the failing line."""
+    """A name that is missing, and a prelude's name in the failing line."""
     error = _error(0, "name 'model' is not defined", ename="NameError")
-    (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", {"model"}, set())
-    assert hint.startswith("the notebook defines `model`")
-    (hint,) = diagnose.name_hints(_error(0, "x"), "a\nb\ntrain(1)\n", set(), {"train", "cells"})
+    (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", Surroundings({"model": 1}), set())
+    assert hint.startswith("the notebook defines `model`, but it was not taken along")
+    before = Surroundings(elsewhere={"model": "Cell In[3]"}.__getitem__)
+    (hint,) = diagnose.name_hints(error, "model", before, set())
+    assert hint.startswith("`model` was last defined in Cell In[3], whose ranks have ended")
+    text, names = "a\nb\ntrain(1)\n", {"train", "cells"}
+    (hint,) = diagnose.name_hints(_error(0, "x"), text, Surroundings(), names)
     assert hint == "`train` is ddp_magic.prelude's; the notebook defines none"
-    assert diagnose.name_hints(_error(0, "x"), "a\n", set(), {"train"}) == []
+    assert diagnose.name_hints(_error(0, "x"), "a\n", Surroundings(), {"train"}) == []

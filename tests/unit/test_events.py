@@ -6,13 +6,19 @@ import pytest
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.events import (
+    Captured,
     DisplayData,
     Error,
     Exit,
     Finished,
     Heartbeat,
     Kill,
+    NewGroup,
+    Preloaded,
+    Results,
     RunCell,
+    SharedMemory,
+    Stayed,
     WorkerHello,
     decode,
     encode,
@@ -30,6 +36,12 @@ from ddp_magic.events import (
         DisplayData(rank=0, mark=1, data={"text/html": "<b>ü</b>"}, metadata={"k": [1]}),
         Error(rank=1, time=2.0, ename="E", evalue="", traceback=("a", "b"), line=3),
         Finished(rank=0, time=0.0, code=1, message="no data"),
+        SharedMemory(number=3, sizes=(10, 0, 2**33)),
+        Captured(names=("a", "b"), stream=0, parts=([0, 1, 2],), sources={"f": ["text", 3]}),
+        Preloaded(files={"torch": ["/x", 1, 2]}, number=4, environ={"A": "b"}),
+        Results(rank=1, names=("a.b",), sizes=(1,), failed={"c": "was never set"}),
+        Stayed(rank=0, names=("f", "x"), values=("x",)),
+        NewGroup(number=2),
     ],
 )
 def test_a_message_arrives_as_it_was_sent(message: object) -> None:

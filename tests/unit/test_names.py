@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ddp_magic.names import names_read
+from ddp_magic.names import names_of
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ from ddp_magic.names import names_read
 )
 def test_names(code: str, wanted: str) -> None:
     """Read before it is certainly assigned: flow by flow, scope by scope."""
-    assert names_read(ast.parse(code)) == set(wanted.split())
+    assert names_of(ast.parse(code)).reads == set(wanted.split())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="except* is Python 3.11's")
 def test_exception_groups() -> None:
     """except* is a try like another."""
-    assert names_read(ast.parse("try: v = f()\nexcept* E: v = 1\nv")) == {"f", "E"}
+    assert names_of(ast.parse("try: v = f()\nexcept* E: v = 1\nv")).reads == {"f", "E"}

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import enum
 import os
 import signal
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ddp_magic import diagnose, storage
+from ddp_magic.capture import Capture
 from ddp_magic.cell import Cell
-from ddp_magic.diagnose import Failure
+from ddp_magic.diagnose import Failure, Surroundings
 from ddp_magic.engines import Engine
 from ddp_magic.environment import is_late, rank_environment
 from ddp_magic.errors import (
     DDPMagicError,
     LaunchError,
+    PullError,
     RunInterrupted,
     TimeLimitError,
     WorkerError,
     WorkerLostError,
+    of_class,
 )
-from ddp_magic.events import Event, Exit, Imported, RunCell
+from ddp_magic.events import (
+    Error,
+    Event,
+    Exit,
+    Heartbeat,
+    Imported,
+    Results,
+    RunCell,
+    SharedMemory,
+    Stayed,
+    WorkerExited,
+    WorkerReady,
+)
 from ddp_magic.group import WorkerGroup
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.rank import Rank
+from ddp_magic.results import Pull, Pulls
 from ddp_magic.stop import FINISH_S, Presses, Stop
 
 POLL_S = 0.05
 KEEP_RUNS = 200
+PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
+PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
+RENEW_S = 10.0  # for a session's ranks to make their process group anew
 
 
-class State(enum.Enum):
+class State(str, enum.Enum):
     """Of a run, in torchx's words."""
 
     PENDING = "PENDING"
@@ -53,6 +74,9 @@ class Options:
         visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
         devices: One line that says which devices the ranks run on.
         show: Ranks whose output is shown; None for all.
+        pull: What the notebook wants afterwards.
+        session: Name of the session whose ranks run the cell; empty for ranks of its own.
+        call: The cell is ours and calls a function: its lines are of no interest.
     """
 
     nproc: int
@@ -66,6 +90,9 @@ class Options:
     show: frozenset[int] | None = None
     seed: int | None = None
     argv: tuple[str, ...] = ()
+    pull: tuple[Pull, ...] = ()
+    session: str = ""
+    call: bool = False
 
 
 class Screen(Protocol):
@@ -98,6 +125,11 @@ class Run:
         error: What ended the run, if it did not succeed.
         note: What it waits for, in a few words.
         imported: Installed libraries that the cell has imported.
+        captured: What the cell took along from the notebook: name, type, size.
+        results: What was brought back, by the notebook's name for it; of `launch`, the function's
+            values, one a rank.
+        stayed: Names that the cell has given values, which ended with the ranks.
+        bound: All names that it has bound on rank 0.
     """
 
     def __init__(
@@ -106,9 +138,10 @@ class Run:
         options: Options,
         *,
         execution_count: int | None = None,
-        prelude: Collection[str] = (),
-        notebook: Collection[str] = (),
+        capture: Capture | None = None,
+        around: Surroundings | None = None,
         notebook_shell: dict[str, str] | None = None,
+        group: WorkerGroup | None = None,
     ) -> None:
         """Make the run's directory and write the cell into it; `execute` runs it.
 
@@ -116,9 +149,10 @@ class Run:
             cell: What to run.
             options: How.
             execution_count: The number in the notebook's `In[n]`.
-            prelude: Names of the prelude that the cell reads.
-            notebook: Names that the notebook defines, for hints in errors.
+            capture: What it takes along from the notebook, and of the prelude.
+            around: Where its names could have come from, for hints in errors.
             notebook_shell: What the notebook's shell is set to; see `events.RunCell`.
+            group: A session's ranks; None for ranks of its own.
         """
         self.directory: Path = storage.new_run_directory()
         self.id = self.directory.name
@@ -126,7 +160,13 @@ class Run:
         self.cell_path.write_text(cell.source, encoding="utf-8")
         self._source = cell.source
         self._environment = cell.environment
-        self._notebook = frozenset(notebook)
+        self._around = around or Surroundings()
+        self._capture = capture or Capture()
+        self.captured = tuple(self._capture.values)
+        self.results: Any = {}
+        self.stayed: tuple[str, ...] = ()
+        self.bound: tuple[str, ...] = ()
+        self._pulls = Pulls(options.pull, options.nproc, self.directory)
         self.label = f"Cell In[{execution_count}]" if execution_count else "Cell"
         self.options = options
         self.state = State.PENDING
@@ -136,7 +176,7 @@ class Run:
         self.ended: float | None = None
         self.note = ""
         self.imported: tuple[str, ...] = ()
-        self.group = WorkerGroup(
+        self.group = group or WorkerGroup(
             self.directory,
             nproc=options.nproc,
             device=options.device,
@@ -147,11 +187,25 @@ class Run:
         self._command = RunCell(
             path=str(self.cell_path),
             execution_count=execution_count,
-            prelude=tuple(sorted(prelude)),
+            prelude=tuple(sorted(self._capture.prelude)),
             argv=options.argv,
             seed=options.seed,
             shell=notebook_shell or {},
+            pull=tuple((pull.path, pull.rank) for pull in options.pull),
         )
+
+    def __repr__(self) -> str:
+        ranks = f"{len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
+        lines = [f"Run {self.id}: {self.state.value} · {ranks} · {self.elapsed_s:.1f} s"]
+        if self.error is not None:
+            lines.append(f"  error: {type(self.error).__name__}: {self.error}")
+        if self.results:
+            names = self.results if isinstance(self.results, dict) else ["one a rank"]
+            lines.append(f"  results: {', '.join(names)}")
+        if self.captured:
+            lines.append(f"  captured: {', '.join(map(str, self.captured))}")
+        lines.append(f"  logs: {self.directory}")
+        return "\n".join(lines)
 
     @property
     def elapsed_s(self) -> float:
@@ -170,44 +224,179 @@ class Run:
         early = {n: v for n, v in self._environment.items() if not is_late(n)}
         env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
         self.started = time.time()
+        for rank in self.ranks:
+            rank.log = self.group.directory / f"rank{rank.rank}.log"
         screen.start(self)
+        for note in self._capture.notes:
+            screen.say(note)
         with Presses() as presses:
             try:
-                self.group.start(engine, env, sys_path, self._command.prelude)
-                self.group.send(self._command)
-                self.group.send(Exit())
+                if self.group.started:
+                    self._join(screen)
+                else:
+                    self.group.start(engine, env, sys_path, self._command.prelude)
+                self._send()
                 self.state = State.RUNNING
                 self._follow(screen, presses)
+                self._take_results(screen)
             finally:
-                self.group.close()
+                if not self.group.kept or self.state in (State.PENDING, State.RUNNING):
+                    self.group.close()
+                self._capture.close()
                 self.ended = time.time()
                 if self.state in (State.PENDING, State.RUNNING):  # an error of the kernel's own
                     self.state = State.FAILED
+        if self.group.ended:
+            self.group.close()
+        self._forget()
         screen.finish(self)
         storage.tidy(self.directory)
         storage.prune_now_and_then()
 
+    def _forget(self) -> None:
+        """Let go of the notebook's values: the run is kept for a long time, for its status."""
+        self._around = Surroundings()
+        self._capture = Capture()
+        self._pulls = Pulls((), 0, self.directory)
+
+    def _join(self, screen: Screen) -> None:
+        """Begin with ranks that are there already."""
+        self.group.look()
+        for event in self.group.unseen:  # what they wrote since their last cell
+            screen.take(event)
+        self.group.unseen = []
+        for rank, member in self.group.members.items():
+            self.ranks[rank].pid = member.process.pid if member.process else None
+            self.ranks[rank].log_span = (member.written, None)
+        for event in self.group.ready.values():
+            self.ranks[event.rank].take(event)
+
+    def _send(self) -> None:
+        for number, segment in self._capture.segments.items():
+            if number not in self.group.sent:
+                self.group.send(SharedMemory(number=number, sizes=segment.sizes), segment.fd)
+                self.group.sent.add(number)
+        if self._capture.command is not None:
+            self.group.send(self._capture.command)
+        self.group.send(self._command)
+        if not self.group.kept:
+            self.group.send(Exit())
+
+    def _take_results(self, screen: Screen) -> None:
+        """Take what was asked for; from a failed run only if all of it is there."""
+        if not self._pulls.asked:
+            return
+        values = self._pulls.values()
+        if self.error is None:
+            self.results = values
+            if self._pulls.failed:
+                self.state = State.FAILED
+                self.error = PullError("--pull: " + "; ".join(self._pulls.failed))
+        elif not self._pulls.failed:
+            self.results = values
+            screen.say(f"pulled, although the run did not succeed: {', '.join(values)}")
+
     def _follow(self, screen: Screen, presses: Presses) -> None:
         stop: Stop | None = None
-        while not self.group.ended:
-            for event in self.group.poll(POLL_S):
-                if (rank := getattr(event, "rank", None)) is not None:
-                    self.ranks[rank].take(event)
-                if isinstance(event, Imported):
-                    self.imported = event.modules
-                screen.take(event)
+        while not self._over:
+            self._take(self.group.poll(POLL_S), screen)
             while self.group.notes:
                 screen.say(self.group.notes.pop(0))
             self.note = "stopping" if stop is not None else self.group.waits_for()
             screen.tick(self)
-            limit_s = self.options.time_limit_s
-            if stop is None and presses.count:
-                stop = self._stop(screen, "stopped", FINISH_S)
-            elif stop is None and limit_s is not None and self.elapsed_s > limit_s:
-                stop = self._stop(screen, "time limit", 0.0)
+            stop = stop or self._reason_to_stop(screen, presses)
             if stop is not None:
                 stop.step(presses.count)
+        self._take(self.group.drain(), screen)
         self.state, self.error = self._judge(stop)
+        if self.group.kept:
+            for rank, member in self.group.members.items():
+                self.ranks[rank].log_span = (self.ranks[rank].log_span[0], member.written)
+            if self.state is not State.SUCCEEDED:
+                self._renew(screen)
+
+    @property
+    def _over(self) -> bool:
+        if self.group.ended:
+            return True
+        return self.group.kept and not any(rank.busy for rank in self.ranks)
+
+    def _take(self, events: Iterable[Event], screen: Screen) -> None:
+        for event in events:
+            if self.options.call and isinstance(event, (Error, Heartbeat)):
+                event = dataclasses.replace(event, line=None)  # noqa: PLW2901 -- the same event
+            if (rank := getattr(event, "rank", None)) is not None:
+                self.ranks[rank].take(event)
+            match event:
+                case Imported(modules=modules):
+                    self.imported = modules
+                case Stayed(names=names, values=values):
+                    pulled = {pull.path for pull in self.options.pull}
+                    self.bound = names
+                    self.stayed = tuple(name for name in values if name not in pulled)
+                case Results(rank=rank):
+                    self._pulls.take(event, self.group.result_fds.pop(rank, None))
+                case _:
+                    pass
+            screen.take(event)
+
+    def _reason_to_stop(self, screen: Screen, presses: Presses) -> Stop | None:
+        limit_s = self.options.time_limit_s
+        if presses.count:
+            return self._stop(screen, "stopped", FINISH_S)
+        if limit_s is not None and self.elapsed_s > limit_s:
+            return self._stop(screen, "time limit", 0.0)
+        if self.group.kept:
+            failures = [rank.failure.time for rank in self.ranks if rank.failure is not None]
+            # Its peers may wait for it for ever; those that have only to finish get their time.
+            if failures and time.time() - min(failures) > PEERS_S:
+                return self._stop(screen, "peer failed", PEERS_FINISH_S)
+        return None
+
+    def _renew(self, screen: Screen) -> None:
+        """Bring the ranks of a session into step again, or end it."""
+        if self.group.ended:
+            screen.say(f"{self.name}: the session has ended with its ranks")
+            return
+        if not self.options.init_process_group:
+            return
+        problem = self._await_new_group()
+        if problem:
+            self.group.close()
+            screen.say(
+                f"{self.name}: the session has ended: its process group could not be made "
+                f"anew ({problem})"
+            )
+            return
+        screen.say(
+            f"{self.name}: variables are kept; the process group was made anew, since ranks may "
+            "have been out of step: DDP objects and groups made before must be made again"
+        )
+
+    def _await_new_group(self) -> str:
+        """Return what went wrong; empty if all ranks are ready."""
+        self.group.renew()
+        deadline = time.monotonic() + RENEW_S
+        ready: set[int] = set()
+        while len(ready) < len(self.ranks):
+            for event in self.group.poll(POLL_S):
+                match event:
+                    case WorkerReady(rank=rank):
+                        ready.add(rank)
+                    case Error(rank=rank, ename=ename, evalue=evalue):
+                        return f"rank {rank} raised {ename}: {evalue}"
+                    case WorkerExited(rank=rank):
+                        return f"rank {rank} ended"
+                    case _:
+                        pass
+            if time.monotonic() > deadline:
+                return "not all ranks answered"
+        return ""
+
+    @property
+    def name(self) -> str:
+        """What a session is called; empty for a run of its own ranks."""
+        return self.options.session
 
     def _stop(self, screen: Screen, reason: str, finish_s: float) -> Stop:
         return Stop(
@@ -217,10 +406,14 @@ class Run:
             read_stack=self._read_stack,
             reason=reason,
             finish_s=finish_s,
+            keep=self.group.kept,
         )
 
     def _judge(self, stop: Stop | None) -> tuple[State, DDPMagicError | RunInterrupted | None]:
         failures = [f for f in (rank.failure for rank in self.ranks) if f is not None]
+        if stop is not None and stop.reason == "peer failed":
+            failures = [f for f in failures if f.time < stop.began]
+            return State.FAILED, self._failed(failures)
         if stop is not None and stop.reason == "stopped":
             return State.CANCELLED, RunInterrupted(self._how_they_stopped())
         if stop is not None:
@@ -229,7 +422,7 @@ class Run:
         agent_error = self.group.agent_error
         if failures and any(rank.pid is not None for rank in self.ranks):
             return State.FAILED, self._failed(failures)
-        missing = [rank.rank for rank in self.ranks if rank.code is None]
+        missing = [rank.rank for rank in self.ranks if rank.busy]
         if agent_error or missing:
             return State.FAILED, self._not_launched(agent_error)
         return State.SUCCEEDED, None
@@ -262,10 +455,10 @@ class Run:
             return WorkerLostError(message, rank=first.rank, code=code, details=others)
         head = f"rank {first.rank} of {len(self.ranks)} raised:"
         hints = diagnose.name_hints(
-            first.error, self._source, self._notebook, OWN_NAMES & set(self._command.prelude)
+            first.error, self._source, self._around, OWN_NAMES & set(self._command.prelude)
         )
         lines = [head, *first.error.traceback, *others, *hints]
-        return WorkerError(
+        return of_class(WorkerError, first.error.classes, self._around.notebook)(
             message,
             rank=first.rank,
             ename=first.error.ename,
@@ -282,6 +475,8 @@ class Run:
         where = rank.where
         if failure is None:
             return "finished" if rank.code == 0 else f"had not started{where}"
+        if rank.answered and failure.error is not None and failure.time > first.time:
+            return f"was interrupted{where}"
         if failure.lost_its_peer:
             return f"lost its connection to rank {first.rank}{where} ({failure.error.ename})"  # type: ignore[union-attr]
         if failure.error is not None:
@@ -325,6 +520,16 @@ class Runs:
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._runs))
+
+    def without_results(self, run: Run) -> None:
+        """Keep a run for its status only: its results are whoever asked for them."""
+        kept = copy.copy(run)
+        kept.results = {}
+        self._runs[self._runs.index(run)] = kept
+
+    def last_binding(self, name: str) -> Run | None:
+        """Return the newest run that has given this name a value."""
+        return next((run for run in self._runs if name in run.bound), None)
 
     def find(self, run_id: str) -> Run | None:
         """Return the run of that id (or the end of it), the newest one first."""

@@ -1,0 +1,116 @@
+"""Runs from Python: for loops, functions and `try`, in a notebook or a plain script."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+from IPython.core.inputtransformer2 import TransformerManager
+
+from ddp_magic import cell, kernel, results
+from ddp_magic.display import CellScreen
+from ddp_magic.options import DEFAULTS, options_of
+from ddp_magic.runs import Run
+
+_CALL = "_result = _function(*_arguments)"
+
+
+def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # noqa: ANN401
+    """Call a function on every rank.
+
+    Args:
+        function: Any function: the notebook's own, a script's, a module's, a lambda.
+        *args: Its arguments; each rank gets its own copy, and arrays share their memory.
+        **options: Those of `%%ddp`: `nproc_per_node=4`, `gpus="0,1"`, `time_limit=60`,
+            `session="lab"`, `no_raise_error=True`, ...
+
+    Returns:
+        The run; its `results` are the function's values, one a rank.
+
+    Raises:
+        TypeError: There is no such option.
+        ValueError: It cannot be had here.
+        CaptureError: The function or an argument cannot travel.
+        WorkerError: The function raised; of the exception's own class too.
+        DDPMagicError: Whatever else went wrong; see `ddp_magic.errors`.
+    """
+    wanted = _arguments(options)
+    wanted.pull = (results.Pull("_result", None),)
+    run = _run(_CALL, wanted, {"_function": function, "_arguments": args})
+    run.results = run.results.get("_result", [])
+    return _finished(run, wanted)
+
+
+def run(text: str, **options: Any) -> Run:  # noqa: ANN401
+    """Run the text of a cell, as `%%ddp` does.
+
+    Args:
+        text: The cell.
+        **options: Those of `%%ddp`: `nproc_per_node=4`, `pull="loss@all"`, `argv=["--lr", "1"]`.
+
+    Returns:
+        The run; its `results` are the pulled values, by name.
+
+    Raises:
+        SyntaxError: In the text.
+        TypeError: There is no such option.
+        ValueError: It cannot be had here.
+        CaptureError: A name that the cell reads cannot travel.
+        WorkerError: The cell raised; of the exception's own class too.
+        DDPMagicError: Whatever else went wrong; see `ddp_magic.errors`.
+    """
+    wanted = _arguments(options)
+    return _finished(_run(text, wanted, {}), wanted)
+
+
+def _arguments(options: dict[str, Any]) -> argparse.Namespace:
+    if unknown := [name for name in options if name not in DEFAULTS]:
+        raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(DEFAULTS)}")
+    wanted = argparse.Namespace(**{**DEFAULTS, **options})
+    if isinstance(wanted.pull, str):
+        wanted.pull = results.parse(wanted.pull)
+    if isinstance(wanted.capture, str):
+        names = () if wanted.capture == "none" else wanted.capture.split(",")
+        wanted.capture = frozenset(name.strip() for name in names)
+    if wanted.show is not None:
+        wanted.show = frozenset(wanted.show)
+    if wanted.gpus is not None and not isinstance(wanted.gpus, str):
+        wanted.gpus = ",".join(map(str, wanted.gpus))
+    return wanted
+
+
+def _run(text: str, wanted: argparse.Namespace, extra: dict[str, Any]) -> Run:
+    home = _kernel()
+    shell = get_ipython()
+    argv = tuple(wanted.argv)
+    options = home.join(wanted, argv) or options_of(wanted, argv)
+    options = dataclasses.replace(options, call=bool(extra))
+    manager = shell.input_transformer_manager if shell is not None else TransformerManager()
+    ready = cell.prepare(
+        text, above=(), filename="<ddp_magic>", transformer=cell.transformer_like(manager)
+    )
+    made = home.make(ready, options, wanted.capture, extra=extra)
+    home.execute(made, CellScreen(shell), cold=wanted.cold)
+    return made
+
+
+def _finished(made: Run, wanted: argparse.Namespace) -> Run:
+    if made.error is not None and not (
+        wanted.no_raise_error and not isinstance(made.error, KeyboardInterrupt)
+    ):
+        raise made.error
+    return made
+
+
+def _kernel() -> kernel.Kernel:
+    """Return the notebook's, or a script's own."""
+    if kernel.current is None:
+        kernel.current = kernel.Kernel(vars(sys.modules["__main__"]))
+        kernel.current.preload(wanted=True)
+        atexit.register(kernel.current.close)
+    return kernel.current

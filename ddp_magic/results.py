@@ -1,0 +1,256 @@
+"""Values on their way back from the ranks to the notebook: `--pull a,b@all,trainer.state@2`.
+
+A rank copies what it was asked for into shared memory (`send`); the notebook makes values of it
+without another copy (`Pulls`). What cannot travel is saved in the run directory, if it can be.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddp_magic.capture import size_words
+from ddp_magic.events import Results
+from ddp_magic.memory import Segment
+from ddp_magic.pickling import Pickler, Refused, load, read_saved
+
+UNSET = "was never set"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """One value to be brought back.
+
+    Attributes:
+        path: A name of the cell's, or a dotted one.
+        rank: Whose; None for a list with all ranks' values.
+    """
+
+    path: str
+    rank: int | None = 0
+
+    @property
+    def name(self) -> str:
+        """What the notebook calls it: the last part."""
+        return self.path.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        return self.path + ("@all" if self.rank is None else f"@{self.rank}" if self.rank else "")
+
+
+def parse(text: str) -> tuple[Pull, ...]:
+    """Read what follows `--pull`.
+
+    Raises:
+        ValueError: It is no list of names; the text says what is wrong.
+    """
+    pulls = []
+    for part in text.split(","):
+        path, at, rank = part.strip().partition("@")
+        if not path or not all(word.isidentifier() for word in path.split(".")):
+            raise ValueError(f"{part.strip()!r} is no name (such as loss, loss@all, hist@2)")
+        if at and rank != "all" and not rank.isdigit():
+            raise ValueError(f"{part.strip()!r}: after @ comes a rank, or all")
+        pulls.append(Pull(path, None if rank == "all" else int(rank or 0)))
+    names = [pull.name for pull in pulls]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is named twice")
+    return tuple(pulls)
+
+
+class Pulls:
+    """What a run was asked for, and what has come of it. In the kernel.
+
+    Attributes:
+        asked: What was asked for.
+        failed: What is not there, and why, a line each.
+    """
+
+    def __init__(self, asked: Sequence[Pull], ranks: int, directory: Path) -> None:
+        """Expect values.
+
+        Args:
+            asked: Which.
+            ranks: Number of ranks.
+            directory: Of the run; what cannot be read is saved there.
+        """
+        self.asked = tuple(asked)
+        self.failed: list[str] = []
+        self._ranks = ranks
+        self._directory = directory
+        self._values: dict[int, dict[str, Any]] = {}
+        self._reasons: dict[tuple[int, str], str] = {}
+
+    def take(self, event: Results, fd: int | None) -> None:
+        """Take what a rank has sent."""
+        self._reasons |= {(event.rank, path): why for path, why in event.failed.items()}
+        if fd is None:
+            return
+        segment = Segment(fd, event.sizes)
+        try:
+            self._values[event.rank] = _read(segment)
+        except Exception as error:  # noqa: BLE001 -- an import, a class's own code
+            saved = self._directory / f"results{event.rank}.pkl"
+            _save_unread(segment, saved)
+            why = (
+                f"cannot be read here ({type(error).__name__}: {error}); it is saved, for where "
+                f"it can: pickle.load(open({str(saved)!r}, 'rb'))"
+            )
+            self._reasons |= {(event.rank, path): why for path in event.names}
+        finally:
+            segment.close()
+
+    def values(self) -> dict[str, Any]:
+        """Return what has come, by the names that the notebook gives it; fill `failed`."""
+        found = {}
+        for pull in self.asked:
+            ranks = range(self._ranks) if pull.rank is None else [pull.rank]
+            missing = [r for r in ranks if pull.path not in self._values.get(r, {})]
+            if missing:
+                why = self._reasons.get((missing[0], pull.path), "did not arrive")
+                self.failed.append(f"`{pull.path}` of rank {missing[0]} {why}")
+                continue
+            values = [self._values[r][pull.path] for r in ranks]
+            found[pull.name] = values if pull.rank is None else values[0]
+        return found
+
+
+def _read(segment: Segment) -> dict[str, Any]:
+    stream, *buffers = segment.views()
+    return dict(load(stream, buffers))
+
+
+def _save_unread(segment: Segment, path: Path) -> None:
+    stream, *buffers = (bytes(view) for view in segment.views())
+    with path.open("wb") as file:
+        pickle.dump(_Saved(stream, [bytearray(buffer) for buffer in buffers]), file)
+
+
+class _Saved:
+    """Becomes the dictionary of values when it is unpickled."""
+
+    def __init__(self, stream: bytes, buffers: list[bytearray]) -> None:
+        self._reduced = (stream, buffers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read_saved, self._reduced
+
+
+# --- in a rank ------------------------------------------------------------------------------------
+
+
+def send(
+    rank: int, paths: Sequence[str], namespace: Mapping[str, Any], directory: Path
+) -> tuple[Results, Segment | None]:
+    """Copy what was asked for into shared memory.
+
+    Args:
+        rank: This rank.
+        paths: Names, dotted or not.
+        namespace: The cell's.
+        directory: Where a value is saved that cannot travel.
+
+    Returns:
+        What to tell the kernel, and the memory that goes with it.
+    """
+    failed: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for path in paths:
+        try:
+            values[path] = _look_up(path, namespace)
+        except LookupError as error:
+            failed[path] = str(error.args[0])
+    while values:
+        try:
+            buffers = _pickle(values)
+        except _CannotError as problem:
+            value = values.pop(problem.path)
+            saved = _save(value, directory / f"{problem.path}.rank{rank}")
+            failed[problem.path] = f"cannot be pulled: {problem}{saved}"
+            continue
+        try:
+            segment = Segment.of(buffers)
+        except OSError as error:
+            size = size_words(sum(b.nbytes for b in buffers))
+            path, value = max(values.items(), key=lambda item: _size(item[1]))
+            del values[path]
+            saved = _save(value, directory / f"{path}.rank{rank}")
+            failed[path] = f"cannot be pulled: no memory for {size} ({error}){saved}"
+            continue
+        names = tuple(values)
+        return Results(rank=rank, names=names, sizes=segment.sizes, failed=failed), segment
+    return Results(rank=rank, failed=failed), None
+
+
+def _look_up(path: str, namespace: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- the user's
+    """Return a value.
+
+    Raises:
+        LookupError: There is none.
+    """
+    first, *rest = path.split(".")
+    if first not in namespace:
+        raise LookupError(UNSET)
+    value = namespace[first]
+    for word in rest:
+        try:
+            value = getattr(value, word)
+        except Exception as error:  # a property's own code
+            raise LookupError(f"is not there: {type(error).__name__}: {error}") from error
+    return value
+
+
+class _CannotError(Exception):
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(text)
+        self.path = path
+
+
+def _pickle(values: Mapping[str, Any]) -> list[memoryview]:
+    """Return the stream and its buffers.
+
+    Raises:
+        _CannotError: A value cannot travel.
+    """
+    file = io.BytesIO()
+    buffers: list[memoryview] = []
+    pickler = Pickler(file, on_buffer=lambda buffer: buffers.append(buffer.raw()))
+    for path, value in values.items():
+        try:
+            pickler.dump((path, value))
+        except Refused as error:
+            what = "it is" if error.value is value else "it holds"
+            remedy = f"; {error.remedy}" if error.remedy else ""
+            raise _CannotError(path, f"{what} {error}{remedy}") from error
+        except Exception as error:  # the value's own code may raise anything
+            raise _CannotError(path, f"{type(error).__name__}: {error}") from error
+    return [memoryview(file.getbuffer()), *buffers]
+
+
+def _save(value: Any, path: Path) -> str:  # noqa: ANN401 -- the user's
+    """Save a value that cannot travel as well as can be; return the words that say where."""
+    import torch
+
+    if hasattr(value, "state_dict"):  # of a sharded module, this rank's part
+        value = value.state_dict()
+    file = path.with_name(path.name + ".pt")
+    try:
+        torch.save(value, file)
+    except Exception:  # noqa: BLE001 -- whatever the value's own code raises
+        file.unlink(missing_ok=True)
+    else:
+        return f"; saved for torch.load: {file}"
+    text = path.with_name(path.name + ".txt")
+    try:
+        text.write_text(repr(value))
+    except Exception:  # noqa: BLE001 -- the value's own repr
+        return ""
+    return f"; its text is in {text}"
+
+
+def _size(value: Any) -> int:  # noqa: ANN401 -- the user's
+    return int(getattr(value, "nbytes", 0))

@@ -1,0 +1,92 @@
+"""Sessions: ranks that are kept, so that a later cell finds what an earlier one has made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ddp_magic import storage
+from ddp_magic.capture import Held
+from ddp_magic.group import WorkerGroup
+from ddp_magic.runs import Options
+
+END_S = 30.0  # for the exit handlers of its ranks
+
+
+@dataclass
+class Session:
+    """Ranks that are kept.
+
+    Attributes:
+        name: The user's.
+        options: Those of its first cell that hold for all: ranks, devices, process group.
+        group: The ranks.
+        held: What they have.
+        cells: Labels of its cells, the first one first.
+    """
+
+    name: str
+    options: Options
+    group: WorkerGroup
+    held: Held = field(default_factory=Held)
+    cells: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: Options) -> Session:
+        """Describe a session; its first run starts it."""
+        group = WorkerGroup(
+            storage.new_run_directory(),
+            nproc=options.nproc,
+            device=options.device,
+            backend=options.backend,
+            timeout_s=options.timeout_s,
+            init_process_group=options.init_process_group,
+            kept=True,
+        )
+        return cls(options.session, options, group)
+
+    def alive(self) -> bool:
+        """Look whether its ranks are still there."""
+        if self.group.started:
+            self.group.look()
+        return not self.group.ended
+
+    def end(self) -> str:
+        """Ask the ranks to end, wait, kill; say what has ended."""
+        ranks = f"{self.options.nproc} rank{'s' if self.options.nproc > 1 else ''}"
+        in_time = self.group.finish(END_S) if self.group.started else True
+        self.group.close()
+        how = "ended" if in_time else f"did not end within {END_S:g} s and was killed"
+        return f"session {self.name} ({ranks}) {how}"
+
+
+class Sessions:
+    """The sessions of this kernel."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._sessions: dict[str, Session] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        """Iterate over those that are alive."""
+        for name, session in list(self._sessions.items()):
+            if session.alive():
+                yield session
+            else:
+                del self._sessions[name]
+
+    def get(self, name: str) -> Session | None:
+        """Return the session of this name, if it is alive."""
+        return next((session for session in self if session.name == name), None)
+
+    def add(self, session: Session) -> None:
+        """Take up a new one."""
+        self._sessions[session.name] = session
+
+    def end(self, name: str) -> str:
+        """End one; say what has ended."""
+        return self._sessions.pop(name).end()
+
+    def end_all(self) -> list[str]:
+        """End all; say what has ended."""
+        return [self.end(name) for name in list(self._sessions)]

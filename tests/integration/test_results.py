@@ -1,0 +1,281 @@
+"""What comes back from the ranks: --pull, -o, launch, run; the errors' own classes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kernel import Kernel
+
+
+@pytest.fixture(autouse=True)
+def no_names(kernel: Kernel) -> None:
+    """Each test begins without the names of the one before."""
+    kernel.run("%reset -f")
+
+
+# --- --pull ---------------------------------------------------------------------------------------
+
+
+def test_pull(kernel: Kernel) -> None:
+    """From rank 0, from all as a list, from one, and an attribute by its own name."""
+    result = kernel.run(
+        "%%ddp -n 3 --pull a,b@all,c@2,trainer.state\n"
+        "class Trainer: state = {'step': 7}\n"
+        "a, b, c, trainer = f'{rank}a', rank * 10, [rank], Trainer()"
+    )
+    assert result.status == "ok", result.traceback
+    assert kernel.value("(a, b, c, state)") == ("0a", [0, 10, 20], [2], {"step": 7})
+    assert kernel.value("'trainer' in globals()") is False
+
+
+def test_arrays_tensors_and_modules(kernel: Kernel) -> None:
+    """Whole and writable; a module unwrapped from DDP, with its optimizer still its own."""
+    result = kernel.run(
+        """%%ddp -n 2 --pull array,views,model,opt,frame
+import numpy as np
+array = np.arange(1e6)
+base = torch.arange(6.); views = [base, base[2:]]
+model = DDP(torch.nn.Linear(2, 1))
+opt = torch.optim.Adam(model.parameters())
+model(torch.ones(1, 2)).sum().backward(); opt.step()
+frame = {'loss': [torch.tensor(1.5)]}"""
+    )
+    assert result.status == "ok", result.traceback
+    kernel.run("array[0] = 5; views[0][2] = 9")
+    assert kernel.value("(float(array.sum()), views[1][0].item())") == (499999500005.0, 9.0)
+    assert kernel.value("(type(model).__name__, frame['loss'][0].item())") == ("Linear", 1.5)
+    assert kernel.value("opt.param_groups[0]['params'][0] is model.weight") is True
+    assert kernel.value("opt.state[model.weight]['step'].item()") == 1.0
+
+
+def test_a_notebooks_class_stays_the_notebooks(kernel: Kernel) -> None:
+    """An object of it that went and came back is still an instance."""
+    kernel.run("class Config:\n    lr = 1\nconfig = Config()")
+    kernel.run("%%ddp -n 1 --pull config\nconfig.lr = 2")
+    assert kernel.value("(isinstance(config, Config), config.lr)") == (True, 2)
+
+
+def test_a_compiled_module_is_unwrapped(kernel: Kernel) -> None:
+    kernel.run("%%ddp -n 1 --pull model\nmodel = torch.compile(torch.nn.Linear(1, 1))")
+    assert kernel.value("type(model).__name__") == "Linear"
+
+
+def test_what_was_never_set(kernel: Kernel) -> None:
+    """An error that names it; the notebook's old value stays; the others come."""
+    kernel.run("best = 'old'")
+    result = kernel.run("%%ddp -n 2 --pull best,other\nother = 1\nif rank == 5: best = 2")
+    assert "PullError: --pull: `best` of rank 0 was never set" in result.traceback
+    assert kernel.value("(best, other)") == ("old", 1)
+
+
+def test_what_cannot_travel_is_saved(kernel: Kernel) -> None:
+    """Or its text; the error says where."""
+    kernel.run("gen = 'old'")
+    result = kernel.run("%%ddp -n 1 --pull gen,ok\ngen, ok = {'lock': (i for i in ()), 'x': 5}, 1")
+    assert "`gen` of rank 0 cannot be pulled: it holds a generator" in result.traceback
+    path = result.traceback.split("its text is in ")[1].split("\n")[0].strip()
+    assert "'x': 5" in Path(path).read_text()
+    assert kernel.value("(gen, ok)") == ("old", 1)
+
+
+def test_what_the_notebook_cannot_read_is_saved(kernel: Kernel, tmp_path: Path) -> None:
+    """A module that only the ranks can import: the bytes are kept for where it can be."""
+    (tmp_path / "only_there.py").write_text("class Thing:\n    size = 3\n")
+    result = kernel.run(
+        f"%%ddp -n 1 --pull thing\nimport sys; sys.path.append({str(tmp_path)!r})\n"
+        "import only_there; thing = only_there.Thing()"
+    )
+    assert "cannot be read here (ModuleNotFoundError" in result.traceback
+    path = result.traceback.split("pickle.load(open('")[1].split("'")[0]
+    program = f"import pickle; print(pickle.load(open({path!r}, 'rb'))['thing'].size)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "3"
+
+
+def test_from_a_failed_run(kernel: Kernel) -> None:
+    """Only what was set on all asked ranks, and then it says so."""
+    kernel.run("seen = 'old'")
+    result = kernel.run("%%ddp -n 2 --pull seen\nseen = 'new'\n1 / 0")
+    assert "ZeroDivisionError" in result.traceback
+    assert "pulled, although the run did not succeed: seen" in result.text
+    assert kernel.value("seen") == "new"
+    result = kernel.run(
+        "%%ddp -n 2 --capture none --pull seen@all\nif rank == 0: seen = 1\ndist.barrier()\n1 / 0"
+    )
+    assert "pulled" not in result.text
+    assert kernel.value("seen") == "new"
+
+
+def test_wrong_pulls(kernel: Kernel) -> None:
+    for option, words in {
+        "a@x": "after @ comes a rank, or all",
+        "3a": "is no name",
+        "a@5": "--pull names rank 5, but there are 2 ranks",
+        "a,b.a": "is named twice",
+    }.items():
+        assert words in str(kernel.run(f"%%ddp -n 2 --pull {option}\n1").error)
+
+
+def test_a_sharded_tensor_is_refused_with_what_to_write(kernel: Kernel) -> None:
+    result = kernel.run(
+        "%%ddp -n 2 --pull w,full\n"
+        "from torch.distributed.device_mesh import init_device_mesh\n"
+        "from torch.distributed.tensor import distribute_tensor, Shard\n"
+        "w = distribute_tensor(torch.arange(4.), init_device_mesh('cpu', (2,)), [Shard(0)])\n"
+        "full = w.full_tensor()"
+    )
+    assert "`w` of rank 0 cannot be pulled: it is a sharded tensor (DTensor)" in result.traceback
+    assert "full_tensor()" in result.traceback
+    assert kernel.value("full.tolist()") == [0, 1, 2, 3]
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def test_the_run(kernel: Kernel) -> None:
+    """-o binds it, also where the cell failed."""
+    kernel.run("%%ddp -n 2 -o run --pull x\nx = 3\nprint('hello from', rank)")
+    assert kernel.value("(run.state.value, run.results, run.error)") == (
+        "SUCCEEDED",
+        {"x": 3},
+        None,
+    )
+    assert kernel.value("[r.stdout for r in run.ranks]") == ["hello from 0\n", "hello from 1\n"]
+    assert kernel.value("([r.exit for r in run.ranks], run.elapsed_s > 0)") == ([0, 0], True)
+    text = kernel.run("print(repr(run))").text
+    assert "SUCCEEDED" in text
+    assert "results: x" in text
+    kernel.run("%%ddp -n 2 -o run --no-raise-error\nimport sys\nif rank: sys.exit(3)\n")
+    assert kernel.value("([r.exit for r in run.ranks][1], type(run.error).__name__)") == (
+        3,
+        "WorkerLostError",
+    )
+
+
+def test_what_stayed(kernel: Kernel) -> None:
+    """The last line names values, not functions, and says how to get them."""
+    kernel.run("import torch\nnet = torch.nn.Linear(1, 1)\nunused = 1")
+    result = kernel.run(
+        "%%ddp -n 2\nimport math\ndef f(): pass\nhistory, _private = [1], 2\nunused\n"
+        "with torch.no_grad(): net.weight += 1"
+    )
+    assert result.summary.endswith(
+        "ok · stayed in the ranks: history, net (--pull NAME, or --session)"
+    )
+    assert kernel.run("%%ddp -n 2\nprint(1)").summary.endswith("ok")
+    assert kernel.run("%%ddp -n 2 --pull x\nx = 1").summary.endswith("ok")
+
+
+@pytest.mark.parametrize(
+    ("raised", "caught"),
+    [
+        ("torch.cuda.OutOfMemoryError('no')", "torch.cuda.OutOfMemoryError"),
+        ("KeyError('k')", "KeyError"),
+        ("FileNotFoundError(2, 'no', 'f')", "OSError"),
+        ("UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad')", "UnicodeDecodeError"),
+        ("Mine('m')", "Mine"),
+        ("ExceptionGroup('g', [ValueError()])", "ddp_magic.WorkerError"),
+    ],
+)
+def test_errors_are_of_the_ranks_own_class(raised: str, caught: str, kernel: Kernel) -> None:
+    """`except` around a run finds what was raised in it, with our message and traceback."""
+    if "Group" in raised and sys.version_info < (3, 11):
+        pytest.skip("Python 3.11's")
+    kernel.run("import torch, ddp_magic\nclass Mine(Exception): pass")
+    result = kernel.run(
+        f"try:\n    ddp_magic.run('raise {raised.replace(chr(39), chr(34))}', nproc_per_node=2)\n"
+        f"except {caught} as e:\n    print('caught', e, isinstance(e, ddp_magic.WorkerError))"
+    )
+    assert "caught rank" in result.text, result.traceback
+    assert result.text.strip().splitlines()[-1].endswith("True")
+
+
+# --- from Python ----------------------------------------------------------------------------------
+
+
+def test_launch(kernel: Kernel) -> None:
+    """A function of the notebook's on every rank; results one a rank; in a loop."""
+    kernel.run(
+        "import ddp_magic, numpy as np\nscale = 2\n"
+        "def program(x, data):\n    t = torch.ones(1) * rank\n    dist.all_reduce(t)\n"
+        "    return x * scale + rank, data.sum(), t.item()\n"
+    )
+    result = kernel.run(
+        "out = [ddp_magic.launch(program, i, np.ones(3), nproc_per_node=2).results "
+        "for i in range(3)]"
+    )
+    assert result.status == "ok", result.traceback
+    rows = kernel.value("[[tuple(map(float, v)) for v in row] for row in out]")
+    assert rows == [[(2 * i, 3, 1), (2 * i + 1, 3, 1)] for i in range(3)]
+
+
+def test_launch_fails_as_the_function_does(kernel: Kernel) -> None:
+    """With the function's own lines, and nothing bound in the notebook."""
+    kernel.run("import ddp_magic\ndef bad():\n    return {}['missing']")
+    result = kernel.run("ddp_magic.launch(bad, nproc_per_node=2)")
+    assert "----> 3     return {}['missing']" in result.traceback
+    assert kernel.value("[n for n in globals() if n.startswith('_fun') or n == '_result']") == []
+    result = kernel.run("ddp_magic.launch(bad, ranks=2)")
+    assert "TypeError: there is no option 'ranks'" in result.traceback
+    result = kernel.run("r = ddp_magic.launch(bad, no_raise_error=True); print(r.state.value)")
+    assert result.text.strip().endswith("FAILED")
+
+
+def test_run(kernel: Kernel) -> None:
+    """The text of a cell, with the notebook's names and IPython's syntax."""
+    kernel.run("import ddp_magic\nbase = 5")
+    kernel.run("r = ddp_magic.run('x = base + rank\\n!echo shell', nproc_per_node=2, pull='x@all')")
+    assert kernel.value("(r.results, [k.stdout.strip() for k in r.ranks])") == (
+        {"x": [5, 6]},
+        ["shell", "shell"],
+    )
+    assert kernel.value("'x' in globals()") is False
+
+
+def test_a_plain_script(tmp_path: Path) -> None:
+    """No IPython: a script's own functions and data, and nothing left at its end."""
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import ddp_magic
+
+            factor = 10
+
+            def program(x):
+                import torch, torch.distributed as dist
+                t = torch.ones(1) * x
+                dist.all_reduce(t)
+                print("in rank", t.item())
+                return factor * t.item()
+
+            for x in (1, 2):
+                print(ddp_magic.launch(program, x, nproc_per_node=2).results)
+            try:
+                ddp_magic.launch(lambda: 1 / 0, nproc_per_node=2)
+            except ZeroDivisionError as error:
+                print("caught", error)
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert "[20.0, 20.0]" in lines
+    assert "[40.0, 40.0]" in lines
+    assert sum("in rank 2.0" in line for line in lines) == 2
+    assert lines[-1].startswith("caught rank ")
+    assert lines[-1].endswith("raised ZeroDivisionError: division by zero")

@@ -1,0 +1,270 @@
+"""Sessions: ranks that are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from tests.integration.kernel import Kernel, pids_in, wait_gone
+
+SUM = "t = torch.ones(1) * (rank + 1); dist.all_reduce(t); print('sum', t.item())"
+
+
+@pytest.fixture(scope="module")
+def lab(shared_kernel: Kernel) -> Kernel:
+    """The module's kernel."""
+    return shared_kernel
+
+
+@pytest.fixture(autouse=True)
+def no_sessions(lab: Kernel) -> Iterator[None]:
+    """After each test its sessions are ended, and nothing is left of them."""
+    yield
+    lab.run("%ddp_stop --all")
+    lab.run("%reset -f")
+    assert wait_gone([p.pid for p in lab.processes()], 3) == []
+
+
+def _sums(kernel: Kernel, name: str = "lab") -> None:
+    """The ranks of a session are in step: their sum is right, twice."""
+    for _ in range(2):
+        result = kernel.run(f"%%ddp -s {name}\n{SUM}")
+        assert result.status == "ok", result.traceback
+        assert result.text.count("sum 3.0") == 2, result.text
+
+
+def test_a_later_cell_finds_what_an_earlier_one_made(lab: Kernel) -> None:
+    """Variables, functions, modules, the process group, in the same processes."""
+    first = lab.run(
+        "%%ddp -n 2 --session lab\n"
+        "import math as m\n"
+        "x = 10 * rank\n"
+        "def double(v):\n    return 2 * v + offset\n"
+        "offset = 1\n"
+        "model = DDP(torch.nn.Linear(2, 2))\n"
+        "import os; print(f'pid={os.getpid()}')"
+    )
+    second = lab.run(
+        "%%ddp -s lab\noffset = 5\nprint(f'pid={os.getpid()};', double(x), m.pi > 3)\n"
+        "model(torch.ones(1, 2)).sum().backward()"
+    )
+    assert second.status == "ok", second.traceback
+    assert sorted(pids_in(first.text)) == sorted(pids_in(second.text))
+    assert sorted(line.split("; ")[1] for line in second.lines) == ["25 True", "5 True"]
+    assert "session lab" in str(second.outputs[0])
+
+
+def test_another_number_of_ranks_is_refused(lab: Kernel) -> None:
+    lab.run("%%ddp -n 2 -s lab\nx = 1")
+    result = lab.run("%%ddp -n 3 -s lab\nx")
+    assert "session 'lab' has 2 ranks: leave -n out, or %ddp_stop lab first" in str(result.error)
+    assert lab.run("%%ddp -n 2 -s lab\nx").status == "ok"
+    result = lab.run("%%ddp -s lab --no-init\nx")
+    assert "--no-init is its first cell's" in str(result.error)
+
+
+def test_a_failed_cell_keeps_the_session_and_the_sums_right(lab: Kernel) -> None:
+    """Rank 0 raises while rank 1 waits in a collective: the next sum is not a stale one."""
+    lab.run(f"%%ddp -n 2 -s lab\nkept = 'here'\n{SUM}")
+    result = lab.run(
+        "%%ddp -s lab\nif rank == 0: 1 / 0\nt = torch.full((1,), 100.0); dist.all_reduce(t)"
+    )
+    assert "ZeroDivisionError" in result.traceback
+    assert "rank 1: was interrupted at line 3" in result.traceback
+    assert "the process group was made anew" in result.text
+    assert result.elapsed_s < 5
+    _sums(lab)
+    result = lab.run("%%ddp -s lab\nprint(kept)")
+    assert sorted(result.lines) == ["[rank 0] here", "[rank 1] here"]
+
+
+def test_a_ddp_object_does_not_stand_in_the_way(lab: Kernel) -> None:
+    """It holds the old group, and its peer in backward() is freed all the same."""
+    lab.run("%%ddp -n 2 -s lab\nmodel = DDP(torch.nn.Linear(2, 2))")
+    result = lab.run(
+        "%%ddp -s lab\nif rank == 0: raise KeyError('x')\n"
+        "for _ in range(3): model(torch.ones(1, 2)).sum().backward()"
+    )
+    assert "KeyError" in result.traceback
+    _sums(lab)
+    result = lab.run(
+        "%%ddp -s lab\nmodel = DDP(model.module)\nmodel(torch.ones(1, 2)).sum().backward()"
+    )
+    assert result.status == "ok", result.traceback
+
+
+def test_many_failures(lab: Kernel) -> None:
+    """Every one leaves a session whose ranks are in step."""
+    lab.run("%%ddp -n 2 -s lab\nx = 1")
+    for i in range(6):
+        lab.run(f"%%ddp -s lab\nif rank == {i % 2}: raise ValueError\ndist.barrier()")
+    _sums(lab)
+
+
+def test_a_subgroup_is_freed_too(lab: Kernel) -> None:
+    """A rank that waits in a group the cell has made."""
+    result = lab.run(
+        "%%ddp -n 2 -s lab\ngroup = dist.new_group([0, 1])\nif rank == 1: raise OSError('no')\n"
+        "dist.all_reduce(torch.ones(1), group=group)"
+    )
+    assert "OSError" in result.traceback
+    _sums(lab)
+
+
+def test_stop_interrupts_the_cell_and_keeps_the_session(lab: Kernel) -> None:
+    """Ranks in Python code and ranks that wait in a collective alike."""
+    lab.run("%%ddp -n 2 -s lab\nx = 7")
+    message = lab.start(
+        "%%ddp -s lab\nimport time\nprint('started')\nif rank == 0: time.sleep(60)\ndist.barrier()"
+    )
+    lab.finish(message, until="[rank 1] started")
+    time.sleep(0.3)
+    lab.interrupt()
+    result = lab.finish(message)
+    assert "KeyboardInterrupt" in str(result.error)
+    assert result.elapsed_s < 5
+    _sums(lab)
+    assert lab.run("%%ddp -s lab\nprint(x)").text.count("7") == 2
+
+
+def test_stop_between_cells_does_nothing(lab: Kernel) -> None:
+    """An interrupt of the notebook itself never reaches idle ranks."""
+    lab.run("%%ddp -n 2 -s lab\nx = 7")
+    for _ in range(5):
+        lab.interrupt()
+        time.sleep(0.05)
+    _sums(lab)
+
+
+def test_a_deaf_rank_ends_the_session(lab: Kernel) -> None:
+    """It is killed after 2 s, and the session with it; that is said."""
+    lab.run("%%ddp -n 2 -s lab\nx = 7")
+    message = lab.start(
+        "%%ddp -s lab\nimport signal, time\nprint('started')\n"
+        "if rank == 1:\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)"
+    )
+    lab.finish(message, until="started")
+    time.sleep(0.5)
+    lab.interrupt()
+    result = lab.finish(message)
+    assert "rank 1 did not answer" in str(result.error)
+    assert "lab: the session has ended" in result.text
+    assert lab.run("%%ddp -n 2 -s lab\nprint('x' in globals())").text.count("False") == 2
+
+
+def test_a_rank_that_dies_ends_the_session(lab: Kernel) -> None:
+    """With its reason; also between two cells."""
+    lab.run("%%ddp -n 2 -s lab\nimport os, signal")
+    result = lab.run("%%ddp -s lab\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)\nos.wait3")
+    assert "rank 1 was killed by SIGKILL" in result.traceback
+    assert "lab: the session has ended" in result.text
+    pids = pids_in(lab.run("%%ddp -n 2 -s lab\nimport os; print(f'pid={os.getpid()}')").text)
+    psutil.Process(pids[0]).kill()
+    assert wait_gone(pids, 3) == []
+    result = lab.run("%%ddp -n 2 -s lab\nprint('anew')")
+    assert result.text.count("anew") == 2
+
+
+def test_captured_names_follow_the_notebook(lab: Kernel) -> None:
+    """What a session cell has bound is kept; what came from the notebook is refreshed."""
+    lab.run(
+        "import numpy as np\nown, data = 'notebook', [1]\narray = np.zeros(500_000)\n"
+        "def f(): return 'old'"
+    )
+    lab.run("%%ddp -n 2 -s lab\nown = own + ' and ranks'\ndata.append(rank)\nf(), array[0]")
+    show = "%%ddp -s lab\nprint(own, data[:1], len(data), f(), array[0])"
+    result = lab.run(show)
+    assert set(result.lines) == {
+        f"[rank {r}] notebook and ranks [1] 2 old 0.0" for r in range(2)
+    }, result.text
+    lab.run("own = 'changed'\ndata.append(5)\narray[0] = 4\ndef f(): return 'new'")
+    result = lab.run(show)
+    assert set(result.lines) == {
+        f"[rank {r}] notebook and ranks [1] 2 new 4.0" for r in range(2)
+    }, result.text
+
+
+def test_results_come_back(lab: Kernel) -> None:
+    """--pull from a kept rank, also what an earlier cell has made; the run has its own text."""
+    lab.run("%%ddp -n 2 -s lab\nloss = torch.ones(3) * rank\nprint('first')")
+    lab.run("%%ddp -s lab --pull loss@all -o run\nprint('second')")
+    assert lab.value("[v.tolist() for v in loss]") == [[0.0] * 3, [1.0] * 3]
+    assert lab.value("[r.stdout for r in run.ranks]") == ["second\n", "second\n"]
+    assert lab.value("[r.exit for r in run.ranks]") == [0, 0]
+
+
+def test_two_sessions_and_a_run_between(lab: Kernel) -> None:
+    """Names, ranks and sums of each are its own."""
+    for name, ranks in (("a", 1), ("b", 2)):
+        lab.run(f"%%ddp -n {ranks} -s {name}\nwho = '{name}'")
+    lab.run("%%ddp -n 2\nprint('fresh')")
+    assert lab.run("%%ddp -s a\nprint(who, world_size)").lines == ["[rank 0] a 1"]
+    _sums(lab, "b")
+    status = lab.run("print(repr(get_ipython().run_line_magic('ddp_status', '')))").text
+    assert "session a" in status
+    assert "session b" in status
+    assert lab.run("%ddp_stop a").text.strip() == "session a (1 rank) ended"
+    assert lab.run("%ddp_stop --all").text.strip() == "session b (2 ranks) ended"
+    assert "there is no session 'a'" in str(lab.run("%ddp_stop a").error)
+
+
+def test_exit_handlers_run_at_the_end(lab: Kernel) -> None:
+    lab.run(
+        "%%ddp -n 1 -s lab\nimport atexit, pathlib\n"
+        "atexit.register(lambda: pathlib.Path('ended').write_text('well'))"
+    )
+    lab.run("%ddp_stop lab")
+    assert lab.value("open('ended').read()") == "well"
+
+
+def test_idle_ranks_cost_nothing(lab: Kernel) -> None:
+    """Neither they nor their agent."""
+    lab.run("%%ddp -n 2 -s lab\nx = 1")
+    processes = lab.processes()
+    assert len(processes) == 3
+    time.sleep(1)
+    before = {p.pid: sum(p.cpu_times()[:2]) for p in processes}
+    time.sleep(3)
+    used = sum(sum(p.cpu_times()[:2]) - before[p.pid] for p in processes)
+    assert used <= 0.03
+
+
+def test_text_between_cells_is_not_lost(lab: Kernel) -> None:
+    """A thread of a rank writes on; the next cell shows it first."""
+    lab.run(
+        "%%ddp -n 1 -s lab\nimport threading, time\n"
+        "def late():\n    time.sleep(1)\n    print('late', flush=True)\n"
+        "threading.Thread(target=late).start()"
+    )
+    time.sleep(1.5)
+    assert lab.run("%%ddp -s lab\nprint('next')").lines == ["[rank 0] late", "[rank 0] next"]
+
+
+def test_sys_exit_ends_the_cell(lab: Kernel) -> None:
+    """Not the rank, which is the session's."""
+    lab.run("%%ddp -n 2 -s lab\nimport sys\nx = 3\nsys.exit()")
+    assert lab.run("%%ddp -s lab\nprint(x)").text.count("3") == 2
+
+
+def test_the_kernels_end_is_the_sessions(new_kernel: Callable[..., Kernel]) -> None:
+    """SIGKILL included: nothing is left 3 s later."""
+    kernel = new_kernel()
+    kernel.run("%%ddp -n 2 -s lab\nx = 1")
+    pids = [p.pid for p in kernel.processes()]
+    assert len(pids) == 3
+    kernel.kill()
+    assert wait_gone(pids, 3) == []
+
+
+def test_cold(new_kernel: Callable[..., Kernel]) -> None:
+    """Ranks started by torchrun can be kept too."""
+    kernel = new_kernel()
+    kernel.run("%%ddp -n 2 -s lab --cold\nx = 5")
+    result = kernel.run("%%ddp -s lab\nprint(x)")
+    assert sorted(result.lines) == ["[rank 0] 5", "[rank 1] 5"], result.traceback
+    kernel.run("%%ddp -s lab\nif rank: 1 / 0\ndist.barrier()")
+    _sums(kernel)
+    assert "session lab (2 ranks) ended" in kernel.run("%ddp_stop lab").text
