@@ -21,6 +21,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks.start --plot tests/benchmarks/start.png
+	$(BIN)/python -m tests.benchmarks.values
 
 # torch first, at the version of the constraints file: what comes later finds it there. stardist
 # without its dependencies, because only the picture of nuclei in it is wanted, not TensorFlow.
