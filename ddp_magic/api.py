@@ -13,6 +13,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic import cell, kernel, results
+from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
 from ddp_magic.options import DEFAULTS, options_of
 from ddp_magic.runs import Run
@@ -110,7 +111,7 @@ def _finished(made: Run, wanted: argparse.Namespace) -> Run:
 def _kernel() -> kernel.Kernel:
     """Return the notebook's, or a script's own."""
     if kernel.current is None:
-        kernel.current = kernel.Kernel(vars(sys.modules["__main__"]))
+        kernel.current = kernel.Kernel(Notebook(vars(sys.modules["__main__"])))
         kernel.current.preload(wanted=True)
         atexit.register(kernel.current.close)
     return kernel.current

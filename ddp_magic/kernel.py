@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ddp_magic.capture import Notebook
@@ -26,21 +26,14 @@ class Kernel:
     """The kernel's side of everything.
 
     Args:
-        names: The notebook's namespace.
-        hidden: Names and values in it that are not the user's.
-        cells: Returns the numbers of its cells, by the file names of their code.
+        notebook: Its names.
     """
 
-    def __init__(
-        self,
-        names: dict[str, Any],
-        hidden: Mapping[str, Any] | None = None,
-        cells: Callable[[], Mapping[str, int]] = dict,
-    ) -> None:
+    def __init__(self, notebook: Notebook) -> None:
         """Begin without a run."""
         self.runs = Runs()
         self.sessions = Sessions()
-        self.notebook = Notebook(names, hidden, cells)
+        self.notebook = notebook
         self.forkserver = Forkserver(fallback=Torchrun())
 
     def preload(self, wanted: bool | list[str]) -> None:

@@ -13,6 +13,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from traitlets import Bool, List, Unicode, Union, observe
 
 from ddp_magic import cell, kernel, results
+from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
 from ddp_magic.kernel import Kernel
 from ddp_magic.options import DEFAULT_CPU_RANKS, options_of
@@ -85,11 +86,12 @@ class DDPMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         """Begin without a run, and start the forkserver in the background."""
         super().__init__(shell, parent=shell)
-        self.kernel = Kernel(
+        notebook = Notebook(
             shell.user_ns,
             shell.user_ns_hidden,
             cells=lambda: getattr(shell.compile, "_filename_map", {}),
         )
+        self.kernel = Kernel(notebook)
         kernel.current = self.kernel
         self._raw_cell = ""
         self._apply_preload()

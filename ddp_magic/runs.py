@@ -176,14 +176,7 @@ class Run:
         self.ended: float | None = None
         self.note = ""
         self.imported: tuple[str, ...] = ()
-        self.group = group or WorkerGroup(
-            self.directory,
-            nproc=options.nproc,
-            device=options.device,
-            backend=options.backend,
-            timeout_s=options.timeout_s,
-            init_process_group=options.init_process_group,
-        )
+        self.group = group or group_of(options, self.directory)
         self._command = RunCell(
             path=str(self.cell_path),
             execution_count=execution_count,
@@ -240,14 +233,13 @@ class Run:
                 self._follow(screen, presses)
                 self._take_results(screen)
             finally:
-                if not self.group.kept or self.state in (State.PENDING, State.RUNNING):
+                unfinished = self.state in (State.PENDING, State.RUNNING)
+                if unfinished or self.group.ended or not self.group.kept:
                     self.group.close()
                 self._capture.close()
                 self.ended = time.time()
-                if self.state in (State.PENDING, State.RUNNING):  # an error of the kernel's own
+                if unfinished:  # an error of the kernel's own
                     self.state = State.FAILED
-        if self.group.ended:
-            self.group.close()
         self._forget()
         screen.finish(self)
         storage.tidy(self.directory)
@@ -505,6 +497,19 @@ class Run:
             else:
                 words.append(f"rank {rank.rank} was ended before the cell")
         return "; ".join(words)
+
+
+def group_of(options: Options, directory: Path) -> WorkerGroup:
+    """Describe the ranks that a run, or the first one of a session, is to have."""
+    return WorkerGroup(
+        directory,
+        nproc=options.nproc,
+        device=options.device,
+        backend=options.backend,
+        timeout_s=options.timeout_s,
+        init_process_group=options.init_process_group,
+        kept=bool(options.session),
+    )
 
 
 class Runs:

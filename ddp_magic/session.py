@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ddp_magic import storage
 from ddp_magic.capture import Held
 from ddp_magic.group import WorkerGroup
-from ddp_magic.runs import Options
+from ddp_magic.runs import Options, group_of
 
 END_S = 30.0  # for the exit handlers of its ranks
 
@@ -18,32 +18,24 @@ class Session:
     """Ranks that are kept.
 
     Attributes:
-        name: The user's.
         options: Those of its first cell that hold for all: ranks, devices, process group.
         group: The ranks.
         held: What they have.
-        cells: Labels of its cells, the first one first.
     """
 
-    name: str
     options: Options
     group: WorkerGroup
     held: Held = field(default_factory=Held)
-    cells: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The user's name for it."""
+        return self.options.session
 
     @classmethod
     def of(cls, options: Options) -> Session:
         """Describe a session; its first run starts it."""
-        group = WorkerGroup(
-            storage.new_run_directory(),
-            nproc=options.nproc,
-            device=options.device,
-            backend=options.backend,
-            timeout_s=options.timeout_s,
-            init_process_group=options.init_process_group,
-            kept=True,
-        )
-        return cls(options.session, options, group)
+        return cls(options, group_of(options, storage.new_run_directory()))
 
     def alive(self) -> bool:
         """Look whether its ranks are still there."""

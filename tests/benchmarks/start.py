@@ -155,13 +155,14 @@ def memory(contender: Contender, imports: str, ranks: int) -> dict[str, float]:
             text += kernel.finish(message, LIMIT_S, until=";").text
         time.sleep(1)  # all are past the barrier
         everything = psutil.Process(kernel.pid).children(recursive=True)
-        of_ranks = [_pss_mib(int(pid)) for pid in pids]
-        total = sum(_pss_mib(process.pid) for process in everything)
+        of_ranks = [pss_mib(int(pid)) for pid in pids]
+        total = sum(pss_mib(process.pid) for process in everything)
         kernel.finish(message, LIMIT_S)
     return {"rank": statistics.mean(of_ranks), "total": total}
 
 
-def _pss_mib(pid: int) -> float:
+def pss_mib(pid: int) -> float:
+    """Return a process's memory, shared pages counted by share, MiB; 0 if it has ended."""
     try:
         return float(psutil.Process(pid).memory_full_info().pss) / 2**20
     except psutil.NoSuchProcess:

@@ -13,10 +13,8 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
 from tests.benchmarks.contenders import OURS, PEERS
-from tests.benchmarks.start import LIMIT_S, kernel_of, row, wait_until_preloaded
+from tests.benchmarks.start import LIMIT_S, kernel_of, pss_mib, row, wait_until_preloaded
 from tests.integration.kernel import Kernel
 
 RANKS = 4
@@ -34,11 +32,6 @@ def median_s(kernel: Kernel, cell: str | Callable[[int], str], turns: int) -> fl
     return statistics.median(seconds)
 
 
-def anonymous_mib(pids: list[int]) -> float:
-    """Return the PSS of processes, MiB."""
-    return sum(float(psutil.Process(pid).memory_full_info().pss) for pid in pids) / 2**20
-
-
 def ours(megabytes: int, turns: int) -> dict[str, Any]:
     """Measure `%%ddp`."""
     found: dict[str, Any] = {}
@@ -47,9 +40,9 @@ def ours(megabytes: int, turns: int) -> dict[str, Any]:
         start = f"%%ddp -n {RANKS} -s lab\nimport os; print(f'pid={{os.getpid()}};')"
         pids = [int(pid) for pid in re.findall(r"pid=(\d+);", kernel.run(start, LIMIT_S).text)]
         found["print"] = median_s(kernel, "%%ddp -s lab\nprint(rank)", 5 * turns)
-        before = anonymous_mib(pids)
+        before = sum(map(pss_mib, pids))
         found["push"] = median_s(kernel, "%%ddp -s lab\nx = array.sum()", 1)
-        found["memory"] = anonymous_mib(pids) - before
+        found["memory"] = sum(map(pss_mib, pids)) - before
         found["push again"] = median_s(kernel, "%%ddp -s lab\nx = array.sum()", turns)
         make = f"import numpy as np\nif rank == 0: back = np.ones({megabytes} * 125_000)"
         kernel.run("%%ddp -s lab\n" + make, LIMIT_S)
@@ -84,10 +77,10 @@ def ipyparallel(megabytes: int, turns: int) -> dict[str, Any]:
         found["print"] = median_s(
             kernel, "print(*view.execute('print(1)', block=True).stdout)", 5 * turns
         )
-        before = anonymous_mib(pids)
+        before = sum(map(pss_mib, pids))
         push = "view.push({'array': array})\nview.execute('x = array.sum()')"
         found["push"] = median_s(kernel, push, turns)
-        found["memory"] = anonymous_mib(pids) - before
+        found["memory"] = sum(map(pss_mib, pids)) - before
         make = f"first.execute('back = numpy.ones({megabytes} * 125_000)', block=True)"
         kernel.run("first = view.client[0]\n" + make, LIMIT_S)
         found["pull"] = median_s(kernel, "back = first.pull('back', block=True)", turns)

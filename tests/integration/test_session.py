@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from tests.integration.kernel import Kernel, pids_in, wait_gone
+from tests.integration.kernel import Kernel, Result, pids_in, wait_gone
 
 SUM = "t = torch.ones(1) * (rank + 1); dist.all_reduce(t); print('sum', t.item())"
 
@@ -34,6 +34,15 @@ def _sums(kernel: Kernel, name: str = "lab") -> None:
         result = kernel.run(f"%%ddp -s {name}\n{SUM}")
         assert result.status == "ok", result.traceback
         assert result.text.count("sum 3.0") == 2, result.text
+
+
+def _stopped(kernel: Kernel, cell: str, until: str, wait_s: float) -> Result:
+    """Press Stop once a cell has printed something, and a while after that."""
+    message = kernel.start(cell)
+    kernel.finish(message, until=until)
+    time.sleep(wait_s)
+    kernel.interrupt()
+    return kernel.finish(message)
 
 
 def test_a_later_cell_finds_what_an_earlier_one_made(lab: Kernel) -> None:
@@ -117,13 +126,12 @@ def test_a_subgroup_is_freed_too(lab: Kernel) -> None:
 def test_stop_interrupts_the_cell_and_keeps_the_session(lab: Kernel) -> None:
     """Ranks in Python code and ranks that wait in a collective alike."""
     lab.run("%%ddp -n 2 -s lab\nx = 7")
-    message = lab.start(
-        "%%ddp -s lab\nimport time\nprint('started')\nif rank == 0: time.sleep(60)\ndist.barrier()"
+    result = _stopped(
+        lab,
+        "%%ddp -s lab\nimport time\nprint('started')\nif rank == 0: time.sleep(60)\ndist.barrier()",
+        until="[rank 1] started",
+        wait_s=0.3,
     )
-    lab.finish(message, until="[rank 1] started")
-    time.sleep(0.3)
-    lab.interrupt()
-    result = lab.finish(message)
     assert "KeyboardInterrupt" in str(result.error)
     assert result.elapsed_s < 5
     _sums(lab)
@@ -142,14 +150,13 @@ def test_stop_between_cells_does_nothing(lab: Kernel) -> None:
 def test_a_deaf_rank_ends_the_session(lab: Kernel) -> None:
     """It is killed after 2 s, and the session with it; that is said."""
     lab.run("%%ddp -n 2 -s lab\nx = 7")
-    message = lab.start(
+    result = _stopped(
+        lab,
         "%%ddp -s lab\nimport signal, time\nprint('started')\n"
-        "if rank == 1:\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)"
+        "if rank == 1:\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
+        until="started",
+        wait_s=0.5,
     )
-    lab.finish(message, until="started")
-    time.sleep(0.5)
-    lab.interrupt()
-    result = lab.finish(message)
     assert "rank 1 did not answer" in str(result.error)
     assert "lab: the session has ended" in result.text
     assert lab.run("%%ddp -n 2 -s lab\nprint('x' in globals())").text.count("False") == 2
