@@ -157,26 +157,21 @@ class Notebook:
         stream = _Stream(self.names)
         kept, held = held is not None, held or Held()
         self._extra = extra or {}
-        wanted = dict.fromkeys(sorted(cell.reads))
-        todo = deque(wanted)
+        before = dict(cell.before)
+        needs: dict[str, list[str]] = {}
+        todo = deque(sorted(cell.reads | cell.perhaps))
         while todo:
             name = todo.popleft()
-            if name in held.bound:
-                continue
-            if name in RANK_NAMES:
-                capture.notes += self._hides(name)
-                continue
-            excluded = only is not None and name not in only and name not in self._extra
-            if excluded or not self.defines(name):
-                if name in HOMES:
-                    capture.prelude.add(name)
-                continue
-            unchanged, needs = self._compare(name, held)
-            if not unchanged:
-                needs = stream.write(name, self._value(name))
-            new = [n for n in needs if n not in wanted and n not in cell.assigns]
-            wanted.update(dict.fromkeys(new))
-            todo.extend(new)
+            if name not in needs:
+                perhaps = name in cell.assigns and name not in cell.reads
+                needs[name] = self._take(name, only, held, stream, capture, perhaps=perhaps)
+            for need in needs[name]:
+                certain = before.get(need, before[name]) & before[name]
+                if need in certain:
+                    continue  # the cell's own, by then
+                if need not in needs or certain != before[need]:
+                    before[need] = certain
+                    todo.append(need)
         if stream.names:
             self._pack(stream, capture)
             if kept:
@@ -184,6 +179,51 @@ class Notebook:
             capture.notes += self._say(stream, capture, time.monotonic() - began)
         self._extra = {}  # they are not ours to keep
         return capture
+
+    def _take(
+        self,
+        name: str,
+        only: Collection[str] | None,
+        held: Held,
+        stream: _Stream,
+        capture: Capture,
+        *,
+        perhaps: bool,
+    ) -> list[str]:
+        """Write a name's value, unless it is to stay; return the names that it needs in turn.
+
+        Args:
+            name: Which.
+            only: Names that may be taken; None for all.
+            held: What the ranks have already.
+            stream: Where to write.
+            capture: Is told what else there is to say.
+            perhaps: The cell may well never read it, so that it is left out if it cannot travel.
+
+        Raises:
+            CaptureError: It cannot travel.
+        """
+        if name in held.bound:
+            return []
+        if name in RANK_NAMES:
+            capture.notes += self._hides(name)
+            return []
+        excluded = only is not None and name not in only and name not in self._extra
+        if excluded or not self.defines(name):
+            if name in HOMES:
+                capture.prelude.add(name)
+            return []
+        if perhaps and not self._can_travel(name):
+            return []
+        unchanged, needs = self._compare(name, held)
+        return needs if unchanged else stream.write(name, self._value(name))
+
+    def _can_travel(self, name: str) -> bool:
+        try:
+            _Stream(self.names).write(name, self._value(name))
+        except CaptureError:
+            return False
+        return True
 
     def _compare(self, name: str, held: Held) -> tuple[bool, list[str]]:
         """Tell whether the ranks have this value; and return what its functions read."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,31 +14,67 @@ class Names:
     Attributes:
         reads: Those that it may read before it has certainly assigned them.
         assigns: Those that its top level binds, be it under a condition.
+        perhaps: Those that it assigns, but that a function could read before.
+        before: What is assigned in any case wherever a name is read, by that name.
     """
 
     reads: frozenset[str]
     assigns: frozenset[str]
+    perhaps: frozenset[str] = frozenset()
+    before: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def names_of(tree: ast.Module) -> Names:
     """Return the names that a module reads from outside, and those that it binds.
 
     Statements are followed in their order; what is assigned only under a condition or in a loop is
-    not certain. What a function's or class's body reads counts where nothing in the module
-    assigns that name at its top level, since the body runs later.
+    not certain. A function's body runs later, at the earliest where its name is read: what it
+    reads is taken for certain if nothing in the module assigns it, and else is a `perhaps` unless
+    it is assigned by then.
     """
     reader = _Reader()
-    reader.block(tree.body, set())
-    reads = reader.reads | (reader.reads_later - reader.assigned_somewhere)
-    return Names(frozenset(reads), frozenset(reader.assigned_somewhere))
+    at_the_end = frozenset(reader.block(tree.body, set()))
+    assigned = reader.assigned_somewhere
+    before = _before(reader, at_the_end)
+    later = {name for names in reader.reads_of.values() for name in names}
+    late = {n for f, names in reader.reads_of.items() for n in names - before[f]}
+    reads = reader.reads | (later - assigned)
+    return Names(frozenset(reads), frozenset(assigned), frozenset(late - reads), before)
+
+
+def _before(reader: _Reader, at_the_end: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Return what is certain wherever a name is read, be it in a function that is read there.
+
+    A function that is read nowhere may be read by a later cell.
+    """
+    before = dict.fromkeys(reader.reads_of, at_the_end) | reader.before
+    todo = [name for name in before if name in reader.reads_of]
+    while todo:
+        function = todo.pop()
+        for name in reader.reads_of[function]:
+            certain = before.get(name, before[function]) & before[function]
+            if before.get(name) != certain:
+                before[name] = certain
+                if name in reader.reads_of:
+                    todo.append(name)
+    return before
 
 
 class _Reader:
-    """Walks a module; `certain` holds what is assigned on every way to the current statement."""
+    """Walks a module; `certain` holds what is assigned on every way to the current statement.
+
+    Attributes:
+        reads: Names that may be read before they are certain.
+        reads_of: What the bodies of functions and classes read, by their names; under the empty
+            name, what those without one read.
+        before: What is certain wherever a name is read at the top level.
+        assigned_somewhere: Names that are bound on any way.
+    """
 
     def __init__(self) -> None:
         self.reads: set[str] = set()
-        self.reads_later: set[str] = set()
+        self.reads_of: dict[str, set[str]] = {}
+        self.before: dict[str, frozenset[str]] = {}
         self.assigned_somewhere: set[str] = set()
 
     def block(self, statements: Collection[ast.stmt], certain: set[str]) -> set[str]:
@@ -122,12 +158,16 @@ class _Reader:
     def _classdef(self, node: ast.ClassDef, certain: set[str]) -> None:
         now = [*node.decorator_list, *node.bases, *(k.value for k in node.keywords)]
         self._expressions(now, certain)
+        outside = self.assigned_somewhere, self.reads_of
+        self.assigned_somewhere, self.reads_of = set(), {}  # what a class binds is its own
         self.block(node.body, set(certain))  # a class body runs at once
+        inside, (self.assigned_somewhere, self.reads_of) = self.reads_of, outside
+        self._later(node.name, set().union(*inside.values()))
         self._bind({node.name}, certain)
 
     def _functiondef(self, node: ast.FunctionDef | ast.AsyncFunctionDef, certain: set[str]) -> None:
         self._expressions([*node.decorator_list, node.args], certain)  # defaults, annotations
-        self.reads_later |= _free_names(node)
+        self._later(node.name, _free_names(node))
         self._bind({node.name}, certain)
 
     _asyncfunctiondef = _functiondef
@@ -135,10 +175,17 @@ class _Reader:
     def _expressions(self, nodes: Collection[ast.AST], certain: set[str]) -> None:
         for node in nodes:
             for name, later in _loads(node):
+                self._seen("" if later else name, certain)
                 if later:
-                    self.reads_later.add(name)
+                    self._later("", {name})
                 elif name not in certain:
                     self.reads.add(name)
+
+    def _later(self, function: str, names: Collection[str]) -> None:
+        self.reads_of.setdefault(function, set()).update(names)
+
+    def _seen(self, name: str, certain: set[str]) -> None:
+        self.before[name] = self.before.get(name, frozenset(certain)) & certain
 
     def _bind(self, names: set[str], certain: set[str]) -> None:
         certain |= names

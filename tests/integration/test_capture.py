@@ -120,6 +120,33 @@ HARD_CASES = {
         """,
         "(3, [1, 2], 'old')",
     ),
+    "read by a function before the cell assigns it": (
+        "model = 'old'\ndef name(): return model\nwords = 'a b'\nresume = False",
+        """
+        def own(): return words.split()
+        first = (name(), own())
+        if resume:
+            words = 'c'
+        model = 'new'
+        (first, own(), name())
+        """,
+        "(('old', ['a', 'b']), ['a', 'b'], 'new')",
+    ),
+    "read by a function that only defines": (
+        "base = 1\ndef deep(): return base\ndef shallow(): return deep()",
+        "def never(): return shallow()\nlambda: shallow()\nglobals()['never']()",
+        "1",
+    ),
+    "read by a function only after the cell assigns it": (
+        "log = open('/dev/null')\ndef say(): return log\nlater = open('/dev/null')",
+        """
+        def shown(): return later
+        on_end = lambda: later
+        log, later = 'mine', 'too'
+        (say(), shown(), on_end())
+        """,
+        "('mine', 'too', 'too')",
+    ),
     "a default that holds the notebook's device": (
         "import torch\ndevice = torch.device('meta')\ndef where(d=device): return d",
         "where() == device and device.type != 'meta'",

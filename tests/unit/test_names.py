@@ -56,6 +56,36 @@ def test_names(code: str, wanted: str) -> None:
     assert names_of(ast.parse(code)).reads == set(wanted.split())
 
 
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ("def f(): return x\nx = 1\nf()", ""),
+        ("def f(): return x\nf()\nx = 1", "x"),
+        ("def f(): return x\nif a: x = 1\nf()", "x"),
+        ("def f(): return x\ndef g(): return f()\ng()\nx = 1", "x"),
+        ("def f(): return x\ndef g(): return f()\nx = 1\ng()", ""),
+        ("class A:\n    def m(self): return x\nA().m()\nx = 1", "x"),
+        ("f = lambda: x\nx = 1", "x"),
+        ("def f(): return x\nx = f", "x"),
+        ("def f(): return x\nif a: x = 1", "x"),
+    ],
+)
+def test_names_that_a_function_may_read_too_early(code: str, wanted: str) -> None:
+    """A function may run where its name is read, and no sooner."""
+    names = names_of(ast.parse(code))
+    assert names.perhaps == set(wanted.split())
+    assert not names.perhaps & names.reads
+
+
+def test_what_a_class_binds_is_its_own() -> None:
+    """`size` in a class's body says nothing of the module's `size`."""
+    names = names_of(
+        ast.parse("class A:\n    size = 1\n    def f(self): 1\ndef g(): return size, f")
+    )
+    assert names.reads == {"size", "f"}
+    assert names.assigns == {"A", "g"}
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="except* is Python 3.11's")
 def test_exception_groups() -> None:
     """except* is a try like another."""
