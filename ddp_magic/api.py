@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from ddp_magic import cell, kernel, results
 from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
-from ddp_magic.options import DEFAULTS, options_of
+from ddp_magic.options import DEFAULTS, names_to_take, options_of
 from ddp_magic.runs import Run
 
 _CALL = "_result = _function(*_arguments)"
@@ -40,6 +40,8 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
         WorkerError: The function raised; of the exception's own class too.
         DDPMagicError: Whatever else went wrong; see `ddp_magic.errors`.
     """
+    if "pull" in options:
+        raise TypeError("launch has no option 'pull': the run's results are the function's values")
     wanted = _arguments(options)
     wanted.pull = (results.Pull("_result", None),)
     run = _run(_CALL, wanted, {"_function": function, "_arguments": args})
@@ -76,8 +78,7 @@ def _arguments(options: dict[str, Any]) -> argparse.Namespace:
     if isinstance(wanted.pull, str):
         wanted.pull = results.parse(wanted.pull)
     if isinstance(wanted.capture, str):
-        names = () if wanted.capture == "none" else wanted.capture.split(",")
-        wanted.capture = frozenset(name.strip() for name in names)
+        wanted.capture = names_to_take(wanted.capture)
     if wanted.show is not None:
         wanted.show = frozenset(wanted.show)
     if wanted.gpus is not None and not isinstance(wanted.gpus, str):

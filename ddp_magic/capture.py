@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
 import linecache
 import os
 import sys
@@ -470,29 +469,31 @@ def receive(
     return values
 
 
-def leave_for_children(command: Captured, segments: Mapping[int, Segment], path: Path) -> None:
-    """Write down where a `multiprocessing` child of this rank finds the same values.
+def for_children(command: Captured, segments: Mapping[int, Segment]) -> dict[str, Any]:
+    """Describe where a `multiprocessing` child of this rank finds the same values.
 
     Args:
         command: What the kernel says of them.
         segments: Shared memory, by number; this process holds it.
-        path: A file.
     """
-    numbers = {command.stream, *(part[0] for part in command.parts)}
-    places = {n: [f"/proc/{os.getpid()}/fd/{segments[n].fd}", segments[n].sizes] for n in numbers}
-    path.write_text(json.dumps([dataclasses.asdict(command), places]))
+    numbers = sorted({command.stream, *(part[0] for part in command.parts)})
+    own = f"/proc/{os.getpid()}/fd"
+    return {
+        "command": dataclasses.asdict(command),
+        "segments": numbers,
+        "places": [[f"{own}/{segments[n].fd}", segments[n].sizes] for n in numbers],
+    }
 
 
-def receive_as_child(path: str, namespace: dict[str, Any]) -> dict[str, Any]:
-    """Read in a child what `leave_for_children` has written down in its parent.
+def receive_as_child(described: Mapping[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
+    """Read in a child what `for_children` has described in its parent.
 
     Raises:
         CaptureError: A value cannot be made here.
         OSError: The parent has ended.
     """
-    fields, places = json.loads(Path(path).read_text())
     segments = {
-        int(number): Segment(os.open(place, os.O_RDONLY), sizes)
-        for number, (place, sizes) in places.items()
+        number: Segment(os.open(place, os.O_RDONLY), sizes)
+        for number, (place, sizes) in zip(described["segments"], described["places"], strict=True)
     }
-    return receive(Captured(**fields), segments, namespace)
+    return receive(Captured(**described["command"]), segments, namespace)

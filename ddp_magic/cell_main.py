@@ -4,21 +4,82 @@ A child that is spawned runs its parent's main module again, so that what it unp
 class. A cell must not run again there: it would train again. So the rank's `__main__` names this
 module as its origin, and this one gives the child the cell's imports, functions, classes and
 constants (assignments of literals), the prelude's names that the cell uses, and what the cell took
-along from the notebook. Nothing else of the cell is executed. Standard library only, unless there
-is more to do: every `DataLoader` worker pays for it.
+along from the notebook; in a session, those of its earlier cells too. Nothing else of a cell is
+executed. Standard library only, unless there is more to do: every `DataLoader` worker pays for it.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-CELL_VARIABLE = "DDP_MAGIC_CELL"
-PRELUDE_VARIABLE = "DDP_MAGIC_PRELUDE"
-CAPTURE_VARIABLE = "DDP_MAGIC_CAPTURE"
+VARIABLE = "DDP_MAGIC_MAIN"  # names the file that a rank leaves for its children
+
+Kept = TypeVar("Kept")
+
+
+class Inheritance:
+    """What a rank leaves for its children.
+
+    Args:
+        path: The file to write it to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin with nothing."""
+        self._path = path
+        self._cells: list[tuple[str, Collection[str]]] = []
+        self._captured: list[tuple[Mapping[str, Any], Collection[str]]] = []
+        self._prelude: set[str] = set()
+
+    def add_cell(self, path: str, prelude: Collection[str]) -> None:
+        """Leave a cell that is about to run, with the prelude's names that it uses."""
+        from ddp_magic.names import names_of
+
+        binds = names_of(definitions(Path(path).read_text(encoding="utf-8"))).assigns
+        self._cells = [*_not_replaced(self._cells, binds), (path, binds)]
+        self._prelude |= set(prelude)
+        self._write()
+
+    def add_captured(self, captured: Mapping[str, Any], names: Collection[str]) -> None:
+        """Leave values of the notebook's (`capture.for_children`)."""
+        self._captured = [*_not_replaced(self._captured, names), (captured, names)]
+        self._write()
+
+    def drop_captured(self, held: Collection[int]) -> set[int]:
+        """Forget what lies in shared memory that is not held; return the numbers that are needed.
+
+        Args:
+            held: Numbers of shared memory that stays with this rank in any case.
+        """
+        self._captured = [
+            (captured, names)
+            for captured, names in self._captured
+            if set(captured["segments"]) <= {captured["command"]["stream"], *held}
+        ]
+        self._write()
+        return {captured["command"]["stream"] for captured, _ in self._captured}
+
+    def _write(self) -> None:
+        left = {
+            "cells": [path for path, _ in self._cells],
+            "prelude": sorted(self._prelude),
+            "captured": [captured for captured, _ in self._captured],
+        }
+        self._path.write_text(json.dumps(left))
+        os.environ[VARIABLE] = str(self._path)
+
+
+def _not_replaced(
+    entries: Sequence[tuple[Kept, Collection[str]]], names: Collection[str]
+) -> list[tuple[Kept, Collection[str]]]:
+    """Return what still gives names of its own once these are given anew."""
+    pairs = [(entry, set(given) - set(names)) for entry, given in entries]
+    return [(entry, given) for entry, given in pairs if given]
 
 
 def definitions(source: str) -> ast.Module:
@@ -55,22 +116,32 @@ def provide_prelude(namespace: dict[str, Any], names: Collection[str]) -> None:
         namespace.update({name: getattr(prelude, name) for name in names})
 
 
-def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> None:
-    """Put the definitions of the cell at `path` into a namespace.
+def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
+    """Put what a rank has left into a namespace.
+
+    Args:
+        namespace: Of this process's main module.
+        left: `cells`: paths, the running cell's last; `prelude`: names; `captured`: values.
 
     Raises:
         NameError: A decorator, base class or default of a definition needs a name that only
             running the cell would give.
     """
-    provide_prelude(namespace, prelude_names)
-    if CAPTURE_VARIABLE in os.environ:
+    provide_prelude(namespace, left["prelude"])
+    for captured in left["captured"]:
         from ddp_magic import capture
 
-        namespace.update(capture.receive_as_child(os.environ[CAPTURE_VARIABLE], namespace))
+        namespace.update(capture.receive_as_child(captured, namespace))
+    *earlier, path = left["cells"]
+    for cell in earlier:
+        for statement in definitions(Path(cell).read_text(encoding="utf-8")).body:
+            try:
+                _execute(ast.Module([statement], []), cell, namespace)
+            except NameError:  # not this cell's, which may well do without
+                continue
     namespace["__file__"] = path
-    tree = definitions(Path(path).read_text(encoding="utf-8"))
     try:
-        exec(compile(tree, path, "exec"), namespace)  # noqa: S102 -- the user's own cell
+        _execute(definitions(Path(path).read_text(encoding="utf-8")), path, namespace)
     except NameError as error:
         raise NameError(
             f"{error}: a multiprocessing child of a %%ddp cell gets the cell's imports, functions, "
@@ -79,9 +150,9 @@ def restore(namespace: dict[str, Any], path: str, prelude_names: list[str]) -> N
         ) from error
 
 
-if __name__ == "__mp_main__" and CELL_VARIABLE in os.environ:
-    restore(
-        globals(),
-        os.environ[CELL_VARIABLE],
-        [name for name in os.environ.get(PRELUDE_VARIABLE, "").split(",") if name],
-    )
+def _execute(tree: ast.Module, path: str, namespace: dict[str, Any]) -> None:
+    exec(compile(tree, path, "exec"), namespace)  # noqa: S102 -- the user's own cell
+
+
+if __name__ == "__mp_main__" and VARIABLE in os.environ:
+    restore(globals(), json.loads(Path(os.environ[VARIABLE]).read_text()))

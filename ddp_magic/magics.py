@@ -16,7 +16,7 @@ from ddp_magic import cell, kernel, results
 from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
 from ddp_magic.kernel import Kernel
-from ddp_magic.options import DEFAULT_CPU_RANKS, options_of
+from ddp_magic.options import DEFAULT_CPU_RANKS, names_to_take, options_of
 from ddp_magic.runs import Options, Run
 from ddp_magic.tables import Status
 
@@ -42,10 +42,10 @@ def _seconds(text: str) -> float:
 
 
 def _names(text: str) -> frozenset[str]:
-    names = frozenset() if text == "none" else frozenset(word.strip() for word in text.split(","))
-    if wrong := [name for name in names if not name.isidentifier()]:
-        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is no name")
-    return names
+    try:
+        return names_to_take(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _pulls(text: str) -> tuple[results.Pull, ...]:

@@ -31,6 +31,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def names_to_take(text: str) -> frozenset[str]:
+    """Read what follows `--capture`: `a,b`, or `none`.
+
+    Raises:
+        ValueError: It is no list of names.
+    """
+    names = frozenset() if text == "none" else frozenset(word.strip() for word in text.split(","))
+    if wrong := [name for name in names if not name.isidentifier()]:
+        raise ValueError(f"{wrong[0]!r} is no name")
+    return names
+
+
 def options_of(args: argparse.Namespace, argv: tuple[str, ...]) -> Options:
     """Check the options against the machine.
 

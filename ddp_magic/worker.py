@@ -89,6 +89,9 @@ class Worker:
         self._groups: ProcessGroups | None = None
         self._segments: dict[int, Segment] = {}
         self._captured: Captured | None = None
+        self._for_children = cell_main.Inheritance(
+            Path(settings.directory) / f"children{self.rank}.json"
+        )
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_w, False)
         self._channel = connect(settings.socket)
@@ -302,8 +305,7 @@ class Worker:
     def _run_cell(self, shell: CellShell, command: RunCell) -> int:
         self._cell_path = command.path
         sys.argv[:] = [command.path, *command.argv]
-        os.environ[cell_main.CELL_VARIABLE] = command.path
-        os.environ[cell_main.PRELUDE_VARIABLE] = ",".join(command.prelude)
+        self._for_children.add_cell(command.path, command.prelude)
         _seed(command.seed)
         self._phase = "running"
         before: dict[str, Any] = {}
@@ -341,10 +343,10 @@ class Worker:
             return
         shell.user_ns.update(capture.receive(command, self._segments, shell.user_ns))
         shell.know_sources(command.sources)
-        path = Path(self._settings.directory) / f"capture{self.rank}.json"
-        capture.leave_for_children(command, self._segments, path)
-        os.environ[cell_main.CAPTURE_VARIABLE] = str(path)
-        for number in set(self._segments) - {command.stream, *command.keep}:
+        described = capture.for_children(command, self._segments)
+        self._for_children.add_captured(described, command.names)
+        needed = self._for_children.drop_captured(command.keep)
+        for number in set(self._segments) - {*needed, *command.keep}:
             self._segments.pop(number).close()
 
     def _tell_names(

@@ -221,6 +221,18 @@ def test_launch(kernel: Kernel) -> None:
     assert rows == [[(2 * i, 3, 1), (2 * i + 1, 3, 1)] for i in range(3)]
 
 
+def test_wrong_options_from_python(kernel: Kernel) -> None:
+    """Each is an error that names it; nothing is ignored."""
+    for call, words in (
+        ("launch(print, pull='x')", "TypeError: launch has no option 'pull'"),
+        ("launch(print, ranks=2)", "TypeError: there is no option 'ranks'"),
+        ("run('x = 1', capture='a b')", "ValueError: 'a b' is no name"),
+        ("run('x = 1', pull='a@b')", "ValueError: 'a@b': after @ comes a rank"),
+    ):
+        result = kernel.run(f"import ddp_magic\nddp_magic.{call}")
+        assert words in result.traceback
+
+
 def test_launch_fails_as_the_function_does(kernel: Kernel) -> None:
     """With the function's own lines, and nothing bound in the notebook."""
     kernel.run("import ddp_magic\ndef bad():\n    return {}['missing']")

@@ -194,6 +194,20 @@ def test_captured_names_follow_the_notebook(lab: Kernel) -> None:
     }, result.text
 
 
+def test_spawned_children_find_what_earlier_cells_have(lab: Kernel) -> None:
+    """A DataLoader's workers: the notebook's names of one cell, the definitions of another."""
+    lab.run("table = [0, 10, 20]\ndef fetch(i): return table[i] + shift\nshift = 5")
+    lab.run("%%ddp -n 1 --session lab\nprint(fetch(1))")
+    rows = "class Rows:\n    def __len__(self): return 3\n    def __getitem__(self, i): "
+    lab.run(f"%%ddp --session lab\n{rows}return fetch(i)")
+    result = lab.run(
+        """%%ddp --session lab
+loader = DataLoader(Rows(), num_workers=1, multiprocessing_context='spawn', batch_size=3)
+print(next(iter(loader)).tolist())"""
+    )
+    assert result.lines == ["[rank 0] [5, 15, 25]"], result.traceback
+
+
 def test_results_come_back(lab: Kernel) -> None:
     """--pull from a kept rank, also what an earlier cell has made; the run has its own text."""
     lab.run("%%ddp -n 2 -s lab\nloss = torch.ones(3) * rank\nprint('first')")
@@ -228,7 +242,7 @@ def test_exit_handlers_run_at_the_end(lab: Kernel) -> None:
 
 
 def test_idle_ranks_cost_nothing(lab: Kernel) -> None:
-    """Neither they nor their agent."""
+    """Neither they nor their agent, but for gloo's own loop: it wakes 100 times a second."""
     lab.run("%%ddp -n 2 -s lab\nx = 1")
     processes = lab.processes()
     assert len(processes) == 3
@@ -236,7 +250,7 @@ def test_idle_ranks_cost_nothing(lab: Kernel) -> None:
     before = {p.pid: sum(p.cpu_times()[:2]) for p in processes}
     time.sleep(3)
     used = sum(sum(p.cpu_times()[:2]) - before[p.pid] for p in processes)
-    assert used <= 0.03
+    assert used <= 0.06  # 1% of a core a rank
 
 
 def test_text_between_cells_is_not_lost(lab: Kernel) -> None:

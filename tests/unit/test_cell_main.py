@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
-from ddp_magic.cell_main import definitions, restore
+from ddp_magic.cell_main import VARIABLE, Inheritance, definitions, restore
 
 CELL = """\
 import os
@@ -21,6 +22,10 @@ if __name__ == "__main__":
     f()
 print("ran")
 """
+
+
+def _left(*cells: Path) -> dict[str, list[object]]:
+    return {"cells": [*map(str, cells)], "prelude": [], "captured": []}
 
 
 def test_only_definitions_and_literals() -> None:
@@ -38,7 +43,7 @@ def test_restored_definitions_have_the_cells_file(
     path = tmp_path / "cell.py"
     path.write_text(CELL)
     namespace: dict[str, object] = {"__name__": "__mp_main__"}
-    restore(namespace, str(path), [])
+    restore(namespace, _left(path))
     assert namespace["Data"].size == 8  # type: ignore[attr-defined]
     assert namespace["f"].__code__.co_filename == str(path)  # type: ignore[attr-defined]
     assert capsys.readouterr().out == ""
@@ -49,4 +54,32 @@ def test_a_definition_that_needs_the_cell_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "cell.py"
     path.write_text("base = make()\nclass A(base): pass")
     with pytest.raises(NameError, match="literal constants, and what the cell took"):
-        restore({}, str(path), [])
+        restore({}, _left(path))
+
+
+def test_the_cells_before_it(tmp_path: Path) -> None:
+    """A session's earlier definitions are there, but for those that needed their cell."""
+    earlier, now = tmp_path / "1.py", tmp_path / "2.py"
+    earlier.write_text("SIZE = 1\nclass A(make()): pass\ndef f(): return SIZE")
+    now.write_text("SIZE = 2")
+    namespace: dict[str, object] = {}
+    restore(namespace, _left(earlier, now))
+    assert namespace["f"]() == 2  # type: ignore[operator]
+    assert "A" not in namespace
+
+
+def test_what_is_defined_anew_is_left_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is run again and again in a session does not add up."""
+    monkeypatch.setenv(VARIABLE, "")
+    left = tmp_path / "children.json"
+    inheritance = Inheritance(left)
+    for number, text in enumerate(["def f(): 1\ndef g(): 2", "def f(): 3", "def f(): 4", "f()"]):
+        path = tmp_path / f"{number}.py"
+        path.write_text(text)
+        inheritance.add_cell(str(path), ())
+    paths = [Path(path).name for path in json.loads(left.read_text())["cells"]]
+    assert paths == ["0.py", "2.py", "3.py"]
+    for stream, names in enumerate(["ab", "b", "a"]):
+        entry = {"command": {"stream": stream}, "segments": [stream]}
+        inheritance.add_captured(entry, names)
+        assert inheritance.drop_captured(()) == [{0}, {0, 1}, {1, 2}][stream]
