@@ -80,11 +80,12 @@ class Surroundings:
 
     Attributes:
         notebook: The names that the notebook defines.
-        elsewhere: Says where a name was last given a value in other ranks; empty if nowhere.
+        elsewhere: Says in which cell a name was last given a value in other ranks, and in which
+            session it still is; both are empty if nowhere.
     """
 
     notebook: Mapping[str, object] = field(default_factory=dict)
-    elsewhere: Callable[[str], str] = lambda _name: ""
+    elsewhere: Callable[[str], tuple[str, str]] = lambda _name: ("", "")
 
 
 def name_hints(
@@ -107,11 +108,8 @@ def name_hints(
                 f"the notebook defines `{name}`, but it was not taken along: --capture leaves it "
                 f"out, or the cell does not read it by name (then write `{name} = {name}` in it)"
             )
-        elif place := surroundings.elsewhere(name):
-            hints.append(
-                f"`{name}` was last defined in {place}, whose ranks have ended: there, --pull "
-                f"{name} brings it to the notebook, and --session NAME keeps it in the ranks"
-            )
+        elif any(place := surroundings.elsewhere(name)):
+            hints.append(_where_it_is(name, *place))
     lines = cell_source.splitlines()
     line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
     used = sorted(set(re.findall(r"\w+", line)) & set(prelude))
@@ -120,6 +118,19 @@ def name_hints(
         own = "--capture leaves the notebook's out" if there else "the notebook defines none"
         hints.append(f"`{name}` is ddp_magic.prelude's; {own}")
     return hints
+
+
+def _where_it_is(name: str, cell: str, session: str) -> str:
+    if session:
+        return (
+            f"`{name}` was last defined in {cell}, in session {session}: --session {session} runs "
+            f"this cell there, and --pull {name} in a cell of that session brings it to the "
+            "notebook"
+        )
+    return (
+        f"`{name}` was last defined in {cell}, whose ranks have ended: there, --pull {name} brings "
+        "it to the notebook, and --session NAME keeps it in the ranks"
+    )
 
 
 def exit_words(code: int | None) -> str:

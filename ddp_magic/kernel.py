@@ -136,9 +136,12 @@ class Kernel:
         self.runs.add(run)
         return run
 
-    def _elsewhere(self, name: str) -> str:
+    def _elsewhere(self, name: str) -> tuple[str, str]:
         run = self.runs.last_binding(name)
-        return run.label if run is not None else ""
+        if run is None:
+            return "", ""
+        session = self.sessions.get(run.options.session)
+        return run.label, session.name if session and name in session.held.bound else ""
 
     def execute(self, run: Run, screen: Screen, *, cold: bool = False) -> None:
         """Run to the end.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import GroupName, PrefixStore
 
 
 class ProcessGroups:
@@ -127,12 +127,20 @@ class ProcessGroups:
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         self._give_way()
-        if store is None and (init_method or "env://").startswith("env://"):
+        ours = store is None and (init_method or "env://").startswith("env://")
+        if ours:
             # torchrun's way: over the ranks' own store, with the rank's own numbers unless given.
             store, init_method = self._next_store(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
             world_size = int(os.environ["WORLD_SIZE"]) if world_size < 0 else world_size
         self._torch_init(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
+        if ours:
+            # A rank that goes on and closes its connections would look dead to one that is still
+            # connecting: torch's own remedy, which it leaves out by default.
+            patience = timeout or distributed_c10d.default_pg_timeout
+            distributed_c10d._store_based_barrier(
+                rank, store, GroupName("ddp_magic"), world_size, patience
+            )
 
     def _give_way(self) -> None:
         if self._ours is None or dist.group.WORLD is not self._ours:

@@ -228,8 +228,7 @@ class Run:
                     self._join(screen)
                 else:
                     self.group.start(engine, env, sys_path, self._command.prelude)
-                self._send()
-                self.state = State.RUNNING
+                self._send_names()
                 self._follow(screen, presses)
                 self._take_results(screen)
             finally:
@@ -263,13 +262,21 @@ class Run:
         for event in self.group.ready.values():
             self.ranks[event.rank].take(event)
 
-    def _send(self) -> None:
+    def _send_names(self) -> None:
         for number, segment in self._capture.segments.items():
             if number not in self.group.sent:
                 self.group.send(SharedMemory(number=number, sizes=segment.sizes), segment.fd)
                 self.group.sent.add(number)
         if self._capture.command is not None:
             self.group.send(self._capture.command)
+
+    def _send_cell(self) -> None:
+        """Let the ranks begin, once all are ready.
+
+        Not before: a rank that has finished its cell closes its connections, and one that is still
+        connecting to others takes that for its peer's death.
+        """
+        self.state = State.RUNNING
         self.group.send(self._command)
         if not self.group.kept:
             self.group.send(Exit())
@@ -291,6 +298,8 @@ class Run:
     def _follow(self, screen: Screen, presses: Presses) -> None:
         stop: Stop | None = None
         while not self._over:
+            if self.state is State.PENDING and len(self.group.ready) == len(self.ranks):
+                self._send_cell()
             self._take(self.group.poll(POLL_S), screen)
             while self.group.notes:
                 screen.say(self.group.notes.pop(0))

@@ -20,7 +20,7 @@ MAX_ROWS = 8
 MAX_NAMES = 8
 
 _OUTCOMES = {
-    State.PENDING: "pending",
+    State.PENDING: "starting",
     State.RUNNING: "running",
     State.SUCCEEDED: "ok",
     State.FAILED: "failed",
@@ -90,8 +90,6 @@ def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
 
 def _headline(run: Run) -> str:
     doing = run.note or _OUTCOMES[run.state]
-    if run.state is State.RUNNING and all(r.phase in ("waiting", "starting") for r in run.ranks):
-        doing = "starting"
     return " · ".join([run.options.devices, doing, f"{run.elapsed_s:.0f} s"])
 
 

@@ -83,9 +83,7 @@ class Worker:
         self._mark = 0
         self._mark_lock = threading.Lock()
         self._marker = f"\x1b]ddp_magic;{secrets.token_hex(8)};"
-        self._commands: queue.SimpleQueue[Captured | RunCell | NewGroup | Exit] = (
-            queue.SimpleQueue()
-        )
+        self._commands: queue.SimpleQueue[RunCell | NewGroup | Exit] = queue.SimpleQueue()
         self._groups: ProcessGroups | None = None
         self._segments: dict[int, Segment] = {}
         self._captured: Captured | None = None
@@ -143,7 +141,9 @@ class Worker:
                     case SharedMemory(number=number, sizes=sizes):
                         fd = self._channel.received_fds.pop(0)
                         self._segments[number] = Segment(fd, sizes)
-                    case Captured() | RunCell() | NewGroup() | Exit():
+                    case Captured():  # for the cell that comes next
+                        self._captured = command
+                    case RunCell() | NewGroup() | Exit():
                         self._commands.put(command)
                         self._wake(b"c")
 
@@ -255,14 +255,13 @@ class Worker:
                 },
             )
             self._channel.send(WorkerReady(rank=self.rank, time=time.time(), device=str(device)))
+            command = self._commands.get()
         except BaseException as error:  # noqa: BLE001 -- every failure to start is the kernel's to show
             self._report(error, shell)
             return 1
         while True:
-            match self._commands.get():
-                case Captured() as captured:
-                    self._captured = captured
-                case RunCell() as command:
+            match command:
+                case RunCell():
                     code = self._run_cell(shell, command)
                     self._phase = "idle"
                     self._channel.send(Idle(rank=self.rank, time=time.time()))
@@ -270,6 +269,7 @@ class Worker:
                     self._renew(groups, number)
                 case Exit():
                     return code
+            command = self._commands.get()
 
     def _set_device(self) -> torch.device:
         if self._settings.device != "cuda" or not torch.cuda.is_available():

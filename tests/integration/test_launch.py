@@ -353,3 +353,15 @@ def test_current_state_of_the_notebook(kernel: Kernel) -> None:
     )
     kernel.run("os.chdir('..')")
     assert "[rank 0] deep blue True\n" in result.text, result
+
+
+def test_ranks_that_end_at_once(new_kernel: Callable[..., Kernel]) -> None:
+    """None is gone while its peers still connect to it, which they would take for its death."""
+    kernel = new_kernel()
+    results = [kernel.run("%%ddp -n 4\npass") for _ in range(60)]
+    assert [r.traceback for r in results if r.status != "ok"] == []
+    own = (
+        "for _ in range(30):\n    dist.init_process_group('gloo')\n    dist.destroy_process_group()"
+    )
+    result = kernel.run(f"%%ddp -n 4\n{own}")
+    assert result.status == "ok", result.traceback

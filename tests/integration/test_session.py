@@ -194,6 +194,16 @@ def test_captured_names_follow_the_notebook(lab: Kernel) -> None:
     }, result.text
 
 
+def test_a_name_of_a_sessions(lab: Kernel) -> None:
+    """Asked for outside of it: the error says where it is."""
+    lab.run("%%ddp -n 1 -s lab\nweights = 1")
+    result = lab.run("%%ddp -n 1\nprint(weights)")
+    assert "in session lab: --session lab runs this cell there" in result.traceback
+    lab.run("%ddp_stop lab")
+    result = lab.run("%%ddp -n 1\nprint(weights)")
+    assert "whose ranks have ended" in result.traceback
+
+
 def test_spawned_children_find_what_earlier_cells_have(lab: Kernel) -> None:
     """A DataLoader's workers: the notebook's names of one cell, the definitions of another."""
     lab.run("table = [0, 10, 20]\ndef fetch(i): return table[i] + shift\nshift = 5")

@@ -72,9 +72,12 @@ def test_name_hints() -> None:
     error = _error(0, "name 'model' is not defined", ename="NameError")
     (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", Surroundings({"model": 1}), set())
     assert hint.startswith("the notebook defines `model`, but it was not taken along")
-    before = Surroundings(elsewhere={"model": "Cell In[3]"}.__getitem__)
+    before = Surroundings(elsewhere={"model": ("Cell In[3]", "")}.__getitem__)
     (hint,) = diagnose.name_hints(error, "model", before, set())
     assert hint.startswith("`model` was last defined in Cell In[3], whose ranks have ended")
+    kept = Surroundings(elsewhere={"model": ("Cell In[3]", "lab")}.__getitem__)
+    (hint,) = diagnose.name_hints(error, "model", kept, set())
+    assert "in session lab: --session lab runs this cell there" in hint
     text, names = "a\nb\ntrain(1)\n", {"train", "cells"}
     (hint,) = diagnose.name_hints(_error(0, "x"), text, Surroundings(), names)
     assert hint == "`train` is ddp_magic.prelude's; the notebook defines none"
