@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from ddp_magic import processes
+from ddp_magic import processes, storage
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.channel import Channel, Listener
 from ddp_magic.engines import Engine, PlacedAgent
@@ -137,7 +137,7 @@ class WorkerGroup:
         self._agent_channels: list[Channel] = []
         self._agents_done = 0
         self._watched_fd = -1
-        self._exited: set[int] = set()
+        self.exited: dict[int, WorkerExited] = {}
         self._interrupted = False
         self._first_commands: list[tuple[Command, int | None]] = []
         self.result_fds: dict[int, int] = {}
@@ -283,8 +283,8 @@ class WorkerGroup:
                 self.agent_error = self.agent_error or error
                 self.swept += swept
             case WorkerExited(rank=rank):
-                self._exited.add(rank)
-                if self._interrupted and len(self._exited) == self.nproc:
+                self.exited[rank] = message
+                if self._interrupted and len(self.exited) == self.nproc:
                     # torchrun's keepers of ranks that were interrupted wait for the others' end.
                     for keeper in self._agent_channels:
                         keeper.send(Kill())
@@ -334,7 +334,10 @@ class WorkerGroup:
         self.unseen += self.drain()
         if not self.ended:
             self.unseen += self.poll(0)
-        if self.ended:
+        if any(member.channel.closed for member in self.members.values()):
+            self._poll_until_ended(KILL_PATIENCE_S)  # a rank is gone: the agent ends the others
+            self.close()
+        elif self.ended:
             self.close()
 
     def finish(self, timeout_s: float) -> bool:
@@ -434,6 +437,8 @@ class WorkerGroup:
             self._agent.kill()
             self._sweep_sessions()
         self.ended = True
+        if self.kept:
+            storage.tidy(self.directory)
         for member in self.members.values():
             member.channel.close()
             if member.pipe >= 0:

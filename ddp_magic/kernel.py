@@ -124,6 +124,12 @@ class Kernel:
         capture = self.notebook.capture(cell.names, only, held, extra)
         if session is not None:
             self.sessions.add(session)
+            if why := self.sessions.lost.pop(session.name, ""):
+                capture.notes.insert(
+                    0,
+                    f"session {session.name} had ended since its last cell: {why}; these are new "
+                    "ranks, without its variables",
+                )
         run = Run(
             cell,
             options,
@@ -156,6 +162,7 @@ class Kernel:
         self.forkserver.want(run.imported)
         if session := self.sessions.get(run.options.session):
             session.held.bound.update(run.bound)
+        self.sessions.lost.pop(run.options.session, None)  # the run has said it
 
     def close(self) -> None:
         """End the sessions and the forkserver."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ddp_magic import storage
+from ddp_magic import diagnose, storage
 from ddp_magic.capture import Held
 from ddp_magic.group import WorkerGroup
 from ddp_magic.runs import Options, group_of
@@ -43,6 +43,13 @@ class Session:
             self.group.look()
         return not self.group.ended
 
+    def why_it_ended(self) -> str:
+        """Say which rank was the first to go, and how."""
+        if not self.group.exited:
+            return "its agent died"
+        first = min(self.group.exited.values(), key=lambda event: event.time)
+        return f"rank {first.rank} {diagnose.exit_words(first.code)}"
+
     def end(self) -> str:
         """Ask the ranks to end, wait, kill; say what has ended."""
         ranks = f"{self.options.nproc} rank{'s' if self.options.nproc > 1 else ''}"
@@ -53,11 +60,16 @@ class Session:
 
 
 class Sessions:
-    """The sessions of this kernel."""
+    """The sessions of this kernel.
+
+    Attributes:
+        lost: Why a session has ended that nobody has asked to, by its name, until that is said.
+    """
 
     def __init__(self) -> None:
         """Begin with none."""
         self._sessions: dict[str, Session] = {}
+        self.lost: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Session]:
         """Iterate over those that are alive."""
@@ -65,6 +77,7 @@ class Sessions:
             if session.alive():
                 yield session
             else:
+                self.lost[name] = session.why_it_ended()
                 del self._sessions[name]
 
     def get(self, name: str) -> Session | None:

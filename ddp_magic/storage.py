@@ -55,8 +55,9 @@ def new_run_directory() -> Path:
 def tidy(directory: Path) -> None:
     """Remove from the directory of a run that has ended what nobody will read."""
     for path in directory.iterdir():
-        store = path.name.startswith("store")  # of the process group
-        if path.is_file() and (store or path.stat().st_size == 0):
+        # The process group's store; what ranks leave for their children (`cell_main`).
+        ours = path.name.startswith(("store", "children"))
+        if path.is_file() and (ours or path.stat().st_size == 0):
             path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -173,6 +174,8 @@ def test_a_rank_that_dies_ends_the_session(lab: Kernel) -> None:
     assert wait_gone(pids, 3) == []
     result = lab.run("%%ddp -n 2 -s lab\nprint('anew')")
     assert result.text.count("anew") == 2
+    assert re.search(r"lab had ended since its last cell: rank \d was killed by SIGK", result.text)
+    assert "had ended" not in lab.run("%%ddp -s lab\nprint('anew')").text
 
 
 def test_captured_names_follow_the_notebook(lab: Kernel) -> None:
