@@ -90,7 +90,8 @@ class SamDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `image` (3, H, W) uint8, `masks` (N, H, W) bool, `points` a list of N tensors (K_i, 2)
-            float32 (x, y), in the order of the objects' first clicks.
+            float32 (x, y), in the order of the objects' first clicks; `keys` (N,), numbers that no
+            other object of the set has.
         """
         index = range(len(self))[index]  # negative numbers, and IndexError past the end
         own = slice(self.starts[index], self.starts[index + 1])
@@ -104,33 +105,37 @@ class SamDataset(Dataset[dict[str, Any]]):
             "image": torch.from_numpy(to_rgb(self.images[index], self.window)),
             "masks": torch.from_numpy(masks),
             "points": [torch.from_numpy(points[labels == label]) for label in objects],
+            "keys": int(own.start) + torch.arange(len(objects)),
         }
 
 
 class Turned(Dataset[dict[str, Any]]):
     """A `SamDataset` whose items are mirrored and turned by quarters, anew in each epoch.
 
-    What happens to an image follows from seed, epoch and its number alone: it is the same for any
-    number of ranks and workers, and after an interruption. Set `epoch` when an epoch begins.
+    What happens to an image, and where it is clicked on later, follows from seed, epoch and its
+    number alone: it is the same for any number of ranks and workers, and after an interruption.
+    Set `epoch` when an epoch begins.
     """
 
-    def __init__(self, dataset: SamDataset, seed: int | None) -> None:
+    def __init__(self, dataset: SamDataset, seed: int, *, augment: bool) -> None:
         """Wrap a dataset.
 
         Args:
             dataset: what to turn.
-            seed: of the choice; None: nothing is turned.
+            seed: of the choices.
+            augment: whether to turn anything.
         """
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.dataset, self.seed, self.augment, self.epoch = dataset, seed, augment, 0
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one item of the dataset in one of 8 positions."""
+        """Return one item of the dataset, perhaps in another of 8 positions."""
         item = self.dataset[index]
-        if self.seed is None:
+        item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**32
+        if not self.augment:
             return item
         position = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
         return turn(item, mirror=position >= 4, quarters=position % 4)
@@ -156,7 +161,7 @@ def turn(item: dict[str, Any], *, mirror: bool, quarters: int) -> dict[str, Any]
         right = image.shape[2] - 1
         image, masks = image.rot90(1, (1, 2)), masks.rot90(1, (1, 2))
         points = [torch.stack([p[:, 1], right - p[:, 0]], 1) for p in points]
-    return {"image": image, "masks": masks, "points": points}
+    return {**item, "image": image, "masks": masks, "points": points}
 
 
 def _check_pairs(images: Images, masks: Images) -> NDArray[np.int64]:
@@ -270,7 +275,7 @@ def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         `images` (B, 3, H, W) uint8, padded at the bottom and the right; `sizes` (B, 2) their true
         heights and widths; `masks` (M, H, W) bool; `image_index` (M,) whose image an object is in;
         `points` (M, K, 2) float32 (x, y); `labels` (M, K), 1 for a click, -10 where an object has
-        fewer than K.
+        fewer than K; `keys` (M,).
     """
     sizes = torch.tensor([item["image"].shape[1:] for item in batch])  # (B, 2)
     height, width = sizes.amax(0).tolist()
@@ -284,6 +289,7 @@ def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         "image_index": torch.arange(len(batch)).repeat_interleave(counts),
         "points": torch.zeros(len(points), most, 2),
         "labels": torch.full((len(points), most), PAD),
+        "keys": torch.cat([item["keys"] for item in batch]),
     }
     first = 0
     for i, item in enumerate(batch):
@@ -332,7 +338,9 @@ def prepare(
     """
     sizes, image_index = batch["sizes"], batch["image_index"]
     images = batch["images"].to(device, non_blocking=True)
-    out = {key: batch[key].to(device) for key in ("masks", "image_index", "points", "labels")}
+    out = {
+        key: batch[key].to(device) for key in ("masks", "image_index", "points", "labels", "keys")
+    }
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
     pixels = torch.zeros(len(sizes), 3, image_size, image_size, device=device)
     factors = torch.ones(len(sizes), 2)  # (B, 2), x and y

@@ -19,7 +19,17 @@ from transformers import (
     SamVisionConfig,
 )
 
-from ddp_magic.prelude.data import PAD, check_click, collate, gray_window, prepare, resized, to_rgb
+from ddp_magic.prelude.data import (
+    FOREGROUND,
+    PAD,
+    by_size,
+    check_click,
+    collate,
+    gray_window,
+    prepare,
+    resized,
+    to_rgb,
+)
 from ddp_magic.prelude.process_group import rank_and_world
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,13 +87,14 @@ class PromptedSam(nn.Module):
     model past it, or it twice, fails or leaves the ranks with different weights.
     """
 
-    def __init__(self, sam: SamModel, amp: str = "fp32") -> None:
+    def __init__(self, sam: SamModel, amp: str = "fp32", rounds: int = 1) -> None:
         """Wrap a model, which stays the caller's.
 
         Args:
             sam: the model, or DDP around it.
             amp: "fp32", "bf16" or "fp16": type of the image encoder's arithmetic. Prompts and
                 decoder stay in float32, since bfloat16 would move a click by a pixel in 1024.
+            rounds: of clicks: the batch's own, then each time one more where the mask is wrong.
 
         Raises:
             ValueError: An unknown `amp`.
@@ -93,6 +104,7 @@ class PromptedSam(nn.Module):
             raise ValueError(f'amp is "fp32", "bf16" or "fp16", not {amp!r}')
         self.sam: SamModel = getattr(sam, "module", sam)  # DDP keeps the model in .module
         self.amp = amp
+        self.rounds = rounds
 
     @property
     def image_size(self) -> int:
@@ -100,29 +112,50 @@ class PromptedSam(nn.Module):
         config: Any = self.sam.config.vision_config
         return int(config.image_size)
 
-    def forward(
-        self, pixel_values: Tensor, image_index: Tensor, points: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Draw one mask an object.
+    def forward(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Draw one mask an object; then, round by round, correct it with one more click.
+
+        All rounds are in this one forward, which is what DDP asks for, and share the encoding. In
+        training mode a click is at a random wrong pixel, the same whenever `keys` is the same; in
+        evaluation it is in the middle of what is wrong.
 
         Args:
-            pixel_values: (B, 3, S, S).
-            image_index: (M,), whose image an object is in.
-            points: (M, K, 2), (x, y) in pixels of the square.
-            labels: (M, K), -10 after an object's last click.
+            batch: what `prepare` made: `pixel_values` (B, 3, S, S); `image_index` (M,), whose
+                image an object is in; `points` (M, K, 2), (x, y) in pixels of the square;
+                `labels` (M, K), -10 after an object's last click; `keys` (M,). For more than one
+                round `target` and `inside` (M, 1, S, S) from `square_targets`.
 
         Returns:
-            Logits (M, 1, s, s), and the model's own guess of each mask's IoU, (M, 1).
+            For each round the masks' logits (M, 1, s, s), and a guess of their IoU (M, 1).
         """
+        image_index, points, labels = batch["image_index"], batch["points"], batch["labels"]
         if len(image_index) == 0:
             # A rank without objects still takes part in the backward pass, with zero gradients.
-            click = pixel_values.new_zeros(1, 1, 2)
-            one = torch.ones(1, 1, dtype=torch.long, device=pixel_values.device)
-            logits, iou = self(pixel_values, one[0] - 1, click, one)
-            return logits[:0], iou[:0]
-        with torch.autocast(pixel_values.device.type, DTYPES[self.amp], enabled=self.amp != "fp32"):
-            encoded = self.sam.vision_encoder(pixel_values).last_hidden_state  # (B, C, s/4, s/4)
+            stand_in = _one_object(batch, self.image_size)
+            return [(logits[:0], iou[:0]) for logits, iou in self(stand_in)]
+        pixels = batch["pixel_values"]
+        with torch.autocast(pixels.device.type, DTYPES[self.amp], enabled=self.amp != "fp32"):
+            encoded = self.sam.vision_encoder(pixels).last_hidden_state  # (B, C, s/4, s/4)
         encoded = encoded.float()
+        out = [self._decode(encoded, image_index, points, labels, None)]
+        for number in range(1, self.rounds):
+            logits = out[-1][0].detach()
+            keys = batch["keys"] * self.rounds + number if self.training else None
+            point, label = next_click(logits, batch["target"], batch["inside"], keys)
+            points = torch.cat([point[:, None], points], dim=1)  # (M, K + 1, 2), the newest first
+            labels = torch.cat([label[:, None], labels], dim=1)
+            out.append(self._decode(encoded, image_index, points, labels, logits))
+        return out
+
+    def _decode(
+        self,
+        encoded: Tensor,
+        image_index: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        masks: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw masks for clicks, and for the masks (M, 1, s, s) of the round before."""
         # SAM attends to padding clicks, so each number of clicks has its own pass: what an object
         # gets does not depend on what else is in the batch.
         clicks = (labels != PAD).sum(dim=1)  # (M,)
@@ -133,6 +166,7 @@ class PromptedSam(nn.Module):
                 image_embeddings=encoded[image_index[rows]],
                 input_points=points[rows, None, :k],  # (m, 1, k, 2)
                 input_labels=labels[rows, None, :k],  # (m, 1, k)
+                input_masks=None if masks is None else masks[rows],
                 multimask_output=False,
             )
             logits.append(out.pred_masks[:, 0])  # (m, 1, s, s)
@@ -142,12 +176,87 @@ class PromptedSam(nn.Module):
         return torch.cat(logits)[back], torch.cat(iou)[back]
 
 
-def run(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Call `model`, a `PromptedSam` or DDP around one, on a prepared batch."""
-    logits, iou = model(
-        batch["pixel_values"], batch["image_index"], batch["points"], batch["labels"]
-    )
-    return logits, iou
+def _one_object(batch: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Return the same images with one object that is nowhere, and a click on it."""
+    pixels = batch["pixel_values"]
+    number = torch.zeros(1, dtype=torch.long, device=pixels.device)
+    blank = pixels.new_zeros(1, 1, size, size)
+    return {
+        "pixel_values": pixels,
+        "image_index": number,
+        "points": pixels.new_zeros(1, 1, 2),
+        "labels": number[:, None] + FOREGROUND,
+        "keys": number,
+        "target": blank,
+        "inside": blank == 0,
+    }
+
+
+def next_click(
+    logits: Tensor, target: Tensor, inside: Tensor, keys: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Click where the mask is wrong, as someone would who corrects it.
+
+    Args:
+        logits: (M, 1, s, s).
+        target: (M, 1, S, S), 0 or 1.
+        inside: (M, 1, S, S), False in the padding around the image.
+        keys: (M,), for a random wrong pixel each; None: the middle of the largest wrong part.
+
+    Returns:
+        Clicks (M, 2), (x, y) in pixels of the square; their labels (M,), 1 where the object is and
+        0 where it is not. A perfect mask is clicked on once more, on the object.
+
+    Source:
+        Kirillov et al., "Segment Anything", ICCV 2023: the next point is "sampled uniformly from
+        the error region"; Sofiiuk et al., "Reviving iterative training", 2021, for its middle.
+    """
+    size = target.shape[-1]
+    drawn = F.interpolate(logits.float(), (size, size), mode="bilinear", align_corners=False) > 0
+    true = target > 0
+    wrong = (drawn != true) & inside  # (M, 1, S, S)
+    wrong = torch.where(wrong.flatten(1).any(1).view(-1, 1, 1, 1), wrong, true & inside)
+    if keys is None:
+        width = size // 8 | 1  # px: the more of a window around a pixel is wrong, the more central
+        weight = F.avg_pool2d(wrong.float(), width, stride=1, padding=width // 2).flatten(1)
+    else:
+        weight = _noise(keys, size * size)
+    at = torch.where(wrong.flatten(1), 1 + weight, 0).argmax(1)  # (M,)
+    label = true.flatten(1).gather(1, at[:, None])[:, 0]
+    return torch.stack([at % size, at // size], 1).to(target), label.long()
+
+
+def _noise(keys: Tensor, n: int) -> Tensor:
+    """Return n numbers from 0 to 1 for each of M keys, the same wherever a key is met; (M, n).
+
+    Source:
+        The mixing steps of SplitMix64 (Steele et al., 2014).
+    """
+    x = (keys[:, None] * n + torch.arange(n, device=keys.device)) * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ (x >> shift)) * factor
+    return (x >> 40 & 0xFFFFFF).double() / 2**24
+
+
+def square_targets(batch: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:
+    """Bring the true masks into the model's square.
+
+    Args:
+        batch: what `prepare` made.
+        image_size: S, in pixels.
+
+    Returns:
+        `target` (M, 1, S, S), 0 or 1, and 0 in the padding; `inside` (M, 1, S, S), False there.
+    """
+    masks, sizes = batch["masks"], batch["sizes"][batch["image_index"].cpu()]  # (M, 2)
+    target = torch.zeros(len(masks), 1, image_size, image_size, device=masks.device)
+    inside = torch.zeros_like(target, dtype=torch.bool)
+    for (h, w), on_cpu in by_size(sizes):
+        rows, (new_h, new_w) = on_cpu.to(masks.device), resized((h, w), image_size)
+        true = masks[rows, None, :h, :w].float()
+        target[rows, :, :new_h, :new_w] = F.interpolate(true, (new_h, new_w), mode="nearest-exact")
+        inside[rows, :, :new_h, :new_w] = True
+    return {"target": target, "inside": inside}
 
 
 def at_original_size(logits: Tensor, size: tuple[int, int], image_size: int) -> Tensor:
@@ -170,20 +279,20 @@ def at_original_size(logits: Tensor, size: tuple[int, int], image_size: int) -> 
 def freeze_unused(model: PromptedSam, batch: dict[str, Tensor]) -> list[nn.Parameter]:
     """Freeze what no gradient reaches, so that DDP need not search for it in every step.
 
-    With clicks only, that is what embeds boxes and mask prompts; a backward pass on rank 0 finds
+    With one click, that is what embeds boxes and mask prompts; a backward pass on rank 0 finds
     it. The positional encoding is frozen as well: Meta's SAM never trains it.
 
     Args:
         model: on this rank's device.
-        batch: a prepared batch of the kind that training will have.
+        batch: a prepared batch of the kind that training will have, with its targets.
 
     Returns:
         The parameters that were frozen here, to be thawed after training.
     """
     names: list[str] = []
     if rank_and_world()[0] == 0:
-        logits, iou = run(model, batch)
-        (logits.sum() + iou.sum()).backward()  # type: ignore[no-untyped-call]
+        out = model(batch)
+        sum(logits.sum() + iou.sum() for logits, iou in out).backward()
         names = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         names.append("sam.shared_image_embedding.positional_embedding")
         model.zero_grad(set_to_none=True)
@@ -234,10 +343,11 @@ def predict(
         "image": torch.from_numpy(rgb),
         "masks": torch.zeros(len(arrays), height, width, dtype=torch.bool),
         "points": [torch.from_numpy(clicks[:, ::-1].copy()) for clicks in arrays],
+        "keys": torch.arange(len(arrays)),
     }
     training, wrapper = model.training, PromptedSam(model)
     wrapper.eval()
-    logits, _ = run(wrapper, prepare(collate([item]), wrapper.image_size, model.device))
+    ((logits, _),) = wrapper(prepare(collate([item]), wrapper.image_size, model.device))
     wrapper.train(training)
     masks = at_original_size(logits, (height, width), wrapper.image_size) > 0  # (N, H, W)
     result: NDArray[np.bool_] = masks.cpu().numpy()

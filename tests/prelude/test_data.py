@@ -227,7 +227,7 @@ def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
 def test_turning_depends_on_seed_epoch_and_image_only() -> None:
     """The same item in the same epoch is turned the same way; epochs differ."""
     data = SamDataset(*cells(n=8, size=32))
-    a, b = Turned(data, seed=1), Turned(data, seed=1)
+    a, b = (Turned(data, seed=1, augment=True) for _ in range(2))
     first = [a[i]["image"] for i in range(8)]
     assert all(torch.equal(first[i], b[i]["image"]) for i in reversed(range(8)))
     a.epoch = 1

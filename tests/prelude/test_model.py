@@ -15,8 +15,9 @@ from ddp_magic.prelude.model import (
     PromptedSam,
     at_original_size,
     freeze_unused,
+    next_click,
     predict,
-    run,
+    square_targets,
     tiny_sam,
 )
 from ddp_magic.prelude.samples import cells
@@ -61,8 +62,8 @@ def test_an_object_does_not_feel_its_batch(sam: SamModel) -> None:
     one, three = [(0, 3, 4)], [(1, 30, 40), (1, 31, 50), (1, 35, 60)]
     wrapper = PromptedSam(sam)
     with torch.no_grad():
-        alone, iou = run(wrapper, _batch(one, [0]))
-        among, ious = run(wrapper, _batch(three + one + [(2, 5, 5), (2, 9, 9)], [1, 0, 2]))
+        ((alone, iou),) = wrapper(_batch(one, [0]))
+        ((among, ious),) = wrapper(_batch(three + one + [(2, 5, 5), (2, 9, 9)], [1, 0, 2]))
     torch.testing.assert_close(among[1:2], alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ious[1:2], iou, rtol=1e-4, atol=1e-5)
 
@@ -71,7 +72,7 @@ def test_flat_forward_is_sam_itself(sam: SamModel) -> None:
     """The flat layout gives what SamModel gives for the same prompts in its nested layout."""
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
     with torch.no_grad():
-        logits, iou = run(PromptedSam(sam), batch)
+        ((logits, iou),) = PromptedSam(sam)(batch)
         nested = sam(
             pixel_values=batch["pixel_values"],
             input_points=batch["points"][None],
@@ -90,7 +91,7 @@ def test_freezing_leaves_no_parameter_without_gradient() -> None:
     assert len(frozen) == 13  # 10 of mask prompts, 2 box corners, the positional encoding
     assert not wrapper.sam.shared_image_embedding.positional_embedding.requires_grad
     assert all(p.grad is None for p in wrapper.parameters())
-    logits, iou = run(wrapper, batch)
+    ((logits, iou),) = wrapper(batch)
     (logits.sum() + iou.sum()).backward()
     assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
 
@@ -98,12 +99,79 @@ def test_freezing_leaves_no_parameter_without_gradient() -> None:
 def test_a_batch_without_objects_has_zero_gradients() -> None:
     """A rank that got no objects still walks through every parameter, and adds nothing."""
     wrapper = PromptedSam(tiny_sam())
-    logits, iou = run(wrapper, _batch([], [0]))
+    ((logits, iou),) = wrapper(_batch([], [0]))
     assert logits.shape[0] == iou.shape[0] == 0
     (logits.sum() + iou.sum()).backward()
     gradients = [p.grad for p in wrapper.parameters() if p.grad is not None]
     assert len(gradients) > 100
     assert not any(g.any() for g in gradients)
+
+
+def _square(rows: slice, columns: slice, size: int = 16) -> torch.Tensor:
+    mask = torch.zeros(1, 1, size, size)
+    mask[:, :, rows, columns] = 1
+    return mask
+
+
+@pytest.mark.parametrize("keys", [None, torch.tensor([7])])
+def test_the_next_click_is_where_the_mask_is_wrong(keys: torch.Tensor | None) -> None:
+    """With label 1 on what was missed, 0 on what was drawn too much; never on padding."""
+    everywhere = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    true, missed = _square(slice(2, 8), slice(2, 14)), _square(slice(2, 8), slice(8, 14))
+    point, label = next_click(20 * (true - missed) - 10, true, everywhere, keys)
+    (x, y), (one,) = point[0].long().tolist(), label.tolist()
+    assert missed[0, 0, y, x]
+    assert one == 1
+    much = _square(slice(10, 16), slice(0, 16))
+    inside = _square(slice(0, 13), slice(0, 16)) > 0  # below row 12 is padding
+    point, label = next_click(20 * (true + much) - 10, true, inside, keys)
+    (x, y), (zero,) = point[0].long().tolist(), label.tolist()
+    assert much[0, 0, y, x]
+    assert inside[0, 0, y, x]
+    assert zero == 0
+    point, label = next_click(20 * true - 10, true, everywhere, keys)  # nothing is wrong
+    (x, y), (one,) = point[0].long().tolist(), label.tolist()
+    assert true[0, 0, y, x]
+    assert one == 1
+
+
+def test_the_middle_of_the_largest_part_comes_first() -> None:
+    """Of two missed parts the larger one is clicked on, away from its edge."""
+    true = _square(slice(2, 9), slice(2, 9), 32) + _square(slice(20, 22), slice(20, 22), 32)
+    inside = torch.ones_like(true, dtype=torch.bool)
+    point, _ = next_click(torch.full((1, 1, 32, 32), -9.0), true, inside, None)
+    assert ((point[0] >= 4) & (point[0] <= 6)).all()
+
+
+def test_random_clicks_are_even_and_follow_their_keys() -> None:
+    """Each wrong pixel is as likely as another, and a key's click is its own in any batch."""
+    true = _square(slice(4, 8), slice(4, 8)).repeat(4000, 1, 1, 1)
+    logits, inside = -torch.ones_like(true), torch.ones_like(true, dtype=torch.bool)
+    keys = torch.arange(4000)
+    points, _ = next_click(logits, true, inside, keys)
+    counts = torch.bincount((points[:, 1] * 16 + points[:, 0]).long())
+    counts = counts[counts > 0]
+    assert len(counts) == 16
+    assert ((counts - 250).abs() < 80).all()  # five standard deviations
+    some = keys[[77, 3, 2500]]
+    again, _ = next_click(logits[:3], true[:3], inside[:3], some)
+    assert torch.equal(again, points[some])
+
+
+def test_more_rounds_add_clicks_and_leave_the_first_alone(sam: SamModel) -> None:
+    """The first of three rounds is what one round gives; each object keeps to itself."""
+    batch = _batch([(1, 30, 40), (1, 31, 50), (0, 3, 4), (0, 40, 4)], [1, 0])
+    batch |= square_targets(batch, 64)
+    with torch.no_grad():
+        ((one, _),) = PromptedSam(sam)(batch)
+        three = PromptedSam(sam, rounds=3)(batch)
+        only = _batch([(0, 3, 4), (0, 40, 4)], [0])
+        alone = PromptedSam(sam, rounds=3)(only | square_targets(only, 64))
+    assert len(three) == 3
+    torch.testing.assert_close(three[0][0], one)
+    assert not torch.allclose(three[1][0], one)
+    for (logits, _), (own, _) in zip(three, alone, strict=True):
+        torch.testing.assert_close(logits[1:], own, rtol=1e-3, atol=1e-4)
 
 
 def test_original_size_is_what_transformers_makes() -> None:
@@ -124,7 +192,7 @@ def test_predict_follows_the_training_path(sam: SamModel) -> None:
     data = SamDataset(images, masks, clicks)
     wrapper = PromptedSam(sam)
     with torch.no_grad():
-        logits, _ = run(wrapper, prepare(collate([data[0]]), 64))
+        ((logits, _),) = wrapper(prepare(collate([data[0]]), 64))
     expected = at_original_size(logits, (64, 64), 64).numpy() > 0
     model: Any = sam.train()
     got = predict(model, images[0], [clicks[i : i + 1, 1:] for i in range(len(clicks))])

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from ddp_magic.prelude.data import SamDataset, collate, prepare
-from ddp_magic.prelude.model import PromptedSam, freeze_unused, tiny_sam
+from ddp_magic.prelude.model import PromptedSam, freeze_unused, square_targets, tiny_sam
 from ddp_magic.prelude.process_group import cleanup, setup
 from ddp_magic.prelude.samples import cells
 from ddp_magic.prelude.training import evaluate, step_losses, train
@@ -68,8 +68,9 @@ def _uneven() -> SamDataset:
 
 def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
     """The gradient of one step on the first images, dealt out to the ranks."""
-    wrapper, data = PromptedSam(tiny_sam()), _uneven()
-    freeze_unused(wrapper, prepare(collate([data[0]]), 64))
+    wrapper, data = PromptedSam(tiny_sam(), rounds=3), _uneven()
+    first = prepare(collate([data[0]]), 64)
+    freeze_unused(wrapper, first | square_targets(first, 64))
     ddp = DDP(wrapper) if world > 1 else wrapper
     batch = prepare(collate([data[i] for i in range(rank, images, world)]), 64)
     losses = step_losses(ddp, batch, 64)

@@ -62,7 +62,10 @@ def test_log_is_the_history(run: Run) -> None:
     with (folder / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [{k: float(v) for k, v in row.items()} for row in rows] == history
-    columns = "epoch lr train_loss dice iou accuracy wrong_prompt_dice seconds images_per_s"
+    columns = (
+        "epoch lr train_loss dice dice_2 dice_3 dice_5 iou accuracy wrong_prompt_dice seconds "
+        "images_per_s"
+    )
     assert set(columns.split()) <= set(rows[0])
     assert {p.name for p in folder.iterdir()} == {"best", "last", "log.csv"}  # nothing half done
 
@@ -146,7 +149,7 @@ def test_mixed_precision_leaves_clicks_alone() -> None:
         ),
         with_kwargs=True,
     )
-    wrapper(batch["pixel_values"], batch["image_index"], batch["points"], batch["labels"])
+    wrapper(batch)
     assert types == [{torch.float32}]
 
 
