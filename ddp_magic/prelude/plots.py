@@ -74,7 +74,7 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["train_loss"] for row in history], color="tab:red")
     left.set(xlabel="epoch", ylabel="training loss")
-    names = {"dice": "Dice", "iou": "IoU", "wrong_prompt_dice": "Dice, wrong prompt"}
+    names = {"dice": "Dice, 1 click", "dice_5": "5 clicks", "wrong_prompt_dice": "wrong prompt"}
     for key, name in names.items():
         style = "--" if key == "wrong_prompt_dice" else "-"
         right.plot(epochs, [row[key] for row in history], style, label=name)

@@ -59,10 +59,10 @@ def test_arrays_are_drawn(shown: list[Any]) -> None:
 
 def test_history_is_drawn(shown: list[Any]) -> None:
     """One small figure with the loss, the scores and the control."""
-    row = {"epoch": 1, "train_loss": 1.0, "dice": 0.5, "iou": 0.4, "wrong_prompt_dice": 0.1}
+    row = {"epoch": 1, "train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
     show_history([row, {**row, "epoch": 2}], title="run")
     assert [line.get_label() for line in shown[0].axes[1].lines] == [
-        "Dice",
-        "IoU",
-        "Dice, wrong prompt",
+        "Dice, 1 click",
+        "5 clicks",
+        "wrong prompt",
     ]
