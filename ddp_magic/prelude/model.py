@@ -217,8 +217,11 @@ def next_click(
     wrong = (drawn != true) & inside  # (M, 1, S, S)
     wrong = torch.where(wrong.flatten(1).any(1).view(-1, 1, 1, 1), wrong, true & inside)
     if keys is None:
-        width = size // 8 | 1  # px: the more of a window around a pixel is wrong, the more central
-        weight = F.avg_pool2d(wrong.float(), width, stride=1, padding=width // 2).flatten(1)
+        # The more of a window around a pixel is wrong, the more central it is. On a grid of about
+        # 64 x 64 cells, since the cost of a window grows with its area.
+        cells = F.avg_pool2d(wrong.float(), max(1, size // 64), ceil_mode=True)
+        around = F.avg_pool2d(cells, 9, stride=1, padding=4)
+        weight = F.interpolate(around, (size, size), mode="bilinear").flatten(1)
     else:
         weight = _noise(keys, size * size)
     at = torch.where(wrong.flatten(1), 1 + weight, 0).argmax(1)  # (M,)
