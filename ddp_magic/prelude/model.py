@@ -215,30 +215,36 @@ def next_click(
     drawn = F.interpolate(logits.float(), (size, size), mode="bilinear", align_corners=False) > 0
     true = target > 0
     wrong = (drawn != true) & inside  # (M, 1, S, S)
-    wrong = torch.where(wrong.flatten(1).any(1).view(-1, 1, 1, 1), wrong, true & inside)
+    perfect = ~wrong.flatten(1).any(1)
+    wrong = torch.where(perfect.view(-1, 1, 1, 1), true & inside, wrong)
+    flat = wrong.flatten(1)  # (M, S * S)
     if keys is None:
         # The more of a window around a pixel is wrong, the more central it is. On a grid of about
         # 64 x 64 cells, since the cost of a window grows with its area.
         cells = F.avg_pool2d(wrong.float(), max(1, size // 64), ceil_mode=True)
         around = F.avg_pool2d(cells, 9, stride=1, padding=4)
         weight = F.interpolate(around, (size, size), mode="bilinear").flatten(1)
+        at = torch.where(flat, 1 + weight, 0).argmax(1)  # (M,)
     else:
-        weight = _noise(keys, size * size)
-    at = torch.where(wrong.flatten(1), 1 + weight, 0).argmax(1)  # (M,)
+        count = flat.cumsum(1, dtype=torch.int32)
+        chosen = (_uniform(keys) * count[:, -1]).int() + 1  # 1 to the number of wrong pixels
+        at = torch.searchsorted(count, chosen[:, None])[:, 0].clamp(max=size * size - 1)
     label = true.flatten(1).gather(1, at[:, None])[:, 0]
     return torch.stack([at % size, at // size], 1).to(target), label.long()
 
 
-def _noise(keys: Tensor, n: int) -> Tensor:
-    """Return n numbers from 0 to 1 for each of M keys, the same wherever a key is met; (M, n).
+def _uniform(keys: Tensor) -> Tensor:
+    """Return a number from 0 to 1 for each key, the same wherever that key is met; (M,).
 
     Source:
-        The mixing steps of SplitMix64 (Steele et al., 2014).
+        The mixing steps of SplitMix64 (Steele et al., "Fast splittable pseudorandom number
+        generators", 2014).
     """
-    x = (keys[:, None] * n + torch.arange(n, device=keys.device)) * -7046029254386353131
+    x = keys * -7046029254386353131
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        x = (x ^ (x >> shift)) * factor
-    return (x >> 40 & 0xFFFFFF).double() / 2**24
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    x = x ^ (x >> 31 & (1 << 33) - 1)
+    return (x & 0xFFFFFF).double() / 2**24
 
 
 def square_targets(batch: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:
