@@ -6,10 +6,18 @@ else that is heavy.
 
 General layout (each module uses those below it):
 
-    training       the loop, the loss, the evaluation, the checkpoints
+    training       the loop
+    checkpoint     what is saved, and the log
+    tuning         which weights are trained: all, the decoder, LoRA; their running average
+    embeddings     a frozen encoder's output, kept on disk
+    evaluation     scores of held-out objects
+    inference      a trained model at work: `predict` and `segment`
+    losses         what training makes small
+    model          a tiny SAM, the one forward
+    prompts        first prompts, and clicks that correct
+    adapter        what differs between SAM, HQ-SAM, SAM 2 and SAM 3
     plots          pictures of results, learning curves
-    model          a tiny SAM, the one forward, prediction
-    data           images, masks and clicks, to tensors
+    data, files    images, masks and prompts, to tensors
     metrics        one score an object
     process_group  joining, leaving, the device, mixed precision
     samples        real nuclei, drawn cells (NumPy only)
@@ -39,12 +47,14 @@ if TYPE_CHECKING:
     from transformers import SamModel, SamProcessor
 
     from ddp_magic.prelude.data import SamDataset, collate, prepare
+    from ddp_magic.prelude.evaluation import evaluate, show_predictions
+    from ddp_magic.prelude.inference import predict, segment
     from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
-    from ddp_magic.prelude.model import predict, tiny_sam
+    from ddp_magic.prelude.model import tiny_sam
     from ddp_magic.prelude.plots import show_history, show_results
     from ddp_magic.prelude.process_group import GradScaler, autocast, cleanup, setup
     from ddp_magic.prelude.samples import cells, nuclei
-    from ddp_magic.prelude.training import evaluate, show_predictions, train
+    from ddp_magic.prelude.training import train
 
 __all__ = [
     "DDP",
@@ -77,6 +87,7 @@ __all__ = [
     "plt",
     "predict",
     "prepare",
+    "segment",
     "setup",
     "show_history",
     "show_predictions",
@@ -117,7 +128,8 @@ HOMES: dict[str, tuple[str, str | None]] = {
     "iou_score": (".metrics", "iou_score"),
     "pixel_accuracy": (".metrics", "pixel_accuracy"),
     "tiny_sam": (".model", "tiny_sam"),
-    "predict": (".model", "predict"),
+    "predict": (".inference", "predict"),
+    "segment": (".inference", "segment"),
     "show_results": (".plots", "show_results"),
     "show_history": (".plots", "show_history"),
     "setup": (".process_group", "setup"),
@@ -127,8 +139,8 @@ HOMES: dict[str, tuple[str, str | None]] = {
     "nuclei": (".samples", "nuclei"),
     "cells": (".samples", "cells"),
     "train": (".training", "train"),
-    "evaluate": (".training", "evaluate"),
-    "show_predictions": (".training", "show_predictions"),
+    "evaluate": (".evaluation", "evaluate"),
+    "show_predictions": (".evaluation", "show_predictions"),
 }
 
 # Those that are this package's work, not other libraries'.

@@ -1,15 +1,12 @@
-"""SAM: a small one that trains in a minute, one forward for training, and prediction."""
+"""The tiny SAM, and the one forward of training, evaluation and prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from transformers import (
     SamConfig,
@@ -19,20 +16,13 @@ from transformers import (
     SamVisionConfig,
 )
 
-from ddp_magic.prelude.data import (
-    FOREGROUND,
-    PAD,
-    by_size,
-    check_click,
-    collate,
-    gray_window,
-    prepare,
-    resized,
-    to_rgb,
-)
-from ddp_magic.prelude.process_group import rank_and_world
+from ddp_magic.prelude.adapter import Maps, Sam, as_arguments, encode, geometry_of
+from ddp_magic.prelude.data import FOREGROUND, PAD, Geometry
+from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and guesses of their IoU (M, C); C is 1 or 3
 
 
 def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: int = 0) -> SamModel:
@@ -87,277 +77,150 @@ class PromptedSam(nn.Module):
     model past it, or it twice, fails or leaves the ranks with different weights.
     """
 
-    def __init__(self, sam: SamModel, amp: str = "fp32", rounds: int = 1) -> None:
+    def __init__(
+        self,
+        sam: nn.Module,
+        amp: str = "fp32",
+        rounds: int = 1,
+        prompts: str | Mapping[str, float] = "points",
+        *,
+        multimask: bool = True,
+    ) -> None:
         """Wrap a model, which stays the caller's.
 
         Args:
-            sam: the model, or DDP around it.
+            sam: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, or DDP around one.
             amp: "fp32", "bf16" or "fp16": type of the image encoder's arithmetic. Prompts and
                 decoder stay in float32, since bfloat16 would move a click by a pixel in 1024.
-            rounds: of clicks: the batch's own, then each time one more where the mask is wrong.
+            rounds: the first prompt, then each time one more click where the mask is wrong.
+            prompts: the first ones: "points", "boxes", "masks", "none", or shares of these.
+            multimask: whether a single click, which may mean a part or a whole, gets three masks.
 
         Raises:
-            ValueError: An unknown `amp`.
+            ValueError: An unknown `amp` or kind of prompt.
+            TypeError: Another model.
         """
         super().__init__()
         if amp not in DTYPES:
             raise ValueError(f'amp is "fp32", "bf16" or "fp16", not {amp!r}')
-        self.sam: SamModel = getattr(sam, "module", sam)  # DDP keeps the model in .module
-        self.amp = amp
-        self.rounds = rounds
+        self.sam: Sam = getattr(sam, "module", sam)  # DDP keeps the model in .module
+        self.geometry: Geometry = geometry_of(self.sam)
+        self.amp, self.rounds, self.multimask = amp, rounds, multimask
+        self.shares = kinds_of(prompts)
+        self.mask_size: int = 4 * _grid(self.sam)  # s, px
+        self.sometimes: list[nn.Parameter] = []  # that only some kinds of prompts use
 
-    @property
-    def image_size(self) -> int:
-        """S, the side of the square that the model takes, in pixels."""
-        config: Any = self.sam.config.vision_config
-        return int(config.image_size)
+    def encode(self, pixels: Tensor) -> Maps:
+        """Encode images (B, 3, S, S) in the arithmetic of `amp`."""
+        with torch.autocast(pixels.device.type, DTYPES[self.amp], enabled=self.amp != "fp32"):
+            return encode(self.sam, pixels)
 
-    def forward(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Draw one mask an object; then, round by round, correct it with one more click.
+    def forward(self, batch: dict[str, Any]) -> list[Round]:
+        """Draw masks of each object; then, round by round, correct the best with one more click.
 
         All rounds are in this one forward, which is what DDP asks for, and share the encoding. In
         training mode a click is at a random wrong pixel, the same whenever `keys` is the same; in
         evaluation it is in the middle of what is wrong.
 
         Args:
-            batch: what `prepare` made: `pixel_values` (B, 3, S, S); `image_index` (M,), whose
-                image an object is in; `points` (M, K, 2), (x, y) in pixels of the square;
-                `labels` (M, K), -10 after an object's last click; `keys` (M,). For more than one
-                round `target` and `inside` (M, 1, S, S) from `square_targets`.
+            batch: what `prepare` made, of images or of their embeddings; with `prompts`, these
+                are the first ones.
 
         Returns:
-            For each round the masks' logits (M, 1, s, s), and a guess of their IoU (M, 1).
+            For each round the masks' logits (M, C, s, s), and guesses of their IoU (M, C).
         """
-        image_index, points, labels = batch["image_index"], batch["points"], batch["labels"]
-        if len(image_index) == 0:
+        if len(batch["image_index"]) == 0:
             # A rank without objects still takes part in the backward pass, with zero gradients.
-            stand_in = _one_object(batch, self.image_size)
-            return [(logits[:0], iou[:0]) for logits, iou in self(stand_in)]
-        pixels = batch["pixel_values"]
-        with torch.autocast(pixels.device.type, DTYPES[self.amp], enabled=self.amp != "fp32"):
-            encoded = self.sam.vision_encoder(pixels).last_hidden_state  # (B, C, s/4, s/4)
-        encoded = encoded.float()
-        out = [self._decode(encoded, image_index, points, labels, None)]
+            return [(logits[:0], iou[:0]) for logits, iou in self(_one_object(batch))]
+        stored = batch.get("embeddings")
+        maps = self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
+        prompts = batch.get("prompts") or first_prompts(
+            batch, self.shares, self.mask_size, self.geometry.image_size, random=self.training
+        )
+        out = [self._decode(maps, batch["image_index"], prompts)]
+        if (
+            self.sometimes
+        ):  # so that each rank has a gradient, perhaps zero, for all that is trained
+            nothing = torch.stack([parameter.sum() for parameter in self.sometimes]).sum() * 0
+            out = [(logits + nothing, iou) for logits, iou in out]
         for number in range(1, self.rounds):
-            logits = out[-1][0].detach()
+            logits = best_mask(*out[-1]).detach()  # (M, 1, s, s)
             keys = batch["keys"] * self.rounds + number if self.training else None
-            point, label = next_click(logits, batch["target"], batch["inside"], keys)
-            points = torch.cat([point[:, None], points], dim=1)  # (M, K + 1, 2), the newest first
-            labels = torch.cat([label[:, None], labels], dim=1)
-            out.append(self._decode(encoded, image_index, points, labels, logits))
+            side = self.geometry.image_size
+            click = next_click(logits, batch["target"], batch["inside"], keys, side)
+            prompts = prompts.clicked(*click, logits)
+            out.append(self._decode(maps, batch["image_index"], prompts))
         return out
 
-    def _decode(
-        self,
-        encoded: Tensor,
-        image_index: Tensor,
-        points: Tensor,
-        labels: Tensor,
-        masks: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw masks for clicks, and for the masks (M, 1, s, s) of the round before."""
+    def _decode(self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts) -> Round:
+        """Draw masks for prompts."""
         # SAM attends to padding clicks, so each number of clicks has its own pass: what an object
         # gets does not depend on what else is in the batch.
-        clicks = (labels != PAD).sum(dim=1)  # (M,)
+        clicks = (prompts.labels != PAD).sum(dim=1)  # (M,)
+        boxed, masked = ~prompts.boxes.isnan().any(1), ~prompts.masks[:, 0, 0, 0].isnan()
+        traits = torch.stack([clicks, boxed, masked], 1)  # (M, 3)
+        kinds, group = torch.unique(traits, dim=0, return_inverse=True)
         logits, iou, order = [], [], []
-        for k in sorted(set(clicks.tolist())):
-            rows = torch.where(clicks == k)[0]  # (m,)
+        for number, (k, box, mask) in enumerate(kinds.tolist()):
+            rows = torch.where(group == number)[0]  # (m,)
             out = self.sam(
-                image_embeddings=encoded[image_index[rows]],
-                input_points=points[rows, None, :k],  # (m, 1, k, 2)
-                input_labels=labels[rows, None, :k],  # (m, 1, k)
-                input_masks=None if masks is None else masks[rows],
-                multimask_output=False,
+                **as_arguments(self.sam, tuple(each[image_index[rows]] for each in maps)),
+                input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)
+                input_labels=prompts.labels[rows, None, :k] if k else None,  # (m, 1, k)
+                input_boxes=prompts.boxes[rows, None] if box else None,  # (m, 1, 4)
+                input_masks=prompts.masks[rows] if mask else None,
+                multimask_output=self.multimask and (k, box, mask) == (1, 0, 0),
             )
-            logits.append(out.pred_masks[:, 0])  # (m, 1, s, s)
-            iou.append(out.iou_scores[:, 0])  # (m, 1)
+            logits.append(out.pred_masks[:, 0])  # (m, C, s, s)
+            iou.append(out.iou_scores[:, 0])  # (m, C)
             order.append(rows)
+        most = max(each.shape[1] for each in iou)  # one mask, repeated, is as good as three
+        logits = [each.expand(-1, most, -1, -1) for each in logits]
+        iou = [each.expand(-1, most) for each in iou]
         back = torch.argsort(torch.cat(order))
         return torch.cat(logits)[back], torch.cat(iou)[back]
 
 
-def _one_object(batch: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+def _grid(sam: Sam) -> int:
+    """Return the side of the image's embedding, in tokens."""
+    config = sam.config.prompt_encoder_config
+    return int(config.image_size // config.patch_size)
+
+
+def _one_object(batch: dict[str, Any]) -> dict[str, Any]:
     """Return the same images with one object that is nowhere, and a click on it."""
-    pixels = batch["pixel_values"]
-    number = torch.zeros(1, dtype=torch.long, device=pixels.device)
-    blank = pixels.new_zeros(1, 1, size, size)
-    return {
-        "pixel_values": pixels,
+    number = batch["image_index"].new_zeros(1)
+    blank = batch["target"].new_zeros(1, *batch["target"].shape[1:])
+    return batch | {
         "image_index": number,
-        "points": pixels.new_zeros(1, 1, 2),
+        "points": blank.new_zeros(1, 1, 2),
         "labels": number[:, None] + FOREGROUND,
+        "boxes": blank.new_full((1, 4), torch.nan),
         "keys": number,
         "target": blank,
         "inside": blank == 0,
+        "prompts": None,
     }
 
 
-def next_click(
-    logits: Tensor, target: Tensor, inside: Tensor, keys: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Click where the mask is wrong, as someone would who corrects it.
-
-    Args:
-        logits: (M, 1, s, s).
-        target: (M, 1, S, S), 0 or 1.
-        inside: (M, 1, S, S), False in the padding around the image.
-        keys: (M,), for a random wrong pixel each; None: the middle of the largest wrong part.
-
-    Returns:
-        Clicks (M, 2), (x, y) in pixels of the square; their labels (M,), 1 where the object is and
-        0 where it is not. A perfect mask is clicked on once more, on the object.
-
-    Source:
-        Kirillov et al., "Segment Anything", ICCV 2023: the next point is "sampled uniformly from
-        the error region"; Sofiiuk et al., "Reviving iterative training", 2021, for its middle.
-    """
-    size = target.shape[-1]
-    drawn = F.interpolate(logits.float(), (size, size), mode="bilinear", align_corners=False) > 0
-    true = target > 0
-    wrong = (drawn != true) & inside  # (M, 1, S, S)
-    perfect = ~wrong.flatten(1).any(1)
-    wrong = torch.where(perfect.view(-1, 1, 1, 1), true & inside, wrong)
-    flat = wrong.flatten(1)  # (M, S * S)
-    if keys is None:
-        # The more of a window around a pixel is wrong, the more central it is. On a grid of about
-        # 64 x 64 cells, since the cost of a window grows with its area.
-        cells = F.avg_pool2d(wrong.float(), max(1, size // 64), ceil_mode=True)
-        around = F.avg_pool2d(cells, 9, stride=1, padding=4)
-        weight = F.interpolate(around, (size, size), mode="bilinear").flatten(1)
-        at = torch.where(flat, 1 + weight, 0).argmax(1)  # (M,)
-    else:
-        count = flat.cumsum(1, dtype=torch.int32)
-        chosen = (_uniform(keys) * count[:, -1]).int() + 1  # 1 to the number of wrong pixels
-        at = torch.searchsorted(count, chosen[:, None])[:, 0].clamp(max=size * size - 1)
-    label = true.flatten(1).gather(1, at[:, None])[:, 0]
-    return torch.stack([at % size, at // size], 1).to(target), label.long()
+def best_mask(logits: Tensor, iou: Tensor) -> Tensor:
+    """Return of each object's masks (M, C, s, s) the most trusted one, (M, 1, s, s)."""
+    return logits[torch.arange(len(iou), device=iou.device), iou.argmax(1)][:, None]
 
 
-def _uniform(keys: Tensor) -> Tensor:
-    """Return a number from 0 to 1 for each key, the same wherever that key is met; (M,).
-
-    Source:
-        The mixing steps of SplitMix64 (Steele et al., "Fast splittable pseudorandom number
-        generators", 2014).
-    """
-    x = keys * -7046029254386353131
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
-    x = x ^ (x >> 31 & (1 << 33) - 1)
-    return (x & 0xFFFFFF).double() / 2**24
-
-
-def square_targets(batch: dict[str, Tensor], image_size: int) -> dict[str, Tensor]:
-    """Bring the true masks into the model's square.
-
-    Args:
-        batch: what `prepare` made.
-        image_size: S, in pixels.
-
-    Returns:
-        `target` (M, 1, S, S), 0 or 1, and 0 in the padding; `inside` (M, 1, S, S), False there.
-    """
-    masks, sizes = batch["masks"], batch["sizes"][batch["image_index"].cpu()]  # (M, 2)
-    target = torch.zeros(len(masks), 1, image_size, image_size, device=masks.device)
-    inside = torch.zeros_like(target, dtype=torch.bool)
-    for (h, w), on_cpu in by_size(sizes):
-        rows, (new_h, new_w) = on_cpu.to(masks.device), resized((h, w), image_size)
-        true = masks[rows, None, :h, :w].float()
-        target[rows, :, :new_h, :new_w] = F.interpolate(true, (new_h, new_w), mode="nearest-exact")
-        inside[rows, :, :new_h, :new_w] = True
-    return {"target": target, "inside": inside}
-
-
-def at_original_size(logits: Tensor, size: tuple[int, int], image_size: int) -> Tensor:
-    """Undo SAM's resizing and padding.
+def at_original_size(logits: Tensor, size: tuple[int, int], geometry: Geometry) -> Tensor:
+    """Undo the resizing and padding.
 
     Args:
         logits: (m, 1, s, s), as the model gives them.
         size: the image's own height and width, in pixels.
-        image_size: S, the side of the model's square, in pixels.
+        geometry: of the model's square.
 
     Returns:
         Logits (m, H, W).
     """
-    height, width = resized(size, image_size)
-    square = F.interpolate(logits, (image_size, image_size), mode="bilinear", align_corners=False)
+    height, width = geometry.resized(size)
+    side = geometry.image_size
+    square = F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
     crop = square[..., :height, :width]
     return F.interpolate(crop, size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def freeze_unused(model: PromptedSam, batch: dict[str, Tensor]) -> list[nn.Parameter]:
-    """Freeze what no gradient reaches, so that DDP need not search for it in every step.
-
-    With one click, that is what embeds boxes and mask prompts; a backward pass on rank 0 finds
-    it. The positional encoding is frozen as well: Meta's SAM never trains it.
-
-    Args:
-        model: on this rank's device.
-        batch: a prepared batch of the kind that training will have, with its targets.
-
-    Returns:
-        The parameters that were frozen here, to be thawed after training.
-    """
-    names: list[str] = []
-    if rank_and_world()[0] == 0:
-        out = model(batch)
-        sum(logits.sum() + iou.sum() for logits, iou in out).backward()
-        names = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-        names.append("sam.shared_image_embedding.positional_embedding")
-        model.zero_grad(set_to_none=True)
-    if rank_and_world()[1] > 1:
-        shared = [names]
-        dist.broadcast_object_list(shared, src=0, device=batch["pixel_values"].device)
-        names = shared[0]
-    parameters = dict(model.named_parameters())
-    frozen = [parameters[name] for name in names if parameters[name].requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return frozen
-
-
-def thaw(parameters: list[nn.Parameter]) -> None:
-    """Undo `freeze_unused`."""
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-
-
-@torch.no_grad()
-def predict(
-    model: SamModel, image: ArrayLike, points: ArrayLike | Sequence[ArrayLike]
-) -> NDArray[np.bool_]:
-    """Draw the mask of what is clicked on.
-
-    Args:
-        model: any SamModel, on any device; or DDP around one.
-        image: (H, W) or (H, W, 3), of any type that `SamDataset` takes. uint8 is safest: the gray
-            levels of another type are judged by this one image.
-        points: clicks of one object, (K, 2), rows (y, x) in pixels, as in `SamDataset`'s
-            coordinates; or a list of such arrays, one an object.
-
-    Returns:
-        A mask (H, W), or masks (N, H, W) if `points` is a list of arrays.
-
-    Raises:
-        ValueError: A click lies outside the image.
-    """
-    several = isinstance(points, Sequence) and bool(len(points)) and np.ndim(points[0]) == 2
-    prompts: Any = points if several else [points]
-    arrays = [np.asarray(clicks, dtype=np.float32).reshape(-1, 2) for clicks in prompts]
-    rgb = to_rgb(image, gray_window([image]))  # (3, H, W)
-    height, width = rgb.shape[1:]
-    for y, x in np.concatenate(arrays):
-        check_click(y, x, (height, width))
-    item = {
-        "image": torch.from_numpy(rgb),
-        "masks": torch.zeros(len(arrays), height, width, dtype=torch.bool),
-        "points": [torch.from_numpy(clicks[:, ::-1].copy()) for clicks in arrays],
-        "keys": torch.arange(len(arrays)),
-    }
-    training, wrapper = model.training, PromptedSam(model)
-    wrapper.eval()
-    ((logits, _),) = wrapper(prepare(collate([item]), wrapper.image_size, model.device))
-    wrapper.train(training)
-    masks = at_original_size(logits, (height, width), wrapper.image_size) > 0  # (N, H, W)
-    result: NDArray[np.bool_] = masks.cpu().numpy()
-    return result if several else result[0]

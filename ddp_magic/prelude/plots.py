@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
@@ -33,14 +34,15 @@ def show_results(
         images: a batch from `collate`, which holds points and masks too; or images (H, W, 3),
             (H, W) or (3, H, W), uint8 or floats from 0 to 1.
         points: for each image its clicks (K, 2), (x, y) in pixels, or a list of such arrays, one
-            an object, as `SamDataset` has them.
+            an object; or (K, 3), with 0 for a click off the object, which is red.
         masks: for each image its masks (N, H, W), or one (H, W).
         predictions: masks or logits, for each image as `masks`; with a batch (M, H, W).
         title: above the figure.
         rows: the most images to show, up to 5.
     """
+    boxes: Sequence[Any] | None = None
     if isinstance(images, Mapping):
-        images, points, masks, predictions = _split(images, predictions)
+        images, points, masks, predictions, boxes = _split(images, predictions)
     n = min(len(images), rows, 5)
     if n == 0:
         return
@@ -50,15 +52,16 @@ def show_results(
         own = [] if points is None else _clicks(points[i])
         true = None if masks is None else _stack(masks[i])
         pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
-        _show_image(axes[i, 0], image, own)
+        _show_image(axes[i, 0], image, own, [] if boxes is None else boxes[i])
         _show_masks(axes[i, 1], image, true)
         _show_masks(axes[i, 2], image, pred)
-        if true is not None and pred is not None and len(true):
+        if true is not None and pred is not None and len(true) and true.shape == pred.shape:
             axes[i, 2].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
     for axis, name in zip(axes[0], ("image and clicks", "true", "predicted"), strict=True):
-        axis.set_title(name, fontsize=9)
+        if axis.axison:  # an empty column needs no name
+            axis.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.12 / n if title else 1))
     plt.show()
     plt.close(figure)  # else figures pile up in a rank that draws every epoch
 
@@ -88,14 +91,16 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
 
 def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any], ...]:
     """Cut a batch, whose objects lie in one row, into lists with an entry an image."""
-    images, points, masks, predicted = [], [], [], []
+    images, points, masks, predicted, boxes = [], [], [], [], []
     for i, (h, w) in enumerate(batch["sizes"].tolist()):
         own = (batch["image_index"] == i).nonzero()[:, 0].cpu()  # (N,)
         images.append(batch["images"][i, :, :h, :w])
         masks.append(batch["masks"][own, :h, :w])
-        points.append([batch["points"][m][batch["labels"][m] != PAD] for m in own])
+        signed = torch.cat([batch["points"][own], batch["labels"][own, :, None].float()], 2)
+        points.append([clicks[clicks[:, 2] != PAD] for clicks in signed])
+        boxes.append(batch["boxes"][own])
         predicted.append(None if predictions is None else predictions[own, :h, :w])
-    return images, points, masks, predicted
+    return images, points, masks, predicted, boxes
 
 
 def _array(values: Arrays) -> NDArray[Any]:
@@ -112,7 +117,8 @@ def _clicks(points: Arrays) -> list[NDArray[Any]]:
     """Return the clicks of each object, (K, 2); a single (K, 2) array is one object's."""
     if isinstance(points, (list, tuple)) and all(np.ndim(_array(p)) == 2 for p in points):
         return [_array(clicks) for clicks in points]
-    return [_array(points).reshape(-1, 2)]
+    array = _array(points)
+    return [array.reshape(-1, 2) if array.ndim != 2 else array]
 
 
 def _stack(masks: Arrays) -> NDArray[Any]:
@@ -122,14 +128,20 @@ def _stack(masks: Arrays) -> NDArray[Any]:
     return array.reshape(-1, *array.shape[-2:])
 
 
-def _show_image(axis: Axes, image: NDArray[Any], points: Sequence[NDArray[Any]]) -> None:
+def _show_image(
+    axis: Axes, image: NDArray[Any], points: Sequence[NDArray[Any]], boxes: Arrays
+) -> None:
     axis.imshow(image, cmap="gray")
     for number, clicks in enumerate(points):
-        axis.scatter(clicks[:, 0], clicks[:, 1], s=22, color="lime", edgecolors="black", lw=0.6)
-        for x, y in clicks:
+        off = (clicks[:, 2] == 0) if clicks.shape[1] > 2 else np.zeros(len(clicks), bool)
+        color = np.where(off, "red", "lime").tolist()
+        axis.scatter(clicks[:, 0], clicks[:, 1], s=22, color=color, edgecolors="black", lw=0.6)
+        for x, y in clicks[:, :2]:
             axis.annotate(
                 str(number), (x, y), (3, 3), textcoords="offset points", color="lime", fontsize=7
             )
+    for x0, y0, x1, y1 in _array(boxes)[~np.isnan(_array(boxes)).any(1)] if len(boxes) else []:
+        axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="lime"))
     axis.set(xticks=[], yticks=[])
 
 

@@ -1,156 +1,342 @@
-"""Fine-tuning SAM: the loss, the loop, the evaluation, the checkpoints.
+"""Fine-tuning SAM: the loop.
 
-The same code runs on one process without a process group and on many ranks.
+The same code runs on one process without a process group and on many ranks. `train` sets up,
+`train_epoch` is the loop; copy both and change them.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.losses import DiceLoss
+import torch.distributed as dist
 from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from tqdm.std import tqdm
-from transformers import SamModel
-from transformers.utils import logging
 
-from ddp_magic.prelude.data import SamDataset, Turned, by_size, collate, prepare
-from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
-from ddp_magic.prelude.model import (
-    PromptedSam,
-    at_original_size,
-    freeze_unused,
-    square_targets,
-    thaw,
+from ddp_magic.prelude import checkpoint
+from ddp_magic.prelude.adapter import is_frozen
+from ddp_magic.prelude.data import Item, SamDataset, Turned, collate, prepare
+from ddp_magic.prelude.embeddings import store_embeddings
+from ddp_magic.prelude.evaluation import (
+    CLICKS,
+    mean_scores,
+    score_objects,
+    show_predictions,
+    worst_images,
 )
-from ddp_magic.prelude.plots import show_results
+from ddp_magic.prelude.losses import LOSSES, step_losses
+from ddp_magic.prelude.model import PromptedSam
+from ddp_magic.prelude.plots import show_history
 from ddp_magic.prelude.process_group import all_reduce_sum, barrier, print0, rank_and_world, setup
-
-CLICKS = (1, 2, 3, 5)  # the set's own, and 1, 2 and 4 more
-SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
+from ddp_magic.prelude.tuning import Averages, choose_trained, find_unused, restore
 
 
-def object_losses(logits: Tensor, iou: Tensor, target: Tensor) -> Tensor:
-    """Dice loss + binary cross-entropy + squared error of the model's guess of its own IoU.
-
-    Args:
-        logits: (M, 1, S, S).
-        iou: the guess, (M, 1).
-        target: (M, 1, S, S), 0 or 1.
-
-    Returns:
-        One loss an object, (M,).
-
-    Source:
-        Kirillov et al., "Segment Anything", ICCV 2023, has focal loss in place of cross-entropy.
-    """
-    logits = logits.float()  # in float16, the sums over a 256 x 256 mask overflow
-    dice: Tensor = DiceLoss(sigmoid=True, reduction="none")(logits, target).flatten(1).mean(1)
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1).mean(1)
-    truth = iou_score(logits.detach(), target).to(iou)  # (M, 1)
-    return dice + bce + (iou - truth).square().mean(1)
-
-
-def step_losses(model: nn.Module, batch: dict[str, Tensor], image_size: int) -> Tensor:
-    """Run `model` (DDP or not) on a prepared batch and compare in the model's square.
-
-    Returns:
-        One loss an object, the mean over the rounds of clicks, (M,).
-    """
-    batch = batch | square_targets(batch, image_size)
-    square, target = (image_size, image_size), batch["target"]
-    losses = []
-    for logits, iou in model(batch):
-        large = F.interpolate(logits.float(), square, mode="bilinear", align_corners=False)
-        losses.append(object_losses(large, iou, target))
-    return torch.stack(losses).mean(0)
-
-
-def neighbors(image_index: Tensor) -> Tensor:
-    """Return for each object the next one of the same image, cyclically; itself if it is alone.
+def train_epoch(  # noqa: PLR0913 -- the loop's parts, each by its name
+    ddp: nn.Module,
+    wrapper: PromptedSam,
+    batches: Waiting,
+    optimizer: optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    averages: Averages,
+    *,
+    rates: list[float],
+    loss: str = "dice+bce",
+    accumulate: int = 1,
+    clip: float = 0.0,
+) -> Iterator[tuple[int, Tensor]]:
+    """Go through the images once: the loop.
 
     Args:
-        image_index: (M,), ascending.
+        ddp: `wrapper`, in DDP if there are several ranks.
+        wrapper: the model with its prompts.
+        batches: this rank's, from `collate`.
+        optimizer: of what is trained.
+        scaler: of the losses, for float16.
+        averages: of the weights.
+        rates: learning rates of the steps.
+        loss: as in `object_losses`.
+        accumulate: batches a step.
+        clip: longest gradient; 0: any.
 
-    Returns:
-        Object numbers, (M,).
+    Yields:
+        After each step the number of batches done, and the sums so far of the losses and of the
+        objects of this rank, (2,) float64.
     """
-    rows = torch.arange(len(image_index), device=image_index.device)
-    first = torch.searchsorted(image_index, image_index)
-    after = torch.searchsorted(image_index, image_index, right=True)
-    return torch.where(rows + 1 < after, rows + 1, first)
+    device, world = next(ddp.parameters()).device, rank_and_world()[1]
+    trained = [p for p in wrapper.parameters() if p.requires_grad]
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    step_objects = torch.zeros(1, device=device)
+    ddp.train()
+    for number, raw in enumerate(batches, start=1):
+        is_step = number % accumulate == 0 or number == len(batches)
+        batch = prepare(raw, wrapper.geometry, device)
+        with nullcontext() if is_step or world == 1 else ddp.no_sync():  # type: ignore[operator]
+            losses = step_losses(ddp, batch, loss)  # (M,)
+            with warnings.catch_warnings():  # of 1 x 1 convolutions, whose strides mean nothing
+                warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+                # DDP averages over ranks; times world this is the sum over all their objects.
+                scaler.scale(losses.sum() * world).backward()  # type: ignore[no-untyped-call]
+        sums += torch.stack([losses.detach().sum().double(), sums.new_tensor(len(losses))])
+        step_objects += len(losses)
+        if not is_step:
+            continue
+        # The mean over *objects*, of which batches and ranks have unequal numbers.
+        objects = all_reduce_sum(step_objects).clamp(min=1)
+        scaler.unscale_(optimizer)
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad.div_(objects)
+        if clip:
+            nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.param_groups[0]["lr"] = rates[(number - 1) // accumulate]
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        averages.update()
+        step_objects.zero_()
+        yield number, sums
 
 
-@torch.no_grad()
-def evaluate(
-    model: SamModel, dataset: SamDataset, *, batch_size: int = 16, amp: str = "fp32"
-) -> dict[str, float]:
-    """Score every prompted object at its image's own size, each exactly once over all ranks.
+class Waiting:
+    """A loader that counts the seconds until it has something."""
 
-    Beyond its first click an object is clicked on where the mask is wrong, in the middle, as
-    someone would who corrects it.
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        """Wrap a loader."""
+        self.loader, self.seconds = loader, 0.0
 
-    Collective: all ranks call it, and all get the same answer whatever their number.
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the loader's batches."""
+        start = time.perf_counter()
+        for batch in self.loader:
+            self.seconds += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+
+
+def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, and one visible loop
+    model: nn.Module,
+    train_set: SamDataset,
+    val_set: SamDataset,
+    *,
+    epochs: int = 12,
+    batch_size: int = 16,
+    lr: float = 3e-3,
+    tune: str = "full",
+    prompts: str | Mapping[str, float] = "points",
+    rounds: int = 3,
+    multimask: bool = True,
+    loss: str = "dice+bce",
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    amp: str = "fp32",
+    patience: int = 0,
+    augment: bool = False,
+    lora_rank: int = 4,
+    compile: bool | str | Callable[..., Any] = False,  # noqa: A002 -- torch's word
+    out_dir: str | Path | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    figures_every: int = 0,
+    save_every: int = 0,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Fine-tune `model` on prompts, in place.
+
+    Collective: all ranks call it with the same arguments. Rank 0 shows a progress bar, prints a
+    row an epoch, and writes to `out_dir`: `log.csv`, and TensorBoard's files if it is installed;
+    `best` (by held-out Dice) and `last`, which `from_pretrained` reads; `last/trainer.pt`, from
+    which `resume` goes on. If the encoder is frozen, each image is encoded once, and the
+    embeddings kept in `out_dir/embeddings`, or in a temporary folder.
 
     Args:
-        model: the same weights on all ranks; or DDP around them.
-        dataset: the same on all ranks.
-        batch_size: images at a time.
-        amp: "fp32", "bf16" or "fp16", as in `train`.
+        model: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, the same on all ranks; moved to
+            this rank's device. What is frozen beforehand stays so.
+        train_set: the same on all ranks.
+        val_set: the same on all ranks.
+        epochs: times through the training set, those before `resume` included.
+        batch_size: images a rank and batch.
+        lr: highest learning rate; 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
+        tune: "full"; "decoder", the mask decoder only; "lora", that and low-rank additions to the
+            encoder's attention, which end up in its weights.
+        prompts: an object's first prompt: "points", the set's own clicks and boxes, or else a click
+            on it; "boxes", around it; "masks", a rough one; "none"; or shares of these, such as
+            {"points": 0.5, "boxes": 0.5}.
+        rounds: of prompts: the first one, then each time one click more where the mask is wrong.
+            With 1 the model is trained for its first prompt, and gets worse by further ones.
+        multimask: whether a single click gets three masks, of which the best one counts.
+        loss: "dice+bce" or "dice+focal".
+        weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
+        clip: longest gradient; 0: any.
+        accumulate: batches a step.
+        ema: share of the running average of the weights that a step keeps, such as 0.99. The
+            average is what is scored, saved as `best`, and left in `model`. 0: no average.
+        amp: "fp32", "bf16", or "fp16" with gradient scaling.
+        patience: stop after so many epochs without a better held-out Dice; 0: never.
+        augment: mirror and turn the training images by quarters, anew in each epoch; right where
+            up and down mean nothing, as under a microscope.
+        lora_rank: of the additions.
+        compile: compile the image encoder, where it is not frozen, by torch.compile; or torch's
+            name of a backend, or one. It takes a minute, and pays for large encoders on GPUs.
+        out_dir: folder for checkpoints and log; None: nothing is written.
+        seed: of the order of the images, of clicks and boxes.
+        workers: processes a rank that load images.
+        figures_every: draw curves and the worst held-out images every so many epochs; 0: never.
+        save_every: write `last` every so many steps too, not only after an epoch.
+        resume: go on from `out_dir/last`, as if never interrupted.
 
     Returns:
-        `dice`, `iou`, `accuracy`: means over the objects, with the set's own clicks; `dice_2`,
-        `dice_3`, `dice_5`: Dice with 1, 2 and 4 clicks more; `wrong_prompt_dice`: mean Dice of what
-        comes out for the clicks of *another* object of the image, near 0 if the model heeds its
-        prompts; `count`: number of objects. NaN where there is nothing to average.
+        A row an epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds, images_per_s, and
+        data_wait, the share of the time in which rank 0 waited for images.
+
+    Raises:
+        ValueError: `resume` without `out_dir`, `augment` with a frozen encoder, or an unknown word.
+        FileNotFoundError: `resume`, but there is nothing to resume from.
+        TypeError: A model of another family.
     """
+    if loss not in LOSSES:
+        raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
+    if resume and out_dir is None:
+        raise ValueError("resume needs an out_dir to resume from")
+    folder = None if out_dir is None else Path(out_dir)
+    device = setup()
     rank, world = rank_and_world()
-    wrapper, training = PromptedSam(model, amp, max(CLICKS)), model.training
-    wrapper.eval()
-    shard = Subset(dataset, range(rank, len(dataset), world))  # exact, where samplers pad
-    sums = torch.zeros(len(SCORES), 2, dtype=torch.float64)  # (sum, count) of each score
-    for raw in DataLoader(shard, batch_size, collate_fn=collate):
-        batch = prepare(raw, wrapper.image_size, model.device)
-        batch |= square_targets(batch, wrapper.image_size)
-        logits = [logits for logits, _ in wrapper(batch)]
-        sums += _score_sums([logits[k - 1] for k in CLICKS], batch, wrapper.image_size)
-    wrapper.train(training)
-    total = all_reduce_sum(sums.to(model.device)).cpu()
-    means = (total[:, 0] / total[:, 1]).tolist()
-    return {**dict(zip(SCORES, means, strict=True)), "count": int(total[0, 1])}
+    wrapper = PromptedSam(model.to(device), amp, rounds, prompts, multimask=multimask)
+    first = _most_common(wrapper.shares)
+    scorer = PromptedSam(model, amp, max(CLICKS), first, multimask=multimask)
+    sam = wrapper.sam
+    with ExitStack() as at_end:
+        frozen = choose_trained(sam, tune, lora_rank)
+        at_end.callback(restore, sam, frozen)
+        train_images: Dataset[Item] = train_set
+        val_images: Dataset[Item] = val_set
+        if is_frozen(sam):
+            if augment:
+                raise ValueError(
+                    "augment turns images, but the encoder is frozen and each image is encoded "
+                    "only once: leave augment out, or train the encoder (tune='lora' or 'full')"
+                )
+            stored = folder / "embeddings" if folder else at_end.enter_context(_shared_folder())
+            train_images, val_images = (
+                store_embeddings(wrapper, images, stored / name, workers=workers)
+                for name, images in (("train", train_set), ("val", val_set))
+            )
+        elif compile:
+            backend = "inductor" if compile is True else compile
+            sam.vision_encoder.compile(backend=backend)
+            at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
+        images = Turned(train_images, seed, augment=augment)
+        order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
+        frozen += find_unused(wrapper.train(), _one_of_each(images, wrapper, device))
+        trained = [p for p in wrapper.parameters() if p.requires_grad]
+        optimizer = optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+        scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        # DDP copies rank 0's weights to the others; what has a state is loaded after that.
+        ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
+        averages = Averages(trained, ema)
+        parts = {"model": sam, "optimizer": optimizer, "scaler": scaler, "averages": averages}
+        position = checkpoint.Position()
+        if resume and folder:
+            position = checkpoint.load(folder, parts, device)
+        history = position.history
 
-
-def _score_sums(logits: list[Tensor], batch: dict[str, Tensor], image_size: int) -> Tensor:
-    """Add up the scores of one batch, given its logits after each of `CLICKS`; float64."""
-    sums = torch.zeros(len(SCORES), 2, dtype=torch.float64)
-    image_index, masks = batch["image_index"], batch["masks"]
-    # The answer to a neighbor's clicks is there already: it is the neighbor's own prediction.
-    other = neighbors(image_index)  # (M,)
-    alone = other == torch.arange(len(other), device=other.device)
-    for (h, w), on_cpu in by_size(batch["sizes"][image_index.cpu()]):
-        rows = on_cpu.to(masks.device)  # (m,)
-        true = masks[rows, :h, :w]  # (m, h, w)
-        first, *later = (at_original_size(each[rows], (h, w), image_size) for each in logits)
-        wrong = at_original_size(logits[0][other[rows]], (h, w), image_size)
-        scores = (
-            dice_score(first, true),
-            *(dice_score(pred, true) for pred in later),
-            iou_score(first, true),
-            pixel_accuracy(first, true),
-            dice_score(wrong, true)[~alone[rows]],
+        batches = -(-len(order) // batch_size)
+        steps = -(-batches // accumulate)
+        rates = [learning_rate(step, epochs * steps, lr) for step in range(epochs * steps)]
+        bar = tqdm(
+            total=epochs * batches, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60
         )
-        sums += torch.stack([s.new_tensor([s.sum(), len(s)]) for s in scores]).cpu()
-    return sums
+        for epoch in range(len(history), epochs):
+            if is_stuck(history, patience):
+                print0(f"no better held-out Dice in {patience} epochs: stopped")
+                break
+            order.set_epoch(epoch)  # another order each time
+            images.epoch = epoch
+            done, start = position.batches, time.perf_counter() - position.seconds
+            before = torch.tensor(position.sums, dtype=torch.float64, device=device)
+            sums = torch.zeros_like(before)
+            rest = Subset(images, list(order)[done * batch_size :])
+            loader = Waiting(
+                DataLoader(
+                    rest,
+                    batch_size,
+                    collate_fn=collate,
+                    num_workers=workers,
+                    generator=torch.Generator().manual_seed(seed),  # the global one is left alone
+                )
+            )
+            for number, sums in train_epoch(
+                ddp,
+                wrapper,
+                loader,
+                optimizer,
+                scaler,
+                averages,
+                rates=rates[epoch * steps + done // accumulate :],
+                loss=loss,
+                accumulate=accumulate,
+                clip=clip,
+            ):
+                bar.update(epoch * batches + done + number - bar.n)
+                step = (done + number) // accumulate
+                if folder and save_every and step % save_every == 0:
+                    so_far = (before + all_reduce_sum(sums.clone())).tolist()
+                    seconds = time.perf_counter() - start
+                    here = checkpoint.Position(history, done + number, so_far, seconds)
+                    checkpoint.save(folder, parts, here, sam, wrapper.geometry)
+            seconds = time.perf_counter() - start
+            total = before + all_reduce_sum(sums.clone())
+            with averages.in_place():
+                table = score_objects(scorer, val_images, batch_size=batch_size, workers=workers)
+                history.append(
+                    {
+                        "epoch": epoch + 1,
+                        "lr": optimizer.param_groups[0]["lr"],
+                        "train_loss": float(total[0] / total[1].clamp(min=1)),
+                        **mean_scores(table),
+                        "seconds": seconds,
+                        "images_per_s": len(train_set) / seconds,
+                        "data_wait": loader.seconds / seconds,
+                    }
+                )
+                if rank == 0:
+                    bar.clear()
+                    report(history, epochs)
+                    if folder and history[-1]["dice"] >= max(row["dice"] for row in history):
+                        checkpoint.save_model(folder / "best", sam, wrapper.geometry)
+            position = checkpoint.Position(history)
+            if folder:
+                checkpoint.save(folder, parts, position, sam, wrapper.geometry)
+            if rank == 0 and figures_every and (epoch + 1) % figures_every == 0:
+                show_history(history)
+                title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)
+                with averages.in_place():
+                    show_predictions(
+                        sam, val_set, worst, title=title, prompts=first, multimask=multimask
+                    )
+        bar.close()
+        # Now: a DDP object that outlives its gloo group can hang the exit.
+        del ddp
+        averages.adopt()
+    barrier()  # every rank may now read what rank 0 has written
+    return history
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -161,245 +347,58 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train_epoch(
-    ddp: nn.Module,
-    loader: DataLoader[Any],
-    rates: list[float],
-    optimizer: optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    bar: tqdm[Any],
-    image_size: int,
-) -> float:
-    """Go through the images once.
-
-    Args:
-        ddp: a `PromptedSam`, in DDP if there are several ranks.
-        loader: this rank's batches.
-        rates: learning rates of the steps.
-        optimizer: of the model.
-        scaler: of the losses, for float16.
-        bar: moves one forward each step.
-        image_size: S, the side of the model's square, in pixels.
-
-    Returns:
-        The mean loss over the objects of all ranks.
-    """
-    device = next(ddp.parameters()).device
-    world = rank_and_world()[1]
-    ddp.train()
-    loss_sum, object_sum = torch.zeros(2, dtype=torch.float64, device=device)
-    for raw, rate in zip(loader, rates, strict=False):
-        batch = prepare(raw, image_size, device)
-        losses = step_losses(ddp, batch, image_size)  # (M,)
-        # DDP averages over ranks. The mean over *objects*, of which ranks have unequal
-        # numbers, comes out if each rank divides by the average number instead of its own.
-        objects = all_reduce_sum(torch.tensor(float(len(losses)), device=device))
-        loss = losses.sum() * world / objects.clamp(min=1)
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        with warnings.catch_warnings():  # of 1 x 1 convolutions, whose strides mean nothing
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
-        loss_sum += losses.detach().sum()
-        object_sum += objects
-        bar.update()
-    return float(all_reduce_sum(loss_sum) / object_sum.clamp(min=1))
+def is_stuck(history: list[dict[str, float]], patience: int) -> bool:
+    """Return whether the last `patience` epochs brought no better held-out Dice; 0: never."""
+    dice = [row["dice"] for row in history]
+    return 0 < patience < len(dice) and max(dice[-patience:]) <= max(dice[:-patience])
 
 
-def train(  # noqa: PLR0913  each is a choice of whoever trains, and has a default
-    model: SamModel,
-    train_set: SamDataset,
-    val_set: SamDataset,
-    *,
-    epochs: int = 12,
-    batch_size: int = 16,
-    lr: float = 3e-3,
-    weight_decay: float = 0.0,
-    amp: str = "fp32",
-    rounds: int = 3,
-    out_dir: str | Path | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    augment: bool = False,
-    figures_every: int = 0,
-    resume: bool = False,
-) -> list[dict[str, float]]:
-    """Fine-tune `model` on clicks, in place.
-
-    Collective: all ranks call it with the same arguments. Rank 0 shows a progress bar, prints a
-    line an epoch, and writes to `out_dir`: `log.csv`; `best` (by held-out Dice) and `last`, which
-    `SamModel.from_pretrained` reads; `last/trainer.pt`, from which `resume` goes on.
-
-    Args:
-        model: the same on all ranks; moved to this rank's device. Freeze parts of it beforehand
-            with `requires_grad_(False)`.
-        train_set: the same on all ranks.
-        val_set: the same on all ranks.
-        epochs: times through the training set, those before `resume` included.
-        batch_size: images a rank and step.
-        lr: highest learning rate; 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
-        weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
-        amp: "fp32", "bf16", or "fp16" with gradient scaling.
-        rounds: of clicks on each object: its own, then each time one more where the mask is wrong.
-            With 1 the model is trained for a single click, and gets worse by further ones.
-        out_dir: folder for checkpoints and log; None: nothing is written.
-        seed: of the order of the images.
-        workers: processes a rank that load images.
-        augment: mirror and turn the training images by quarters, anew in each epoch; right where
-            up and down mean nothing, as under a microscope.
-        figures_every: draw predictions every so many epochs; 0: never.
-        resume: go on from `out_dir/last`, as if never interrupted.
-
-    Returns:
-        A row an epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds, images_per_s.
-
-    Raises:
-        ValueError: `resume` without `out_dir`, or an unknown `amp`.
-        FileNotFoundError: `resume`, but there is nothing to resume from.
-    """
-    device = setup()
-    rank, world = rank_and_world()
-    wrapper = PromptedSam(model.to(device), amp, rounds)  # type: ignore[arg-type]
-    model = wrapper.sam
-    size = wrapper.image_size
-    images = Turned(train_set, seed, augment=augment)
-    order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
-    loader = DataLoader(images, batch_size, sampler=order, collate_fn=collate, num_workers=workers)
-    frozen = freeze_unused(wrapper, _first_batch(train_set, size, device))
-    trained = filter(lambda parameter: parameter.requires_grad, model.parameters())
-    optimizer = optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-    history = _resume(out_dir, model, optimizer, scaler) if resume else []
-    # DDP comes last: it copies rank 0's weights to the others.
-    ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
-
-    steps = epochs * len(loader)
-    rates = [learning_rate(step, steps, lr) for step in range(steps)]
-    bar = tqdm(total=steps, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60)
-    bar.update(len(history) * len(loader))
-    for epoch in range(len(history), epochs):
-        start = time.perf_counter()
-        order.set_epoch(epoch)  # another order each time
-        images.epoch = epoch
-        own_rates = rates[epoch * len(loader) :]
-        loss = train_epoch(ddp, loader, own_rates, optimizer, scaler, bar, size)
-        seconds = time.perf_counter() - start
-        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss}
-        row |= evaluate(model, val_set, batch_size=batch_size, amp=amp)
-        history.append(row | {"seconds": seconds, "images_per_s": len(train_set) / seconds})
-        if rank == 0:
-            bar.clear()
-            _report(history[-1], epochs)
-            _save(out_dir, model, optimizer, scaler, history)
-            if figures_every and (epoch + 1) % figures_every == 0:
-                show_predictions(model, train_set, title=f"training, epoch {epoch + 1}")
-                show_predictions(model, val_set, title=f"held out, epoch {epoch + 1}")
-    bar.close()
-    # Before the process group goes: a DDP object that outlives its gloo group can hang the exit.
-    del ddp
-    thaw(frozen)
-    barrier()  # every rank may now read what rank 0 has written
-    return history
-
-
-def _first_batch(dataset: SamDataset, size: int, device: torch.device) -> dict[str, Tensor]:
-    """Prepare the first image that has a prompt, or the first image."""
-    numbers = range(len(dataset))
-    first = next((i for i in numbers if dataset.starts[i] < dataset.starts[i + 1]), 0)
-    batch = prepare(collate([dataset[first]]), size, device)
-    return batch | square_targets(batch, size)
-
-
-def _report(row: dict[str, float], epochs: int) -> None:
-    """Print one line about an epoch: the loss in training, the scores of the held-out set."""
+def report(history: list[dict[str, float]], epochs: int) -> None:
+    """Print the last epoch's row, and above the first the columns' names."""
+    row = history[-1]
+    if len(history) == 1:
+        print0(
+            "epoch      loss  Dice@1     @2     @3     @5    IoU    acc  wrong images/s  wait     s"
+        )
+    scores = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
     print0(
-        f"epoch {row['epoch']:2.0f}/{epochs}  loss {row['train_loss']:.3f}  "
-        f"Dice {row['dice']:.3f} (5 clicks {row['dice_5']:.3f})  IoU {row['iou']:.3f}  "
-        f"wrong prompt {row['wrong_prompt_dice']:.3f}  {row['seconds']:.1f} s"
+        f"{row['epoch']:3.0f}/{epochs:<3} {row['train_loss']:7.3f}  "
+        + " ".join(f"{row[name]:6.3f}" for name in scores)
+        + f" {row['images_per_s']:8.1f} {row['data_wait']:5.0%} {row['seconds']:5.1f}"
     )
 
 
-def show_predictions(
-    model: SamModel, dataset: SamDataset, *, title: str = "", rows: int = 4
-) -> None:
-    """Draw the first images of a set with what the model makes of their clicks.
-
-    Args:
-        model: on any device. Only the calling rank works; nothing is collective.
-        dataset: what to draw from.
-        title: of the figure.
-        rows: number of images.
-    """
-    raw = collate([dataset[i] for i in range(min(rows, len(dataset)))])
-    wrapper, training = PromptedSam(model), model.training
-    wrapper.eval()
-    with torch.no_grad():
-        ((logits, _),) = wrapper(prepare(raw, wrapper.image_size, model.device))
-    wrapper.train(training)
-    masks = torch.zeros_like(raw["masks"])  # (M, H, W)
-    for (h, w), at in by_size(raw["sizes"][raw["image_index"]]):
-        pred = at_original_size(logits[at.to(logits.device)], (h, w), wrapper.image_size)
-        masks[at, :h, :w] = pred.cpu() > 0
-    show_results(raw, predictions=masks, title=title, rows=rows)
+def _most_common(shares: dict[str, float]) -> str:
+    """Return the kind of first prompt to score with: "points" if they are trained."""
+    return "points" if "points" in shares else max(shares, key=lambda kind: shares[kind])
 
 
-def _save(
-    out_dir: str | Path | None,
-    model: SamModel,
-    optimizer: optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    history: list[dict[str, float]],
-) -> None:
-    """Write the log, `last`, and `best` if the last row is the best. On rank 0 only."""
-    if out_dir is None:
-        return
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "history": history}
-    _save_model(folder / "last", model, state)
-    if history[-1]["dice"] >= max(row["dice"] for row in history):
-        _save_model(folder / "best", model, None)
-    with (folder / "log.csv.part").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-    (folder / "log.csv.part").replace(folder / "log.csv")
+def _one_of_each(
+    images: Turned, wrapper: PromptedSam, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Prepare one object for each kind of first prompt that training will meet."""
+    numbers = range(len(images))
+    item = next((item for item in map(images.__getitem__, numbers) if len(item["keys"])), images[0])
+    item |= {"masks": item["masks"][:1], "boxes": item["boxes"][:1], "keys": item["keys"][:1]}
+    item |= {"counts": item["counts"][:1] * 0, "points": item["points"][:0]}
+    item |= {"labels": item["labels"][:0]}
+    batch = prepare(collate([item]), wrapper.geometry, device)
+    kinds = dict.fromkeys(wrapper.shares)
+    boxes = getattr(getattr(images.dataset, "dataset", images.dataset), "boxes", torch.zeros(0))
+    if "points" in kinds and not np.isnan(boxes).all():  # the set's own
+        kinds["boxes"] = None
+    return {kind: batch | {"boxes": batch["boxes"] * torch.nan} for kind in kinds}
 
 
-def _save_model(folder: Path, model: SamModel, state: dict[str, Any] | None) -> None:
-    """Write a checkpoint beside `folder`, then put it in its place: it is never half written."""
-    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    # A progress bar for each file would tear ours apart.
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model.save_pretrained(part)
-    if shown:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    if state is not None:
-        torch.save(state, part / "trainer.pt")
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _resume(
-    out_dir: str | Path | None,
-    model: SamModel,
-    optimizer: optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> list[dict[str, float]]:
-    """Load `last` into model, optimizer and scaler; return the history so far."""
-    if out_dir is None:
-        raise ValueError("resume needs an out_dir to resume from")
-    last = Path(out_dir) / "last"
-    state = torch.load(last / "trainer.pt", map_location=model.device)
-    model.load_state_dict(SamModel.from_pretrained(last).state_dict())
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    history: list[dict[str, float]] = state["history"]
-    return history
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """Make a folder for all ranks, and remove it in the end."""
+    rank, world = rank_and_world()
+    made = [tempfile.mkdtemp(prefix="sam-embeddings-") if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(made, src=0)
+    try:
+        yield Path(str(made[0]))
+    finally:
+        if rank == 0:
+            shutil.rmtree(str(made[0]), ignore_errors=True)

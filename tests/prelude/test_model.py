@@ -10,17 +10,12 @@ import torch
 from transformers import SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from ddp_magic.prelude.data import SamDataset, collate, prepare
-from ddp_magic.prelude.model import (
-    PromptedSam,
-    at_original_size,
-    freeze_unused,
-    next_click,
-    predict,
-    square_targets,
-    tiny_sam,
-)
+from ddp_magic.prelude.data import Geometry, SamDataset, collate, prepare
+from ddp_magic.prelude.inference import predict
+from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask, tiny_sam
+from ddp_magic.prelude.prompts import next_click
 from ddp_magic.prelude.samples import cells
+from ddp_magic.prelude.tuning import choose_trained, find_unused
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def _batch(clicks: list[tuple[int, int, int]], which: list[int]) -> dict[str, to
     for mask in masks:
         mask[20:] = 2
     data = SamDataset(images, masks, clicks)
-    return prepare(collate([data[i] for i in which]), 64)
+    return prepare(collate([data[i] for i in which]), Geometry(64))
 
 
 def test_an_object_does_not_feel_its_batch(sam: SamModel) -> None:
@@ -77,23 +72,38 @@ def test_flat_forward_is_sam_itself(sam: SamModel) -> None:
             pixel_values=batch["pixel_values"],
             input_points=batch["points"][None],
             input_labels=batch["labels"][None],
-            multimask_output=False,
+            multimask_output=True,
         )
     torch.testing.assert_close(logits, nested.pred_masks[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(iou, nested.iou_scores[0], rtol=1e-4, atol=1e-5)
 
 
 def test_freezing_leaves_no_parameter_without_gradient() -> None:
-    """After freeze_unused, each parameter left to train gets a gradient, which DDP insists on."""
+    """After find_unused, each parameter left to train gets a gradient, which DDP insists on."""
     wrapper = PromptedSam(tiny_sam())
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
-    frozen = freeze_unused(wrapper, batch)
+    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, {"points": batch})
     assert len(frozen) == 13  # 10 of mask prompts, 2 box corners, the positional encoding
     assert not wrapper.sam.shared_image_embedding.positional_embedding.requires_grad
     assert all(p.grad is None for p in wrapper.parameters())
     ((logits, iou),) = wrapper(batch)
     (logits.sum() + iou.sum()).backward()
     assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
+
+
+def test_mixed_prompts_leave_no_parameter_without_gradient() -> None:
+    """Whatever kind of prompt a batch has, what only other kinds use gets a zero gradient."""
+    wrapper = PromptedSam(tiny_sam(), prompts={"points": 1, "boxes": 1, "masks": 1})
+    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
+    kinds = {"points": batch, "boxes": batch, "masks": batch}
+    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, kinds)
+    assert len(frozen) == 1  # the positional encoding
+    for kind in kinds:
+        wrapper.shares = {kind: 1.0}
+        ((logits, iou),) = wrapper(batch)
+        (logits.sum() + iou.sum()).backward()
+        assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
+        wrapper.zero_grad(set_to_none=True)
 
 
 def test_a_batch_without_objects_has_zero_gradients() -> None:
@@ -118,18 +128,18 @@ def test_the_next_click_is_where_the_mask_is_wrong(keys: torch.Tensor | None) ->
     """With label 1 on what was missed, 0 on what was drawn too much; never on padding."""
     everywhere = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     true, missed = _square(slice(2, 8), slice(2, 14)), _square(slice(2, 8), slice(8, 14))
-    point, label = next_click(20 * (true - missed) - 10, true, everywhere, keys)
+    point, label = next_click(20 * (true - missed) - 10, true, everywhere, keys, 16)
     (x, y), (one,) = point[0].long().tolist(), label.tolist()
     assert missed[0, 0, y, x]
     assert one == 1
     much = _square(slice(10, 16), slice(0, 16))
     inside = _square(slice(0, 13), slice(0, 16)) > 0  # below row 12 is padding
-    point, label = next_click(20 * (true + much) - 10, true, inside, keys)
+    point, label = next_click(20 * (true + much) - 10, true, inside, keys, 16)
     (x, y), (zero,) = point[0].long().tolist(), label.tolist()
     assert much[0, 0, y, x]
     assert inside[0, 0, y, x]
     assert zero == 0
-    point, label = next_click(20 * true - 10, true, everywhere, keys)  # nothing is wrong
+    point, label = next_click(20 * true - 10, true, everywhere, keys, 16)  # nothing is wrong
     (x, y), (one,) = point[0].long().tolist(), label.tolist()
     assert true[0, 0, y, x]
     assert one == 1
@@ -139,7 +149,7 @@ def test_the_middle_of_the_largest_part_comes_first() -> None:
     """Of two missed parts the larger one is clicked on, away from its edge."""
     true = _square(slice(2, 9), slice(2, 9), 32) + _square(slice(20, 22), slice(20, 22), 32)
     inside = torch.ones_like(true, dtype=torch.bool)
-    point, _ = next_click(torch.full((1, 1, 32, 32), -9.0), true, inside, None)
+    point, _ = next_click(torch.full((1, 1, 32, 32), -9.0), true, inside, None, 32)
     assert ((point[0] >= 4) & (point[0] <= 6)).all()
 
 
@@ -148,25 +158,24 @@ def test_random_clicks_are_even_and_follow_their_keys() -> None:
     true = _square(slice(4, 8), slice(4, 8)).repeat(4000, 1, 1, 1)
     logits, inside = -torch.ones_like(true), torch.ones_like(true, dtype=torch.bool)
     keys = torch.arange(4000)
-    points, _ = next_click(logits, true, inside, keys)
+    points, _ = next_click(logits, true, inside, keys, 16)
     counts = torch.bincount((points[:, 1] * 16 + points[:, 0]).long())
     counts = counts[counts > 0]
     assert len(counts) == 16
     assert ((counts - 250).abs() < 80).all()  # five standard deviations
     some = keys[[77, 3, 2500]]
-    again, _ = next_click(logits[:3], true[:3], inside[:3], some)
+    again, _ = next_click(logits[:3], true[:3], inside[:3], some, 16)
     assert torch.equal(again, points[some])
 
 
 def test_more_rounds_add_clicks_and_leave_the_first_alone(sam: SamModel) -> None:
     """The first of three rounds is what one round gives; each object keeps to itself."""
     batch = _batch([(1, 30, 40), (1, 31, 50), (0, 3, 4), (0, 40, 4)], [1, 0])
-    batch |= square_targets(batch, 64)
     with torch.no_grad():
         ((one, _),) = PromptedSam(sam)(batch)
         three = PromptedSam(sam, rounds=3)(batch)
         only = _batch([(0, 3, 4), (0, 40, 4)], [0])
-        alone = PromptedSam(sam, rounds=3)(only | square_targets(only, 64))
+        alone = PromptedSam(sam, rounds=3)(only)
     assert len(three) == 3
     torch.testing.assert_close(three[0][0], one)
     assert not torch.allclose(three[1][0], one)
@@ -183,7 +192,7 @@ def test_original_size_is_what_transformers_makes() -> None:
     oracle = processor.post_process_masks(
         [logits], original_sizes=[[40, 90]], reshaped_input_sizes=[[28, 64]], binarize=False
     )[0]
-    assert torch.equal(at_original_size(logits, (40, 90), 64), oracle[:, 0])
+    assert torch.equal(at_original_size(logits, (40, 90), Geometry(64)), oracle[:, 0])
 
 
 def test_predict_follows_the_training_path(sam: SamModel) -> None:
@@ -192,8 +201,8 @@ def test_predict_follows_the_training_path(sam: SamModel) -> None:
     data = SamDataset(images, masks, clicks)
     wrapper = PromptedSam(sam)
     with torch.no_grad():
-        ((logits, _),) = wrapper(prepare(collate([data[0]]), 64))
-    expected = at_original_size(logits, (64, 64), 64).numpy() > 0
+        ((logits, iou),) = wrapper(prepare(collate([data[0]]), Geometry(64)))
+    expected = at_original_size(best_mask(logits, iou), (64, 64), Geometry(64)).numpy() > 0
     model: Any = sam.train()
     got = predict(model, images[0], [clicks[i : i + 1, 1:] for i in range(len(clicks))])
     assert np.array_equal(got, expected)

@@ -16,6 +16,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from ddp_magic.prelude.data import SamDataset, collate
+from ddp_magic.prelude.evaluation import show_predictions
+from ddp_magic.prelude.model import tiny_sam
 from ddp_magic.prelude.plots import show_history, show_results
 from ddp_magic.prelude.samples import cells
 
@@ -55,6 +57,9 @@ def test_arrays_are_drawn(shown: list[Any]) -> None:
     show_results(images)
     show_results([])
     assert len(shown) == 2
+    show_results(images[:1], masks=[np.ones((3, 8, 9), bool)], predictions=[np.ones((2, 8, 9))])
+    assert [axis.get_title() for axis in shown[1].axes] == ["image and clicks", "", ""] + [""] * 6
+    assert shown[2].axes[2].get_xlabel() == ""  # other objects than those that are true: no score
 
 
 def test_history_is_drawn(shown: list[Any]) -> None:
@@ -66,3 +71,21 @@ def test_history_is_drawn(shown: list[Any]) -> None:
         "5 clicks",
         "wrong prompt",
     ]
+
+
+def test_predictions_are_drawn_with_the_prompts_they_answer(shown: list[Any]) -> None:
+    """Drawn clicks and boxes are shown in the image's own pixels, with no click of the set's."""
+    images, masks, _ = cells(n=2, size=96)
+    data, model = SamDataset(images, masks), tiny_sam()
+    show_predictions(model, data, [1])
+    axis = shown[0].axes[0]
+    places = [tuple(dots.get_offsets()[0]) for dots in axis.collections]
+    labels = [masks[1][round(y), round(x)] for x, y in places]
+    assert sorted(labels) == np.unique(masks[1])[1:].tolist()
+    show_predictions(model, data, [1], prompts="boxes")
+    box = shown[1].axes[0].patches[0]
+    y, x = np.argwhere(data[1]["masks"][0].numpy()).min(0)
+    assert abs(box.get_x() - x) < 2
+    assert abs(box.get_y() - y) < 2
+    show_predictions(model, SamDataset(images, masks, []), title="nothing is asked for")
+    assert len(shown) == 3

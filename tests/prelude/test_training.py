@@ -15,10 +15,13 @@ from transformers import SamModel
 from transformers.utils import logging
 
 from ddp_magic.prelude import training
-from ddp_magic.prelude.data import SamDataset, collate, prepare
-from ddp_magic.prelude.model import PromptedSam, predict, tiny_sam
+from ddp_magic.prelude.data import Geometry, SamDataset, collate, prepare
+from ddp_magic.prelude.evaluation import evaluate, neighbors
+from ddp_magic.prelude.inference import predict
+from ddp_magic.prelude.losses import object_losses
+from ddp_magic.prelude.model import PromptedSam, tiny_sam
 from ddp_magic.prelude.samples import cells
-from ddp_magic.prelude.training import evaluate, learning_rate, neighbors, object_losses, train
+from ddp_magic.prelude.training import learning_rate, train
 
 logging.disable_progress_bar()
 
@@ -64,10 +67,23 @@ def test_log_is_the_history(run: Run) -> None:
     assert [{k: float(v) for k, v in row.items()} for row in rows] == history
     columns = (
         "epoch lr train_loss dice dice_2 dice_3 dice_5 iou accuracy wrong_prompt_dice seconds "
-        "images_per_s"
+        "images_per_s data_wait"
     )
     assert set(columns.split()) <= set(rows[0])
-    assert {p.name for p in folder.iterdir()} == {"best", "last", "log.csv"}  # nothing half done
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"best", "last", "log.csv", "tensorboard"}  # nothing half done
+
+
+def test_tensorboard_has_the_scores(run: Run) -> None:
+    """Each epoch's row is there as scalars, where tensorboard is installed."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, history, folder = run
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("dice")] == [1, 2]
+    losses = [event.value for event in board.Scalars("train_loss")]
+    assert losses == pytest.approx([row["train_loss"] for row in history])
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
@@ -140,7 +156,7 @@ def test_mixed_precision_leaves_clicks_alone() -> None:
     with pytest.raises(ValueError, match="fp8"):
         PromptedSam(tiny_sam(), "fp8")
     data = SamDataset(*cells(n=1))
-    batch = prepare(collate([data[0]]), 64)
+    batch = prepare(collate([data[0]]), Geometry(64))
     wrapper = PromptedSam(tiny_sam(), "bf16")
     types = []
     wrapper.sam.mask_decoder.register_forward_pre_hook(

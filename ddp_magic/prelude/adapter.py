@@ -1,0 +1,108 @@
+"""What differs between the models of the SAM family, in one place.
+
+SamModel, SamHQModel, Sam2Model and Sam3TrackerModel take prompts alike. They differ in how an image
+becomes a square, and in what their encoder hands to the decoder: here always a tuple of tensors
+with the images first, so that one code picks, stores and moves them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddp_magic.prelude.data import MEAN, STD, Geometry
+
+HALF = (127.5, 127.5, 127.5)  # SAM 3's mean and standard deviation, in gray levels
+KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")
+
+Sam = Any  # a model of the family: their classes share no base that has their parts
+Maps = tuple[Tensor, ...]  # an image's embeddings, each (B, ...)
+
+
+def kind_of(sam: Sam) -> str:
+    """Return the model's family by its configuration.
+
+    Raises:
+        TypeError: None of `KINDS`.
+    """
+    kind: str = getattr(getattr(sam, "config", None), "model_type", type(sam).__name__)
+    if kind not in KINDS:
+        raise TypeError(
+            f"{type(sam).__name__} is none of SamModel, SamHQModel, Sam2Model, Sam3TrackerModel"
+        )
+    return kind
+
+
+def geometry_of(sam: Sam) -> Geometry:
+    """Return how an image becomes the square that this model takes."""
+    kind, size = kind_of(sam), int(sam.config.prompt_encoder_config.image_size)
+    mean, std = (HALF, HALF) if kind == "sam3_tracker" else (MEAN, STD)
+    return Geometry(size, kind in {"sam2", "sam3_tracker"}, mean, std)
+
+
+def encode(sam: Sam, pixels: Tensor) -> Maps:
+    """Encode images with gradients, unlike `get_image_embeddings`, which silently has none.
+
+    Args:
+        sam: a model.
+        pixels: (B, 3, S, S), normalized.
+
+    Returns:
+        float32 maps, each (B, ...).
+    """
+    kind = kind_of(sam)
+    if kind in {"sam2", "sam3_tracker"}:
+        flat = list(sam.get_image_features(pixels, return_dict=True).fpn_hidden_states)
+        flat[-1] = flat[-1] + sam.no_memory_embedding  # (h * w, B, C) each
+        sizes = sam.backbone_feature_sizes
+        # As get_image_embeddings, which leaves out a map beyond the sizes too.
+        sizes = sam.backbone_feature_sizes
+        maps = [m.permute(1, 2, 0).unflatten(2, hw) for m, hw in zip(flat, sizes, strict=False)]
+    else:
+        out = sam.vision_encoder(pixels)
+        maps = [out.last_hidden_state]
+        if kind == "sam_hq":
+            maps.append(out.intermediate_embeddings[0])  # the only one that its decoder reads
+    return tuple(m.float() for m in maps)
+
+
+def as_arguments(sam: Sam, maps: Maps) -> dict[str, Any]:
+    """Return `maps` as the arguments of the model's forward."""
+    kind = kind_of(sam)
+    if kind == "sam":
+        return {"image_embeddings": maps[0]}
+    if kind == "sam_hq":
+        return {"image_embeddings": maps[0], "intermediate_embeddings": [maps[1]]}
+    return {"image_embeddings": list(maps)}
+
+
+def encoder_parameters(sam: Sam) -> list[nn.Parameter]:
+    """Return all parameters that `encode` uses: with these frozen, embeddings do not change."""
+    parts: list[Any] = [sam.vision_encoder]
+    if kind_of(sam) in {"sam2", "sam3_tracker"}:
+        parts += [sam.mask_decoder.conv_s0, sam.mask_decoder.conv_s1]
+    found = [p for part in parts for p in part.parameters()]
+    return found + ([sam.no_memory_embedding] if hasattr(sam, "no_memory_embedding") else [])
+
+
+def positional_encoding(sam: Sam) -> list[nn.Parameter]:
+    """Return the positional encoding where it is a parameter; no SAM is meant to train it."""
+    return [p for name, p in sam.named_parameters() if name.endswith("positional_embedding")]
+
+
+def is_frozen(sam: Sam) -> bool:
+    """Return whether nothing that `encode` uses is trained."""
+    return not any(p.requires_grad for p in encoder_parameters(sam))
+
+
+@torch.no_grad()
+def fingerprint(sam: Sam) -> str:
+    """Return a short text that changes with any weight of the encoder."""
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in encoder_parameters(sam):
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

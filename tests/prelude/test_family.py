@@ -1,0 +1,109 @@
+"""One prelude for SamModel, SamHQModel, Sam2Model and Sam3TrackerModel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from ddp_magic.prelude import SamDataset, cells, predict, train
+from ddp_magic.prelude.adapter import (
+    as_arguments,
+    encode,
+    encoder_parameters,
+    fingerprint,
+    geometry_of,
+    is_frozen,
+)
+from ddp_magic.prelude.data import collate, prepare
+from ddp_magic.prelude.model import PromptedSam
+
+from .family import FAMILY, build
+
+
+@pytest.fixture(scope="module")
+def data() -> SamDataset:
+    return SamDataset(*cells(n=4, size=48))
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
+    """Maps equal get_image_embeddings, and give the masks that pixels give."""
+    sam = build(kind).eval()
+    batch = prepare(collate([data[0]]), geometry_of(sam))
+    with torch.no_grad():
+        maps = encode(sam, batch["pixel_values"])
+        own = sam.get_image_embeddings(batch["pixel_values"])
+        flat = [own] if torch.is_tensor(own) else [own[0], own[1][0]] if kind == "sam_hq" else own
+        for a, b in zip(maps, flat, strict=True):
+            assert torch.equal(a, b)
+        prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
+        ours = sam(**as_arguments(sam, maps), **prompts)
+        theirs = sam(pixel_values=batch["pixel_values"], **prompts)
+        ((logits, _),) = PromptedSam(sam)(batch)
+    torch.testing.assert_close(ours.pred_masks, theirs.pred_masks)
+    torch.testing.assert_close(logits, theirs.pred_masks[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_encoder_learns(kind: str, data: SamDataset) -> None:
+    """Gradients reach the encoder, which get_image_embeddings would cut off without a word."""
+    sam = build(kind)
+    ((logits, _),) = PromptedSam(sam)(prepare(collate([data[0]]), geometry_of(sam)))
+    logits.square().mean().backward()
+    assert any(p.grad is not None and p.grad.any() for p in encoder_parameters(sam))
+
+
+@pytest.mark.parametrize("tune", ["full", "decoder", "lora"])
+@pytest.mark.parametrize("kind", FAMILY)
+def test_each_is_trained_saved_and_used(
+    kind: str, tune: str, data: SamDataset, tmp_path: Any
+) -> None:
+    """An epoch changes what it should, and the checkpoint loads and predicts the same."""
+    sam = build(kind)
+    before, names = fingerprint(sam), set(sam.state_dict())
+    train(sam, data, data, epochs=1, batch_size=2, rounds=2, lr=1e-2, tune=tune, out_dir=tmp_path)
+    assert set(sam.state_dict()) == names
+    assert (fingerprint(sam) == before) == (tune == "decoder")
+    assert (tmp_path / "embeddings").exists() == (tune == "decoder")
+    assert all(p.requires_grad for p in sam.parameters())
+    loaded = AutoModel.from_pretrained(tmp_path / "last")
+    image, click = cells(n=1)[0][0], [(20, 20)]
+    assert np.array_equal(predict(sam, image, click), predict(loaded, image, click))
+
+
+def test_geometry_of_sam2_is_stretched() -> None:
+    """SAM 2 and 3 see the whole square; points scale by each side's own factor."""
+    geometry = geometry_of(build("sam2"))
+    mask = np.ones((1, 30, 60), bool)
+    data = SamDataset(np.zeros((1, 30, 60), np.uint8), mask, [(0, 15, 30)])
+    batch = prepare(collate([data[0]]), geometry)
+    assert batch["points"][0, 0].tolist() == [64, 64]
+    assert batch["inside"].all()
+    assert batch["target"].min() == 1
+
+
+def test_sam3_normalization() -> None:
+    """SAM 3 takes gray levels 0 to 255 as -1 to 1."""
+    images = np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)])
+    data = SamDataset(images, np.ones((2, 8, 8), bool))
+    batch = prepare(collate([data[0], data[1]]), geometry_of(build("sam3_tracker")))
+    assert batch["pixel_values"].amin((1, 2, 3)).tolist() == [-1, 1]
+
+
+def test_other_models_are_refused() -> None:
+    """A model of another family is named."""
+    with pytest.raises(TypeError, match="Linear is none of SamModel"):
+        PromptedSam(torch.nn.Linear(1, 1))
+
+
+def test_frozen_by_hand_is_noticed() -> None:
+    """Freezing all of the encoder is what makes it frozen, not a word."""
+    sam = build("sam")
+    for parameter in encoder_parameters(sam):
+        assert not is_frozen(sam)
+        parameter.requires_grad_(False)
+    assert is_frozen(sam)

@@ -1,0 +1,134 @@
+"""A trained model at work: predict, segment, and transformers' own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SamModel, pipeline
+
+from ddp_magic.prelude import SamDataset, cells, dice_score, predict, segment, tiny_sam, train
+from ddp_magic.prelude.inference import Found, _is_cut, _paint
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned drawn cells well enough to find some."""
+    folder = tmp_path_factory.mktemp("trained")
+    sets = SamDataset(*cells(n=320)), SamDataset(*cells(n=16, seed=1))
+    history = train(
+        tiny_sam(),
+        *sets,
+        epochs=4,
+        batch_size=8,
+        prompts={"points": 2, "boxes": 1, "masks": 1},
+        rounds=2,
+        multimask=False,
+        out_dir=folder,
+    )
+    assert history[-1]["dice"] > 0.6
+    return folder
+
+
+@pytest.mark.timeout(240)
+def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
+    """A click, clicks of both signs, a box, a rough mask, and lists of them."""
+    model = SamModel.from_pretrained(trained / "best")
+    images, masks, clicks = cells(n=6, seed=1)
+    scores: dict[str, list[float]] = {"click": [], "signed": [], "box": [], "mask": []}
+    for number, y, x in clicks:
+        true = masks[number] == masks[number, y, x]
+        at = np.argwhere(true)
+        box = [*at.min(0), *at.max(0)]
+        off = np.argwhere(~true)[0]
+        image = images[number]
+        drawn = {
+            "click": predict(model, image, [(y, x)], multimask=False),
+            "signed": predict(model, image, [(y, x), off], [1, 0]),
+            "box": predict(model, image, boxes=box),
+            "mask": predict(model, image, masks=true),
+        }
+        for kind, mask in drawn.items():
+            assert mask.shape == (64, 64)
+            scores[kind].append(dice_score(mask, true).item())
+    means = {kind: np.mean(values) for kind, values in scores.items()}
+    assert min(means.values()) > 0.6, means
+    assert means["box"] > means["click"] - 0.1
+    two = predict(model, images[0], boxes=[[0, 0, 20, 20], [30, 30, 50, 50]])
+    assert two.shape == (2, 64, 64)
+    with pytest.raises(ValueError, match="for each object"):
+        predict(model, images[0])
+    with pytest.raises(ValueError, match="for each object"):
+        predict(model, images[0], [[(1, 1)], [(2, 2)]], boxes=[[0, 0, 9, 9]] * 3)
+    with pytest.raises(ValueError, match="as many"):
+        predict(model, images[0], [(1, 1)], [1, 0])
+    with pytest.raises(ValueError, match="outside"):
+        predict(model, images[0], boxes=[0, 0, 9, 64])
+
+
+def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:
+    """Most cells of a mosaic are found, each once, as many numbers as objects."""
+    images, masks, _ = cells(n=6, seed=1)
+    picture = np.block([[images[0], images[1], images[2]], [images[3], images[4], images[5]]])
+    model = SamModel.from_pretrained(trained / "best").train()
+    found = segment(model, picture, tile=64, multimask=False, min_iou=0.5)
+    assert model.training
+    assert found.shape == picture.shape == (128, 192)
+    assert set(np.unique(found)) == set(range(found.max() + 1))
+    hits = total = 0
+    for place, mask in enumerate(masks):
+        top, left = 64 * (place // 3), 64 * (place % 3)
+        part = found[top : top + 64, left : left + 64]
+        for label in np.unique(mask)[1:]:
+            true = mask == label
+            counts = np.bincount(part[true])
+            counts[0] = 0
+            best = part == counts.argmax()
+            hits += counts.any() and (best & true).sum() / (best | true).sum() > 0.5
+            total += 1
+    assert hits > 0.5 * total
+    assert segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0).max() == 0
+
+
+def test_overlaps_are_painted_once() -> None:
+    """The better of two masks of one object wins; what lies beside it keeps its free pixels."""
+    a = np.zeros((8, 8), bool)
+    a[:4] = True
+    b, c = a.copy(), np.zeros((8, 8), bool)
+    b[4] = True  # mostly a
+    c[3:8] = True  # partly a
+    labels = _paint([Found(0.8, 0, 0, b), Found(0.9, 0, 0, a), Found(0.7, 2, 0, c)], (10, 8), 4)
+    assert labels.max() == 2
+    assert (labels[:4] == 1).all()
+    assert (labels[5:10] == 2).all()
+    assert not labels[4].any()
+
+
+def test_masks_that_go_on_beyond_their_piece_are_cut() -> None:
+    """At the picture's own edge an object is whole; at a tile's it is not."""
+    mask = np.zeros((4, 4), bool)
+    mask[0] = True
+    assert not _is_cut(mask, 0, 0, 9, 4)
+    assert _is_cut(mask, 4, 0, 9, 4)
+    assert not _is_cut(mask.T, 0, 0, 4, 9)
+    assert _is_cut(mask.T, 0, 4, 4, 9)
+    assert _is_cut(mask[::-1], 0, 0, 9, 4)
+    assert not _is_cut(mask[::-1], 5, 0, 9, 4)
+
+
+def test_the_pipeline_of_transformers_takes_the_checkpoint(trained: Path) -> None:
+    """mask-generation reads model and image processor, and draws masks up to its own last step.
+
+    That step, non-maximum suppression, is torchvision's, which is not installed here.
+    """
+    generator: Any = pipeline("mask-generation", model=str(trained / "best"), device="cpu")
+    image = Image.fromarray(np.repeat(cells(n=1, seed=1)[0][0][..., None], 3, 2))
+    steps = list(generator.preprocess(image, points_per_crop=4))
+    with torch.no_grad():
+        out = generator._forward(steps[0], pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    assert len(out["boxes"]) == len(out["iou_scores"]) == len(out["masks"]) > 0
+    assert steps[0]["input_points"].max() <= 64
