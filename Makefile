@@ -17,11 +17,12 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Some twenty minutes, on an idle machine. The plot is the README's.
+# Some thirty minutes, on an idle machine. The plot is the README's.
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks.start --plot tests/benchmarks/start.png
 	$(BIN)/python -m tests.benchmarks.values
+	$(BIN)/python -m tests.benchmarks.sam
 
 # torch first, at the version of the constraints file: what comes later finds it there. stardist
 # without its dependencies, because only the picture of nuclei in it is wanted, not TensorFlow.
