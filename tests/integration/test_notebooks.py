@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,37 +15,71 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
+def execute(name: str, folder: Path) -> tuple[nbformat.NotebookNode, float]:
+    """Run a copy of a notebook; return it with its outputs, and the seconds."""
+    notebook = nbformat.read(shutil.copy(NOTEBOOKS / name, folder), as_version=4)
+    start = time.monotonic()
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    return notebook, time.monotonic() - start
+
+
+def best_row(log: Path) -> dict[str, float]:
+    """Return the epoch with the highest held-out Dice."""
+    with log.open(newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return max(rows, key=lambda row: row["dice"])
+
+
+def said_by(cell: nbformat.NotebookNode) -> str:
+    """Return the text that a cell has printed."""
+    return "".join(out.text for out in cell.outputs if out.output_type == "stream")
+
+
+def pictures_of(cell: nbformat.NotebookNode) -> int:
+    """Return the number of figures below a cell."""
+    return sum("image/png" in out.get("data", {}) for out in cell.outputs)
+
+
 @pytest.mark.timeout(400)
 def test_sam_finetune(tmp_path: Path) -> None:
     """Two ranks learn real nuclei, heed their prompts, and show it, within three minutes."""
-    path = shutil.copy(NOTEBOOKS / "sam_finetune.ipynb", tmp_path)
-    notebook = nbformat.read(path, as_version=4)
-    start = time.monotonic()
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    elapsed_s = time.monotonic() - start
-    with (tmp_path / "sam_checkpoints" / "log.csv").open(newline="") as file:
-        best = max(csv.DictReader(file), key=lambda row: float(row["dice"]))
-    assert float(best["dice"]) >= 0.85
-    assert float(best["wrong_prompt_dice"]) < 0.1
+    notebook, elapsed_s = execute("sam_finetune.ipynb", tmp_path)
+    best = best_row(tmp_path / "sam_checkpoints" / "log.csv")
+    assert best["dice"] >= 0.85
+    assert best["dice_5"] >= 0.9
+    assert best["wrong_prompt_dice"] < 0.1
     training = next(cell for cell in notebook.cells if "history = train(" in cell.source)
-    images = [out for out in training.outputs if "image/png" in out.get("data", {})]
-    assert len(images) == 3  # learning curve, training, held out
-    text = "".join(out.text for out in training.outputs if out.output_type == "stream")
-    assert "[rank 0] epoch 16/16" in text
+    assert pictures_of(training) == 3  # learning curve, training, held out
+    assert "16/16" in said_by(training)
+    whole = next(cell for cell in notebook.cells if "segment(model" in cell.source)
+    assert pictures_of(whole) == 1
+    found, drawn = map(
+        int, re.findall(r"(\d+) objects found; the expert drew (\d+)", said_by(whole))[0]
+    )
+    assert found >= drawn / 2
     assert elapsed_s < 300, (
         "three minutes on an idle machine; this bound leaves room for a busy one"
     )
 
 
-def test_committed_outputs_are_of_this_source() -> None:
+@pytest.mark.timeout(300)
+def test_sam_your_data(tmp_path: Path) -> None:
+    """Two folders of pictures become a trained model and a segmented picture."""
+    notebook, _ = execute("sam_your_data.ipynb", tmp_path)
+    assert best_row(tmp_path / "my_checkpoints" / "log.csv")["dice"] >= 0.85
+    training = next(cell for cell in notebook.cells if "history = train(" in cell.source)
+    assert pictures_of(training) == 2  # learning curve, the worst held-out images
+    prompted = next(cell for cell in notebook.cells if "a rough mask" in cell.source)
+    scores = [float(score) for score in re.findall(r"Dice (\d\.\d+)", said_by(prompted))]
+    assert len(scores) == 4
+    assert min(scores) > 0.5
+
+
+@pytest.mark.parametrize("name", ["sam_finetune.ipynb", "sam_your_data.ipynb"])
+def test_committed_outputs_are_of_this_source(name: str) -> None:
     """The notebook is committed with its outputs: every code cell has run, in order."""
-    notebook = nbformat.read(NOTEBOOKS / "sam_finetune.ipynb", as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
-    assert any(
-        "image/png" in output.get("data", {})
-        for cell in notebook.cells
-        if cell.cell_type == "code" and cell.source.startswith("%%ddp")
-        for output in cell.outputs
-    )
+    assert any(pictures_of(cell) for cell in notebook.cells if cell.get("outputs"))
