@@ -635,21 +635,26 @@ def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
         for values in (geometry.mean, geometry.std)
     )
     side = geometry.image_size
-    pixels = torch.zeros(len(sizes), 3, side, side, device=images.device)
-    for (h, w), on_cpu in by_size(sizes):
-        rows, (new_h, new_w) = on_cpu.to(images.device), geometry.resized((h, w))
-        small = _resize(images[rows, :, :h, :w], (new_h, new_w))
-        pixels[rows, :, :new_h, :new_w] = small.sub_(mean).div_(std)
+    pixels = torch.empty(len(sizes), 3, side, side, device=images.device)
+    for (h, w), numbers in by_size(sizes):
+        new_h, new_w = geometry.resized((h, w))
+        pixels[numbers, :, new_h:] = 0
+        pixels[numbers, :, :, new_w:] = 0
+        for number in numbers.tolist():  # straight into its place: passes over memory are the cost
+            small = _resize(images[number, None, :, :h, :w], (new_h, new_w))[0]
+            place = pixels[number, :, :new_h, :new_w]
+            torch.mul(small, 1 / std, out=place)
+            place -= mean / std
     return pixels
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize uint8 images (B, C, H, W) as PIL does; float gray levels come out."""
-    if images.shape[2:] == size or not len(images):
-        return (
-            images.float() if len(images) else images.new_zeros(0, images.shape[1], *size).float()
-        )
+    """Resize uint8 images (B, C, H, W) as PIL does, to gray levels in uint8, or float on CUDA."""
+    if images.shape[2:] == size:
+        return images
+    if not len(images):
+        return images.new_zeros(0, images.shape[1], *size)
     if images.is_cuda:  # CUDA has no uint8 kernel
         levels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         return levels.round().clamp(0, 255)
-    return F.interpolate(images, size, mode="bilinear", antialias=True).float()
+    return F.interpolate(images, size, mode="bilinear", antialias=True)

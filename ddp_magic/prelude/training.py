@@ -246,7 +246,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         frozen += find_unused(wrapper.train(), _one_of_each(images, wrapper, device))
         trained = [p for p in wrapper.parameters() if p.requires_grad]
-        optimizer = optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+        optimizer = optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         # DDP copies rank 0's weights to the others; what has a state is loaded after that.
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper

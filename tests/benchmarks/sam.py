@@ -69,7 +69,7 @@ def cached_step(turns: int) -> None:
     wrapper = PromptedSam(SamModel(SamConfig()))
     choose_trained(wrapper.sam, "decoder")
     trained = [p for p in wrapper.parameters() if p.requires_grad]
-    optimizer = optim.AdamW(trained, lr=1e-5)
+    optimizer = optim.AdamW(trained, lr=1e-5, fused=True)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 1024, 1024, 3), dtype=np.uint8)
     mask = np.zeros((1, 1024, 1024), bool)
@@ -170,7 +170,7 @@ def our_epoch(images: int, rounds: int) -> float:
     """Train with the prelude's loss and its guesses of IoU; return objects a second."""
     data = SamDataset(*nuclei("train", crops=images))
     wrapper = PromptedSam(tiny_sam(), rounds=rounds, multimask=False).train()
-    optimizer = optim.AdamW(wrapper.parameters(), lr=1e-3)
+    optimizer = optim.AdamW(wrapper.parameters(), lr=1e-3, fused=True)
     loader = DataLoader(data, 8, shuffle=True, collate_fn=collate)
     start, count = 0.0, 0
     for number, raw in enumerate(loader):

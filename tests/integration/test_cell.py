@@ -97,6 +97,8 @@ def test_dataloader_workers(kernel: Kernel) -> None:
     squares = [i * i for i in range(8)]
     for rank in (0, 1):
         own = [line for line in result.lines if line.startswith(f"[rank {rank}]")]
+        # On a busy machine Python's tracker of semaphores may end before its news has arrived.
+        own = [line for line in own if "resource_tracker" not in line]
         assert own == [
             f"[rank {rank}] once",
             f"[rank {rank}] fork {squares} False",
