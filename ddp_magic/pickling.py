@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import cloudpickle
-from cloudpickle.cloudpickle import _extract_code_globals
+from cloudpickle.cloudpickle import _code_reduce, _extract_code_globals
 
 _GRANULARITY = mmap.ALLOCATIONGRANULARITY
 _GENERATORS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, asyncio.Future)
@@ -119,6 +119,8 @@ class Pickler(cloudpickle.Pickler):
             return self._reduce_tensor(obj)
         if isinstance(obj, functools._lru_cache_wrapper) and obj.__module__ == "__main__":
             return _cached, (obj.__wrapped__, obj.cache_parameters())
+        if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 takes its file from it
+            return _in_file, (obj.co_filename, *_code_reduce(obj))
         refuse(obj)
         if self._home is not None:
             refuse_one_process(obj)
@@ -409,6 +411,13 @@ def _tensor(
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:  # noqa: ANN401
     return functools.lru_cache(**parameters)(function)
+
+
+def _in_file(
+    file: str, make: Callable[..., types.CodeType], args: tuple[Any, ...]
+) -> types.CodeType:
+    """Make code that tracebacks and `inspect` find in `file`."""
+    return make(*args).replace(co_filename=file)
 
 
 def _same(obj: Any) -> Any:  # noqa: ANN401 -- any object at all
