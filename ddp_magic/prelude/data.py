@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ddp_magic.prelude.files import Files, check_names, open_files
 from ddp_magic.prelude.process_group import print0
@@ -570,6 +570,34 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
         _, h, w = item["image"].shape
         out["images"][i, :, :h, :w] = item["image"]
     return out
+
+
+def load(
+    dataset: Dataset[Item],
+    numbers: Sequence[int],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    seed: int = 0,
+) -> DataLoader[Any]:
+    """Return a loader of batches from `collate`, of some of a set's items, in order.
+
+    Args:
+        dataset: of images.
+        numbers: of the items.
+        batch_size: images a batch.
+        workers: processes that load them; 0: this one.
+        device: where the batches will go: memory that a GPU can read by itself is pinned.
+        seed: of the workers' random numbers, another one in each epoch.
+    """
+    return DataLoader(
+        Subset(dataset, numbers),
+        batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(seed),  # the global one is left alone
+    )
 
 
 def by_size(sizes: Tensor) -> list[tuple[tuple[int, int], Tensor]]:

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
-from ddp_magic.prelude.data import Geometry, Item, SamDataset, by_size, collate, prepare
+from ddp_magic.prelude.data import Geometry, Item, SamDataset, by_size, collate, load, prepare
 from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
 from ddp_magic.prelude.plots import show_results
@@ -88,9 +88,7 @@ def score_objects(
     wrapper.eval()
     n = len(dataset)  # type: ignore[arg-type]
     numbers = range(rank, n, world)  # exact, where samplers pad
-    loader = DataLoader(
-        Subset(dataset, numbers), batch_size, collate_fn=collate, num_workers=workers
-    )
+    loader = load(dataset, numbers, batch_size, workers, device)
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     for step, raw in enumerate(loader):
         batch = prepare(raw, wrapper.geometry, device)

@@ -16,7 +16,7 @@ from transformers import (
     SamVisionConfig,
 )
 
-from ddp_magic.prelude.adapter import Maps, Sam, as_arguments, encode, geometry_of
+from ddp_magic.prelude.adapter import Maps, Sam, along_memory, as_arguments, encode, geometry_of
 from ddp_magic.prelude.data import FOREGROUND, PAD, Geometry
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
@@ -163,14 +163,15 @@ class PromptedSam(nn.Module):
         logits, iou, order = [], [], []
         for number, (k, box, mask) in enumerate(kinds.tolist()):
             rows = torch.where(group == number)[0]  # (m,)
-            out = self.sam(
-                **as_arguments(self.sam, tuple(each[image_index[rows]] for each in maps)),
-                input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)
-                input_labels=prompts.labels[rows, None, :k] if k else None,  # (m, 1, k)
-                input_boxes=prompts.boxes[rows, None] if box else None,  # (m, 1, 4)
-                input_masks=prompts.masks[rows] if mask else None,
-                multimask_output=self.multimask and (k, box, mask) == (1, 0, 0),
-            )
+            with along_memory(self.sam):
+                out = self.sam(
+                    **as_arguments(self.sam, tuple(each[image_index[rows]] for each in maps)),
+                    input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)
+                    input_labels=prompts.labels[rows, None, :k] if k else None,  # (m, 1, k)
+                    input_boxes=prompts.boxes[rows, None] if box else None,  # (m, 1, 4)
+                    input_masks=prompts.masks[rows] if mask else None,
+                    multimask_output=self.multimask and (k, box, mask) == (1, 0, 0),
+                )
             logits.append(out.pred_masks[:, 0])  # (m, C, s, s)
             iou.append(out.iou_scores[:, 0])  # (m, C)
             order.append(rows)

@@ -1,7 +1,8 @@
 """Fine-tuning SAM: the loop.
 
-The same code runs on one process without a process group and on many ranks. `train` sets up,
-`train_epoch` is the loop; copy both and change them.
+The same code runs on one process without a process group and on many ranks. To train otherwise,
+copy `train` and change it: what is learned in its loop is in `losses`, what the model is asked in
+`prompts`, its forward in `model`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn, optim
+from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import Dataset, DistributedSampler
 from tqdm.std import tqdm
 
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen
-from ddp_magic.prelude.data import Item, SamDataset, Turned, collate, prepare
+from ddp_magic.prelude.data import Item, SamDataset, Turned, collate, load, prepare
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -41,92 +42,6 @@ from ddp_magic.prelude.model import PromptedSam
 from ddp_magic.prelude.plots import show_history
 from ddp_magic.prelude.process_group import all_reduce_sum, barrier, print0, rank_and_world, setup
 from ddp_magic.prelude.tuning import Averages, choose_trained, find_unused, restore
-
-
-def train_epoch(  # noqa: PLR0913 -- the loop's parts, each by its name
-    ddp: nn.Module,
-    wrapper: PromptedSam,
-    batches: Waiting,
-    optimizer: optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    averages: Averages,
-    *,
-    rates: list[float],
-    loss: str = "dice+bce",
-    accumulate: int = 1,
-    clip: float = 0.0,
-) -> Iterator[tuple[int, Tensor]]:
-    """Go through the images once: the loop.
-
-    Args:
-        ddp: `wrapper`, in DDP if there are several ranks.
-        wrapper: the model with its prompts.
-        batches: this rank's, from `collate`.
-        optimizer: of what is trained.
-        scaler: of the losses, for float16.
-        averages: of the weights.
-        rates: learning rates of the steps.
-        loss: as in `object_losses`.
-        accumulate: batches a step.
-        clip: longest gradient; 0: any.
-
-    Yields:
-        After each step the number of batches done, and the sums so far of the losses and of the
-        objects of this rank, (2,) float64.
-    """
-    device, world = next(ddp.parameters()).device, rank_and_world()[1]
-    trained = [p for p in wrapper.parameters() if p.requires_grad]
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    step_objects = torch.zeros(1, device=device)
-    ddp.train()
-    for number, raw in enumerate(batches, start=1):
-        is_step = number % accumulate == 0 or number == len(batches)
-        batch = prepare(raw, wrapper.geometry, device)
-        with nullcontext() if is_step or world == 1 else ddp.no_sync():  # type: ignore[operator]
-            losses = step_losses(ddp, batch, loss)  # (M,)
-            with warnings.catch_warnings():  # of 1 x 1 convolutions, whose strides mean nothing
-                warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-                # DDP averages over ranks; times world this is the sum over all their objects.
-                scaler.scale(losses.sum() * world).backward()  # type: ignore[no-untyped-call]
-        sums += torch.stack([losses.detach().sum().double(), sums.new_tensor(len(losses))])
-        step_objects += len(losses)
-        if not is_step:
-            continue
-        # The mean over *objects*, of which batches and ranks have unequal numbers.
-        objects = all_reduce_sum(step_objects).clamp(min=1)
-        scaler.unscale_(optimizer)
-        for parameter in trained:
-            if parameter.grad is not None:
-                parameter.grad.div_(objects)
-        if clip:
-            nn.utils.clip_grad_norm_(trained, clip)
-        optimizer.param_groups[0]["lr"] = rates[(number - 1) // accumulate]
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        averages.update()
-        step_objects.zero_()
-        yield number, sums
-
-
-class Waiting:
-    """A loader that counts the seconds until it has something."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        """Wrap a loader."""
-        self.loader, self.seconds = loader, 0.0
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the loader's batches."""
-        start = time.perf_counter()
-        for batch in self.loader:
-            self.seconds += time.perf_counter() - start
-            yield batch
-            start = time.perf_counter()
 
 
 def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, and one visible loop
@@ -223,6 +138,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     scorer = PromptedSam(model, amp, max(CLICKS), first, multimask=multimask)
     sam = wrapper.sam
     with ExitStack() as at_end:
+        at_end.enter_context(warnings.catch_warnings())  # of 1 x 1 convolutions, whose
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # strides mean nothing
         frozen = choose_trained(sam, tune, lora_rank)
         at_end.callback(restore, sam, frozen)
         train_images: Dataset[Item] = train_set
@@ -259,7 +176,6 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
 
         batches = -(-len(order) // batch_size)
         steps = -(-batches // accumulate)
-        rates = [learning_rate(step, epochs * steps, lr) for step in range(epochs * steps)]
         bar = tqdm(
             total=epochs * batches, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60
         )
@@ -269,51 +185,61 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 break
             order.set_epoch(epoch)  # another order each time
             images.epoch = epoch
-            done, start = position.batches, time.perf_counter() - position.seconds
-            before = torch.tensor(position.sums, dtype=torch.float64, device=device)
-            sums = torch.zeros_like(before)
-            rest = Subset(images, list(order)[done * batch_size :])
-            loader = Waiting(
-                DataLoader(
-                    rest,
-                    batch_size,
-                    collate_fn=collate,
-                    num_workers=workers,
-                    generator=torch.Generator().manual_seed(seed),  # the global one is left alone
-                )
-            )
-            for number, sums in train_epoch(
-                ddp,
-                wrapper,
-                loader,
-                optimizer,
-                scaler,
-                averages,
-                rates=rates[epoch * steps + done // accumulate :],
-                loss=loss,
-                accumulate=accumulate,
-                clip=clip,
-            ):
-                bar.update(epoch * batches + done + number - bar.n)
-                step = (done + number) // accumulate
-                if folder and save_every and step % save_every == 0:
-                    so_far = (before + all_reduce_sum(sums.clone())).tolist()
-                    seconds = time.perf_counter() - start
-                    here = checkpoint.Position(history, done + number, so_far, seconds)
-                    checkpoint.save(folder, parts, here, sam, wrapper.geometry)
+            rest = list(order)[position.batches * batch_size :]
+            # Losses and objects of this rank; those from before an interruption are all rank 0's.
+            sums = torch.tensor(position.sums, dtype=torch.float64, device=device) * (rank == 0)
+            step_objects = torch.zeros(1, device=device)
+            start = time.perf_counter() - position.seconds
+            waited, asked = 0.0, time.perf_counter()
+            ddp.train()
+            loader = load(images, rest, batch_size, workers, device, seed * 10_000 + epoch)
+            for number, raw in enumerate(loader, start=position.batches + 1):
+                waited += time.perf_counter() - asked
+                is_step = number % accumulate == 0 or number == batches
+                batch = prepare(raw, wrapper.geometry, device)
+                with nullcontext() if is_step or world == 1 else ddp.no_sync():  # type: ignore[operator]
+                    losses = step_losses(ddp, batch, loss)  # (M,)
+                    # DDP averages over ranks; times world this is the sum over all their objects.
+                    scaler.scale(losses.sum() * world).backward()  # type: ignore[no-untyped-call]
+                sums += torch.stack([losses.detach().sum().double(), sums.new_tensor(len(losses))])
+                step_objects += len(losses)
+                if is_step:
+                    # The mean over *objects*, of which batches and ranks have unequal numbers.
+                    objects = all_reduce_sum(step_objects).clamp(min=1)
+                    scaler.unscale_(optimizer)
+                    for parameter in trained:
+                        if parameter.grad is not None:
+                            parameter.grad.div_(objects)
+                    if clip:
+                        nn.utils.clip_grad_norm_(trained, clip)
+                    step = (number - 1) // accumulate  # of this epoch, from 0
+                    rate = learning_rate(epoch * steps + step, epochs * steps, lr)
+                    optimizer.param_groups[0]["lr"] = rate
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    averages.update()
+                    step_objects.zero_()
+                    if folder and save_every and (step + 1) % save_every == 0:
+                        total = all_reduce_sum(sums.clone()).tolist()
+                        seconds = time.perf_counter() - start
+                        here = checkpoint.Position(history, number, total, seconds)
+                        checkpoint.save(folder, parts, here, sam, wrapper.geometry)
+                bar.update(epoch * batches + number - bar.n)
+                asked = time.perf_counter()
             seconds = time.perf_counter() - start
-            total = before + all_reduce_sum(sums.clone())
+            total_loss, objects_seen = all_reduce_sum(sums).tolist()
             with averages.in_place():
                 table = score_objects(scorer, val_images, batch_size=batch_size, workers=workers)
                 history.append(
                     {
                         "epoch": epoch + 1,
                         "lr": optimizer.param_groups[0]["lr"],
-                        "train_loss": float(total[0] / total[1].clamp(min=1)),
+                        "train_loss": total_loss / max(objects_seen, 1),
                         **mean_scores(table),
                         "seconds": seconds,
                         "images_per_s": len(train_set) / seconds,
-                        "data_wait": loader.seconds / seconds,
+                        "data_wait": waited / seconds,
                     }
                 )
                 if rank == 0:

@@ -189,7 +189,10 @@ def test_collate_pads_and_flattens() -> None:
 
 @pytest.mark.parametrize("size", [(40, 60), (100, 37), (128, 128), (211, 300), (64, 64)])
 def test_prepare_equals_sam_processor(size: tuple[int, int]) -> None:
-    """Pixels agree with transformers' processor to one gray level, also beside a larger image."""
+    """Pixels are those of transformers' processor, also beside a larger image.
+
+    But for rounding: one gray level, in one pixel of eight hundred at most.
+    """
     side = 128
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -208,7 +211,9 @@ def test_prepare_equals_sam_processor(size: tuple[int, int]) -> None:
     data = SamDataset([image, other], [full, np.ones((300, 310), bool)], [(0, 7, 11), (1, 0, 0)])
     batch = prepare(collate([data[0], data[1]]), Geometry(side))
     std = torch.tensor(STD).view(3, 1, 1)
-    assert ((batch["pixel_values"][0] - oracle).abs() * std).max() < 1.01
+    levels = (batch["pixel_values"][0] - oracle).abs() * std
+    assert levels.max() < 1.01
+    assert (levels > 0.01).double().mean() < 1 / 800
     scale = side / max(size)
     new = [int(s * scale + 0.5) for s in size]
     expected = [11 * new[1] / size[1], 7 * new[0] / size[0]]

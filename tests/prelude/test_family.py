@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from ddp_magic.prelude import SamDataset, cells, predict, train
 from ddp_magic.prelude.adapter import (
+    along_memory,
     as_arguments,
     encode,
     encoder_parameters,
@@ -46,6 +47,20 @@ def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
         ((logits, _),) = PromptedSam(sam)(batch)
     torch.testing.assert_close(ours.pred_masks, theirs.pred_masks)
     torch.testing.assert_close(logits, theirs.pred_masks[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_reading_along_memory_changes_no_value(kind: str, data: SamDataset) -> None:
+    """Masks are those of the model by itself, and nothing stays hooked to the user's model."""
+    sam = build(kind).eval()
+    batch = prepare(collate([data[0]]), geometry_of(sam))
+    prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
+    with torch.no_grad():
+        plain = sam(pixel_values=batch["pixel_values"], **prompts)
+        with along_memory(sam):
+            along = sam(pixel_values=batch["pixel_values"], **prompts)
+    torch.testing.assert_close(along.pred_masks, plain.pred_masks, rtol=1e-5, atol=1e-6)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in sam.mask_decoder.modules())
 
 
 @pytest.mark.parametrize("kind", FAMILY)

@@ -237,3 +237,25 @@ def test_the_encoder_is_compiled_while_it_is_trained(sets: Sets) -> None:
     traced.clear()
     train(compiled, *sets, **options)
     assert not traced
+
+
+class Noted(SamDataset):
+    """Writes down the random number that a loading process draws for each item."""
+
+    def __init__(self, *args: Any, folder: Path) -> None:
+        super().__init__(*args)
+        self.folder = folder
+
+    def __getitem__(self, index: int) -> Any:
+        with (self.folder / str(index)).open("a") as file:
+            file.write(f"{torch.rand(()).item()}\n")
+        return super().__getitem__(index)
+
+
+def test_loading_processes_draw_anew_in_each_epoch(sets: Sets, tmp_path: Path) -> None:
+    """A user's own augmentation in a worker would otherwise be the same in all epochs."""
+    data = Noted(*cells(n=2), folder=tmp_path)
+    train(tiny_sam(), data, sets[1], epochs=3, rounds=1, workers=1)
+    for index in range(2):
+        drawn = (tmp_path / str(index)).read_text().split()[-3:]  # before them, the dry step's
+        assert len(set(drawn)) == 3
