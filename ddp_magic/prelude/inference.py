@@ -165,14 +165,17 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
     """
     rgb = to_rgb(image, gray_window([image]))  # (3, H, W)
     height, width = rgb.shape[1:]
-    core = max(1, tile // 2) if tile else max(height, width)
-    margin = core // 2 if tile else 0
+    side = tile or max(height, width)
+    core = max(1, side // 2) if tile else side
+    margin = (side - core) // 2
     found: list[Found] = []
     with _evaluating(model, multimask=multimask) as (wrapper, device):
         for top in range(0, height, core):
             for left in range(0, width, core):
-                y0, x0 = max(0, top - margin), max(0, left - margin)
-                piece = rgb[:, y0 : top + core + margin, x0 : left + core + margin]
+                # At the picture's edge too a piece is a whole tile: the size the model knows.
+                y0 = max(0, min(top - margin, height - side))
+                x0 = max(0, min(left - margin, width - side))
+                piece = rgb[:, y0 : y0 + side, x0 : x0 + side]
                 inner = (top - y0, left - x0, core)
                 steps = max(1, points_per_side // (2 if tile else 1))
                 for logits, iou, clicks in _click_grid(

@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 from transformers import SamModel, pipeline
 
-from ddp_magic.prelude import SamDataset, cells, dice_score, predict, segment, tiny_sam, train
+from ddp_magic.prelude import (
+    SamDataset,
+    cells,
+    dice_score,
+    inference,
+    predict,
+    segment,
+    tiny_sam,
+    train,
+)
 from ddp_magic.prelude.inference import Found, _is_cut, _paint
 
 
@@ -23,10 +32,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     history = train(
         tiny_sam(),
         *sets,
-        epochs=4,
+        epochs=6,
         batch_size=8,
         prompts={"points": 2, "boxes": 1, "masks": 1},
-        rounds=2,
+        rounds=1,
         multimask=False,
         out_dir=folder,
     )
@@ -92,6 +101,24 @@ def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:
             total += 1
     assert hits > 0.5 * total
     assert segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0).max() == 0
+
+
+def test_every_tile_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the picture's edges too the model sees squares of a tile; each place is clicked once."""
+    picture = np.zeros((100, 140, 3), dtype=np.uint8)
+    picture[..., 0], picture[..., 1] = np.mgrid[:100, :140]  # a pixel tells its place
+    clicked = np.zeros((100, 140), dtype=int)
+
+    def look(_model: Any, piece: Any, inner: tuple[int, int, int], *_rest: Any) -> list[Any]:
+        assert piece.shape == (3, 64, 64)
+        top, left, side = inner
+        y, x = int(piece[0, 0, 0]) + top, int(piece[1, 0, 0]) + left
+        clicked[y : y + side, x : x + side] += 1
+        return []
+
+    monkeypatch.setattr(inference, "_click_grid", look)
+    assert segment(tiny_sam(), picture, tile=64).max() == 0
+    assert (clicked == 1).all()
 
 
 def test_overlaps_are_painted_once() -> None:
