@@ -9,6 +9,7 @@ General layout (each module uses those below it):
     training       the loop
     checkpoint     what is saved, and the log
     tuning         which weights are trained: all, the decoder, LoRA; their running average
+    optimizers     AdamW, Muon
     embeddings     a frozen encoder's output, kept on disk
     evaluation     scores of held-out objects
     inference      a trained model at work: `predict` and `segment`
