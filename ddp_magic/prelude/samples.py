@@ -6,25 +6,46 @@ Needs NumPy, and Pillow for the real image; not torch. Both functions return
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Samples = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]
+UnequalSamples = tuple[list[NDArray[np.uint8]], list[NDArray[np.int32]], NDArray[np.int64]]
 
 BORDER = 352  # px; columns left of it are for training, the others are held out
 SEEN = 24  # px; an object of which a crop shows less is not asked for
 
 
+@overload
 def nuclei(
     split: Literal["train", "val"] = "train",
     crops: int | None = None,
     size: int = 64,
     seed: int = 0,
-) -> Samples:
+) -> Samples: ...
+
+
+@overload
+def nuclei(
+    split: Literal["train", "val"] = "train",
+    crops: int | None = None,
+    *,
+    size: Sequence[int],
+    seed: int = 0,
+) -> UnequalSamples: ...
+
+
+def nuclei(
+    split: Literal["train", "val"] = "train",
+    crops: int | None = None,
+    size: int | Sequence[int] = 64,
+    seed: int = 0,
+) -> Samples | UnequalSamples:
     """Crops of a fluorescence image of cell nuclei, masks by an expert, one random click a nucleus.
 
     All crops come from one image of 512 x 512 pixels with 125 nuclei: those for training from its
@@ -34,12 +55,14 @@ def nuclei(
     Args:
         split: "train" or "val".
         crops: number of (overlapping) crops; default 768 for training, 127 held out.
-        size: side of a crop, in pixels, at most 160.
-        seed: of the crops' places and the clicks.
+        size: side of a crop, in pixels, at most 160; or several, of which each crop has one. A
+            model that brings them all to one square learns nuclei of more sizes than there are.
+        seed: of the crops' places, sizes and clicks.
 
     Returns:
         Images (n, size, size) uint8; label maps (n, size, size) int32, 0 = background; clicks
-        (P, 3), rows (image, y, x), of three nuclei an image.
+        (P, 3), rows (image, y, x), of three nuclei an image. With several sizes, images and label
+        maps are lists.
 
     Raises:
         ImportError: The image is not here.
@@ -58,7 +81,11 @@ def nuclei(
         image, crops = image[:, BORDER:], crops or 127
     else:
         raise ValueError(f'split is "train" or "val", not {split!r}')
-    return _random_crops(image, labels, crops, size, np.random.default_rng([seed, split == "val"]))
+    rng = np.random.default_rng([seed, split == "val"])
+    if isinstance(size, int):
+        images, masks, clicks = _random_crops(image, labels, crops, [size], rng)
+        return np.stack(images), np.stack(masks), clicks
+    return _random_crops(image, labels, crops, size, rng)
 
 
 def _stardist_image() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -84,27 +111,27 @@ def _random_crops(
     image: NDArray[np.uint8],
     labels: NDArray[np.int32],
     crops: int,
-    size: int,
+    sizes: Sequence[int],
     rng: np.random.Generator,
-) -> Samples:
+) -> UnequalSamples:
     """Cut `crops` squares that show at least three objects, and click on three in each."""
     height, width = labels.shape
-    images = np.zeros((crops, size, size), dtype=np.uint8)
-    masks = np.zeros((crops, size, size), dtype=np.int32)
+    images: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.int32]] = []
     clicks: list[tuple[int, int, int]] = []
-    n = 0
-    while n < crops:
+    while len(images) < crops:
+        size = sizes[0] if len(sizes) == 1 else int(rng.choice(sizes))
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         mask = labels[top : top + size, left : left + size]
         found, area = np.unique(mask, return_counts=True)
         found = found[(found > 0) & (area >= SEEN)]
         if len(found) < 3:
             continue
-        images[n], masks[n] = image[top : top + size, left : left + size], mask
         for label in rng.permutation(found)[:3]:
             y, x = rng.choice(np.argwhere(mask == label))
-            clicks.append((n, int(y), int(x)))
-        n += 1
+            clicks.append((len(images), int(y), int(x)))
+        images.append(image[top : top + size, left : left + size])
+        masks.append(mask)
     return images, masks, np.array(clicks, dtype=np.int64)
 
 

@@ -47,6 +47,18 @@ def test_nuclei_splits_do_not_touch() -> None:
 
 
 @needs_stardist
+def test_nuclei_of_several_sizes() -> None:
+    """Each crop has one of the sizes, and its clicks are in it; all ranks cut the same ones."""
+    images, masks, clicks = samples.nuclei("train", crops=24, size=(48, 64, 96))
+    assert {image.shape for image in images} == {(48, 48), (64, 64), (96, 96)}
+    assert [mask.shape for mask in masks] == [image.shape for image in images]
+    assert all(masks[number][y, x] > 0 for number, y, x in clicks)
+    assert np.bincount(clicks[:, 0]).tolist() == [3] * 24
+    again, _, _ = samples.nuclei("train", crops=24, size=(48, 64, 96))
+    assert all(np.array_equal(a, b) for a, b in zip(images, again, strict=True))
+
+
+@needs_stardist
 def test_nuclei_rejects_an_unknown_split() -> None:
     """A misspelled split is an error, not the training data."""
     with pytest.raises(ValueError, match="test"):
