@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     optimizer: str = "adamw",
     tune: str = "full",
     prompts: str | Mapping[str, float] = "points",
-    rounds: int = 3,
+    rounds: int | Sequence[int] = 3,
     multimask: bool = True,
     loss: str = "dice+bce",
     weight_decay: float = 0.0,
@@ -99,7 +99,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             on it; "boxes", around it; "masks", a rough one; "none"; or shares of these, such as
             {"points": 0.5, "boxes": 0.5}.
         rounds: of prompts: the first one, then each time one click more where the mask is wrong.
-            With 1 the model is trained for its first prompt, and gets worse by further ones.
+            With 1 the model is trained for its first prompt, and gets worse by further ones. Or one
+            number an epoch, the last one for all that follow: (1, 1, 3) begins with what is cheap.
         multimask: whether a single click gets three masks, of which the best one counts.
         loss: "dice+bce" or "dice+focal".
         weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
@@ -126,7 +127,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         data_wait, the share of the time in which rank 0 waited for images.
 
     Raises:
-        ValueError: `resume` without `out_dir`, `augment` with a frozen encoder, or an unknown word.
+        ValueError: `resume` without `out_dir`, `augment` with a frozen encoder, an unknown word, or
+            no rounds.
         FileNotFoundError: `resume`, but there is nothing to resume from.
         TypeError: A model of another family.
     """
@@ -134,12 +136,15 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, not {optimizer!r}")
+    each_rounds = [rounds] if isinstance(rounds, int) else list(rounds)
+    if min(each_rounds, default=0) < 1:
+        raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
     if resume and out_dir is None:
         raise ValueError("resume needs an out_dir to resume from")
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
-    wrapper = PromptedSam(model.to(device), amp, rounds, prompts, multimask=multimask)
+    wrapper = PromptedSam(model.to(device), amp, max(each_rounds), prompts, multimask=multimask)
     first = _most_common(wrapper.shares)
     scorer = PromptedSam(model, amp, max(CLICKS), first, multimask=multimask)
     sam = wrapper.sam
@@ -167,7 +172,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
         images = Turned(train_images, seed, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
-        frozen += find_unused(wrapper.train(), _one_of_each(images, wrapper, device))
+        frozen += find_unused(wrapper.train(), _one_of_each(images, wrapper, device), each_rounds)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
         descent = make_optimizer(optimizer, wrapper, lr, weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
@@ -191,6 +196,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 break
             order.set_epoch(epoch)  # another order each time
             images.epoch = epoch
+            wrapper.rounds = each_rounds[min(epoch, len(each_rounds) - 1)]
             rest = list(order)[position.batches * batch_size :]
             # Losses and objects of this rank; those from before an interruption are all rank 0's.
             sums = torch.tensor(position.sums, dtype=torch.float64, device=device) * (rank == 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -96,15 +97,18 @@ def plain_state(sam: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def find_unused(model: PromptedSam, batches: Mapping[str, dict[str, Any]]) -> list[nn.Parameter]:
+def find_unused(
+    model: PromptedSam, batches: Mapping[str, dict[str, Any]], rounds: Iterable[int]
+) -> list[nn.Parameter]:
     """Freeze what no gradient reaches, so that DDP need not search for it in every step.
 
-    A backward pass on rank 0 for each kind of first prompt finds it. What only some kinds reach is
-    noted in `model.sometimes`.
+    A backward pass on rank 0 for each kind of first prompt and number of rounds finds it. What only
+    some of them reach is noted in `model.sometimes`.
 
     Args:
         model: on this rank's device, in training mode.
         batches: for each kind of first prompt a prepared batch.
+        rounds: the numbers of rounds that training will have.
 
     Returns:
         The parameters that were frozen here.
@@ -112,13 +116,13 @@ def find_unused(model: PromptedSam, batches: Mapping[str, dict[str, Any]]) -> li
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reached: list[set[str]] = []
     if rank_and_world()[0] == 0:
-        shares, model.sometimes = model.shares, []
-        for kind, batch in batches.items():
-            model.shares = {kind: 1.0}
+        shares, most, model.sometimes = model.shares, model.rounds, []
+        for (kind, batch), number in product(batches.items(), set(rounds)):
+            model.shares, model.rounds = {kind: 1.0}, number
             sum(logits.sum() + iou.sum() for logits, iou in model(batch)).backward()
             reached.append({name for name, p in trained.items() if p.grad is not None})
             model.zero_grad(set_to_none=True)
-        model.shares = shares
+        model.shares, model.rounds = shares, most
     if rank_and_world()[1] > 1:
         shared = [reached]
         device = next(model.parameters()).device

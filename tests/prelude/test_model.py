@@ -82,7 +82,7 @@ def test_freezing_leaves_no_parameter_without_gradient() -> None:
     """After find_unused, each parameter left to train gets a gradient, which DDP insists on."""
     wrapper = PromptedSam(tiny_sam())
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
-    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, {"points": batch})
+    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, {"points": batch}, [1])
     assert len(frozen) == 13  # 10 of mask prompts, 2 box corners, the positional encoding
     assert not wrapper.sam.shared_image_embedding.positional_embedding.requires_grad
     assert all(p.grad is None for p in wrapper.parameters())
@@ -96,12 +96,25 @@ def test_mixed_prompts_leave_no_parameter_without_gradient() -> None:
     wrapper = PromptedSam(tiny_sam(), prompts={"points": 1, "boxes": 1, "masks": 1})
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
     kinds = {"points": batch, "boxes": batch, "masks": batch}
-    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, kinds)
+    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, kinds, [1])
     assert len(frozen) == 1  # the positional encoding
     for kind in kinds:
         wrapper.shares = {kind: 1.0}
         ((logits, iou),) = wrapper(batch)
         (logits.sum() + iou.sum()).backward()
+        assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
+        wrapper.zero_grad(set_to_none=True)
+
+
+def test_fewer_rounds_leave_no_parameter_without_gradient() -> None:
+    """An epoch of one round has zero gradients for what only further rounds use."""
+    wrapper = PromptedSam(tiny_sam(), rounds=3)
+    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
+    frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, {"points": batch}, [1, 3])
+    assert wrapper.rounds == 3
+    assert len(frozen) == 3  # 2 box corners, the positional encoding
+    for wrapper.rounds in (1, 3):
+        sum(logits.sum() + iou.sum() for logits, iou in wrapper(batch)).backward()
         assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
         wrapper.zero_grad(set_to_none=True)
 

@@ -74,7 +74,7 @@ def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
     """The gradient of one step on the first images, dealt out to the ranks."""
     wrapper, data = PromptedSam(tiny_sam(), rounds=3), _uneven()
     choose_trained(wrapper.sam, "full")
-    find_unused(wrapper, {"points": prepare(collate([data[0]]), Geometry(64))})
+    find_unused(wrapper, {"points": prepare(collate([data[0]]), Geometry(64))}, [3])
     ddp = DDP(wrapper) if world > 1 else wrapper
     batch = prepare(collate([data[i] for i in range(rank, images, world)]), Geometry(64))
     losses = step_losses(ddp, batch)
@@ -129,12 +129,13 @@ def test_training_keeps_the_ranks_equal(tmp_path: Path) -> None:
 
 
 def _train_all_ways(rank: int, world: int, folder: str) -> list[Any]:  # noqa: ARG001
-    """Mixed prompts, averages and accumulation; LoRA; a stored frozen encoder, then resumed."""
+    """Mixed prompts, averages, accumulation; Muon, more rounds later; LoRA; a frozen encoder."""
     data = _uneven()
     mixed = {"points": 1, "boxes": 1, "masks": 1}
     out: list[Any] = []
     for options in (
         {"prompts": mixed, "ema": 0.9, "accumulate": 2, "amp": "bf16"},
+        {"optimizer": "muon", "rounds": (1, 2), "epochs": 2},
         {"tune": "lora"},
         {"tune": "decoder"},
         {"tune": "decoder", "out_dir": folder, "save_every": 1},

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.prelude.losses import object_losses
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, training
+from ddp_magic.prelude.losses import object_losses, step_losses
 from ddp_magic.prelude.training import is_stuck
 from ddp_magic.prelude.tuning import Averages, choose_trained, plain_state, restore
 
@@ -51,7 +51,7 @@ EVERYTHING: dict[str, Any] = {
     "augment": True,
     "weight_decay": 0.01,
     "prompts": {"points": 1, "boxes": 1, "masks": 1},
-    "rounds": 2,
+    "rounds": (1, 1, 2),
 }
 
 
@@ -102,6 +102,22 @@ def test_resuming_is_exact(
     assert torch.equal(now[0], after[0])
     assert now[1:] == after[1:]
     assert rest.left > 10**9 - 4 * 9 - 2  # what was done before was not done again
+
+
+def test_each_epoch_has_its_rounds(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last number is for all epochs that follow; a number below 1 is refused."""
+    seen: list[int] = []
+
+    def count(model: Any, batch: dict[str, Any], loss: str) -> torch.Tensor:
+        seen.append(model.rounds)
+        return step_losses(model, batch, loss)
+
+    monkeypatch.setattr(training, "step_losses", count)
+    train(tiny_sam(), *sets, epochs=4, batch_size=9, rounds=(2, 1))
+    assert seen == [2, 1, 1, 1]
+    for wrong in (0, (), (3, 0)):
+        with pytest.raises(ValueError, match="rounds"):
+            train(tiny_sam(), *sets, rounds=wrong)
 
 
 def test_accumulation_is_a_larger_batch(sets: Sets) -> None:
