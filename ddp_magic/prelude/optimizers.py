@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from ddp_magic.prelude.process_group import all_reduce_sum, rank_and_world
+
 OPTIMIZERS = ("adamw", "muon")
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values end up near 1
 
@@ -75,14 +77,14 @@ class Muon(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Take a step along the gradients that are there."""
+        """Take a step along the gradients, which are the same on all ranks. Collective."""
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         group, *rest = self.param_groups
         # One state, one list of groups: what is saved, loaded and set here is AdamW's too.
         self.adamw.param_groups, self.adamw.state = rest, self.state
         self.adamw.step()
-        alike: dict[Any, list[tuple[Tensor, Tensor]]] = {}  # parameters of one shape, together
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # matrices of one shape, together
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
@@ -91,13 +93,30 @@ class Muon(optim.Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-            alike.setdefault((ahead.shape, ahead.device), []).append((parameter, ahead))
-        for (shape, _), pairs in alike.items():
-            length = 0.2 * max(shape) ** 0.5  # an entry's root mean square is 0.2, as with AdamW
-            turned = orthogonalize(torch.stack([ahead for _, ahead in pairs]))
-            for (parameter, _), direction in zip(pairs, turned, strict=True):
+            alike.setdefault(ahead.shape, []).append((parameter, ahead))
+        stacks = [torch.stack([ahead for _, ahead in pairs]) for pairs in alike.values()]
+        for pairs, directions in zip(alike.values(), _orthogonalize_all(stacks), strict=True):
+            for (parameter, _), direction in zip(pairs, directions, strict=True):
+                # So that an entry's root mean square is 0.2, as with AdamW.
+                length = 0.2 * max(direction.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * length)
+
+
+def _orthogonalize_all(stacks: list[Tensor]) -> list[Tensor]:
+    """Orthogonalize stacks of matrices, each (n, a, b), of which each rank does its share."""
+    rank, world = rank_and_world()
+    if world == 1 or not stacks:
+        return [orthogonalize(stack) for stack in stacks]
+    done = stacks[0].new_zeros(sum(map(Tensor.numel, stacks)))  # one sum over the ranks for all
+    parts = torch.split(done, list(map(Tensor.numel, stacks)))
+    turned = [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
+    for number, (own, stack) in enumerate(zip(turned, stacks, strict=True)):
+        mine = slice((rank + number) % world, None, world)  # a stack of one is not always rank 0's
+        if len(stack[mine]):
+            own[mine] = orthogonalize(stack[mine])
+    all_reduce_sum(done)
+    return turned
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -228,11 +228,11 @@ def learn() -> dict[str, float]:
 
 
 RECIPE: dict[str, Any] = {
-    "epochs": 8,
-    "batch_size": 8,
+    "epochs": 7,
+    "batch_size": 16,
     "optimizer": "muon",
-    "lr": 5e-3,
-    "ema": 0.99,
+    "lr": 7e-3,
+    "ema": 0.98,
     "rounds": (1, 1, 3),
     "augment": True,
     "multimask": False,

@@ -14,8 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from ddp_magic.prelude import optimizers
 from ddp_magic.prelude.data import Geometry, SamDataset, collate, prepare
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import evaluate
@@ -155,6 +157,36 @@ def test_ranks_stay_equal_with_every_option(tmp_path: Path) -> None:
     for (dice, loss, state), (dice2, loss2, state2) in zip(first, second, strict=True):
         assert (dice, loss) == (dice2, loss2)
         assert all(torch.equal(state[name], state2[name]) for name in state)
+
+
+def _muon(rank: int, world: int) -> tuple[list[torch.Tensor], list[int]]:  # noqa: ARG001
+    """Take two steps with Muon; return the weights, and how many matrices this rank turned."""
+    generator, turned = torch.Generator().manual_seed(0), list[int]()
+    matrices = [nn.Parameter(torch.randn(a, 6, generator=generator)) for a in (4, 4, 4, 9, 2)]
+    steps = optimizers.Muon(matrices, [nn.Parameter(torch.zeros(1))], lr=0.1)
+    real = optimizers.orthogonalize
+
+    def noted(stack: torch.Tensor) -> torch.Tensor:
+        turned.append(len(stack))
+        return real(stack)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizers, "orthogonalize", noted)
+        for _ in range(2):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=generator)
+            steps.step()
+    return [matrix.detach() for matrix in matrices], turned
+
+
+def test_ranks_share_the_work_of_muon(tmp_path: Path) -> None:
+    """Each matrix is turned by one rank, and all ranks have the weights that one would have."""
+    ((alone, _),) = run_ranks(1, tmp_path / "1", _muon)
+    shared = run_ranks(2, tmp_path / "2", _muon)
+    assert sorted(sum(turned) for _, turned in shared) == [4, 6]  # of 5 matrices in 2 steps
+    for weights, _ in shared:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(alone, weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(shared[0][0], shared[1][0], strict=True))
 
 
 def _store(rank: int, world: int, folder: str) -> list[int]:  # noqa: ARG001
