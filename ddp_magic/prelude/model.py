@@ -25,9 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and guesses of their IoU (M, C); C is 1 or 3
 
 
-def tiny_sam(
-    image_size: int = 64, patch_size: int = 8, width: int = 96, layers: int = 3, seed: int = 0
-) -> SamModel:
+def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: int = 0) -> SamModel:
     """Build a SAM of 0.8 million parameters, with random weights that are the same on all ranks.
 
     The library's own defaults are for loading Meta's weights. From random weights they give a
@@ -39,7 +37,6 @@ def tiny_sam(
         image_size: side of the square the model sees, in pixels, a multiple of `patch_size`.
         patch_size: side of a token, in pixels. Masks have 4 pixels a token.
         width: channels, a multiple of 8.
-        layers: of the encoder. They cost once an image, those of the decoder each prompt.
         seed: of the weights. The global random state is left alone.
 
     Returns:
@@ -48,12 +45,12 @@ def tiny_sam(
     vision = SamVisionConfig(
         hidden_size=width,
         output_channels=width,
-        num_hidden_layers=layers,
+        num_hidden_layers=3,
         num_attention_heads=4,
         image_size=image_size,
         patch_size=patch_size,
         window_size=6,
-        global_attn_indexes=list(range(layers)),
+        global_attn_indexes=[0, 1, 2],
         num_pos_feats=width // 2,
         initializer_range=0.08,
     )
