@@ -39,11 +39,12 @@ class Muon(optim.Optimizer):
     """Steps of equal length in all directions for matrices, AdamW's for everything else.
 
     The momentum of a matrix's gradient is replaced by the nearest orthogonal matrix, so that rare
-    directions are learned as fast as common ones: a model from random weights needs about half of
-    AdamW's steps. Pretrained weights gain less by it.
+    directions are learned as fast as common ones. `tiny_sam()`, from random weights and with one
+    click, learned the demo's nuclei in a third of AdamW's steps; drawn cells, prompted by clicks
+    and boxes, no sooner.
 
-    torch.optim.Muon computes in bfloat16, which few CPUs have, and one matrix at a time: on a CPU
-    it takes thirteen times as long as this one, longer than the model's own forward and backward.
+    torch.optim.Muon computes in bfloat16, and one matrix at a time: on a CPU without bfloat16 it
+    took thirteen times as long as this one, longer than `tiny_sam()`'s forward and backward.
 
     Source:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the length

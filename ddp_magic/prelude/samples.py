@@ -120,6 +120,7 @@ def _random_crops(
     masks: list[NDArray[np.int32]] = []
     clicks: list[tuple[int, int, int]] = []
     while len(images) < crops:
+        # A single size draws no number: the committed scores are of crops cut without one.
         size = sizes[0] if len(sizes) == 1 else int(rng.choice(sizes))
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         mask = labels[top : top + size, left : left + size]

@@ -91,8 +91,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         epochs: times through the training set, those before `resume` included.
         batch_size: images a rank and batch.
         lr: highest learning rate; 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
-        optimizer: "adamw"; or "muon", by which a model learns from random weights in about half of
-            the steps, `tiny_sam()` at 5e-3.
+        optimizer: "adamw"; or "muon", by which a model may learn from random weights in far fewer
+            steps, `tiny_sam()` at 5e-3.
         tune: "full"; "decoder", the mask decoder only; "lora", that and low-rank additions to the
             encoder's attention, which end up in its weights.
         prompts: an object's first prompt: "points", the set's own clicks and boxes, or else a click

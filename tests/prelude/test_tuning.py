@@ -51,7 +51,7 @@ EVERYTHING: dict[str, Any] = {
     "augment": True,
     "weight_decay": 0.01,
     "prompts": {"points": 1, "boxes": 1, "masks": 1},
-    "rounds": (1, 1, 2),
+    "rounds": (1, 2),  # both interruptions come where there are two
 }
 
 
