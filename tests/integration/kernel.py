@@ -154,8 +154,9 @@ class Kernel:
         """Return the value of a literal expression in the kernel."""
         import ast
 
-        text = self.run(f"print(repr({expression}))").text
-        return ast.literal_eval(text.strip())
+        result = self.run(f"print(repr({expression}))")
+        assert result.status == "ok", result.traceback
+        return ast.literal_eval(result.text.strip())
 
     def forkserver(self) -> psutil.Process | None:
         """Return the kernel's forkserver, if it has one (the newest: an old one may be ending)."""
