@@ -27,9 +27,9 @@ def _pixel_counts(
     inside = pred > 0 if pred.is_floating_point() else pred != 0  # (..., H, W)
     truth = target > 0 if target.is_floating_point() else target != 0  # (..., H, W)
     tp = (inside & truth).sum(dim=(-2, -1))  # (...)
-    fp = (inside & ~truth).sum(dim=(-2, -1))
-    fn = (~inside & truth).sum(dim=(-2, -1))
-    tn = (~inside & ~truth).sum(dim=(-2, -1))
+    fp = inside.sum(dim=(-2, -1)) - tp
+    fn = truth.sum(dim=(-2, -1)) - tp
+    tn = pred.shape[-2] * pred.shape[-1] - tp - fp - fn
     return tp, fp, fn, tn
 
 

@@ -39,9 +39,9 @@ class Muon(optim.Optimizer):
     """Steps of equal length in all directions for matrices, AdamW's for everything else.
 
     The momentum of a matrix's gradient is replaced by the nearest orthogonal matrix, so that rare
-    directions are learned as fast as common ones. `tiny_sam()`, from random weights and with one
-    click, learned the demo's nuclei in a third of AdamW's steps; drawn cells, prompted by clicks
-    and boxes, no sooner.
+    directions are learned as fast as common ones. `tiny_sam()`, from random weights, came to a
+    held-out Dice of .87 where AdamW came to .83 (the demo's nuclei, one click, five epochs), and
+    .94 where AdamW came to .92 (drawn cells, clicks and boxes, six epochs).
 
     torch.optim.Muon computes in bfloat16, and one matrix at a time: on a CPU without bfloat16 it
     took thirteen times as long as this one, longer than `tiny_sam()`'s forward and backward.

@@ -41,6 +41,16 @@ def test_tiny_sam_avoids_the_defaults_that_never_learn(sam: SamModel) -> None:
     assert sam.vision_encoder.layers[0].mlp.lin1.weight.std() > 0.05
 
 
+def test_the_kind_of_a_click_is_as_loud_as_its_place(sam: SamModel) -> None:
+    """A click on and one off the object, at one place, differ as much as two places do."""
+    points = torch.tensor([[[[20.0, 20.0]], [[20.0, 20.0]], [[44.0, 44.0]]]])  # (1, 3, 1, 2)
+    labels = torch.tensor([[[1], [0], [1]]])
+    with torch.no_grad():
+        tokens, _ = sam.prompt_encoder(points, labels, None, None)
+    on, off, elsewhere = tokens[0, :, 0]
+    assert (on - off).norm() > 0.7 * (on - elsewhere).norm()
+
+
 def _batch(clicks: list[tuple[int, int, int]], which: list[int]) -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (40, 90), (64, 64)]
