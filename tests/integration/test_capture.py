@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel import Kernel, Result, wait_gone
+from tests.integration.kernel import DESCRIPTORS, Kernel, Result, wait_gone
 
 
 def _cells(kernel: Kernel, *cells: str) -> Result:
@@ -488,15 +488,10 @@ def test_100_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> N
     """Neither descriptors nor shared memory, also after a rank was killed."""
     kernel = new_kernel()
     kernel.run(
-        "import numpy as np, os\nbig = np.ones(300_000)\nsmall = np.ones(3)\n"
-        "def link(n):\n"
-        "    try:\n"
-        "        return os.readlink(f'/proc/self/fd/{n}')\n"
-        "    except OSError:\n"  # another thread has closed it meanwhile
-        "        return ''\n"
+        f"{DESCRIPTORS}import numpy as np\nbig = np.ones(300_000)\nsmall = np.ones(3)\n"
         "def memfds():\n"
-        "    links = [link(n) for n in os.listdir('/proc/self/fd')]\n"
-        "    return sum('memfd:ddp_magic' in name for name in links), len(os.listdir('/dev/shm'))\n"
+        "    ours = ['memfd:ddp_magic' in name for name in descriptors()]\n"
+        "    return sum(ours), len(os.listdir('/dev/shm'))\n"
         "def go(n, cell):\n"
         "    for i in range(n):\n"
         "        big[0] = i\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.kernel import Kernel, wait_gone
+from tests.integration.kernel import DESCRIPTORS, Kernel, wait_gone
 
 SLOW_S = 2.0  # no start takes so long
 
@@ -289,12 +289,12 @@ def test_the_process_is_as_the_notebook_left_it(kernel: Kernel, tmp_path: Path) 
 def test_nothing_is_inherited_open(kernel: Kernel) -> None:
     """A rank holds no descriptor of the forkserver or of another rank."""
     cell = (
-        "%%ddp -n 3\n"
-        "print('fds', sorted(os.readlink(f'/proc/self/fd/{f}').split(':')[0] "
-        "for f in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{f}')))"
+        f"%%ddp -n 3\n{DESCRIPTORS}"
+        "print('fds', sorted(name.split(':')[0] for name in descriptors()))"
     )
     kernel.run(cell)
     result = kernel.run(cell)
+    assert result.text.count("fds [") == 3, result
     for line in result.lines:
         assert "pidfd" not in line, result
         assert line.count("socket") <= 12, result  # the kernel's, the store's, two a peer
@@ -552,12 +552,9 @@ def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     kernel = new_kernel({"TMPDIR": str(tmp_path / "tmp")})
     kernel.run(
-        "import glob, os, time\n"
-        "def target(fd):\n"
-        "    try: return os.readlink(f'/proc/self/fd/{fd}').split(':')[0]\n"
-        "    except OSError: return 'closed'\n"
+        f"{DESCRIPTORS}import glob, time\n"
         "def held():\n"
-        "    fds = sorted(map(target, os.listdir('/proc/self/fd')))\n"
+        "    fds = sorted(name.split(':')[0] for name in descriptors())\n"
         "    return [fds, len(glob.glob('/dev/shm/*')),\n"
         "            sorted(n.split('-')[0] for n in os.listdir(os.environ['TMPDIR']))]\n"
         "CELL = 't = torch.ones(1); dist.all_reduce(t); assert t.item() == 4'\n"
