@@ -169,9 +169,11 @@ class PromptedSam(nn.Module):
         logits, iou, order = [], [], []
         for number, (k, box, mask) in enumerate(kinds.tolist()):
             rows = torch.where(group == number)[0]  # (m,)
+            # Not maps[index]: on a CPU its gradient is summed by threads in no fixed order.
+            own = tuple(each.index_select(0, image_index[rows]) for each in maps)
             with along_memory(self.sam):
                 out = self.sam(
-                    **as_arguments(self.sam, tuple(each[image_index[rows]] for each in maps)),
+                    **as_arguments(self.sam, own),
                     input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)
                     input_labels=prompts.labels[rows, None, :k] if k else None,  # (m, 1, k)
                     input_boxes=prompts.boxes[rows, None] if box else None,  # (m, 1, 4)
@@ -185,7 +187,7 @@ class PromptedSam(nn.Module):
         logits = [each.expand(-1, most, -1, -1) for each in logits]
         iou = [each.expand(-1, most) for each in iou]
         back = torch.argsort(torch.cat(order))
-        return torch.cat(logits)[back], torch.cat(iou)[back]
+        return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
 
 
 def _grid(sam: Sam) -> int:

@@ -51,6 +51,27 @@ def test_the_kind_of_a_click_is_as_loud_as_its_place(sam: SamModel) -> None:
     assert (on - off).norm() > 0.7 * (on - elsewhere).norm()
 
 
+def test_gradients_do_not_depend_on_how_threads_take_turns() -> None:
+    """With more threads than cores, several objects of an image, and again the same gradients."""
+    data, wrapper = SamDataset(*cells(n=4)), PromptedSam(tiny_sam())
+    batch = prepare(collate([data[i] for i in range(4)]), wrapper.geometry)
+
+    def gradients() -> list[torch.Tensor]:
+        wrapper.zero_grad()
+        ((logits, iou),) = wrapper(batch)
+        (logits.square().sum() + iou.sum()).backward()
+        return [p.grad for p in wrapper.parameters() if p.grad is not None]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        first, *others = (gradients() for _ in range(10))
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def _batch(clicks: list[tuple[int, int, int]], which: list[int]) -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (40, 90), (64, 64)]
