@@ -169,11 +169,15 @@ def next_click(
     if keys is None:
         # The more of a window around a pixel is wrong, the more central it is. On a grid of about
         # 64 x 64 cells, since the cost of a window grows with its area.
-        cells = F.avg_pool2d(wrong.float(), max(1, size // 64), ceil_mode=True)
+        side = max(1, size // 64)
+        cells = F.avg_pool2d(wrong.double(), side, ceil_mode=True, divisor_override=1)  # counts
+        # Sums along rows and columns as products, a tenth of the time of pooling; whole numbers in
+        # float64 are exact in any order, so that equal weights stay equal.
+        near = torch.ones_like(cells[:1, 0]).tril(4).triu(-4)  # (1, cells, cells), nine to a row
         around = blurred = cells
-        for _ in range(4):  # again and again: only the middle of a large part stays full
-            blurred = F.avg_pool2d(blurred, 9, stride=1, padding=4)
-            around = around + blurred
+        for again in range(1, 5):  # again and again: only the middle of a large part stays full
+            blurred = near @ blurred @ near
+            around = around + blurred / 81**again
         weight = F.interpolate(around, (size, size), mode="bilinear").flatten(1)
         at = torch.where(flat, 1 + weight, 0).argmax(1)  # (M,)
     else:
