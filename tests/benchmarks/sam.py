@@ -233,7 +233,7 @@ RECIPE: dict[str, Any] = {
     "optimizer": "muon",
     "lr": 7e-3,
     "ema": 0.98,
-    "rounds": (1, 1, 3),
+    "rounds": (1, 1, 1, 1, 3),
     "augment": True,
     "multimask": False,
 }

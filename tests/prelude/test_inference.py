@@ -32,8 +32,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     history = train(
         tiny_sam(),
         *sets,
-        epochs=6,
+        epochs=4,
         batch_size=8,
+        optimizer="muon",
+        lr=1e-2,
         prompts={"points": 2, "boxes": 1, "masks": 1},
         rounds=1,
         multimask=False,
