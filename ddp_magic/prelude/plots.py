@@ -16,7 +16,7 @@ from ddp_magic.prelude.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them
 
-PANEL = 1.8  # inches, the side of one picture
+WIDTH = 6.1  # inches, of a figure with two columns or three
 
 
 def show_results(
@@ -29,6 +29,8 @@ def show_results(
     rows: int = 4,
 ) -> None:
     """Show image and clicks, true masks, and predicted masks, an image a row, objects numbered.
+
+    What is not given takes no room.
 
     Args:
         images: a batch from `collate`, which holds points and masks too; or images (H, W, 3),
@@ -46,20 +48,30 @@ def show_results(
     n = min(len(images), rows, 5)
     if n == 0:
         return
-    figure, axes = plt.subplots(n, 3, figsize=(3.4 * PANEL, (n + 0.3) * PANEL), squeeze=False)
-    for i in range(n):
-        image = _channels_last(_array(images[i]))
+    pictures = [_channels_last(_array(images[i])) for i in range(n)]
+    given = {
+        "image" if points is None else "image and clicks": True,
+        "true": masks is not None,
+        "predicted": predictions is not None and any(predictions[i] is not None for i in range(n)),
+    }
+    columns = [name for name, is_given in given.items() if is_given]
+    width = WIDTH / max(2, len(columns))  # inches, of one picture
+    tall = min(1.5, max(picture.shape[0] / picture.shape[1] for picture in pictures))
+    size = (width * len(columns), n * 0.88 * width * tall + 0.5)
+    figure, axes = plt.subplots(n, len(columns), figsize=size, squeeze=False)
+    for i, image in enumerate(pictures):
         own = [] if points is None else _clicks(points[i])
         true = None if masks is None else _stack(masks[i])
         pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
         _show_image(axes[i, 0], image, own, [] if boxes is None else boxes[i])
-        _show_masks(axes[i, 1], image, true)
-        _show_masks(axes[i, 2], image, pred)
+        if "true" in columns:
+            _show_masks(axes[i, 1], image, true)
+        if "predicted" in columns:
+            _show_masks(axes[i, -1], image, pred)
         if true is not None and pred is not None and len(true) and true.shape == pred.shape:
-            axes[i, 2].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
-    for axis, name in zip(axes[0], ("image and clicks", "true", "predicted"), strict=True):
-        if axis.axison:  # an empty column needs no name
-            axis.set_title(name, fontsize=9)
+            axes[i, -1].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
+    for axis, name in zip(axes[0], columns, strict=True):
+        axis.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.12 / n if title else 1))
     plt.show()

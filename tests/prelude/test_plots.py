@@ -58,8 +58,12 @@ def test_arrays_are_drawn(shown: list[Any]) -> None:
     show_results([])
     assert len(shown) == 2
     show_results(images[:1], masks=[np.ones((3, 8, 9), bool)], predictions=[np.ones((2, 8, 9))])
-    assert [axis.get_title() for axis in shown[1].axes] == ["image and clicks", "", ""] + [""] * 6
+    assert [axis.get_title() for axis in shown[1].axes] == ["image", "", ""]
     assert shown[2].axes[2].get_xlabel() == ""  # other objects than those that are true: no score
+    show_results([np.zeros((20, 40))], predictions=[np.ones((2, 20, 40))])
+    assert [axis.get_title() for axis in shown[3].axes] == ["image", "predicted"]  # no gap between
+    wide, tall = shown[3].get_size_inches()
+    assert wide > 2 * tall
 
 
 def test_history_is_drawn(shown: list[Any]) -> None:
