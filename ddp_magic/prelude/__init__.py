@@ -18,7 +18,9 @@ General layout (each module uses those below it):
     prompts        first prompts, and clicks that correct
     adapter        what differs between SAM, HQ-SAM, SAM 2 and SAM 3
     plots          pictures of results, learning curves
-    data, files    images, masks and prompts, to tensors
+    batches        items of a data set, to the tensors that SAM takes
+    data           images, masks and prompts, an item an image
+    arrays, files  what users give: checked, read
     metrics        one score an object
     process_group  joining, leaving, the device, mixed precision
     samples        real nuclei, drawn cells (NumPy only)
@@ -47,7 +49,8 @@ if TYPE_CHECKING:
     from tqdm.std import tqdm
     from transformers import SamModel, SamProcessor
 
-    from ddp_magic.prelude.data import SamDataset, collate, prepare
+    from ddp_magic.prelude.batches import collate, prepare
+    from ddp_magic.prelude.data import SamDataset
     from ddp_magic.prelude.evaluation import evaluate, show_predictions
     from ddp_magic.prelude.inference import predict, segment
     from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
@@ -123,8 +126,8 @@ HOMES: dict[str, tuple[str, str | None]] = {
     "SamProcessor": ("transformers", "SamProcessor"),
     "DiceLoss": ("monai.losses", "DiceLoss"),
     "SamDataset": (".data", "SamDataset"),
-    "collate": (".data", "collate"),
-    "prepare": (".data", "prepare"),
+    "collate": (".batches", "collate"),
+    "prepare": (".batches", "prepare"),
     "dice_score": (".metrics", "dice_score"),
     "iou_score": (".metrics", "iou_score"),
     "pixel_accuracy": (".metrics", "pixel_accuracy"),

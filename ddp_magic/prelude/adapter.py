@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_magic.prelude.data import MEAN, STD, Geometry
+from ddp_magic.prelude.batches import MEAN, STD, Geometry
 
 HALF = (127.5, 127.5, 127.5)  # SAM 3's mean and standard deviation, in gray levels
 KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.utils import logging
 
-from ddp_magic.prelude.data import Geometry
+from ddp_magic.prelude.batches import Geometry
 from ddp_magic.prelude.process_group import rank_and_world
 from ddp_magic.prelude.tuning import plain_state
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.std import tqdm
 
 from ddp_magic.prelude.adapter import fingerprint
-from ddp_magic.prelude.data import Item, SamDataset, collate, prepare, without_objects
+from ddp_magic.prelude.batches import collate, prepare
+from ddp_magic.prelude.data import Item, SamDataset, without_objects
 from ddp_magic.prelude.model import PromptedSam
 from ddp_magic.prelude.process_group import barrier, rank_and_world
 

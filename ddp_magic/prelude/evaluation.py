@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ddp_magic.prelude.data import Geometry, Item, SamDataset, by_size, collate, load, prepare
+from ddp_magic.prelude.batches import Geometry, by_size, collate, load, prepare
+from ddp_magic.prelude.data import Item, SamDataset
 from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
 from ddp_magic.prelude.plots import show_results

@@ -12,15 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ddp_magic.prelude.data import (
-    FOREGROUND,
-    check_click,
-    collate,
-    gray_window,
-    prepare,
-    to_rgb,
-    without_objects,
-)
+from ddp_magic.prelude.arrays import FOREGROUND, check_click, gray_window, to_rgb
+from ddp_magic.prelude.batches import collate, prepare
+from ddp_magic.prelude.data import without_objects
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
 from ddp_magic.prelude.prompts import Prompts
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from ddp_magic.prelude.adapter import Maps, Sam, along_memory, as_arguments, encode, geometry_of
-from ddp_magic.prelude.data import FOREGROUND, PAD, Geometry
+from ddp_magic.prelude.arrays import FOREGROUND, PAD
+from ddp_magic.prelude.batches import Geometry
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ddp_magic.prelude.data import PAD
+from ddp_magic.prelude.arrays import PAD
 from ddp_magic.prelude.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them

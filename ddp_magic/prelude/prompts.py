@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_magic.prelude.data import PAD
+from ddp_magic.prelude.arrays import PAD
 
 KINDS = ("points", "boxes", "masks", "none")
 JITTER = 0.1  # standard deviation of a drawn box's corners, share of its sides, as SAM was trained

@@ -28,7 +28,8 @@ from tqdm.std import tqdm
 
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen
-from ddp_magic.prelude.data import Item, SamDataset, Turned, collate, load, prepare
+from ddp_magic.prelude.batches import collate, load, prepare
+from ddp_magic.prelude.data import Item, SamDataset, Turned
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,

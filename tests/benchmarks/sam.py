@@ -25,7 +25,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 import ddp_magic
 from ddp_magic.prelude import SamDataset, evaluate, nuclei, tiny_sam, train
 from ddp_magic.prelude.adapter import geometry_of
-from ddp_magic.prelude.data import collate, prepare
+from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.losses import step_losses
 from ddp_magic.prelude.model import PromptedSam

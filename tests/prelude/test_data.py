@@ -10,16 +10,8 @@ import pytest
 import torch
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from ddp_magic.prelude.data import (
-    MEAN,
-    STD,
-    Geometry,
-    SamDataset,
-    Turned,
-    collate,
-    prepare,
-    turn,
-)
+from ddp_magic.prelude.batches import MEAN, STD, Geometry, collate, prepare
+from ddp_magic.prelude.data import SamDataset, Turned, turn
 from ddp_magic.prelude.samples import cells
 
 

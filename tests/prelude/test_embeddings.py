@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.prelude.data import collate, prepare
+from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.model import PromptedSam
 

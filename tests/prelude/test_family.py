@@ -19,7 +19,7 @@ from ddp_magic.prelude.adapter import (
     geometry_of,
     is_frozen,
 )
-from ddp_magic.prelude.data import collate, prepare
+from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.model import PromptedSam
 
 from .family import FAMILY, build

@@ -10,7 +10,8 @@ import torch
 from transformers import SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from ddp_magic.prelude.data import Geometry, SamDataset, collate, prepare
+from ddp_magic.prelude.batches import Geometry, collate, prepare
+from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.inference import predict
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask, tiny_sam
 from ddp_magic.prelude.prompts import next_click

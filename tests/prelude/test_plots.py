@@ -15,7 +15,8 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from ddp_magic.prelude.data import SamDataset, collate
+from ddp_magic.prelude.batches import collate
+from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.evaluation import show_predictions
 from ddp_magic.prelude.model import tiny_sam
 from ddp_magic.prelude.plots import show_history, show_results

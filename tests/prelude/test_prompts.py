@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.prelude.data import Geometry, collate, prepare
+from ddp_magic.prelude.batches import Geometry, collate, prepare
 from ddp_magic.prelude.model import PromptedSam
 from ddp_magic.prelude.prompts import box_around, first_prompts, kinds_of, rough_mask, to_square
 

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from ddp_magic.prelude import optimizers
-from ddp_magic.prelude.data import Geometry, SamDataset, collate, prepare
+from ddp_magic.prelude.batches import Geometry, collate, prepare
+from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import evaluate
 from ddp_magic.prelude.losses import step_losses

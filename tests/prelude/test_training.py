@@ -15,7 +15,8 @@ from transformers import SamModel
 from transformers.utils import logging
 
 from ddp_magic.prelude import training
-from ddp_magic.prelude.data import Geometry, SamDataset, collate, prepare
+from ddp_magic.prelude.batches import Geometry, collate, prepare
+from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.evaluation import evaluate, neighbors
 from ddp_magic.prelude.inference import predict
 from ddp_magic.prelude.losses import object_losses
