@@ -70,7 +70,7 @@ def test_sam_your_data(tmp_path: Path) -> None:
     assert best_row(tmp_path / "my_checkpoints" / "log.csv")["dice"] >= 0.85
     training = next(cell for cell in notebook.cells if "history = train(" in cell.source)
     assert pictures_of(training) == 2  # learning curve, the worst held-out images
-    prompted = next(cell for cell in notebook.cells if "a rough mask" in cell.source)
+    prompted = next(cell for cell in notebook.cells if "predict(model" in cell.source)
     scores = [float(score) for score in re.findall(r"Dice (\d\.\d+)", said_by(prompted))]
     assert len(scores) == 4
     assert min(scores) > 0.5
