@@ -173,7 +173,7 @@ def next_click(
         cells = F.avg_pool2d(wrong.double(), side, ceil_mode=True, divisor_override=1)  # counts
         # Sums along rows and columns as products, a tenth of the time of pooling; whole numbers in
         # float64 are exact in any order, so that equal weights stay equal.
-        near = torch.ones_like(cells[:1, 0]).tril(4).triu(-4)  # (1, cells, cells), nine to a row
+        near = cells.new_ones(cells.shape[-2:]).tril(4).triu(-4)  # nine to a row, square
         around = blurred = cells
         for again in range(1, 5):  # again and again: only the middle of a large part stays full
             blurred = near @ blurred @ near

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
@@ -196,6 +197,21 @@ def test_the_middle_of_the_largest_part_comes_first() -> None:
     inside = torch.ones_like(true, dtype=torch.bool)
     point, _ = next_click(torch.full((1, 1, 32, 32), -9.0), true, inside, None, 32)
     assert ((point[0] >= 4) & (point[0] <= 6)).all()
+
+
+def test_the_middle_does_not_depend_on_the_batch() -> None:
+    """Clicks of 20 objects at once, of each alone, and of none: ties too are broken alike."""
+    coarse = torch.randn(2, 20, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    logits = F.interpolate(coarse[0], (32, 32))  # in blocks, so that many places are as good
+    true = (F.interpolate(coarse[1], (96, 96)) > 0).float()
+    inside = torch.ones_like(true, dtype=torch.bool)
+    together, _ = next_click(logits, true, inside, None, 96)
+    alone = [
+        next_click(*(each[i : i + 1] for each in (logits, true, inside)), None, 96)[0]
+        for i in range(20)
+    ]
+    assert torch.equal(together, torch.cat(alone))
+    assert next_click(logits[:0], true[:0], inside[:0], None, 96)[0].shape == (0, 2)
 
 
 def test_random_clicks_are_even_and_follow_their_keys() -> None:
