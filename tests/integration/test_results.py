@@ -107,8 +107,12 @@ def test_what_the_notebook_cannot_read_is_saved(kernel: Kernel, tmp_path: Path) 
 def test_from_a_failed_run(kernel: Kernel) -> None:
     """Only what was set on all asked ranks, and then it says so."""
     kernel.run("seen = 'old'")
-    result = kernel.run("%%ddp -n 2 --pull seen\nseen = 'new'\n1 / 0")
+    # Rank 1 waits: if it failed first, rank 0 would be stopped, perhaps before it sets anything.
+    result = kernel.run(
+        "%%ddp -n 2 --pull seen\nimport time\nseen = 'new'\ntime.sleep(30 * rank)\n1 / 0"
+    )
     assert "ZeroDivisionError" in result.traceback
+    assert result.elapsed_s < 20
     assert "pulled, although the run did not succeed: seen" in result.text
     assert kernel.value("seen") == "new"
     result = kernel.run(
