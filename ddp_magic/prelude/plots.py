@@ -49,12 +49,8 @@ def show_results(
     if n == 0:
         return
     pictures = [_channels_last(_array(images[i])) for i in range(n)]
-    given = {
-        "image" if points is None else "image and clicks": True,
-        "true": masks is not None,
-        "predicted": predictions is not None and any(predictions[i] is not None for i in range(n)),
-    }
-    columns = [name for name, is_given in given.items() if is_given]
+    columns = ["image" if points is None else "image and clicks"]
+    columns += ["true"] * (masks is not None) + ["predicted"] * (predictions is not None)
     width = WIDTH / max(2, len(columns))  # inches, of one picture
     tall = min(1.5, max(picture.shape[0] / picture.shape[1] for picture in pictures))
     size = (width * len(columns), n * 0.88 * width * tall + 0.5)
@@ -64,9 +60,9 @@ def show_results(
         true = None if masks is None else _stack(masks[i])
         pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
         _show_image(axes[i, 0], image, own, [] if boxes is None else boxes[i])
-        if "true" in columns:
+        if masks is not None:
             _show_masks(axes[i, 1], image, true)
-        if "predicted" in columns:
+        if predictions is not None:
             _show_masks(axes[i, -1], image, pred)
         if true is not None and pred is not None and len(true) and true.shape == pred.shape:
             axes[i, -1].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
@@ -101,7 +97,7 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
     plt.close(figure)
 
 
-def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any], ...]:
+def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any] | None, ...]:
     """Cut a batch, whose objects lie in one row, into lists with an entry an image."""
     images, points, masks, predicted, boxes = [], [], [], [], []
     for i, (h, w) in enumerate(batch["sizes"].tolist()):
@@ -111,8 +107,9 @@ def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any], ..
         signed = torch.cat([batch["points"][own], batch["labels"][own, :, None].float()], 2)
         points.append([clicks[clicks[:, 2] != PAD] for clicks in signed])
         boxes.append(batch["boxes"][own])
-        predicted.append(None if predictions is None else predictions[own, :h, :w])
-    return images, points, masks, predicted, boxes
+        if predictions is not None:
+            predicted.append(predictions[own, :h, :w])
+    return images, points, masks, None if predictions is None else predicted, boxes
 
 
 def _array(values: Arrays) -> NDArray[Any]:
