@@ -62,6 +62,7 @@ from ddp_magic.shell import CellShell, start_shell
 
 HEARTBEAT_S = 0.25
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
+QUEUES_S = 0.3  # for the threads of multiprocessing's queues to give back their semaphores
 PIPE_BYTES = 2**20
 FREE_S = 0.3  # for Python code to take an interrupt by itself
 _MISSING = object()
@@ -418,9 +419,9 @@ class Worker:
         )
 
     def exit(self, code: int) -> NoReturn:
-        """End as an interpreter does: threads first, then exit handlers.
+        """End as an interpreter does: threads first, then exit handlers, then the queues' threads.
 
-        After a failure both have `FAILED_EXIT_S` together. The process group is left as it is:
+        After a failure they have `FAILED_EXIT_S` together. The process group is left as it is:
         destroying it while a DDP object lives can deadlock, and the end of the process closes it.
         """
         self._phase = "exiting"
@@ -431,6 +432,7 @@ class Worker:
             if not code:
                 threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
+            _join_queues()
         except BaseException as error:  # noqa: BLE001 -- user code at the process's edge
             sys.excepthook(type(error), error, error.__traceback__)
         _flush()
@@ -443,6 +445,18 @@ def main(settings: WorkerSettings) -> NoReturn:
     worker = Worker(settings)
     code = worker.serve()
     worker.exit(code)
+
+
+def _join_queues() -> None:
+    """Let the threads of queues end, which the exit handlers have told to.
+
+    They are daemons, and the last to hold their queue's semaphores: where one is cut off, the
+    semaphores' tracker warns of a leak.
+    """
+    deadline = time.monotonic() + QUEUES_S
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _forget_the_agent() -> None:

@@ -117,6 +117,31 @@ def test_ddp_after_destroy_does_not_hang(kernel: Kernel) -> None:
     assert sorted(result.lines) == ["[rank 0] through", "[rank 1] through"]
 
 
+def test_a_queues_thread_gets_to_its_end(kernel: Kernel) -> None:
+    """What a closed queue holds is given back by its own thread, which a fast exit would cut off.
+
+    `DataLoader` closes its workers' queues so, and the tracker of semaphores warned of a leak.
+    """
+    result = kernel.run(
+        "%%ddp -n 1\nimport multiprocessing, time\n"
+        "queue = multiprocessing.get_context('spawn').Queue()\n"
+        "queue._writer.close = lambda nap=time.sleep: (nap(0.2), print('closed'))\n"
+        "queue.put('put'); print(queue.get())\n"
+        "queue.cancel_join_thread(); queue.close(); del queue"
+    )
+    assert result.lines == ["[rank 0] put", "[rank 0] closed"]
+
+
+def test_a_queues_thread_that_is_stuck_does_not_hold_the_rank(kernel: Kernel) -> None:
+    """Nobody reads what it puts, and `cancel_join_thread` says not to wait for that."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport multiprocessing\nqueue = multiprocessing.Queue()\n"
+        "queue.put(bytes(2**22)); queue.cancel_join_thread()"
+    )
+    assert result.status == "ok"
+    assert result.elapsed_s < 10
+
+
 def test_left_over_processes_are_ended(kernel: Kernel) -> None:
     """What a rank has started, detached too, does not outlive the run."""
     result = kernel.run(
