@@ -33,7 +33,7 @@ def evaluate(
     batch_size: int = 16,
     amp: str = "fp32",
     prompts: str | Mapping[str, float] = "points",
-    multimask: bool = True,
+    multimask: bool | None = None,
     workers: int = 0,
 ) -> dict[str, float]:
     """Score every prompted object at its image's own size, each exactly once over all ranks.
@@ -48,7 +48,7 @@ def evaluate(
         batch_size: images at a time.
         amp: "fp32", "bf16" or "fp16", as in `train`.
         prompts: the first ones, as in `train`, but exact: boxes fit, clicks are in the middle.
-        multimask: as in `train`.
+        multimask: as in `train`; None: as the model was trained.
         workers: processes a rank that load images.
 
     Returns:
@@ -163,7 +163,7 @@ def show_predictions(
     title: str = "",
     rows: int = 4,
     prompts: str | Mapping[str, float] = "points",
-    multimask: bool = True,
+    multimask: bool | None = None,
 ) -> None:
     """Draw images of a set with what the model makes of their prompts.
 
@@ -174,7 +174,7 @@ def show_predictions(
         title: of the figure.
         rows: the most images.
         prompts: the first ones, as in `evaluate`.
-        multimask: as in `train`.
+        multimask: as in `train`; None: as the model was trained.
     """
     numbers = list(range(min(rows, len(dataset)))) if images is None else images[:rows]
     if not numbers:

@@ -20,7 +20,9 @@ from ddp_magic.prelude.prompts import Prompts
 
 
 @contextmanager
-def _evaluating(model: nn.Module, *, multimask: bool) -> Iterator[tuple[PromptedSam, torch.device]]:
+def _evaluating(
+    model: nn.Module, *, multimask: bool | None
+) -> Iterator[tuple[PromptedSam, torch.device]]:
     """Put the model into evaluation mode for a while."""
     training, wrapper = model.training, PromptedSam(model, multimask=multimask)
     wrapper.eval()
@@ -39,7 +41,7 @@ def predict(
     *,
     boxes: ArrayLike | None = None,
     masks: ArrayLike | None = None,
-    multimask: bool = True,
+    multimask: bool | None = None,
 ) -> NDArray[np.bool_]:
     """Draw the mask of what is asked for.
 
@@ -52,7 +54,7 @@ def predict(
         labels: of the clicks, (K,), 1 on the object (default), 0 off it; or a list as `points`.
         boxes: (4,), (y0, x0, y1, x1), or (N, 4), one an object.
         masks: rough masks, (H, W) bool, or (N, H, W), one an object.
-        multimask: as in training.
+        multimask: as in `train`; None: as the model was trained.
 
     Returns:
         A mask (H, W), or masks (N, H, W) if prompts were given for several.
@@ -131,7 +133,7 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
     min_area: int = 16,
     max_share: float = 0.9,
     batch_size: int = 64,
-    multimask: bool = True,
+    multimask: bool | None = None,
 ) -> NDArray[np.int32]:
     """Find every object of a picture: click on a grid of points, keep the masks that are good.
 
@@ -147,7 +149,7 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
         min_area: of an object, in pixels.
         max_share: of a tile that one object may cover.
         batch_size: clicks at a time.
-        multimask: as in training; False for a model trained so.
+        multimask: as in `train`; None: as the model was trained.
 
     Returns:
         A label map (H, W), 0 = background; the best masks come first, and of two that overlap by

@@ -91,7 +91,7 @@ class PromptedSam(nn.Module):
         rounds: int = 1,
         prompts: str | Mapping[str, float] = "points",
         *,
-        multimask: bool = True,
+        multimask: bool | None = None,
     ) -> None:
         """Wrap a model, which stays the caller's.
 
@@ -102,6 +102,7 @@ class PromptedSam(nn.Module):
             rounds: the first prompt, then each time one more click where the mask is wrong.
             prompts: the first ones: "points", "boxes", "masks", "none", or shares of these.
             multimask: whether a single click, which may mean a part or a whole, gets three masks.
+                None: as the model was trained, which `train` notes in its config; else three.
 
         Raises:
             ValueError: An unknown `amp` or kind of prompt.
@@ -112,7 +113,9 @@ class PromptedSam(nn.Module):
             raise ValueError(f'amp is "fp32", "bf16" or "fp16", not {amp!r}')
         self.sam: Sam = getattr(sam, "module", sam)  # DDP keeps the model in .module
         self.geometry: Geometry = geometry_of(self.sam)
-        self.amp, self.rounds, self.multimask = amp, rounds, multimask
+        self.amp, self.rounds = amp, rounds
+        trained: bool = getattr(self.sam.config, "multimask_output", True)
+        self.multimask = trained if multimask is None else multimask
         self.shares = kinds_of(prompts)
         self.mask_size: int = 4 * _grid(self.sam)  # s, px
         self.sometimes: list[nn.Parameter] = []  # that only some kinds of prompts use

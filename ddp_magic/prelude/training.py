@@ -58,7 +58,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     tune: str = "full",
     prompts: str | Mapping[str, float] = "points",
     rounds: int | Sequence[int] = 3,
-    multimask: bool = True,
+    multimask: bool | None = None,
     loss: str = "dice+bce",
     weight_decay: float = 0.0,
     clip: float = 1.0,
@@ -102,7 +102,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         rounds: of prompts: the first one, then each time one click more where the mask is wrong.
             With 1 the model is trained for its first prompt, and gets worse by further ones. Or one
             number an epoch, the last one for all that follow: (1, 1, 3) begins with what is cheap.
-        multimask: whether a single click gets three masks, of which the best one counts.
+        multimask: whether a single click gets three masks, of which the best one counts. Noted in
+            the model's config, so that `evaluate`, `predict` and `segment` ask for the same. None:
+            as noted there, else three. transformers' mask-generation pipeline always takes three,
+            of which a model trained with False knows nothing: use `segment`.
         loss: "dice+bce" or "dice+focal".
         weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
         clip: longest gradient; 0: any.
@@ -146,9 +149,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     device = setup()
     rank, world = rank_and_world()
     wrapper = PromptedSam(model.to(device), amp, max(each_rounds), prompts, multimask=multimask)
-    first = _most_common(wrapper.shares)
-    scorer = PromptedSam(model, amp, max(CLICKS), first, multimask=multimask)
     sam = wrapper.sam
+    sam.config.multimask_output = wrapper.multimask
+    first = _most_common(wrapper.shares)
+    scorer = PromptedSam(sam, amp, max(CLICKS), first)
     with ExitStack() as at_end:
         at_end.enter_context(warnings.catch_warnings())  # of 1 x 1 convolutions, whose
         warnings.filterwarnings("ignore", "Grad strides do not match")  # strides mean nothing
@@ -268,9 +272,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 show_history(history)
                 title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)
                 with averages.in_place():
-                    show_predictions(
-                        sam, val_set, worst, title=title, prompts=first, multimask=multimask
-                    )
+                    show_predictions(sam, val_set, worst, title=title, prompts=first)
         bar.close()
         # Now: a DDP object that outlives its gloo group can hang the exit.
         del ddp

@@ -223,7 +223,7 @@ def learn() -> dict[str, float]:
     val_set = SamDataset(*nuclei("val"))
     model = tiny_sam()
     train(model, train_set, val_set, **RECIPE)
-    scores = evaluate(model, val_set, multimask=RECIPE["multimask"])
+    scores = evaluate(model, val_set)
     return scores | {"seconds": time.perf_counter() - start}
 
 

@@ -78,14 +78,16 @@ def test_each_is_trained_saved_and_used(
     kind: str, tune: str, data: SamDataset, tmp_path: Any
 ) -> None:
     """An epoch changes what it should, and the checkpoint loads and predicts the same."""
-    sam = build(kind)
+    sam, three = build(kind), tune == "full"
     before, names = fingerprint(sam), set(sam.state_dict())
-    train(sam, data, data, epochs=1, batch_size=2, rounds=2, lr=1e-2, tune=tune, out_dir=tmp_path)
+    options: dict[str, Any] = {"tune": tune, "multimask": three, "out_dir": tmp_path}
+    train(sam, data, data, epochs=1, batch_size=2, rounds=2, lr=1e-2, **options)
     assert set(sam.state_dict()) == names
     assert (fingerprint(sam) == before) == (tune == "decoder")
     assert (tmp_path / "embeddings").exists() == (tune == "decoder")
     assert all(p.requires_grad for p in sam.parameters())
     loaded = AutoModel.from_pretrained(tmp_path / "last")
+    assert PromptedSam(loaded).multimask == three  # nobody has to say again how it was trained
     image, click = cells(n=1)[0][0], [(20, 20)]
     assert np.array_equal(predict(sam, image, click), predict(loaded, image, click))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from monai.data.box_utils import batched_nms
 from PIL import Image
 from transformers import SamModel, pipeline
+from transformers.utils import import_utils
 
 from ddp_magic.prelude import (
     SamDataset,
@@ -58,7 +62,7 @@ def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
         off = np.argwhere(~true)[0]
         image = images[number]
         drawn = {
-            "click": predict(model, image, [(y, x)], multimask=False),
+            "click": predict(model, image, [(y, x)]),
             "signed": predict(model, image, [(y, x), off], [1, 0]),
             "box": predict(model, image, boxes=box),
             "mask": predict(model, image, masks=true),
@@ -86,7 +90,7 @@ def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:
     images, masks, _ = cells(n=6, seed=1)
     picture = np.block([[images[0], images[1], images[2]], [images[3], images[4], images[5]]])
     model = SamModel.from_pretrained(trained / "best").train()
-    found = segment(model, picture, tile=64, multimask=False, min_iou=0.5)
+    found = segment(model, picture, tile=64, min_iou=0.5)
     assert model.training
     assert found.shape == picture.shape == (128, 192)
     assert set(np.unique(found)) == set(range(found.max() + 1))
@@ -149,15 +153,25 @@ def test_masks_that_go_on_beyond_their_piece_are_cut() -> None:
     assert not _is_cut(mask[::-1], 5, 0, 9, 4)
 
 
-def test_the_pipeline_of_transformers_takes_the_checkpoint(trained: Path) -> None:
-    """mask-generation reads model and image processor, and draws masks up to its own last step.
+def test_the_pipeline_of_transformers_takes_the_checkpoint(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mask-generation reads model and image processor, and draws masks of the whole image.
 
-    That step, non-maximum suppression, is torchvision's, which is not installed here.
+    Its non-maximum suppression is torchvision's, which is not installed here: MONAI's instead.
     """
+    boxes: Any = ModuleType("torchvision.ops.boxes")
+    boxes.batched_nms = lambda boxes, scores, idxs, iou_threshold: torch.as_tensor(
+        batched_nms(boxes, scores, idxs, iou_threshold)
+    )
+    for name in ("torchvision", "torchvision.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, boxes.__name__, boxes)
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "torchvision", (lambda: True, ""))
     generator: Any = pipeline("mask-generation", model=str(trained / "best"), device="cpu")
     image = Image.fromarray(np.repeat(cells(n=1, seed=1)[0][0][..., None], 3, 2))
-    steps = list(generator.preprocess(image, points_per_crop=4))
-    with torch.no_grad():
-        out = generator._forward(steps[0], pred_iou_thresh=0.0, stability_score_thresh=0.0)
-    assert len(out["boxes"]) == len(out["iou_scores"]) == len(out["masks"]) > 0
-    assert steps[0]["input_points"].max() <= 64
+    points = [step["input_points"] for step in generator.preprocess(image, points_per_crop=4)]
+    assert 48 < points[0].max() <= 64
+    out = generator(image, points_per_crop=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    assert 0 < len(out["masks"]) == len(out["scores"]) < 3 * 4 * 4
+    assert {mask.shape for mask in out["masks"]} == {(64, 64)}
