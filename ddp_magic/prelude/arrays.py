@@ -232,9 +232,11 @@ def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.u
         (3, H, W) uint8, a copy.
 
     Raises:
-        ValueError: The image is not uint8, but the set's other images are.
+        ValueError: The image has another shape, or is not uint8 where the set's other images are.
     """
     pixels = np.asarray(image)
+    if pixels.ndim not in {2, 3} or (pixels.ndim == 3 and pixels.shape[2] not in {1, 3}):
+        raise ValueError(f"an image has shape {pixels.shape}, not (H, W) or (H, W, 3)")
     if window is not None:
         low, high = window
         gain = 255 / max(high - low, 1e-12)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ddp_magic.prelude.arrays import FOREGROUND, check_click, gray_window, to_rgb
+from ddp_magic.prelude.arrays import BACKGROUND, FOREGROUND, check_click, gray_window, to_rgb
 from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.data import without_objects
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
@@ -50,7 +50,7 @@ def predict(
         image: (H, W) or (H, W, 3), of any type that `SamDataset` takes. uint8 is safest: the gray
             levels of another type are judged by this one image.
         points: clicks of one object, (K, 2), rows (y, x) in pixels, as in `SamDataset`'s
-            coordinates; or a list of such arrays, one an object.
+            coordinates, or one click (y, x); or a list of such arrays, one an object.
         labels: of the clicks, (K,), 1 on the object (default), 0 off it; or a list as `points`.
         boxes: (4,), (y0, x0, y1, x1), or (N, 4), one an object.
         masks: rough masks, (H, W) bool, or (N, H, W), one an object.
@@ -60,7 +60,8 @@ def predict(
         A mask (H, W), or masks (N, H, W) if prompts were given for several.
 
     Raises:
-        ValueError: A prompt lies outside the image, or there is none, or their numbers differ.
+        ValueError: A prompt lies outside the image or makes no sense, or there is none, or their
+            numbers differ.
     """
     clicks, several = _each(points, 2)
     signs, _ = _each(labels, 1)
@@ -70,13 +71,9 @@ def predict(
     (height, width), n = rgb.shape[1:], max(map(len, (clicks, frames, rough)))
     if n == 0 or any(len(each) not in {0, n} for each in (clicks, frames, rough)):
         raise ValueError("predict() needs clicks, a box or a mask for each object")
-    corners = [corner for box in frames for corner in np.reshape(box, (2, 2))]
-    for y, x in [*(click for own in clicks for click in own), *corners]:
-        check_click(y, x, (height, width))
     clicks = clicks or [np.zeros((0, 2))] * n
     signs = signs or [np.full(len(own), FOREGROUND) for own in clicks]
-    if [len(own) for own in signs] != [len(own) for own in clicks]:
-        raise ValueError("labels are not as many as clicks")
+    _check_prompts(clicks, signs, frames, rough, (height, width))
     item = without_objects(rgb) | {
         "masks": torch.zeros(n, height, width, dtype=torch.bool),
         "points": torch.tensor(np.concatenate(clicks)[:, ::-1].copy()).float(),
@@ -102,14 +99,39 @@ def predict(
     return result if several or several_boxes or several_masks else result[0]
 
 
+def _check_prompts(
+    clicks: list[NDArray[Any]],
+    signs: list[NDArray[Any]],
+    frames: list[NDArray[Any]],
+    rough: list[NDArray[Any]],
+    size: tuple[int, int],
+) -> None:
+    """Refuse what a model would take without a word, or torch with one that tells nothing."""
+    if any(own.shape[1:] != (2,) for own in clicks) or any(box.shape != (4,) for box in frames):
+        raise ValueError("clicks are rows (y, x), and a box is (y0, x0, y1, x1)")
+    corners = [corner for box in frames for corner in box.reshape(2, 2)]
+    for y, x in [*(click for own in clicks for click in own), *corners]:
+        check_click(y, x, size)
+    if [len(own) for own in signs] != [len(own) for own in clicks]:
+        raise ValueError("labels are not as many as clicks")
+    if not np.isin(np.concatenate(signs), (FOREGROUND, BACKGROUND)).all():
+        raise ValueError("a click's label is 1 on the object, 0 off it")
+    if any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in frames):
+        raise ValueError("a box is (y0, x0, y1, x1), and y0 < y1, x0 < x1")
+    if any(each.shape != size for each in rough):
+        raise ValueError(f"a mask is not of the image's size, {size[0]} x {size[1]} pixels")
+
+
 def _each(given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # noqa: ANN401 -- arrays, lists, lists of arrays
     """Return what was given for each object, arrays of `dimensions`, and whether it was a list."""
     if given is None:
         return [], False
     if len(given) > 0 and np.ndim(given[0]) == dimensions:
         return [np.asarray(each, dtype=np.float64) for each in given], True
-    shape = (0, 2) if dimensions == 2 and np.size(given) == 0 else np.shape(given)
-    return [np.asarray(given, dtype=np.float64).reshape(shape)], False
+    one = np.asarray(given, dtype=np.float64)
+    if dimensions == 2 and one.ndim == 1:  # no click, or one without brackets around it
+        one = one.reshape(-1, 2 if one.size == 0 else one.size)
+    return [one], False
 
 
 class Found(NamedTuple):

@@ -131,8 +131,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         data_wait, the share of the time in which rank 0 waited for images.
 
     Raises:
-        ValueError: `resume` without `out_dir`, `augment` with a frozen encoder, an unknown word, or
-            no rounds.
+        ValueError: `resume` without `out_dir`, `augment` with a frozen encoder, an unknown word, a
+            number out of range, or nothing to train on.
         FileNotFoundError: `resume`, but there is nothing to resume from.
         TypeError: A model of another family.
     """
@@ -143,6 +143,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     each_rounds = [rounds] if isinstance(rounds, int) else list(rounds)
     if min(each_rounds, default=0) < 1:
         raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
+    if min(batch_size, accumulate) < 1 or not 0 <= ema < 1:
+        raise ValueError("batch_size and accumulate are numbers from 1 on, ema a share below 1")
+    if not len(train_set):
+        raise ValueError("train_set has no images")
     if resume and out_dir is None:
         raise ValueError("resume needs an out_dir to resume from")
     folder = None if out_dir is None else Path(out_dir)
@@ -319,8 +323,10 @@ def _one_of_each(
     images: Turned, wrapper: PromptedSam, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Prepare one object for each kind of first prompt that training will meet."""
-    numbers = range(len(images))
-    item = next((item for item in map(images.__getitem__, numbers) if len(item["keys"])), images[0])
+    items = map(images.__getitem__, range(len(images)))
+    item = next((item for item in items if len(item["keys"])), None)
+    if item is None:
+        raise ValueError("train_set asks for no object: its masks or its coordinates are empty")
     item |= {"masks": item["masks"][:1], "boxes": item["boxes"][:1], "keys": item["keys"][:1]}
     item |= {"counts": item["counts"][:1] * 0, "points": item["points"][:0]}
     item |= {"labels": item["labels"][:0]}

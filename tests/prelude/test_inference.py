@@ -75,14 +75,35 @@ def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
     assert means["box"] > means["click"] - 0.1
     two = predict(model, images[0], boxes=[[0, 0, 20, 20], [30, 30, 50, 50]])
     assert two.shape == (2, 64, 64)
-    with pytest.raises(ValueError, match="for each object"):
-        predict(model, images[0])
-    with pytest.raises(ValueError, match="for each object"):
-        predict(model, images[0], [[(1, 1)], [(2, 2)]], boxes=[[0, 0, 9, 9]] * 3)
-    with pytest.raises(ValueError, match="as many"):
-        predict(model, images[0], [(1, 1)], [1, 0])
-    with pytest.raises(ValueError, match="outside"):
-        predict(model, images[0], boxes=[0, 0, 9, 64])
+    assert np.array_equal(predict(model, images[0], (9, 30)), predict(model, images[0], [(9, 30)]))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ({}, "for each object"),
+        ({"points": [[(1, 1)], [(2, 2)]], "boxes": [[0, 0, 9, 9]] * 3}, "for each object"),
+        ({"points": [(1, 1)], "labels": [1, 0]}, "as many"),
+        ({"points": [(1, 1)], "labels": [2]}, "1 on the object, 0 off it"),
+        ({"points": [(0, 1, 1)]}, r"rows \(y, x\)"),
+        ({"points": (1, 64)}, "outside"),
+        ({"boxes": [0, 0, 9, 64]}, "outside"),
+        ({"boxes": [9, 9, 0, 0]}, "y0 < y1"),
+        ({"boxes": [0, 0, 9]}, r"a box is \(y0, x0, y1, x1\)"),
+        ({"masks": np.ones((9, 9), bool)}, "64 x 64 pixels"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(prompts: dict[str, Any], words: str) -> None:
+    """Without a word they would be an error of torch's, or a mask of something else."""
+    with pytest.raises(ValueError, match=words):
+        predict(tiny_sam(), np.zeros((64, 64), np.uint8), **prompts)
+
+
+def test_pictures_of_other_shapes_are_refused() -> None:
+    """Several images at once, or a transparent one."""
+    for shape in ((2, 64, 64), (64, 64, 4), (64,)):
+        with pytest.raises(ValueError, match="has shape"):
+            segment(tiny_sam(), np.zeros(shape, np.uint8))
 
 
 def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:

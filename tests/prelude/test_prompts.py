@@ -66,9 +66,9 @@ def test_boxes_ask_for_the_object_they_are_around() -> None:
     assert item["counts"].tolist() == [1, 0]
     assert item["boxes"].tolist() == [[30, 19, 50, 37], [4, 4, 26, 15]]
     assert item["masks"][1, 10, 10]
-    for box in [(0, 0, 40, 10, 59), (0, 15, 26, 4, 4)]:
+    for box, drawn in [((0, 0, 40, 10, 59), 1), ((0, 15, 26, 4, 4), 1), ((0, 4, 4, 15, 26), 0)]:
         with pytest.raises(ValueError, match=r"boxes row 0: .* is not around any object"):
-            SamDataset(images, masks, boxes=[box])
+            SamDataset(images, masks * drawn, boxes=[box])
 
 
 def test_stacks_of_masks_may_overlap() -> None:

@@ -200,6 +200,26 @@ def test_unknown_words_are_refused(sets: Sets, option: str, value: str) -> None:
     assert all(p.requires_grad for p in sam.parameters())
 
 
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"accumulate": 0}, {"ema": 1.0}])
+def test_numbers_out_of_range_are_refused(sets: Sets, option: dict[str, Any]) -> None:
+    """A division by zero would say less, and an average that keeps everything learns nothing."""
+    with pytest.raises(ValueError, match="from 1 on"):
+        train(tiny_sam(), *sets, epochs=1, **option)
+
+
+def test_nothing_to_train_on_is_refused(sets: Sets) -> None:
+    """Its loss would be 0.000, epoch after epoch."""
+    images, masks = cells(n=2)[:2]
+    for empty, words in (
+        (SamDataset(images[:0], masks[:0]), "no images"),
+        (SamDataset(images, masks * 0), "no object"),
+        (SamDataset(images, masks, np.zeros((0, 3))), "no object"),
+    ):
+        for tune in ("full", "decoder"):
+            with pytest.raises(ValueError, match=words):
+                train(tiny_sam(), empty, sets[1], epochs=1, tune=tune)
+
+
 def test_patience() -> None:
     """Training stops after so many epochs without a better score, never by default."""
     rows = [{"dice": x} for x in (0.1, 0.5, 0.4, 0.5)]
