@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,19 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from monai.losses import DiceLoss
 from torch import nn, optim
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig, SamModel, SamProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 import ddp_magic
-from ddp_magic.prelude import SamDataset, evaluate, nuclei, tiny_sam, train
+from ddp_magic.prelude import SamDataset, cells, evaluate, nuclei, tiny_sam, train
 from ddp_magic.prelude.adapter import geometry_of
-from ddp_magic.prelude.batches import collate, prepare
+from ddp_magic.prelude.batches import collate, load, prepare
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.losses import step_losses
-from ddp_magic.prelude.model import PromptedSam
+from ddp_magic.prelude.model import DTYPES, PromptedSam
 from ddp_magic.prelude.tuning import choose_trained
 
 TINY = {
@@ -123,12 +126,31 @@ def prompts() -> None:
     )
 
 
+@dataclass
+class Setting:
+    """What is trained, on what: the same for the reference and for us."""
+
+    model: Callable[[], SamModel]
+    data: tuple[Any, Any, Any]  # images, label maps, clicks
+    batch: tuple[int, int]  # the reference's objects, our images
+    processor: dict[str, Any] = field(default_factory=dict)
+    amp: str = "fp32"
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def now(self) -> float:
+        """Return the time at which all that was asked of the device is done, s."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
 class OneObject(Dataset[Any]):
     """As the well-known Transformers notebook: an object an item, through SamProcessor."""
 
-    def __init__(self, images: Any, masks: Any, clicks: Any) -> None:
-        self.images, self.masks, self.clicks = images, masks, clicks
-        self.processor = SamProcessor(SamImageProcessorPil(**TINY))
+    def __init__(self, setting: Setting) -> None:
+        self.images, self.masks, self.clicks = setting.data
+        self.processor = SamProcessor(SamImageProcessorPil(**setting.processor))
 
     def __len__(self) -> int:
         return len(self.clicks)
@@ -142,58 +164,116 @@ class OneObject(Dataset[Any]):
         return item | {"ground_truth_mask": (mask == mask[y, x]).astype(np.float32)}
 
 
-def reference_epoch(images: int) -> float:
+def reference_epoch(setting: Setting) -> float:
     """Train with accelerate and SamProcessor; return objects a second."""
-    data = nuclei("train", crops=images)
-    accelerator = Accelerator(cpu=True)
-    model = tiny_sam()
-    loader = DataLoader(OneObject(*data), batch_size=24, shuffle=True)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an epoch in other arithmetic
+    accelerator = Accelerator(
+        cpu=setting.device.type == "cpu",
+        mixed_precision="no" if setting.amp == "fp32" else setting.amp,
+    )
+    model = setting.model()
+    loader = DataLoader(
+        OneObject(setting), setting.batch[0], shuffle=True, num_workers=setting.workers
+    )
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
     loss_of = DiceLoss(sigmoid=True, squared_pred=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     start, count = 0.0, 0
     for number, batch in enumerate(loader):
         if number == 1:  # the first one warms up
-            start = time.perf_counter()
-        points = batch["input_points"].float()
+            start = setting.now()
+        points, true = batch["input_points"].float(), batch["ground_truth_mask"][:, None]
         out = model(pixel_values=batch["pixel_values"], input_points=points, multimask_output=False)
-        large = nn.functional.interpolate(out.pred_masks[:, 0], (64, 64), mode="bilinear")
-        loss = loss_of(large, batch["ground_truth_mask"][:, None])
+        large = nn.functional.interpolate(out.pred_masks[:, 0], true.shape[-2:], mode="bilinear")
+        loss = loss_of(large, true)
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
         count += len(points) * (number > 0)
-    return count / (time.perf_counter() - start)
+    return count / (setting.now() - start)
 
 
-def our_epoch(images: int, rounds: int) -> float:
+def our_epoch(setting: Setting, rounds: int = 1) -> float:
     """Train with the prelude's loss and its guesses of IoU; return objects a second."""
-    data = SamDataset(*nuclei("train", crops=images))
-    wrapper = PromptedSam(tiny_sam(), rounds=rounds, multimask=False).train()
+    data = SamDataset(*setting.data)
+    sam = setting.model().to(setting.device)
+    wrapper = PromptedSam(sam, setting.amp, rounds, multimask=False).train()
     optimizer = optim.AdamW(wrapper.parameters(), lr=1e-3, fused=True)
-    loader = DataLoader(data, 8, shuffle=True, collate_fn=collate)
+    scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp == "fp16")
+    order = torch.randperm(len(data)).tolist()
+    loader = load(data, order, setting.batch[1], setting.workers, setting.device)
     start, count = 0.0, 0
     for number, raw in enumerate(loader):
         if number == 1:
-            start = time.perf_counter()
-        batch = prepare(raw, wrapper.geometry)
+            start = setting.now()
+        batch = prepare(raw, wrapper.geometry, setting.device)
         optimizer.zero_grad()
-        step_losses(wrapper, batch).mean().backward()
-        optimizer.step()
+        loss = step_losses(wrapper, batch).mean()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
         count += len(batch["masks"]) * (number > 0)
-    return count / (time.perf_counter() - start)
+    return count / (setting.now() - start)
 
 
 def throughput(images: int) -> None:
     """Objects a second of one rank, one click each, the same model and images."""
-    theirs, ours = reference_epoch(images), our_epoch(images, 1)
-    corrected = our_epoch(images, 3)
+    setting = Setting(tiny_sam, nuclei("train", crops=images), (24, 8), TINY)
+    theirs, ours = reference_epoch(setting), our_epoch(setting)
+    corrected = our_epoch(setting, 3)
     row(
         "training, one rank, tiny model, one click",
         f"{theirs:.0f} objects/s (accelerate + SamProcessor)",
         f"{ours:.0f} objects/s (3 rounds of clicks: {corrected:.0f})",
         f"{ours / theirs:.1f} x (goal 2)",
     )
+
+
+def gpu() -> None:
+    """A ViT-B at 1024 on a GPU, all of it trained, one click an image of 256 pixels."""
+    if not torch.cuda.is_available():
+        row("ViT-B at 1024 on a GPU", "", "no GPU here", "")
+        return
+    images, masks, clicks = cells(n=96, size=256)
+    clicks = clicks[np.unique(clicks[:, 0], return_index=True)[1]]  # the first of each image
+    for amp in ("bf16", "fp16"):
+        setting = Setting(
+            lambda: SamModel(SamConfig()),
+            (images, masks, clicks),
+            (4, 4),
+            amp=amp,
+            workers=4,
+            device=torch.device("cuda"),
+        )
+        theirs, ours = reference_epoch(setting), our_epoch(setting)
+        share = ours * operations_an_image(setting) / matmul_speed(setting)
+        row(
+            f"ViT-B at 1024 on a {torch.cuda.get_device_name()}, {amp}",
+            f"{theirs:.1f} images/s (accelerate + SamProcessor)",
+            f"{ours:.1f} images/s, {share:.0%} of what a large product of matrices reaches",
+            f"{ours / theirs:.1f} x",
+        )
+
+
+def operations_an_image(setting: Setting) -> float:
+    """Count the floating-point operations of a training step, an image."""
+    data, n = SamDataset(*setting.data), setting.batch[1]
+    wrapper = PromptedSam(setting.model().to(setting.device), setting.amp, multimask=False).train()
+    batch = prepare(collate([data[i] for i in range(n)]), wrapper.geometry, setting.device)
+    with FlopCounterMode(display=False) as counter:
+        step_losses(wrapper, batch).mean().backward()
+    return counter.get_total_flops() / n
+
+
+def matmul_speed(setting: Setting, size: int = 8192) -> float:
+    """Return the floating-point operations a second that a product of large matrices reaches."""
+    a = torch.ones(size, size, dtype=DTYPES[setting.amp], device=setting.device)
+
+    def work() -> None:
+        a @ a
+        setting.now()
+
+    return 2 * size**3 / median_s(work, 10)
 
 
 def images_per_s(crops: int) -> float:
@@ -263,6 +343,7 @@ def main() -> None:
         "preparation": lambda: preparation(options.turns),
         "prompts": prompts,
         "throughput": lambda: throughput(options.crops),
+        "gpu": gpu,
         "cached_step": lambda: cached_step(options.turns),
         "ranks": lambda: ranks(options.crops),
         "quality": quality,
