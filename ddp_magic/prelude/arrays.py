@@ -29,9 +29,7 @@ def check_pair(index: int, shape: tuple[int, ...] | None, mask: NDArray[Any]) ->
         ValueError: Shapes differ, or the mask holds fractions or the grays of a picture.
     """
     if shape is not None:
-        if len(shape) not in {2, 3} or (len(shape) == 3 and shape[-1] not in {1, 3}):
-            hint = "; channels come last" if len(shape) == 3 and shape[0] in {1, 3} else ""
-            raise ValueError(f"image {index} has shape {shape}, not (H, W) or (H, W, 3){hint}")
+        _check_shape(f"image {index}", shape)
         if shape[:2] != mask.shape[-2:] or mask.ndim not in {2, 3}:
             hint = " (transposed?)" if shape[:2] == mask.shape[::-1] else ""
             raise ValueError(f"image {index} has shape {shape}, but its mask {mask.shape}{hint}")
@@ -45,6 +43,13 @@ def check_pair(index: int, shape: tuple[int, ...] | None, mask: NDArray[Any]) ->
                 f"mask {index} is a gray picture of a mask: 0, 255, and {between} values between, "
                 "each of which would be an object; pass mask > 127\n" + sketch(mask > 127)
             )
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse the shape of what is not an image, or has its channels first."""
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[-1] not in {1, 3}):
+        hint = "; channels come last" if len(shape) == 3 and shape[0] in {1, 3} else ""
+        raise ValueError(f"{name} has shape {shape}, not (H, W) or (H, W, 3){hint}")
 
 
 def prompt_rows(
@@ -235,8 +240,7 @@ def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.u
         ValueError: The image has another shape, or is not uint8 where the set's other images are.
     """
     pixels = np.asarray(image)
-    if pixels.ndim not in {2, 3} or (pixels.ndim == 3 and pixels.shape[2] not in {1, 3}):
-        raise ValueError(f"an image has shape {pixels.shape}, not (H, W) or (H, W, 3)")
+    _check_shape("an image", pixels.shape)
     if window is not None:
         low, high = window
         gain = 255 / max(high - low, 1e-12)

@@ -152,13 +152,14 @@ class SamDataset(Dataset[Item]):
             mask = np.asarray(self.masks[image])
             check_pair(image, None, mask)
             found = object_labels(mask)
-            around = [box_of(object_mask(mask, label)) for label in found]
+            boxes = [box_of(object_mask(mask, label)) for label in found]
+            around = np.reshape(boxes, (-1, 4))  # (N, 4), without objects too
             for row in numbers:
                 y0, x0, y1, x1 = rows[row, 1:]
                 where = f"boxes row {row}: image {image}, "
                 check_click(y0, x0, mask.shape[-2:], where)
                 check_click(y1, x1, mask.shape[-2:], where)
-                fits = box_iou(np.array([x0, y0, x1, y1]), np.reshape(around, (-1, 4)))  # (N,)
+                fits = box_iou(np.array([x0, y0, x1, y1]), around)
                 if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
                     raise ValueError(
                         f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; "

@@ -130,7 +130,7 @@ def _each(given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # no
         return [np.asarray(each, dtype=np.float64) for each in given], True
     one = np.asarray(given, dtype=np.float64)
     if dimensions == 2 and one.ndim == 1:  # no click, or one without brackets around it
-        one = one.reshape(-1, 2 if one.size == 0 else one.size)
+        one = one[None] if len(one) else np.zeros((0, 2))
     return [one], False
 
 

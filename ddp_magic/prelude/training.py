@@ -154,9 +154,6 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     rank, world = rank_and_world()
     wrapper = PromptedSam(model.to(device), amp, max(each_rounds), prompts, multimask=multimask)
     sam = wrapper.sam
-    sam.config.multimask_output = wrapper.multimask
-    first = _most_common(wrapper.shares)
-    scorer = PromptedSam(sam, amp, max(CLICKS), first)
     with ExitStack() as at_end:
         at_end.enter_context(warnings.catch_warnings())  # of 1 x 1 convolutions, whose
         warnings.filterwarnings("ignore", "Grad strides do not match")  # strides mean nothing
@@ -182,6 +179,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         images = Turned(train_images, seed, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         frozen += find_unused(wrapper.train(), _one_of_each(images, wrapper, device), each_rounds)
+        sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
+        first = _most_common(wrapper.shares)
+        scorer = PromptedSam(sam, amp, max(CLICKS), first)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
         descent = make_optimizer(optimizer, wrapper, lr, weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
