@@ -8,8 +8,10 @@ demo: .venv/installed
 	$(BIN)/jupyter execute --inplace notebooks/sam_finetune.ipynb
 	@echo "Done: open notebooks/sam_finetune.ipynb, for example with $(BIN)/jupyter lab"
 
+# Most tests wait for processes, so two at a time; a file's tests share a kernel and stay together.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
+	$(BIN)/python -m pytest -m "alone and not gpu"
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -546,6 +546,7 @@ def test_a_name_server_that_does_not_answer(
     assert result.elapsed_s < 4.0
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     """No failure, no stall, and no process, descriptor, shared memory or stray file left."""

@@ -41,6 +41,7 @@ def pictures_of(cell: nbformat.NotebookNode) -> int:
     return sum("image/png" in out.get("data", {}) for out in cell.outputs)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_sam_finetune(tmp_path: Path) -> None:
     """Two ranks learn real nuclei, heed their prompts, and show it, within three minutes."""
@@ -63,6 +64,7 @@ def test_sam_finetune(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_sam_your_data(tmp_path: Path) -> None:
     """Two folders of pictures become a trained model and a segmented picture."""
