@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ddp_magic.prelude.arrays import (
     FOREGROUND,
@@ -251,6 +251,48 @@ def without_objects(image: NDArray[np.uint8]) -> Item:
         "keys": torch.zeros(0, dtype=torch.long),
         **_no_prompts(0),
     }
+
+
+def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
+    """Return the image of an item, (3, H, W); its masks are read only where that cannot be helped.
+
+    Args:
+        dataset: a `SamDataset`; torch's subset of one, as `random_split` makes them; or any set of
+            such items.
+        index: of the item.
+    """
+    own, number = _origin(dataset, index)
+    image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
+    return image
+
+
+def target_of(dataset: Dataset[Item], index: int) -> Item:
+    """Return all of an item but the image, which is read only where that cannot be helped.
+
+    Args:
+        dataset: as for `image_of`.
+        index: of the item.
+    """
+    own, number = _origin(dataset, index)
+    if own is not None:
+        return own.target(number)
+    return {name: value for name, value in dataset[index].items() if name != "image"}
+
+
+def may_have_boxes(dataset: Dataset[Item]) -> bool:
+    """Return whether an object of a set as for `image_of` may come with a box."""
+    own, _ = _origin(dataset, 0)
+    return own is None or not np.isnan(own.boxes).all()
+
+
+def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
+    """Find the `SamDataset` that an item comes from as it is, and its number there; else None."""
+    found: Any = dataset
+    while isinstance(found, Subset):
+        found, index = found.dataset, found.indices[index]
+    # A class of the user's with a __getitem__ of its own makes other items.
+    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
+    return (found if as_it_is else None), index
 
 
 class Turned(Dataset[Item]):

@@ -16,15 +16,15 @@ from tqdm.std import tqdm
 
 from ddp_magic.prelude.adapter import fingerprint
 from ddp_magic.prelude.batches import collate, prepare
-from ddp_magic.prelude.data import Item, SamDataset, without_objects
+from ddp_magic.prelude.data import Item, image_of, target_of, without_objects
 from ddp_magic.prelude.model import PromptedSam
 from ddp_magic.prelude.process_group import barrier, rank_and_world
 
 
 class Embedded(Dataset[Item]):
-    """A `SamDataset` whose items have stored embeddings in the place of the image."""
+    """A data set whose items have stored embeddings in the place of the image."""
 
-    def __init__(self, dataset: SamDataset, files: list[Path]) -> None:
+    def __init__(self, dataset: Dataset[Item], files: list[Path]) -> None:
         """Map the files into memory: ranks share what they read.
 
         Args:
@@ -36,13 +36,13 @@ class Embedded(Dataset[Item]):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Item:
         """Return one item: `embeddings`, a list of float16 tensors, and all but the image."""
         index = range(len(self))[index]
         stored = [torch.from_numpy(np.array(each[index])) for each in self.maps]
-        return {**self.dataset.target(index), "embeddings": stored}
+        return {**target_of(self.dataset, index), "embeddings": stored}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as the names of the files."""
@@ -52,14 +52,14 @@ class Embedded(Dataset[Item]):
 class _Images(Dataset[Item]):
     """The images of a set, without objects, and what identifies them."""
 
-    def __init__(self, dataset: SamDataset, salt: str) -> None:
+    def __init__(self, dataset: Dataset[Item], salt: str) -> None:
         self.dataset, self.salt = dataset, salt
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Item:
-        image = self.dataset.image(index)  # (3, H, W)
+        image = image_of(self.dataset, index)  # (3, H, W)
         digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=self.salt.encode())
         digest.update(str(image.shape).encode())
         return without_objects(image) | {"digest": np.frombuffer(digest.digest(), np.uint8)}
@@ -68,7 +68,7 @@ class _Images(Dataset[Item]):
 @torch.no_grad()
 def store_embeddings(
     wrapper: PromptedSam,
-    dataset: SamDataset,
+    dataset: Dataset[Item],
     folder: Path,
     *,
     batch_size: int = 8,
@@ -105,15 +105,15 @@ def store_embeddings(
             *((path, shape, np.float16) for path, shape in zip(files, shapes, strict=True)),
             (digests, (16,), np.uint8),
         ]
-        if not all(_fits(path, (len(dataset), *shape), kind) for path, shape, kind in wanted):
+        if not all(_fits(path, (len(images), *shape), kind) for path, shape, kind in wanted):
             for path, shape, kind in wanted:
-                np.lib.format.open_memmap(path, "w+", kind, (len(dataset), *shape)).flush()
+                np.lib.format.open_memmap(path, "w+", kind, (len(images), *shape)).flush()
     barrier()
     if not digests.exists():
         raise FileNotFoundError(f"{folder} is not shared by all ranks: pass an out_dir that is")
     maps = [np.load(path, mmap_mode="r+") for path in files]
     known = np.load(digests, mmap_mode="r+")
-    shard = Subset(images, range(rank, len(dataset), world))
+    shard = Subset(images, range(rank, len(images), world))
     bar = tqdm(total=len(shard), desc="embeddings", disable=rank != 0 or len(shard) < 2, ncols=60)
     for start, items in enumerate(_batches(shard, batch_size, workers)):
         numbers = np.asarray(shard.indices)[start * batch_size :][: len(items)]

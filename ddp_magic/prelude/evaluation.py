@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddp_magic.prelude.batches import Geometry, by_size, collate, load, prepare
-from ddp_magic.prelude.data import Item, SamDataset
+from ddp_magic.prelude.data import Item
 from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
 from ddp_magic.prelude.plots import show_results
@@ -157,7 +157,7 @@ def worst_images(table: Table, rows: int = 4) -> list[int]:
 @torch.no_grad()
 def show_predictions(
     model: nn.Module,
-    dataset: SamDataset,
+    dataset: Dataset[Item],
     images: list[int] | None = None,
     *,
     title: str = "",
@@ -176,7 +176,8 @@ def show_predictions(
         prompts: the first ones, as in `evaluate`.
         multimask: as in `train`; None: as the model was trained.
     """
-    numbers = list(range(min(rows, len(dataset)))) if images is None else images[:rows]
+    size: int = len(dataset)  # type: ignore[arg-type]
+    numbers = list(range(min(rows, size))) if images is None else images[:rows]
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,7 +28,7 @@ from tqdm.std import tqdm
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen
 from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.data import Item, SamDataset, Turned
+from ddp_magic.prelude.data import Item, Turned, may_have_boxes
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -48,8 +47,8 @@ from ddp_magic.prelude.tuning import Averages, choose_trained, find_unused, rest
 
 def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, and one visible loop
     model: nn.Module,
-    train_set: SamDataset,
-    val_set: SamDataset,
+    train_set: Dataset[Item],
+    val_set: Dataset[Item],
     *,
     epochs: int = 12,
     batch_size: int = 16,
@@ -87,8 +86,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     Args:
         model: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, the same on all ranks; moved to
             this rank's device. What is frozen beforehand stays so.
-        train_set: the same on all ranks.
-        val_set: the same on all ranks.
+        train_set: a `SamDataset`, torch's subset of one (`random_split`), or any set of such items;
+            the same on all ranks.
+        val_set: likewise.
         epochs: times through the training set, those before `resume` included.
         batch_size: images a rank and batch.
         lr: highest learning rate; 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
@@ -145,7 +145,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
     if min(batch_size, accumulate) < 1 or not 0 <= ema < 1:
         raise ValueError("batch_size and accumulate are numbers from 1 on, ema a share below 1")
-    if not len(train_set):
+    size: int = len(train_set)  # type: ignore[arg-type]
+    if not size:
         raise ValueError("train_set has no images")
     if resume and out_dir is None:
         raise ValueError("resume needs an out_dir to resume from")
@@ -159,8 +160,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         warnings.filterwarnings("ignore", "Grad strides do not match")  # strides mean nothing
         frozen = choose_trained(sam, tune, lora_rank)
         at_end.callback(restore, sam, frozen)
-        train_images: Dataset[Item] = train_set
-        val_images: Dataset[Item] = val_set
+        train_images, val_images = train_set, val_set
         if is_frozen(sam):
             if augment:
                 raise ValueError(
@@ -178,7 +178,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
         images = Turned(train_images, seed, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
-        frozen += find_unused(wrapper.train(), _one_of_each(images, wrapper, device), each_rounds)
+        one_of_each = _one_of_each(images, train_set, wrapper, device)
+        frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
         sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
         first = _most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first)
@@ -260,7 +261,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                         "train_loss": total_loss / max(objects_seen, 1),
                         **mean_scores(table),
                         "seconds": seconds,
-                        "images_per_s": len(train_set) / seconds,
+                        "images_per_s": size / seconds,
                         "data_wait": waited / seconds,
                     }
                 )
@@ -320,7 +321,7 @@ def _most_common(shares: dict[str, float]) -> str:
 
 
 def _one_of_each(
-    images: Turned, wrapper: PromptedSam, device: torch.device
+    images: Turned, train_set: Dataset[Item], wrapper: PromptedSam, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Prepare one object for each kind of first prompt that training will meet."""
     items = map(images.__getitem__, range(len(images)))
@@ -332,8 +333,7 @@ def _one_of_each(
     item |= {"labels": item["labels"][:0]}
     batch = prepare(collate([item]), wrapper.geometry, device)
     kinds = dict.fromkeys(wrapper.shares)
-    boxes = getattr(getattr(images.dataset, "dataset", images.dataset), "boxes", torch.zeros(0))
-    if "points" in kinds and not np.isnan(boxes).all():  # the set's own
+    if "points" in kinds and may_have_boxes(train_set):  # the set's own
         kinds["boxes"] = None
     return {kind: batch | {"boxes": batch["boxes"] * torch.nan} for kind in kinds}
 

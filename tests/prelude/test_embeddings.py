@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Subset, random_split
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.prelude.batches import collate, prepare
@@ -65,3 +66,56 @@ def test_augmentation_is_refused() -> None:
     with pytest.raises(ValueError, match="encoded only once: leave augment out"):
         train(sam, *sets, epochs=1, tune="decoder", augment=True)
     assert all(p.requires_grad for p in sam.parameters())  # and nothing stays frozen
+
+
+def test_a_part_of_a_set_is_a_set(tmp_path: Path) -> None:
+    """random_split's halves, parts of parts, two sets as one: with a frozen encoder too."""
+    data = SamDataset(*cells(n=8))
+    train_set, val_set = random_split(data, [6, 2])
+    row = train(tiny_sam(), train_set, val_set, epochs=1, batch_size=3, tune="decoder")[-1]
+    assert row["count"] == sum(len(data[i]["keys"]) for i in val_set.indices)
+    both = ConcatDataset([data, SamDataset(*cells(n=2, seed=1))])
+    for part, numbers in ((Subset(Subset(data, [5, 3, 1]), [2, 0]), [1, 5]), (both, range(10))):
+        wrapper = PromptedSam(tiny_sam().eval())
+        stored = store_embeddings(wrapper, part, tmp_path / str(len(part)))
+        for item, i in zip((stored[k] for k in range(len(part))), numbers, strict=True):
+            assert torch.equal(item["masks"], both[i]["masks"])
+            batch = prepare(collate([both[i]]), wrapper.geometry)
+            with torch.no_grad():
+                (true,) = wrapper.encode(batch["pixel_values"])
+            assert (item["embeddings"][0] - true[0]).abs().max() < 0.01
+
+
+def test_a_set_of_the_users_own_is_heeded(tmp_path: Path) -> None:
+    """What its __getitem__ changes in images and masks is what is encoded and learned."""
+
+    class Inverted(SamDataset):
+        def __getitem__(self, index: int) -> Any:
+            item = super().__getitem__(index)
+            return item | {"image": 255 - item["image"], "masks": item["masks"].flip(2)}
+
+    images, masks, clicks = cells(n=2)
+    wrapper = PromptedSam(tiny_sam().eval())
+    own = store_embeddings(wrapper, Inverted(images, masks, clicks), tmp_path / "own")
+    plain = store_embeddings(wrapper, SamDataset(255 - images, masks, clicks), tmp_path / "plain")
+    assert torch.equal(own[1]["embeddings"][0], plain[1]["embeddings"][0])
+    assert torch.equal(own[1]["masks"], plain[1]["masks"].flip(2))
+
+
+@pytest.mark.parametrize("kind", ["set", "part of a part", "two sets as one"])
+def test_boxes_in_parts_of_sets_are_learned(kind: str) -> None:
+    """What only boxes use is trained where any object of the set may have one."""
+    images, masks, clicks = cells(n=4)
+    corners = [np.argwhere(masks[i] == masks[i, y, x]) for i, y, x in clicks]
+    boxes = [(i, *at.min(0), *at.max(0)) for (i, *_), at in zip(clicks, corners, strict=True)]
+    boxed = SamDataset(images, masks, boxes=boxes)
+    data: Any = {
+        "set": boxed,
+        "part of a part": Subset(Subset(boxed, range(4)), range(4)),
+        "two sets as one": ConcatDataset([SamDataset(images, masks), boxed]),
+    }[kind]
+    sam: Any = tiny_sam()
+    before = [each.weight.detach().clone() for each in sam.prompt_encoder.point_embed]
+    train(sam, data, boxed, epochs=1, batch_size=2, rounds=1)
+    corner = 2  # of the four embeddings: off, on, and the two corners of a box
+    assert not torch.equal(sam.prompt_encoder.point_embed[corner].weight, before[corner])
