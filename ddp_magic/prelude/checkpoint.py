@@ -22,6 +22,9 @@ from ddp_magic.prelude.process_group import rank_and_world
 from ddp_magic.prelude.tuning import plain_state
 
 History = list[dict[str, float]]
+Choices = dict[str, Any]  # arguments of `train` that a state depends on, by name
+
+WITHIN_AN_EPOCH = ("ranks", "batch_size", "accumulate", "seed")  # what its batches depend on
 
 
 @dataclass
@@ -76,6 +79,7 @@ def save(
     folder: Path,
     parts: Mapping[str, HasState],
     position: Position,
+    choices: Choices,
     sam: nn.Module,
     geometry: Geometry,
 ) -> None:
@@ -85,6 +89,7 @@ def save(
         folder: for all checkpoints.
         parts: what has a state, by name.
         position: how far training has come.
+        choices: that must be the same when training goes on.
         sam: the model.
         geometry: of its square.
     """
@@ -92,19 +97,29 @@ def save(
     if rank_and_world()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"position": asdict(position), "random": states}
+        state |= {"position": asdict(position), "choices": choices, "random": states}
         save_model(folder / "last", sam, geometry, state)
         _write_log(folder, position.history)
 
 
-def load(folder: Path, parts: Mapping[str, HasState], device: torch.device) -> Position:
+def load(
+    folder: Path, parts: Mapping[str, HasState], choices: Choices, device: torch.device
+) -> Position:
     """Load `last` into `parts` and set the random state; return the position.
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: It was written under other choices.
     """
     # Our own file: plain data, but for the random states of Python and NumPy.
     state = torch.load(folder / "last" / "trainer.pt", map_location=device, weights_only=False)
+    between_epochs = not state["position"]["batches"]
+    for name, was in state["choices"].items():
+        if was != choices[name] and not (between_epochs and name in WITHIN_AN_EPOCH):
+            raise ValueError(
+                f"{folder / 'last'} is of a training with {name} = {was!r}, now {choices[name]!r}: "
+                "resume with the same, or begin anew in another out_dir"
+            )
     for name, part in parts.items():
         part.load_state_dict(state[name])
     _set_random_state(state["random"])

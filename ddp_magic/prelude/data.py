@@ -253,6 +253,18 @@ def without_objects(image: NDArray[np.uint8]) -> Item:
     }
 
 
+def size_of(dataset: object, name: str = "dataset") -> int:
+    """Return the number of images of a data set.
+
+    Raises:
+        TypeError: It is none, but arrays or a loader.
+    """
+    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
+        what = type(dataset).__name__
+        raise TypeError(f"{name} is a data set such as SamDataset(images, masks), not a {what}")
+    return len(dataset)
+
+
 def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
     """Return the image of an item, (3, H, W); its masks are read only where that cannot be helped.
 
@@ -315,7 +327,7 @@ class Turned(Dataset[Item]):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.dataset)  # type: ignore[arg-type]
+        return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
         """Return one item of the dataset, perhaps in another of 8 positions."""

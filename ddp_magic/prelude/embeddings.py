@@ -16,7 +16,7 @@ from tqdm.std import tqdm
 
 from ddp_magic.prelude.adapter import fingerprint
 from ddp_magic.prelude.batches import collate, prepare
-from ddp_magic.prelude.data import Item, image_of, target_of, without_objects
+from ddp_magic.prelude.data import Item, image_of, size_of, target_of, without_objects
 from ddp_magic.prelude.model import PromptedSam
 from ddp_magic.prelude.process_group import barrier, rank_and_world
 
@@ -36,7 +36,7 @@ class Embedded(Dataset[Item]):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.dataset)  # type: ignore[arg-type]
+        return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
         """Return one item: `embeddings`, a list of float16 tensors, and all but the image."""
@@ -56,7 +56,7 @@ class _Images(Dataset[Item]):
         self.dataset, self.salt = dataset, salt
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
         image = image_of(self.dataset, index)  # (3, H, W)
@@ -95,6 +95,8 @@ def store_embeddings(
     rank, world = rank_and_world()
     device = next(wrapper.parameters()).device
     images = _Images(dataset, fingerprint(wrapper.sam) + wrapper.amp)
+    if not len(images):
+        return Embedded(dataset, [])
     first = prepare(collate([images[0]]), wrapper.geometry, device)
     shapes = [tuple(each.shape[1:]) for each in wrapper.encode(first["pixel_values"])]
     files = [folder / f"map{number}.npy" for number in range(len(shapes))]

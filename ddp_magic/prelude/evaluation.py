@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddp_magic.prelude.batches import Geometry, by_size, collate, load, prepare
-from ddp_magic.prelude.data import Item
+from ddp_magic.prelude.data import Item, size_of
 from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
 from ddp_magic.prelude.plots import show_results
@@ -87,7 +87,7 @@ def score_objects(
     rank, world = rank_and_world()
     training, device = wrapper.sam.training, next(wrapper.parameters()).device
     wrapper.eval()
-    n = len(dataset)  # type: ignore[arg-type]
+    n = size_of(dataset)
     numbers = range(rank, n, world)  # exact, where samplers pad
     loader = load(dataset, numbers, batch_size, workers, device)
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
@@ -176,8 +176,7 @@ def show_predictions(
         prompts: the first ones, as in `evaluate`.
         multimask: as in `train`; None: as the model was trained.
     """
-    size: int = len(dataset)  # type: ignore[arg-type]
-    numbers = list(range(min(rows, size))) if images is None else images[:rows]
+    numbers = list(range(min(rows, size_of(dataset)))) if images is None else images[:rows]
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])

@@ -28,7 +28,7 @@ from tqdm.std import tqdm
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen
 from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.data import Item, Turned, may_have_boxes
+from ddp_magic.prelude.data import Item, Turned, may_have_boxes, size_of
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -124,17 +124,18 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         workers: processes a rank that load images.
         figures_every: draw curves and the worst held-out images every so many epochs; 0: never.
         save_every: write `last` every so many steps too, not only after an epoch.
-        resume: go on from `out_dir/last`, as if never interrupted.
+        resume: go on from `out_dir/last`, as if never interrupted; with the same `tune`,
+            `optimizer`, `amp` and `ema`, and within an epoch the same batches and ranks.
 
     Returns:
         A row an epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds, images_per_s, and
         data_wait, the share of the time in which rank 0 waited for images.
 
     Raises:
-        ValueError: `resume` without `out_dir`, `augment` with a frozen encoder, an unknown word, a
-            number out of range, or nothing to train on.
+        ValueError: `resume` without `out_dir` or with other choices, `augment` with a frozen
+            encoder, an unknown word, a number out of range, or nothing to train on.
         FileNotFoundError: `resume`, but there is nothing to resume from.
-        TypeError: A model of another family.
+        TypeError: A model of another family, or what is no data set.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
@@ -145,7 +146,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
     if min(batch_size, accumulate) < 1 or not 0 <= ema < 1:
         raise ValueError("batch_size and accumulate are numbers from 1 on, ema a share below 1")
-    size: int = len(train_set)  # type: ignore[arg-type]
+    size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")
     if resume and out_dir is None:
@@ -180,7 +181,6 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         one_of_each = _one_of_each(images, train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
-        sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
         first = _most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
@@ -190,10 +190,14 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
         averages = Averages(trained, ema)
         parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
+        choices = {"tune": tune, "lora_rank": lora_rank, "optimizer": optimizer}
+        choices |= {"amp": amp, "ema": ema, "ranks": world}
+        choices |= {"batch_size": batch_size, "accumulate": accumulate, "seed": seed}
         position = checkpoint.Position()
         if resume and folder:
-            position = checkpoint.load(folder, parts, device)
+            position = checkpoint.load(folder, parts, choices, device)
         history = position.history
+        sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
 
         batches = -(-len(order) // batch_size)
         steps = -(-batches // accumulate)
@@ -247,7 +251,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                         total = all_reduce_sum(sums.clone()).tolist()
                         seconds = time.perf_counter() - start
                         here = checkpoint.Position(history, number, total, seconds)
-                        checkpoint.save(folder, parts, here, sam, wrapper.geometry)
+                        checkpoint.save(folder, parts, here, choices, sam, wrapper.geometry)
                 bar.update(epoch * batches + number - bar.n)
                 asked = time.perf_counter()
             seconds = time.perf_counter() - start
@@ -272,7 +276,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                         checkpoint.save_model(folder / "best", sam, wrapper.geometry)
             position = checkpoint.Position(history)
             if folder:
-                checkpoint.save(folder, parts, position, sam, wrapper.geometry)
+                checkpoint.save(folder, parts, position, choices, sam, wrapper.geometry)
             if rank == 0 and figures_every and (epoch + 1) % figures_every == 0:
                 show_history(history)
                 title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 from transformers import SamModel
 from transformers.utils import logging
 
@@ -137,6 +139,61 @@ def test_resume_needs_something(tmp_path: Path) -> None:
         train(tiny_sam(), *sets, out_dir=tmp_path / "none", resume=True)
     with pytest.raises(ValueError, match="out_dir"):
         train(tiny_sam(), *sets, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other", [{"tune": "lora"}, {"optimizer": "muon"}, {"ema": 0.9}, {"amp": "bf16"}]
+)
+def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Before a weight is changed, and by the name of what differs."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
+    sam, ((name, value),) = tiny_sam(), other.items()
+    words = re.escape(f"{name} = ") + ".*" + re.escape(f"now {value!r}: resume with the same")
+    with pytest.raises(ValueError, match=words):
+        train(sam, *sets, epochs=2, multimask=False, out_dir=tmp_path, resume=True, **other)
+    before = dict(tiny_sam().named_parameters())
+    assert all(torch.equal(now, before[name]) for name, now in sam.named_parameters())
+    assert PromptedSam(sam).multimask  # nor is noted what was not trained
+
+
+def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
+    """They would be others: some images twice, some never. Between epochs they may change."""
+
+    class PowerCut(SamDataset):
+        left = 10**9
+
+        def __getitem__(self, index: int) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise InterruptedError
+            return super().__getitem__(index)
+
+    sets = PowerCut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
+    sets[0].left = 1 + 6 + 4  # the one to try, an epoch, two batches
+    options: dict[str, Any] = {"rounds": 1, "out_dir": tmp_path, "save_every": 1}
+    with pytest.raises(InterruptedError):
+        train(tiny_sam(), *sets, batch_size=2, **options)
+    sets[0].left = 10**9
+    options |= {"epochs": 2, "resume": True}
+    for other in ({"batch_size": 3}, {"seed": 1}, {"accumulate": 2}):
+        with pytest.raises(ValueError, match="resume with the same"):
+            train(tiny_sam(), *sets, **{"batch_size": 2, **options, **other})
+    assert len(train(tiny_sam(), *sets, batch_size=2, **options)) == 2
+    more = train(tiny_sam(), *sets, batch_size=3, seed=1, **{**options, "epochs": 3})
+    assert [row["epoch"] for row in more] == [1, 2, 3]
+
+
+def test_what_is_no_set_is_refused() -> None:
+    """Arrays, a list, a loader: the error says what is wanted."""
+    data = SamDataset(*cells(n=2))
+    for other in (cells(n=2), [data[0]], DataLoader(data)):
+        words = f"such as SamDataset.*not a {type(other).__name__}"
+        for sets in ((other, data), (data, other)):
+            with pytest.raises(TypeError, match=words):
+                train(tiny_sam(), *sets, epochs=1)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=words):
+            evaluate(tiny_sam(), other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
