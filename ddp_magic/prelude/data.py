@@ -279,16 +279,14 @@ def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
 
 
 def target_of(dataset: Dataset[Item], index: int) -> Item:
-    """Return all of an item but the image, which is read only where that cannot be helped.
+    """Return all of an item but the image; with it where it cannot be left unread.
 
     Args:
         dataset: as for `image_of`.
         index: of the item.
     """
     own, number = _origin(dataset, index)
-    if own is not None:
-        return own.target(number)
-    return {name: value for name, value in dataset[index].items() if name != "image"}
+    return dict(dataset[index]) if own is None else own.target(number)
 
 
 def may_have_boxes(dataset: Dataset[Item]) -> bool:

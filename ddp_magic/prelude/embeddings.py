@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.std import tqdm
 
@@ -24,29 +25,43 @@ from ddp_magic.prelude.process_group import barrier, rank_and_world
 class Embedded(Dataset[Item]):
     """A data set whose items have stored embeddings in the place of the image."""
 
-    def __init__(self, dataset: Dataset[Item], files: list[Path]) -> None:
+    def __init__(self, dataset: Dataset[Item], salt: str, digests: Path, files: list[Path]) -> None:
         """Map the files into memory: ranks share what they read.
 
         Args:
             dataset: whose masks and prompts they belong to.
+            salt: of the digests.
+            digests: a .npy, (n, 16) uint8, of the images.
             files: one .npy for each map of the model, (n, ...) float16.
         """
-        self.dataset, self.files = dataset, files
-        self.maps = [np.load(path, mmap_mode="r") for path in files]
+        self.dataset, self.salt, self.paths = dataset, salt, (digests, files)
+        self.digests, *self.maps = (np.load(each, mmap_mode="r") for each in (digests, *files))
 
     def __len__(self) -> int:
         """Return the number of images."""
         return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
-        """Return one item: `embeddings`, a list of float16 tensors, and all but the image."""
+        """Return one item: `embeddings`, a list of float16 tensors, and all but the image.
+
+        Raises:
+            ValueError: The set has made another image than the one that was encoded.
+        """
         index = range(len(self))[index]
         stored = [torch.from_numpy(np.array(each[index])) for each in self.maps]
-        return {**target_of(self.dataset, index), "embeddings": stored}
+        item = target_of(self.dataset, index)
+        image = item.pop("image", None)
+        if image is not None and (digest(image.numpy(), self.salt) != self.digests[index]).any():
+            raise ValueError(
+                f"image {index} is not what it was when it was encoded, and the encoder is frozen: "
+                "turn or change images before training, or train the encoder (tune='lora' or "
+                "'full')"
+            )
+        return {**item, "embeddings": stored}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as the names of the files."""
-        return Embedded, (self.dataset, self.files)
+        return Embedded, (self.dataset, self.salt, *self.paths)
 
 
 class _Images(Dataset[Item]):
@@ -60,9 +75,14 @@ class _Images(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         image = image_of(self.dataset, index)  # (3, H, W)
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=self.salt.encode())
-        digest.update(str(image.shape).encode())
-        return without_objects(image) | {"digest": np.frombuffer(digest.digest(), np.uint8)}
+        return without_objects(image) | {"digest": digest(image, self.salt)}
+
+
+def digest(image: NDArray[np.uint8], salt: str) -> NDArray[np.uint8]:
+    """Return 16 bytes that identify an image (3, H, W) and what encodes it."""
+    found = hashlib.blake2b(image.tobytes(), digest_size=16, key=salt.encode())
+    found.update(str(image.shape).encode())
+    return np.frombuffer(found.digest(), np.uint8)
 
 
 @torch.no_grad()
@@ -73,7 +93,7 @@ def store_embeddings(
     *,
     batch_size: int = 8,
     workers: int = 0,
-) -> Embedded:
+) -> Dataset[Item]:
     """Encode each image once, dealt out over the ranks, and write float16 maps to `folder`.
 
     Collective. What is there already of the same image and the same weights is kept, so that an
@@ -87,7 +107,7 @@ def store_embeddings(
         workers: processes a rank that load images.
 
     Returns:
-        The set with stored embeddings; at 1024 pixels 2 MB an image.
+        The set with stored embeddings, at 1024 pixels 2 MB an image; one without images as it is.
 
     Raises:
         FileNotFoundError: Not all ranks see the folder.
@@ -96,7 +116,7 @@ def store_embeddings(
     device = next(wrapper.parameters()).device
     images = _Images(dataset, fingerprint(wrapper.sam) + wrapper.amp)
     if not len(images):
-        return Embedded(dataset, [])
+        return dataset
     first = prepare(collate([images[0]]), wrapper.geometry, device)
     shapes = [tuple(each.shape[1:]) for each in wrapper.encode(first["pixel_values"])]
     files = [folder / f"map{number}.npy" for number in range(len(shapes))]
@@ -133,7 +153,7 @@ def store_embeddings(
     for each in (*maps, known):
         each.flush()
     barrier()
-    return Embedded(dataset, files)
+    return Embedded(dataset, images.salt, digests, files)
 
 
 def _batches(shard: Subset[Item], batch_size: int, workers: int) -> DataLoader[Any]:

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Subset, random_split
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.prelude.batches import collate, prepare
-from ddp_magic.prelude.embeddings import store_embeddings
+from ddp_magic.prelude.embeddings import Embedded, store_embeddings
 from ddp_magic.prelude.model import PromptedSam
 
 
@@ -26,6 +26,7 @@ def test_stored_equals_computed(tmp_path: Path) -> None:
     """Masks from stored embeddings are those from the image, to float16."""
     data, wrapper = SamDataset(*cells(n=5)), PromptedSam(tiny_sam().eval())
     stored = store_embeddings(wrapper, data, tmp_path, batch_size=2)
+    assert isinstance(stored, Embedded)
     with torch.no_grad():
         ((a, _),) = wrapper(prepare(collate([data[i] for i in (4, 1)]), wrapper.geometry))
         ((b, _),) = wrapper(prepare(collate([stored[i] for i in (4, 1)]), wrapper.geometry))
@@ -102,6 +103,22 @@ def test_a_set_of_the_users_own_is_heeded(tmp_path: Path) -> None:
     plain = store_embeddings(wrapper, SamDataset(255 - images, masks, clicks), tmp_path / "plain")
     assert torch.equal(own[1]["embeddings"][0], plain[1]["embeddings"][0])
     assert torch.equal(own[1]["masks"], plain[1]["masks"].flip(2))
+
+
+def test_a_set_that_draws_its_images_is_refused() -> None:
+    """Masks that are turned beside embeddings that are not: nothing good would be learned."""
+
+    class Drawn(SamDataset):
+        def __getitem__(self, index: int) -> Any:
+            item = super().__getitem__(index)
+            if torch.rand(()) < 0.5:
+                item |= {"image": item["image"].flip(-1), "masks": item["masks"].flip(-1)}
+            return item
+
+    data = SamDataset(*cells(n=2))
+    with pytest.raises(ValueError, match=r"image \d is not what it was when it was encoded"):
+        train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=3, tune="decoder")
+    train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=1, batch_size=3, rounds=1)
 
 
 @pytest.mark.parametrize("kind", ["set", "part of a part", "two sets as one"])
