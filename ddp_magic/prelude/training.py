@@ -182,7 +182,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         one_of_each = _one_of_each(images, train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
         first = _most_common(wrapper.shares)
-        scorer = PromptedSam(sam, amp, max(CLICKS), first)
+        scorer = PromptedSam(sam, amp, max(CLICKS), first, multimask=wrapper.multimask)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
         descent = make_optimizer(optimizer, wrapper, lr, weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")

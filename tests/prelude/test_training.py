@@ -132,6 +132,17 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("three", [True, False])
+def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
+    """With as many masks a click as are trained, which nobody has to say again."""
+    sets = SamDataset(*cells(n=4)), SamDataset(*cells(n=4, seed=1))
+    sam = tiny_sam()
+    row = train(sam, *sets, epochs=1, batch_size=2, rounds=1, multimask=three)[-1]
+    again = evaluate(sam, sets[1])
+    assert {name: row[name] for name in again} == again
+    assert again != evaluate(sam, sets[1], multimask=not three)
+
+
 def test_resume_needs_something(tmp_path: Path) -> None:
     """Resuming from nowhere is an error, not a fresh start."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
