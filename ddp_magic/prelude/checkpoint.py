@@ -24,7 +24,8 @@ from ddp_magic.prelude.tuning import plain_state
 History = list[dict[str, float]]
 Choices = dict[str, Any]  # arguments of `train` that a state depends on, by name
 
-WITHIN_AN_EPOCH = ("ranks", "batch_size", "accumulate", "seed")  # what its batches depend on
+# What the batches of an epoch depend on; between epochs it may change.
+WITHIN_AN_EPOCH = ("images", "ranks", "batch_size", "accumulate", "seed")
 
 
 @dataclass

@@ -190,9 +190,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
         averages = Averages(trained, ema)
         parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
-        choices = {"tune": tune, "lora_rank": lora_rank, "optimizer": optimizer}
-        choices |= {"amp": amp, "ema": ema, "ranks": world}
-        choices |= {"batch_size": batch_size, "accumulate": accumulate, "seed": seed}
+        choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema}
+        choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
+        choices |= {"images": size, "ranks": world, "batch_size": batch_size}
+        choices |= {"accumulate": accumulate, "seed": seed}
         position = checkpoint.Position()
         if resume and folder:
             position = checkpoint.load(folder, parts, choices, device)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import SamModel
 from transformers.utils import logging
 
@@ -190,6 +190,8 @@ def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
     for other in ({"batch_size": 3}, {"seed": 1}, {"accumulate": 2}):
         with pytest.raises(ValueError, match="resume with the same"):
             train(tiny_sam(), *sets, **{"batch_size": 2, **options, **other})
+    with pytest.raises(ValueError, match="images = 6, now 5"):
+        train(tiny_sam(), Subset(sets[0], range(5)), sets[1], batch_size=2, **options)
     assert len(train(tiny_sam(), *sets, batch_size=2, **options)) == 2
     more = train(tiny_sam(), *sets, batch_size=3, seed=1, **{**options, "epochs": 3})
     assert [row["epoch"] for row in more] == [1, 2, 3]
