@@ -536,11 +536,14 @@ def test_cold_and_the_kernels_end(new_kernel: Callable[..., Kernel]) -> None:
 def test_a_name_server_that_does_not_answer(
     new_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
-    """torch's libuv store asks it for the name of each client: 5 s a rank."""
+    """torch's libuv store asks it for the name of each client, its agent for the machine's own."""
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
-    script = f'mount --bind {tmp_path}/resolv.conf /etc/resolv.conf && exec "$@"'
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")  # and not the machine's name
+    mounts = [f"mount --bind {tmp_path}/{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
+    script = " && ".join([*mounts, 'exec "$@"'])
     kernel = new_kernel(prefix=("unshare", "-m", "sh", "-c", script, "sh"))
     kernel.run("%%ddp -n 4\npass")
+    _wait_status(kernel, "torch")  # else the run waits for an import, which is not the name server
     result = kernel.run("%%ddp -n 4\ndist.barrier()\nprint('through')")
     assert result.text.count("through") == 4, result
     assert result.elapsed_s < 4.0
