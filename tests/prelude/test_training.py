@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import SamModel
 from transformers.utils import logging
 
@@ -166,35 +166,6 @@ def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) ->
     before = dict(tiny_sam().named_parameters())
     assert all(torch.equal(now, before[name]) for name, now in sam.named_parameters())
     assert PromptedSam(sam).multimask  # nor is noted what was not trained
-
-
-def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
-    """They would be others: some images twice, some never. Between epochs they may change."""
-
-    class PowerCut(SamDataset):
-        left = 10**9
-
-        def __getitem__(self, index: int) -> Any:
-            self.left -= 1
-            if self.left < 0:
-                raise InterruptedError
-            return super().__getitem__(index)
-
-    sets = PowerCut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
-    sets[0].left = 1 + 6 + 4  # the one to try, an epoch, two batches
-    options: dict[str, Any] = {"rounds": 1, "out_dir": tmp_path, "save_every": 1}
-    with pytest.raises(InterruptedError):
-        train(tiny_sam(), *sets, batch_size=2, **options)
-    sets[0].left = 10**9
-    options |= {"epochs": 2, "resume": True}
-    for other in ({"batch_size": 3}, {"seed": 1}, {"accumulate": 2}):
-        with pytest.raises(ValueError, match="resume with the same"):
-            train(tiny_sam(), *sets, **{"batch_size": 2, **options, **other})
-    with pytest.raises(ValueError, match="images = 6, now 5"):
-        train(tiny_sam(), Subset(sets[0], range(5)), sets[1], batch_size=2, **options)
-    assert len(train(tiny_sam(), *sets, batch_size=2, **options)) == 2
-    more = train(tiny_sam(), *sets, batch_size=3, seed=1, **{**options, "epochs": 3})
-    assert [row["epoch"] for row in more] == [1, 2, 3]
 
 
 def test_what_is_no_set_is_refused() -> None:

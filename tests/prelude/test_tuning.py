@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, training
 from ddp_magic.prelude.losses import object_losses, step_losses
@@ -103,6 +104,25 @@ def test_resuming_is_exact(
     assert torch.equal(now[0], after[0])
     assert now[1:] == after[1:]
     assert rest.left > 10**9 - 4 * 9 - 2  # what was done before was not done again
+
+
+def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
+    """They would be others: some images twice, some never. Between epochs they may change."""
+    sets = Cut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
+    sets[0].left = 1 + 6 + 4  # the one to try, an epoch, two batches
+    options: dict[str, Any] = {"rounds": 1, "out_dir": tmp_path, "save_every": 1}
+    with pytest.raises(PowerCutError):
+        train(tiny_sam(), *sets, batch_size=2, **options)
+    sets[0].left = 10**9
+    options |= {"epochs": 2, "resume": True}
+    for other in ({"batch_size": 3}, {"seed": 1}, {"accumulate": 2}):
+        with pytest.raises(ValueError, match="resume with the same"):
+            train(tiny_sam(), *sets, **{"batch_size": 2, **options, **other})
+    with pytest.raises(ValueError, match="images = 6, now 5"):
+        train(tiny_sam(), Subset(sets[0], range(5)), sets[1], batch_size=2, **options)
+    assert len(train(tiny_sam(), *sets, batch_size=2, **options)) == 2
+    more = train(tiny_sam(), *sets, batch_size=3, seed=1, **{**options, "epochs": 3})
+    assert [row["epoch"] for row in more] == [1, 2, 3]
 
 
 def test_each_epoch_has_its_rounds(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
