@@ -26,6 +26,10 @@ _HINTS = {
     signal.SIGFPE: "a crash in C code",
 }
 
+# What the prelude's function raises where another one was meant. Anything else comes of a call that
+# went right, where its owner would be noise.
+_MISTAKEN = ("AttributeError", "TypeError")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -112,11 +116,11 @@ def name_hints(
             hints.append(_where_it_is(name, *place))
     lines = cell_source.splitlines()
     line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
-    used = sorted(set(re.findall(r"\w+", line)) & set(prelude))
-    for name in used:
-        there = name in notebook
-        own = "--capture leaves the notebook's out" if there else "the notebook defines none"
-        hints.append(f"`{name}` is ddp_magic.prelude's; {own}")
+    for name in sorted(set(re.findall(r"\w+", line)) & set(prelude)):
+        if name in notebook:
+            hints.append(f"`{name}` is ddp_magic.prelude's; --capture leaves the notebook's out")
+        elif error.ename in _MISTAKEN:
+            hints.append(f"`{name}` is ddp_magic.prelude's; the notebook defines none")
     return hints
 
 

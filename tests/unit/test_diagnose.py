@@ -79,6 +79,11 @@ def test_name_hints() -> None:
     (hint,) = diagnose.name_hints(error, "model", kept, set())
     assert "in session lab: --session lab runs this cell there" in hint
     text, names = "a\nb\ntrain(1)\n", {"train", "cells"}
-    (hint,) = diagnose.name_hints(_error(0, "x"), text, Surroundings(), names)
+    wrong_call = _error(0, "train() missing 2 required arguments", ename="TypeError")
+    (hint,) = diagnose.name_hints(wrong_call, text, Surroundings(), names)
     assert hint == "`train` is ddp_magic.prelude's; the notebook defines none"
+    refused = _error(0, "train_set has no images", ename="ValueError")
+    assert diagnose.name_hints(refused, text, Surroundings(), names) == []
+    (hint,) = diagnose.name_hints(refused, text, Surroundings({"train": 1}), names)
+    assert hint == "`train` is ddp_magic.prelude's; --capture leaves the notebook's out"
     assert diagnose.name_hints(_error(0, "x"), "a\n", Surroundings(), {"train"}) == []
