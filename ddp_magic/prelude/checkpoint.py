@@ -71,9 +71,9 @@ def _set_random_state(states: list[dict[str, Any]]) -> None:
     own = states[rank]
     random.setstate(own["python"])
     np.random.set_state(own["numpy"])
-    torch.set_rng_state(own["torch"].cpu())
+    torch.set_rng_state(own["torch"])
     if own["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["cuda"].cpu())
+        torch.cuda.set_rng_state(own["cuda"])
 
 
 def save(
@@ -103,17 +103,14 @@ def save(
         _write_log(folder, position.history)
 
 
-def load(
-    folder: Path, parts: Mapping[str, HasState], choices: Choices, device: torch.device
-) -> Position:
-    """Load `last` into `parts` and set the random state; return the position.
+def check(folder: Path, choices: Choices) -> None:
+    """Refuse to go on from `last` under other choices, before that costs anything.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It was written under other choices.
     """
-    # Our own file: plain data, but for the random states of Python and NumPy.
-    state = torch.load(folder / "last" / "trainer.pt", map_location=device, weights_only=False)
+    state = _read(folder, mmap=True)  # of a large file only the few bytes that are looked at
     between_epochs = not state["position"]["batches"]
     for name, was in state["choices"].items():
         if was != choices[name] and not (between_epochs and name in WITHIN_AN_EPOCH):
@@ -121,10 +118,22 @@ def load(
                 f"{folder / 'last'} is of a training with {name} = {was!r}, now {choices[name]!r}: "
                 "resume with the same, or begin anew in another out_dir"
             )
+
+
+def load(folder: Path, parts: Mapping[str, HasState]) -> Position:
+    """Load `last` into `parts` and set the random state; return the position."""
+    state = _read(folder)
     for name, part in parts.items():
         part.load_state_dict(state[name])
     _set_random_state(state["random"])
     return Position(**state["position"])
+
+
+def _read(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
+    path = folder / "last" / "trainer.pt"
+    # Our own file: plain data, but for the random states of Python and NumPy.
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
+    return state
 
 
 def save_model(

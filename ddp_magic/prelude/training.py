@@ -28,7 +28,7 @@ from tqdm.std import tqdm
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen
 from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.data import Item, Turned, may_have_boxes, size_of
+from ddp_magic.prelude.data import Item, Turned, may_have_boxes, size_of, target_of
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -149,11 +149,18 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")
+    shown = _first_with_objects(train_set)
     if resume and out_dir is None:
         raise ValueError("resume needs an out_dir to resume from")
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
+    choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema}
+    choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
+    choices |= {"images": size, "ranks": world, "batch_size": batch_size}
+    choices |= {"accumulate": accumulate, "seed": seed}
+    if resume and folder:
+        checkpoint.check(folder, choices)
     wrapper = PromptedSam(model.to(device), amp, max(each_rounds), prompts, multimask=multimask)
     sam = wrapper.sam
     with ExitStack() as at_end:
@@ -179,7 +186,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
         images = Turned(train_images, seed, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
-        one_of_each = _one_of_each(images, train_set, wrapper, device)
+        one_of_each = _one_of_each(images[shown], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
         first = _most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first, multimask=wrapper.multimask)
@@ -190,13 +197,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
         averages = Averages(trained, ema)
         parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
-        choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema}
-        choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
-        choices |= {"images": size, "ranks": world, "batch_size": batch_size}
-        choices |= {"accumulate": accumulate, "seed": seed}
-        position = checkpoint.Position()
-        if resume and folder:
-            position = checkpoint.load(folder, parts, choices, device)
+        position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
         history = position.history
         sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
 
@@ -325,14 +326,22 @@ def _most_common(shares: dict[str, float]) -> str:
     return "points" if "points" in shares else max(shares, key=lambda kind: shares[kind])
 
 
+def _first_with_objects(train_set: Dataset[Item]) -> int:
+    """Return the number of the first image that asks for an object.
+
+    Raises:
+        ValueError: None does.
+    """
+    for number in range(size_of(train_set)):
+        if len(target_of(train_set, number)["keys"]):
+            return number
+    raise ValueError("train_set asks for no object: its masks or its coordinates are empty")
+
+
 def _one_of_each(
-    images: Turned, train_set: Dataset[Item], wrapper: PromptedSam, device: torch.device
+    item: Item, train_set: Dataset[Item], wrapper: PromptedSam, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Prepare one object for each kind of first prompt that training will meet."""
-    items = map(images.__getitem__, range(len(images)))
-    item = next((item for item in items if len(item["keys"])), None)
-    if item is None:
-        raise ValueError("train_set asks for no object: its masks or its coordinates are empty")
+    """Prepare an item's first object for each kind of first prompt that training will meet."""
     item |= {"masks": item["masks"][:1], "boxes": item["boxes"][:1], "keys": item["keys"][:1]}
     item |= {"counts": item["counts"][:1] * 0, "points": item["points"][:0]}
     item |= {"labels": item["labels"][:0]}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from torch.utils.data import DataLoader
 from transformers import SamModel
 from transformers.utils import logging
 
-from ddp_magic.prelude import training
 from ddp_magic.prelude.batches import Geometry, collate, prepare
 from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.evaluation import evaluate, neighbors
@@ -107,31 +104,6 @@ def test_checkpoints_load_with_transformers(
     assert np.array_equal(ours, theirs)
 
 
-def test_resuming_changes_nothing(tmp_path: Path) -> None:
-    """One epoch, an interruption, one more epoch: bit for bit the weights of two epochs."""
-    sets = SamDataset(*cells(n=16)), SamDataset(*cells(n=4, seed=1))
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "augment": True}
-    whole = tiny_sam()
-    train(whole, *sets, **options)
-
-    class PowerCutError(Exception):
-        """Stops training after the first epoch was saved."""
-
-    def show(*_: object, **__: object) -> None:
-        raise PowerCutError
-
-    first = tiny_sam()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "show_predictions", show)
-        with pytest.raises(PowerCutError):
-            train(first, *sets, **options, out_dir=tmp_path, figures_every=1)
-    second = tiny_sam(seed=7)
-    history = train(second, *sets, **options, out_dir=tmp_path, resume=True)
-    assert [row["epoch"] for row in history] == [1, 2]
-    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize("three", [True, False])
 def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
     """With as many masks a click as are trained, which nobody has to say again."""
@@ -141,31 +113,6 @@ def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
     again = evaluate(sam, sets[1])
     assert {name: row[name] for name in again} == again
     assert again != evaluate(sam, sets[1], multimask=not three)
-
-
-def test_resume_needs_something(tmp_path: Path) -> None:
-    """Resuming from nowhere is an error, not a fresh start."""
-    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
-    with pytest.raises(FileNotFoundError):
-        train(tiny_sam(), *sets, out_dir=tmp_path / "none", resume=True)
-    with pytest.raises(ValueError, match="out_dir"):
-        train(tiny_sam(), *sets, resume=True)
-
-
-@pytest.mark.parametrize(
-    "other", [{"tune": "lora"}, {"optimizer": "muon"}, {"ema": 0.9}, {"amp": "bf16"}]
-)
-def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
-    """Before a weight is changed, and by the name of what differs."""
-    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
-    train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
-    sam, ((name, value),) = tiny_sam(), other.items()
-    words = re.escape(f"{name} = ") + ".*" + re.escape(f"now {value!r}: resume with the same")
-    with pytest.raises(ValueError, match=words):
-        train(sam, *sets, epochs=2, multimask=False, out_dir=tmp_path, resume=True, **other)
-    before = dict(tiny_sam().named_parameters())
-    assert all(torch.equal(now, before[name]) for name, now in sam.named_parameters())
-    assert PromptedSam(sam).multimask  # nor is noted what was not trained
 
 
 def test_what_is_no_set_is_refused() -> None:
