@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from tqdm.std import tqdm
 
 from ddp_magic.prelude import checkpoint
-from ddp_magic.prelude.adapter import is_frozen
+from ddp_magic.prelude.adapter import is_frozen, without_fallback
 from ddp_magic.prelude.batches import collate, load, prepare
 from ddp_magic.prelude.data import Item, Turned, may_have_boxes, size_of, target_of
 from ddp_magic.prelude.embeddings import store_embeddings
@@ -105,7 +105,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         multimask: whether a single click gets three masks, of which the best one counts. Noted in
             the model's config, so that `evaluate`, `predict` and `segment` ask for the same. None:
             as noted there, else three. transformers' mask-generation pipeline always takes three,
-            of which a model trained with False knows nothing: use `segment`.
+            of which a model trained with False knows nothing: use `segment`. Nor does a trained
+            SAM 2 or 3 put one of three in the place of a single mask that wavers any more.
         loss: "dice+bce" or "dice+focal".
         weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
         clip: longest gradient; 0: any.
@@ -200,6 +201,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
         history = position.history
         sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
+        without_fallback(sam)
 
         batches = -(-len(order) // batch_size)
         steps = -(-batches // accumulate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,19 @@ def test_each_is_trained_saved_and_used(
     assert PromptedSam(loaded).multimask == three  # nobody has to say again how it was trained
     image, click = cells(n=1)[0][0], [(20, 20)]
     assert np.array_equal(predict(sam, image, click), predict(loaded, image, click))
+
+
+@pytest.mark.parametrize("kind", ["sam2", "sam3_tracker"])
+def test_what_was_trained_answers(kind: str, data: SamDataset, tmp_path: Path) -> None:
+    """Of a model trained for single masks no other is taken, where those waver too."""
+    sam = build(kind)
+    train(sam, data, data, epochs=1, rounds=1, multimask=False, out_dir=tmp_path)
+    batch = prepare(collate([data[0]]), geometry_of(sam))
+    for model in (sam, AutoModel.from_pretrained(tmp_path / "last")):
+        wrapper = PromptedSam(model)
+        with torch.no_grad():
+            ((trained, _),), ((drawn, _),) = wrapper.train()(batch), wrapper.eval()(batch)
+        torch.testing.assert_close(drawn, trained)
 
 
 def test_geometry_of_sam2_is_stretched() -> None:
