@@ -44,6 +44,12 @@ def geometry_of(sam: Sam) -> Geometry:
     return Geometry(size, kind in {"sam2", "sam3_tracker"}, mean, std)
 
 
+def mask_size_of(sam: Sam) -> int:
+    """Return s, the side of the masks that this model draws, in pixels: four a token."""
+    config = sam.config.prompt_encoder_config
+    return int(4 * (config.image_size // config.patch_size))
+
+
 def encode(sam: Sam, pixels: Tensor) -> Maps:
     """Encode images with gradients, unlike `get_image_embeddings`, which silently has none.
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.utils import logging
 
-from ddp_magic.prelude.batches import Geometry
+from ddp_magic.prelude.adapter import geometry_of, mask_size_of
 from ddp_magic.prelude.process_group import rank_and_world
 from ddp_magic.prelude.tuning import plain_state
 
@@ -82,7 +82,6 @@ def save(
     position: Position,
     choices: Choices,
     sam: nn.Module,
-    geometry: Geometry,
 ) -> None:
     """Write `last`: the model as it is, and all that `load` needs. Collective; rank 0 writes.
 
@@ -92,14 +91,13 @@ def save(
         position: how far training has come.
         choices: that must be the same when training goes on.
         sam: the model.
-        geometry: of its square.
     """
     states = _random_states()
     if rank_and_world()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
         state |= {"position": asdict(position), "choices": choices, "random": states}
-        save_model(folder / "last", sam, geometry, state)
+        save_model(folder / "last", sam, state)
         _write_log(folder, position.history)
 
 
@@ -136,9 +134,7 @@ def _read(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     return state
 
 
-def save_model(
-    folder: Path, sam: nn.Module, geometry: Geometry, state: dict[str, Any] | None = None
-) -> None:
+def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None) -> None:
     """Write a checkpoint beside `folder`, then put it in its place: it is never half written.
 
     It has the image processor's configuration too, so that transformers' pipelines take it.
@@ -152,7 +148,7 @@ def save_model(
     model: Any = sam
     model.save_pretrained(part, state_dict=plain_state(sam))
     if model.config.model_type in {"sam", "sam_hq"}:
-        _save_processor(part, geometry)
+        _save_processor(part, geometry_of(model).image_size, mask_size_of(model))
     if shown:
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if state is not None:
@@ -163,15 +159,14 @@ def save_model(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _save_processor(folder: Path, geometry: Geometry) -> None:
+def _save_processor(folder: Path, image_size: int, mask_size: int) -> None:
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-    side, low = geometry.image_size, geometry.image_size // 4
     SamImageProcessorPil(
-        size={"longest_edge": side},
-        pad_size={"height": side, "width": side},
-        mask_size={"longest_edge": low},
-        mask_pad_size={"height": low, "width": low},
+        size={"longest_edge": image_size},
+        pad_size={"height": image_size, "width": image_size},
+        mask_size={"longest_edge": mask_size},
+        mask_pad_size={"height": mask_size, "width": mask_size},
     ).save_pretrained(folder)
 
 

@@ -16,7 +16,15 @@ from transformers import (
     SamVisionConfig,
 )
 
-from ddp_magic.prelude.adapter import Maps, Sam, along_memory, as_arguments, encode, geometry_of
+from ddp_magic.prelude.adapter import (
+    Maps,
+    Sam,
+    along_memory,
+    as_arguments,
+    encode,
+    geometry_of,
+    mask_size_of,
+)
 from ddp_magic.prelude.arrays import FOREGROUND, PAD
 from ddp_magic.prelude.batches import Geometry
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
@@ -117,7 +125,7 @@ class PromptedSam(nn.Module):
         trained: bool = getattr(self.sam.config, "multimask_output", True)
         self.multimask = trained if multimask is None else multimask
         self.shares = kinds_of(prompts)
-        self.mask_size: int = 4 * _grid(self.sam)  # s, px
+        self.mask_size = mask_size_of(self.sam)  # s, px
         self.sometimes: list[nn.Parameter] = []  # that only some kinds of prompts use
 
     def encode(self, pixels: Tensor) -> Maps:
@@ -192,12 +200,6 @@ class PromptedSam(nn.Module):
         iou = [each.expand(-1, most) for each in iou]
         back = torch.argsort(torch.cat(order))
         return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
-
-
-def _grid(sam: Sam) -> int:
-    """Return the side of the image's embedding, in tokens."""
-    config = sam.config.prompt_encoder_config
-    return int(config.image_size // config.patch_size)
 
 
 def _one_object(batch: dict[str, Any]) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                         total = all_reduce_sum(sums.clone()).tolist()
                         seconds = time.perf_counter() - start
                         here = checkpoint.Position(history, number, total, seconds)
-                        checkpoint.save(folder, parts, here, choices, sam, wrapper.geometry)
+                        checkpoint.save(folder, parts, here, choices, sam)
                 bar.update(epoch * batches + number - bar.n)
                 asked = time.perf_counter()
             seconds = time.perf_counter() - start
@@ -277,10 +277,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                     bar.clear()
                     report(history, epochs)
                     if folder and history[-1]["dice"] >= max(row["dice"] for row in history):
-                        checkpoint.save_model(folder / "best", sam, wrapper.geometry)
+                        checkpoint.save_model(folder / "best", sam)
             position = checkpoint.Position(history)
             if folder:
-                checkpoint.save(folder, parts, position, choices, sam, wrapper.geometry)
+                checkpoint.save(folder, parts, position, choices, sam)
             if rank == 0 and figures_every and (epoch + 1) % figures_every == 0:
                 show_history(history)
                 title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import SamModel
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.utils import logging
 
 from ddp_magic.prelude.batches import Geometry, collate, prepare
@@ -102,6 +103,17 @@ def test_checkpoints_load_with_transformers(
     images, _, clicks = cells(n=1, seed=1)
     ours, theirs = (predict(m, images[0], clicks[:1, 1:]) for m in (model, loaded))
     assert np.array_equal(ours, theirs)
+
+
+def test_the_saved_processor_makes_targets_of_the_masks_size(run: Run) -> None:
+    """So that a loop of one's own, with transformers' processor, goes on from a checkpoint."""
+    model, _, folder = run
+    processor = SamImageProcessorPil.from_pretrained(folder / "best")
+    images, masks, _ = cells(n=1)
+    rgb = np.stack([images[0]] * 3, -1)
+    made = processor(rgb, segmentation_maps=masks[0], return_tensors="pt")
+    drawn = model(made["pixel_values"]).pred_masks
+    assert made["labels"].shape[-2:] == drawn.shape[-2:]
 
 
 @pytest.mark.parametrize("three", [True, False])
