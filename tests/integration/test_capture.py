@@ -514,10 +514,10 @@ def test_100_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> N
     assert left == set()
 
 
-def _shared_memory(pids: str = "[0-9]*") -> set[int]:
+def _shared_memory(pid: int | str = "[0-9]*") -> set[int]:
     """Return the inodes of shared memory of ours that processes hold: all, or those of one."""
     found = set()
-    for link in Path("/proc").glob(f"{pids}/fd/*"):
+    for link in Path("/proc").glob(f"{pid}/fd/*"):
         try:
             if "memfd:ddp_magic" in str(link.readlink()):
                 found.add(link.stat().st_ino)
@@ -532,7 +532,7 @@ def test_a_killed_kernel_leaves_no_memory(new_kernel: Callable[..., Kernel]) -> 
     kernel.run("import numpy as np\nbig = np.ones(1_000_000)")
     kernel.run("%%ddp -n 2 -s lab\nbig.sum()")
     pids = [process.pid for process in kernel.processes()]
-    own = _shared_memory(str(kernel.pid))
+    own = set().union(*map(_shared_memory, [kernel.pid, *pids]))
     assert own
     kernel.kill()
     assert wait_gone(pids, 3) == []

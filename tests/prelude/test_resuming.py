@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, training
 from ddp_magic.prelude.model import PromptedSam
 
 READ_FIRST = 2  # items, before the first epoch: one to see what it asks for, one for the dry step
@@ -96,6 +96,28 @@ def test_resuming_is_exact(
     assert torch.equal(now[0], after[0])
     assert now[1:] == after[1:]
     assert 10**9 - rest.left == READ_FIRST + 3 * 9 - saved  # nothing was done again
+
+
+def test_resuming_changes_nothing(tmp_path: Path) -> None:
+    """One epoch, an interruption, one more epoch: bit for bit the weights of two epochs."""
+    sets = SamDataset(*cells(n=16)), SamDataset(*cells(n=4, seed=1))
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "augment": True}
+    whole = tiny_sam()
+    train(whole, *sets, **options)
+
+    def show(*_: object, **__: object) -> None:  # called when the first epoch was saved
+        raise PowerCutError
+
+    first = tiny_sam()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "show_predictions", show)
+        with pytest.raises(PowerCutError):
+            train(first, *sets, **options, out_dir=tmp_path, figures_every=1)
+    second = tiny_sam(seed=7)
+    history = train(second, *sets, **options, out_dir=tmp_path, resume=True)
+    assert [row["epoch"] for row in history] == [1, 2]
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_resume_needs_something(tmp_path: Path) -> None:
