@@ -12,7 +12,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -42,9 +42,21 @@ _DEVICE_FILES = ("/dev/nvidia-uvm", "/dev/kfd")
 @cache
 def library_roots() -> tuple[str, ...]:
     """Return the directories in which libraries are installed, each with a slash at its end."""
+    return tuple(dict.fromkeys((*_site_roots(), *_roots_on_the_path())))
+
+
+@cache
+def _site_roots() -> tuple[str, ...]:
     places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     places.append(site.getusersitepackages())
-    return tuple(dict.fromkeys(os.path.join(place, "") for place in places))  # noqa: PTH118 -- Path drops the slash
+    return tuple(os.path.join(place, "") for place in places)  # noqa: PTH118 -- Path drops the slash
+
+
+def _roots_on_the_path() -> Iterator[str]:
+    """Find what `pip install --target` and the modules of clusters fill, by what pip leaves."""
+    for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if entry and any(Path(entry).glob("*.dist-info")):
+            yield os.path.join(os.path.abspath(entry), "")  # noqa: PTH100, PTH118
 
 
 @cache
@@ -93,7 +105,7 @@ def shadowed(names: Iterable[str], sys_path: Iterable[str], cwd: str) -> tuple[s
     known = (*library_roots(), *_interpreter_roots())
     for entry in sys_path:
         place = os.path.join(entry or cwd, "")  # noqa: PTH118
-        if place in library_roots():
+        if place in _site_roots():
             return None  # from here on, the libraries come first
         if place in known or not os.path.isdir(place):  # noqa: PTH112 -- hot path
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import traitlets
 
 from tests.integration.kernel import DESCRIPTORS, Kernel, wait_gone
 
@@ -98,6 +100,29 @@ def test_a_checkout_of_ours_is_no_reason(new_kernel: Callable[..., Kernel]) -> N
         assert forkserver is not None
         pids.add(forkserver.pid)
     assert len(pids) == 1
+
+
+@pytest.mark.parametrize("by_pip", [True, False], ids=["by pip", "by hand"])
+def test_what_it_needs_lies_on_the_path(
+    new_kernel: Callable[..., Kernel], tmp_path: Path, by_pip: bool
+) -> None:
+    """PYTHONPATH names what `pip install --target`, or a cluster's module, has filled.
+
+    That is installed as any other. What was put there by hand may be edited at any time: where the
+    forkserver itself needs it there is none, and starts are slow, which is said.
+    """
+    place = tmp_path / "packages"
+    shutil.copytree(Path(traitlets.__file__).parent, place / "traitlets")
+    if by_pip:
+        (place / "traitlets-5.0.0.dist-info").mkdir()
+    kernel = new_kernel({"PYTHONPATH": str(place)})
+    result = kernel.run("%%ddp -n 2\nimport traitlets\nprint(traitlets.__file__)")
+    assert result.text.count(f"{place}/traitlets/__init__.py\n") >= 2, result
+    if by_pip:
+        assert "traitlets" in _wait_status(kernel, "traitlets")
+    else:
+        assert f"from {place}/traitlets" in result.text, result
+        assert "started by torchrun from now on" in result.text
 
 
 def test_never_the_users_own_modules(kernel: Kernel, shared_kernel_directory: Path) -> None:
