@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_magic.prelude.attention import positions_in_keys
 from ddp_magic.prelude.batches import MEAN, STD, Geometry
 
 HALF = (127.5, 127.5, 127.5)  # SAM 3's mean and standard deviation, in gray levels
@@ -68,7 +69,8 @@ def encode(sam: Sam, pixels: Tensor) -> Maps:
         # As get_image_embeddings, which leaves out a map beyond the sizes too.
         maps = [m.permute(1, 2, 0).unflatten(2, hw) for m, hw in zip(flat, sizes, strict=False)]
     else:
-        out = sam.vision_encoder(pixels)
+        with positions_in_keys(sam.vision_encoder):
+            out = sam.vision_encoder(pixels)
         maps = [out.last_hidden_state]
         if kind == "sam_hq":
             maps.append(out.intermediate_embeddings[0])  # the only one that its decoder reads

@@ -50,6 +50,26 @@ def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
     torch.testing.assert_close(logits, theirs.pred_masks[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_positions_in_keys_are_the_models_own(kind: str, data: SamDataset) -> None:
+    """With tables of relative positions that have learned: same maps, same gradients, no trace."""
+    sam = build(kind)
+    tables = [p for name, p in sam.vision_encoder.named_parameters() if "rel_pos" in name]
+    with torch.no_grad():
+        for table in tables:
+            table.normal_()
+    pixels = prepare(collate([data[0], data[1]]), geometry_of(sam))["pixel_values"]
+    classes = [type(module) for module in sam.modules()]
+    found = []
+    for maps in (encode(sam, pixels), (sam.vision_encoder(pixels).last_hidden_state,)):
+        weights = torch.linspace(-1, 1, maps[0].numel()).view_as(maps[0])
+        found.append([maps[0].detach(), *torch.autograd.grad((maps[0] * weights).sum(), tables)])
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    assert [type(module) for module in sam.modules()] == classes
+
+
 @pytest.mark.parametrize("kind", FAMILY)
 def test_reading_along_memory_changes_no_value(kind: str, data: SamDataset) -> None:
     """Masks are those of the model by itself, and nothing stays hooked to the user's model."""

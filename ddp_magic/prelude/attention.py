@@ -1,0 +1,75 @@
+"""The attention of SAM's image encoder, without a table of relative positions.
+
+transformers adds to the scores of N tokens for N tokens how far these are from each other in rows
+and columns, a table of N x N for each head and image: at 1024 pixels 0.8 GB an image in float32,
+written, read and differentiated in each global layer; and fast kernels, which never write the
+scores down, take no table that learns. Here the same sum comes out of the product of queries
+and keys itself: a query also carries what it adds to each row and to each column, and a key a 1 in
+its own row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
+from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionSdpaAttention
+
+
+def _attend(
+    self: SamVisionSdpaAttention, hidden_states: Tensor, output_attentions: bool = False
+) -> tuple[Tensor, None]:
+    """Do what the library's forward does, with the same values.
+
+    Args:
+        self: the layer.
+        hidden_states: (B, h, w, C).
+        output_attentions: whether to give the scores, which are not kept.
+
+    Returns:
+        The sum of values (B, h, w, C), and no scores.
+    """
+    del output_attentions
+    b, h, w, _ = hidden_states.shape
+    heads: int = self.num_attention_heads
+    qkv = self.qkv(hidden_states).reshape(b, h * w, 3, heads, -1)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, h * w, d) each
+    d = query.shape[-1]
+    if self.use_rel_pos:
+        grid = query.unflatten(2, (h, w))
+        to_rows = self.get_rel_pos(h, h, self.rel_pos_h)  # (h, h, d): from row, to row
+        to_columns = self.get_rel_pos(w, w, self.rel_pos_w)
+        rows = torch.einsum("bnhwd,hkd->bnhwk", grid, to_rows).flatten(2, 3)
+        columns = torch.einsum("bnhwd,wkd->bnhwk", grid, to_columns).flatten(2, 3)
+        # The product is divided by the root of d, from which positions are exempt.
+        query = torch.cat([query, rows * d**0.5, columns * d**0.5], -1)
+        row = torch.eye(h, dtype=key.dtype, device=key.device).repeat_interleave(w, 0)
+        column = torch.eye(w, dtype=key.dtype, device=key.device).repeat(h, 1)
+        own = torch.cat([row, column], -1).expand(b, heads, -1, -1)  # (B, heads, h * w, h + w)
+        key = torch.cat([key, own], -1)
+        value = F.pad(value, (0, h + w))  # the fast kernels ask for one width
+    out = F.scaled_dot_product_attention(query, key, value, scale=d**-0.5)[..., :d]
+    return self.proj(out.transpose(1, 2).reshape(b, h, w, -1)), None
+
+
+_FASTER: dict[type, type] = {
+    own: type(own.__name__, (own,), {"forward": _attend})
+    for own in (SamVisionSdpaAttention, SamHQVisionSdpaAttention)
+}
+
+
+@contextmanager
+def positions_in_keys(encoder: nn.Module) -> Iterator[None]:
+    """Let an image encoder of SAM or SAM-HQ attend in this way for a while."""
+    replaced = [(module, type(module)) for module in encoder.modules() if type(module) in _FASTER]
+    for module, own in replaced:  # not their forward: torch.compile looks at classes
+        module.__class__ = _FASTER[own]
+    try:
+        yield
+    finally:
+        for module, own in replaced:
+            module.__class__ = own
