@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from tests.integration.conftest import kernel, new_kernel, shared_kernel
+from tests.integration.conftest import (
+    kernel,
+    new_kernel,
+    shared_kernel,
+    shared_kernel_directory,
+)
 
-__all__ = ["kernel", "new_kernel", "shared_kernel"]
+__all__ = ["kernel", "new_kernel", "shared_kernel", "shared_kernel_directory"]

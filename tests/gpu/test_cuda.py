@@ -1,10 +1,15 @@
-"""Ranks on GPUs. `pytest -m gpu` on a machine that has them; the first test needs two."""
+"""Ranks on GPUs: `pytest -m gpu tests/gpu` on a machine that has them; the first test needs two."""
 
 from __future__ import annotations
 
+import os
+import time
+
+import psutil
 import pytest
 import torch
 
+from ddp_magic.devices import visible_gpus
 from tests.integration.kernel import Kernel
 
 pytestmark = pytest.mark.gpu
@@ -45,3 +50,59 @@ def test_cuda_in_the_notebook_does_no_harm(kernel: Kernel) -> None:
     kernel.run("import torch\nmine = torch.ones(1, device='cuda')")
     result = kernel.run("%%ddp -g 0\nprint(torch.ones(1, device=device).item())")
     assert result.lines == ["[rank 0] 1.0"], result
+
+
+def test_ranks_may_share_a_gpu(kernel: Kernel) -> None:
+    """Two ranks and one GPU: NCCL can't, which is said before anything starts; gloo can."""
+    refused = kernel.run("%%ddp -n 2 -g 0\nprint(device)")
+    assert refused.status == "error", refused
+    assert "gloo" in refused.traceback or "nccl" in refused.traceback, refused
+    result = kernel.run(
+        "%%ddp -n 2 -g 0 --backend gloo\n"
+        "model = DDP(torch.nn.Linear(4, 1).to(device), device_ids=[device])\n"
+        "model(torch.full((2, 4), rank + 1.0, device=device)).sum().backward()\n"
+        "print(device, model.module.weight.grad.tolist())"
+    )
+    mean = "[[3.0, 3.0, 3.0, 3.0]]"  # of 2 and 4
+    assert sorted(result.lines) == [f"[rank {rank}] cuda:0 {mean}" for rank in range(2)], result
+
+
+def test_running_out_of_memory_is_told(kernel: Kernel) -> None:
+    """Rank, line and torch's own sentence; the exception is torch's, and the next cell works."""
+    result = kernel.run("%%ddp -g 0\nx = 1\ntorch.empty(2**45, device=device)")
+    assert result.status == "error", result
+    assert "rank 0 raised OutOfMemoryError at line 3" in result.traceback, result.traceback
+    assert kernel.run("%%ddp -g 0\nprint(torch.ones(1, device=device).item())").lines == [
+        "[rank 0] 1.0"
+    ]
+
+
+def _used_mib() -> int:
+    return sum(gpu.used_mib for gpu in visible_gpus(os.environ))
+
+
+@pytest.mark.parametrize("end", ["interrupt", "error", "restart"])
+def test_nothing_stays_on_the_gpu(kernel: Kernel, end: str) -> None:
+    """However a cell ends, its ranks are gone, and the memory that they had is free."""
+    before = _used_mib()
+    started = kernel.start(
+        "%%ddp -g 0\nimport os, time\nx = torch.ones(2**30, device=device)\n"
+        "print('pid', os.getpid())\n" + ("1 / 0" if end == "error" else "time.sleep(100)")
+    )
+    if end == "error":
+        text = kernel.finish(started).text
+    else:
+        text = kernel.finish(started, until="pid ").text
+        assert _used_mib() > before + 4000  # the test sees it
+        if end == "interrupt":
+            kernel.interrupt()
+            kernel.finish(started)
+        else:
+            kernel.manager.restart_kernel(now=True)
+            kernel.client.wait_for_ready(timeout=30)
+    pid = int(text.split("pid ")[1].split()[0])
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and (psutil.pid_exists(pid) or _used_mib() > before + 100):
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid)
+    assert _used_mib() <= before + 100

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ddp_magic.prelude import SamDataset, cells, evaluate, predict, tiny_sam, train
+import ddp_magic
+from ddp_magic.prelude import SamDataset, cells, evaluate, predict, segment, tiny_sam, train
+from tests.prelude.family import FAMILY, build
 
 pytestmark = pytest.mark.gpu
 
@@ -62,3 +65,47 @@ def test_resuming_goes_on(sets: Sets, tmp_path: Path) -> None:
     history = train(sam, *sets, epochs=3, out_dir=tmp_path, resume=True, **options)
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("tune", ["full", "decoder"])
+@pytest.mark.parametrize("kind", FAMILY)
+def test_each_family(sets: Sets, kind: str, tune: str) -> None:
+    """Every kind of prompt is trained in bfloat16, and the model finds objects by itself."""
+    sam = build(kind)
+    shares = {"points": 0.4, "boxes": 0.3, "masks": 0.3}
+    (row,) = train(
+        sam, *sets, epochs=1, batch_size=8, rounds=2, prompts=shares, tune=tune, amp="bf16"
+    )
+    assert np.isfinite([row["train_loss"], row["dice"]]).all()
+    assert segment(sam, cells(n=1)[0][0], points_per_side=4).shape == (64, 64)
+
+
+@pytest.mark.timeout(400)
+def test_the_encoder_is_compiled(sets: Sets) -> None:
+    """By inductor, with the same losses as without."""
+    options = {"epochs": 1, "batch_size": 8, "rounds": 1}
+    (plain,) = train(tiny_sam(), *sets, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inductor's and triton's own
+        (compiled,) = train(tiny_sam(), *sets, compile=True, **options)
+    assert abs(plain["train_loss"] - compiled["train_loss"]) < 0.02 * plain["train_loss"]
+
+
+def _one_epoch(batch_size: int) -> tuple[list[float], str]:
+    """Train on all ranks; return the first epochs' losses and Dice, and the rank's device."""
+    sets = SamDataset(*cells(n=32)), SamDataset(*cells(n=8, seed=1))
+    sam = tiny_sam()
+    history = train(sam, *sets, epochs=2, batch_size=batch_size, rounds=1, lr=1e-3)
+    found = [row[name] for row in history for name in ("train_loss", "dice")]
+    return found, str(next(sam.parameters()).device)
+
+
+def test_two_ranks_equal_one() -> None:
+    """Half the batch each, here on one GPU by gloo: the same losses to float tolerance."""
+    runs = [
+        ddp_magic.launch(_one_epoch, 16 // n, nproc_per_node=n, gpus="0", backend="gloo")
+        for n in (1, 2)
+    ]
+    (one, device), (two, also) = runs[0].results[0], runs[1].results[0]
+    assert device == also == "cuda:0"
+    np.testing.assert_allclose(one, two, atol=0.02)
