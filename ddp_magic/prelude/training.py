@@ -53,6 +53,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     epochs: int = 12,
     batch_size: int = 16,
     lr: float = 3e-3,
+    hold: float = 0.0,
     optimizer: str = "adamw",
     tune: str = "full",
     prompts: str | Mapping[str, float] = "points",
@@ -92,6 +93,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         epochs: times through the training set, those before `resume` included.
         batch_size: images a rank and batch.
         lr: highest learning rate; 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
+        hold: share of the steps in which the learning rate stays there, before it falls along a
+            cosine. 0: it falls from the beginning, right after its warm-up. Most of what a model
+            learns from random weights it learns at the highest rate.
         optimizer: "adamw"; or "muon", by which a model may learn from random weights in far fewer
             steps, `tiny_sam()` at 5e-3.
         tune: "full"; "decoder", the mask decoder only; "lora", that and low-rank additions to the
@@ -145,8 +149,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     each_rounds = [rounds] if isinstance(rounds, int) else list(rounds)
     if min(each_rounds, default=0) < 1:
         raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
-    if min(batch_size, accumulate) < 1 or not 0 <= ema < 1:
-        raise ValueError("batch_size and accumulate are numbers from 1 on, ema a share below 1")
+    if min(batch_size, accumulate) < 1 or not 0 <= ema < 1 or not 0 <= hold <= 1:
+        raise ValueError("batch_size and accumulate are from 1 on, ema a share below 1, hold to 1")
     size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")
@@ -243,7 +247,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                     if clip:
                         nn.utils.clip_grad_norm_(trained, clip)
                     step = (number - 1) // accumulate  # of this epoch, from 0
-                    rate = learning_rate(epoch * steps + step, epochs * steps, lr)
+                    rate = learning_rate(epoch * steps + step, epochs * steps, lr, hold)
                     for group in descent.param_groups:
                         group["lr"] = rate
                     scaler.step(descent)
@@ -294,12 +298,14 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     return history
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Rise in the first 5 % of the steps, then fall along a cosine to 0."""
+def learning_rate(step: int, steps: int, peak: float, hold: float = 0.0) -> float:
+    """Rise in the first 5 % of the steps, stay up to the share `hold`, then fall along a cosine."""
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    start = max(warm, round(hold * steps))
+    fallen = max(0, step - start) / max(1, steps - start)
+    return peak * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
 def is_stuck(history: list[dict[str, float]], patience: int) -> bool:

@@ -321,7 +321,7 @@ def learn() -> dict[str, float]:
     """Train as the notebook does; return the held-out scores and the seconds."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    train_set = SamDataset(*nuclei("train", crops=1536, size=(48, 64, 80, 96)))
+    train_set = SamDataset(*nuclei("train", crops=1536, size=(56, 64, 72, 80)))
     val_set = SamDataset(*nuclei("val"))
     model = tiny_sam()
     train(model, train_set, val_set, **RECIPE)
@@ -333,7 +333,8 @@ RECIPE: dict[str, Any] = {
     "epochs": 8,
     "batch_size": 16,
     "optimizer": "muon",
-    "lr": 7e-3,
+    "lr": 6e-3,
+    "hold": 0.7,
     "ema": 0.98,
     "rounds": (1, 1, 1, 1, 3),
     "augment": True,

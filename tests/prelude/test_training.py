@@ -237,3 +237,8 @@ def test_learning_rate_rises_and_falls() -> None:
     assert max(rates) == rates[4] == 1.0
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert 0 < rates[-1] < 0.01
+    held = [learning_rate(step, 100, 1.0, hold=0.7) for step in range(100)]
+    assert held[:5] == rates[:5]
+    assert set(held[4:71]) == {1.0}
+    assert held[70:] == sorted(set(held[70:]), reverse=True)
+    assert 0 < held[-1] < 0.01

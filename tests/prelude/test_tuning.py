@@ -121,7 +121,9 @@ def test_unknown_words_are_refused(sets: Sets, option: str, value: str) -> None:
     assert PromptedSam(sam).multimask  # nor is noted what was not trained
 
 
-@pytest.mark.parametrize("option", [{"batch_size": 0}, {"accumulate": 0}, {"ema": 1.0}])
+@pytest.mark.parametrize(
+    "option", [{"batch_size": 0}, {"accumulate": 0}, {"ema": 1.0}, {"hold": 1.5}]
+)
 def test_numbers_out_of_range_are_refused(sets: Sets, option: dict[str, Any]) -> None:
     """A division by zero would say less, and an average that keeps everything learns nothing."""
     with pytest.raises(ValueError, match="from 1 on"):
