@@ -41,8 +41,8 @@ def _attend(
     d = query.shape[-1]
     if self.use_rel_pos:
         grid = query.unflatten(2, (h, w))
-        to_rows = self.get_rel_pos(h, h, self.rel_pos_h)  # (h, h, d): from row, to row
-        to_columns = self.get_rel_pos(w, w, self.rel_pos_w)
+        to_rows = _distances(self, self.rel_pos_h, h)  # (h, h, d): from row, to row
+        to_columns = _distances(self, self.rel_pos_w, w)
         rows = torch.einsum("bnhwd,hkd->bnhwk", grid, to_rows).flatten(2, 3)
         columns = torch.einsum("bnhwd,wkd->bnhwk", grid, to_columns).flatten(2, 3)
         # The product is divided by the root of d, from which positions are exempt.
@@ -54,6 +54,17 @@ def _attend(
         value = F.pad(value, (0, h + w))  # the fast kernels ask for one width
     out = F.scaled_dot_product_attention(query, key, value, scale=d**-0.5)[..., :d]
     return self.proj(out.transpose(1, 2).reshape(b, h, w, -1)), None
+
+
+def _distances(layer: SamVisionSdpaAttention, table: Tensor, n: int) -> Tensor:
+    """Return (n, n, d), `[i, j] = table[i - j + n - 1]`, of what is learned of each distance.
+
+    The library looks each up, by numbers that it makes on the CPU: on a GPU the CPU waits twice a
+    layer for all that was asked before. It is asked where another size needs an interpolation.
+    """
+    if len(table) != 2 * n - 1:
+        return layer.get_rel_pos(n, n, table)
+    return table.flip(0).unfold(0, n, 1).flip(0).transpose(1, 2)
 
 
 _FASTER: dict[type, type] = {

@@ -154,12 +154,14 @@ def prepare(
     for (h, w), numbers in by_size(sizes):
         new_h, new_w = geometry.resized((h, w))
         factors[numbers] = torch.tensor([new_w / w, new_h / h])
-        rows = torch.where(torch.isin(index, numbers))[0].to(device)
+        rows = torch.where(torch.isin(index, numbers))[0].to(device, non_blocking=True)
         new_h, new_w = geometry.resized((h, w), size)
         true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, (new_h, new_w)) / 255
         out["target"][rows, :, :new_h, :new_w] = true
         out["inside"][rows, :, :new_h, :new_w] = True
-    own = factors[index].to(device)  # (M, 2); padded clicks scale along, and nothing reads them
+    own = factors[index].to(
+        device, non_blocking=True
+    )  # (M, 2); padded clicks scale along, and nothing reads them
     out["points"], out["boxes"] = out["points"] * own[:, None], out["boxes"] * own.repeat(1, 2)
     return out
 
@@ -170,7 +172,7 @@ _MOVED = ("images", "masks", "image_index", "points", "labels", "boxes", "keys")
 def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
     """Return (B, 3, S, S): resized, normalized, zero in the padding."""
     mean, std = (
-        torch.tensor(values, device=images.device).view(3, 1, 1)
+        torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True)
         for values in (geometry.mean, geometry.std)
     )
     side = geometry.image_size

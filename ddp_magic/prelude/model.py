@@ -31,6 +31,7 @@ from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_cli
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Alike = tuple[tuple[int, int, int], Tensor]  # clicks, a box or none, a mask or none; whose, (m,)
 Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and guesses of their IoU (M, C); C is 1 or 3
 
 
@@ -150,12 +151,14 @@ class PromptedSam(nn.Module):
         if len(batch["image_index"]) == 0:
             # A rank without objects still takes part in the backward pass, with zero gradients.
             return [(logits[:0], iou[:0]) for logits, iou in self(_one_object(batch))]
-        stored = batch.get("embeddings")
-        maps = self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
+        # Prompts first: looking at them, the CPU would wait until a GPU has encoded the images.
         prompts = batch.get("prompts") or first_prompts(
             batch, self.shares, self.mask_size, self.geometry.image_size, random=self.training
         )
-        out = [self._decode(maps, batch["image_index"], prompts)]
+        alike = _alike(prompts)
+        stored = batch.get("embeddings")
+        maps = self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
+        out = [self._decode(maps, batch["image_index"], prompts, alike)]
         if (
             self.sometimes
         ):  # so that each rank has a gradient, perhaps zero, for all that is trained
@@ -167,20 +170,15 @@ class PromptedSam(nn.Module):
             side = self.geometry.image_size
             click = next_click(logits, batch["target"], batch["inside"], keys, side)
             prompts = prompts.clicked(*click, logits)
-            out.append(self._decode(maps, batch["image_index"], prompts))
+            out.append(self._decode(maps, batch["image_index"], prompts, _alike(prompts)))
         return out
 
-    def _decode(self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts) -> Round:
+    def _decode(
+        self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, alike: list[Alike]
+    ) -> Round:
         """Draw masks for prompts."""
-        # SAM attends to padding clicks, so each number of clicks has its own pass: what an object
-        # gets does not depend on what else is in the batch.
-        clicks = (prompts.labels != PAD).sum(dim=1)  # (M,)
-        boxed, masked = ~prompts.boxes.isnan().any(1), ~prompts.masks[:, 0, 0, 0].isnan()
-        traits = torch.stack([clicks, boxed, masked], 1)  # (M, 3)
-        kinds, group = torch.unique(traits, dim=0, return_inverse=True)
         logits, iou, order = [], [], []
-        for number, (k, box, mask) in enumerate(kinds.tolist()):
-            rows = torch.where(group == number)[0]  # (m,)
+        for (k, box, mask), rows in alike:
             # Not maps[index]: on a CPU its gradient is summed by threads in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
             with along_memory(self.sam):
@@ -200,6 +198,18 @@ class PromptedSam(nn.Module):
         iou = [each.expand(-1, most) for each in iou]
         back = torch.argsort(torch.cat(order))
         return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
+
+
+def _alike(prompts: Prompts) -> list[Alike]:
+    """Find the objects that have the same number of clicks, and both a box or not, or a mask.
+
+    SAM attends to padding clicks, so each number of clicks has its own pass: what an object gets
+    does not depend on what else is in the batch.
+    """
+    clicks = (prompts.labels != PAD).sum(dim=1)  # (M,)
+    boxed, masked = ~prompts.boxes.isnan().any(1), ~prompts.masks[:, 0, 0, 0].isnan()
+    kinds, group = torch.unique(torch.stack([clicks, boxed, masked], 1), dim=0, return_inverse=True)
+    return [((k, b, m), torch.where(group == i)[0]) for i, (k, b, m) in enumerate(kinds.tolist())]
 
 
 def _one_object(batch: dict[str, Any]) -> dict[str, Any]:

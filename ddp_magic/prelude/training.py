@@ -235,7 +235,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                     losses = step_losses(ddp, batch, loss)  # (M,)
                     # DDP averages over ranks; times world this is the sum over all their objects.
                     scaler.scale(losses.sum() * world).backward()  # type: ignore[no-untyped-call]
-                sums += torch.stack([losses.detach().sum().double(), sums.new_tensor(len(losses))])
+                sums[0] += losses.detach().sum()
+                sums[1] += len(losses)
                 step_objects += len(losses)
                 if is_step:
                     # The mean over *objects*, of which batches and ranks have unequal numbers.
