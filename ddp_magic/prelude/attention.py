@@ -12,16 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
-from transformers.models.sam_hq.modeling_sam_hq import SamHQVisionSdpaAttention
+
+# By name: not every transformers that has SAM has SAM-HQ.
+_KNOWN = ("SamVisionSdpaAttention", "SamHQVisionSdpaAttention")
+_FASTER: dict[type, type] = {}  # made when first met
 
 
 def _attend(
-    self: SamVisionSdpaAttention, hidden_states: Tensor, output_attentions: bool = False
+    self: Any,  # noqa: ANN401 -- one of `_KNOWN`
+    hidden_states: Tensor,
+    output_attentions: bool = False,
 ) -> tuple[Tensor, None]:
     """Do what the library's forward does, with the same values.
 
@@ -56,28 +61,26 @@ def _attend(
     return self.proj(out.transpose(1, 2).reshape(b, h, w, -1)), None
 
 
-def _distances(layer: SamVisionSdpaAttention, table: Tensor, n: int) -> Tensor:
+def _distances(layer: Any, table: Tensor, n: int) -> Tensor:  # noqa: ANN401
     """Return (n, n, d), `[i, j] = table[i - j + n - 1]`, of what is learned of each distance.
 
     The library looks each up, by numbers that it makes on the CPU: on a GPU the CPU waits twice a
     layer for all that was asked before. It is asked where another size needs an interpolation.
     """
     if len(table) != 2 * n - 1:
-        return layer.get_rel_pos(n, n, table)
+        looked_up: Tensor = layer.get_rel_pos(n, n, table)
+        return looked_up
     return table.flip(0).unfold(0, n, 1).flip(0).transpose(1, 2)
-
-
-_FASTER: dict[type, type] = {
-    own: type(own.__name__, (own,), {"forward": _attend})
-    for own in (SamVisionSdpaAttention, SamHQVisionSdpaAttention)
-}
 
 
 @contextmanager
 def positions_in_keys(encoder: nn.Module) -> Iterator[None]:
     """Let an image encoder of SAM or SAM-HQ attend in this way for a while."""
-    replaced = [(module, type(module)) for module in encoder.modules() if type(module) in _FASTER]
+    every = [(module, type(module)) for module in encoder.modules()]
+    replaced = [(m, own) for m, own in every if own.__name__ in _KNOWN and own.forward != _attend]
     for module, own in replaced:  # not their forward: torch.compile looks at classes
+        if own not in _FASTER:
+            _FASTER[own] = type(own.__name__, (own,), {"forward": _attend})
         module.__class__ = _FASTER[own]
     try:
         yield

@@ -92,7 +92,7 @@ def test_the_encoder_is_compiled(sets: Sets) -> None:
 
 
 def _one_epoch(batch_size: int) -> tuple[list[float], str]:
-    """Train on all ranks; return the first epochs' losses and Dice, and the rank's device."""
+    """Train on all ranks; return the epochs' losses and Dice, and the rank's device."""
     sets = SamDataset(*cells(n=32)), SamDataset(*cells(n=8, seed=1))
     sam = tiny_sam()
     history = train(sam, *sets, epochs=2, batch_size=batch_size, rounds=1, lr=1e-3)
@@ -101,7 +101,7 @@ def _one_epoch(batch_size: int) -> tuple[list[float], str]:
 
 
 def test_two_ranks_equal_one() -> None:
-    """Half the batch each, here on one GPU by gloo: the same losses to float tolerance."""
+    """Half the batch each, here on one GPU by gloo: the same but for the order of float sums."""
     runs = [
         ddp_magic.launch(_one_epoch, 16 // n, nproc_per_node=n, gpus="0", backend="gloo")
         for n in (1, 2)
