@@ -66,7 +66,7 @@ class Forkserver:
     def serve(self) -> NoReturn:
         """Import the base, then serve until the kernel is gone."""
         for name in BASE:
-            self._import(name, needed=True)
+            self._import(name)
         if not preload.cuda_survives_fork():
             self._unfit("", "torch has begun CUDA while it was imported")
         while True:
@@ -99,7 +99,7 @@ class Forkserver:
 
     # --- imports ------------------------------------------------------------------------------
 
-    def _import(self, name: str, *, needed: bool = False) -> None:
+    def _import(self, name: str) -> None:
         module, _, function = name.partition(":")
         if module in sys.modules and not function:
             return
@@ -113,7 +113,7 @@ class Forkserver:
         self._note_files()
         if failed:
             self._failed[module] = failed
-        if unfit and needed:  # it can't be left out: another forkserver would fare no better
+        if unfit and name in BASE:  # another forkserver would import it too
             self._unfit("", f"at {module}, {unfit}")
         if unfit:
             self._unfit(module, unfit)

@@ -54,8 +54,8 @@ def _attend(
         query = torch.cat([query, rows * d**0.5, columns * d**0.5], -1)
         row = torch.eye(h, dtype=key.dtype, device=key.device).repeat_interleave(w, 0)
         column = torch.eye(w, dtype=key.dtype, device=key.device).repeat(h, 1)
-        own = torch.cat([row, column], -1).expand(b, heads, -1, -1)  # (B, heads, h * w, h + w)
-        key = torch.cat([key, own], -1)
+        place = torch.cat([row, column], -1).expand(b, heads, -1, -1)  # (B, heads, h * w, h + w)
+        key = torch.cat([key, place], -1)
         value = F.pad(value, (0, h + w))  # the fast kernels ask for one width
     out = F.scaled_dot_product_attention(query, key, value, scale=d**-0.5)[..., :d]
     return self.proj(out.transpose(1, 2).reshape(b, h, w, -1)), None
@@ -76,11 +76,10 @@ def _distances(layer: Any, table: Tensor, n: int) -> Tensor:  # noqa: ANN401
 @contextmanager
 def positions_in_keys(encoder: nn.Module) -> Iterator[None]:
     """Let an image encoder of SAM or SAM-HQ attend in this way for a while."""
-    every = [(module, type(module)) for module in encoder.modules()]
-    replaced = [(m, own) for m, own in every if own.__name__ in _KNOWN and own.forward != _attend]
+    replaced = [(m, type(m)) for m in encoder.modules() if type(m).__name__ in _KNOWN]
     for module, own in replaced:  # not their forward: torch.compile looks at classes
         if own not in _FASTER:
-            _FASTER[own] = type(own.__name__, (own,), {"forward": _attend})
+            _FASTER[own] = type("PositionsInKeys", (own,), {"forward": _attend})
         module.__class__ = _FASTER[own]
     try:
         yield

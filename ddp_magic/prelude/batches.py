@@ -159,9 +159,8 @@ def prepare(
         true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, (new_h, new_w)) / 255
         out["target"][rows, :, :new_h, :new_w] = true
         out["inside"][rows, :, :new_h, :new_w] = True
-    own = factors[index].to(
-        device, non_blocking=True
-    )  # (M, 2); padded clicks scale along, and nothing reads them
+    # (M, 2); padded clicks scale along, and nothing reads them.
+    own = factors[index].to(device, non_blocking=True)
     out["points"], out["boxes"] = out["points"] * own[:, None], out["boxes"] * own.repeat(1, 2)
     return out
 

@@ -150,7 +150,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     if min(each_rounds, default=0) < 1:
         raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
     if min(batch_size, accumulate) < 1 or not 0 <= ema < 1 or not 0 <= hold <= 1:
-        raise ValueError("batch_size and accumulate are from 1 on, ema a share below 1, hold to 1")
+        raise ValueError("batch_size, accumulate are from 1 on, ema a share below 1, hold up to 1")
     size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")

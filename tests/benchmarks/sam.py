@@ -64,10 +64,15 @@ def step(wrapper: PromptedSam, data: Dataset[Any], optimizer: optim.Optimizer) -
 
 def encoded_anew(wrapper: PromptedSam, data: Dataset[Any], optimizer: optim.Optimizer) -> None:
     """Do the same, with the image encoded by transformers' own forward each time."""
-    batch = prepare(collate([data[0]]), wrapper.geometry)
     with torch.no_grad():
-        maps = wrapper.sam.vision_encoder(batch["pixel_values"]).last_hidden_state
-    learn_from(wrapper, batch | {"embeddings": [maps]}, optimizer)
+        batch = encoded(wrapper, prepare(collate([data[0]]), wrapper.geometry))
+    learn_from(wrapper, batch, optimizer)
+
+
+def encoded(wrapper: PromptedSam, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch with what transformers' own forward makes of its images."""
+    maps = wrapper.sam.vision_encoder(batch["pixel_values"]).last_hidden_state
+    return batch | {"embeddings": [maps]}
 
 
 def learn_from(wrapper: PromptedSam, batch: dict[str, Any], optimizer: optim.Optimizer) -> None:
@@ -286,8 +291,8 @@ def operations_an_image(setting: Setting) -> float:
     batch = prepare(collate([data[i] for i in range(n)]), wrapper.geometry, setting.device)
     with FlopCounterMode(display=False) as counter:
         with torch.autocast(setting.device.type, DTYPES[setting.amp]):
-            maps = wrapper.sam.vision_encoder(batch["pixel_values"]).last_hidden_state
-        step_losses(wrapper, batch | {"embeddings": [maps]}).mean().backward()
+            batch = encoded(wrapper, batch)
+        step_losses(wrapper, batch).mean().backward()
     return counter.get_total_flops() / n
 
 

@@ -6,12 +6,11 @@ import os
 import time
 from collections.abc import Callable
 
-import psutil
 import pytest
 import torch
 
 from ddp_magic.devices import visible_gpus
-from tests.integration.kernel import Kernel
+from tests.integration.kernel import Kernel, wait_gone
 
 pytestmark = pytest.mark.gpu
 
@@ -103,8 +102,8 @@ def test_nothing_stays_on_the_gpu(new_kernel: Callable[..., Kernel], end: str) -
             kernel.manager.restart_kernel(now=True)
             kernel.client.wait_for_ready(timeout=30)
     pid = int(text.split("pid ")[1].split()[0])
+    assert wait_gone([pid], 10) == []
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and (psutil.pid_exists(pid) or _used_mib() > before + 100):
+    while time.monotonic() < deadline and _used_mib() > before + 100:
         time.sleep(0.1)
-    assert not psutil.pid_exists(pid)
     assert _used_mib() <= before + 100
