@@ -28,13 +28,15 @@ bench: .venv/installed
 
 # torch first, at the version of the constraints file: what comes later finds it there. stardist
 # without its dependencies, because only the picture of nuclei in it is wanted, not TensorFlow.
-# Bytecode is made by all cores at the end; pip would make it by one. What cannot be compiled is
+# torchvision, for transformers' pipelines in one test, where only that test looks: beside the CPU
+# build of torch, importing it fails. Bytecode is made by all cores at the end; pip would make it by one. What cannot be compiled is
 # meant so: templates, and tests of other Pythons.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps stardist
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --constraint constraints.txt --target .venv/torchvision torchvision
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 

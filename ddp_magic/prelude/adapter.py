@@ -45,6 +45,42 @@ def geometry_of(sam: Sam) -> Geometry:
     return Geometry(size, kind in {"sam2", "sam3_tracker"}, mean, std)
 
 
+def image_processor_config(sam: Sam) -> dict[str, Any]:
+    """Return the configuration of transformers' image processor for this model, as files have it.
+
+    Not asked of its class, whose module moves from version to version, and which for SAM 2 and 3
+    exists only where torchvision is installed.
+    """
+    geometry, name = geometry_of(sam), "SamImageProcessor"
+    side, masks = geometry.image_size, mask_size_of(sam)
+    square, mask_square = {"height": side, "width": side}, {"height": masks, "width": masks}
+    sizes: dict[str, Any] = {
+        "size": {"longest_edge": side},
+        "mask_size": {"longest_edge": masks},
+        "do_pad": True,
+        "pad_size": square,
+        "mask_pad_size": mask_square,
+    }
+    if geometry.stretch:
+        number = 2 if kind_of(sam) == "sam2" else 3
+        name = (
+            f"Sam{number}ImageProcessorFast"  # as on the hub: each version of transformers knows it
+        )
+        sizes = {"size": square, "mask_size": mask_square}
+    return {
+        "image_processor_type": name,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(level / 255, 6) for level in geometry.mean],
+        "image_std": [round(level / 255, 6) for level in geometry.std],
+        **sizes,
+    }
+
+
 def mask_size_of(sam: Sam) -> int:
     """Return s, the side of the masks that this model draws, in pixels: four a token."""
     config = sam.config.prompt_encoder_config

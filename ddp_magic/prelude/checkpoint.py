@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.utils import logging
 
-from ddp_magic.prelude.adapter import geometry_of, mask_size_of
+from ddp_magic.prelude.adapter import image_processor_config
 from ddp_magic.prelude.process_group import rank_and_world
 from ddp_magic.prelude.tuning import plain_state
 
@@ -147,8 +148,8 @@ def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = sam
     model.save_pretrained(part, state_dict=plain_state(sam))
-    if model.config.model_type in {"sam", "sam_hq"}:
-        _save_processor(part, geometry_of(model).image_size, mask_size_of(model))
+    config = json.dumps(image_processor_config(model), indent=2)
+    (part / "preprocessor_config.json").write_text(config + "\n")
     if shown:
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if state is not None:
@@ -157,17 +158,6 @@ def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _save_processor(folder: Path, image_size: int, mask_size: int) -> None:
-    from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
-
-    SamImageProcessorPil(
-        size={"longest_edge": image_size},
-        pad_size={"height": image_size, "width": image_size},
-        mask_size={"longest_edge": mask_size},
-        mask_pad_size={"height": mask_size, "width": mask_size},
-    ).save_pretrained(folder)
 
 
 def _write_log(folder: Path, history: History) -> None:

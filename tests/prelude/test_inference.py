@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from monai.data.box_utils import batched_nms
-from PIL import Image
-from transformers import SamModel, pipeline
-from transformers.utils import import_utils
+from transformers import SamModel
 
 from ddp_magic.prelude import (
     SamDataset,
@@ -172,27 +166,3 @@ def test_masks_that_go_on_beyond_their_piece_are_cut() -> None:
     assert _is_cut(mask.T, 0, 4, 4, 9)
     assert _is_cut(mask[::-1], 0, 0, 9, 4)
     assert not _is_cut(mask[::-1], 5, 0, 9, 4)
-
-
-def test_the_pipeline_of_transformers_takes_the_checkpoint(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """mask-generation reads model and image processor, and draws masks of the whole image.
-
-    Its non-maximum suppression is torchvision's, which is not installed here: MONAI's instead.
-    """
-    boxes: Any = ModuleType("torchvision.ops.boxes")
-    boxes.batched_nms = lambda boxes, scores, idxs, iou_threshold: torch.as_tensor(
-        batched_nms(boxes, scores, idxs, iou_threshold)
-    )
-    for name in ("torchvision", "torchvision.ops"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, boxes.__name__, boxes)
-    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "torchvision", (lambda: True, ""))
-    generator: Any = pipeline("mask-generation", model=str(trained / "best"), device="cpu")
-    image = Image.fromarray(np.repeat(cells(n=1, seed=1)[0][0][..., None], 3, 2))
-    points = [step["input_points"] for step in generator.preprocess(image, points_per_crop=4)]
-    assert 48 < points[0].max() <= 64
-    out = generator(image, points_per_crop=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
-    assert 0 < len(out["masks"]) == len(out["scores"]) < 3 * 4 * 4
-    assert {mask.shape for mask in out["masks"]} == {(64, 64)}

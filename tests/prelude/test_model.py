@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import SamModel
+from transformers import SamModel, SamVisionConfig
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers.models.sam.modeling_sam import SamPositionalEmbedding
 
 from ddp_magic.prelude.batches import Geometry, collate, prepare
 from ddp_magic.prelude.data import SamDataset
@@ -41,6 +42,20 @@ def test_tiny_sam_avoids_the_defaults_that_never_learn(sam: SamModel) -> None:
     assert sam.config.vision_config.scale == 1.0
     assert sam.shared_image_embedding.positional_embedding.std() < 2
     assert sam.vision_encoder.layers[0].mlp.lin1.weight.std() > 0.05
+
+
+def test_tiny_sam_is_the_same_with_transformers_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the scale of positions is no matter of the configuration, and far too large."""
+    init = SamPositionalEmbedding.__init__
+
+    def of_transformers_4(self: SamPositionalEmbedding, config: SamVisionConfig) -> None:
+        init(self, config)
+        self.scale = config.hidden_size // 2
+
+    expected = tiny_sam().shared_image_embedding.positional_embedding
+    monkeypatch.setattr(SamPositionalEmbedding, "__init__", of_transformers_4)
+    found = tiny_sam().shared_image_embedding.positional_embedding
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_kind_of_a_click_is_as_loud_as_its_place(sam: SamModel) -> None:

@@ -1,0 +1,55 @@
+"""A program: transformers' mask-generation pipeline on checkpoints, with torchvision.
+
+    PYTHONPATH=.venv/torchvision python -m tests.prelude.mask_generation PICTURE CHECKPOINT...
+
+It prints a line of JSON: for each checkpoint the pipeline's image processor and how it prepares the
+picture, the processor of all that a model takes, and the masks' sizes.
+
+PyPI's torchvision has compiled parts for the CUDA build of torch only, so that importing it beside
+the CPU build fails, and importing transformers with it. So it lies where only this program looks,
+and its one operator that is needed here, non-maximum suppression, is MONAI's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from monai.data.box_utils import non_max_suppression
+from PIL import Image
+
+
+def stand_in_for_compiled_parts() -> torch.library.Library:
+    """Register what torchvision's import looks for; the operators live as long as the result."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", lambda *args: torch.as_tensor(non_max_suppression(*args)), "CPU")
+    import torchvision.extension
+
+    torchvision.extension._has_ops = lambda: True
+    return library
+
+
+def generate(checkpoint: str, picture: Image.Image) -> dict[str, Any]:
+    from transformers import AutoProcessor, pipeline
+
+    generator: Any = pipeline("mask-generation", model=checkpoint, device="cpu")
+    pixels = generator.image_processor(images=picture, return_tensors="pt")["pixel_values"]
+    out = generator(picture, points_per_crop=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    return {
+        "image_processor": type(generator.image_processor).__name__,
+        "processor": type(AutoProcessor.from_pretrained(checkpoint)).__name__,
+        "pixels": pixels.tolist(),
+        "masks": [list(mask.shape) for mask in out["masks"]],
+        "scores": len(out["scores"]),
+    }
+
+
+if __name__ == "__main__":
+    operators = stand_in_for_compiled_parts()
+    with Image.open(sys.argv[1]) as file:
+        shown = file.convert("RGB")
+    print(json.dumps({checkpoint: generate(checkpoint, shown) for checkpoint in sys.argv[2:]}))
