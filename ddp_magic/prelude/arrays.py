@@ -151,6 +151,24 @@ def object_mask(mask: NDArray[Any], label: int) -> NDArray[np.bool_]:
     return found
 
 
+def object_masks(mask: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the masks of objects, (N, H, W), given their labels (N,).
+
+    Of a label map with hundreds of objects it looks at each pixel once, not once an object.
+    """
+    if mask.ndim == 3:
+        stack: NDArray[np.bool_] = mask[labels - 1] != 0
+        return stack
+    masks = np.zeros((len(labels), *mask.shape), dtype=bool)
+    if len(labels):
+        at = np.flatnonzero(mask)  # pixels of any object
+        own, order = mask.ravel()[at].astype(np.int64), np.argsort(labels)
+        row = order[np.searchsorted(labels, own, sorter=order).clip(max=len(labels) - 1)]
+        asked = labels[row] == own
+        masks.reshape(len(labels), -1)[row[asked], at[asked]] = True
+    return masks
+
+
 def object_labels(mask: NDArray[Any]) -> NDArray[Any]:
     """Return the labels of all objects, (N,)."""
     if mask.ndim == 3:

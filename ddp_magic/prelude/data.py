@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ddp_magic.prelude.arrays import (
@@ -26,6 +27,7 @@ from ddp_magic.prelude.arrays import (
     object_at,
     object_labels,
     object_mask,
+    object_masks,
     on_background,
     pixel,
     prompt_rows,
@@ -200,9 +202,7 @@ class SamDataset(Dataset[Item]):
             prompts = _no_prompts(len(labels))
         else:
             labels, prompts = self.prompts(index)
-        masks = np.zeros((len(labels), *mask.shape[-2:]), dtype=bool)  # (N, H, W)
-        for row, label in enumerate(labels):
-            masks[row] = object_mask(mask, label)
+        masks = object_masks(mask, labels)  # (N, H, W)
         keys = index * 4096 + torch.arange(len(labels))
         return {**prompts, "masks": torch.from_numpy(masks), "keys": keys}
 
@@ -305,36 +305,52 @@ def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]
     return (found if as_it_is else None), index
 
 
-class Turned(Dataset[Item]):
-    """A `SamDataset` whose items are mirrored and turned by quarters, anew in each epoch.
+class Drawn(Dataset[Item]):
+    """A `SamDataset` whose items are another draw in each epoch: of their objects, and turned.
 
     What happens to an image, and where it is clicked on later, follows from seed, epoch and its
     number alone: it is the same for any number of ranks and workers, and after an interruption.
     Set `epoch` when an epoch begins.
     """
 
-    def __init__(self, dataset: Dataset[Item], seed: int, *, augment: bool) -> None:
+    def __init__(
+        self, dataset: Dataset[Item], seed: int, *, objects: int = 0, augment: bool = False
+    ) -> None:
         """Wrap a dataset.
 
         Args:
-            dataset: what to turn.
+            dataset: what to draw from.
             seed: of the choices.
-            augment: whether to turn anything.
+            objects: the most of an image; 0: all.
+            augment: whether to mirror, and turn by quarters.
         """
-        self.dataset, self.seed, self.augment, self.epoch = dataset, seed, augment, 0
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.objects, self.augment = objects, augment
 
     def __len__(self) -> int:
         """Return the number of images."""
         return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
-        """Return one item of the dataset, perhaps in another of 8 positions."""
+        """Return one item of the dataset, some of its objects, perhaps in another position."""
         item = dict(self.dataset[index])
+        if 0 < self.objects < len(item["keys"]):
+            rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+            chosen = rng.permutation(len(item["keys"]))[: self.objects]
+            item = of_objects(item, torch.from_numpy(np.sort(chosen)))
         item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**36
         if not self.augment:
             return item
         position = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
         return turn(item, mirror=position >= 4, quarters=position % 4)
+
+
+def of_objects(item: Item, chosen: Tensor) -> Item:
+    """Return an item with some of its objects only, (n,) their numbers."""
+    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,) of a click
+    clicks = torch.isin(owner, chosen)
+    some = {name: item[name][chosen] for name in ("masks", "keys", "counts", "boxes")}
+    return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
 
 
 def turn(item: Item, *, mirror: bool, quarters: int) -> Item:

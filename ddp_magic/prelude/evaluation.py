@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ddp_magic.prelude.batches import Geometry, by_size, collate, load, prepare
 from ddp_magic.prelude.data import Item, size_of
 from ddp_magic.prelude.metrics import dice_score, iou_score, pixel_accuracy
-from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
+from ddp_magic.prelude.model import PromptedSam, at_original_size, cost, in_pieces, masks_at
 from ddp_magic.prelude.plots import show_results
 from ddp_magic.prelude.process_group import rank_and_world
 from ddp_magic.prelude.prompts import first_prompts
@@ -93,7 +93,7 @@ def score_objects(
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     for step, raw in enumerate(loader):
         batch = prepare(raw, wrapper.geometry, device)
-        logits = [best_mask(*out) for out in wrapper(batch)]
+        logits = wrapper.draw(batch)
         scores = _scores([logits[k - 1] for k in CLICKS], batch, wrapper.geometry)  # (M, scores)
         image_index = raw["image_index"]
         image = numbers[0] + (step * batch_size + image_index.double()) * world  # (M,)
@@ -116,7 +116,9 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
     # The answer to a neighbor's prompt is there already: it is the neighbor's own prediction.
     other = neighbors(image_index)  # (M,)
     alone = other == torch.arange(len(other), device=other.device)
-    for (h, w), on_cpu in by_size(batch["sizes"][image_index.cpu()]):
+    groups = by_size(batch["sizes"][image_index.cpu()])
+    pieces = [(hw, rows[some]) for hw, rows in groups for some in in_pieces(len(rows), cost(hw))]
+    for (h, w), on_cpu in pieces:
         rows = on_cpu.to(masks.device)  # (m,)
         true = masks[rows, :h, :w]  # (m, h, w)
         first, *later = (at_original_size(each[rows], (h, w), geometry) for each in logits)
@@ -186,7 +188,7 @@ def show_predictions(
     batch = prepare(raw, geometry, next(model.parameters()).device)
     side = geometry.image_size
     given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)
-    ((logits, iou),) = wrapper(batch | {"prompts": given})
+    (logits,) = wrapper.draw(batch | {"prompts": given})
     # The prompts are drawn too, in the images' own pixels.
     inside = torch.tensor([geometry.resized((h, w)) for h, w in raw["sizes"].tolist()])
     scale = (inside / raw["sizes"]).flip(1)[raw["image_index"]]  # (M, 2), x and y
@@ -198,7 +200,5 @@ def show_predictions(
     wrapper.train(training)
     masks = torch.zeros_like(raw["masks"])  # (M, H, W)
     for (h, w), at in by_size(raw["sizes"][raw["image_index"]]):
-        rows_ = at.to(logits.device)
-        pred = at_original_size(best_mask(logits[rows_], iou[rows_]), (h, w), geometry)
-        masks[at, :h, :w] = pred.cpu() > 0
+        masks[at, :h, :w] = masks_at(logits[at.to(logits.device)], (h, w), geometry).cpu()
     show_results(raw, predictions=masks, title=title, rows=rows)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddp_magic.prelude.arrays import BACKGROUND, FOREGROUND, check_click, gray_window, to_rgb
 from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.data import without_objects
-from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask
+from ddp_magic.prelude.model import PromptedSam, masks_at
 from ddp_magic.prelude.prompts import Prompts
 
 
@@ -93,8 +93,8 @@ def predict(
         if rough:
             given = F.interpolate(batch["target"], (size, size), mode="area") * 16 - 8
         batch["prompts"] = Prompts(batch["points"], batch["labels"], batch["boxes"], given)
-        ((logits, iou),) = wrapper(batch)
-    drawn = at_original_size(best_mask(logits, iou), (height, width), wrapper.geometry) > 0
+        (logits,) = wrapper.draw(batch)
+    drawn = masks_at(logits, (height, width), wrapper.geometry)
     result: NDArray[np.bool_] = drawn.cpu().numpy()  # (N, H, W)
     return result if several or several_boxes or several_masks else result[0]
 
@@ -202,7 +202,7 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
                     good = (iou >= min_iou) & (_stability(logits) >= min_stability)  # (m, C)
                     rows, masks = torch.where(good)
                     size = piece.shape[1:]
-                    drawn = at_original_size(logits[rows, masks, None], size, wrapper.geometry) > 0
+                    drawn = masks_at(logits[rows, masks, None], size, wrapper.geometry)
                     for mask, score, (x, y) in zip(
                         drawn.cpu().numpy(),
                         iou[good].tolist(),

@@ -28,7 +28,7 @@ from tqdm.std import tqdm
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen, without_fallback
 from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.data import Item, Turned, may_have_boxes, size_of, target_of
+from ddp_magic.prelude.data import Drawn, Item, may_have_boxes, size_of, target_of
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -58,6 +58,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     tune: str = "full",
     prompts: str | Mapping[str, float] = "points",
     rounds: int | Sequence[int] = 3,
+    objects: int = 25,
     multimask: bool | None = None,
     loss: str = "dice+bce",
     weight_decay: float = 0.0,
@@ -106,6 +107,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         rounds: of prompts: the first one, then each time one click more where the mask is wrong.
             With 1 the model is trained for its first prompt, and gets worse by further ones. Or one
             number an epoch, the last one for all that follow: (1, 1, 3) begins with what is cheap.
+        objects: the most of an image in a batch; of more, others are drawn in each epoch. 0: all.
+            They take memory: with a SAM at 1024 pixels each 0.1 GB a round.
         multimask: whether a single click gets three masks, of which the best one counts. Noted in
             the model's config, so that `evaluate`, `predict` and `segment` ask for the same. None:
             as noted there, else three. transformers' mask-generation pipeline always takes three,
@@ -149,8 +152,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     each_rounds = [rounds] if isinstance(rounds, int) else list(rounds)
     if min(each_rounds, default=0) < 1:
         raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
-    if min(batch_size, accumulate) < 1 or not 0 <= ema < 1 or not 0 <= hold <= 1:
-        raise ValueError("batch_size, accumulate are from 1 on, ema a share below 1, hold up to 1")
+    if min(batch_size, accumulate, objects + 1) < 1 or not 0 <= ema < 1 or not 0 <= hold <= 1:
+        raise ValueError(
+            "batch_size and accumulate are from 1 on, objects from 0 on, ema is a share below 1, "
+            "hold one up to 1"
+        )
     size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")
@@ -189,7 +195,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             backend = "inductor" if compile is True else compile
             sam.vision_encoder.compile(backend=backend)
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
-        images = Turned(train_images, seed, augment=augment)
+        images = Drawn(train_images, seed, objects=objects, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         one_of_each = _one_of_each(images[shown], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
@@ -240,11 +246,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 step_objects += len(losses)
                 if is_step:
                     # The mean over *objects*, of which batches and ranks have unequal numbers.
-                    objects = all_reduce_sum(step_objects).clamp(min=1)
+                    in_step = all_reduce_sum(step_objects).clamp(min=1)
                     scaler.unscale_(descent)
                     for parameter in trained:
                         if parameter.grad is not None:
-                            parameter.grad.div_(objects)
+                            parameter.grad.div_(in_step)
                     if clip:
                         nn.utils.clip_grad_norm_(trained, clip)
                     step = (number - 1) // accumulate  # of this epoch, from 0

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
+from ddp_magic.prelude.arrays import object_masks
 from ddp_magic.prelude.batches import MEAN, STD, Geometry, collate, prepare
-from ddp_magic.prelude.data import SamDataset, Turned, turn
+from ddp_magic.prelude.data import Drawn, SamDataset, turn
 from ddp_magic.prelude.samples import cells
 
 
@@ -243,11 +244,45 @@ def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
 def test_turning_depends_on_seed_epoch_and_image_only() -> None:
     """The same item in the same epoch is turned the same way; epochs differ."""
     data = SamDataset(*cells(n=8, size=32))
-    a, b = (Turned(data, seed=1, augment=True) for _ in range(2))
+    a, b = (Drawn(data, seed=1, augment=True) for _ in range(2))
     first = [a[i]["image"] for i in range(8)]
     assert all(torch.equal(first[i], b[i]["image"]) for i in reversed(range(8)))
     a.epoch = 1
     assert not all(torch.equal(first[i], a[i]["image"]) for i in range(8))
+
+
+def test_of_many_objects_some_are_drawn_in_each_epoch() -> None:
+    """Each with its own prompts, the same for all who ask, and in time all of them."""
+    image, mask = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.int32)
+    for label in range(1, 7):
+        mask[6 * label - 5 : 6 * label - 2] = label
+    clicks = [(0, 6 * label - 4, x) for label in range(1, 7) for x in range(label)]
+    data = SamDataset([image], [mask], clicks)
+    a, b, everything = (Drawn(data, seed=1, objects=objects) for objects in (2, 2, 0))
+    seen: set[int] = set()
+    for epoch in range(20):
+        a.epoch = b.epoch = epoch
+        item, again = a[0], b[0]
+        torch.testing.assert_close(item, again, rtol=0, atol=0, equal_nan=True)
+        assert len(item["masks"]) == len(item["boxes"]) == len(item["keys"]) == 2
+        owner = torch.arange(2).repeat_interleave(item["counts"])
+        for n, (x, y) in zip(owner, item["points"].long(), strict=True):
+            assert item["masks"][n, y, x]
+        labels = [int(mask[each.numpy()][0]) for each in item["masks"]]
+        assert item["counts"].tolist() == labels == sorted(labels)
+        seen |= set(labels)
+    assert seen == {1, 2, 3, 4, 5, 6}
+    assert len(everything[0]["masks"]) == 6
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int32, np.int64, np.float32])
+def test_masks_of_a_label_map_are_each_objects_own(kind: type) -> None:
+    """In any order of labels, with some of them only, and with none."""
+    mask = np.random.default_rng(0).integers(0, 6, (20, 30)).astype(kind)
+    for labels in ([1], [5, 1, 3], list(range(1, 6)), []):
+        masks = object_masks(mask, np.array(labels, dtype=np.int64))
+        assert masks.shape == (len(labels), 20, 30)
+        assert all((each == (mask == n)).all() for each, n in zip(masks, labels, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ddp_magic.prelude.batches import Geometry, collate, prepare
 from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.evaluation import evaluate, neighbors
 from ddp_magic.prelude.inference import predict
-from ddp_magic.prelude.losses import object_losses
+from ddp_magic.prelude.losses import object_losses, step_losses
 from ddp_magic.prelude.model import PromptedSam, tiny_sam
 from ddp_magic.prelude.samples import cells
 from ddp_magic.prelude.training import learning_rate, train
@@ -228,6 +229,43 @@ def test_unequal_images_are_scored_at_their_own_size() -> None:
     for key in ("dice", "iou", "accuracy"):
         assert together[key] == pytest.approx(np.mean([row[key] for row in alone]), abs=1e-3)
     assert np.isnan(together["wrong_prompt_dice"])  # each object is alone in its image
+
+
+def test_no_image_brings_more_objects_than_memory_holds(
+    sets: tuple[SamDataset, SamDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has at most `objects` of each image; what is scored are all."""
+    most: list[int] = []
+
+    def spy(model: torch.nn.Module, batch: dict[str, Any], loss: str) -> torch.Tensor:
+        most.append(int(batch["image_index"].bincount().max()))
+        return step_losses(model, batch, loss)
+
+    monkeypatch.setattr("ddp_magic.prelude.training.step_losses", spy)
+    (row,) = train(tiny_sam(), *sets, epochs=1, batch_size=16, rounds=1, objects=2)
+    assert most == [2, 2, 2]
+    assert row["count"] == 36
+    with pytest.raises(ValueError, match="objects from 0 on"):
+        train(tiny_sam(), *sets, objects=-1)
+
+
+def test_many_objects_are_scored_some_at_a_time(
+    sets: tuple[SamDataset, SamDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No forward has more of them than memory has room for, and the scores are the same."""
+    scores = evaluate(tiny_sam(), sets[1])
+    asked: list[int] = []
+    forward = PromptedSam.forward
+
+    def spy(self: PromptedSam, batch: dict[str, Any]) -> Any:
+        asked.append(len(batch["image_index"]))
+        return forward(self, batch)
+
+    monkeypatch.setattr(PromptedSam, "forward", spy)
+    monkeypatch.setattr("ddp_magic.prelude.model.ROOM", 5 * 1024 * 32**2)
+    assert evaluate(tiny_sam(), sets[1]) == pytest.approx(scores, abs=1e-6)
+    assert max(asked) == 5
+    assert sum(asked) == 36
 
 
 def test_learning_rate_rises_and_falls() -> None:
