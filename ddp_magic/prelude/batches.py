@@ -76,7 +76,9 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
     if "embeddings" in batch[0]:
         maps = zip(*(item["embeddings"] for item in batch), strict=True)
         return out | {"embeddings": [torch.stack(each) for each in maps]}
-    out["images"] = torch.zeros(len(batch), 3, height, width, dtype=torch.uint8)
+    out["images"] = torch.empty(
+        (len(batch), 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last
+    ).zero_()
     for i, item in enumerate(batch):
         _, h, w = item["image"].shape
         out["images"][i, :, :h, :w] = item["image"]
@@ -183,9 +185,7 @@ def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
         pixels[numbers, :, :, new_w:] = 0
         for number in numbers.tolist():  # straight into its place: passes over memory are the cost
             small = _resize(images[number, None, :, :h, :w], (new_h, new_w))[0]
-            place = pixels[number, :, :new_h, :new_w]
-            torch.mul(small, 1 / std, out=place)
-            place -= mean / std
+            pixels[number, :, :new_h, :new_w].copy_(small).sub_(mean).div_(std)
     return pixels
 
 
