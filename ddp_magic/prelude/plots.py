@@ -9,9 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ddp_magic.prelude.arrays import PAD
+from ddp_magic.prelude.arrays import PAD, object_labels, object_masks
 from ddp_magic.prelude.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them
@@ -37,7 +38,7 @@ def show_results(
             (H, W) or (3, H, W), uint8 or floats from 0 to 1.
         points: for each image its clicks (K, 2), (x, y) in pixels, or a list of such arrays, one
             an object; or (K, 3), with 0 for a click off the object, which is red.
-        masks: for each image its masks (N, H, W), or one (H, W).
+        masks: for each image its masks (N, H, W); or (H, W), one mask, or a map of whole labels.
         predictions: masks or logits, for each image as `masks`; with a batch (M, H, W).
         title: above the figure.
         rows: the most images to show, up to 5.
@@ -91,6 +92,8 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
         right.plot(epochs, [row[key] for row in history], style, label=name)
     right.set(xlabel="epoch", ylabel="held out", ylim=(0, 1))
     right.legend(fontsize=7)
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half epoch
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(pad=0.4)
     plt.show()
@@ -131,8 +134,10 @@ def _clicks(points: Arrays) -> list[NDArray[Any]]:
 
 
 def _stack(masks: Arrays) -> NDArray[Any]:
-    """Return masks as (N, H, W) booleans; floats are logits."""
+    """Return masks as (N, H, W) booleans; floats are logits, whole numbers in a plane labels."""
     array = _array(masks)
+    if array.ndim == 2 and array.dtype.kind in "iu":
+        return object_masks(array, object_labels(array))
     array = array > 0 if array.dtype.kind == "f" else array != 0
     return array.reshape(-1, *array.shape[-2:])
 

@@ -210,6 +210,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
         position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
         history = position.history
+        begun = len(history)
         sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
         without_fallback(sam)
 
@@ -218,7 +219,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         bar = tqdm(
             total=epochs * batches, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60
         )
-        for epoch in range(len(history), epochs):
+        for epoch in range(begun, epochs):
             if is_stuck(history, patience):
                 print0(f"no better held-out Dice in {patience} epochs: stopped")
                 break
@@ -286,7 +287,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 )
                 if rank == 0:
                     bar.clear()
-                    report(history, epochs)
+                    report(history, epochs, header=epoch == begun)
                     if folder and history[-1]["dice"] >= max(row["dice"] for row in history):
                         checkpoint.save_model(folder / "best", sam)
             position = checkpoint.Position(history)
@@ -321,10 +322,10 @@ def is_stuck(history: list[dict[str, float]], patience: int) -> bool:
     return 0 < patience < len(dice) and max(dice[-patience:]) <= max(dice[:-patience])
 
 
-def report(history: list[dict[str, float]], epochs: int) -> None:
-    """Print the last epoch's row, and above the first the columns' names."""
+def report(history: list[dict[str, float]], epochs: int, *, header: bool) -> None:
+    """Print the last epoch's row, and perhaps the columns' names above it."""
     row = history[-1]
-    if len(history) == 1:
+    if header:
         print0(
             "epoch      loss  Dice@1     @2     @3     @5    IoU    acc  wrong images/s  wait     s"
         )

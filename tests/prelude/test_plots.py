@@ -94,3 +94,22 @@ def test_predictions_are_drawn_with_the_prompts_they_answer(shown: list[Any]) ->
     assert abs(box.get_y() - y) < 2
     show_predictions(model, SamDataset(images, masks, []), title="nothing is asked for")
     assert len(shown) == 3
+
+
+def test_label_maps_are_drawn_object_by_object(shown: list[Any]) -> None:
+    """As they come from `segment`, with objects or without; a boolean plane is one mask."""
+    labels = np.zeros((3, 20, 20), np.int32)
+    labels[0, 2:8, 2:8], labels[0, 12:18, 12:18] = 3, 7
+    show_results(
+        np.zeros((3, 20, 20)), masks=labels, predictions=[labels[0], labels[1], labels[0] > 0]
+    )
+    numbers = [[text.get_text() for text in axes.texts] for axes in shown[0].axes]
+    assert numbers == [[], ["0", "1"], ["0", "1"], [], [], [], [], [], ["0"]]
+    assert shown[0].axes[2].get_xlabel() == "Dice 1.00"
+
+
+def test_curves_have_whole_epochs(shown: list[Any]) -> None:
+    row = {"train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
+    show_history([{"epoch": float(epoch), **row} for epoch in (1, 2, 3)])
+    for axes in shown[0].axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())

@@ -98,8 +98,11 @@ def test_resuming_is_exact(
     assert 10**9 - rest.left == READ_FIRST + 3 * 9 - saved  # nothing was done again
 
 
-def test_resuming_changes_nothing(tmp_path: Path) -> None:
-    """One epoch, an interruption, one more epoch: bit for bit the weights of two epochs."""
+def test_resuming_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch, an interruption, one more epoch: bit for bit the weights of two epochs.
+
+    Its row has the columns' names above it, as the first had.
+    """
     sets = SamDataset(*cells(n=16)), SamDataset(*cells(n=4, seed=1))
     options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "augment": True}
     whole = tiny_sam()
@@ -113,8 +116,10 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
         patch.setattr(training, "show_predictions", show)
         with pytest.raises(PowerCutError):
             train(first, *sets, **options, out_dir=tmp_path, figures_every=1)
+    capsys.readouterr()
     second = tiny_sam(seed=7)
     history = train(second, *sets, **options, out_dir=tmp_path, resume=True)
+    assert capsys.readouterr().out.count("Dice@1") == 1
     assert [row["epoch"] for row in history] == [1, 2]
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
