@@ -168,7 +168,7 @@ def prepare(
 
 
 _MOVED = ("images", "masks", "image_index", "points", "labels", "boxes", "keys")
-OF_OBJECTS = (*_MOVED[1:], "target", "inside")  # of a prepared batch: a row an object
+PER_OBJECT = (*_MOVED[1:], "target", "inside")  # of a prepared batch: a row an object
 
 
 def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:

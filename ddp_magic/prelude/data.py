@@ -305,7 +305,7 @@ def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]
     return (found if as_it_is else None), index
 
 
-class Drawn(Dataset[Item]):
+class Sampled(Dataset[Item]):
     """A `SamDataset` whose items are another draw in each epoch: of their objects, and turned.
 
     What happens to an image, and where it is clicked on later, follows from seed, epoch and its
@@ -337,7 +337,7 @@ class Drawn(Dataset[Item]):
         if 0 < self.objects < len(item["keys"]):
             rng = np.random.default_rng([self.seed, self.epoch, index, 1])
             chosen = rng.permutation(len(item["keys"]))[: self.objects]
-            item = of_objects(item, torch.from_numpy(np.sort(chosen)))
+            item = pick_objects(item, torch.from_numpy(np.sort(chosen)))
         item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**36
         if not self.augment:
             return item
@@ -345,7 +345,7 @@ class Drawn(Dataset[Item]):
         return turn(item, mirror=position >= 4, quarters=position % 4)
 
 
-def of_objects(item: Item, chosen: Tensor) -> Item:
+def pick_objects(item: Item, chosen: Tensor) -> Item:
     """Return an item with some of its objects only, (n,) their numbers."""
     owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,) of a click
     clicks = torch.isin(owner, chosen)

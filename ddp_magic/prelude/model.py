@@ -26,7 +26,7 @@ from ddp_magic.prelude.adapter import (
     mask_size_of,
 )
 from ddp_magic.prelude.arrays import FOREGROUND, PAD
-from ddp_magic.prelude.batches import OF_OBJECTS, Geometry
+from ddp_magic.prelude.batches import PER_OBJECT, Geometry
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -195,7 +195,7 @@ class PromptedSam(nn.Module):
         pieces = []
         # Measured with a ViT-B's decoder: 58 MB an object, whose mask has 256 x 256 pixels.
         for rows in in_pieces(objects, 1024 * self.mask_size**2):
-            own = {name: batch[name][rows] for name in OF_OBJECTS if name in batch}
+            own = {name: batch[name][rows] for name in PER_OBJECT if name in batch}
             own |= {"prompts": Prompts(*(each[rows] for each in prompts))} if prompts else {}
             pieces.append([best_mask(*out) for out in self(batch | own | known)])
         return [torch.cat(each) for each in zip(*pieces, strict=True)]

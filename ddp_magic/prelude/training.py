@@ -28,7 +28,7 @@ from tqdm.std import tqdm
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen, without_fallback
 from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.data import Drawn, Item, may_have_boxes, size_of, target_of
+from ddp_magic.prelude.data import Item, Sampled, may_have_boxes, size_of, target_of
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -195,7 +195,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             backend = "inductor" if compile is True else compile
             sam.vision_encoder.compile(backend=backend)
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
-        images = Drawn(train_images, seed, objects=objects, augment=augment)
+        images = Sampled(train_images, seed, objects=objects, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         one_of_each = _one_of_each(images[shown], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), one_of_each, each_rounds)

@@ -7,7 +7,7 @@ picture, the processor of all that a model takes, and the masks' sizes.
 
 PyPI's torchvision has compiled parts for the CUDA build of torch only, so that importing it beside
 the CPU build fails, and importing transformers with it. So it lies where only this program looks,
-and its one operator that is needed here, non-maximum suppression, is MONAI's.
+and where those parts do not load, the one operator that is needed is MONAI's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from monai.data.box_utils import non_max_suppression
 from PIL import Image
 
 
-def stand_in_for_compiled_parts() -> torch.library.Library:
+def stand_in_for_compiled_parts() -> torch.library.Library | None:
     """Register what torchvision's import looks for; the operators live as long as the result."""
+    if hasattr(torch.ops.torchvision, "nms"):
+        return None  # imported already: this torch and this torchvision belong together
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

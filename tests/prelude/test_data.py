@@ -12,7 +12,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 
 from ddp_magic.prelude.arrays import object_masks
 from ddp_magic.prelude.batches import MEAN, STD, Geometry, collate, prepare
-from ddp_magic.prelude.data import Drawn, SamDataset, turn
+from ddp_magic.prelude.data import SamDataset, Sampled, turn
 from ddp_magic.prelude.samples import cells
 
 
@@ -244,7 +244,7 @@ def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
 def test_turning_depends_on_seed_epoch_and_image_only() -> None:
     """The same item in the same epoch is turned the same way; epochs differ."""
     data = SamDataset(*cells(n=8, size=32))
-    a, b = (Drawn(data, seed=1, augment=True) for _ in range(2))
+    a, b = (Sampled(data, seed=1, augment=True) for _ in range(2))
     first = [a[i]["image"] for i in range(8)]
     assert all(torch.equal(first[i], b[i]["image"]) for i in reversed(range(8)))
     a.epoch = 1
@@ -258,7 +258,7 @@ def test_of_many_objects_some_are_drawn_in_each_epoch() -> None:
         mask[6 * label - 5 : 6 * label - 2] = label
     clicks = [(0, 6 * label - 4, x) for label in range(1, 7) for x in range(label)]
     data = SamDataset([image], [mask], clicks)
-    a, b, everything = (Drawn(data, seed=1, objects=objects) for objects in (2, 2, 0))
+    a, b, everything = (Sampled(data, seed=1, objects=objects) for objects in (2, 2, 0))
     seen: set[int] = set()
     for epoch in range(20):
         a.epoch = b.epoch = epoch
