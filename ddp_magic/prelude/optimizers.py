@@ -58,7 +58,7 @@ class Muon(optim.Optimizer):
         rest: Iterable[Tensor],
         lr: float,
         weight_decay: float = 0.0,
-        momentum: float = 0.95,
+        momentum: float = 0.9,
     ) -> None:
         """Begin without momentum.
 
@@ -67,7 +67,8 @@ class Muon(optim.Optimizer):
             rest: all other parameters, at least one.
             lr: learning rate of both.
             weight_decay: of both, as AdamW's.
-            momentum: of the matrices.
+            momentum: of the matrices. Jordan has 0.95, for thousands of steps; in the demo's 384
+                the loss ended at .170 to .175 with 0.9, at .183 and .184 with 0.95.
         """
         self.adamw = optim.AdamW(
             rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), fused=True

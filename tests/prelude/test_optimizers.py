@@ -31,9 +31,10 @@ def test_a_matrix_goes_where_torchs_muon_goes(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    same: dict[str, float] = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.8}
     steps = (
-        Muon([ours], [nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=0.1),
-        optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        Muon([ours], [nn.Parameter(torch.zeros(1))], **same),
+        optim.Muon([theirs], **same, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(4):
         ours.grad = torch.randn(shape, generator=generator)
