@@ -37,7 +37,7 @@ bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps stardist
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --constraint constraints.txt --target .venv/torchvision torchvision
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib .venv/torchvision || true
 	touch $@
 
 clean:

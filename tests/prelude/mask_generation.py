@@ -7,32 +7,54 @@ picture, the processor of all that a model takes, and the masks' sizes.
 
 PyPI's torchvision has compiled parts for the CUDA build of torch only, so that importing it beside
 the CPU build fails, and importing transformers with it. So it lies where only this program looks,
-and where those parts do not load, the one operator that is needed is MONAI's.
+and where those parts do not load, the one operator that is needed is ours.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data.box_utils import non_max_suppression
 from PIL import Image
+from torch import Tensor
+
+from ddp_magic.prelude.arrays import box_iou
 
 
 def stand_in_for_compiled_parts() -> torch.library.Library | None:
     """Register what torchvision's import looks for; the operators live as long as the result."""
-    if hasattr(torch.ops.torchvision, "nms"):
-        return None  # imported already: this torch and this torchvision belong together
+    found = find_spec("torchvision")
+    assert found is not None
+    assert found.origin is not None
+    try:
+        for compiled in Path(found.origin).parent.glob("_C*.so"):
+            torch.ops.load_library(compiled)
+    except OSError:
+        pass  # it is for another torch
+    else:
+        return None
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.impl("nms", lambda *args: torch.as_tensor(non_max_suppression(*args)), "CPU")
+    library.impl("nms", nms, "CPU")
     import torchvision.extension
 
     torchvision.extension._has_ops = lambda: True
     return library
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Keep of boxes (n, 4) that overlap the one with the best score; return their numbers."""
+    kept: list[int] = []
+    for number in scores.argsort(descending=True).tolist():
+        ious = box_iou(boxes[number].numpy(), boxes[kept].numpy())
+        if not (ious > iou_threshold).any():
+            kept.append(number)
+    return torch.tensor(kept, dtype=torch.long)
 
 
 def generate(checkpoint: str, picture: Image.Image) -> dict[str, Any]:
