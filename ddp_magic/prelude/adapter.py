@@ -62,10 +62,8 @@ def image_processor_config(sam: Sam) -> dict[str, Any]:
         "mask_pad_size": mask_square,
     }
     if geometry.stretch:
-        number = 2 if kind_of(sam) == "sam2" else 3
-        name = (
-            f"Sam{number}ImageProcessorFast"  # as on the hub: each version of transformers knows it
-        )
+        # As on the hub: each version of transformers that has the model knows these names.
+        name = f"Sam{2 if kind_of(sam) == 'sam2' else 3}ImageProcessorFast"
         sizes = {"size": square, "mask_size": mask_square}
     return {
         "image_processor_type": name,

@@ -196,6 +196,7 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if not len(images):
         return images.new_zeros(0, images.shape[1], *size)
     if images.is_cuda:  # CUDA has no uint8 kernel
-        levels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        gray = images.to(torch.float32, memory_format=torch.contiguous_format)
+        levels = F.interpolate(gray, size, mode="bilinear", antialias=True)
         return levels.round().clamp(0, 255)
     return F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -83,9 +83,8 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
         torch.manual_seed(seed)
         sam = SamModel(config)
         positions = sam.shared_image_embedding
-        positions.positional_embedding.data /= (
-            positions.scale
-        )  # transformers 4 has it hidden_size / 2
+        # By 1, but in transformers 4 by half the width, whatever the configuration says.
+        positions.positional_embedding.data /= positions.scale
         for module in sam.modules():
             if isinstance(module, nn.Embedding):  # the tokens of prompts, of masks and of IoU
                 module.reset_parameters()  # to a standard deviation of 1

@@ -288,7 +288,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 if rank == 0:
                     bar.clear()
                     report(history, epochs, header=epoch == begun)
-                    if folder and history[-1]["dice"] >= max(row["dice"] for row in history):
+                    # Where nothing is held out, Dice is NaN, less than no other: the last is best.
+                    if folder and not history[-1]["dice"] < max(row["dice"] for row in history):
                         checkpoint.save_model(folder / "best", sam)
             position = checkpoint.Position(history)
             if folder:

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     history = train(
         tiny_sam(),
         *sets,
-        epochs=4,
+        epochs=3,
         batch_size=8,
         optimizer="muon",
         lr=1e-2,

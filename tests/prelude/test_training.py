@@ -128,6 +128,19 @@ def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
     assert again != evaluate(sam, sets[1], multimask=not three)
 
 
+def test_without_held_out_objects_the_last_epoch_is_best(
+    sets: tuple[SamDataset, SamDataset], tmp_path: Path
+) -> None:
+    """There is nothing to choose by, but a checkpoint to load."""
+    empty = SamDataset(np.zeros((2, 64, 64), np.uint8), np.zeros((2, 64, 64), np.int32))
+    model = tiny_sam()
+    history = train(model, sets[0], empty, epochs=2, rounds=1, out_dir=tmp_path)
+    assert np.isnan([row["dice"] for row in history]).all()
+    best = SamModel.from_pretrained(tmp_path / "best")
+    for a, b in zip(best.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_what_is_no_set_is_refused() -> None:
     """Arrays, a list, a loader: the error says what is wanted."""
     data = SamDataset(*cells(n=2))
