@@ -29,8 +29,8 @@ bench: .venv/installed
 # torch first, at the version of the constraints file: what comes later finds it there. stardist
 # without its dependencies, because only the picture of nuclei in it is wanted, not TensorFlow.
 # torchvision, for transformers' pipelines in one test, where only that test looks: beside the CPU
-# build of torch, importing it fails. Bytecode is made by all cores at the end; pip would make it by one. What cannot be compiled is
-# meant so: templates, and tests of other Pythons.
+# build of torch, importing it fails. Bytecode is made by all cores at the end; pip would make it by
+# one. What cannot be compiled is meant so: templates, and tests of other Pythons.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch

@@ -143,7 +143,8 @@ def prepare(
         stay on the CPU, where they steer loops.
     """
     sizes, size = batch["sizes"], geometry.target_size
-    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k in _MOVED}
+    there = [name for name in ("images", *PER_OBJECT) if name in batch]
+    moved = {name: batch[name].to(device, non_blocking=True) for name in there}
     out: dict[str, Any] = {**batch, **moved}
     if "embeddings" in batch:
         out["embeddings"] = [each.to(device, non_blocking=True) for each in batch["embeddings"]]
@@ -167,8 +168,8 @@ def prepare(
     return out
 
 
-_MOVED = ("images", "masks", "image_index", "points", "labels", "boxes", "keys")
-PER_OBJECT = (*_MOVED[1:], "target", "inside")  # of a prepared batch: a row an object
+# Of a batch: a row an object. The last two are there when it is prepared.
+PER_OBJECT = ("masks", "image_index", "points", "labels", "boxes", "keys", "target", "inside")
 
 
 def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:

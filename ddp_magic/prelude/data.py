@@ -199,7 +199,7 @@ class SamDataset(Dataset[Item]):
         check_pair(index, None, mask)
         if self.drawn:
             labels = object_labels(mask)
-            prompts = _no_prompts(len(labels))
+            prompts = no_prompts(len(labels))
         else:
             labels, prompts = self.prompts(index)
         masks = object_masks(mask, labels)  # (N, H, W)
@@ -234,7 +234,8 @@ def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
     return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
 
 
-def _no_prompts(objects: int) -> Item:
+def no_prompts(objects: int) -> Item:
+    """Return the prompts of an item that has none for its objects."""
     return {
         "points": torch.zeros(0, 2),
         "labels": torch.zeros(0, dtype=torch.long),
@@ -249,7 +250,7 @@ def without_objects(image: NDArray[np.uint8]) -> Item:
         "image": torch.from_numpy(np.ascontiguousarray(image)),
         "masks": torch.zeros(0, *image.shape[1:], dtype=torch.bool),
         "keys": torch.zeros(0, dtype=torch.long),
-        **_no_prompts(0),
+        **no_prompts(0),
     }
 
 

@@ -161,8 +161,7 @@ class PromptedSam(nn.Module):
             batch, self.shares, self.mask_size, self.geometry.image_size, random=self.training
         )
         alike = _alike(prompts)
-        stored = batch.get("embeddings")
-        maps = self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
+        maps = self._maps(batch)
         out = [self._decode(maps, batch["image_index"], prompts, alike)]
         if (
             self.sometimes
@@ -188,8 +187,7 @@ class PromptedSam(nn.Module):
         Returns:
             For each round the logits of each object's most trusted mask, (M, 1, s, s).
         """
-        stored = batch.get("embeddings")
-        known = {"embeddings": self.encode(batch["pixel_values"]) if stored is None else stored}
+        known = {"embeddings": self._maps(batch)}
         prompts, objects = batch.get("prompts"), len(batch["image_index"])
         pieces = []
         # Measured with a ViT-B's decoder: 58 MB an object, whose mask has 256 x 256 pixels.
@@ -198,6 +196,11 @@ class PromptedSam(nn.Module):
             own |= {"prompts": Prompts(*(each[rows] for each in prompts))} if prompts else {}
             pieces.append([best_mask(*out) for out in self(batch | own | known)])
         return [torch.cat(each) for each in zip(*pieces, strict=True)]
+
+    def _maps(self, batch: dict[str, Any]) -> Sequence[Tensor]:
+        """Encode a batch's images, or return in float32 what is stored of them."""
+        stored = batch.get("embeddings")
+        return self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
 
     def _decode(
         self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, alike: list[Alike]
@@ -226,9 +229,9 @@ class PromptedSam(nn.Module):
         return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
 
 
-def in_pieces(objects: int, cost: int) -> list[slice]:
-    """Deal out objects, each of which takes `cost` bytes, into pieces that there is room for."""
-    step = max(1, ROOM // cost)
+def in_pieces(objects: int, each: int) -> list[slice]:
+    """Deal out objects, each of which takes so many bytes, into pieces that there is room for."""
+    step = max(1, ROOM // each)
     return [slice(start, start + step) for start in range(0, max(objects, 1), step)]
 
 

@@ -28,7 +28,15 @@ from tqdm.std import tqdm
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen, without_fallback
 from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.data import Item, Sampled, may_have_boxes, size_of, target_of
+from ddp_magic.prelude.data import (
+    Item,
+    Sampled,
+    may_have_boxes,
+    no_prompts,
+    pick_objects,
+    size_of,
+    target_of,
+)
 from ddp_magic.prelude.embeddings import store_embeddings
 from ddp_magic.prelude.evaluation import (
     CLICKS,
@@ -359,14 +367,12 @@ def _one_of_each(
     item: Item, train_set: Dataset[Item], wrapper: PromptedSam, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Prepare an item's first object for each kind of first prompt that training will meet."""
-    item |= {"masks": item["masks"][:1], "boxes": item["boxes"][:1], "keys": item["keys"][:1]}
-    item |= {"counts": item["counts"][:1] * 0, "points": item["points"][:0]}
-    item |= {"labels": item["labels"][:0]}
-    batch = prepare(collate([item]), wrapper.geometry, device)
-    kinds = dict.fromkeys(wrapper.shares)
+    one = pick_objects(item, torch.tensor([0])) | no_prompts(1)
+    batch = prepare(collate([one]), wrapper.geometry, device)
+    kinds = dict.fromkeys(wrapper.shares, batch)
     if "points" in kinds and may_have_boxes(train_set):  # the set's own
-        kinds["boxes"] = None
-    return {kind: batch | {"boxes": batch["boxes"] * torch.nan} for kind in kinds}
+        kinds["boxes"] = batch
+    return kinds
 
 
 @contextmanager

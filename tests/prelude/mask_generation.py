@@ -3,7 +3,7 @@
     PYTHONPATH=.venv/torchvision python -m tests.prelude.mask_generation PICTURE CHECKPOINT...
 
 It prints a line of JSON: for each checkpoint the pipeline's image processor and how it prepares the
-picture, the processor of all that a model takes, and the masks' sizes.
+picture, the processor of all that a model takes, the clicks, and the masks' sizes.
 
 PyPI's torchvision has compiled parts for the CUDA build of torch only, so that importing it beside
 the CPU build fails, and importing transformers with it. So it lies where only this program looks,
@@ -23,6 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddp_magic.prelude.arrays import box_iou
+
+GRID = {"points_per_crop": 4}
 
 
 def stand_in_for_compiled_parts() -> torch.library.Library | None:
@@ -62,11 +64,13 @@ def generate(checkpoint: str, picture: Image.Image) -> dict[str, Any]:
 
     generator: Any = pipeline("mask-generation", model=checkpoint, device="cpu")
     pixels = generator.image_processor(images=picture, return_tensors="pt")["pixel_values"]
-    out = generator(picture, points_per_crop=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    clicks = [each["input_points"].max() for each in generator.preprocess(picture, **GRID)]
+    out = generator(picture, **GRID, pred_iou_thresh=0.0, stability_score_thresh=0.0)
     return {
         "image_processor": type(generator.image_processor).__name__,
         "processor": type(AutoProcessor.from_pretrained(checkpoint)).__name__,
         "pixels": pixels.tolist(),
+        "farthest_click": float(max(clicks)),
         "masks": [list(mask.shape) for mask in out["masks"]],
         "scores": len(out["scores"]),
     }

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModel
 
 from ddp_magic.prelude import SamDataset, cells, predict, train
@@ -26,8 +21,6 @@ from ddp_magic.prelude.adapter import (
     is_frozen,
 )
 from ddp_magic.prelude.batches import collate, prepare
-from ddp_magic.prelude.checkpoint import save_model
-from ddp_magic.prelude.data import without_objects
 from ddp_magic.prelude.model import PromptedSam
 
 from .family import FAMILY, build
@@ -165,39 +158,3 @@ def test_frozen_by_hand_is_noticed() -> None:
         assert not is_frozen(sam)
         parameter.requires_grad_(False)
     assert is_frozen(sam)
-
-
-def test_mask_generation_takes_the_checkpoints(data: SamDataset, tmp_path: Path) -> None:
-    """transformers' pipeline reads model and image processor of each family.
-
-    The image processor does to a picture what training did, and the masks are of its size.
-    """
-    image = data.image(0)[:, :40]  # (3, 40, 48)
-    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "picture.png")
-    models = {kind: build(kind) for kind in FAMILY}
-    for kind, sam in models.items():
-        save_model(tmp_path / kind, sam)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.prelude.mask_generation", tmp_path / "picture.png"),
-            *(tmp_path / kind for kind in FAMILY),
-        ],
-        env={**os.environ, "PYTHONPATH": f"{sys.prefix}/torchvision"},
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    for (kind, sam), found in zip(models.items(), json.loads(done.stdout).values(), strict=True):
-        names = {
-            "sam": ("SamImageProcessor", "SamProcessor"),
-            "sam_hq": ("SamImageProcessor", "SamHQProcessor"),
-            "sam2": ("Sam2ImageProcessor", "Sam2Processor"),
-            "sam3_tracker": ("Sam3ImageProcessor", "Sam3TrackerProcessor"),
-        }
-        assert (found["image_processor"], found["processor"]) == names[kind]
-        own = prepare(collate([without_objects(image)]), geometry_of(sam))["pixel_values"]
-        assert (torch.tensor(found["pixels"]) - own).abs().max() < 1 / 50  # a gray level
-        assert 0 < len(found["masks"]) == found["scores"] <= 3 * 4 * 4
-        assert all(size == [40, 48] for size in found["masks"])

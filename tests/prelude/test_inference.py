@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from transformers import SamModel
 
 from ddp_magic.prelude import (
@@ -19,7 +25,13 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
+from ddp_magic.prelude.adapter import geometry_of
+from ddp_magic.prelude.batches import collate, prepare
+from ddp_magic.prelude.checkpoint import save_model
+from ddp_magic.prelude.data import without_objects
 from ddp_magic.prelude.inference import Found, _is_cut, _paint
+
+from .family import FAMILY, build
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +178,48 @@ def test_masks_that_go_on_beyond_their_piece_are_cut() -> None:
     assert _is_cut(mask.T, 0, 4, 4, 9)
     assert _is_cut(mask[::-1], 0, 0, 9, 4)
     assert not _is_cut(mask[::-1], 5, 0, 9, 4)
+
+
+PROCESSORS = {
+    "trained": ("SamImageProcessor", "SamProcessor"),
+    "sam": ("SamImageProcessor", "SamProcessor"),
+    "sam_hq": ("SamImageProcessor", "SamHQProcessor"),
+    "sam2": ("Sam2ImageProcessor", "Sam2Processor"),
+    "sam3_tracker": ("Sam3ImageProcessor", "Sam3TrackerProcessor"),
+}
+
+
+def test_the_pipeline_of_transformers_takes_the_checkpoints(trained: Path, tmp_path: Path) -> None:
+    """mask-generation reads model and image processor of each family.
+
+    The image processor does to a picture what training did; the grid of clicks covers the picture,
+    and the masks are of its size.
+    """
+    image = SamDataset(*cells(n=1, seed=1)).image(0)[:, :48]  # (3, 48, 64)
+    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "picture.png")
+    models = {"trained": SamModel.from_pretrained(trained / "best")}
+    models |= {kind: build(kind) for kind in FAMILY}
+    for name, sam in models.items():
+        save_model(tmp_path / name, sam)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.prelude.mask_generation", tmp_path / "picture.png"),
+            *(tmp_path / name for name in models),
+        ],
+        env={**os.environ, "PYTHONPATH": f"{sys.prefix}/torchvision"},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    for (name, sam), found in zip(models.items(), json.loads(done.stdout).values(), strict=True):
+        assert (found["image_processor"], found["processor"]) == PROCESSORS[name]
+        geometry = geometry_of(sam)
+        own = prepare(collate([without_objects(image)]), geometry)["pixel_values"]
+        assert (torch.tensor(found["pixels"]) - own).abs().max() < 1e-5
+        assert 0.75 * geometry.image_size < found["farthest_click"] <= geometry.image_size
+        assert 0 < len(found["masks"]) == found["scores"] <= 3 * 4 * 4
+        assert all(size == [48, 64] for size in found["masks"])
+        if name == "trained":  # several clicks find one object, which is told once
+            assert found["scores"] < 3 * 4 * 4
