@@ -7,7 +7,7 @@ with the images first, so that one code picks, stores and moves them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,6 +109,11 @@ def encode(sam: Sam, pixels: Tensor) -> Maps:
         if kind == "sam_hq":
             maps.append(out.intermediate_embeddings[0])  # the only one that its decoder reads
     return tuple(m.float() for m in maps)
+
+
+def embeddings_of(sam: Sam, maps: Sequence[Tensor]) -> Tensor:
+    """Return what all of the decoder sees of the images, (B, C, h, w), of `maps`."""
+    return maps[0] if kind_of(sam) in {"sam", "sam_hq"} else maps[-1]
 
 
 def as_arguments(sam: Sam, maps: Maps) -> dict[str, Any]:

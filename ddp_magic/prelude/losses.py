@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from ddp_magic.prelude.auxiliary import place_losses
 from ddp_magic.prelude.metrics import iou_score
 
 LOSSES = ("dice+bce", "dice+focal")
@@ -55,11 +56,17 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
     """Run `model` (a `PromptedSam`, in DDP or not) on a prepared batch.
 
     Returns:
-        One loss an object, the mean over the rounds of clicks, (M,).
+        One loss an object, the mean over the rounds of clicks, (M,); with an auxiliary task, that
+        one's too.
     """
     target, size = batch["target"], batch["target"].shape[-2:]
     losses = []
     for logits, iou in model(batch):
         large = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
         losses.append(object_losses(large, iou, target, loss))
-    return torch.stack(losses).mean(0)
+    of_masks = torch.stack(losses).mean(0)
+    own: Any = getattr(model, "module", model)  # DDP keeps the model in .module
+    if own.auxiliary is None:
+        return of_masks
+    of_places: Tensor = own.auxiliary.weight * place_losses(own.told, target, batch["image_index"])
+    return of_masks + of_places

@@ -27,6 +27,7 @@ from tqdm.std import tqdm
 
 from ddp_magic.prelude import checkpoint
 from ddp_magic.prelude.adapter import is_frozen, without_fallback
+from ddp_magic.prelude.auxiliary import PlaceInObject
 from ddp_magic.prelude.batches import collate, load, prepare
 from ddp_magic.prelude.data import (
     Item,
@@ -69,6 +70,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     objects: int = 25,
     multimask: bool | None = None,
     loss: str = "dice+bce",
+    auxiliary: float = 0.0,
     weight_decay: float = 0.0,
     clip: float = 1.0,
     accumulate: int = 1,
@@ -123,6 +125,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             of which a model trained with False knows nothing: use `segment`. Nor does a trained
             SAM 2 or 3 put one of three in the place of a single mask that wavers any more.
         loss: "dice+bce" or "dice+focal".
+        auxiliary: weight of a second task, such as 1: a linear layer, thrown away afterwards, tells
+            from the embeddings alone where in its object each pixel lies. It teaches an encoder
+            with random weights to tell touching objects apart. Where objects overlap, its answers
+            contradict. 0: none.
         weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
         clip: longest gradient; 0: any.
         accumulate: batches a step.
@@ -141,15 +147,16 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         figures_every: draw curves and the worst held-out images every so many epochs; 0: never.
         save_every: write `last` every so many steps too, not only after an epoch.
         resume: go on from `out_dir/last`, as if never interrupted; with the same `tune`,
-            `optimizer`, `amp` and `ema`, and within an epoch the same batches and ranks.
+            `optimizer`, `auxiliary`, `amp` and `ema`, and within an epoch the same batches and
+            ranks.
 
     Returns:
         A row an epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds, images_per_s, and
         data_wait, the share of the time in which rank 0 waited for images.
 
     Raises:
-        ValueError: `resume` without `out_dir` or with other choices, `augment` with a frozen
-            encoder, an unknown word, a number out of range, or nothing to train on.
+        ValueError: `resume` without `out_dir` or with other choices, `augment` or `auxiliary` with
+            a frozen encoder, an unknown word, a number out of range, or nothing to train on.
         FileNotFoundError: `resume`, but there is nothing to resume from.
         TypeError: A model of another family, or what is no data set.
     """
@@ -165,6 +172,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             "batch_size and accumulate are from 1 on, objects from 0 on, ema is a share below 1, "
             "hold one up to 1"
         )
+    if auxiliary < 0:
+        raise ValueError(f"auxiliary is a weight from 0 on, not {auxiliary!r}")
     size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")
@@ -174,7 +183,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
-    choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema}
+    choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema, "auxiliary": auxiliary}
     choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
     choices |= {"images": size, "ranks": world, "batch_size": batch_size}
     choices |= {"accumulate": accumulate, "seed": seed}
@@ -194,6 +203,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                     "augment turns images, but the encoder is frozen and each image is encoded "
                     "only once: leave augment out, or train the encoder (tune='lora' or 'full')"
                 )
+            if auxiliary:
+                raise ValueError(
+                    "auxiliary teaches the encoder, which is frozen: leave it out, or train the "
+                    "encoder (tune='lora' or 'full')"
+                )
             stored = folder / "embeddings" if folder else at_end.enter_context(_shared_folder())
             train_images, val_images = (
                 store_embeddings(wrapper, images, stored / name, workers=workers)
@@ -207,6 +221,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         one_of_each = _one_of_each(images[shown], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
+        if auxiliary:
+            channels = sam.config.prompt_encoder_config.hidden_size
+            wrapper.auxiliary = PlaceInObject(channels, auxiliary).to(device)
         first = _most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first, multimask=wrapper.multimask)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
@@ -216,6 +233,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
         averages = Averages(trained, ema)
         parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
+        parts |= {"auxiliary": wrapper.auxiliary} if wrapper.auxiliary else {}
         position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
         history = position.history
         begun = len(history)

@@ -345,6 +345,7 @@ RECIPE: dict[str, Any] = {
     "optimizer": "muon",
     "lr": 6e-3,
     "hold": 0.7,
+    "auxiliary": 1.0,
     "ema": 0.98,
     "rounds": (1, 1, 1, 1, 3),
     "augment": True,

@@ -102,6 +102,7 @@ def test_each_is_trained_saved_and_used(
     sam, three = build(kind), tune == "full"
     before, names = fingerprint(sam), set(sam.state_dict())
     options: dict[str, Any] = {"tune": tune, "multimask": three, "out_dir": tmp_path}
+    options |= {} if tune == "decoder" else {"auxiliary": 1.0}
     train(sam, data, data, epochs=1, batch_size=2, rounds=2, lr=1e-2, **options)
     assert set(sam.state_dict()) == names
     assert (fingerprint(sam) == before) == (tune == "decoder")

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from ddp_magic.prelude import optimizers
+from ddp_magic.prelude.auxiliary import PlaceInObject
 from ddp_magic.prelude.batches import Geometry, collate, prepare
 from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.embeddings import store_embeddings
@@ -78,6 +79,8 @@ def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
     wrapper, data = PromptedSam(tiny_sam(), rounds=3), _uneven()
     choose_trained(wrapper.sam, "full")
     find_unused(wrapper, {"points": prepare(collate([data[0]]), Geometry(64))}, [3])
+    wrapper.auxiliary = PlaceInObject(96, weight=1.0)
+    torch.nn.init.constant_(wrapper.auxiliary.linear.weight, 0.1)
     ddp = DDP(wrapper) if world > 1 else wrapper
     batch = prepare(collate([data[i] for i in range(rank, images, world)]), Geometry(64))
     losses = step_losses(ddp, batch)
@@ -138,7 +141,7 @@ def _train_all_ways(rank: int, world: int, folder: str) -> list[Any]:  # noqa: A
     out: list[Any] = []
     for options in (
         {"prompts": mixed, "ema": 0.9, "accumulate": 2, "amp": "bf16"},
-        {"optimizer": "muon", "rounds": (1, 2), "epochs": 2},
+        {"optimizer": "muon", "rounds": (1, 2), "epochs": 2, "auxiliary": 1.0},
         {"tune": "lora"},
         {"tune": "decoder"},
         {"tune": "decoder", "out_dir": folder, "save_every": 1},

@@ -40,6 +40,7 @@ EVERYTHING: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 2,
     "ema": 0.9,
+    "auxiliary": 0.5,
     "accumulate": 2,
     "amp": "fp16",
     "augment": True,
@@ -136,7 +137,14 @@ def test_resume_needs_something(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"tune": "lora"}, {"tune": "decoder"}, {"optimizer": "muon"}, {"ema": 0.9}, {"amp": "bf16"}],
+    [
+        {"tune": "lora"},
+        {"tune": "decoder"},
+        {"optimizer": "muon"},
+        {"auxiliary": 1.0},
+        {"ema": 0.9},
+        {"amp": "bf16"},
+    ],
 )
 def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     """Before an image is encoded or a weight changed, and by the name of what differs."""
