@@ -1,9 +1,10 @@
 """A second task for the image encoder, in training only.
 
-Masks teach the encoder through the whole decoder and the click. Where nuclei touch, what it needs
+Masks teach the encoder through the whole decoder and the click. Where objects touch, what it needs
 to know is simple to say: which pixels go together. So a linear layer must tell from the embeddings
-alone, without any prompt, where in its object a pixel lies. Two sides of a border then have
-opposite answers, however alike they look.
+alone, without any prompt, where in its object a pixel lies: the two sides of a border have opposite
+answers, however alike they look. Only objects that are asked for count, since a set's masks need
+not hold all that an image shows.
 """
 
 from __future__ import annotations

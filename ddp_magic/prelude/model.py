@@ -86,7 +86,7 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
         torch.manual_seed(seed)
         sam = SamModel(config)
         positions = sam.shared_image_embedding
-        # By 1, but in transformers 4 by half the width, whatever the configuration says.
+        # The scale is 1, but in transformers 4 half the width, whatever the configuration says.
         positions.positional_embedding.data *= 0.5 / positions.scale
         for module in sam.modules():
             if isinstance(module, nn.Embedding):  # the tokens of prompts, of masks and of IoU

@@ -151,8 +151,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
             ranks.
 
     Returns:
-        A row an epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds, images_per_s, and
-        data_wait, the share of the time in which rank 0 waited for images.
+        A row an epoch: epoch, lr, train_loss (with the auxiliary task's, times its weight), the
+        scores of `evaluate`, seconds, images_per_s, and data_wait, the share of the time in which
+        rank 0 waited for images.
 
     Raises:
         ValueError: `resume` without `out_dir` or with other choices, `augment` or `auxiliary` with
