@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddp_magic.prelude.auxiliary import place_losses
 from ddp_magic.prelude.metrics import iou_score
+from ddp_magic.prelude.process_group import unwrapped
 
 LOSSES = ("dice+bce", "dice+focal")
 
@@ -65,7 +66,7 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
         large = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
         losses.append(object_losses(large, iou, target, loss))
     of_masks = torch.stack(losses).mean(0)
-    own: Any = getattr(model, "module", model)  # DDP keeps the model in .module
+    own = unwrapped(model)
     if own.auxiliary is None:
         return of_masks
     of_places: Tensor = own.auxiliary.weight * place_losses(own.told, target, batch["image_index"])

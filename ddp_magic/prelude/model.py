@@ -29,6 +29,7 @@ from ddp_magic.prelude.adapter import (
 from ddp_magic.prelude.arrays import FOREGROUND, PAD
 from ddp_magic.prelude.auxiliary import PlaceInObject
 from ddp_magic.prelude.batches import PER_OBJECT, Geometry
+from ddp_magic.prelude.process_group import unwrapped
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -128,7 +129,7 @@ class PromptedSam(nn.Module):
         super().__init__()
         if amp not in DTYPES:
             raise ValueError(f'amp is "fp32", "bf16" or "fp16", not {amp!r}')
-        self.sam: Sam = getattr(sam, "module", sam)  # DDP keeps the model in .module
+        self.sam: Sam = unwrapped(sam)
         self.geometry: Geometry = geometry_of(self.sam)
         self.amp, self.rounds = amp, rounds
         trained: bool = getattr(self.sam.config, "multimask_output", True)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gc
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -36,6 +38,11 @@ def barrier() -> None:
     """Wait until all ranks are here."""
     if rank_and_world()[1] > 1:
         dist.barrier()
+
+
+def unwrapped(model: nn.Module) -> Any:  # noqa: ANN401 -- whatever is inside
+    """Return a model without DDP, which keeps it in `.module`."""
+    return getattr(model, "module", model)
 
 
 def setup(

@@ -80,7 +80,7 @@ def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
     choose_trained(wrapper.sam, "full")
     find_unused(wrapper, {"points": prepare(collate([data[0]]), Geometry(64))}, [3])
     wrapper.auxiliary = PlaceInObject(96, weight=1.0)
-    torch.nn.init.constant_(wrapper.auxiliary.linear.weight, 0.1)
+    nn.init.constant_(wrapper.auxiliary.linear.weight, 0.1)
     ddp = DDP(wrapper) if world > 1 else wrapper
     batch = prepare(collate([data[i] for i in range(rank, images, world)]), Geometry(64))
     losses = step_losses(ddp, batch)
