@@ -19,7 +19,6 @@ from transformers import (
 from ddp_magic.prelude.adapter import (
     Maps,
     Sam,
-    along_memory,
     as_arguments,
     embeddings_of,
     encode,
@@ -29,6 +28,7 @@ from ddp_magic.prelude.adapter import (
 from ddp_magic.prelude.arrays import FOREGROUND, PAD
 from ddp_magic.prelude.auxiliary import PlaceInObject
 from ddp_magic.prelude.batches import PER_OBJECT, Geometry
+from ddp_magic.prelude.layers import along_memory
 from ddp_magic.prelude.process_group import unwrapped
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
@@ -218,7 +218,7 @@ class PromptedSam(nn.Module):
         for (k, box, mask), rows in alike:
             # Not maps[index]: on a CPU its gradient is summed by threads in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
-            with along_memory(self.sam):
+            with along_memory(self.sam.mask_decoder):
                 out = self.sam(
                     **as_arguments(self.sam, own),
                     input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from transformers import AutoModel
 
 from ddp_magic.prelude import SamDataset, cells, predict, train
 from ddp_magic.prelude.adapter import (
-    along_memory,
     as_arguments,
     encode,
     encoder_parameters,
@@ -21,6 +21,7 @@ from ddp_magic.prelude.adapter import (
     is_frozen,
 )
 from ddp_magic.prelude.batches import collate, prepare
+from ddp_magic.prelude.layers import along_memory
 from ddp_magic.prelude.model import PromptedSam
 
 from .family import FAMILY, build
@@ -72,15 +73,24 @@ def test_positions_in_keys_are_the_models_own(kind: str, data: SamDataset) -> No
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_reading_along_memory_changes_no_value(kind: str, data: SamDataset) -> None:
-    """Masks are those of the model by itself, and nothing stays hooked to the user's model."""
+    """Masks and gradients are those of the model by itself, and nothing stays in the user's."""
     sam = build(kind).eval()
     batch = prepare(collate([data[0]]), geometry_of(sam))
     prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
-    with torch.no_grad():
-        plain = sam(pixel_values=batch["pixel_values"], **prompts)
-        with along_memory(sam):
-            along = sam(pixel_values=batch["pixel_values"], **prompts)
-    torch.testing.assert_close(along.pred_masks, plain.pred_masks, rtol=1e-5, atol=1e-6)
+    classes = [type(module) for module in sam.modules()]
+    drawing = [*sam.mask_decoder.upscale_conv1.parameters()]
+    drawing += sam.mask_decoder.upscale_conv2.parameters()
+    found = []
+    for way in (along_memory(sam.mask_decoder), nullcontext()):
+        with way:
+            masks = sam(pixel_values=batch["pixel_values"], **prompts).pred_masks
+        weights = torch.linspace(-1, 1, masks.numel()).view_as(masks)
+        found.append([masks.detach(), *torch.autograd.grad((masks * weights).sum(), drawing)])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    assert [type(module) for module in sam.modules()] == classes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in sam.mask_decoder.modules())
 
 
