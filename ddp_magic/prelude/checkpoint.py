@@ -111,10 +111,11 @@ def check(folder: Path, choices: Choices) -> None:
     """
     state = _read(folder, mmap=True)  # of a large file only the few bytes that are looked at
     between_epochs = not state["position"]["batches"]
-    for name, was in state["choices"].items():
-        if was != choices[name] and not (between_epochs and name in WITHIN_AN_EPOCH):
+    for name, now in choices.items():
+        was = state["choices"].get(name, 0)  # what an older version did not know was off
+        if was != now and not (between_epochs and name in WITHIN_AN_EPOCH):
             raise ValueError(
-                f"{folder / 'last'} is of a training with {name} = {was!r}, now {choices[name]!r}: "
+                f"{folder / 'last'} is of a training with {name} = {was!r}, now {now!r}: "
                 "resume with the same, or begin anew in another out_dir"
             )
 

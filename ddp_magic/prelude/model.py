@@ -48,8 +48,8 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
     1e-10), positions are encoded by so high frequencies (scale width / 2) that neighboring pixels
     look unrelated, and what tells a click from a box or a click off the object, with a standard
     deviation of initializer_range, is lost beside its position, of 0.7. Here the first and the last
-    are as Meta trained them, or near, and frequencies are half of Meta's (scale 1): in the demo's
-    first epoch Dice came to .76, with Meta's to .53.
+    are as Meta trained them, or near, and frequencies are half of Meta's (scale 0.5, not 1): in the
+    demo's first epoch Dice came to .76, with Meta's to .53.
 
     Args:
         image_size: side of the square the model sees, in pixels, a multiple of `patch_size`.
@@ -72,7 +72,7 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
         num_pos_feats=width // 2,
         initializer_range=0.08,
     )
-    vision.scale = 1.0  # type: ignore[assignment]  # not in the call above: it would be overwritten
+    vision.scale = 0.5  # type: ignore[assignment]  # not in the call above: it would be overwritten
     prompt = SamPromptEncoderConfig(hidden_size=width, image_size=image_size, patch_size=patch_size)
     decoder = SamMaskDecoderConfig(
         hidden_size=width, mlp_dim=2 * width, num_attention_heads=4, iou_head_hidden_dim=width
@@ -87,8 +87,8 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
         torch.manual_seed(seed)
         sam = SamModel(config)
         positions = sam.shared_image_embedding
-        # The scale is 1, but in transformers 4 half the width, whatever the configuration says.
-        positions.positional_embedding.data *= 0.5 / positions.scale
+        # In transformers 4 the scale is half the width, whatever the configuration says.
+        positions.positional_embedding.data *= vision.scale / positions.scale
         for module in sam.modules():
             if isinstance(module, nn.Embedding):  # the tokens of prompts, of masks and of IoU
                 module.reset_parameters()  # to a standard deviation of 1

@@ -160,6 +160,20 @@ def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) ->
     assert PromptedSam(sam).multimask  # nor is noted what was not trained
 
 
+def test_what_an_older_checkpoint_does_not_know_was_off(tmp_path: Path) -> None:
+    """Training goes on without it, and not with it."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
+    path = tmp_path / "last" / "trainer.pt"
+    state = torch.load(path, weights_only=False)
+    del state["choices"]["auxiliary"]
+    torch.save(state, path)
+    options: dict[str, Any] = {"epochs": 2, "rounds": 1, "out_dir": tmp_path, "resume": True}
+    with pytest.raises(ValueError, match=r"auxiliary = 0, now 1\.0: resume with the same"):
+        train(tiny_sam(), *sets, auxiliary=1.0, **options)
+    assert len(train(tiny_sam(), *sets, **options)) == 2
+
+
 def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
     """They would be others: some images twice, some never. Between epochs they may change."""
     sets = Cut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
