@@ -192,11 +192,14 @@ def box_iou(box: NDArray[Any], boxes: NDArray[Any]) -> NDArray[Any]:
     return iou
 
 
-def gray_window(images: Sequence[Any] | NDArray[Any]) -> tuple[float, float] | None:
+def gray_window(
+    images: Sequence[Any] | NDArray[Any], given: tuple[float, float] | None = None
+) -> tuple[float, float] | None:
     """Decide once, for all images, which values become 0 and 255, and say so.
 
     Args:
         images: images of one numeric type. Of files, up to 64 are looked at.
+        given: the values, if they are known.
 
     Returns:
         (low, high) in the images' own units; None for uint8 images, which stay as they are.
@@ -224,8 +227,8 @@ def gray_window(images: Sequence[Any] | NDArray[Any]) -> tuple[float, float] | N
             f"whole numbers after that, or masks? Image {brightest}:\n"
             + sketch(_plane(looked[brightest // step]))
         )
-    if kind == np.uint8:
-        return None
+    if given is not None or kind == np.uint8:
+        return given
     if kind.kind in "bf" and low >= 0 and high <= 1:
         window, rule = (0.0, 1.0), "multiplied by 255"
     elif low >= 0 and high <= 255:

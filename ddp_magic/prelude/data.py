@@ -55,6 +55,7 @@ class SamDataset(Dataset[Item]):
         masks: Images,
         coordinates: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
+        window: tuple[float, float] | None = None,
     ) -> None:
         """Check everything once, so that a mistake shows here and not as a bad score.
 
@@ -70,6 +71,8 @@ class SamDataset(Dataset[Item]):
                 label 0 belongs to the object of the click before it. In a stack the smallest mask
                 under a click is meant.
             boxes: (Q, 5), rows (image number, y0, x0, y1, x1) in pixels, each around an object.
+            window: values of the images that become 0 and 255, such as a training set's `window`
+                for what is held out. None: by the rule above.
 
         Raises:
             ValueError: Images, masks and prompts do not fit. The message names the row, and shows
@@ -84,7 +87,7 @@ class SamDataset(Dataset[Item]):
         if not (isinstance(self.images, Files) or isinstance(self.masks, Files)):
             for i in range(len(self.images)):
                 check_pair(i, np.shape(self.images[i]), np.asarray(self.masks[i]))
-        self.window = gray_window(self.images)
+        self.window = gray_window(self.images, window)
         self.drawn = coordinates is None and boxes is None
         clicks = prompt_rows(
             coordinates, "coordinates", len(self.images), (3, 4), "(image, y, x[, label])"
@@ -294,6 +297,21 @@ def may_have_boxes(dataset: Dataset[Item]) -> bool:
     """Return whether an object of a set as for `image_of` may come with a box."""
     own, _ = _origin(dataset, 0)
     return own is None or not np.isnan(own.boxes).all()
+
+
+def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
+    """Return the type of a set's images and which values of it become 0 and 255, as JSON has it.
+
+    Args:
+        dataset: as for `image_of`, not empty.
+
+    Returns:
+        `dtype` and `window`; None where that is not known, or uint8 stays as it is.
+    """
+    own, number = _origin(dataset, 0)
+    if own is None or own.window is None:
+        return None
+    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": list(own.window)}
 
 
 def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:

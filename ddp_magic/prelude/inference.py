@@ -16,6 +16,7 @@ from ddp_magic.prelude.arrays import BACKGROUND, FOREGROUND, check_click, gray_w
 from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.data import without_objects
 from ddp_magic.prelude.model import PromptedSam, masks_at
+from ddp_magic.prelude.process_group import unwrapped
 from ddp_magic.prelude.prompts import Prompts
 
 
@@ -30,6 +31,13 @@ def _evaluating(
         yield wrapper, next(model.parameters()).device
     finally:
         wrapper.train(training)
+
+
+def _as_trained(model: nn.Module, image: ArrayLike) -> NDArray[np.uint8]:
+    """Return an image as SAM takes it, (3, H, W), its gray levels as `train` noted them."""
+    noted = getattr(unwrapped(model).config, "gray_levels", None) or {}
+    known = noted.get("dtype") == str(np.asarray(image).dtype)
+    return to_rgb(image, gray_window([image], tuple(noted["window"]) if known else None))
 
 
 @torch.no_grad()
@@ -47,8 +55,9 @@ def predict(
 
     Args:
         model: any model of the SAM family, on any device; or DDP around one.
-        image: (H, W) or (H, W, 3), of any type that `SamDataset` takes. uint8 is safest: the gray
-            levels of another type are judged by this one image.
+        image: (H, W) or (H, W, 3), of any type that `SamDataset` takes. The gray levels of the type
+            that the model was trained on are taken as there, those of another one, but for uint8,
+            are judged by this one image.
         points: clicks of one object, (K, 2), rows (y, x) in pixels, as in `SamDataset`'s
             coordinates, or one click (y, x); or a list of such arrays, one an object.
         labels: of the clicks, (K,), 1 on the object (default), 0 off it; or a list as `points`.
@@ -67,7 +76,7 @@ def predict(
     signs, _ = _each(labels, 1)
     frames, several_boxes = _each(boxes, 1)
     rough, several_masks = _each(masks, 2)
-    rgb = to_rgb(image, gray_window([image]))  # (3, H, W)
+    rgb = _as_trained(model, image)  # (3, H, W)
     (height, width), n = rgb.shape[1:], max(map(len, (clicks, frames, rough)))
     if n == 0 or any(len(each) not in {0, n} for each in (clicks, frames, rough)):
         raise ValueError("predict() needs clicks, a box or a mask for each object")
@@ -161,7 +170,7 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
 
     Args:
         model: any model of the SAM family, on any device; or DDP around one.
-        image: (H, W) or (H, W, 3), of any type and any size.
+        image: (H, W) or (H, W, 3), of any size; its type as for `predict`.
         tile: side of the pieces that the picture is looked at in, in pixels: about the size of the
             images that the model was trained on. They overlap by half, so that an object is
             found whole if it is smaller than a quarter of a tile. Default: one piece.
@@ -181,7 +190,7 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
         Kirillov et al., "Segment Anything", ICCV 2023, appendix B; tiles with a margin as in
         Archit et al., "Segment Anything for Microscopy", Nature Methods 2025.
     """
-    rgb = to_rgb(image, gray_window([image]))  # (3, H, W)
+    rgb = _as_trained(model, image)  # (3, H, W)
     height, width = rgb.shape[1:]
     side = tile or max(height, width)
     core = max(1, side // 2) if tile else side

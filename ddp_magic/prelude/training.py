@@ -32,6 +32,7 @@ from ddp_magic.prelude.batches import collate, load, prepare
 from ddp_magic.prelude.data import (
     Item,
     Sampled,
+    levels_of,
     may_have_boxes,
     no_prompts,
     pick_objects,
@@ -175,7 +176,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         )
     if auxiliary < 0:
         raise ValueError(f"auxiliary is a weight from 0 on, not {auxiliary!r}")
-    size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
+    size, held_out = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images")
     shown = _first_with_objects(train_set)
@@ -184,6 +185,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
+    levels = levels_of(train_set)
+    if held_out and levels_of(val_set) != levels:
+        print0(
+            "val_set's gray levels are not train_set's: SamDataset(..., window=train_set.window)"
+        )
     choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema, "auxiliary": auxiliary}
     choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
     choices |= {"images": size, "ranks": world, "batch_size": batch_size}
@@ -239,6 +245,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         history = position.history
         begun = len(history)
         sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
+        sam.config.gray_levels = levels
         without_fallback(sam)
 
         batches = -(-len(order) // batch_size)

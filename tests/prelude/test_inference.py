@@ -26,6 +26,7 @@ from ddp_magic.prelude import (
     train,
 )
 from ddp_magic.prelude.adapter import geometry_of
+from ddp_magic.prelude.arrays import to_rgb
 from ddp_magic.prelude.batches import collate, prepare
 from ddp_magic.prelude.checkpoint import save_model
 from ddp_magic.prelude.data import without_objects
@@ -82,6 +83,32 @@ def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
     two = predict(model, images[0], boxes=[[0, 0, 20, 20], [30, 30, 50, 50]])
     assert two.shape == (2, 64, 64)
     assert np.array_equal(predict(model, images[0], (9, 30)), predict(model, images[0], [(9, 30)]))
+
+
+def test_gray_levels_are_those_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dark picture of a microscope's set is as dark as it was there, in a loaded model too."""
+    images, masks, clicks = cells(n=4)
+    raw = images.astype(np.uint16) * 16 + 100
+    train_set = SamDataset(raw, masks, clicks)
+    options: dict[str, Any] = {"epochs": 1, "rounds": 1, "out_dir": tmp_path}
+    sam = tiny_sam()
+    train(sam, train_set, SamDataset(raw, masks, clicks, window=train_set.window), **options)
+    assert "val_set's gray levels" not in capsys.readouterr().out
+    loaded, dark = SamModel.from_pretrained(tmp_path / "best"), raw[0] // 4
+    as_trained = to_rgb(dark, train_set.window)
+    assert as_trained.max() < 100
+    for model in (sam, loaded):
+        seen = predict(model, dark, (9, 9))
+        assert np.array_equal(seen, predict(model, as_trained.transpose(1, 2, 0), (9, 9)))
+    assert "stretched" not in capsys.readouterr().out
+    predict(sam, dark.astype(np.float32), (9, 9))  # another type: its values mean something else
+    assert "stretched" in capsys.readouterr().out
+    train(sam, SamDataset(images, masks, clicks), train_set, **options)
+    assert "val_set's gray levels" in capsys.readouterr().out
+    predict(sam, dark, (9, 9))  # and what was trained last counts
+    assert "stretched" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
