@@ -36,12 +36,13 @@ def check_pair(index: int, shape: tuple[int, ...] | None, mask: NDArray[Any]) ->
     if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
         raise ValueError(f"mask {index} holds fractions; a mask is a map of whole labels, or bool")
     if mask.dtype == np.uint8 and mask.ndim == 2:
-        areas = np.bincount(mask.ravel(), minlength=256)[1:]
-        between = int((areas[:-1] > 0).sum())
-        if areas[-1] * 2 > areas.sum() and between > 8:
+        areas = np.bincount(mask.ravel(), minlength=256)
+        white, top = areas[240:].sum(), int(mask.max(initial=0))  # nearly: JPEG has 253 for 255
+        between = int((areas[1:top] > 0).sum())
+        if white * 2 > areas[1:].sum() and between > 8:
             raise ValueError(
-                f"mask {index} is a gray picture of a mask: 0, 255, and {between} values between, "
-                "each of which would be an object; pass mask > 127\n" + sketch(mask > 127)
+                f"mask {index} is a gray picture of a mask: 0, {top}, and {between} values between,"
+                " each of which would be an object; pass mask > 127\n" + sketch(mask > 127)
             )
 
 
@@ -86,8 +87,21 @@ def prompt_rows(
     return rows
 
 
-def check_click(y: float, x: float, size: Sequence[int] | NDArray[Any], where: str = "") -> None:
+def check_click(
+    y: float,
+    x: float,
+    size: Sequence[int] | NDArray[Any],
+    where: str = "",
+    mask: NDArray[Any] | None = None,
+) -> None:
     """Refuse a click outside an image of `size` (H, W) pixels.
+
+    Args:
+        y: in pixels.
+        x: likewise.
+        size: of the image.
+        where: the click comes from, for the message.
+        mask: of the image's objects, (H, W) or (N, H, W), to be shown.
 
     Raises:
         ValueError: The click lies outside; the message tells whether swapped axes would fit.
@@ -100,6 +114,7 @@ def check_click(y: float, x: float, size: Sequence[int] | NDArray[Any], where: s
             f"{where}y {y:g}, x {x:g} lies outside {height} x {width} pixels"
             + (" (are y and x swapped?)" if fits else "")
             + (" (in pixels of another size?)" if far and not fits else "")
+            + ("" if mask is None else "\n" + sketch(any_object(mask)))
         )
 
 
@@ -108,13 +123,17 @@ def on_background(row: int, click: NDArray[Any], mask: NDArray[Any]) -> str:
     image, y, x = click[:3]
     height, width = mask.shape[-2:]
     swapped = x < height - 0.5 and y < width - 0.5 and object_at(mask, x, y)
-    drawing = np.asarray(mask.any(0) if mask.ndim == 3 else mask != 0)
     return (
         f"coordinates row {row}: (image {image:g}, y {y:g}, x {x:g}) lies on background; "
         "the columns are (image, y, x)"
         + (", and x, y would be on an object: are they swapped?" if swapped else "")
-        + f"\n{sketch(drawing, y, x)}"
+        + f"\n{sketch(any_object(mask), y, x)}"
     )
+
+
+def any_object(mask: NDArray[Any]) -> NDArray[Any]:
+    """Return where a label map, or a stack of masks, has any object, (H, W)."""
+    return np.asarray(mask.any(0) if mask.ndim == 3 else mask != 0)
 
 
 def sketch(mask: NDArray[Any], y: float | None = None, x: float | None = None) -> str:
@@ -225,7 +244,7 @@ def gray_window(
         raise ValueError(
             f"images: {kind}, {low:g}..{high:g}: nearly black. Divided by 255 twice, or cut to "
             f"whole numbers after that, or masks? Image {brightest}:\n"
-            + sketch(_plane(looked[brightest // step]))
+            + sketch(_plane(looked[brightest // step]) > high / 2)
         )
     if given is not None or kind == np.uint8:
         return given

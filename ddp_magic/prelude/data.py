@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from ddp_magic.prelude.arrays import (
     FOREGROUND,
+    any_object,
     box_iou,
     box_of,
     check_click,
@@ -135,7 +136,7 @@ class SamDataset(Dataset[Item]):
             for row in numbers:
                 _, y, x, label = rows[row]
                 where = f"coordinates row {row}: image {image}, "
-                check_click(y, x, mask.shape[-2:], where)
+                check_click(y, x, mask.shape[-2:], where, mask)
                 if label == FOREGROUND:
                     belongs = object_at(mask, y, x)
                     if not belongs:
@@ -162,14 +163,14 @@ class SamDataset(Dataset[Item]):
             for row in numbers:
                 y0, x0, y1, x1 = rows[row, 1:]
                 where = f"boxes row {row}: image {image}, "
-                check_click(y0, x0, mask.shape[-2:], where)
-                check_click(y1, x1, mask.shape[-2:], where)
+                check_click(y0, x0, mask.shape[-2:], where, mask)
+                check_click(y1, x1, mask.shape[-2:], where, mask)
                 fits = box_iou(np.array([x0, y0, x1, y1]), around)
                 if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
                     raise ValueError(
                         f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; "
                         f"the columns are (image, y0, x0, y1, x1)\n"
-                        + sketch(mask != 0, (y0 + y1) / 2, (x0 + x1) / 2)
+                        + sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)
                     )
                 labels[row] = found[fits.argmax()]
         return labels

@@ -297,6 +297,17 @@ def test_images_divided_too_often_are_refused(images: Any, message: str) -> None
     with pytest.raises(ValueError, match=message) as caught:
         SamDataset(images, np.ones((2, 30, 30), bool))
     assert "#" in str(caught.value)
+    assert "." in str(caught.value).splitlines()[-1]  # what is bright is told from what is not
+
+
+def test_what_is_shown_of_a_black_image_is_its_bright_part() -> None:
+    """A background that is not quite black is none of it."""
+    images = np.full((1, 40, 40), 0.1)
+    images[0, 20:] = 1
+    with pytest.raises(ValueError, match="nearly black") as caught:
+        SamDataset(images / 255, np.ones((1, 40, 40), bool))
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == ["." * 40] * 6 + ["#" * 40] * 6
 
 
 def test_gray_pictures_of_masks_are_refused() -> None:
@@ -306,6 +317,10 @@ def test_gray_pictures_of_masks_are_refused() -> None:
     soft[0, 9, 10:30] = np.arange(20) * 12 + 5
     with pytest.raises(ValueError, match="gray picture of a mask: 0, 255, and 20 values between"):
         SamDataset(np.zeros((1, 40, 40), np.uint8), soft, [(0, 20, 20)])
+    soft[soft == 255] = 254  # as smoothing and cutting to whole numbers leaves it
+    soft[0, 10, 10:20] = np.arange(244, 254)
+    with pytest.raises(ValueError, match="gray picture of a mask: 0, 254, and 30 values between"):
+        SamDataset(np.zeros((1, 40, 40), np.uint8), soft)
     labels = np.zeros((1, 40, 40), np.uint8)  # with 255 objects, the last is not most of them
     labels[0, ::2, ::2] = np.arange(400).reshape(20, 20) % 256
     assert len(SamDataset(np.zeros((1, 40, 40), np.uint8), labels)[0]["masks"]) == 255
@@ -314,9 +329,12 @@ def test_gray_pictures_of_masks_are_refused() -> None:
 def test_clicks_of_another_size_are_noticed() -> None:
     """Clicks in pixels of the resized image, of swapped axes, and transposed masks are named."""
     image, mask = np.zeros((1, 30, 40), np.uint8), np.ones((1, 30, 40), bool)
-    with pytest.raises(ValueError, match="in pixels of another size"):
+    shown = r"\n#{40}\n"  # the mask, too
+    with pytest.raises(ValueError, match=r"in pixels of another size\?\)" + shown):
         SamDataset(image, mask, [(0, 500, 900)])
-    with pytest.raises(ValueError, match="are y and x swapped"):
+    with pytest.raises(ValueError, match=r"are y and x swapped\?\)" + shown):
         SamDataset(image, mask, [(0, 10, 5), (0, 35, 3)])
+    with pytest.raises(ValueError, match="outside 30 x 40 pixels" + shown):
+        SamDataset(image, mask[:, None], boxes=[(0, 1, 1, 50, 50)])
     with pytest.raises(ValueError, match="transposed"):
         SamDataset(image, mask.transpose(0, 2, 1))
