@@ -253,6 +253,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         bar = tqdm(
             total=epochs * batches, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60
         )
+        at_end.callback(bar.close)  # after an error too: what is printed next has its own line
         for epoch in range(begun, epochs):
             if is_stuck(history, patience):
                 print0(f"no better held-out Dice in {patience} epochs: stopped")
@@ -333,7 +334,6 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)
                 with averages.in_place():
                     show_predictions(sam, val_set, worst, title=title, prompts=first)
-        bar.close()
         # Now: a DDP object that outlives its gloo group can hang the exit.
         del ddp
         averages.adopt()

@@ -174,6 +174,18 @@ def test_what_an_older_checkpoint_does_not_know_was_off(tmp_path: Path) -> None:
     assert len(train(tiny_sam(), *sets, **options)) == 2
 
 
+def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """While the error is looked at, too: what is printed then is on a line of its own."""
+    data, out = Cut(*cells(n=6)), ""
+    data.left = READ_FIRST + 4
+    try:
+        train(tiny_sam(), data, data, batch_size=2, rounds=1)
+    except PowerCutError:
+        out = capsys.readouterr().out
+    assert "it/s" in out
+    assert out.endswith("\n")
+
+
 def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
     """They would be others: some images twice, some never. Between epochs they may change."""
     sets = Cut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
