@@ -10,7 +10,8 @@ column, and a key a 1 in its own row and column.
 The mask decoder takes maps (M, C, h, w) apart into tokens (M, h * w, C) without moving them, so
 that each later addition and normalization would jump from channel to channel. It draws masks by
 transposed convolutions, which on a CPU first put everything in another order; as none of their
-squares overlap, a product of tokens and weights does the same.
+squares overlap, a product of tokens and weights does the same. And each forward makes the positions
+of all tokens anew, which are always the same.
 """
 
 from __future__ import annotations
@@ -134,6 +135,16 @@ def along_memory(decoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of t
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def with_positions(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN401 -- as above
+    """Let a model take the positions of its tokens, (1, C, h, w), as they were made before."""
+    sam.get_image_wide_positional_embeddings = lambda: positions
+    try:
+        yield
+    finally:
+        del sam.get_image_wide_positional_embeddings
 
 
 @contextmanager

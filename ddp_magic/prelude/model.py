@@ -28,7 +28,7 @@ from ddp_magic.prelude.adapter import (
 from ddp_magic.prelude.arrays import FOREGROUND, PAD
 from ddp_magic.prelude.auxiliary import PlaceInObject
 from ddp_magic.prelude.batches import PER_OBJECT, Geometry
-from ddp_magic.prelude.layers import along_memory
+from ddp_magic.prelude.layers import along_memory, with_positions
 from ddp_magic.prelude.process_group import unwrapped
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
@@ -139,6 +139,7 @@ class PromptedSam(nn.Module):
         self.sometimes: list[nn.Parameter] = []  # that only some kinds of prompts use
         self.auxiliary: PlaceInObject | None = None  # set for training
         self.told: Tensor | None = None  # what that one made of the last batch's images
+        self._made: tuple[Any, Tensor] | None = None  # positions, and what they were made of
 
     def encode(self, pixels: Tensor) -> Maps:
         """Encode images (B, 3, S, S) in the arithmetic of `amp`."""
@@ -210,6 +211,15 @@ class PromptedSam(nn.Module):
         stored = batch.get("embeddings")
         return self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
 
+    def _positions(self) -> Tensor:
+        """Return the positions of the model's tokens, made anew if their weights have changed."""
+        weights = self.sam.shared_image_embedding.positional_embedding
+        state = (weights._version, weights.data_ptr(), weights.device)
+        if self._made is None or self._made[0] != state or weights.requires_grad:
+            positions = self.sam.get_image_wide_positional_embeddings()
+            self._made = state, positions.contiguous()
+        return self._made[1]
+
     def _decode(
         self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, alike: list[Alike]
     ) -> Round:
@@ -218,7 +228,7 @@ class PromptedSam(nn.Module):
         for (k, box, mask), rows in alike:
             # Not maps[index]: on a CPU its gradient is summed by threads in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
-            with along_memory(self.sam.mask_decoder):
+            with along_memory(self.sam.mask_decoder), with_positions(self.sam, self._positions()):
                 out = self.sam(
                     **as_arguments(self.sam, own),
                     input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)

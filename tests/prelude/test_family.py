@@ -95,6 +95,31 @@ def test_reading_along_memory_changes_no_value(kind: str, data: SamDataset) -> N
 
 
 @pytest.mark.parametrize("kind", FAMILY)
+def test_positions_are_made_once_and_anew_for_other_weights(
+    kind: str, data: SamDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rounds and steps share them, until what they are made of has changed."""
+    sam = build(kind).eval().requires_grad_(False)
+    batch, made = prepare(collate([data[0]]), geometry_of(sam)), []
+    own = type(sam).get_image_wide_positional_embeddings
+
+    def counted(self: Any) -> torch.Tensor:
+        made.append(self)
+        return own(self)
+
+    monkeypatch.setattr(type(sam), "get_image_wide_positional_embeddings", counted)
+    wrapper = PromptedSam(sam, rounds=2)
+    before = [wrapper(batch)[1][0] for _ in range(2)][-1]
+    assert len(made) == 1
+    sam.shared_image_embedding.positional_embedding.mul_(0.5)
+    after = wrapper(batch)[1][0]
+    assert len(made) == 2
+    assert not torch.equal(before, after)
+    assert torch.equal(after, PromptedSam(sam, rounds=2)(batch)[1][0])
+    assert "get_image_wide_positional_embeddings" not in vars(sam)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
 def test_the_encoder_learns(kind: str, data: SamDataset) -> None:
     """Gradients reach the encoder, which get_image_embeddings would cut off without a word."""
     sam = build(kind)
