@@ -331,7 +331,7 @@ def learn() -> dict[str, float]:
     """Train as the notebook does; return the held-out scores and the seconds."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    train_set = SamDataset(*nuclei("train", crops=1440, size=(56, 64, 72, 80)))
+    train_set = SamDataset(*nuclei("train", crops=1600, size=(56, 64, 72, 80)))
     val_set = SamDataset(*nuclei("val"))
     model = tiny_sam()
     train(model, train_set, val_set, **RECIPE)
