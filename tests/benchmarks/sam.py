@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from monai.losses import DiceLoss
+from monai.metrics import compute_iou
 from torch import nn, optim
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -182,7 +183,7 @@ class OneObject(Dataset[Any]):
 
 
 def reference_epoch(setting: Setting) -> float:
-    """Train with accelerate and SamProcessor; return objects a second."""
+    """Train with accelerate and SamProcessor, for the same loss; return objects a second."""
     AcceleratorState._reset_state(reset_partial_state=True)  # of an epoch in other arithmetic
     accelerator = Accelerator(
         cpu=setting.device.type == "cpu",
@@ -193,7 +194,7 @@ def reference_epoch(setting: Setting) -> float:
         OneObject(setting), setting.batch[0], shuffle=True, num_workers=setting.workers
     )
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
-    loss_of = DiceLoss(sigmoid=True, squared_pred=True)
+    loss_of = DiceLoss(sigmoid=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     start, count = 0.0, 0
     for number, batch in enumerate(loader):
@@ -203,6 +204,9 @@ def reference_epoch(setting: Setting) -> float:
         out = model(pixel_values=batch["pixel_values"], input_points=points, multimask_output=False)
         large = nn.functional.interpolate(out.pred_masks[:, 0], true.shape[-2:], mode="bilinear")
         loss = loss_of(large, true)
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(large, true)
+        iou = compute_iou((large > 0).float(), true, ignore_empty=False)
+        loss = loss + nn.functional.mse_loss(out.iou_scores[:, 0], iou)
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
