@@ -17,7 +17,7 @@ General layout (each module uses those below it):
     model          a tiny SAM, the one forward
     prompts        first prompts, and clicks that correct
     adapter        what differs between SAM, HQ-SAM, SAM 2 and SAM 3
-    layers         transformers' own, done with fewer bytes
+    layers         what transformers and torch do too, with fewer bytes
     plots          pictures of results, learning curves
     batches        items of a data set, to the tensors that SAM takes
     data           images, masks and prompts, an item an image

@@ -1,4 +1,4 @@
-"""Layers of transformers' models, done with fewer bytes: the same values, sooner.
+"""What transformers and torch do too, done with fewer bytes: the same values, sooner.
 
 The image encoder's attention: transformers adds to the scores of N tokens for N tokens how far
 these are from each other in rows and columns, a table of N x N for each head and image: at 1024
@@ -12,12 +12,16 @@ that each later addition and normalization would jump from channel to channel. I
 transposed convolutions, which on a CPU first put everything in another order; as none of their
 squares overlap, a product of tokens and weights does the same. And each forward makes the positions
 of all tokens anew, which are always the same.
+
+Masks become larger by torch's bilinear interpolation, whose gradient is slow on a CPU and has no
+fixed order on a GPU. Along each axis it is a product with a thin matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -145,6 +149,32 @@ def with_positions(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN4
         yield
     finally:
         del sam.get_image_wide_positional_embeddings
+
+
+def resized(logits: Tensor, size: int) -> Tensor:
+    """Resize square masks as `F.interpolate(mode="bilinear")` does, with the same gradient.
+
+    Args:
+        logits: (M, C, s, s).
+        size: the new side, in pixels.
+
+    Returns:
+        (M, C, size, size), float32.
+    """
+    logits = logits.float()
+    if logits.shape[-1] == size:
+        return logits
+    lines = _lines(logits.shape[-1], size, logits.device)
+    with torch.autocast(logits.device.type, enabled=False):  # as interpolation is exempt from it
+        return lines @ logits @ lines.T
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)  # what is kept must serve training too
+def _lines(side: int, size: int, device: torch.device) -> Tensor:
+    """Return (size, side): which lines of an old mask make each of a new one, and how much."""
+    old = torch.eye(side, device=device)[None, None]
+    return F.interpolate(old, (size, side), mode="bilinear", align_corners=False)[0, 0]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
 from ddp_magic.prelude.auxiliary import place_losses
+from ddp_magic.prelude.layers import resized
 from ddp_magic.prelude.metrics import iou_score
 from ddp_magic.prelude.process_group import unwrapped
 
@@ -60,11 +61,10 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
         One loss an object, the mean over the rounds of clicks, (M,); with an auxiliary task, that
         one's too.
     """
-    target, size = batch["target"], batch["target"].shape[-2:]
+    target, size = batch["target"], batch["target"].shape[-1]
     losses = []
     for logits, iou in model(batch):
-        large = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-        losses.append(object_losses(large, iou, target, loss))
+        losses.append(object_losses(resized(logits, size), iou, target, loss))
     of_masks = torch.stack(losses).mean(0)
     own = unwrapped(model)
     if own.auxiliary is None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddp_magic.prelude.arrays import PAD
+from ddp_magic.prelude.layers import resized
 
 KINDS = ("points", "boxes", "masks", "none")
 JITTER = 0.1  # standard deviation of a drawn box's corners, share of its sides, as SAM was trained
@@ -158,7 +159,7 @@ def next_click(
         the error region"; Sofiiuk et al., "Reviving iterative training", 2021, for its middle.
     """
     size = target.shape[-1]
-    drawn = F.interpolate(logits.float(), (size, size), mode="bilinear", align_corners=False) > 0
+    drawn = resized(logits, size) > 0
     true = target > 0.5
     vanished = ~true.flatten(1).any(1).view(-1, 1, 1, 1)  # smaller than half a pixel here
     true |= vanished & (target > 0) & (target == target.amax((1, 2, 3), keepdim=True))

@@ -15,6 +15,7 @@ from transformers.models.sam.modeling_sam import SamPositionalEmbedding
 from ddp_magic.prelude.batches import Geometry, collate, prepare
 from ddp_magic.prelude.data import SamDataset
 from ddp_magic.prelude.inference import predict
+from ddp_magic.prelude.layers import resized
 from ddp_magic.prelude.model import PromptedSam, at_original_size, best_mask, tiny_sam
 from ddp_magic.prelude.prompts import next_click
 from ddp_magic.prelude.samples import cells
@@ -25,6 +26,23 @@ from ddp_magic.prelude.tuning import choose_trained, find_unused
 def sam() -> SamModel:
     """A tiny SAM with random weights."""
     return tiny_sam().eval()
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 64), (64, 256), (72, 64), (30, 64), (16, 16)])
+def test_masks_are_resized_as_torch_does(side: int, size: int) -> None:
+    """The same values and gradients, in half precision and under autocast too."""
+    with torch.inference_mode():  # what is kept from here must not spoil training
+        resized(torch.zeros(1, 1, side, side), size)
+    logits = torch.randn(3, 2, side, side, requires_grad=True)
+    weights = torch.randn(3, 2, size, size)
+    theirs = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+    (gradient,) = torch.autograd.grad((theirs * weights).sum(), logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = resized(logits, size)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    (own,) = torch.autograd.grad((ours * weights).sum(), logits)
+    torch.testing.assert_close(own, gradient, rtol=1e-5, atol=1e-5)
+    assert resized(logits.half(), size).dtype == torch.float32
 
 
 def test_tiny_sam_is_the_same_everywhere(sam: SamModel) -> None:
