@@ -5,7 +5,9 @@ these are from each other in rows and columns, a table of N x N for each head an
 pixels 0.8 GB an image in float32, written, read and differentiated in each global layer; and fast
 kernels, which never write the scores down, take no table that learns. Here the same sum comes out
 of the product of queries and keys itself: a query also carries what it adds to each row and to each
-column, and a key a 1 in its own row and column.
+column, and a key a 1 in its own row and column. And its tokens keep the order of the convolution
+that they come from, so that each normalization, forth and back, copies them first; here it is done
+once.
 
 The mask decoder takes maps (M, C, h, w) apart into tokens (M, h * w, C) without moving them, so
 that each later addition and normalization would jump from channel to channel. It draws masks by
@@ -87,11 +89,17 @@ def _distances(layer: Any, table: Tensor, n: int) -> Tensor:  # noqa: ANN401
 _ATTENTIONS = ("SamVisionSdpaAttention", "SamHQVisionSdpaAttention")
 
 
+def _in_order(self: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 -- one of two classes
+    """Return tokens (B, h, w, C) that lie along memory in this order."""
+    tokens: Tensor = self.own_forward(pixels)
+    return tokens.contiguous()
+
+
 @contextmanager
-def positions_in_keys(encoder: nn.Module) -> Iterator[None]:
-    """Let an image encoder of SAM or SAM-HQ attend in this way for a while."""
+def positions_in_keys(encoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of the families
+    """Let an image encoder of SAM or SAM-HQ work in this way for a while."""
     known = [m for m in encoder.modules() if type(m).__name__ in _ATTENTIONS]
-    with _doing(_attend, known):
+    with _doing(_attend, known), _doing(_in_order, [encoder.patch_embed] if known else []):
         yield
 
 
@@ -183,7 +191,8 @@ def _doing(forward: Forward, modules: list[nn.Module]) -> Iterator[None]:
     replaced = [(module, type(module)) for module in modules]
     for module, own in replaced:  # not their forward: torch.compile looks at classes
         if own not in _FASTER:
-            _FASTER[own] = type(f"Faster{own.__name__}", (own,), {"forward": forward})
+            news = {"forward": forward, "own_forward": own.forward}
+            _FASTER[own] = type(f"Faster{own.__name__}", (own,), news)
         module.__class__ = _FASTER[own]
     try:
         yield
