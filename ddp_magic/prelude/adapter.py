@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_magic.prelude.batches import MEAN, STD, Geometry
-from ddp_magic.prelude.layers import positions_in_keys
+from ddp_magic.prelude.layers import faster_encoder
 
 HALF = (127.5, 127.5, 127.5)  # SAM 3's mean and standard deviation, in gray levels
 KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")
@@ -102,7 +102,7 @@ def encode(sam: Sam, pixels: Tensor) -> Maps:
         # As get_image_embeddings, which leaves out a map beyond the sizes too.
         maps = [m.permute(1, 2, 0).unflatten(2, hw) for m, hw in zip(flat, sizes, strict=False)]
     else:
-        with positions_in_keys(sam.vision_encoder):
+        with faster_encoder(sam.vision_encoder):
             out = sam.vision_encoder(pixels)
         maps = [out.last_hidden_state]
         if kind == "sam_hq":

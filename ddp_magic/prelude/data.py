@@ -307,12 +307,13 @@ def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
         dataset: as for `image_of`, not empty.
 
     Returns:
-        `dtype` and `window`; None where that is not known, or uint8 stays as it is.
+        `dtype` and `window`, which is None where uint8 stays as it is; None if that is not known.
     """
     own, number = _origin(dataset, 0)
-    if own is None or own.window is None:
+    if own is None:
         return None
-    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": list(own.window)}
+    window = None if own.window is None else list(own.window)
+    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": window}
 
 
 def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:

@@ -36,7 +36,7 @@ def _evaluating(
 def _as_trained(model: nn.Module, image: ArrayLike) -> NDArray[np.uint8]:
     """Return an image as SAM takes it, (3, H, W), its gray levels as `train` noted them."""
     noted = getattr(unwrapped(model).config, "gray_levels", None) or {}
-    known = noted.get("dtype") == str(np.asarray(image).dtype)
+    known = noted.get("dtype") == str(np.asarray(image).dtype) and noted["window"]
     return to_rgb(image, gray_window([image], tuple(noted["window"]) if known else None))
 
 

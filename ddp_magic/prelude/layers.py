@@ -96,8 +96,8 @@ def _in_order(self: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 -- one of tw
 
 
 @contextmanager
-def positions_in_keys(encoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of the families
-    """Let an image encoder of SAM or SAM-HQ work in this way for a while."""
+def faster_encoder(encoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of the families
+    """Let the image encoder of a SAM or SAM-HQ work in this way for a while."""
     known = [m for m in encoder.modules() if type(m).__name__ in _ATTENTIONS]
     with _doing(_attend, known), _doing(_in_order, [encoder.patch_embed] if known else []):
         yield
@@ -126,8 +126,13 @@ def _enlarge(
 
 
 @contextmanager
-def along_memory(decoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of the families
-    """Let a mask decoder read memory in its order for a while."""
+def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN401 -- as above
+    """Let a model draw masks in this way for a while.
+
+    Args:
+        sam: any of the families.
+        positions: of its tokens, (1, C, h, w), as it makes them.
+    """
 
     def tokens(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401
         for name in ("image_embeddings", "image_positional_embeddings"):
@@ -137,26 +142,19 @@ def along_memory(decoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of t
     def picture(_module: nn.Module, _args: Any, upscaled: Tensor) -> Tensor:  # noqa: ANN401
         return upscaled.contiguous()  # as the product with each mask's own weights reads it
 
+    decoder = sam.mask_decoder
     hooks = (
         decoder.transformer.register_forward_pre_hook(tokens, with_kwargs=True),
         decoder.upscale_conv2.register_forward_hook(picture),
     )
+    sam.get_image_wide_positional_embeddings = lambda: positions
     try:
         with _doing(_enlarge, [decoder.upscale_conv1, decoder.upscale_conv2]):
             yield
     finally:
+        del sam.get_image_wide_positional_embeddings
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def with_positions(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN401 -- as above
-    """Let a model take the positions of its tokens, (1, C, h, w), as they were made before."""
-    sam.get_image_wide_positional_embeddings = lambda: positions
-    try:
-        yield
-    finally:
-        del sam.get_image_wide_positional_embeddings
 
 
 def resized(logits: Tensor, size: int) -> Tensor:

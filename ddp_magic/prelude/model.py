@@ -28,7 +28,7 @@ from ddp_magic.prelude.adapter import (
 from ddp_magic.prelude.arrays import FOREGROUND, PAD
 from ddp_magic.prelude.auxiliary import PlaceInObject
 from ddp_magic.prelude.batches import PER_OBJECT, Geometry
-from ddp_magic.prelude.layers import along_memory, with_positions
+from ddp_magic.prelude.layers import faster_decoder
 from ddp_magic.prelude.process_group import unwrapped
 from ddp_magic.prelude.prompts import Prompts, first_prompts, kinds_of, next_click
 
@@ -228,7 +228,7 @@ class PromptedSam(nn.Module):
         for (k, box, mask), rows in alike:
             # Not maps[index]: on a CPU its gradient is summed by threads in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
-            with along_memory(self.sam.mask_decoder), with_positions(self.sam, self._positions()):
+            with faster_decoder(self.sam, self._positions()):
                 out = self.sam(
                     **as_arguments(self.sam, own),
                     input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)

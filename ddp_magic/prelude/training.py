@@ -100,7 +100,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         model: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, the same on all ranks; moved to
             this rank's device. What is frozen beforehand stays so.
         train_set: a `SamDataset`, torch's subset of one (`random_split`), or any set of such items;
-            the same on all ranks.
+            the same on all ranks. The model's config notes its gray levels, for `predict`.
         val_set: likewise.
         epochs: times through the training set, those before `resume` included.
         batch_size: images a rank and batch.
@@ -185,8 +185,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
-    levels = levels_of(train_set)
-    if held_out and levels_of(val_set) != levels:
+    levels, other = levels_of(train_set), levels_of(val_set) if held_out else None
+    if levels and other and other != levels:
         print0(
             "val_set's gray levels are not train_set's: SamDataset(..., window=train_set.window)"
         )

@@ -21,7 +21,7 @@ from ddp_magic.prelude.adapter import (
     is_frozen,
 )
 from ddp_magic.prelude.batches import collate, prepare
-from ddp_magic.prelude.layers import along_memory
+from ddp_magic.prelude.layers import faster_decoder
 from ddp_magic.prelude.model import PromptedSam
 
 from .family import FAMILY, build
@@ -52,7 +52,7 @@ def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam_hq"])
-def test_positions_in_keys_are_the_models_own(kind: str, data: SamDataset) -> None:
+def test_the_faster_encoder_is_the_models_own(kind: str, data: SamDataset) -> None:
     """With tables of relative positions that have learned: same maps, same gradients, no trace."""
     sam = build(kind)
     tables = [p for name, p in sam.vision_encoder.named_parameters() if "rel_pos" in name]
@@ -76,7 +76,7 @@ def test_positions_in_keys_are_the_models_own(kind: str, data: SamDataset) -> No
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-def test_reading_along_memory_changes_no_value(kind: str, data: SamDataset) -> None:
+def test_the_faster_decoder_changes_no_value(kind: str, data: SamDataset) -> None:
     """Masks and gradients are those of the model by itself, and nothing stays in the user's."""
     sam = build(kind).eval()
     batch = prepare(collate([data[0]]), geometry_of(sam))
@@ -85,7 +85,8 @@ def test_reading_along_memory_changes_no_value(kind: str, data: SamDataset) -> N
     drawing = [*sam.mask_decoder.upscale_conv1.parameters()]
     drawing += sam.mask_decoder.upscale_conv2.parameters()
     found = []
-    for way in (along_memory(sam.mask_decoder), nullcontext()):
+    positions = sam.get_image_wide_positional_embeddings()
+    for way in (faster_decoder(sam, positions), nullcontext()):
         with way:
             masks = sam(pixel_values=batch["pixel_values"], **prompts).pred_masks
         weights = torch.linspace(-1, 1, masks.numel()).view_as(masks)

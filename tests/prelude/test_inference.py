@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset
 from transformers import SamModel
 
 from ddp_magic.prelude import (
@@ -105,6 +106,9 @@ def test_gray_levels_are_those_of_training(
     assert "stretched" not in capsys.readouterr().out
     predict(sam, dark.astype(np.float32), (9, 9))  # another type: its values mean something else
     assert "stretched" in capsys.readouterr().out
+    joined: Any = ConcatDataset([train_set])  # of which nothing is known
+    train(sam, train_set, joined, **options)
+    assert "val_set's gray levels" not in capsys.readouterr().out
     train(sam, SamDataset(images, masks, clicks), train_set, **options)
     assert "val_set's gray levels" in capsys.readouterr().out
     predict(sam, dark, (9, 9))  # and what was trained last counts
