@@ -131,13 +131,14 @@ def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN4
 
     Args:
         sam: any of the families.
-        positions: of its tokens, (1, C, h, w), as it makes them.
+        positions: of its tokens, (1, C, h, w), as it makes them: channels are last in memory.
     """
 
     def tokens(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401
-        for name in ("image_embeddings", "image_positional_embeddings"):
-            kwargs[name] = kwargs[name].contiguous(memory_format=torch.channels_last)
-        return args, kwargs
+        images = kwargs["image_embeddings"].contiguous(memory_format=torch.channels_last)
+        places = positions.expand(len(images), -1, -1, -1)
+        news = {"image_embeddings": images, "image_positional_embeddings": places}
+        return args, kwargs | news
 
     def picture(_module: nn.Module, _args: Any, upscaled: Tensor) -> Tensor:  # noqa: ANN401
         return upscaled.contiguous()  # as the product with each mask's own weights reads it
@@ -147,7 +148,8 @@ def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN4
         decoder.transformer.register_forward_pre_hook(tokens, with_kwargs=True),
         decoder.upscale_conv2.register_forward_hook(picture),
     )
-    sam.get_image_wide_positional_embeddings = lambda: positions
+    # What it makes of these, a copy an object, is replaced above: so they are next to nothing.
+    sam.get_image_wide_positional_embeddings = lambda: positions[:, :1, :1, :1]
     try:
         with _doing(_enlarge, [decoder.upscale_conv1, decoder.upscale_conv2]):
             yield

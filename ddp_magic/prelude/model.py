@@ -216,8 +216,7 @@ class PromptedSam(nn.Module):
         weights = self.sam.shared_image_embedding.positional_embedding
         state = (weights._version, weights.data_ptr(), weights.device)
         if self._made is None or self._made[0] != state or weights.requires_grad:
-            positions = self.sam.get_image_wide_positional_embeddings()
-            self._made = state, positions.contiguous()
+            self._made = state, self.sam.get_image_wide_positional_embeddings()
         return self._made[1]
 
     def _decode(
