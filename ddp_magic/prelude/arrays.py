@@ -32,7 +32,10 @@ def check_pair(index: int, shape: tuple[int, ...] | None, mask: NDArray[Any]) ->
         _check_shape(f"image {index}", shape)
         if shape[:2] != mask.shape[-2:] or mask.ndim not in {2, 3}:
             hint = " (transposed?)" if shape[:2] == mask.shape[::-1] else ""
-            raise ValueError(f"image {index} has shape {shape}, but its mask {mask.shape}{hint}")
+            shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
+            raise ValueError(
+                f"image {index} has shape {shape}, but its mask {mask.shape}{hint}{shown}"
+            )
     if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
         raise ValueError(f"mask {index} holds fractions; a mask is a map of whole labels, or bool")
     if mask.dtype == np.uint8 and mask.ndim == 2:
