@@ -83,9 +83,11 @@ class ProcessGroups:
             timeout: Of collectives.
         """
         if dist.is_initialized():
+            self._keep_groups()
             if "nccl" in str(dist.get_backend()):
-                distributed_c10d._abort_process_group()
-            self._destroy_for_the_cell()
+                distributed_c10d._abort_process_group()  # since torch 2.6 it forgets them as well
+            if dist.is_initialized():
+                self._torch_destroy()
         self.cut()
         self._number, self._count, self._ours = number, 0, None
         if backend is not None:
@@ -155,10 +157,13 @@ class ProcessGroups:
         self._destroy_for_the_cell()
 
     def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
+        self._keep_groups()
+        self._torch_destroy(group)
+
+    def _keep_groups(self) -> None:
         # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
         # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
         self._kept.extend(distributed_c10d._world.pg_map)
-        self._torch_destroy(group)
 
 
 def _socket_fds() -> list[tuple[int, str]]:
