@@ -8,6 +8,7 @@ agent itself be killed. The agent adopts what the ranks leave behind, and ends i
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
@@ -78,7 +79,7 @@ def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoRetu
     """
     channel = connect(spec.worker.socket)
     channel.send(AgentHello(pid=os.getpid()))
-    ranks = Ranks(lambda r, code: _report_exit(channel, r, code))
+    ranks = Ranks(functools.partial(_report_exit, channel))
     processes.adopt_orphans()
     Watcher(channel, spec.kernel_pid, ranks).start()
     error = ""
@@ -95,8 +96,8 @@ def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoRetu
     os._exit(1 if failed else 0)  # torch's rendezvous threads are of no use any more
 
 
-def _report_exit(channel: Channel, rank: int, code: int) -> None:
-    channel.send(WorkerExited(rank=rank, time=time.time(), code=code))
+def _report_exit(channel: Channel, rank: int, code: int, by_agent: bool) -> None:
+    channel.send(WorkerExited(rank=rank, time=time.time(), code=code, by_agent=by_agent))
 
 
 def main(spec: AgentSpec) -> NoReturn:

@@ -12,11 +12,12 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
-from ddp_magic import cell, kernel, results
+from ddp_magic import cell, errors, kernel, results
 from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
 from ddp_magic.options import DEFAULTS, names_to_take, options_of
-from ddp_magic.runs import Run
+from ddp_magic.runs import Run, interrupted_words
+from ddp_magic.stop import without_frames
 
 _CALL = "_result = _function(*_arguments)"
 
@@ -44,9 +45,12 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
         raise TypeError("launch has no option 'pull': the run's results are the function's values")
     wanted = _arguments(options)
     wanted.pull = (results.Pull("_result", None),)
-    run = _run(_CALL, wanted, {"_function": function, "_arguments": args})
-    run.results = run.results.get("_result", [])
-    return _finished(run, wanted)
+    made = _run(_CALL, wanted, {"_function": function, "_arguments": args})
+    made.results = made.results.get("_result", [])
+    if (error := _failure(made, wanted)) is not None:
+        del made  # the traceback keeps this frame, which must not keep the results
+        raise error
+    return made
 
 
 def run(text: str, **options: Any) -> Run:  # noqa: ANN401
@@ -68,7 +72,11 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
         DDPMagicError: Whatever else went wrong; see `ddp_magic.errors`.
     """
     wanted = _arguments(options)
-    return _finished(_run(text, wanted, {}), wanted)
+    made = _run(text, wanted, {})
+    if (error := _failure(made, wanted)) is not None:
+        del made  # as in `launch`
+        raise error
+    return made
 
 
 def _arguments(options: dict[str, Any]) -> argparse.Namespace:
@@ -87,26 +95,29 @@ def _arguments(options: dict[str, Any]) -> argparse.Namespace:
 
 
 def _run(text: str, wanted: argparse.Namespace, extra: dict[str, Any]) -> Run:
-    home = _kernel()
-    shell = get_ipython()
-    argv = tuple(wanted.argv)
-    options = home.join(wanted, argv) or options_of(wanted, argv)
-    options = dataclasses.replace(options, call=bool(extra))
-    manager = shell.input_transformer_manager if shell is not None else TransformerManager()
-    ready = cell.prepare(
-        text, above=(), filename="<ddp_magic>", transformer=cell.transformer_like(manager)
-    )
-    made = home.make(ready, options, wanted.capture, extra=extra)
-    home.execute(made, CellScreen(shell), cold=wanted.cold)
+    made: Run | None = None
+    with without_frames(lambda: interrupted_words(made)):
+        home = _kernel()
+        shell = get_ipython()
+        argv = tuple(wanted.argv)
+        options = home.join(wanted, argv) or options_of(wanted, argv)
+        options = dataclasses.replace(options, call=bool(extra))
+        manager = shell.input_transformer_manager if shell is not None else TransformerManager()
+        ready = cell.prepare(
+            text, above=(), filename="<ddp_magic>", transformer=cell.transformer_like(manager)
+        )
+        made = home.make(ready, options, wanted.capture, extra=extra)
+        home.execute(made, CellScreen(shell), cold=wanted.cold)
     return made
 
 
-def _finished(made: Run, wanted: argparse.Namespace) -> Run:
-    if made.error is not None and not (
-        wanted.no_raise_error and not isinstance(made.error, KeyboardInterrupt)
-    ):
-        raise made.error
-    return made
+def _failure(
+    made: Run, wanted: argparse.Namespace
+) -> errors.DDPMagicError | errors.RunInterrupted | None:
+    """Return the error that the caller is to get."""
+    if wanted.no_raise_error and not isinstance(made.error, KeyboardInterrupt):
+        return None
+    return made.error
 
 
 def _kernel() -> kernel.Kernel:

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddp_magic.errors import ProtocolError
@@ -36,6 +36,7 @@ class Channel:
         """Take over a connected socket."""
         self._socket = sock
         self._send_lock = threading.Lock()
+        self._inode = os.fstat(sock.fileno()).st_ino
         self._buffer = bytearray()
         self.received_fds: list[int] = []
         self.closed = False
@@ -96,6 +97,25 @@ class Channel:
             payload = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
             yield decode(payload)
+
+    def move(self, place: Callable[[int], int]) -> None:
+        """Move the descriptor, before another thread uses the channel.
+
+        Args:
+            place: Takes a descriptor; returns the one that takes its place.
+        """
+        self._socket = socket.socket(fileno=place(self._socket.detach()))
+        self._inode = os.fstat(self._socket.fileno()).st_ino
+
+    def intact(self) -> bool:
+        """Tell whether the descriptor is still this channel's, and not closed by somebody else.
+
+        Its number may be another file's by now.
+        """
+        try:
+            return os.fstat(self._socket.fileno()).st_ino == self._inode
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close this end; the other one reads the end of the stream."""

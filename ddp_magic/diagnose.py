@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ddp_magic.events import Error, Finished
+from ddp_magic.events import LOST_CONNECTION, Error, Finished
 
 # What a rank says when its peer is gone: gloo's and NCCL's words. Such a rank is a victim.
 _LOST_PEER = re.compile(
@@ -19,8 +19,8 @@ _LOST_PEER = re.compile(
 
 _HINTS = {
     signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
-    signal.SIGSEGV: "a crash in C code; the ranks' output above may name the place",
-    signal.SIGABRT: "C code gave up; the ranks' output above may say why",
+    signal.SIGSEGV: "a crash in C code",
+    signal.SIGABRT: "C code gave up; the rank's output above may say why",
     signal.SIGBUS: "often /dev/shm is full: give DataLoader fewer workers",
     signal.SIGILL: "a library was built for another processor",
     signal.SIGFPE: "a crash in C code",
@@ -40,6 +40,7 @@ class Failure:
         code: Its exit code; the negative number of a signal; None while it has not ended.
         error: What it raised, if it raised.
         finished: Its `sys.exit`, if it called that.
+        ended_by_us: Whether the agent or the kernel ended its process.
     """
 
     rank: int
@@ -47,20 +48,28 @@ class Failure:
     code: int | None = None
     error: Error | None = None
     finished: Finished | None = None
+    ended_by_us: bool = False
 
     @property
     def lost_its_peer(self) -> bool:
         """Whether it only felt another rank's end."""
         return self.error is not None and bool(_LOST_PEER.search(self.error.evalue))
 
+    @property
+    def is_victim(self) -> bool:
+        """Whether its end only follows from another's."""
+        return self.lost_its_peer or self.ended_by_us
+
 
 def first_failure(failures: Collection[Failure]) -> Failure:
     """Return the failure that the others follow from.
 
     The earliest one; but a rank that found its peer gone is a victim as long as there is another
-    explanation, since the news of a dead process can come after its peers' complaints.
+    explanation, since the news of a dead process can come after its peers' complaints. A rank that
+    we have ended explains nothing.
     """
-    culprits = [f for f in failures if not f.lost_its_peer] or list(failures)
+    culprits = [f for f in failures if not f.is_victim]
+    culprits = culprits or [f for f in failures if not f.ended_by_us] or list(failures)
     return min(culprits, key=lambda f: f.time)
 
 
@@ -68,14 +77,18 @@ def describe(failure: Failure) -> str:
     """Say in one line how a rank failed, and what may be done."""
     rank = f"rank {failure.rank}"
     if failure.error is not None:
-        error = failure.error
-        where = f" at line {error.line}" if error.line else ""
-        text = f": {error.evalue}" if error.evalue else ""
-        return f"{rank} raised {error.ename}{where}{text}"
+        return f"{rank} {describe_error(failure.error)}"
     if failure.finished is not None:
         said = f": {failure.finished.message}" if failure.finished.message else ""
         return f"{rank} ended by sys.exit with code {failure.finished.code}{said}"
     return f"{rank} {exit_words(failure.code)}"
+
+
+def describe_error(error: Error) -> str:
+    """Say in one line what a rank raised, and where."""
+    where = f" at line {error.line}" if error.line else ""
+    text = f": {error.evalue}" if error.evalue else ""
+    return f"raised {error.ename}{where}{text}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,11 @@ def exit_words(code: int | None) -> str:
     """Say what an exit code means."""
     if code is None:
         return "has not ended"
+    if code == LOST_CONNECTION:
+        return (
+            "lost its connection to the notebook: its code closed a file descriptor that it had "
+            "not opened"
+        )
     if code >= 0:
         return f"exited with code {code}, without a traceback (os._exit, or a library's own exit)"
     name = signal_name(-code)

@@ -68,8 +68,7 @@ class CellScreen:
         size = Bucket(BYTES_BURST, BYTES_PER_S)
         self._id, self._show = run.id, run.options.show
         for rank in run.ranks:
-            log = str(run.directory / f"rank{rank.rank}.log")
-            self._texts[rank.rank] = RankText(rank.rank, log, size)
+            self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
         if self._live:
             self._publish_table(run.options.devices, html_line(run.options.devices))
         else:

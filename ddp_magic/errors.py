@@ -7,7 +7,7 @@
       x LaunchError       no worker group came up: the agent died, a rank could not join
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
-      x TimeLimitError    the run outlasted its --time-limit
+      x TimeLimitError    the run exceeded its --time-limit
       x PullError         a value that was asked for did not come back
       x ProtocolError     a frame that cannot be read: too long, no JSON, unknown
     KeyboardInterrupt
@@ -134,7 +134,7 @@ class WorkerLostError(DDPMagicError):
 
 
 class TimeLimitError(DDPMagicError):
-    """The run outlasted `--time-limit`, and was ended."""
+    """The run exceeded `--time-limit`, and was ended."""
 
 
 class PullError(DDPMagicError):
@@ -148,5 +148,10 @@ class ProtocolError(DDPMagicError):
 class RunInterrupted(KeyboardInterrupt):
     """Stop was pressed. The message says how each rank ended."""
 
+    def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
+        """Keep the message and the lines that explain it."""
+        super().__init__(message)
+        self.details = tuple(details)
+
     def _render_traceback_(self) -> list[str]:
-        return [f"KeyboardInterrupt: {self}"]
+        return [*self.details, f"KeyboardInterrupt: {self}"]

@@ -16,6 +16,11 @@ from typing import Any, TypeAlias
 
 from ddp_magic.errors import ProtocolError
 
+# Exit code of a rank that can no longer reach its kernel.
+LOST_CONNECTION = 113
+# What stands before a rank's number in the agent's log, where the rank could not even connect.
+NOT_STARTED = "could not start rank"
+
 # --- commands: kernel -> worker ---------------------------------------------------------------
 
 
@@ -209,11 +214,13 @@ class WorkerExited:
 
     Attributes:
         code: Its exit code; the negative number of the signal that killed it.
+        by_agent: Whether the agent had sent it a signal: its end follows from something else.
     """
 
     rank: int
     time: float
     code: int
+    by_agent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +325,8 @@ class ClearOutput:
 class Error:
     """Jupyter's error: the cell raised on this rank.
 
+    It comes twice: at once, and again when its text and traceback are formatted.
+
     Attributes:
         line: The innermost line of the cell in the traceback.
         classes: Its class and those above, as "module:name".
@@ -379,13 +388,18 @@ class Stayed:
 
 @dataclass(frozen=True, kw_only=True)
 class Idle:
-    """The rank has told everything of its cell, and waits for the next command."""
+    """A session's rank has told everything of its cell, and waits for the next command.
+
+    Attributes:
+        group: Whether there is a default process group, where there is to be one.
+    """
 
     rank: int
     time: float
+    group: bool = True
 
 
-# --- made in the kernel, from the text that a rank's descriptors 1 and 2 carry -----------------
+# --- made in the kernel: from the text that a rank's descriptors 1 and 2 carry, from its silence --
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,6 +408,14 @@ class Stream:
 
     rank: int
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLost:
+    """A rank's connection has ended, and its process has not."""
+
+    rank: int
+    time: float
 
 
 Command: TypeAlias = (
@@ -420,6 +442,7 @@ Event: TypeAlias = (
     | Stayed
     | Idle
     | Stream
+    | ConnectionLost
 )
 
 _CLASSES: dict[str, type[Any]] = {

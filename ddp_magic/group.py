@@ -27,9 +27,11 @@ from ddp_magic.events import (
     AgentHello,
     ClearOutput,
     Command,
+    ConnectionLost,
     DisplayData,
     Event,
     Exit,
+    Idle,
     Interrupt,
     Kill,
     NewGroup,
@@ -42,6 +44,7 @@ from ddp_magic.events import (
 from ddp_magic.output import MarkSplitter
 
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
+LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
 _READ_BYTES = 256 * 1024
 
@@ -62,6 +65,7 @@ class Member:
     text: deque[bytes | int] = field(default_factory=deque)
     outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
     written: int = 0  # to the log, bytes
+    unconnected_since: float | None = None  # on the monotonic clock, s
 
     def ordered(self, *, final: bool = False) -> Iterator[Event]:
         """Yield text and rich outputs in the order in which the rank made them.
@@ -138,6 +142,7 @@ class WorkerGroup:
         self._agents_done = 0
         self._watched_fd = -1
         self.exited: dict[int, WorkerExited] = {}
+        self._has_group: dict[int, bool] = {}
         self._interrupted = False
         self._first_commands: list[tuple[Command, int | None]] = []
         self.result_fds: dict[int, int] = {}
@@ -182,8 +187,14 @@ class WorkerGroup:
         if len(self.members) < self.nproc:
             self._first_commands.append((command, None if fd is None else os.dup(fd)))
 
+    @property
+    def has_process_group(self) -> bool:
+        """Whether every rank of a session still had its default group after its last cell."""
+        return all(self._has_group.values())
+
     def renew(self) -> None:
         """Let the ranks make their process group anew; each answers with WorkerReady."""
+        self._has_group.clear()
         self._renewals += 1
         self.send(NewGroup(number=self._renewals))
 
@@ -237,6 +248,7 @@ class WorkerGroup:
                 events += key.data(key.fileobj)
         if self._agent is None or self.ended:
             return events
+        events += self._kill_lost()
         self._watch(self._agent)
         if self._agent.ended():
             events += self._finish()
@@ -268,6 +280,9 @@ class WorkerGroup:
         if messages is None:
             self._selector.unregister(channel)
             channel.close()
+            for member in self.members.values():
+                if member.channel is channel:
+                    member.unconnected_since = time.monotonic()
             return []
         events: list[Event] = []
         for message in messages:
@@ -282,25 +297,45 @@ class WorkerGroup:
                 self._agents_done += 1
                 self.agent_error = self.agent_error or error
                 self.swept += swept
-            case WorkerExited(rank=rank):
-                self.exited[rank] = message
-                if self._interrupted and len(self.exited) == self.nproc:
-                    # torchrun's keepers of ranks that were interrupted wait for the others' end.
-                    for keeper in self._agent_channels:
-                        keeper.send(Kill())
+            case WorkerExited():
+                self._note_exit(message)
             case WorkerHello():
                 self._welcome(channel, message)
             case WorkerReady(rank=rank):
                 self.ready[rank] = message
+            case Idle(rank=rank, group=group):
+                self._has_group[rank] = group
             case Results(rank=rank, names=names) if names:
                 self.result_fds[rank] = channel.received_fds.pop(0)
-            case DisplayData(rank=rank, mark=mark) | ClearOutput(rank=rank, mark=mark):
-                member = self.members[rank]
-                member.outputs[mark] = message
-                return list(member.ordered())
+            case DisplayData() | ClearOutput():
+                return self._take_output(message)
             case _:
                 pass
         return [message]  # type: ignore[list-item]  # commands never come up
+
+    def _note_exit(self, event: WorkerExited) -> None:
+        self.exited[event.rank] = event
+        if self._interrupted and len(self.exited) == self.nproc:
+            # torchrun's keepers of ranks that were interrupted wait for the others' end.
+            for keeper in self._agent_channels:
+                keeper.send(Kill())
+
+    def _take_output(self, event: DisplayData | ClearOutput) -> list[Event]:
+        member = self.members[event.rank]
+        member.outputs[event.mark] = event
+        return list(member.ordered())
+
+    def _kill_lost(self) -> list[Event]:
+        """End ranks that live and have no connection: nobody would ever hear of them."""
+        events: list[Event] = []
+        for rank, member in self.members.items():
+            since = member.unconnected_since
+            if since is None or rank in self.exited or time.monotonic() - since < LOST_S:
+                continue
+            member.unconnected_since = None  # once
+            events.append(ConnectionLost(rank=rank, time=time.time()))
+            self.kill((rank,))
+        return events
 
     def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
         pipe = channel.received_fds.pop(0)

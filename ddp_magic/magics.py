@@ -15,9 +15,11 @@ from traitlets import Bool, List, Unicode, Union, observe
 from ddp_magic import cell, kernel, results
 from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
+from ddp_magic.errors import DDPMagicError, RunInterrupted
 from ddp_magic.kernel import Kernel
 from ddp_magic.options import DEFAULT_CPU_RANKS, names_to_take, options_of
-from ddp_magic.runs import Options, Run
+from ddp_magic.runs import Options, Run, interrupted_words
+from ddp_magic.stop import without_frames
 from ddp_magic.tables import Status
 
 
@@ -206,16 +208,31 @@ class DDPMagics(Magics):
             return
         if not body.strip():
             raise UsageError("%%ddp: the cell is empty")
-        try:
-            options = self.kernel.join(args, argv) or options_of(args, argv)
-        except ValueError as error:
-            raise UsageError(f"%%ddp: {error}") from error
-        run = self._make_run(body, options, args.capture)
-        self.kernel.execute(run, CellScreen(self.shell), cold=args.cold)
-        self.shell.user_ns.update(run.results)
-        if args.out is not None:
-            self.shell.user_ns[args.out] = run
-        self._raise(run, quietly=args.no_raise_error)
+        if (error := self._run(args, argv, body)) is not None:
+            # From here: a frame that a traceback keeps must not keep the run's results alive.
+            raise error
+
+    def _run(
+        self, args: argparse.Namespace, argv: tuple[str, ...], body: str
+    ) -> DDPMagicError | RunInterrupted | None:
+        """Run a cell; return the error that is to fail the notebook's cell."""
+        run: Run | None = None
+        with without_frames(lambda: interrupted_words(run)):
+            try:
+                options = self.kernel.join(args, argv) or options_of(args, argv)
+            except ValueError as error:
+                raise UsageError(f"%%ddp: {error}") from error
+            run = self._make_run(body, options, args.capture)
+            self.kernel.execute(run, CellScreen(self.shell), cold=args.cold)
+            self.shell.user_ns.update(run.results)
+            if args.out is not None:
+                self.shell.user_ns[args.out] = run
+            if run.error is None:
+                return None
+            if args.no_raise_error and not isinstance(run.error, KeyboardInterrupt):
+                print("\n".join(run.error._render_traceback_()))  # noqa: T201 -- IPython's own name
+                return None
+            return run.error
 
     def _make_run(self, body: str, options: Options, only: frozenset[str] | None) -> Run:
         """Compile the cell here, where a SyntaxError costs nothing, and make its run."""
@@ -234,13 +251,6 @@ class DDPMagics(Magics):
             "ast_node_interactivity": str(shell.ast_node_interactivity),
         }
         return self.kernel.make(ready, options, only, execution_count=number, settings=settings)
-
-    def _raise(self, run: Run, *, quietly: bool) -> None:
-        if run.error is None:
-            return
-        if not quietly or isinstance(run.error, KeyboardInterrupt):
-            raise run.error
-        print("\n".join(run.error._render_traceback_()))  # noqa: T201 -- IPython's own name
 
     @magic_arguments.magic_arguments()
     @magic_arguments.argument("run", nargs="?", help="a run's id, or its end. Default: all runs.")
@@ -272,20 +282,22 @@ class DDPMagics(Magics):
     def ddp_stop(self, line: str) -> None:
         """End a session: ask its ranks, wait for their exit handlers, kill. Says what has ended."""
         args = magic_arguments.parse_argstring(self.ddp_stop, line)
-        sessions = self.kernel.sessions
         if args.help:
             print(self.ddp_stop.__doc__)  # noqa: T201 -- the answer
             return
+        with without_frames(lambda: "%ddp_stop was interrupted; what had not ended was killed"):
+            print("\n".join(self._end_sessions(args)))  # noqa: T201 -- the answer
+
+    def _end_sessions(self, args: argparse.Namespace) -> list[str]:
+        sessions = self.kernel.sessions
         if args.all:
-            words = sessions.end_all() or ["there is no session"]
-        elif args.session is None:
+            return sessions.end_all() or ["there is no session"]
+        if args.session is None:
             raise UsageError("%ddp_stop: name a session, or --all")
-        elif sessions.get(args.session) is None:
+        if sessions.get(args.session) is None:
             names = ", ".join(session.name for session in sessions) or "none"
             raise UsageError(f"%ddp_stop: there is no session {args.session!r} (there: {names})")
-        else:
-            words = [sessions.end(args.session)]
-        print("\n".join(words))  # noqa: T201 -- the answer
+        return [sessions.end(args.session)]
 
 
 def _parse(magic: Any, line: str) -> tuple[argparse.Namespace, tuple[str, ...]]:  # noqa: ANN401

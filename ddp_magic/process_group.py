@@ -85,7 +85,7 @@ class ProcessGroups:
         if dist.is_initialized():
             self._keep_groups()
             if "nccl" in str(dist.get_backend()):
-                distributed_c10d._abort_process_group()  # since torch 2.6 it forgets them as well
+                distributed_c10d._abort_process_group()  # torch 2.11 and 2.13: forgets them too
             if dist.is_initialized():
                 self._torch_destroy()
         self.cut()

@@ -9,6 +9,8 @@ from pathlib import Path
 from ddp_magic import diagnose
 from ddp_magic.diagnose import Failure
 from ddp_magic.events import (
+    LOST_CONNECTION,
+    ConnectionLost,
     Error,
     Event,
     Finished,
@@ -29,6 +31,7 @@ class Rank:
         phase: "waiting" (for its process), "starting", "running", "exiting" or "ended".
         line: The cell's line that it is in, or was in when it failed.
         heard: When it was last heard of, s since the epoch.
+        lost: When it lost its connection while it lived, s since the epoch.
         answered: Whether it has taken the interrupt.
         killed: Whether we killed it.
         idle: Whether it is a session's, and has ended its cell.
@@ -46,7 +49,9 @@ class Rank:
     device_mib: float | None = None
     heard: float = 0.0
     code: int | None = None
+    by_agent: bool = False
     ended: float | None = None
+    lost: float | None = None
     error: Error | None = None
     finished: Finished | None = None
     answered: bool = False
@@ -67,8 +72,8 @@ class Rank:
             case Heartbeat():
                 self.heard = event.time
                 self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
-                if self.phase not in ("ended", "idle"):
-                    self.phase = event.phase
+                if self.phase != "ended" and not self.idle and event.phase != "idle":
+                    self.phase = event.phase  # one from before a session's cell came late
                 if event.phase == "running" and self.error is None:
                     self.line = event.line  # a rank on its way out keeps the line it failed in
             case Interrupted():
@@ -79,8 +84,11 @@ class Rank:
                 self.error, self.line = event, line
             case Finished():
                 self.finished = event
-            case WorkerExited(code=code, time=ended):
+            case ConnectionLost(time=lost):
+                self.lost = lost
+            case WorkerExited(code=code, time=ended, by_agent=by_agent):
                 self.code, self.ended, self.phase = code, ended, "ended"
+                self.by_agent = by_agent
             case _:
                 pass
 
@@ -112,12 +120,19 @@ class Rank:
         """How this rank failed, if it did."""
         if self.error is not None:
             return Failure(rank=self.rank, time=self.error.time, code=self.code, error=self.error)
+        if self.lost is not None:
+            return Failure(rank=self.rank, time=self.lost, code=LOST_CONNECTION)
         if self.finished is not None and self.finished.code:
             return Failure(
                 rank=self.rank, time=self.finished.time, code=self.code, finished=self.finished
             )
-        if self.code:
-            return Failure(rank=self.rank, time=self.ended or time.time(), code=self.code)
+        if self.code and not (self.finished is not None and self.by_agent):
+            return Failure(
+                rank=self.rank,
+                time=self.ended or time.time(),
+                code=self.code,
+                ended_by_us=self.by_agent or self.killed,
+            )
         return None
 
     @property
@@ -128,7 +143,19 @@ class Rank:
     @property
     def left_early(self) -> bool:
         """Whether it ended well before the cell did (`os._exit(0)`)."""
-        return self.code == 0 and self.finished is None and self.error is None
+        return self.ran and self.code == 0 and self.finished is None and self.error is None
+
+    @property
+    def ran(self) -> bool:
+        """Whether it has begun its cell, which begins when all ranks are ready."""
+        return bool(self.device)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has said that it ran its cell to the end, or left it with exit code 0."""
+        if self.error is not None or self.busy:
+            return False
+        return self.left_early or (self.finished is not None and self.finished.code == 0)
 
     def read_stack(self, directory: Path, cell_path: Path, label: str) -> None:
         """Take up what the rank wrote when it was last asked for its stack.

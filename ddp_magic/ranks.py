@@ -26,11 +26,12 @@ class Ranks:
     that no signal goes to a pid that has been reaped.
     """
 
-    def __init__(self, on_exit: Callable[[int, int], None]) -> None:
+    def __init__(self, on_exit: Callable[[int, int, bool], None]) -> None:
         """Begin without a process.
 
         Args:
-            on_exit: Called with local rank and exit code once for each that has ended.
+            on_exit: Called once for each that has ended, with its local rank, its exit code, and
+                whether it had been sent a signal from here.
         """
         self._lock = threading.Lock()
         self._on_exit = on_exit
@@ -40,6 +41,7 @@ class Ranks:
         # rank's end no longer ends the others.
         self.interrupted = False
         self._doomed = False
+        self._ended_here: set[int] = set()
         self._pidfds: dict[int, int] = {}
 
     def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
@@ -55,6 +57,7 @@ class Ranks:
             except (OSError, AttributeError):  # not Linux
                 pass
             if self._doomed:
+                self._ended_here.add(local_rank)
                 os.kill(pid, signal.SIGKILL)
 
     def kill(self, local_ranks: tuple[int, ...]) -> None:
@@ -76,7 +79,8 @@ class Ranks:
                         os.close(self._pidfds.pop(local_rank))
                     ended.append(local_rank)
         for local_rank in ended:
-            self._on_exit(local_rank, self.codes[local_rank])
+            by_us = local_rank in self._ended_here
+            self._on_exit(local_rank, self.codes[local_rank], by_us)
 
     def wait(self, timeout_s: float) -> None:
         """Wait until a rank ends; not in vain for as long as `timeout_s`, s.
@@ -97,7 +101,14 @@ class Ranks:
         with self._lock:
             for local_rank, pid in self.pids.items():
                 if local_rank not in self.codes and (not local_ranks or local_rank in local_ranks):
+                    if sig != signal.SIGUSR1 and not self._has_ended(pid):
+                        self._ended_here.add(local_rank)
                     os.kill(pid, sig)
+
+    @staticmethod
+    def _has_ended(pid: int) -> bool:
+        """Tell whether a child has ended that has not been reaped yet."""
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self, sig: int, grace_s: float) -> None:
         """Send a signal, and SIGKILL to those that have not ended `grace_s` seconds later."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import enum
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,22 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ddp_magic import diagnose, storage
+from ddp_magic import storage
 from ddp_magic.capture import Capture
 from ddp_magic.cell import Cell
-from ddp_magic.diagnose import Failure, Surroundings
+from ddp_magic.diagnose import Surroundings
 from ddp_magic.engines import Engine
 from ddp_magic.environment import is_late, rank_environment
-from ddp_magic.errors import (
-    DDPMagicError,
-    LaunchError,
-    PullError,
-    RunInterrupted,
-    TimeLimitError,
-    WorkerError,
-    WorkerLostError,
-    of_class,
-)
+from ddp_magic.errors import DDPMagicError, PullError, RunInterrupted
 from ddp_magic.events import (
     Error,
     Event,
@@ -48,22 +37,13 @@ from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.rank import Rank
 from ddp_magic.results import Pull, Pulls
 from ddp_magic.stop import FINISH_S, Presses, Stop
+from ddp_magic.verdict import Evidence, State, judge
 
 POLL_S = 0.05
 KEEP_RUNS = 200
 PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
 PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
 RENEW_S = 10.0  # for a session's ranks to make their process group anew
-
-
-class State(str, enum.Enum):
-    """Of a run, in torchx's words."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +99,7 @@ class Run:
 
     Attributes:
         id: Name of the run and of its directory.
-        directory: Where the cell and every rank's whole output are.
+        directory: Where the cell is, and every rank's whole output unless it is a session's.
         state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
         ranks: What is known of each rank.
         error: What ended the run, if it did not succeed.
@@ -197,8 +177,13 @@ class Run:
             lines.append(f"  results: {', '.join(names)}")
         if self.captured:
             lines.append(f"  captured: {', '.join(map(str, self.captured))}")
-        lines.append(f"  logs: {self.directory}")
+        lines.append(f"  logs: {self.logs}")
         return "\n".join(lines)
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the ranks' and the agent's logs; a session's cells share one."""
+        return self.group.directory
 
     @property
     def elapsed_s(self) -> float:
@@ -218,7 +203,7 @@ class Run:
         env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
         self.started = time.time()
         for rank in self.ranks:
-            rank.log = self.group.directory / f"rank{rank.rank}.log"
+            rank.log = self.logs / f"rank{rank.rank}.log"
         screen.start(self)
         for note in self._capture.notes:
             screen.say(note)
@@ -232,17 +217,25 @@ class Run:
                 self._follow(screen, presses)
                 self._take_results(screen)
             finally:
-                unfinished = self.state in (State.PENDING, State.RUNNING)
-                if unfinished or self.group.ended or not self.group.kept:
-                    self.group.close()
-                self._capture.close()
-                self.ended = time.time()
-                if unfinished:  # an error of the kernel's own
-                    self.state = State.FAILED
-        self._forget()
-        screen.finish(self)
-        storage.tidy(self.directory)
-        storage.prune_now_and_then()
+                self._end()
+            self._forget()
+            screen.finish(self)
+            storage.tidy(self.directory)
+            storage.prune_now_and_then()
+            if presses.count and not isinstance(self.error, KeyboardInterrupt):
+                # The cells after this one are not to run.
+                self.error = RunInterrupted(interrupted_words(self))
+
+    def _end(self) -> None:
+        unfinished = self.state in (State.PENDING, State.RUNNING)  # an error of the kernel's own
+        if unfinished:
+            self.state = State.FAILED
+        try:
+            if unfinished or self.group.ended or not self.group.kept:
+                self.group.close()
+        finally:
+            self._capture.close()
+            self.ended = time.time()
 
     def _forget(self) -> None:
         """Let go of the notebook's values: the run is kept for a long time, for its status."""
@@ -298,7 +291,7 @@ class Run:
     def _follow(self, screen: Screen, presses: Presses) -> None:
         stop: Stop | None = None
         while not self._over:
-            if self.state is State.PENDING and len(self.group.ready) == len(self.ranks):
+            if self.state is State.PENDING and stop is None and self._all_ready:
                 self._send_cell()
             self._take(self.group.poll(POLL_S), screen)
             while self.group.notes:
@@ -309,18 +302,23 @@ class Run:
             if stop is not None:
                 stop.step(presses.count)
         self._take(self.group.drain(), screen)
-        self.state, self.error = self._judge(stop)
+        self.state, self.error = judge(self._evidence(stop))
         if self.group.kept:
             for rank, member in self.group.members.items():
                 self.ranks[rank].log_span = (self.ranks[rank].log_span[0], member.written)
-            if self.state is not State.SUCCEEDED:
-                self._renew(screen)
+            self._keep(screen)
+
+    @property
+    def _all_ready(self) -> bool:
+        return len(self.group.ready) == len(self.ranks)
 
     @property
     def _over(self) -> bool:
         if self.group.ended:
             return True
-        return self.group.kept and not any(rank.busy for rank in self.ranks)
+        if not self.group.kept or any(rank.busy for rank in self.ranks):
+            return False
+        return any(rank.code is None for rank in self.ranks)  # else the group ends by itself
 
     def _take(self, events: Iterable[Event], screen: Screen) -> None:
         for event in events:
@@ -354,12 +352,14 @@ class Run:
                 return self._stop(screen, "peer failed", PEERS_FINISH_S)
         return None
 
-    def _renew(self, screen: Screen) -> None:
-        """Bring the ranks of a session into step again, or end it."""
-        if self.group.ended:
+    def _keep(self, screen: Screen) -> None:
+        """Prepare the ranks of a session for its next cell, or end it."""
+        if self.group.ended or any(rank.code is not None for rank in self.ranks):
+            self.group.close()  # without one of its ranks it could run no other cell
             screen.say(f"{self.name}: the session has ended with its ranks")
             return
-        if not self.options.init_process_group:
+        failed = self.state is not State.SUCCEEDED
+        if not self.options.init_process_group or not (failed or not self.group.has_process_group):
             return
         problem = self._await_new_group()
         if problem:
@@ -369,9 +369,12 @@ class Run:
                 f"anew ({problem})"
             )
             return
+        why = (
+            "since ranks may have been out of step" if failed else "since the cell had destroyed it"
+        )
         screen.say(
-            f"{self.name}: variables are kept; the process group was made anew, since ranks may "
-            "have been out of step: DDP objects and groups made before must be made again"
+            f"{self.name}: variables are kept; the process group was made anew, {why}: DDP objects "
+            "and groups made before must be made again"
         )
 
     def _await_new_group(self) -> str:
@@ -410,102 +413,32 @@ class Run:
             keep=self.group.kept,
         )
 
-    def _judge(self, stop: Stop | None) -> tuple[State, DDPMagicError | RunInterrupted | None]:
-        failures = [f for f in (rank.failure for rank in self.ranks) if f is not None]
-        if stop is not None and stop.reason == "peer failed":
-            failures = [f for f in failures if f.time < stop.began]
-            return State.FAILED, self._failed(failures)
-        if stop is not None and stop.reason == "stopped":
-            return State.CANCELLED, RunInterrupted(self._how_they_stopped())
-        if stop is not None:
-            message = f"the run outlasted its time limit of {self.options.time_limit_s:g} s; "
-            return State.FAILED, TimeLimitError(message + self._how_they_stopped())
-        agent_error = self.group.agent_error
-        if failures and any(rank.pid is not None for rank in self.ranks):
-            return State.FAILED, self._failed(failures)
-        missing = [rank.rank for rank in self.ranks if rank.busy]
-        if agent_error or missing:
-            return State.FAILED, self._not_launched(agent_error)
-        return State.SUCCEEDED, None
-
-    def _not_launched(self, agent_error: str) -> DDPMagicError:
-        words = (agent_error or self.group.last_words()).splitlines()
-        started = any(rank.pid is not None for rank in self.ranks)
-        what = (
-            "the agent died while the ranks were running (killed, or out of memory); "
-            "the ranks died with it"
-            if started
-            else "the ranks could not be started"
+    def _evidence(self, stop: Stop | None) -> Evidence:
+        for rank in self.ranks:
+            if rank.code and rank.error is None and rank.finished is None:
+                self._read_stack(rank)
+        return Evidence(
+            ranks=self.ranks,
+            stop=stop.reason if stop else "",
+            stopped=stop.began if stop else 0.0,
+            time_limit_s=self.options.time_limit_s,
+            agent_error=self.group.agent_error,
+            agent_words=self.group.last_words(),
+            logs=self.logs,
+            source=self._source,
+            around=self._around,
+            prelude=OWN_NAMES & set(self._command.prelude),
         )
-        log = self.directory / "agent.log"
-        return LaunchError(f"{what}; the agent's own words are in {log}", details=words[-20:])
-
-    def _failed(self, failures: list[Failure]) -> DDPMagicError:
-        first = diagnose.first_failure(failures)
-        others = [
-            f"rank {rank.rank}: {self._fate(rank, first)}"
-            for rank in self.ranks
-            if rank.rank != first.rank
-        ]
-        message = diagnose.describe(first)
-        if first.error is None:
-            code = first.finished.code if first.finished else first.code or 0
-            line = self.ranks[first.rank].line
-            if line is not None:
-                message += f"; it was last seen at line {line}"
-            return WorkerLostError(message, rank=first.rank, code=code, details=others)
-        head = f"rank {first.rank} of {len(self.ranks)} raised:"
-        hints = diagnose.name_hints(
-            first.error, self._source, self._around, OWN_NAMES & set(self._command.prelude)
-        )
-        lines = [head, *first.error.traceback, *others, *hints]
-        return of_class(WorkerError, first.error.classes, self._around.notebook)(
-            message,
-            rank=first.rank,
-            ename=first.error.ename,
-            evalue=first.error.evalue,
-            traceback=first.error.traceback,
-            details=lines,
-        )
-
-    def _fate(self, rank: Rank, first: Failure) -> str:
-        """Say in a few words what became of a rank that was not the first to fail."""
-        failure = rank.failure
-        if failure is not None and failure.error is None:
-            self._read_stack(rank)
-        where = rank.where
-        if failure is None:
-            return "finished" if rank.code == 0 else f"had not started{where}"
-        if rank.answered and failure.error is not None and failure.time > first.time:
-            return f"was interrupted{where}"
-        if failure.lost_its_peer:
-            return f"lost its connection to rank {first.rank}{where} ({failure.error.ename})"  # type: ignore[union-attr]
-        if failure.error is not None:
-            same = first.error is not None and failure.error.evalue == first.error.evalue
-            text = "raised the same" if same else f"raised {failure.error.ename}"
-            return text + where + ("" if same else f": {failure.error.evalue}")
-        if failure.finished is None and failure.code in (-signal.SIGTERM, -signal.SIGKILL):
-            return f"was stopped{where}"
-        return diagnose.describe(failure).partition(" ")[2].partition(" ")[2]
 
     def _read_stack(self, rank: Rank) -> None:
-        rank.read_stack(self.directory, self.cell_path, self.label)
+        rank.read_stack(self.logs, self.cell_path, self.label)
 
-    def _how_they_stopped(self) -> str:
-        words = []
-        for rank in self.ranks:
-            where = rank.where
-            if rank.killed and not rank.answered:
-                words.append(f"rank {rank.rank} did not answer{where} and was killed")
-            elif rank.killed:
-                words.append(f"rank {rank.rank} was killed{where} while it cleaned up")
-            elif rank.error is not None:
-                words.append(f"rank {rank.rank} stopped{where}")
-            elif rank.finished is not None:
-                words.append(f"rank {rank.rank} finished")
-            else:
-                words.append(f"rank {rank.rank} was ended before the cell")
-        return "; ".join(words)
+
+def interrupted_words(run: Run | None) -> str:
+    """Say what Stop has ended, outside of a run's own time."""
+    if run is None or run.state is State.PENDING:
+        return "Stop was pressed before the ranks were started"
+    return "Stop was pressed when the run had ended"
 
 
 def group_of(options: Options, directory: Path) -> WorkerGroup:

@@ -9,6 +9,7 @@ from ddp_magic import diagnose, storage
 from ddp_magic.capture import Held
 from ddp_magic.group import WorkerGroup
 from ddp_magic.runs import Options, group_of
+from ddp_magic.stop import deferred
 
 END_S = 30.0  # for the exit handlers of its ranks
 
@@ -40,7 +41,8 @@ class Session:
     def alive(self) -> bool:
         """Look whether its ranks are still there."""
         if self.group.started:
-            self.group.look()
+            with deferred():
+                self.group.look()
         return not self.group.ended
 
     def why_it_ended(self) -> str:
@@ -53,8 +55,13 @@ class Session:
     def end(self) -> str:
         """Ask the ranks to end, wait, kill; say what has ended."""
         ranks = f"{self.options.nproc} rank{'s' if self.options.nproc > 1 else ''}"
-        in_time = self.group.finish(END_S) if self.group.started else True
-        self.group.close()
+        in_time = True
+        try:
+            if self.group.started:
+                in_time = self.group.finish(END_S)
+        finally:  # Stop, while it waits, ends the wait
+            with deferred():
+                self.group.close()
         how = "ended" if in_time else f"did not end within {END_S:g} s and was killed"
         return f"session {self.name} ({ranks}) {how}"
 

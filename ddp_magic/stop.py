@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from ddp_magic.errors import RunInterrupted
 from ddp_magic.group import WorkerGroup
 from ddp_magic.rank import Rank
 
@@ -133,6 +135,33 @@ class Presses:
     ) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let Stop (SIGINT) wait until what is inside is done; it must not take long."""
+    with Presses() as presses:
+        yield
+    if presses.count:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def without_frames(message: Callable[[], str]) -> Iterator[None]:
+    """Show an interrupt of the kernel's own work as one line, without the kernel's frames.
+
+    Args:
+        message: Returns what the interrupt has ended.
+
+    Raises:
+        RunInterrupted: Stop was pressed.
+    """
+    try:
+        yield
+    except RunInterrupted:
+        raise
+    except KeyboardInterrupt:
+        raise RunInterrupted(message()) from None
 
 
 def _names(ranks: Collection[Rank]) -> str:

@@ -12,8 +12,9 @@ import psutil
 from ddp_magic.diagnose import exit_words, signal_name
 from ddp_magic.engines.forkserver import Preloading
 from ddp_magic.rank import Rank
-from ddp_magic.runs import Run, State
+from ddp_magic.runs import Run
 from ddp_magic.session import Session
+from ddp_magic.verdict import State
 
 SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
 MAX_ROWS = 8
@@ -166,7 +167,7 @@ class Status:
     def _title(run: Run) -> str:
         started = time.strftime("%H:%M:%S", time.localtime(run.started))
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
-        words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.directory}"]
+        words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.logs}"]
         return " · ".join(words)
 
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
+import dataclasses
 import faulthandler
+import fcntl
+import functools
 import io
 import itertools
 import os
@@ -22,22 +26,26 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import types
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 import psutil
 import threadpoolctl
 import torch
 
-from ddp_magic import capture, cell_main, preload, processes, results
+from ddp_magic import capture, cell_main, interrupts, preload, processes, results
 from ddp_magic.agent_spec import WorkerSettings
 from ddp_magic.channel import connect
 from ddp_magic.environment import threads_wanted
 from ddp_magic.errors import ProtocolError
 from ddp_magic.events import (
+    LOST_CONNECTION,
+    NOT_STARTED,
     Captured,
     ClearOutput,
     DisplayData,
@@ -50,12 +58,15 @@ from ddp_magic.events import (
     Interrupt,
     Interrupted,
     NewGroup,
+    Results,
     RunCell,
     SharedMemory,
     Stayed,
     WorkerHello,
     WorkerReady,
 )
+from ddp_magic.frames import is_ours, without_ours
+from ddp_magic.interrupts import user_code
 from ddp_magic.memory import Segment
 from ddp_magic.process_group import ProcessGroups
 from ddp_magic.shell import CellShell, start_shell
@@ -65,6 +76,8 @@ FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wa
 QUEUES_S = 0.3  # for the threads of multiprocessing's queues to give back their semaphores
 PIPE_BYTES = 2**20
 FREE_S = 0.3  # for Python code to take an interrupt by itself
+HIGH_FD = 900  # under the usual limit of 1024 open files
+UNREADABLE = "<its text could not be read>"
 _MISSING = object()
 _DEFINITIONS = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
 
@@ -80,7 +93,8 @@ class Worker:
         self._settings = settings
         self._newest_module = next(reversed(sys.modules))
         self._phase = "starting"
-        self._cell_path = ""
+        self._cell_path = self._label = ""
+        self._cells = 0
         self._mark = 0
         self._mark_lock = threading.Lock()
         self._marker = f"\x1b]ddp_magic;{secrets.token_hex(8)};"
@@ -91,11 +105,12 @@ class Worker:
         self._for_children = cell_main.Inheritance(
             Path(settings.directory) / f"children{self.rank}.json"
         )
-        self._wake_r, self._wake_w = os.pipe()
+        self._wake_r, self._wake_w = map(_out_of_the_way, os.pipe())
         os.set_blocking(self._wake_w, False)
         self._channel = connect(settings.socket)
+        self._channel.move(_out_of_the_way)
         self._redirect_descriptors()
-        signal.signal(signal.SIGINT, self._on_sigint)
+        interrupts.install(lambda: self._wake(b"i"))
         for target in (self._listen, self._beat):
             threading.Thread(target=target, name=f"ddp_magic{target.__name__}", daemon=True).start()
 
@@ -104,24 +119,40 @@ class Worker:
 
         In this order, so that a failure to reach the kernel is told in the agent's log.
         """
-        stacks = Path(self._settings.directory) / f"rank{self.rank}.stacks"
-        # C handlers: they answer also while C code holds the interpreter lock. Before the hello,
-        # since from then on the kernel may ask.
-        faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)
-        read_end, self._pipe = os.pipe()
+        # Before the hello, since from then on the kernel may ask.
+        self._register_stacks()
+        read_end, self._pipe = map(_out_of_the_way, os.pipe())
         _grow_pipe(self._pipe)
         hello = WorkerHello(rank=self.rank, pid=os.getpid(), marker=self._marker)
         if not self._channel.send(hello, fd=read_end):
             raise ConnectionError("the kernel has closed its connection")
         os.close(read_end)
+        self._open_standard_streams()
+
+    def _register_stacks(self) -> None:
+        """Let the rank write where it is, when it is asked or crashes, for the kernel to show.
+
+        In C: it answers also while C code holds the interpreter lock.
+        """
+        path = Path(self._settings.directory) / f"rank{self.rank}.stacks"
+        fd = _out_of_the_way(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        self._stacks = open(fd, "wb", buffering=0)  # noqa: SIM115, PTH123 -- as long as the process
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+        faulthandler.enable(file=self._stacks, all_threads=True)
+
+    def _open_standard_streams(self) -> None:
+        """Let descriptors 1 and 2 be our pipe, and Python's streams write to them.
+
+        Before each cell: an earlier one of the session may have closed or replaced them.
+        """
         os.dup2(self._pipe, 1)
         os.dup2(self._pipe, 2)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.close(nothing)
+        if nothing != 0:
+            os.dup2(nothing, 0)
+            os.close(nothing)
         sys.stdout = sys.__stdout__ = _text_stream(1)  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = _text_stream(2)  # type: ignore[misc]
-        faulthandler.enable(file=2, all_threads=False)
 
     # --- threads ------------------------------------------------------------------------------
 
@@ -136,15 +167,15 @@ class Worker:
             for command in commands or []:
                 match command:
                     case Interrupt(free=free):
-                        os.kill(os.getpid(), signal.SIGINT)
-                        if free:
-                            threading.Timer(FREE_S, self._free).start()
+                        self._interrupt(free=free)
                     case SharedMemory(number=number, sizes=sizes):
                         fd = self._channel.received_fds.pop(0)
                         self._segments[number] = Segment(fd, sizes)
                     case Captured():  # for the cell that comes next
                         self._captured = command
                     case RunCell() | NewGroup() | Exit():
+                        if self._phase == "idle":
+                            interrupts.forget_missed()
                         self._commands.put(command)
                         self._wake(b"c")
 
@@ -152,8 +183,11 @@ class Worker:
         while True:
             idle = self._phase == "idle"  # nobody listens then, and nothing happens
             ready = select.select([self._wake_r], [], [], None if idle else HEARTBEAT_S)[0]
+            if not self._channel.intact():
+                # Nobody hears what happens here, and nobody could end it.
+                os._exit(LOST_CONNECTION)
             if ready and b"i" in os.read(self._wake_r, 64):
-                self._channel.send(Interrupted(rank=self.rank, time=time.time()))
+                self._tell_interrupted()
             self._channel.send(
                 Heartbeat(
                     rank=self.rank,
@@ -179,15 +213,16 @@ class Worker:
         except BlockingIOError:
             pass  # 64 KB unread: this one is not needed
 
-    def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
-        self._wake(b"i")
-        # Between the cells of a session there is nothing to interrupt but ourselves.
-        if self._phase in ("starting", "running") or not self._settings.kept:
-            raise KeyboardInterrupt
+    def _interrupt(self, *, free: bool) -> None:
+        interrupts.send()
+        if free:
+            timer = threading.Timer(FREE_S, self._free, (self._cells,))
+            timer.daemon = True
+            timer.start()
 
-    def _free(self) -> None:
+    def _free(self, cell: int) -> None:
         """Let the cell go on to its KeyboardInterrupt, if it waits in a collective."""
-        if self._phase == "running" and self._groups is not None:
+        if self._phase == "running" and self._cells == cell and self._groups is not None:
             self._groups.cut()
 
     # --- what the shell calls -----------------------------------------------------------------
@@ -217,9 +252,9 @@ class Worker:
         self._send_marked(lambda mark: ClearOutput(rank=self.rank, mark=mark))
 
     def _send_marked(self, event: Any) -> None:  # noqa: ANN401 -- a function of the mark
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with self._mark_lock:
+        _flush()
+        # Whole: after half a frame nothing that follows could be read.
+        with interrupts.held_back(), self._mark_lock:
             self._mark += 1
             # The event first: when the kernel reads the mark, the event is there already.
             if self._channel.send(event(self._mark)):
@@ -238,39 +273,45 @@ class Worker:
         Returns:
             The exit code: that of the last cell.
         """
-        shell: CellShell | None = None
-        code = 0
-        try:
-            device = self._set_device()
-            self._groups = groups = ProcessGroups(Path(self._settings.directory))
-            self._device = device
-            if self._settings.init_process_group:
-                groups.init(backend=self._backend(), timeout=self._timeout())
-            shell = start_shell(
-                self,
-                {
-                    "rank": self.rank,
-                    "local_rank": self.local_rank,
-                    "world_size": self.world_size,
-                    "device": device,
-                },
-            )
-            self._channel.send(WorkerReady(rank=self.rank, time=time.time(), device=str(device)))
-            command = self._commands.get()
-        except BaseException as error:  # noqa: BLE001 -- every failure to start is the kernel's to show
-            self._report(error, shell)
+        started, error = user_code(self._start, heed_missed=True)
+        if started is None:
+            self._report(error or KeyboardInterrupt(), None)
             return 1
+        shell, groups, command = started
+        code = 0
         while True:
             match command:
                 case RunCell():
                     code = self._run_cell(shell, command)
-                    self._phase = "idle"
-                    self._channel.send(Idle(rank=self.rank, time=time.time()))
+                    if self._settings.kept:
+                        self._tell_idle()
                 case NewGroup(number=number):
                     self._renew(groups, number)
                 case Exit():
                     return code
             command = self._commands.get()
+
+    def _start(self) -> tuple[CellShell, ProcessGroups, RunCell | NewGroup | Exit]:
+        """Set up what a cell finds, and wait for the first command."""
+        self._device = device = self._set_device()
+        self._groups = groups = ProcessGroups(Path(self._settings.directory))
+        if self._settings.init_process_group:
+            groups.init(backend=self._backend(), timeout=self._timeout())
+        names = {
+            "rank": self.rank,
+            "local_rank": self.local_rank,
+            "world_size": self.world_size,
+            "device": device,
+        }
+        shell = start_shell(self, names)
+        self._channel.send(WorkerReady(rank=self.rank, time=time.time(), device=str(device)))
+        return shell, groups, self._commands.get()
+
+    def _tell_idle(self) -> None:
+        """Tell that the cell is over, in a session; a rank of one cell just ends."""
+        self._phase = "idle"
+        has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
+        self._channel.send(Idle(rank=self.rank, time=time.time(), group=has_group))
 
     def _set_device(self) -> torch.device:
         if self._settings.device != "cuda" or not torch.cuda.is_available():
@@ -304,25 +345,30 @@ class Worker:
         self._channel.send(ready)
 
     def _run_cell(self, shell: CellShell, command: RunCell) -> int:
+        self._cells += 1
         self._cell_path = command.path
+        number = command.execution_count
+        self._label = "Cell" if number is None else f"Cell In[{number}]"
+        self._open_standard_streams()
         sys.argv[:] = [command.path, *command.argv]
         self._for_children.add_cell(command.path, command.prelude)
         _seed(command.seed)
         self._phase = "running"
+        self._wake(b"c")  # the heartbeat slept while nothing happened
         before: dict[str, Any] = {}
         versions: dict[str, int] = {}
-        error: BaseException | None
-        try:
+
+        def run() -> BaseException | None:
             cell_main.provide_prelude(shell.user_ns, command.prelude)
             self._take_over(shell)
-            before = dict(shell.user_ns)
-            versions = _versions(before)
-            error = shell.run_file(command)
-        except BaseException as raised:  # noqa: BLE001 -- an interrupt between the shell's own lines
-            error = raised
+            before.update(shell.user_ns)
+            versions.update(_versions(before))
+            return shell.run_file(command)
+
+        error, interrupted = user_code(run, heed_missed=True)
         self._phase = "exiting"
         _flush()
-        code = self._tell_end(error, shell)
+        code = self._tell_end(error or interrupted, shell)
         self._tell_imports()
         self._tell_names(shell, before, versions)
         self._send_results(command, shell)
@@ -369,12 +415,17 @@ class Worker:
 
     def _send_results(self, command: RunCell, shell: CellShell) -> None:
         paths = [path for path, rank in command.pull if rank in (None, self.rank)]
-        if paths:
-            directory = Path(command.path).parent
-            event, segment = results.send(self.rank, paths, shell.user_ns, directory)
-            self._channel.send(event, fd=None if segment is None else segment.fd)
-            if segment is not None:
-                segment.close()
+        if not paths:
+            return
+        directory = Path(command.path).parent
+        sent, error = user_code(lambda: results.send(self.rank, paths, shell.user_ns, directory))
+        if sent is None:  # a value's own code was interrupted
+            failed = dict.fromkeys(paths, f"could not be sent ({type(error).__name__})")
+            sent = Results(rank=self.rank, failed=failed), None
+        event, segment = sent
+        self._channel.send(event, fd=None if segment is None else segment.fd)
+        if segment is not None:
+            segment.close()
 
     def _tell_imports(self) -> None:
         """Tell which libraries the next run will probably need."""
@@ -393,56 +444,99 @@ class Worker:
 
     def _report_exit(self, error: SystemExit) -> int:
         """Report `sys.exit(...)` with the interpreter's rules: a string is code 1."""
-        message = "" if error.code is None or isinstance(error.code, int) else str(error.code)
+        number = error.code is None or isinstance(error.code, int)
+        message = "" if number else user_code(lambda: str(error.code))[0] or UNREADABLE
         code = error.code if isinstance(error.code, int) else int(bool(message))
         code &= 0xFF  # what the operating system keeps of it
         self._channel.send(Finished(rank=self.rank, time=time.time(), code=code, message=message))
         return code
 
     def _report(self, error: BaseException, shell: CellShell | None) -> None:
-        now = time.time()
+        """Report an error at once, and again with what only the user's own code can say of it.
+
+        The second report may take long (a `__str__`, the values of an exception group), and the
+        rank may be ended meanwhile.
+        """
         cell_frames = _cell_frames(error.__traceback__, self._cell_path)
-        self._channel.send(
-            Error(
-                rank=self.rank,
-                time=now,
-                ename=type(error).__name__,
-                evalue=_text(error),
-                traceback=tuple(_format(error, shell, self._cell_path)),
-                line=cell_frames[-1].tb_lineno if cell_frames else None,
-                classes=tuple(
-                    f"{c.__module__}:{c.__qualname__}"
-                    for c in type(error).__mro__
-                    if c not in (object, BaseException, Exception)
-                ),
-            )
+        tb = cell_frames[0] if cell_frames else error.__traceback__
+        kind = type(error)
+        known = Error(
+            rank=self.rank,
+            time=time.time(),
+            ename=kind.__name__,
+            evalue=(text := _safe_text(error)),
+            traceback=(*self._plain_frames(tb), f"{kind.__name__}: {text}"),
+            line=cell_frames[-1].tb_lineno if cell_frames else None,
+            classes=tuple(
+                f"{c.__module__}:{c.__qualname__}"
+                for c in kind.__mro__
+                if c not in (object, BaseException, Exception)
+            ),
         )
+        self._channel.send(known)
+        evalue, problem = user_code(lambda: str(error))
+        if isinstance(evalue, str):
+            known = dataclasses.replace(known, evalue=evalue)
+        if not isinstance(problem, KeyboardInterrupt):  # it would only begin again
+            lines, _ = user_code(lambda: _format(error, shell, self._cell_path))
+            known = dataclasses.replace(known, traceback=tuple(lines or known.traceback))
+        self._channel.send(known)
+
+    def _plain_frames(self, tb: TracebackType | None) -> list[str]:
+        """Format frames without a call of the user's code."""
+        lines = []
+        for frame in traceback.extract_tb(tb):
+            if not is_ours(frame.filename):
+                in_cell = frame.filename == self._cell_path
+                file = self._label if in_cell else f'File "{frame.filename}"'
+                lines.append(f"{file}, line {frame.lineno}, in {frame.name}")
+                lines.append(f"    {frame.line}")
+        return lines
 
     def exit(self, code: int) -> NoReturn:
         """End as an interpreter does: threads first, then exit handlers, then the queues' threads.
 
-        After a failure they have `FAILED_EXIT_S` together. The process group is left as it is:
-        destroying it while a DDP object lives can deadlock, and the end of the process closes it.
+        After a failure they have `FAILED_EXIT_S` together. An interrupt ends what is waited for,
+        and the next step follows. The process group is left as it is: destroying it while a DDP
+        object lives can deadlock, and the end of the process closes it.
         """
         self._phase = "exiting"
+        sys.unraisablehook = functools.partial(self._unraisable, sys.unraisablehook)
         if code:
             nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- it must outlive this frame
             faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
-        try:
-            if not code:
-                threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()
-            _join_queues()
-        except BaseException as error:  # noqa: BLE001 -- user code at the process's edge
-            sys.excepthook(type(error), error, error.__traceback__)
+        shutdown = [] if code else [threading._shutdown]  # type: ignore[attr-defined]
+        for step in [*shutdown, atexit._run_exitfuncs, _join_queues]:
+            # The exit handlers are the user's chance to save: a missed interrupt does not end them.
+            heed_missed = step is not atexit._run_exitfuncs
+            _, error = user_code(step, heed_missed=heed_missed)
+            if isinstance(error, KeyboardInterrupt):
+                self._tell_interrupted()
         _flush()
         os._exit(code)
+
+    def _unraisable(self, show: Callable[[Any], None], args: Any) -> None:  # noqa: ANN401 -- sys's own
+        """Show what an exit handler raises, as Python does; but not that it was interrupted."""
+        if isinstance(args.exc_value, KeyboardInterrupt):
+            self._tell_interrupted()
+            return
+        if args.exc_value is not None:
+            without_ours(args.exc_value)
+            args = type(args)((*args[:2], args.exc_value.__traceback__, *args[3:]))
+        show(args)
+
+    def _tell_interrupted(self) -> None:
+        self._channel.send(Interrupted(rank=self.rank, time=time.time()))
 
 
 def main(settings: WorkerSettings) -> NoReturn:
     """Be a rank, until its last cell has run."""
-    _forget_the_agent()
-    worker = Worker(settings)
+    try:
+        _forget_the_agent()
+        worker = Worker(settings)
+    except Exception as error:  # noqa: BLE001 -- the kernel shows this line of the agent's log
+        os.write(2, f"{NOT_STARTED} {os.environ['RANK']}: {_last_line(error)}\n".encode())
+        os._exit(1)
     code = worker.serve()
     worker.exit(code)
 
@@ -531,23 +625,39 @@ def _cell_frames(tb: TracebackType | None, path: str) -> list[TracebackType]:
 
 def _format(error: BaseException, shell: CellShell | None, path: str) -> list[str]:
     """Format a traceback as the notebook does, beginning at the cell's own first frame."""
-    import traceback
-
     frames = _cell_frames(error.__traceback__, path)
-    tb = frames[0] if frames else error.__traceback__
-    if shell is None:
-        return traceback.format_exception(type(error), error, tb)
-    try:
-        return shell.format_error(error, tb)
-    except Exception:  # noqa: BLE001 -- a repr that raises must not hide the error it belongs to
-        return traceback.format_exception(type(error), error, tb)
+    if frames:
+        error.__traceback__ = frames[0]
+    without_ours(error)
+    tb = error.__traceback__
+    if shell is not None:
+        with contextlib.suppress(Exception):  # a repr that raises must not hide its error
+            return shell.format_error(error, tb)
+    return traceback.format_exception(type(error), error, tb)
 
 
-def _text(error: BaseException) -> str:
+def _safe_text(error: BaseException) -> str:
+    """Return an exception's text, if that takes no code of the user's."""
+    plain = all(type(arg) in (str, int, float, type(None)) for arg in error.args)
+    # Written in C, as those of Python's and torch's own exceptions.
+    builtin = isinstance(type(error).__str__, types.WrapperDescriptorType)
+    return str(error) if plain and builtin else UNREADABLE
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback.format_exception_only(type(error), error)[-1].strip()
+
+
+def _out_of_the_way(fd: int) -> int:
+    """Move a descriptor to a high number, which no loop of the user's closes by accident."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest = HIGH_FD if limit == resource.RLIM_INFINITY else min(HIGH_FD, limit * 3 // 4)
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001 -- a user's own __str__
-        return "<its text cannot be shown>"
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+    except OSError:  # so many are open already
+        return fd
+    os.close(fd)
+    return moved
 
 
 class _Descriptor(io.FileIO):
@@ -582,8 +692,6 @@ def _flush() -> None:
 
 
 def _grow_pipe(fd: int) -> None:
-    import fcntl
-
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except (OSError, AttributeError):
