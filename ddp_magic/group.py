@@ -119,6 +119,7 @@ class WorkerGroup:
         self.members: dict[int, Member] = {}
         self.ended = False
         self.agent_error = ""
+        self.agent_died = False
         self.swept = 0
         self._settings = WorkerSettings(
             socket=str(directory / "socket"),
@@ -416,7 +417,8 @@ class WorkerGroup:
 
     def _finish(self) -> list[Event]:
         """Collect what is left once the agent has ended, and end what it could not."""
-        if self._agents_done < max(1, len(self._agent_channels)):
+        self.agent_died = self._agents_done < max(1, len(self._agent_channels))
+        if self.agent_died:
             self._sweep_sessions()
         if self._watched_fd >= 0:
             self._selector.unregister(self._watched_fd)

@@ -27,7 +27,7 @@ _missed = threading.Event()
 
 
 def install(on_taken: Callable[[], None]) -> None:
-    """Take the signals over, in the main thread; no user's code runs yet.
+    """Take the signals over, in the main thread, while no user's code runs.
 
     Args:
         on_taken: Called when the main thread has taken an interrupt.
@@ -40,6 +40,7 @@ def install(on_taken: Callable[[], None]) -> None:
 
     signal.signal(TAKEN, taken)
     signal.signal(signal.SIGINT, _nothing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, TAKEN})
 
 
 def send() -> None:

@@ -423,6 +423,7 @@ class Run:
             stopped=stop.began if stop else 0.0,
             time_limit_s=self.options.time_limit_s,
             agent_error=self.group.agent_error,
+            agent_died=self.group.agent_died,
             agent_words=self.group.last_words(),
             logs=self.logs,
             source=self._source,

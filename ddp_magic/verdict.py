@@ -51,6 +51,7 @@ class Evidence:
         stopped: When that was, s since the epoch.
         time_limit_s: The run's time limit, s.
         agent_error: A traceback of the agent's own.
+        agent_died: Whether it ended without a word.
         agent_words: The end of what the agent has written.
         logs: Directory of the agent's and the ranks' logs.
         source: The cell's text.
@@ -63,6 +64,7 @@ class Evidence:
     stopped: float = 0.0
     time_limit_s: float | None = None
     agent_error: str = ""
+    agent_died: bool = False
     agent_words: str = ""
     logs: Path = field(default_factory=Path)
     source: str = ""
@@ -83,10 +85,13 @@ def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | N
             return State.FAILED, TimeLimitError(limit + _how_they_stopped(evidence.ranks))
         case "time limit" | "peer failed":
             return State.FAILED, _failed(evidence, own or failures)
-    if any(not f.ended_by_us for f in failures) and any(r.pid is not None for r in evidence.ranks):
+    # Of an agent's end its ranks die, and some complain of the others' death before.
+    agent_ended = evidence.agent_died or _AGENT_SIGNALED.search(evidence.agent_error)
+    causes = [f for f in failures if not (f.is_victim if agent_ended else f.ended_by_us)]
+    if causes and any(rank.pid is not None for rank in evidence.ranks):
         return State.FAILED, _failed(evidence, failures)
     if evidence.agent_error or not all(rank.succeeded for rank in evidence.ranks):
-        return State.FAILED, _not_launched(evidence)
+        return State.FAILED, _not_launched(evidence, failures)
     return State.SUCCEEDED, None
 
 
@@ -101,7 +106,7 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
     return RunInterrupted(message, details=[head, *first.error.traceback])
 
 
-def _not_launched(evidence: Evidence) -> DDPMagicError:
+def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     log = evidence.logs / "agent.log"
     lines = (evidence.agent_error or evidence.agent_words).splitlines()
     reasons = [x for x in evidence.agent_words.splitlines() if x.startswith(NOT_STARTED)]
@@ -116,6 +121,8 @@ def _not_launched(evidence: Evidence) -> DDPMagicError:
         )
     elif reasons:
         what, words = reasons[0], reasons[1:]
+    elif own := [f for f in failures if not f.ended_by_us]:
+        what = f"{diagnose.describe(diagnose.first_failure(own))}, before its cell began"
     else:
         what = "the ranks could not be started"
     return LaunchError(f"{what}; the agent's log is {log}", details=words)

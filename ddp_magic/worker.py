@@ -77,7 +77,7 @@ QUEUES_S = 0.3  # for the threads of multiprocessing's queues to give back their
 PIPE_BYTES = 2**20
 FREE_S = 0.3  # for Python code to take an interrupt by itself
 HIGH_FD = 900  # under the usual limit of 1024 open files
-UNREADABLE = "<its text could not be read>"
+UNREADABLE = "<its text cannot be shown>"
 _MISSING = object()
 _DEFINITIONS = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
 
@@ -110,7 +110,7 @@ class Worker:
         self._channel = connect(settings.socket)
         self._channel.move(_out_of_the_way)
         self._redirect_descriptors()
-        interrupts.install(lambda: self._wake(b"i"))
+        self._install_interrupts()
         for target in (self._listen, self._beat):
             threading.Thread(target=target, name=f"ddp_magic{target.__name__}", daemon=True).start()
 
@@ -128,6 +128,9 @@ class Worker:
             raise ConnectionError("the kernel has closed its connection")
         os.close(read_end)
         self._open_standard_streams()
+
+    def _install_interrupts(self) -> None:
+        interrupts.install(lambda: self._wake(b"i"))
 
     def _register_stacks(self) -> None:
         """Let the rank write where it is, when it is asked or crashes, for the kernel to show.
@@ -350,6 +353,7 @@ class Worker:
         number = command.execution_count
         self._label = "Cell" if number is None else f"Cell In[{number}]"
         self._open_standard_streams()
+        self._install_interrupts()
         sys.argv[:] = [command.path, *command.argv]
         self._for_children.add_cell(command.path, command.prelude)
         _seed(command.seed)
@@ -474,6 +478,8 @@ class Worker:
             ),
         )
         self._channel.send(known)
+        # A peer that has failed too may end first: the agent leaves us a moment after SIGTERM.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         evalue, problem = user_code(lambda: str(error))
         if isinstance(evalue, str):
             known = dataclasses.replace(known, evalue=evalue)
@@ -481,6 +487,7 @@ class Worker:
             lines, _ = user_code(lambda: _format(error, shell, self._cell_path))
             known = dataclasses.replace(known, traceback=tuple(lines or known.traceback))
         self._channel.send(known)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _plain_frames(self, tb: TracebackType | None) -> list[str]:
         """Format frames without a call of the user's code."""

@@ -162,7 +162,186 @@ def test_time_limit(kernel: Kernel) -> None:
     assert result.elapsed_s < 12
 
 
+# --- after the cell's last line -------------------------------------------------------------------
+
+AFTERWARDS = {
+    "exit handler": "import atexit, time; atexit.register(time.sleep, 1000)",
+    "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()",
+    "deaf child": (
+        "import multiprocessing, signal, time\n"
+        "def child():\n"
+        "    for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, signal.SIG_IGN)\n"
+        "    time.sleep(1000)\n"
+        "multiprocessing.get_context('fork').Process(target=child, daemon=rank == 0).start()"
+    ),
+    "deaf exit handler": "import atexit; atexit.register(sum, range(10**11))",
+}
+
+
+@pytest.mark.parametrize("what", AFTERWARDS)
+def test_stop_after_the_last_line(kernel: Kernel, what: str) -> None:
+    """One press ends what the rank still waits for; nobody sees a frame of ours."""
+    message = kernel.start(f"%%ddp -n 2\n{AFTERWARDS[what]}\nprint('done', flush=True)")
+    kernel.finish(message, until="[rank 1] done")
+    time.sleep(1)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert result.status == "error"
+    how = "did not answer" if what == "deaf exit handler" else "finished its cell, and its exit"
+    assert result.error["evalue"].count(how) == 2, result.error
+    assert "ddp_magic/" not in result.text + result.traceback
+    assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
+
+
+@pytest.mark.parametrize("what", AFTERWARDS)
+def test_a_time_limit_after_the_last_line(kernel: Kernel, what: str) -> None:
+    """It holds for the whole of a rank's life."""
+    result = kernel.run(f"%%ddp -n 2 --time-limit 2\n{AFTERWARDS[what]}")
+    assert result.error["ename"] == "TimeLimitError"
+    assert "ddp_magic/" not in result.text + result.traceback
+
+
+SLOW_ERROR = (
+    "class Slow(Exception):\n    def __str__(self):\n"
+    "        import time; time.sleep(1000); return 'text'\n"
+)
+
+
+def test_a_time_limit_does_not_lose_an_error(kernel: Kernel) -> None:
+    """It is being formatted, which takes for ever: its class and its line are known."""
+    result = kernel.run(
+        f"%%ddp -n 2 --time-limit 3\n{SLOW_ERROR}if rank == 0: raise Slow()\ndist.barrier()"
+    )
+    assert result.error["ename"] == "WorkerError"
+    assert "rank 0 raised Slow at line 5" in result.error["evalue"]
+    assert "ddp_magic/" not in result.text + result.traceback
+
+
+def test_stop_does_not_lose_an_error(kernel: Kernel) -> None:
+    """Nor its traceback, nor the KeyboardInterrupt."""
+    message = kernel.start(
+        f"%%ddp -n 2\nprint('up', flush=True)\n{SLOW_ERROR}"
+        "if rank == 0: raise Slow()\ndist.barrier()"
+    )
+    kernel.finish(message, until="up")
+    time.sleep(1)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert result.error["ename"] == "RunInterrupted"
+    assert "rank 0 raised Slow at line 6" in result.error["evalue"]
+    assert "rank 0 of 2 had raised:" in result.traceback
+    assert "ddp_magic/" not in result.text + result.traceback
+
+
+def test_what_the_user_sees_of_an_interrupt(kernel: Kernel) -> None:
+    """The cell's own handling of it, without a line of ours in the traceback."""
+    message = kernel.start(
+        "%%ddp -n 1\nimport time, traceback\nprint('up', flush=True)\n"
+        "try:\n    time.sleep(1000)\nexcept KeyboardInterrupt:\n    traceback.print_exc()\n"
+        "    raise ValueError('while saving')"
+    )
+    kernel.finish(message, until="up")
+    time.sleep(0.5)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert "KeyboardInterrupt" in result.text
+    assert "while saving" in result.error["evalue"]
+    assert "ddp_magic/" not in result.text + result.traceback
+
+
+# --- who is to blame ------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_rank_that_has_finished_is_no_victim_of_ours(kernel: Kernel) -> None:
+    """Ranks are ended while they format their complaint; none is blamed for that."""
+    for _ in range(6):
+        result = kernel.run(
+            "%%ddp -n 4\nt = torch.ones(1)\ndist.all_reduce(t)\nif rank: dist.all_reduce(t)"
+        )
+        assert "raised RuntimeError at line 4" in result.error["evalue"], result.error
+        assert "gloo" in result.error["evalue"]
+        assert "rank 0: finished" in result.traceback
+
+
+@pytest.mark.parametrize(
+    ("whom", "words"),
+    [
+        ("os.getppid()", "the agent was ended by SIGTERM from outside"),
+        ("os.getpid()", "rank 1 was killed by SIGTERM"),
+    ],
+)
+def test_what_is_ended_from_outside_is_named(kernel: Kernel, whom: str, words: str) -> None:
+    """And not a rank that ended with it."""
+    result = kernel.run(
+        "%%ddp -n 3\nimport os, signal, time\n"
+        f"if rank == 1: time.sleep(0.5); os.kill({whom}, signal.SIGTERM)\n"
+        "if rank == 2: dist.recv(torch.ones(1), src=1)\ntime.sleep(1000)"
+    )
+    assert result.error["evalue"].startswith(words), result.error
+
+
+def test_ranks_that_cannot_start(new_kernel: Callable[..., Kernel]) -> None:
+    """Too few descriptors: no success, and the reason in the message."""
+    kernel = new_kernel()
+    assert kernel.run("%%ddp -n 2\n1").status == "ok"
+    limit = (
+        "import resource\n"
+        "server = get_ipython().magics_manager.registry['DDPMagics'].kernel.forkserver\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.prlimit(server.describe().pid, resource.RLIMIT_NOFILE, ({}, hard))"
+    )
+    kernel.run(limit.format(8))
+    result = kernel.run("%%ddp -n 2\nprint(1)")
+    assert result.error["ename"] == "LaunchError", result
+    assert "Too many open files" in result.error["evalue"]
+    assert "ddp_magic/" not in result.text + result.traceback
+    kernel.run(limit.format(1024))
+    assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
+
+
+def test_a_crash_shows_where_it_was(kernel: Kernel) -> None:
+    """The cell's line, from C code that took the interpreter with it; no frame of ours."""
+    result = kernel.run("%%ddp -n 1\nimport ctypes\ndef f():\n    ctypes.string_at(0)\nf()")
+    assert "was killed by SIGSEGV" in result.error["evalue"]
+    assert "line 4 in f" in result.traceback
+    assert "ddp_magic/" not in result.text + result.traceback
+
+
 # --- Stop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delay_s", [0.01, 0.04, 0.07, 0.1, 0.13, 0.16])
+def test_stop_at_the_start(kernel: Kernel, delay_s: float) -> None:
+    """Whatever the ranks are doing then, the cell ends soon, and shows nothing of ours."""
+    message = kernel.start(f"%%ddp -n 2\n{'pass' if delay_s == 0.16 else 'while True: pass'}")
+    time.sleep(delay_s)
+    kernel.interrupt()
+    pressed = time.monotonic()
+    while True:  # the press may have come before the cell began
+        try:
+            result = kernel.finish(message, timeout_s=5)
+            break
+        except TimeoutError:
+            assert time.monotonic() - pressed < 60
+            kernel.interrupt()
+    assert result.status in ("error", "ok")
+    assert "ddp_magic/" not in result.text + result.traceback
+    assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
+
+
+def test_stop_while_values_are_captured(kernel: Kernel) -> None:
+    """Which is the user's code, in the notebook's process."""
+    kernel.run(
+        "import time\nclass Slow:\n    def __reduce__(self):\n"
+        "        time.sleep(1000); return int, (1,)\nslow = Slow()"
+    )
+    message = kernel.start("%%ddp -n 2\nprint(slow)")
+    time.sleep(1)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert result.error["ename"] == "RunInterrupted"
+    assert "before the ranks were started" in result.error["evalue"]
+    assert len(result.error["traceback"]) == 1
 
 
 def test_stop_and_the_next_cell_works(kernel: Kernel) -> None:

@@ -295,3 +295,22 @@ def test_a_plain_script(tmp_path: Path) -> None:
     assert sum("in rank 2.0" in line for line in lines) == 2
     assert lines[-1].startswith("caught rank ")
     assert lines[-1].endswith("raised ZeroDivisionError: division by zero")
+
+
+def test_values_of_failed_runs_are_freed(kernel: Kernel) -> None:
+    """What an error's traceback keeps alive holds no results: each run's are replaced."""
+    mapped = "sum('memfd' in line for line in open('/proc/self/maps'))"
+    kernel.run("import ddp_magic, gc")
+    for _ in range(3):
+        failed = kernel.run(
+            "%%ddp -n 2 --pull z\nimport time\nz = torch.ones(10**6)\n"
+            "if rank == 1: time.sleep(0.5); 1 / 0"
+        )
+        assert "pulled, although the run did not succeed: z" in failed.text
+        caught = kernel.run(
+            "ddp_magic.run('import time, torch\\nz = torch.ones(10**6)\\n"
+            "if rank == 1: time.sleep(0.5); 1 / 0', nproc_per_node=2, pull='z')"
+        )
+        assert caught.status == "error"
+    kernel.run("del z; gc.collect()")
+    assert kernel.value(mapped) == 0

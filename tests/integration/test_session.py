@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -302,3 +303,124 @@ def test_cold(new_kernel: Callable[..., Kernel]) -> None:
     kernel.run("%%ddp -s lab\nif rank: 1 / 0\ndist.barrier()")
     _sums(kernel)
     assert "session lab (2 ranks) ended" in kernel.run("%ddp_stop lab").text
+
+
+# --- what a cell does to its own process ----------------------------------------------------------
+
+HARM = {
+    "streams": "import sys\nsys.stdout.close(); sys.stderr.close()",
+    "no streams": "import sys\nsys.stdout = sys.stderr = None",
+    "descriptors": "import os\nfor fd in range(3): os.close(fd)",
+    "redirected": "import os\nfd = os.open('/dev/null', 1)\nos.dup2(fd, 1); os.dup2(fd, 2)",
+    "process group": "dist.destroy_process_group()",
+    "process group of one rank": "if rank == 1: dist.destroy_process_group()",
+    "interrupts": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "masked": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})",
+}
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_harm_to_the_own_process_ends_with_the_cell(lab: Kernel, what: str) -> None:
+    """The next cell prints, in Python and below, reduces, and can be stopped."""
+    lab.run("%%ddp -n 2 -s lab\nkept = 'kept'")
+    assert lab.run(f"%%ddp -s lab\n{HARM[what]}").status == "ok"
+    result = lab.run(
+        "%%ddp -s lab\nimport sys, os\nprint(kept); print('error', file=sys.stderr)\n"
+        "os.system('echo below')"
+    )
+    for word in ("kept", "error", "below"):
+        assert result.text.count(word) == 2, result
+    _sums(lab)
+    stopped = _stopped(
+        lab, "%%ddp -s lab\nimport time\nprint('up', flush=True)\ntime.sleep(1000)", "up", 0.5
+    )
+    assert stopped.error["evalue"] == "rank 0 stopped at line 4; rank 1 stopped at line 4"
+    assert lab.run("%%ddp -s lab\nprint(kept)").text.count("kept") == 2
+
+
+def test_heartbeats_in_a_later_cell(lab: Kernel) -> None:
+    """State and line are those of the cell that runs now."""
+    lab.run("%%ddp -n 2 -s lab\nimport time")
+    for _ in range(3):
+        message = lab.start("%%ddp -s lab\nprint('up')\n\n\nfor _ in range(25): time.sleep(0.1)")
+        result = lab.finish(message)
+        tables = [
+            content["data"]["text/plain"]
+            for kind, content in result.outputs
+            if kind == "update_display_data" and "state" in content["data"]["text/plain"]
+        ]
+        rows = [line.split() for table in tables for line in table.splitlines()[2:]]
+        rows = [row for row in rows if row[3] not in ("exiting", "finished")]
+        assert rows, result
+        assert {row[3] for row in rows} == {"running"}, tables
+        assert {row[4] for row in rows[-2:]} == {"5"}, tables
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("os._exit(3)", "rank 1 exited with code 3"),
+        ("os.kill(os.getpid(), 9)", "rank 1 was killed by SIGKILL"),
+        ("os.closerange(3, 2000)", "rank 1"),
+    ],
+)
+def test_a_rank_that_dies_ends_the_session_with_the_reason(
+    lab: Kernel, code: str, words: str
+) -> None:
+    """Its peer, which sleeps, is ended with it; nobody waits for a new process group."""
+    lab.run("%%ddp -n 2 -s lab\nimport os, time")
+    result = lab.run(f"%%ddp -s lab\nif rank == 1: {code}\ntime.sleep(1000)")
+    assert result.error["evalue"].startswith(words), result.error
+    assert "lab: the session has ended with its ranks" in result.text
+    assert "anew" not in result.text
+    _sums_of_new = lab.run(f"%%ddp -n 2 -s lab\n{SUM}")
+    assert _sums_of_new.text.count("sum 3.0") == 2
+
+
+def test_a_rank_that_leaves_a_session(lab: Kernel) -> None:
+    """os._exit(0) is no failure; the session ends when the others have finished the cell."""
+    lab.run("%%ddp -n 2 -s lab\nimport os, time")
+    result = lab.run("%%ddp -s lab\nif rank == 1: os._exit(0)\ntime.sleep(1); print('end')")
+    assert result.status == "ok", result
+    assert "[rank 0] end" in result.lines
+    assert "lab: the session has ended with its ranks" in result.text
+
+
+def test_files_that_a_session_names_are_there(lab: Kernel) -> None:
+    """The log of lines that are left out, and that of the status, in every cell."""
+    for _ in range(2):
+        flood = lab.run("%%ddp -n 2 -s lab\nfor i in range(20000): print('line', i)")
+        log = re.search(r"lines left out here; all are in (\S+)", flood.text)
+        assert log is not None, flood.text[-300:]
+        assert "line 19999" in Path(log.group(1)).read_text()
+        status = lab.run("print(get_ipython().run_line_magic('ddp_status', ''))").text
+        logs = re.search(r"logs in (\S+)", status)
+        assert logs is not None
+        assert (Path(logs.group(1)) / "rank0.log").exists()
+
+
+def test_a_deaf_rank_of_a_session_shows_its_stack(lab: Kernel) -> None:
+    """In a later cell too."""
+    lab.run("%%ddp -n 2 -s lab\nx = 1")
+    result = _stopped(
+        lab,
+        "%%ddp -s lab\nprint('up', flush=True)\ndef deaf():\n    sum(range(10**11))\n"
+        "if rank == 1: deaf()",
+        "up",
+        0.7,
+    )
+    assert "line 4 in deaf" in result.text, result
+
+
+def test_stop_while_a_session_formats_an_error(lab: Kernel) -> None:
+    """What frees a rank from a collective of the stopped cell does not reach the next one."""
+    lab.run("%%ddp -n 2 -s lab\nimport time")
+    for _ in range(4):
+        _stopped(
+            lab,
+            "%%ddp -s lab\nclass E(Exception):\n    def __str__(self):\n"
+            "        time.sleep(1000)\nprint('up', flush=True)\nraise E()",
+            "up",
+            0.2,
+        )
+        _sums(lab)

@@ -37,6 +37,16 @@ def test_a_late_heartbeat_does_not_hide_where_a_rank_failed() -> None:
 def test_leaving_early() -> None:
     """An end with code 0 before the cell's is no failure, but told."""
     rank = Rank(rank=0)
+    rank.take(WorkerReady(rank=0, time=0.0, device="cpu"))
     rank.take(WorkerExited(rank=0, time=1.0, code=0))
     assert rank.left_early
     assert rank.failure is None
+
+
+def test_a_late_heartbeat_of_the_cell_before() -> None:
+    """A session's rank that was idle when it was sent is not idle in its next cell."""
+    rank = Rank(rank=0)
+    rank.take(WorkerReady(rank=0, time=0.0, device="cpu"))
+    rank.take(_beat("idle", None))
+    rank.take(_beat("running", 7))
+    assert (rank.phase, rank.line) == ("running", 7)
