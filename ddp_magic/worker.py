@@ -76,6 +76,7 @@ FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wa
 QUEUES_S = 0.3  # for the threads of multiprocessing's queues to give back their semaphores
 PIPE_BYTES = 2**20
 FREE_S = 0.3  # for Python code to take an interrupt by itself
+AGAIN_S = 0.05  # until an interrupt that a destructor has swallowed comes again
 HIGH_FD = 900  # under the usual limit of 1024 open files
 UNREADABLE = "<its text cannot be shown>"
 _MISSING = object()
@@ -111,6 +112,7 @@ class Worker:
         self._channel.move(_out_of_the_way)
         self._redirect_descriptors()
         self._install_interrupts()
+        sys.unraisablehook = functools.partial(self._unraisable, sys.unraisablehook)
         for target in (self._listen, self._beat):
             threading.Thread(target=target, name=f"ddp_magic{target.__name__}", daemon=True).start()
 
@@ -508,7 +510,6 @@ class Worker:
         object lives can deadlock, and the end of the process closes it.
         """
         self._phase = "exiting"
-        sys.unraisablehook = functools.partial(self._unraisable, sys.unraisablehook)
         if code:
             nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- it must outlive this frame
             faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
@@ -523,9 +524,14 @@ class Worker:
         os._exit(code)
 
     def _unraisable(self, show: Callable[[Any], None], args: Any) -> None:  # noqa: ANN401 -- sys's own
-        """Show what an exit handler raises, as Python does; but not that it was interrupted."""
+        """Show what a destructor or an exit handler raises, as Python does; but no interrupt."""
         if isinstance(args.exc_value, KeyboardInterrupt):
-            self._tell_interrupted()
+            if self._phase == "exiting":
+                self._tell_interrupted()
+            else:  # a destructor was interrupted, and the cell goes on as if nothing had been
+                again = threading.Timer(AGAIN_S, interrupts.send)
+                again.daemon = True
+                again.start()
             return
         if args.exc_value is not None:
             without_ours(args.exc_value)

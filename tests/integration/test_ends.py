@@ -249,6 +249,21 @@ def test_what_the_user_sees_of_an_interrupt(kernel: Kernel) -> None:
     assert "ddp_magic/" not in result.text + result.traceback
 
 
+def test_an_interrupt_that_a_destructor_swallows_comes_again(kernel: Kernel) -> None:
+    """Python ignores what is raised in one; libraries have many."""
+    for _ in range(3):
+        message = kernel.start(
+            "%%ddp -n 1\nimport time\nclass D:\n    def __del__(self):\n        time.sleep(1)\n"
+            "print('up', flush=True)\nwhile True:\n    D()\n    time.sleep(1)"
+        )
+        kernel.finish(message, until="up")
+        time.sleep(0.5)
+        kernel.interrupt()
+        result = kernel.finish(message)
+        assert result.error["evalue"] == "rank 0 stopped at line 9", result.error
+        assert "ignored" not in result.text
+
+
 # --- who is to blame ------------------------------------------------------------------------------
 
 
