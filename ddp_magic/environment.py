@@ -34,6 +34,8 @@ LAUNCHER_VARIABLES = frozenset(
     ]
 )
 _LAUNCHER_PREFIX = "TORCHELASTIC_"
+# By it a kernel knows who has started it, and libraries a kernel. A rank is a script.
+_KERNELS_OWN = frozenset(["JPY_PARENT_PID"])
 
 # Sizes of thread pools: one in the forkserver, which must have no threads when it forks; set by
 # the libraries' own functions in the ranks (`worker`).
@@ -84,7 +86,7 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
     ours = {
         name: value
         for name, value in env.items()
-        if name not in LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIX)
+        if name not in LAUNCHER_VARIABLES | _KERNELS_OWN and not name.startswith(_LAUNCHER_PREFIX)
     }
     if visible is not None:
         ours["CUDA_VISIBLE_DEVICES"] = visible

@@ -112,6 +112,12 @@ class CellShell(InteractiveShell):
     display_pub_class = Type(RankDisplayPublisher)
     displayhook_class = Type(RankDisplayHook)
 
+    def init_prompts(self) -> None:
+        """Set no `sys.ps1`: by it Lightning and others know an interpreter that somebody types in.
+
+        A rank is a script. This runs in the forkserver, before the libraries that remember it.
+        """
+
     def run_file(self, command: RunCell) -> BaseException | None:
         """Run the cell in a file.
 
