@@ -21,6 +21,8 @@ class WorkerSettings:
         timeout_s: Of collectives, s; None for torch's default.
         init_process_group: Whether the default process group is made before the cell.
         kept: Whether the ranks are a session's, which outlive their cells.
+        master_port: Of the ranks' MASTER_PORT: a free one, kept free for what they start; 0 to
+            leave the agent's.
     """
 
     socket: str
@@ -30,6 +32,7 @@ class WorkerSettings:
     timeout_s: float | None = None
     init_process_group: bool = True
     kept: bool = False
+    master_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@
   imported already; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
 - The store behind MASTER_ADDR and MASTER_PORT: owned by the agent, on a port of the loopback
-  interface that is never guessed and released; every attempt has its own. The ranks' own groups do
-  without it (`process_group`); it is there for what they start in their turn.
+  interface that is never guessed and released; every attempt has its own. The ranks do
+  without it (`process_group`), and what they start has another port (`WorkerSettings.master_port`).
 - No name server is asked for this machine's full name (`Agent`), which torch notes with each step
   of a run, and which none of its logs here shows.
 
@@ -21,7 +21,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,7 +57,31 @@ class Agent(local_elastic_agent.LocalElasticAgent):
 
     Where that does not answer and the machine's name is not in /etc/hosts, as on a laptop without
     its VPN, an empty run of four ranks took 25 s.
+
+    Args:
+        start: Stands in for torch's `start_processes`.
+        args: torch's own.
+        kwargs: torch's own.
     """
+
+    def __init__(self, *args: Any, start: Callable[..., PContext], **kwargs: Any) -> None:  # noqa: ANN401
+        """Take what torch gives."""
+        super().__init__(*args, **kwargs)
+        self._start_ranks = start
+
+    def _start_workers(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's own
+        start = local_elastic_agent.start_processes  # type: ignore[attr-defined]
+
+        def start_ranks(**given: Any) -> PContext:  # noqa: ANN401 -- torch's own
+            # Before the fork: ranks have torch as it is, and may launch others with it.
+            setattr(local_elastic_agent, "start_processes", start)  # noqa: B010
+            return self._start_ranks(**given)
+
+        setattr(local_elastic_agent, "start_processes", start_ranks)  # noqa: B010 -- not in its types
+        try:
+            return super()._start_workers(*args, **kwargs)
+        finally:
+            setattr(local_elastic_agent, "start_processes", start)  # noqa: B010
 
     def _construct_event(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's own
         full_name = api._get_fq_hostname
@@ -226,7 +250,6 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
         context.start()
         return context
 
-    setattr(local_elastic_agent, "start_processes", fork_ranks)  # noqa: B010 -- not in its types
     workers = WorkerSpec(
         role="default",
         local_world_size=spec.nproc,
@@ -237,7 +260,7 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
         local_addr=HOST,
     )
     logs = NoLogs(spec.worker.directory)
-    Agent(workers, logs_specs=logs).run()
+    Agent(workers, logs_specs=logs, start=fork_ranks).run()
 
 
 def _run_worker(

@@ -7,8 +7,10 @@ connections and the text pipes. A group has no thread of its own.
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import os
 import selectors
+import socket
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -137,6 +139,7 @@ class WorkerGroup:
         self.sent: set[int] = set()  # numbers of shared memory
         self._selector = selectors.DefaultSelector()
         self._listener: Listener | None = None
+        self._master_port: socket.socket | None = None
         self._agent: PlacedAgent | None = None
         # One, or with torchrun one for each rank's keeper.
         self._agent_channels: list[Channel] = []
@@ -162,6 +165,11 @@ class WorkerGroup:
             prelude: Names of the prelude that the first cell reads.
         """
         self._started = time.time() - 1.0  # a process's own time is rounded to ticks
+        # Bound and not listening: ours to keep, and free for the store of what the ranks start.
+        self._master_port = socket.socket()
+        self._master_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._master_port.bind(("127.0.0.1", 0))
+        port = self._master_port.getsockname()[1]
         self._listener = Listener(self.directory)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._agent = engine.start(
@@ -170,7 +178,7 @@ class WorkerGroup:
                 kernel_pid=os.getpid(),
                 nproc=self.nproc,
                 sys_path=tuple(sys_path),
-                worker=self._settings,
+                worker=dataclasses.replace(self._settings, master_port=port),
                 prelude=prelude,
             ),
             env,
@@ -489,6 +497,8 @@ class WorkerGroup:
         self._forget_first_commands()
         if self._listener is not None:
             self._listener.close()
+        if self._master_port is not None:
+            self._master_port.close()
         self._selector.close()
         if self._agent is not None:
             self._agent.close()

@@ -3,6 +3,10 @@
 A script that plain torchrun runs calls `init_process_group` itself, perhaps in a module that the
 cell imports. That call takes the place of the untouched default group, over the ranks' own store
 whatever MASTER_PORT the script has set; after traffic on ours it is a clear error.
+
+What a rank starts in its turn is not a rank: the groups of a process that it forks are that
+process's own, and take the place of the one that it has inherited. Those of a world of another size
+are the cell's own too.
 """
 
 from __future__ import annotations
@@ -10,11 +14,14 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import sys
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
+import torch.multiprocessing
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import GroupName, PrefixStore
 
@@ -29,6 +36,7 @@ class ProcessGroups:
     def __init__(self, directory: Path) -> None:
         """Put ours in the place of torch's two functions."""
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._world_size = int(os.environ["WORLD_SIZE"])
         self._path = str(directory / f"store{attempt}")
         self._torch_init = distributed_c10d.init_process_group
         self._torch_destroy = distributed_c10d.destroy_process_group
@@ -38,6 +46,7 @@ class ProcessGroups:
         self._ours: Any = None
         self._kept: list[Any] = []
         self._sockets: set[str] = set()
+        self._in_rank = True  # not in a process that the rank has forked
 
         @functools.wraps(self._torch_init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
@@ -59,6 +68,27 @@ class ProcessGroups:
         for module in (dist, distributed_c10d):
             module.init_process_group = init_process_group  # type: ignore[attr-defined]
             module.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]
+        os.register_at_fork(after_in_child=self._leave_to_the_child)
+
+    def _leave_to_the_child(self) -> None:
+        """Leave a process that this rank has forked to itself.
+
+        The default group stays in sight there: a `DataLoader`'s worker asks it for its rank. But
+        what torch's own launchers start is a program of its own, which begins without one.
+        """
+        self._in_rank = False
+        distributed_c10d._new_process_group_helper = self._torch_helper
+        if _is_launched():
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go, in a forked process, of the group that is its parent's."""
+        if self._ours is None or dist.group.WORLD is not self._ours:
+            return
+        self._ours = None
+        self._kept.extend(distributed_c10d._world.pg_map)
+        distributed_c10d._world.pg_names.clear()  # what is named there is shut down
+        self._torch_destroy()
 
     def init(self, *, backend: str, timeout: timedelta | None) -> None:
         """Make the default group that the cell finds."""
@@ -128,13 +158,21 @@ class ProcessGroups:
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        if not self._in_rank:
+            self._forget()
+            self._torch_init(
+                backend, init_method, timeout, world_size, rank, store, *args, **kwargs
+            )
+            return
         self._give_way()
-        ours = store is None and (init_method or "env://").startswith("env://")
+        size = int(os.environ.get("WORLD_SIZE", "-1")) if world_size < 0 else world_size
+        by_environment = store is None and (init_method or "env://").startswith("env://")
+        ours = by_environment and size == self._world_size
         if ours:
             # torchrun's way: over the ranks' own store, with the rank's own numbers unless given.
             store, init_method = self._next_store(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
-            world_size = int(os.environ["WORLD_SIZE"]) if world_size < 0 else world_size
+            world_size = size
         self._torch_init(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
         if ours:
             # A rank that goes on and closes its connections would look dead to one that is still
@@ -157,6 +195,9 @@ class ProcessGroups:
         self._destroy_for_the_cell()
 
     def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
+        if not self._in_rank and group is None and dist.group.WORLD is self._ours:
+            self._forget()
+            return
         self._keep_groups()
         self._torch_destroy(group)
 
@@ -164,6 +205,20 @@ class ProcessGroups:
         # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
         # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
         self._kept.extend(distributed_c10d._world.pg_map)
+
+
+def _is_launched() -> bool:
+    """Tell, in a process that has just been forked, whether torch's launcher has forked it.
+
+    `mp.start_processes` has: torchrun's own way of calling a function, and so `accelerate`'s.
+    """
+    launcher = torch.multiprocessing.start_processes.__code__  # type: ignore[attr-defined]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is launcher:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _socket_fds() -> list[tuple[int, str]]:

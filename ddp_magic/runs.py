@@ -233,6 +233,9 @@ class Run:
         try:
             if unfinished or self.group.ended or not self.group.kept:
                 self.group.close()
+        except BaseException:
+            self.state = State.FAILED
+            raise
         finally:
             self._capture.close()
             self.ended = time.time()

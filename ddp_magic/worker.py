@@ -545,7 +545,7 @@ class Worker:
 def main(settings: WorkerSettings) -> NoReturn:
     """Be a rank, until its last cell has run."""
     try:
-        _forget_the_agent()
+        _forget_the_agent(settings)
         worker = Worker(settings)
     except Exception as error:  # noqa: BLE001 -- the kernel shows this line of the agent's log
         os.write(2, f"{NOT_STARTED} {os.environ['RANK']}: {_last_line(error)}\n".encode())
@@ -566,8 +566,13 @@ def _join_queues() -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _forget_the_agent() -> None:
+def _forget_the_agent(settings: WorkerSettings) -> None:
     """Take a fresh interpreter's state where a fork has its parent's."""
+    # The ranks' own groups need no store of the agent's (`process_group`). For all others, this
+    # variable says that somebody else serves theirs, at whatever address: they would wait for ever.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    if settings.master_port:
+        os.environ["MASTER_PORT"] = str(settings.master_port)
     processes.tie_forked_children()
     random.seed()
     torch.default_generator.seed()

@@ -13,6 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+_inherited: Any = None  # the group that this process has from the one that forked it
+
+
+def _note_inherited() -> None:
+    global _inherited  # noqa: PLW0603 -- there is one default group
+    _inherited = dist.group.WORLD
+
+
+if dist.is_available():
+    os.register_at_fork(after_in_child=_note_inherited)
+
 
 def rank_and_world() -> tuple[int, int]:
     """Return this process's rank and the world size; (0, 1) without a process group."""
@@ -69,9 +80,11 @@ def setup(
     Raises:
         ValueError: Some of rank, world_size and port are given, but not all.
     """
-    if dist.is_available() and dist.is_initialized():
-        return _current_device()
     given = [number is not None for number in (rank, world_size, port)]
+    initialized = dist.is_available() and dist.is_initialized()
+    # A group that came with a fork is the parent's: numbers of one's own ask for another.
+    if initialized and not (any(given) and dist.group.WORLD is _inherited):
+        return _current_device()
     if any(given) and not all(given):
         raise ValueError("setup() takes rank, world_size and port together, or none of them")
     if torch.cuda.is_available():

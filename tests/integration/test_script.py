@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.kernel import Kernel
 
 
@@ -16,3 +18,159 @@ def test_a_rank_is_not_interactive(kernel: Kernel) -> None:
         "      hasattr(shell(), 'kernel'), 'JPY_PARENT_PID' in os.environ)"
     )
     assert result.text.count(" False False False False False\n") == 2, result
+
+
+CHILD = """
+import socket
+import torch.multiprocessing as mp
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+def guides_setup(rank, world_size, port):
+    os.environ["MASTER_ADDR"] = "localhost"
+    os.environ["MASTER_PORT"] = str(port)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+
+def child(number, join, port):
+    join(number, 2, port)
+    t = torch.ones(1)
+    dist.all_reduce(t)
+    os.write(1, f"child {number} of rank {os.environ['RANK']}: {t.item()}\\n".encode())
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "how"),
+    [
+        ("torch", "fork"),
+        ("torch", "spawn"),
+        ("multiprocessing", "fork"),
+        ("multiprocessing", "forkserver"),
+    ],
+)
+def test_children_of_a_rank_make_groups_of_their_own(
+    kernel: Kernel, launcher: str, how: str
+) -> None:
+    """The prelude's setup, and a script's own, whatever the rank's own group is."""
+    start = {
+        "torch": f"mp.start_processes(child, (join, free_port()), 2, start_method={how!r})",
+        "multiprocessing": (
+            f"context, port = mp.get_context({how!r}), free_port()\n"
+            "    children = [context.Process(target=child, args=(i, join, port)) for i in (0, 1)]\n"
+            "    [c.start() for c in children]; [c.join() for c in children]"
+        ),
+    }[launcher]
+    result = kernel.run(
+        f"%%ddp -n 2\n{CHILD}\nfor join in (setup, guides_setup):\n    {start}\n"
+        "t = torch.ones(1)\ndist.all_reduce(t)\nprint('rank', t.item())"
+    )
+    assert result.status == "ok", result
+    for rank in (0, 1):
+        for number in (0, 1):
+            line = f"[rank {rank}] child {number} of rank {rank}: 2.0"
+            assert result.lines.count(line) == 2, result
+        assert f"[rank {rank}] rank 2.0" in result.lines
+
+
+@pytest.mark.parametrize("options", ["", "--cold"])
+def test_programs_that_a_rank_starts(kernel: Kernel, options: str) -> None:
+    """With a port of its own, or all ranks' programs as one world, twice; or under torchrun."""
+    kernel.run(
+        "open('program.py', 'w').write('''\n"
+        "import os, sys, torch, torch.distributed as dist\n"
+        "if len(sys.argv) > 1: os.environ['MASTER_PORT'] = sys.argv[1]\n"
+        "dist.init_process_group('gloo')\n"
+        "t = torch.ones(1); dist.all_reduce(t)\n"
+        "os.write(1, f'{sys.argv[1:]} {t.item()}\\\\n'.encode())\n"
+        "dist.destroy_process_group()\n''')"
+    )
+    result = kernel.run(
+        f"%%ddp -n 2 {options}\n{CHILD}\n"
+        "port = [free_port()]\n"
+        "dist.broadcast_object_list(port)\n"
+        "import sys\n"
+        "!{sys.executable} program.py {port[0]}\n"
+        "!{sys.executable} program.py\n"
+        "!{sys.executable} program.py\n"
+        "if rank == 0:\n"
+        "    torchrun = f'{sys.executable} -m torch.distributed.run --standalone'\n"
+        "    !{torchrun} --nproc-per-node 2 program.py\n"
+        "dist.barrier()"
+    )
+    assert result.status == "ok", result
+    assert result.text.count("'] 2.0\n") == 2, result
+    assert result.text.count("[] 2.0\n") == 6, result
+
+
+def test_a_world_of_the_cells_own(kernel: Kernel) -> None:
+    """At an address of its own (tcp://), and of some ranks only (env://)."""
+    result = kernel.run(
+        f"%%ddp -n 4\n{CHILD}\n"
+        "ports = [free_port() for _ in range(3)]\n"
+        "dist.broadcast_object_list(ports)\n"
+        "dist.destroy_process_group()\n"
+        "dist.init_process_group('gloo', f'tcp://127.0.0.1:{ports[2]}', rank=rank, world_size=4)\n"
+        "t = torch.ones(1); dist.all_reduce(t); print('all', t.item())\n"
+        "dist.destroy_process_group()\n"
+        "os.environ['MASTER_PORT'] = str(ports[rank // 2])\n"
+        "dist.init_process_group('gloo', rank=rank % 2, world_size=2)\n"
+        "t = torch.tensor(float(rank)); dist.all_reduce(t); print('half', t.item())"
+    )
+    assert result.text.count("all 4.0\n") == 4, result
+    assert [result.text.count(f"half {total}\n") for total in (1.0, 5.0)] == [2, 2], result
+
+
+def test_a_dataloaders_worker_knows_its_rank(kernel: Kernel) -> None:
+    """A forked one sees its rank's process group, as in a script."""
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "class Ranks(torch.utils.data.IterableDataset):\n"
+        "    def __iter__(self): yield dist.get_rank()\n"
+        "print(list(DataLoader(Ranks(), num_workers=1, multiprocessing_context='fork')))"
+    )
+    assert sorted(result.lines) == ["[rank 0] [tensor([0])]", "[rank 1] [tensor([1])]"], result
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_torchs_own_launcher_in_a_rank(kernel: Kernel, how: str) -> None:
+    """A rank has torch as it is; what it launches is not taken for ranks."""
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "from torch.distributed.launcher.api import LaunchConfig, elastic_launch\n"
+        "def main(x):\n"
+        "    assert not dist.is_initialized()\n"
+        "    dist.init_process_group('gloo')\n"
+        "    t = torch.ones(1)\n"
+        "    dist.all_reduce(t)\n"
+        "    return dist.get_rank(), t.item(), x\n"
+        f"config = LaunchConfig(1, 1, 3, start_method={how!r}, run_id=f'mine{{rank}}',\n"
+        "    rdzv_backend='c10d', rdzv_endpoint='127.0.0.1:0', monitor_interval=0.1)\n"
+        "print(elastic_launch(config, main)(rank))\n"
+        "t = torch.ones(1); dist.all_reduce(t); print('rank', t.item())"
+    )
+    assert result.status == "ok", result
+    for rank in (0, 1):
+        values = {r: (r, 3.0, rank) for r in range(3)}
+        assert f"[rank {rank}] {values}" in result.lines, result
+        assert f"[rank {rank}] rank 2.0" in result.lines
+
+
+def test_accelerates_launcher_in_a_rank(kernel: Kernel) -> None:
+    """`notebook_launcher` forks; its processes find no process group, and make theirs."""
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "from accelerate import notebook_launcher\n"
+        "def main():\n"
+        "    from accelerate import Accelerator\n"
+        "    accelerator = Accelerator(cpu=True)\n"
+        "    os.write(1, f'{accelerator.num_processes}: {accelerator.process_index}\\n'.encode())\n"
+        "if rank == 1:\n"
+        "    notebook_launcher(main, num_processes=2)\n"
+        "dist.barrier()"
+    )
+    assert result.status == "ok", result
+    assert {"[rank 1] 2: 0", "[rank 1] 2: 1"} <= set(result.lines), result

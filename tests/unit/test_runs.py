@@ -1,0 +1,61 @@
+"""What becomes of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_magic.cell import Cell
+from ddp_magic.names import Names
+from ddp_magic.runs import Options, Run
+from ddp_magic.verdict import State
+
+
+class Group:
+    """A worker group that cannot be ended."""
+
+    started = True
+    kept = False
+    ended = True
+    agent_error = ""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.members: dict[int, Any] = {}
+        self.ready: dict[int, Any] = {}
+        self.unseen: list[Any] = []
+        self.notes: list[str] = []
+
+    def look(self) -> None:
+        """There is nothing to see."""
+
+    def drain(self) -> list[Any]:
+        return []
+
+    def last_words(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        raise StopIteration
+
+
+class Screen:
+    """Shows nothing."""
+
+    def start(self, run: Run) -> None: ...
+    def take(self, event: object) -> None: ...
+    def say(self, text: str) -> None: ...
+    def tick(self, run: Run) -> None: ...
+    def finish(self, run: Run) -> None: ...
+
+
+def test_a_run_whose_end_fails_has_failed(tmp_path: Path) -> None:
+    """It is not RUNNING for ever in the status; the error is raised."""
+    group: Any = Group(tmp_path)
+    run = Run(Cell("pass", Names(frozenset(), frozenset())), Options(nproc=1), group=group)
+    with pytest.raises(StopIteration):
+        run.execute(Screen(), engine=None, sys_path=[])  # type: ignore[arg-type]
+    assert run.state is State.FAILED
+    assert run.ended is not None
