@@ -9,6 +9,8 @@
 - No name server is asked for this machine's full name (`Agent`), which torch notes with each step
   of a run, and which none of its logs here shows.
 
+The cold way (`torchrun`) is torch's own launcher, but with our rendezvous and store too.
+
 It leans on internals of torch (`PContext`, `start_processes`, `_construct_event`); a test for each
 supported torch watches them. This is the only importer of `torch.distributed.elastic`.
 """
@@ -39,7 +41,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
+    RendezvousParameters,
     RendezvousStoreInfo,
+    rendezvous_handler_registry,
 )
 
 from ddp_magic import worker
@@ -49,6 +53,7 @@ from ddp_magic.ranks import TERM_GRACE_S, Ranks
 MONITOR_INTERVAL_S = 0.001  # torch sleeps so long between looks, which wait themselves
 WAIT_S = 1.0
 HOST = "127.0.0.1"
+BACKEND = "ddp_magic"
 LISTEN_BACKLOG = 1024
 
 
@@ -134,9 +139,7 @@ class ForkContext(PContext):
     def _start(self) -> None:
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
-        listening = socket.socket()
-        listening.bind((HOST, 0))
-        listening.listen(LISTEN_BACKLOG)
+        listening = _listen()
         port = listening.getsockname()[1]
         for local_rank in range(self.nprocs):
             env = {**self.envs[local_rank], "MASTER_PORT": str(port)}
@@ -148,15 +151,7 @@ class ForkContext(PContext):
         threading.Thread(target=self._serve_store, args=(listening,), daemon=True).start()
 
     def _serve_store(self, listening: socket.socket) -> None:
-        port = listening.getsockname()[1]
-        self._store = TCPStore(
-            HOST,
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            master_listen_fd=listening.detach(),
-            use_libuv=False,  # its server asks the DNS for the name of each client, in turn
-        )
+        self._store = _serve_store(listening)
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.wait(WAIT_S)
@@ -188,7 +183,8 @@ class OneNode(RendezvousHandler):
     """The rendezvous of a single node: nobody to wait for, and no server.
 
     The ranks' store comes later (`ForkContext`): what is agreed here, the agent agrees with itself.
-    torch's own handler (c10d) waits for up to 0.3 s for nodes that could still join.
+    torch's own handler (c10d) waits for up to 0.3 s for nodes that could still join, listens on all
+    interfaces, and unpickles what anyone has written to its store.
 
     Args:
         run_id: The run's name.
@@ -200,8 +196,8 @@ class OneNode(RendezvousHandler):
         self._closed = False
 
     def get_backend(self) -> str:
-        """Return its name, for torch's log."""
-        return "ddp_magic"
+        """Return its name, for torch's log and torchrun's registry."""
+        return BACKEND
 
     @property
     def use_agent_store(self) -> bool:
@@ -233,6 +229,52 @@ class OneNode(RendezvousHandler):
         """Close."""
         self._closed = True
         return True
+
+
+class OneNodeWithStore(OneNode):
+    """The same for plain torchrun, which starts its ranks by itself: the store is served here."""
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Return this node alone, with the port of a new store."""
+        listening = _listen()
+        address = RendezvousStoreInfo(HOST, listening.getsockname()[1])
+        # In a thread, as above: the ranks connect to the socket, which listens already.
+        threading.Thread(target=self._serve_store, args=(listening,), daemon=True).start()
+        return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
+
+    def _serve_store(self, listening: socket.socket) -> None:
+        self._store = _serve_store(listening)
+
+
+def register_rendezvous() -> str:
+    """Let torchrun have our rendezvous; return the name for its `--rdzv-backend`."""
+
+    def create(parameters: RendezvousParameters) -> RendezvousHandler:
+        return OneNodeWithStore(parameters.run_id)
+
+    rendezvous_handler_registry.register(BACKEND, create)
+    return BACKEND
+
+
+def _listen() -> socket.socket:
+    """Return a listening socket of the loopback interface."""
+    listening = socket.socket()
+    listening.bind((HOST, 0))
+    listening.listen(LISTEN_BACKLOG)
+    return listening
+
+
+def _serve_store(listening: socket.socket) -> TCPStore:
+    """Return the store behind a socket; left to itself, torch listens on all interfaces."""
+    port = listening.getsockname()[1]
+    return TCPStore(
+        HOST,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+        use_libuv=False,  # its server asks the DNS for the name of each client, in turn
+    )
 
 
 def run(spec: AgentSpec, ranks: Ranks) -> None:

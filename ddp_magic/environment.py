@@ -8,6 +8,7 @@ as the first kind, unless it is known here to be read late (`LATE`), or set anew
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 # What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in the
@@ -94,8 +95,9 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
         ours.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if nproc > 1:
         ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
-    # All ranks are on this machine, whose host name may not resolve.
-    ours.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # All ranks are on this machine, whose host name may not resolve, and nobody on another one has
+    # business with them: also where a cluster's own setting names an interface.
+    ours["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     ours["PYTHONUNBUFFERED"] = "1"  # of Python programs that a cell starts
     # A figure of a rank becomes a display only through IPython's own backend.
     ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")

@@ -1,4 +1,7 @@
-"""The cold way: plain `python -m torch.distributed.run`, and a keeper for each rank that it starts.
+"""The cold way: plain `torch.distributed.run`, and a keeper for each rank that it starts.
+
+Plain but for the rendezvous, which is ours (`elastic.OneNodeWithStore`): torch's own (c10d) listens
+on all interfaces and unpickles what anyone has written to its store.
 
 torchrun's agent cannot be reached from the kernel, and tells nobody how a rank ended. So what it
 starts is not the rank but its keeper: a small process without torch, which forks the rank, and
@@ -29,7 +32,9 @@ def main() -> None:
     """Be torchrun, and end with the kernel; what to run is on stdin."""
     start = json.loads(sys.stdin.read())
     threading.Thread(target=_end_with, args=(start["kernel_pid"],), daemon=True).start()
-    sys.argv[:] = ["torchrun", *start["argv"]]
+    from ddp_magic import elastic  # with torch: in the launcher, not in the keepers
+
+    sys.argv[:] = ["torchrun", "--rdzv-backend", elastic.register_rendezvous(), *start["argv"]]
     runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
 
 

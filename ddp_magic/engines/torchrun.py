@@ -54,7 +54,6 @@ class Torchrun:
         directory = Path(spec.worker.directory)
         argv = [
             *("--nnodes", "1", "--nproc-per-node", str(spec.nproc), "--max-restarts", "0"),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
             *("--local-addr", "127.0.0.1", "--rdzv-id", spec.run_id),
             *("--log-dir", str(directory / "torchrun"), "--no-python"),
             *entry("torchrun", "keep"),

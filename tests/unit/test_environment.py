@@ -25,6 +25,12 @@ def test_the_ranks_environment() -> None:
     assert rank_environment(env, "2,0", 2)["CUDA_VISIBLE_DEVICES"] == "2,0"
 
 
+def test_ranks_speak_over_the_loopback_interface() -> None:
+    """Whatever interface a cluster's settings name: all ranks are on this machine."""
+    for env in ({}, {"GLOO_SOCKET_IFNAME": "eth0"}):
+        assert rank_environment(env, None, 2)["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
+
+
 def test_a_forkserver_has_no_threads() -> None:
     """Every pool is held at one, whatever the ranks are to have."""
     env = forkserver_environment({"OMP_NUM_THREADS": "8", "A": "b"})
