@@ -9,7 +9,8 @@ below it:
 - kernel         what outlives a cell: runs, sessions, the forkserver, the notebook's names
 - session        ranks that are kept; `options` checks what was asked for
 - runs           Run: one cell on one worker group, and what became of it; `stop` ends it
-- group          WorkerGroup: start, send, interrupt, kill; owns the listening end
+- group          WorkerGroup: start, send, interrupt, kill; owns the listening end; `admission`
+                 says which messages make sense
 - engines        how an agent gets onto a node: `forkserver`, `torchrun` (`--cold`)
 - forkserver     the preloaded process, which forks agents; `preload` says what it may import
 - torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank

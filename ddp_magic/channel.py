@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.events import Command, Event, decode, encode
+from ddp_magic.events import MAX_BYTES, Command, Event, decode, encode
 
 _LENGTH = struct.Struct("!I")
-MAX_FRAME_BYTES = 256 * 2**20
+_PEER = struct.Struct("3i")  # pid, uid, gid
+MAX_FRAME_BYTES = MAX_BYTES
 _CHUNK_BYTES = 256 * 1024
 _MAX_PATH_BYTES = 100  # sun_path holds 108
 
@@ -32,9 +33,10 @@ class Channel:
     connection open after its owner's death nor write into its owner's frames.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         """Take over a connected socket."""
         self._socket = sock
+        self.max_frame_bytes = max_frame_bytes  # of what is received
         self._send_lock = threading.Lock()
         self._inode = os.fstat(sock.fileno()).st_ino
         self._buffer = bytearray()
@@ -72,31 +74,67 @@ class Channel:
             The messages that are now complete (perhaps none); None at the end of the stream.
 
         Raises:
-            ProtocolError: A frame is longer than `MAX_FRAME_BYTES` or no known message.
+            ProtocolError: A frame is longer than `max_frame_bytes` or no known message.
         """
+        return [decode(payload) for payload in self.frames()] if self.read() else None
+
+    def read(self) -> bool:
+        """Read what has arrived, blocking until something has; False at the end of the stream."""
         try:
             data, fds, _flags, _address = socket.recv_fds(self._socket, _CHUNK_BYTES, 1)
         except (BlockingIOError, InterruptedError):
-            return []
+            return True
         except OSError:
-            return None
+            return False
         self.received_fds.extend(fds)
-        if not data:
-            return None
         self._buffer += data
-        return list(self._frames())
+        return bool(data)
 
-    def _frames(self) -> Iterator[Command | Event]:
+    def frames(self) -> Iterator[bytes]:
+        """Yield the payloads of the frames that are complete.
+
+        Raises:
+            ProtocolError: The next one is longer than `max_frame_bytes`.
+        """
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME_BYTES:
+            if length > self.max_frame_bytes:
                 raise ProtocolError(f"a frame of {length} bytes was announced")
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 return
             payload = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
-            yield decode(payload)
+            yield payload
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the beginning of a frame has arrived, and not its end."""
+        return bool(self._buffer)
+
+    def take_fd(self) -> int:
+        """Return the descriptor that came with a frame.
+
+        Raises:
+            ProtocolError: None came. It is lost also where this process has too many open.
+        """
+        if not self.received_fds:
+            raise ProtocolError(
+                "no descriptor came with it (none can where too many files are open: ulimit -n)"
+            )
+        return self.received_fds.pop(0)
+
+    def drop_fds(self) -> None:
+        """Close what came with frames that had no use for it."""
+        while self.received_fds:
+            os.close(self.received_fds.pop())
+
+    def peer_pid(self) -> int | None:
+        """Return the process that has connected, where the operating system tells."""
+        if not hasattr(socket, "SO_PEERCRED"):
+            return None
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return int(_PEER.unpack(credentials)[0])
 
     def move(self, place: Callable[[int], int]) -> None:
         """Move the descriptor, before another thread uses the channel.
@@ -152,9 +190,9 @@ class Listener:
         """Descriptor, for `selectors`; -1 once closed."""
         return self._socket.fileno()
 
-    def accept(self) -> Channel:
+    def accept(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> Channel:
         """Take the next connection."""
-        return Channel(self._socket.accept()[0])
+        return Channel(self._socket.accept()[0], max_frame_bytes)
 
     def close(self) -> None:
         """Stop listening and remove the socket's file."""

@@ -20,6 +20,7 @@ for), never the frames of ddp_magic.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -102,19 +103,20 @@ def of_class(
         module, _, name = path.partition(":")
         found = names.get(name) if module == "__main__" else _attribute(module, name)
         if isinstance(found, type) and issubclass(found, Exception):
-            try:
+            with contextlib.suppress(Exception):  # a class that cannot be combined, or made so
                 combined = type(error.__name__, (error, found), {"__doc__": error.__doc__})
                 combined("", rank=0, ename="", evalue="", traceback=())
-            except TypeError:  # a class that cannot be combined, or made so
-                continue
-            return combined
+                return combined
     return error
 
 
 def _attribute(module: str, name: str) -> object:
     found: object = sys.modules.get(module)
     for word in name.split("."):
-        found = getattr(found, word, None)
+        try:
+            found = getattr(found, word, None)
+        except Exception:  # noqa: BLE001 -- a module that imports on demand may raise anything
+            return None
     return found
 
 

@@ -9,10 +9,15 @@ Times are seconds since the epoch, on the sender's clock.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import functools
 import json
+import re
+import reprlib
+import types
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
 
@@ -480,26 +485,105 @@ _CLASSES: dict[str, type[Any]] = {
 }
 
 
+MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 200  # of lists and dictionaries in one another; whoever writes them out again recurses
+_MAX_INT = 2**63
+_SIGNED = frozenset(["code", "seed"])  # all other whole numbers are counts, or count something
+
+
+# What a person sees; paths and environments keep what is no UTF-8 in them.
+_SHOWN = (AgentDone, DisplayData, Error, Finished, Heartbeat, Results, Stayed, WorkerReady)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
 def encode(message: Command | Event) -> bytes:
-    """Turn a message into the JSON that travels in one frame."""
+    """Turn a message into the JSON that travels in one frame.
+
+    Raises:
+        ProtocolError: It could not be read at the other end: too long, or an output of the user's
+            own that is none.
+    """
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
-    return json.dumps({"type": type(message).__name__, **fields}, default=str).encode()
+    payload = json.dumps({"type": type(message).__name__, **fields}, default=str).encode()
+    if len(payload) > MAX_BYTES:
+        raise ProtocolError(
+            f"{type(message).__name__} has {len(payload):,} bytes; the limit is {MAX_BYTES:,}"
+        )
+    if isinstance(message, DisplayData):
+        decode(payload)
+    return payload
 
 
 def decode(payload: bytes) -> Command | Event:
     """Read the message of one frame.
 
     Raises:
-        ProtocolError: The payload is no JSON object of a known class with that class's fields.
+        ProtocolError: The payload is no JSON object of a known class with that class's fields,
+            each of its own type.
     """
     try:
         fields = json.loads(payload)
         cls = _CLASSES[fields.pop("type")]
+        if cls in _SHOWN and _SURROGATE.search(payload):
+            # Half a character, which no notebook could be sent.
+            whole = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
+            fields = json.loads(whole)
         # JSON has no tuples: what was one becomes one again, so that messages stay hashable
         # and equal to what was sent.
         message: Command | Event = cls(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r:.200}") from error
+    for name, wanted in _types(cls.__name__).items():
+        value = getattr(message, name)
+        if not _fits(value, wanted, signed=name in _SIGNED):
+            raise ProtocolError(f"{cls.__name__}.{name} is {reprlib.repr(value)}: invalid")
     return message
+
+
+@functools.cache
+def _types(name: str) -> dict[str, Any]:
+    return get_type_hints(_CLASSES[name])
+
+
+def _fits(value: object, wanted: Any, *, signed: bool) -> bool:  # noqa: ANN401 -- a type, as written
+    """Tell whether a value that came as JSON is of a field's type."""
+    items: list[object]
+    match get_origin(wanted), get_args(wanted):
+        case (types.UnionType, options):
+            return any(_fits(value, option, signed=signed) for option in options)
+        case (builtins.tuple, (of, *_)):
+            items = list(value) if isinstance(value, tuple) else [_NOTHING]
+        case (builtins.list, (of,)):
+            items = list(value) if isinstance(value, list) else [_NOTHING]
+        case (builtins.dict, (_, of)):
+            items = list(value.values()) if isinstance(value, dict) else [_NOTHING]
+        case _:
+            return _is(value, wanted, signed=signed)
+    if of is Any:
+        return _NOTHING not in items[:1] and _is_shallow(items)
+    return all(_fits(item, of, signed=signed) for item in items)
+
+
+_NOTHING = object()  # fits no type
+
+
+def _is(value: object, wanted: Any, *, signed: bool) -> bool:  # noqa: ANN401 -- a type
+    if isinstance(value, bool):  # Python's own are whole numbers
+        return wanted is bool
+    if wanted is int:
+        low = -_MAX_INT if signed else 0
+        return isinstance(value, int) and low <= value < _MAX_INT
+    if wanted is float:
+        return isinstance(value, (int, float)) and abs(value) < _MAX_INT  # so neither inf nor nan
+    return isinstance(value, wanted)
+
+
+def _is_shallow(items: list[object]) -> bool:
+    for _ in range(MAX_DEPTH):
+        below = [item for item in items if isinstance(item, (dict, list))]
+        if not below:
+            return True
+        items = [x for item in below for x in (item.values() if isinstance(item, dict) else item)]
+    return False

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from ddp_magic import processes, storage
+from ddp_magic import admission, processes, storage
+from ddp_magic.admission import Standing
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
-from ddp_magic.channel import Channel, Listener
+from ddp_magic.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.errors import ProtocolError
 from ddp_magic.events import (
@@ -42,12 +43,18 @@ from ddp_magic.events import (
     WorkerExited,
     WorkerHello,
     WorkerReady,
+    decode,
 )
 from ddp_magic.output import MarkSplitter
 
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
+HELLO_S = 30.0  # for a connection to say who it is
+HELLO_BYTES = 64 * 1024  # longest message of one that has not
+MAX_STRANGERS = 16  # connected at once, beside the ranks and their keepers
+MAX_UNUSED_FDS = 4  # that a connection may have sent without a use
+MAX_COMPLAINTS = 5  # about connections, for a group
 _READ_BYTES = 256 * 1024
 
 
@@ -66,6 +73,7 @@ class Member:
     )
     text: deque[bytes | int] = field(default_factory=deque)
     outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
+    last_mark: int = 0  # of the outputs that have come, which come in their order
     written: int = 0  # to the log, bytes
     unconnected_since: float | None = None  # on the monotonic clock, s
 
@@ -78,7 +86,7 @@ class Member:
         while self.text:
             item = self.text[0]
             if isinstance(item, int):
-                if item not in self.outputs and not final:
+                if item not in self.outputs and item > self.last_mark and not final:
                     return
                 if item in self.outputs:
                     yield self.outputs.pop(item)
@@ -150,6 +158,9 @@ class WorkerGroup:
         self._interrupted = False
         self._first_commands: list[tuple[Command, int | None]] = []
         self.result_fds: dict[int, int] = {}
+        self._strangers: dict[Channel, float] = {}  # since when they have not said who they are
+        self._ranks: dict[Channel, int] = {}
+        self._complaints = 0
         self._kill_deadline: float | None = None
         self._started = 0.0
 
@@ -255,6 +266,7 @@ class WorkerGroup:
         for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
             if key.fileobj in self._selector.get_map():
                 events += key.data(key.fileobj)
+        self._close_silent()
         if self._agent is None or self.ended:
             return events
         events += self._kill_lost()
@@ -277,35 +289,103 @@ class WorkerGroup:
         return []
 
     def _accept(self, listener: Listener) -> list[Event]:
-        channel = listener.accept()
+        try:
+            channel = listener.accept(HELLO_BYTES)
+        except OSError as error:
+            self._complain(f"a connection could not be accepted: {error}")
+            return []
+        self._strangers[channel] = time.monotonic()
         self._selector.register(channel, selectors.EVENT_READ, self._read_channel)
+        if len(self._strangers) > 2 * self.nproc + MAX_STRANGERS:
+            self._refuse(next(iter(self._strangers)), "too many have not said who they are")
         return []
 
     def _read_channel(self, channel: Channel) -> list[Event]:
-        try:
-            messages = channel.receive()
-        except ProtocolError:
-            messages = None
-        if messages is None:
-            self._selector.unregister(channel)
-            channel.close()
-            for member in self.members.values():
-                if member.channel is channel:
-                    member.unconnected_since = time.monotonic()
+        if not channel.read():
+            if channel in self._strangers and channel.unfinished:
+                self._complain("a connection ended in the middle of its first message")
+            self._drop(channel)
+            if channel in self._ranks:
+                self.members[self._ranks[channel]].unconnected_since = time.monotonic()
             return []
         events: list[Event] = []
-        for message in messages:
-            events += self._take(channel, message)
+        try:
+            for payload in channel.frames():
+                events += self._take_payload(channel, payload)
+                if channel.closed:
+                    return events
+        except ProtocolError as error:  # where the next frame begins is not known any more
+            self._refuse(channel, str(error))
+            return events
+        if len(channel.received_fds) > MAX_UNUSED_FDS:
+            channel.drop_fds()
         return events
+
+    def _take_payload(self, channel: Channel, payload: bytes) -> list[Event]:
+        """Take a message that makes sense, and coming from there.
+
+        A stranger that sends another kind is sent away. A rank or an agent is not, because losing
+        its connection would end it; its message is left out.
+        """
+        try:
+            message = decode(payload)
+            admission.check(
+                message,
+                Standing(
+                    nproc=self.nproc,
+                    present=self.members,
+                    exited=self.exited,
+                    rank=self._ranks.get(channel),
+                    agent=channel in self._agent_channels,
+                ),
+            )
+            return self._take(channel, message)
+        except ProtocolError as error:
+            if channel in self._strangers:
+                self._refuse(channel, str(error))
+            else:
+                self._complain(f"an invalid message of {self._who(channel)} was ignored: {error}")
+            return []
+
+    def _who(self, channel: Channel) -> str:
+        return f"rank {self._ranks[channel]}" if channel in self._ranks else "the agent"
+
+    def _refuse(self, channel: Channel, why: str) -> None:
+        """Close a connection, and say so."""
+        who = "" if channel in self._strangers else f" of {self._who(channel)}"
+        self._complain(f"a connection{who} was closed, because it sent an invalid message: {why}")
+        self._drop(channel)
+
+    def _drop(self, channel: Channel) -> None:
+        self._strangers.pop(channel, None)
+        self._selector.unregister(channel)
+        channel.drop_fds()
+        channel.close()
+
+    def _complain(self, text: str) -> None:
+        """Say a line on the screen; not more than a few of this kind."""
+        self._complaints += 1
+        if self._complaints == MAX_COMPLAINTS:
+            text += " (others like this one are not shown)"
+        if self._complaints <= MAX_COMPLAINTS:
+            self.notes.append(text)
+
+    def _close_silent(self) -> None:
+        """Close connections that have not said who they are for a while."""
+        for channel, since in list(self._strangers.items()):
+            if time.monotonic() - since > HELLO_S:
+                self._complain(f"a connection was closed: it said nothing for {HELLO_S:g} s")
+                self._drop(channel)
 
     def _take(self, channel: Channel, message: Command | Event) -> list[Event]:
         match message:
             case AgentHello():
+                self._prove(channel)
                 self._agent_channels.append(channel)
-            case AgentDone(error=error, swept=swept):
+            case AgentDone():
                 self._agents_done += 1
-                self.agent_error = self.agent_error or error
-                self.swept += swept
+                self.agent_error = self.agent_error or message.error
+                self.swept += message.swept
             case WorkerExited():
                 self._note_exit(message)
             case WorkerHello():
@@ -314,8 +394,8 @@ class WorkerGroup:
                 self.ready[rank] = message
             case Idle(rank=rank, group=group):
                 self._has_group[rank] = group
-            case Results(rank=rank, names=names) if names:
-                self.result_fds[rank] = channel.received_fds.pop(0)
+            case Results(rank=rank, names=(_, *_)):
+                self._keep_results(rank, channel.take_fd(), message.sizes)
             case DisplayData() | ClearOutput():
                 return self._take_output(message)
             case _:
@@ -332,6 +412,7 @@ class WorkerGroup:
     def _take_output(self, event: DisplayData | ClearOutput) -> list[Event]:
         member = self.members[event.rank]
         member.outputs[event.mark] = event
+        member.last_mark = max(member.last_mark, event.mark)
         return list(member.ordered())
 
     def _kill_lost(self) -> list[Event]:
@@ -346,13 +427,37 @@ class WorkerGroup:
             self.kill((rank,))
         return events
 
-    def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
-        pipe = channel.received_fds.pop(0)
-        os.set_blocking(pipe, False)
+    def _keep_results(self, rank: int, fd: int, sizes: tuple[int, ...]) -> None:
         try:
-            process = psutil.Process(hello.pid)
-        except psutil.NoSuchProcess:
-            process = None
+            admission.check_buffers(fd, sizes)
+        except ProtocolError:
+            os.close(fd)
+            raise
+        if rank in self.result_fds:
+            os.close(self.result_fds[rank])
+        self.result_fds[rank] = fd
+
+    def _prove(self, channel: Channel) -> None:
+        """Let a stranger be what it has said that it is."""
+        self._strangers.pop(channel, None)
+        channel.max_frame_bytes = MAX_FRAME_BYTES
+
+    def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
+        pipe = channel.take_fd()
+        try:
+            admission.check_pipe(pipe)
+        except ProtocolError:
+            os.close(pipe)
+            raise
+        self._prove(channel)
+        self._ranks[channel] = hello.rank
+        os.set_blocking(pipe, False)
+        process = None
+        if channel.peer_pid() in (None, hello.pid):  # else it is not ours to signal
+            try:
+                process = psutil.Process(hello.pid)
+            except psutil.NoSuchProcess:
+                pass
         self.members[hello.rank] = Member(
             rank=hello.rank,
             channel=channel,
@@ -434,9 +539,11 @@ class WorkerGroup:
         events: list[Event] = []
         deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline:
-            if all(key.data == self._accept for key in self._selector.get_map().values()):
+            open_ends = [key.fileobj for key in self._selector.get_map().values()]
+            waiting = set(open_ends) - {self._listener, *self._strangers}
+            ready = self._selector.select(0.05 if waiting else 0)
+            if not waiting and not ready:
                 break
-            ready = self._selector.select(0.05)
             for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
                 if key.fileobj in self._selector.get_map():
                     events += key.data(key.fileobj)
@@ -489,7 +596,8 @@ class WorkerGroup:
             if member.pipe >= 0:
                 os.close(member.pipe)
                 member.pipe = -1
-        for channel in self._agent_channels:
+        for channel in (*self._agent_channels, *self._strangers):
+            channel.drop_fds()
             channel.close()
         for fd in self.result_fds.values():
             os.close(fd)

@@ -59,6 +59,7 @@ class RankDisplayPublisher(DisplayPublisher):
     ) -> None:
         """Send a MIME bundle to the notebook."""
         display_id = (transient or {}).get("display_id")
+        display_id = None if display_id is None else str(display_id)
         # A widget lives in its own kernel's comms; what a rank's widget shows is its other forms.
         data = {k: v for k, v in data.items() if not k.startswith("application/vnd.jupyter.widget")}
         plain = not set(data) - {"text/plain"} and display_id is None

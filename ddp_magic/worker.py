@@ -75,6 +75,7 @@ HEARTBEAT_S = 0.25
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
 QUEUES_S = 0.3  # for the threads of multiprocessing's queues to give back their semaphores
 PIPE_BYTES = 2**20
+ERROR_CHARS = 100_000  # longest piece of an error's text
 FREE_S = 0.3  # for Python code to take an interrupt by itself
 AGAIN_S = 0.05  # until an interrupt that a destructor has swallowed comes again
 HIGH_FD = 900  # under the usual limit of 1024 open files
@@ -454,6 +455,7 @@ class Worker:
         message = "" if number else user_code(lambda: str(error.code))[0] or UNREADABLE
         code = error.code if isinstance(error.code, int) else int(bool(message))
         code &= 0xFF  # what the operating system keeps of it
+        message = _shorten(message)
         self._channel.send(Finished(rank=self.rank, time=time.time(), code=code, message=message))
         return code
 
@@ -470,7 +472,7 @@ class Worker:
             rank=self.rank,
             time=time.time(),
             ename=kind.__name__,
-            evalue=(text := _safe_text(error)),
+            evalue=(text := _shorten(_safe_text(error))),
             traceback=(*self._plain_frames(tb), f"{kind.__name__}: {text}"),
             line=cell_frames[-1].tb_lineno if cell_frames else None,
             classes=tuple(
@@ -484,10 +486,11 @@ class Worker:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         evalue, problem = user_code(lambda: str(error))
         if isinstance(evalue, str):
-            known = dataclasses.replace(known, evalue=evalue)
+            known = dataclasses.replace(known, evalue=_shorten(evalue))
         if not isinstance(problem, KeyboardInterrupt):  # it would only begin again
             lines, _ = user_code(lambda: _format(error, shell, self._cell_path))
-            known = dataclasses.replace(known, traceback=tuple(lines or known.traceback))
+            lines = lines or list(known.traceback)
+            known = dataclasses.replace(known, traceback=tuple(map(_shorten, lines)))
         self._channel.send(known)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -676,6 +679,13 @@ def _out_of_the_way(fd: int) -> int:
         return fd
     os.close(fd)
     return moved
+
+
+def _shorten(text: str) -> str:
+    """Cut what nobody would read, and no frame could carry."""
+    if len(text) <= ERROR_CHARS:
+        return text
+    return f"{text[:ERROR_CHARS]} ... ({len(text):,} characters)"
 
 
 class _Descriptor(io.FileIO):
