@@ -8,19 +8,20 @@ below it:
 - display        events -> notebook outputs: lines, figures; `tables` has the status tables
 - kernel         what outlives a cell: runs, sessions, the forkserver, the notebook's names
 - session        ranks that are kept; `options` checks what was asked for
-- runs           Run: one cell on one worker group, and what became of it; `stop` ends it
+- runs           Run: one cell on one worker group; `stop` ends it, `verdict` says how it ended
 - group          WorkerGroup: start, send, interrupt, kill; owns the listening end; `admission`
                  says which messages make sense
 - engines        how an agent gets onto a node: `forkserver`, `torchrun` (`--cold`)
 - forkserver     the preloaded process, which forks agents; `preload` says what it may import
 - torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank
 - agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
-- worker         one rank (a process of its own); with `shell` and `process_group`
+- worker         one rank (a process of its own); with `shell`, `process_group` and `interrupts`
 - results        values back to the notebook
 - capture        the notebook's names to the ranks; `pickling` and `memory` carry values both ways
 - agent_spec     what the kernel tells an agent; `environment` the variables of its ranks
 - rank           what is known of one rank
-- devices, storage, processes, channel, output, cell, names, cell_main, diagnose: tools, most pure
+- devices, storage, processes, channel, output, cell, names, cell_main, diagnose, frames: tools, most
+                 pure
 - events         the wire vocabulary
 - errors         the tree
 - prelude        SAM fine-tuning; stands alone
