@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import json
+import linecache
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -35,11 +36,19 @@ class Inheritance:
         self._cells: list[tuple[str, Collection[str]]] = []
         self._captured: list[tuple[Mapping[str, Any], Collection[str]]] = []
         self._prelude: set[str] = set()
+        self._files: dict[str, str] = {}
 
-    def add_cell(self, path: str, prelude: Collection[str]) -> None:
-        """Leave a cell that is about to run, with the prelude's names that it uses."""
+    def add_cell(self, path: str, prelude: Collection[str], file: str = "") -> None:
+        """Leave a cell that is about to run.
+
+        Args:
+            path: Where it lies.
+            prelude: Names of the prelude that it uses.
+            file: What it calls itself; empty for `path`.
+        """
         from ddp_magic.names import names_of
 
+        self._files[path] = file or path
         binds = names_of(definitions(Path(path).read_text(encoding="utf-8"))).assigns
         self._cells = [*_not_replaced(self._cells, binds), (path, binds)]
         self._prelude |= set(prelude)
@@ -67,6 +76,7 @@ class Inheritance:
     def _write(self) -> None:
         left = {
             "cells": [path for path, _ in self._cells],
+            "files": {path: self._files[path] for path, _ in self._cells},
             "prelude": sorted(self._prelude),
             "captured": [captured for captured, _ in self._captured],
         }
@@ -95,9 +105,18 @@ def _defines(statement: ast.stmt) -> bool:
             return True
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             return True
-        case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
-            return _is_literal(value)
+        case ast.Assign(targets=targets, value=value):
+            return all(map(_is_name, targets)) and _is_literal(value)
+        case ast.AnnAssign(target=target, value=ast.expr() as value):
+            return _is_name(target) and _is_literal(value)
     return False
+
+
+def _is_name(target: ast.expr) -> bool:
+    """Tell whether a target is a name, or names; `config.lr = 1` needs what the cell has made."""
+    if isinstance(target, (ast.Tuple, ast.List)):
+        return all(map(_is_name, target.elts))
+    return isinstance(target, ast.Name)
 
 
 def _is_literal(value: ast.expr) -> bool:
@@ -106,6 +125,12 @@ def _is_literal(value: ast.expr) -> bool:
     except (ValueError, TypeError, SyntaxError):
         return False
     return True
+
+
+def know_source(file: str, source: str) -> None:
+    """Let tracebacks, `inspect` and debuggers find the text of a file that need not exist."""
+    lines = [line + "\n" for line in source.rstrip("\n").split("\n")]
+    linecache.cache[file] = (len(source), None, lines, file)
 
 
 def provide_prelude(namespace: dict[str, Any], names: Collection[str]) -> None:
@@ -121,7 +146,8 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
 
     Args:
         namespace: Of this process's main module.
-        left: `cells`: paths, the running cell's last; `prelude`: names; `captured`: values.
+        left: `cells`: paths, the running cell's last; `files`: what they call themselves, by path;
+            `prelude`: names; `captured`: values.
 
     Raises:
         NameError: A decorator, base class or default of a definition needs a name that only
@@ -132,16 +158,19 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
         from ddp_magic import capture
 
         namespace.update(capture.receive_as_child(captured, namespace))
+    files = left.get("files", {})
     *earlier, path = left["cells"]
     for cell in earlier:
         for statement in definitions(Path(cell).read_text(encoding="utf-8")).body:
             try:
-                _execute(ast.Module([statement], []), cell, namespace)
+                _execute(ast.Module([statement], []), files.get(cell, cell), namespace)
             except NameError:  # not this cell's, which may well do without
                 continue
-    namespace["__file__"] = path
+    file = namespace["__file__"] = files.get(path, path)
+    for cell, name in files.items():
+        know_source(name, Path(cell).read_text(encoding="utf-8"))
     try:
-        _execute(definitions(Path(path).read_text(encoding="utf-8")), path, namespace)
+        _execute(definitions(Path(path).read_text(encoding="utf-8")), file, namespace)
     except NameError as error:
         raise NameError(
             f"{error}: a multiprocessing child of a %%ddp cell gets the cell's imports, functions, "

@@ -26,6 +26,8 @@ _HINTS = {
     signal.SIGFPE: "a crash in C code",
 }
 
+DUMPED_CHARS = 500  # of a file's name in a stack that faulthandler writes
+
 # What the prelude's function raises where another one was meant. Anything else comes of a call that
 # went right, where its owner would be noise.
 _MISTAKEN = ("AttributeError", "TypeError")
@@ -179,7 +181,7 @@ def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
 
     Args:
         dump: What faulthandler wrote; the last dump in it counts.
-        cell_path: The cell's file.
+        cell_path: What the cell calls itself.
         label: What to call that file.
         limit: Most frames to return.
     """
@@ -189,12 +191,27 @@ def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
             threads.append([])
         elif threads and line.strip().startswith("File "):
             threads[-1].append(line.strip())
-    in_cell = [frames for frames in threads if any(cell_path in frame for frame in frames)]
+    place = f'"{_as_dumped(cell_path)}"'
+    in_cell = [frames for frames in threads if any(place in frame for frame in frames)]
     if not in_cell:
         return []
     frames = in_cell[-1]
-    last = max(i for i, frame in enumerate(frames) if cell_path in frame)
-    return [frame.replace(f'"{cell_path}"', label) for frame in frames[: last + 1]][:limit]
+    last = max(i for i, frame in enumerate(frames) if place in frame)
+    return [frame.replace(place, label) for frame in frames[: last + 1]][:limit]
+
+
+def _as_dumped(path: str) -> str:
+    """Return a file's name as faulthandler writes it, which knows only ASCII."""
+    text = ""
+    for char in path[:DUMPED_CHARS]:
+        code = ord(char)
+        if " " <= char <= "~":
+            text += char
+        elif code <= 0xFF:
+            text += f"\\x{code:02x}"
+        else:
+            text += f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    return text + ("..." if len(path) > DUMPED_CHARS else "")
 
 
 def cell_line(frames: Sequence[str], label: str) -> int | None:

@@ -67,21 +67,30 @@ class RunCell:
 
     Attributes:
         path: The cell's own file; its line numbers are the notebook's.
+        file: What the cell calls itself (`__file__`, and in tracebacks); empty for `path`.
         execution_count: The number in the notebook's `In[n]`; None where it has none.
         prelude: Names of `ddp_magic.prelude` that the cell reads.
         argv: The cell's `sys.argv[1:]`.
         seed: Seed of Python's, NumPy's and torch's generators; None for a fresh one in each rank.
         shell: What the notebook's shell is set to: "xmode", "theme", "ast_node_interactivity".
         pull: (dotted name, rank or None for all) of what the notebook wants afterwards.
+        call: The cell is ours, and calls a function: it is in no traceback.
     """
 
     path: str
+    file: str = ""
     execution_count: int | None = None
     prelude: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     seed: int | None = None
     shell: dict[str, str] = field(default_factory=dict)
     pull: tuple[Any, ...] = ()
+    call: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the cell calls itself."""
+        return self.file or self.path
 
 
 @dataclass(frozen=True, kw_only=True)

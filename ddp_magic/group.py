@@ -145,6 +145,7 @@ class WorkerGroup:
         self.unseen: list[Event] = []  # between the cells of a session
         self._renewals = 0
         self.sent: set[int] = set()  # numbers of shared memory
+        self.cell_files: set[str] = set()  # what the cells of a session call themselves
         self._selector = selectors.DefaultSelector()
         self._listener: Listener | None = None
         self._master_port: socket.socket | None = None

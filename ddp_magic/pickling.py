@@ -83,7 +83,7 @@ class Pickler(cloudpickle.Pickler):
 
     Attributes:
         needs: Global names that the notebook's functions among the values read.
-        code_files: Files of those functions' code.
+        code_files: Files of the code of the functions among the values.
         device_bytes: What has been copied from devices other than the CPU, bytes.
     """
 
@@ -136,9 +136,9 @@ class Pickler(cloudpickle.Pickler):
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         make, args, state, *rest = super()._dynamic_function_reduce(func)
+        self.code_files[func.__code__.co_filename] = None
         if func.__globals__ is self._home:
             self.needs.update(dict.fromkeys(_extract_code_globals(func.__code__)))
-            self.code_files[func.__code__.co_filename] = None
             slots = {**state[1], "__globals__": {}, **self._defaults(func)}
             state = (state[0], slots)
         return (make, args, state, *rest)

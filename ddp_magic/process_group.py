@@ -195,7 +195,7 @@ class ProcessGroups:
         self._destroy_for_the_cell()
 
     def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
-        if not self._in_rank and group is None and dist.group.WORLD is self._ours:
+        if not self._in_rank and group is None and dist.group.WORLD is self._ours is not None:
             self._forget()
             return
         self._keep_groups()

@@ -157,16 +157,16 @@ class Rank:
             return False
         return self.left_early or (self.finished is not None and self.finished.code == 0)
 
-    def read_stack(self, directory: Path, cell_path: Path, label: str) -> None:
+    def read_stack(self, directory: Path, cell_path: str, label: str) -> None:
         """Take up what the rank wrote when it was last asked for its stack.
 
         Args:
             directory: The run directory.
-            cell_path: The cell's file.
+            cell_path: What the cell calls itself.
             label: What to call that file.
         """
         path = directory / f"rank{self.rank}.stacks"
         if path.exists():
             dump = path.read_text(errors="replace")
-            self.stack = diagnose.stack(dump, str(cell_path), label)
+            self.stack = diagnose.stack(dump, cell_path, label)
             self.line = diagnose.cell_line(self.stack, label) or self.line

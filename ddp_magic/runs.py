@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from ddp_magic import storage
 from ddp_magic.capture import Capture
 from ddp_magic.cell import Cell
+from ddp_magic.cell_main import know_source
 from ddp_magic.diagnose import Surroundings
 from ddp_magic.engines import Engine
 from ddp_magic.environment import is_late, rank_environment
@@ -136,8 +138,8 @@ class Run:
         """
         self.directory: Path = storage.new_run_directory()
         self.id = self.directory.name
-        self.cell_path = self.directory / "cell.py"
-        self.cell_path.write_text(cell.source, encoding="utf-8")
+        cell_path = self.directory / "cell.py"
+        cell_path.write_text(cell.source, encoding="utf-8")
         self._source = cell.source
         self._environment = cell.environment
         self._around = around or Surroundings()
@@ -158,14 +160,17 @@ class Run:
         self.imported: tuple[str, ...] = ()
         self.group = group or group_of(options, self.directory)
         self._command = RunCell(
-            path=str(self.cell_path),
+            path=str(cell_path),
+            file=(file := cell_file(cell_path, execution_count, self.group.cell_files)),
             execution_count=execution_count,
             prelude=tuple(sorted(self._capture.prelude)),
             argv=options.argv,
             seed=options.seed,
             shell=notebook_shell or {},
             pull=tuple((pull.path, pull.rank) for pull in options.pull),
+            call=options.call,
         )
+        self.group.cell_files.add(file)
 
     def __repr__(self) -> str:
         ranks = f"{len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
@@ -282,6 +287,8 @@ class Run:
         if not self._pulls.asked:
             return
         values = self._pulls.values()
+        # A function that comes back names the cell as its file, and there is none.
+        know_source(self._command.name, self._source)
         if self.error is None:
             self.results = values
             if self._pulls.failed:
@@ -435,7 +442,7 @@ class Run:
         )
 
     def _read_stack(self, rank: Rank) -> None:
-        rank.read_stack(self.logs, self.cell_path, self.label)
+        rank.read_stack(self.logs, self._command.name, self.label)
 
 
 def interrupted_words(run: Run | None) -> str:
@@ -443,6 +450,26 @@ def interrupted_words(run: Run | None) -> str:
     if run is None or run.state is State.PENDING:
         return "Stop was pressed before the ranks were started"
     return "Stop was pressed when the run had ended"
+
+
+def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> str:
+    """Return what a cell calls itself: a file of the notebook's directory, as a script would be.
+
+    No such file is made there. Who wants the cell's text finds it in `linecache`.
+
+    Args:
+        cell_path: Where the cell lies, in the run's directory.
+        number: In the notebook's `In[n]`.
+        taken: What the session's other cells call themselves.
+    """
+    stem = f"cell_{number}" if number else cell_path.parent.name
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it has been removed
+        here = cell_path.parent
+    names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
+    files = (str(here / f"{name}.py") for name in names)
+    return next(file for file in files if file not in taken and not os.path.lexists(file))
 
 
 def group_of(options: Options, directory: Path) -> WorkerGroup:

@@ -7,6 +7,7 @@ import linecache
 import sys
 import types
 import warnings
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -96,14 +97,35 @@ class RankDisplayHook(DisplayHook):
 
 
 class CellCompiler(CachingCompiler):
-    """Compile the cell under its own file, which tracebacks show as `Cell In[5]`."""
+    """Compile the cell under its own name, which tracebacks show as `Cell In[5]`.
 
-    cell_path = ""
+    That is the name of a file that need not exist: its text is in `linecache`, where tracebacks,
+    debuggers, `inspect` and torch look first.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a cell."""
+        super().__init__()
+        self._cell_file = ""
+        self._unnumbered: set[str] = set()
+
+    def start_cell(self, command: RunCell) -> None:
+        """Name what is compiled next by this cell."""
+        self._cell_file = command.name
+        if command.execution_count is None:
+            self._unnumbered.add(command.name)
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
         """Name the code by the cell's file."""
         del raw_code, transformed_code, number
-        return self.cell_path
+        return self._cell_file
+
+    def format_code_name(self, name: str) -> tuple[str, str] | None:
+        """Name a cell by its number; one that has none must not be taken for In[1]."""
+        if name in self._unnumbered:
+            return "Cell", f'"{Path(name).name}"'
+        label: tuple[str, str] | None = super().format_code_name(name)
+        return label
 
 
 class CellShell(InteractiveShell):
@@ -128,8 +150,8 @@ class CellShell(InteractiveShell):
         with open(command.path, encoding="utf-8") as file:  # noqa: PTH123 -- hot path, one line
             source = file.read()
         self._follow_notebook(command.shell)
-        self.user_module.__file__ = command.path
-        self.compile.cell_path = command.path
+        self.user_module.__file__ = command.name
+        self.compile.start_cell(command)
         self.displayhook.source = source
         self.execution_count = command.execution_count or 1
         result = self.run_cell(source, store_history=False)

@@ -96,6 +96,7 @@ class Worker:
         self._newest_module = next(reversed(sys.modules))
         self._phase = "starting"
         self._cell_path = self._label = ""
+        self._call = False
         self._cells = 0
         self._mark = 0
         self._mark_lock = threading.Lock()
@@ -352,13 +353,14 @@ class Worker:
 
     def _run_cell(self, shell: CellShell, command: RunCell) -> int:
         self._cells += 1
-        self._cell_path = command.path
+        self._cell_path = command.name
+        self._call = command.call
         number = command.execution_count
         self._label = "Cell" if number is None else f"Cell In[{number}]"
         self._open_standard_streams()
         self._install_interrupts()
-        sys.argv[:] = [command.path, *command.argv]
-        self._for_children.add_cell(command.path, command.prelude)
+        sys.argv[:] = [command.name, *command.argv]
+        self._for_children.add_cell(command.path, command.prelude, command.name)
         _seed(command.seed)
         self._phase = "running"
         self._wake(b"c")  # the heartbeat slept while nothing happened
@@ -467,6 +469,8 @@ class Worker:
         """
         cell_frames = _cell_frames(error.__traceback__, self._cell_path)
         tb = cell_frames[0] if cell_frames else error.__traceback__
+        if cell_frames and self._call:  # the line that calls the user's function
+            tb = cell_frames[0].tb_next
         kind = type(error)
         known = Error(
             rank=self.rank,
@@ -488,7 +492,7 @@ class Worker:
         if isinstance(evalue, str):
             known = dataclasses.replace(known, evalue=_shorten(evalue))
         if not isinstance(problem, KeyboardInterrupt):  # it would only begin again
-            lines, _ = user_code(lambda: _format(error, shell, self._cell_path))
+            lines, _ = user_code(lambda: _format(error, shell, tb))
             lines = lines or list(known.traceback)
             known = dataclasses.replace(known, traceback=tuple(map(_shorten, lines)))
         self._channel.send(known)
@@ -644,11 +648,9 @@ def _cell_frames(tb: TracebackType | None, path: str) -> list[TracebackType]:
     return frames
 
 
-def _format(error: BaseException, shell: CellShell | None, path: str) -> list[str]:
+def _format(error: BaseException, shell: CellShell | None, tb: TracebackType | None) -> list[str]:
     """Format a traceback as the notebook does, beginning at the cell's own first frame."""
-    frames = _cell_frames(error.__traceback__, path)
-    if frames:
-        error.__traceback__ = frames[0]
+    error.__traceback__ = tb
     without_ours(error)
     tb = error.__traceback__
     if shell is not None:

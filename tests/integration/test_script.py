@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from tests.integration.kernel import Kernel
@@ -174,3 +178,93 @@ def test_accelerates_launcher_in_a_rank(kernel: Kernel) -> None:
     )
     assert result.status == "ok", result
     assert {"[rank 1] 2: 0", "[rank 1] 2: 1"} <= set(result.lines), result
+
+
+def test_the_cells_file_is_in_the_notebooks_directory(
+    kernel: Kernel, shared_kernel_directory: Path
+) -> None:
+    """What a script saves beside itself stays with the notebook; no file is put there for it."""
+    result = kernel.run(
+        "%%ddp -n 1\n"
+        "import inspect, sys, warnings\n"
+        "from pathlib import Path\n"
+        "def f(): pass\n"
+        "names = {__file__, sys.argv[0], inspect.getfile(f), f.__code__.co_filename}\n"
+        "here = os.path.dirname(os.path.abspath(__file__))\n"
+        "print(len(names), here == os.getcwd() == str(Path(__file__).parent))\n"
+        "torch.save({}, here + '/beside.pt')\n"
+        "warnings.warn('careful')"
+    )
+    assert result.lines[0] == "[rank 0] 1 True", result
+    assert ".py:9: UserWarning: careful" in result.text
+    assert (shared_kernel_directory / "beside.pt").exists()
+    assert not list(shared_kernel_directory.glob("*.py"))
+
+
+def test_source_is_found_without_a_file(kernel: Kernel) -> None:
+    """By inspect, torch.jit, linecache, pdb; in children of all kinds; in a session's next cell."""
+    cell = (
+        "import inspect, io, linecache, pdb, sys\n"
+        "def f(x):\n"
+        "    return x + 1\n"
+        "class Sources(Dataset):\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, i): return inspect.getsource(Sources)[:13], __file__\n"
+    )
+    first = kernel.run(
+        f"%%ddp -n 1 -s sources\n{cell}"
+        "print(torch.jit.script(f)(torch.ones(1)).item())\n"
+        "for how in ('fork', 'spawn', 'forkserver'):\n"
+        "    loader = DataLoader(Sources(), num_workers=1, multiprocessing_context=how)\n"
+        "    print(how, list(loader) == [[('class Sources',), (__file__,)]])\n"
+        "p = pdb.Pdb(stdin=io.StringIO('l\\nc\\n'), stdout=sys.stdout, readrc=False)\n"
+        "p.use_rawinput = False\n"
+        "p.runcall(f, 1)"
+    )
+    kernel.run("%%ddp -s sources\nlinecache.checkcache(); print(inspect.getsource(f))")
+    second = kernel.run("%%ddp -s sources\nprint(repr(inspect.getsource(f)), __file__)")
+    kernel.run("%ddp_stop sources")
+    assert first.lines[:4] == [
+        "[rank 0] 2.0",
+        "[rank 0] fork True",
+        "[rank 0] spawn True",
+        "[rank 0] forkserver True",
+    ], first
+    assert "->" in first.text
+    assert "return x + 1" in first.text
+    assert "'def f(x):\\n    return x + 1\\n'" in second.text, second
+
+
+def test_a_function_that_comes_back_has_its_source(kernel: Kernel) -> None:
+    """In the notebook, and in the ranks that it is sent to afterwards."""
+    kernel.run("%%ddp -n 1 --pull twice\ndef twice(x): return 2 * x")
+    assert kernel.value("__import__('inspect').getsource(twice)") == "def twice(x): return 2 * x\n"
+    result = kernel.run("%%ddp -n 1\nimport inspect\nprint(inspect.getsource(twice))")
+    assert "[rank 0] def twice(x): return 2 * x" in result.lines, result
+
+
+def test_a_stack_is_found_wherever_the_notebook_is(new_kernel: Callable[..., Kernel]) -> None:
+    """In a directory whose name is not ASCII, or that nobody may write to, or that is gone."""
+    kernel = new_kernel()
+    kernel.run("%%ddp -n 1\npass")
+    kernel.run("import os\nos.mkdir('josé ☃'); os.chdir('josé ☃'); os.chmod('.', 0o555)")
+    deaf = "import ctypes\nctypes.PyDLL(None).sleep(60)"
+    for _ in range(2):
+        result = kernel.run(f"%%ddp -n 1 --time-limit 8\nprint('in', __file__)\n{deaf}")
+        assert re.search(r"File Cell In\[\d+\], line 4 in <module>", result.text), result
+        kernel.run("os.mkdir('../gone'); os.chdir('../gone'); os.rmdir('../gone')")
+
+
+def test_functions_called_by_launch_begin_their_traceback(kernel: Kernel) -> None:
+    """No line of ours stands before the user's, under the number of some cell."""
+    kernel.run("import ddp_magic\ndef bad(x):\n    return 1 / x")
+    number = kernel.value("len(In)") - 2
+    raised = kernel.run("ddp_magic.launch(bad, 0, nproc_per_node=1)").traceback
+    assert re.findall(r"Cell In\[(\d+)\], line (\d+)", raised) == [(str(number), "3")], raised
+    assert "_function" not in raised
+    missing = kernel.run("ddp_magic.launch(bad, nproc_per_node=1)").traceback
+    assert "missing 1 required positional argument" in missing
+    assert "_function" not in missing
+    text = kernel.run("ddp_magic.run('a = 1\\n1 / 0', nproc_per_node=1)").traceback
+    assert "Cell In[" not in text
+    assert "----> 2 1 / 0" in text

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,9 @@ def test_only_definitions_and_literals() -> None:
     assert kinds == ["Import", "Assign", "AnnAssign", "ClassDef", "FunctionDef"]
     assert isinstance(definitions("x: int").body, list)
     assert ast.unparse(definitions("x = -1")) == "x = -1"
+    assert ast.unparse(
+        definitions("a, (b, c) = 1, (2, 3)\nconfig.lr = 1\nd[0] = 1\ne.f: int = 1")
+    ) == ("a, (b, c) = (1, (2, 3))")
 
 
 def test_restored_definitions_have_the_cells_file(
@@ -83,3 +88,13 @@ def test_what_is_defined_anew_is_left_once(tmp_path: Path, monkeypatch: pytest.M
         entry = {"command": {"stream": stream}, "segments": [stream]}
         inheritance.add_captured(entry, names)
         assert inheritance.drop_captured(()) == [{0}, {0, 1}, {1, 2}][stream]
+
+
+def test_restored_definitions_go_by_the_cells_own_name(tmp_path: Path) -> None:
+    """`__file__` and the code's file; the text is found under it, where there is no such file."""
+    path, name = tmp_path / "cell.py", "/notebooks/cell_5.py"
+    path.write_text("def f(): return __file__")
+    namespace: dict[str, Any] = {"__name__": "__mp_main__"}
+    restore(namespace, {**_left(path), "files": {str(path): name}})
+    assert namespace["f"]() == namespace["f"].__code__.co_filename == name
+    assert inspect.getsource(namespace["f"]) == "def f(): return __file__\n"

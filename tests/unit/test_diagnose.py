@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ddp_magic import diagnose
 from ddp_magic.diagnose import Failure, Surroundings
 from ddp_magic.events import Error, Finished
@@ -87,3 +89,13 @@ def test_name_hints() -> None:
     (hint,) = diagnose.name_hints(refused, text, Surroundings({"train": 1}), names)
     assert hint == "`train` is ddp_magic.prelude's; --capture leaves the notebook's out"
     assert diagnose.name_hints(_error(0, "x"), "a\n", Surroundings(), {"train"}) == []
+
+
+def test_a_stack_with_the_name_of_the_cell_as_faulthandler_writes_it(tmp_path: Path) -> None:
+    """Not ASCII; and too long for it."""
+    for path in ["/josé/☃/😀/cell_5.py", "/" + "é" * 600 + "/cell_5.py", "/plain/cell_5.py"]:
+        code = compile("import faulthandler\nfaulthandler.dump_traceback(file)", path, "exec")
+        with (tmp_path / "dump").open("w+") as file:
+            exec(code, {"file": file})
+        frames = diagnose.stack((tmp_path / "dump").read_text(), path, "Cell In[5]")
+        assert frames == ["File Cell In[5], line 2 in <module>"]

@@ -9,7 +9,7 @@ import pytest
 
 from ddp_magic.cell import Cell
 from ddp_magic.names import Names
-from ddp_magic.runs import Options, Run
+from ddp_magic.runs import Options, Run, cell_file
 from ddp_magic.verdict import State
 
 
@@ -27,6 +27,7 @@ class Group:
         self.ready: dict[int, Any] = {}
         self.unseen: list[Any] = []
         self.notes: list[str] = []
+        self.cell_files: set[str] = set()
 
     def look(self) -> None:
         """There is nothing to see."""
@@ -59,3 +60,13 @@ def test_a_run_whose_end_fails_has_failed(tmp_path: Path) -> None:
         run.execute(Screen(), engine=None, sys_path=[])  # type: ignore[arg-type]
     assert run.state is State.FAILED
     assert run.ended is not None
+
+
+def test_what_a_cell_calls_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the working directory that is not there, nor another cell's of the session."""
+    monkeypatch.chdir(tmp_path)
+    cell = Path("/runs/1127-1/cell.py")
+    assert cell_file(cell, 5, set()) == str(tmp_path / "cell_5.py")
+    assert cell_file(cell, None, set()) == str(tmp_path / "1127-1.py")
+    (tmp_path / "cell_5.py").touch()
+    assert cell_file(cell, 5, {str(tmp_path / "cell_5_2.py")}) == str(tmp_path / "cell_5_3.py")
