@@ -20,8 +20,8 @@ below it:
 - capture        the notebook's names to the ranks; `pickling` and `memory` carry values both ways
 - agent_spec     what the kernel tells an agent; `environment` the variables of its ranks
 - rank           what is known of one rank
-- devices, storage, processes, channel, output, cell, names, cell_main, diagnose, frames: tools, most
-                 pure
+- devices, storage, processes, channel, output, cell, names, cell_main, diagnose, frames: tools,
+                 most of them pure
 - events         the wire vocabulary
 - errors         the tree
 - prelude        SAM fine-tuning; stands alone

@@ -92,14 +92,21 @@ def prepare(
     head = "".join(f"{_indentation(body)}# {line}".rstrip() + "\n" for line in above)
     # IPython strips blank lines at the top and unindents by the first line: comments, as far in
     # as the body, keep every line in its place.
-    if body.lstrip().startswith("%%"):  # a cell magic in the cell, which must stand on top
-        blank = len(body) - len(body.lstrip("\n"))
-        source = head + "\n" * blank + transformer.transform_cell(body)
-    else:
-        source = transformer.transform_cell(head + body)
+    magic = body.lstrip().startswith("%%")  # a cell magic in the cell, which must stand on top
+    whole = head + "\n" * (len(body) - len(body.lstrip("\n"))) if magic else ""
+    text = body if magic else head + body
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    # Compiling also finds what parsing alone does not ('return' outside function).
-    compile(source, filename, "exec", flags=flags, dont_inherit=True)
+    try:
+        source = text = whole + transformer.transform_cell(text)
+        # Compiling also finds what parsing alone does not ('return' outside function).
+        compile(source, filename, "exec", flags=flags, dont_inherit=True)
+    except SyntaxError as error:
+        # The compiler leaves the line out where it has only text, and IPython the name of the file.
+        error.filename = filename
+        lines = text.split("\n")
+        if error.text is None and error.lineno and error.lineno <= len(lines):
+            error.text = lines[error.lineno - 1]
+        raise
     tree = compile(source, filename, "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
     return Cell(source, names_of(tree), environment_set(tree))
 

@@ -3,6 +3,7 @@
 ::
 
     DDPMagicError
+      x CellSyntaxError   a cell is not Python
       x CaptureError      a name of the notebook's cannot travel to the ranks
       x LaunchError       no worker group came up: the agent died, a rank could not join
       x WorkerError       the cell raised on a rank (the first one by time)
@@ -46,6 +47,28 @@ class DDPMagicError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Lines that IPython shows instead of ddp_magic's own frames."""
         return [*self.details, f"{type(self).__name__}: {self}"]
+
+
+class CellSyntaxError(DDPMagicError):
+    """A cell of `%%ddp` is not Python. No rank was started.
+
+    Not a SyntaxError of Python's: IPython shows our frames with one. The notebook sees that name.
+    """
+
+    def __init__(self, error: SyntaxError, lines: Sequence[str]) -> None:
+        """Keep what was wrong.
+
+        Args:
+            error: Python's own error.
+            lines: As IPython shows it, with the notebook's line number.
+        """
+        super().__init__(str(error), details=lines)
+
+    def _render_traceback_(self) -> list[str]:
+        return list(self.details)
+
+
+CellSyntaxError.__name__ = "SyntaxError"
 
 
 class CaptureError(DDPMagicError):
@@ -103,6 +126,8 @@ def of_class(
         module, _, name = path.partition(":")
         found = names.get(name) if module == "__main__" else _attribute(module, name)
         if isinstance(found, type) and issubclass(found, Exception):
+            if issubclass(found, SyntaxError):  # IPython would show it as the notebook's own cell's
+                return error
             with contextlib.suppress(Exception):  # a class that cannot be combined, or made so
                 combined = type(error.__name__, (error, found), {"__doc__": error.__doc__})
                 combined("", rank=0, ename="", evalue="", traceback=())

@@ -15,7 +15,7 @@ from traitlets import Bool, List, Unicode, Union, observe
 from ddp_magic import cell, kernel, results
 from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
-from ddp_magic.errors import DDPMagicError, RunInterrupted
+from ddp_magic.errors import CellSyntaxError, DDPMagicError, RunInterrupted
 from ddp_magic.kernel import Kernel
 from ddp_magic.options import DEFAULT_CPU_RANKS, names_to_take, options_of
 from ddp_magic.runs import Options, Run, interrupted_words
@@ -239,12 +239,16 @@ class DDPMagics(Magics):
         shell = self.shell
         raw = self._raw_cell if body.strip() in self._raw_cell else "%%ddp\n" + body
         number = _execution_count(shell)
-        ready = cell.prepare(
-            body,
-            above=cell.lines_above(raw, body),
-            filename=shell.compile.get_code_name(raw, raw, number or 0),
-            transformer=cell.transformer_like(shell.input_transformer_manager),
-        )
+        try:
+            ready = cell.prepare(
+                body,
+                above=cell.lines_above(raw, body),
+                filename=shell.compile.get_code_name(raw, raw, number or 0),
+                transformer=cell.transformer_like(shell.input_transformer_manager),
+            )
+        except SyntaxError as error:
+            lines = shell.SyntaxTB.structured_traceback(type(error), error, [])
+            raise CellSyntaxError(error, lines) from None
         settings = {
             "colors": str(shell.colors),
             "xmode": str(shell.InteractiveTB.mode),

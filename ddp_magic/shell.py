@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.machinery
 import linecache
 import sys
+import traceback
 import types
 import warnings
 from pathlib import Path
@@ -115,6 +118,10 @@ class CellCompiler(CachingCompiler):
         if command.execution_count is None:
             self._unnumbered.add(command.name)
 
+    def cells(self) -> list[tuple[str, int]]:
+        """Return files and numbers of the notebook's cells."""
+        return [(f, n) for f, n in self._filename_map.items() if f not in self._unnumbered]
+
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
         """Name the code by the cell's file."""
         del raw_code, transformed_code, number
@@ -184,8 +191,17 @@ class CellShell(InteractiveShell):
             error: The exception.
             tb: Its traceback, from the frame that is to be shown first.
         """
+        if _holds_group(error):
+            return self._format_groups(error)
         handler = self.SyntaxTB if isinstance(error, SyntaxError) else self.InteractiveTB
         lines: list[str] = handler.structured_traceback(type(error), error, tb, tb_offset=0)
+        return lines
+
+    def _format_groups(self, error: BaseException) -> list[str]:
+        """Format as Python does what an exception group holds: IPython's own way leaves it out."""
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        for file, number in self.compile.cells():
+            lines = [line.replace(f'File "{file}"', f"Cell In[{number}]") for line in lines]
         return lines
 
     def showtraceback(self, *_args: object, **_kwargs: object) -> None:
@@ -196,6 +212,17 @@ class CellShell(InteractiveShell):
 
     def enable_gui(self, gui: object = None) -> None:
         """Do nothing: a rank has no event loop (`%matplotlib inline` asks for none)."""
+
+
+def _holds_group(error: BaseException | None) -> bool:
+    """Tell whether an exception, or one that it is shown with, is a group of others."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(getattr(error, "exceptions", None), tuple):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def preload() -> None:
@@ -214,7 +241,22 @@ def _make_shell() -> CellShell:
     # IPython tells whoever calls sys.exit() that `exit` exists; here it ends the rank.
     warnings.filterwarnings("ignore", message="To exit: use")
     shell: CellShell = CellShell.instance(user_module=module, config=config)
+    # It would delete the cell's names one by one, while the cell's objects still use them
+    # (torch.compile's do); see `end_names`.
+    atexit.unregister(shell.atexit_operations)
     return shell
+
+
+def end_names() -> None:
+    """Let go of the cell's objects as the interpreter does at its end: files are written out."""
+    namespace = sys.modules["__main__"].__dict__
+    for results in (namespace.get("_oh"), namespace.get("Out")):
+        if isinstance(results, dict):
+            results.clear()
+    private = [n for n in namespace if n.startswith("_") and not n.startswith("__")]
+    for name in [*private, *(n for n in list(namespace) if n != "__builtins__")]:
+        namespace[name] = None
+    gc.collect()
 
 
 def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:

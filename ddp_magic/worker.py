@@ -69,7 +69,7 @@ from ddp_magic.frames import is_ours, without_ours
 from ddp_magic.interrupts import user_code
 from ddp_magic.memory import Segment
 from ddp_magic.process_group import ProcessGroups
-from ddp_magic.shell import CellShell, start_shell
+from ddp_magic.shell import CellShell, end_names, start_shell
 
 HEARTBEAT_S = 0.25
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
@@ -521,7 +521,7 @@ class Worker:
             nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- it must outlive this frame
             faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
         shutdown = [] if code else [threading._shutdown]  # type: ignore[attr-defined]
-        for step in [*shutdown, atexit._run_exitfuncs, _join_queues]:
+        for step in [*shutdown, atexit._run_exitfuncs, end_names, _join_queues]:
             # The exit handlers are the user's chance to save: a missed interrupt does not end them.
             heed_missed = step is not atexit._run_exitfuncs
             _, error = user_code(step, heed_missed=heed_missed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,11 +247,13 @@ def test_a_function_that_comes_back_has_its_source(kernel: Kernel) -> None:
 def test_a_stack_is_found_wherever_the_notebook_is(new_kernel: Callable[..., Kernel]) -> None:
     """In a directory whose name is not ASCII, or that nobody may write to, or that is gone."""
     kernel = new_kernel()
-    kernel.run("%%ddp -n 1\npass")
     kernel.run("import os\nos.mkdir('josé ☃'); os.chdir('josé ☃'); os.chmod('.', 0o555)")
-    deaf = "import ctypes\nctypes.PyDLL(None).sleep(60)"
+    deaf = "\nsum(range(10**12))"
     for _ in range(2):
-        result = kernel.run(f"%%ddp -n 1 --time-limit 8\nprint('in', __file__)\n{deaf}")
+        message = kernel.start(f"%%ddp -n 1\nprint('in', __file__)\n{deaf}")
+        kernel.finish(message, until="in ")
+        kernel.interrupt()
+        result = kernel.finish(message)
         assert re.search(r"File Cell In\[\d+\], line 4 in <module>", result.text), result
         kernel.run("os.mkdir('../gone'); os.chdir('../gone'); os.rmdir('../gone')")
 
@@ -268,3 +271,78 @@ def test_functions_called_by_launch_begin_their_traceback(kernel: Kernel) -> Non
     text = kernel.run("ddp_magic.run('a = 1\\n1 / 0', nproc_per_node=1)").traceback
     assert "Cell In[" not in text
     assert "----> 2 1 / 0" in text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are new in 3.11")
+def test_the_exceptions_of_a_group_are_shown(kernel: Kernel) -> None:
+    """Those of an asyncio.TaskGroup, nested ones, their notes, and a group that is a cause."""
+    number = kernel.value("len(In)")
+    tasks = kernel.run(
+        "%%ddp -n 1\n"
+        "import asyncio\n"
+        "async def bad(i):\n"
+        "    raise ValueError(f'task {i}')\n"
+        "async with asyncio.TaskGroup() as group:\n"
+        "    group.create_task(bad(1)); group.create_task(bad(2))"
+    )
+    shown = tasks.traceback
+    assert "ValueError: task 1" in shown
+    assert "ValueError: task 2" in shown
+    assert shown.count(f"Cell In[{number}], line 4, in bad") == 2, shown
+    nested = kernel.run(
+        "%%ddp -n 1\n"
+        "noted = KeyError('k'); noted.add_note('a note')\n"
+        "try:\n"
+        "    raise BaseExceptionGroup('outer', [KeyboardInterrupt(),\n"
+        "        ExceptionGroup('inner', [noted])])\n"
+        "except BaseException as e:\n"
+        "    raise RuntimeError('last') from e"
+    ).traceback
+    for words in ("| KeyboardInterrupt", "| KeyError: 'k'", "| a note", "RuntimeError: last"):
+        assert words in nested, nested
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("def f(:\n    pass", "Cell In[{n}], line 2\n    def f(:"),
+        ("x = 1\nreturn x", "Cell In[{n}], line 3\n    return x"),
+        ("x = 1\nyield x", "Cell In[{n}], line 3\n    yield x"),
+        ("def f():\n    await x", "Cell In[{n}], line 3\n    await x"),
+        ("if True:\n    x = 1\n  y = 2", "Cell In[{n}], line 4\n    y = 2"),
+        ("if True:\n\tx = 1\n        y = 2", "Cell In[{n}], line 4\n    y = 2"),
+        ("for x in y:\n    pass\nbreak", "Cell In[{n}], line 4\n    break"),
+        ("exec('1 +')", "File <string>:1\n    1 +"),
+        ("open('bad_module.py', 'w').write('def f(:')\nimport bad_module", "bad_module.py:1"),
+    ],
+)
+def test_a_syntax_error_is_shown_alone(kernel: Kernel, cell: str, shown: str) -> None:
+    """With its line, and no frame of ours or of IPython's before it; also one of the ranks'."""
+    number = kernel.value("len(In)")
+    result = kernel.run(f"%%ddp -n 1\n{cell}")
+    assert result.status == "error"
+    assert shown.format(n=number) in result.traceback, result.traceback
+    for frame in ("interactiveshell.py", "ddp_magic/", "run_cell_magic"):
+        assert frame not in result.traceback
+    assert re.search(r"(Syntax|Indentation|Tab)Error: .", result.traceback)
+
+
+def test_the_end_of_a_rank_is_a_scripts(kernel: Kernel) -> None:
+    """Handlers before names; what was open is written; and torch.compile's objects end in peace."""
+    result = kernel.run(
+        "%%ddp -n 1\n"
+        "import atexit\n"
+        "@torch.compile(backend='eager')\n"
+        "def f(x): return x.sin()\n"
+        "f(torch.ones(1))\n"
+        "class Ends:\n"
+        "    def __del__(self): print('ended')\n"
+        "first, second = Ends(), Ends()\n"
+        "second.itself = second\n"
+        "atexit.register(lambda: print('handler', first is not None))\n"
+        "file = open('left_open.txt', 'w')\n"
+        "print('written', file=file)"
+    )
+    assert result.status == "ok", result
+    assert result.lines == ["[rank 0] handler True", "[rank 0] ended", "[rank 0] ended"], result
+    assert kernel.value("open('left_open.txt').read()") == "written\n"
