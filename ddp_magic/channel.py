@@ -22,7 +22,7 @@ _LENGTH = struct.Struct("!I")
 _PEER = struct.Struct("3i")  # pid, uid, gid
 MAX_FRAME_BYTES = MAX_BYTES
 _CHUNK_BYTES = 256 * 1024
-_MAX_PATH_BYTES = 100  # sun_path holds 108
+_MAX_PATH_BYTES = 103  # sun_path holds 104 or 108, with a zero at the end
 
 
 class Channel:

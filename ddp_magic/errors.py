@@ -21,7 +21,6 @@ for), never the frames of ddp_magic.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -125,14 +124,22 @@ def of_class(
     for path in classes:
         module, _, name = path.partition(":")
         found = names.get(name) if module == "__main__" else _attribute(module, name)
-        if isinstance(found, type) and issubclass(found, Exception):
-            if issubclass(found, SyntaxError):  # IPython would show it as the notebook's own cell's
-                return error
-            with contextlib.suppress(Exception):  # a class that cannot be combined, or made so
-                combined = type(error.__name__, (error, found), {"__doc__": error.__doc__})
-                combined("", rank=0, ename="", evalue="", traceback=())
-                return combined
+        if not (isinstance(found, type) and issubclass(found, Exception)):
+            continue
+        if issubclass(found, SyntaxError):  # IPython would show it as the notebook's own cell's
+            return error
+        if combined := _combined(error, found):
+            return combined
     return error
+
+
+def _combined(error: type[WorkerError], theirs: type[Exception]) -> type[WorkerError] | None:
+    try:
+        combined = type(error.__name__, (error, theirs), {"__doc__": error.__doc__})
+        combined("", rank=0, ename="", evalue="", traceback=())
+    except Exception:  # noqa: BLE001 -- a class that cannot be combined, or made so
+        return None
+    return combined
 
 
 def _attribute(module: str, name: str) -> object:

@@ -210,7 +210,7 @@ class Run:
         for rank in self.ranks:
             rank.log = self.logs / f"rank{rank.rank}.log"
         screen.start(self)
-        for note in self._capture.notes:
+        for note in (*storage.take_notes(), *self._capture.notes):
             screen.say(note)
         with Presses() as presses:
             try:

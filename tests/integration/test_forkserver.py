@@ -578,8 +578,11 @@ def test_a_name_server_that_does_not_answer(
 @pytest.mark.timeout(400)
 def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     """No failure, no stall, and no process, descriptor, shared memory or stray file left."""
-    (tmp_path / "tmp").mkdir()
-    kernel = new_kernel({"TMPDIR": str(tmp_path / "tmp")})
+    for name in ("tmp", "cache"):
+        (tmp_path / name).mkdir()
+    kernel = new_kernel(
+        {"TMPDIR": str(tmp_path / "tmp"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    )
     kernel.run(
         f"{DESCRIPTORS}import glob, time\n"
         "def held():\n"
@@ -611,7 +614,7 @@ def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     assert kernel.forkserver() == forkserver  # the same one all along
     assert forkserver.num_fds() == fds
     assert psutil.Process(kernel.pid).children(recursive=True) == [forkserver]
-    runs = list((tmp_path / "tmp").glob("ddp_magic-*/*"))
+    runs = list((tmp_path / "cache").glob("ddp_magic/*"))
     assert len(runs) == 505
     # What is kept is what the ranks wrote: nothing here.
     assert {path.name for run in runs for path in run.iterdir()} == {"cell.py"}
