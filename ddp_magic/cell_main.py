@@ -80,7 +80,12 @@ class Inheritance:
             "prelude": sorted(self._prelude),
             "captured": [captured for captured, _ in self._captured],
         }
-        self._path.write_text(json.dumps(left))
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # cleaners come by
+            self._path.write_text(json.dumps(left))
+        except OSError:  # a full disk: children that are spawned do without
+            os.environ.pop(VARIABLE, None)
+            return
         os.environ[VARIABLE] = str(self._path)
 
 

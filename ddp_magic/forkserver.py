@@ -245,7 +245,7 @@ def _become_agent(command: ForkAgent, spec: AgentSpec) -> NoReturn:
     """Turn this fork of the forkserver into an agent, in the kernel's present state."""
     try:
         os.setsid()
-        log = os.open(Path(spec.worker.directory) / "agent.log", os.O_WRONLY | os.O_CREAT, 0o600)
+        log = _open_log(Path(spec.worker.directory) / "agent.log")
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
@@ -260,6 +260,13 @@ def _become_agent(command: ForkAgent, spec: AgentSpec) -> NoReturn:
     finally:
         sys.stderr.flush()
         os._exit(1)
+
+
+def _open_log(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    except OSError:  # a full disk: its words are lost, its ranks are not
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _take_state(command: ForkAgent, spec: AgentSpec) -> None:

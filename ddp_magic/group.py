@@ -24,7 +24,7 @@ from ddp_magic.admission import Standing
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.engines import Engine, PlacedAgent
-from ddp_magic.errors import ProtocolError
+from ddp_magic.errors import LaunchError, ProtocolError
 from ddp_magic.events import (
     AgentDone,
     AgentHello,
@@ -162,6 +162,7 @@ class WorkerGroup:
         self._strangers: dict[Channel, float] = {}  # since when they have not said who they are
         self._ranks: dict[Channel, int] = {}
         self._complaints = 0
+        self._log_is_lost = False
         self._kill_deadline: float | None = None
         self._started = 0.0
 
@@ -177,12 +178,18 @@ class WorkerGroup:
             prelude: Names of the prelude that the first cell reads.
         """
         self._started = time.time() - 1.0  # a process's own time is rounded to ticks
+        try:
+            storage.make_again(self.directory)
+            self._listener = Listener(self.directory)
+        except OSError as error:
+            raise LaunchError(
+                f"the ranks' socket could not be made in {self.directory}: {error.strerror}"
+            ) from error
         # Bound and not listening: ours to keep, and free for the store of what the ranks start.
         self._master_port = socket.socket()
         self._master_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._master_port.bind(("127.0.0.1", 0))
         port = self._master_port.getsockname()[1]
-        self._listener = Listener(self.directory)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._agent = engine.start(
             AgentSpec(
@@ -517,10 +524,19 @@ class WorkerGroup:
     def _take_text(self, member: Member, data: bytes) -> Iterator[Event]:
         for item in member.splitter.feed(data):
             if isinstance(item, bytes):
-                with member.log.open("ab") as log:
-                    member.written += log.write(item)
+                self._write_log(member, item)
             member.text.append(item)
         yield from member.ordered()
+
+    def _write_log(self, member: Member, text: bytes) -> None:
+        try:
+            member.written = storage.append(member.log, text)
+        except OSError as error:  # a full disk costs the log, not the run
+            if not self._log_is_lost:
+                self._log_is_lost = True
+                self.notes.append(
+                    f"not all that the ranks write is kept in {self.directory}: {error.strerror}"
+                )
 
     def _close_pipe(self, member: Member) -> None:
         self._selector.unregister(member.pipe)

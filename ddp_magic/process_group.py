@@ -144,6 +144,7 @@ class ProcessGroups:
         self._count += 1
         # A file, since these ranks are on one machine. At each connection to a TCPStore torch asks
         # for the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
+        Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # cleaners come by
         store = dist.FileStore(self._path)  # type: ignore[attr-defined]
         return PrefixStore(f"ddp_magic/{self._number}/{self._count}", store)
 

@@ -103,6 +103,8 @@ class Rank:
         if self.log is None or not self.log.exists():
             return ""
         begin, end = self.log_span
+        if end is not None and end < begin:  # the file was made again meanwhile
+            begin = 0
         with self.log.open("rb") as file:
             file.seek(begin)
             return file.read(-1 if end is None else end - begin).decode(errors="replace")

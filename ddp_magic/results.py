@@ -95,11 +95,13 @@ class Pulls:
             self._values[event.rank] = _read(segment)
         except Exception as error:  # noqa: BLE001 -- an import, a class's own code
             saved = self._directory / f"results{event.rank}.pkl"
-            _save_unread(segment, saved)
-            why = (
-                f"cannot be read here ({type(error).__name__}: {error}); it is saved, for where "
-                f"it can: pickle.load(open({str(saved)!r}, 'rb'))"
-            )
+            why = f"cannot be read here ({type(error).__name__}: {error}); "
+            try:
+                _save_unread(segment, saved)
+            except (OSError, ValueError) as problem:  # a full disk, buffers that are none
+                why += f"it could not be saved either ({problem})"
+            else:
+                why += f"it is saved, for where it can: pickle.load(open({str(saved)!r}, 'rb'))"
             self._reasons |= {(event.rank, path): why for path in event.names}
         finally:
             segment.close()
@@ -241,7 +243,10 @@ def _save(value: Any, path: Path) -> str:  # noqa: ANN401 -- the user's
     try:
         torch.save(value, file)
     except Exception:  # noqa: BLE001 -- whatever the value's own code raises
-        file.unlink(missing_ok=True)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError:  # a disk that has become read-only
+            pass
     else:
         return f"; saved for torch.load: {file}"
     text = path.with_name(path.name + ".txt")

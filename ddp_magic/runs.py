@@ -136,10 +136,11 @@ class Run:
             notebook_shell: What the notebook's shell is set to; see `events.RunCell`.
             group: A session's ranks; None for ranks of its own.
         """
-        self.directory: Path = storage.new_run_directory()
+        source = cell.source.encode()
+        self.directory: Path = storage.new_run_directory(len(source))
         self.id = self.directory.name
         cell_path = self.directory / "cell.py"
-        cell_path.write_text(cell.source, encoding="utf-8")
+        cell_path.write_bytes(source)
         self._source = cell.source
         self._environment = cell.environment
         self._around = around or Surroundings()
@@ -278,6 +279,10 @@ class Run:
         connecting to others takes that for its peer's death.
         """
         self.state = State.RUNNING
+        path = Path(self._command.path)
+        if not path.exists():  # a cleaner of temporary files came during a long start
+            storage.make_again(self.directory)
+            path.write_text(self._source, encoding="utf-8")
         self.group.send(self._command)
         if not self.group.kept:
             self.group.send(Exit())
@@ -304,14 +309,14 @@ class Run:
             if self.state is State.PENDING and stop is None and self._all_ready:
                 self._send_cell()
             self._take(self.group.poll(POLL_S), screen)
-            while self.group.notes:
-                screen.say(self.group.notes.pop(0))
+            self._say_notes(screen)
             self.note = "stopping" if stop is not None else self.group.waits_for()
             screen.tick(self)
             stop = stop or self._reason_to_stop(screen, presses)
             if stop is not None:
                 stop.step(presses.count)
         self._take(self.group.drain(), screen)
+        self._say_notes(screen)
         self.state, self.error = judge(self._evidence(stop))
         if self.group.kept:
             for rank, member in self.group.members.items():
@@ -321,6 +326,10 @@ class Run:
     @property
     def _all_ready(self) -> bool:
         return len(self.group.ready) == len(self.ranks)
+
+    def _say_notes(self, screen: Screen) -> None:
+        while self.group.notes:
+            screen.say(self.group.notes.pop(0))
 
     @property
     def _over(self) -> bool:

@@ -37,10 +37,13 @@ _notes: list[str] = []
 _said: set[str] = set()
 
 
-def new_run_directory() -> Path:
+def new_run_directory(cell_bytes: int = 0) -> Path:
     """Make the directory of the next run of this kernel; its name is the run's id.
 
     What is to be said of its place is in `take_notes`.
+
+    Args:
+        cell_bytes: Size of the cell, for which there must be room too.
 
     Raises:
         LaunchError: There is no place for it.
@@ -48,7 +51,7 @@ def new_run_directory() -> Path:
     problems: list[str] = []
     for root in _roots(problems):
         try:
-            directory = _new_directory(_private(root))
+            directory = _new_directory(_private(root), ROOM_BYTES + cell_bytes)
         except OSError as error:
             problems.append(f"{root}: {error.strerror or error}")
             _remove_empty(root)
@@ -150,7 +153,7 @@ def _private(root: Path) -> Path:
     return root
 
 
-def _new_directory(root: Path) -> Path:
+def _new_directory(root: Path, room_bytes: int) -> Path:
     """Make a run's directory, with room for it.
 
     Raises:
@@ -166,7 +169,7 @@ def _new_directory(root: Path) -> Path:
         break
     try:
         probe = path / "room"
-        probe.write_bytes(bytes(ROOM_BYTES))
+        probe.write_bytes(bytes(room_bytes))
         probe.unlink()
     except OSError:
         shutil.rmtree(path, ignore_errors=True)
@@ -183,6 +186,24 @@ def make_again(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def append(path: Path, data: bytes) -> int:
+    """Append to a log, and make it again if it has been removed; return its size, bytes.
+
+    Raises:
+        OSError: It cannot be written: the disk is full, say.
+    """
+    try:
+        log = path.open("ab", buffering=0)
+    except FileNotFoundError:
+        make_again(path.parent)
+        log = path.open("ab", buffering=0)
+    with log:
+        view = memoryview(data)
+        while view:
+            view = view[log.write(view) :]
+        return log.tell()
+
+
 def tidy(directory: Path) -> None:
     """Remove from the directory of a run that has ended what nobody will read."""
     try:
@@ -192,8 +213,11 @@ def tidy(directory: Path) -> None:
     for path in paths:
         # The process group's store; what ranks leave for their children (`cell_main`).
         ours = path.name.startswith(("store", "children"))
-        if path.is_file() and (ours or path.stat().st_size == 0):
-            path.unlink(missing_ok=True)
+        try:
+            if path.is_file() and (ours or path.stat().st_size == 0):
+                path.unlink(missing_ok=True)
+        except OSError:  # a disk that has become read-only: it stays
+            continue
 
 
 def prune_now_and_then() -> threading.Thread | None:

@@ -142,7 +142,11 @@ class Worker:
         In C: it answers also while C code holds the interpreter lock.
         """
         path = Path(self._settings.directory) / f"rank{self.rank}.stacks"
-        fd = _out_of_the_way(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            fd = _out_of_the_way(os.open(path, flags, 0o600))
+        except OSError:  # a full disk costs the stacks, not the rank
+            fd = _out_of_the_way(os.open(os.devnull, os.O_WRONLY))
         self._stacks = open(fd, "wb", buffering=0)  # noqa: SIM115, PTH123 -- as long as the process
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
         faulthandler.enable(file=self._stacks, all_threads=True)

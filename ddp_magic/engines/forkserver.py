@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import psutil
 
@@ -70,7 +71,7 @@ class Forkserver:
         self._lock = threading.RLock()  # a cell may run in a thread of its own (a subshell)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this object
+        self._log = _anonymous_file()
         self._env: dict[str, str] = {}  # that of the ranks it is for
         self._notebooks: dict[str, str] = {}  # the kernel's, at the same time
         self._wanted: dict[str, None] = {}
@@ -446,6 +447,12 @@ class ForkedAgent:
     def last_words(self) -> str:
         """Return the end of its log."""
         return last_words(Path(self.spec.worker.directory) / "agent.log")
+
+
+def _anonymous_file() -> BinaryIO:
+    if hasattr(os, "memfd_create"):  # in memory: no disk can be full
+        return os.fdopen(os.memfd_create("ddp_magic-forkserver"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def unsupported() -> str:

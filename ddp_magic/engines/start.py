@@ -37,5 +37,5 @@ def last_words(log: Path) -> str:
     """Return the end of a log."""
     try:
         return log.read_bytes()[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
-    except FileNotFoundError:
+    except OSError:  # it was never made, or has been removed
         return ""

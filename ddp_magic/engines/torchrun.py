@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 from ddp_magic.agent_spec import SPEC_VARIABLE, AgentSpec
 from ddp_magic.engines.start import entry, last_words, write_start
@@ -46,6 +47,13 @@ class TorchrunAgent:
         return last_words(self._log)
 
 
+def _open_log(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError:  # a full disk: its words are lost, its ranks are not
+        return open(os.devnull, "wb")  # noqa: PTH123 -- no path of ours
+
+
 class Torchrun:
     """The engine that starts torchrun."""
 
@@ -59,7 +67,7 @@ class Torchrun:
             *entry("torchrun", "keep"),
         ]
         log = directory / "agent.log"
-        with log.open("wb") as output:
+        with _open_log(log) as output:
             process = subprocess.Popen(
                 entry("torchrun", "main"),
                 stdin=subprocess.PIPE,

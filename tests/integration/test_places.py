@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,3 +37,113 @@ def test_something_in_the_place_of_the_logs(
     second = kernel.run(f"%%ddp -n 2\n{SUM}")
     assert sorted(second.lines) == ["[rank 0] sum 2.0", "[rank 1] sum 2.0"], second
     assert list((short_path / "other").iterdir()) == []
+
+
+def _small_disk(where: Path) -> tuple[str, ...]:
+    """What is put before a kernel's command, so that it has a disk of 1 MB there."""
+    mount = f'mount -t tmpfs -o size=1m,mode=755 tmpfs {where} && exec "$@"'
+    return ("unshare", "-m", "sh", "-c", mount, "sh")
+
+
+NEEDS_MOUNTS = pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+    reason="needs a mount namespace",
+)
+
+
+@NEEDS_MOUNTS
+@pytest.mark.parametrize("options", ["", "--cold", "-s lab"])
+def test_a_disk_that_becomes_full(
+    new_kernel: Callable[..., Kernel], short_path: Path, options: str
+) -> None:
+    """The log is lost, which is said once; this cell and the next ones run to their end."""
+    kernel = new_kernel({"XDG_CACHE_HOME": str(short_path)}, _small_disk(short_path))
+    flood = kernel.run(
+        f"%%ddp -n 2 {options}\nfor i in range(300):\n    print(str(i) * 4000)\n"
+        f"    if i % 50 == 0:\n        dist.barrier()\n{SUM}"
+    )
+    assert flood.status == "ok", flood.traceback
+    assert flood.text.count("sum 2.0") == 2
+    said = [line for line in flood.lines if "No space left on device" in line]
+    assert len(said) == 1, said
+    assert said[0].startswith("not all that the ranks write is kept in ")
+    again = kernel.run(f"%%ddp {options.replace('--cold', '-n 2 --cold') or '-n 2'}\n{SUM}")
+    assert again.status == "ok", again.traceback
+    assert again.text.count("sum 2.0") == 2, again
+    if options == "-s lab":
+        failed = kernel.run("%%ddp -s lab\nif rank:\n    1 / 0\ndist.barrier()")
+        assert "ZeroDivisionError" in failed.error["evalue"], failed
+        renewed = kernel.run(f"%%ddp -s lab\n{SUM}")
+        assert renewed.text.count("sum 2.0") == 2, renewed
+
+
+@NEEDS_MOUNTS
+@pytest.mark.parametrize("options", ["-n 2", "-n 2 --cold", "-s lab -n 2"])
+def test_a_disk_that_is_full_from_the_start(
+    new_kernel: Callable[..., Kernel], short_path: Path, options: str
+) -> None:
+    """The run's files go elsewhere, which one line says."""
+    kernel = new_kernel({"XDG_CACHE_HOME": str(short_path)}, _small_disk(short_path))
+    filled = kernel.run(
+        f"try:\n    open('{short_path}/big', 'wb').write(bytes(2 * 2**20))\n"
+        "except OSError as error:\n    print(error)"
+    )
+    assert "No space left" in filled.text
+    result = kernel.run(f"%%ddp {options}\n{SUM}")
+    assert result.status == "ok", result.traceback
+    (line,) = [line for line in result.lines if not line.startswith("[rank")]
+    assert "No space left on device" in line
+    assert result.text.count("sum 2.0") == 2, result
+
+
+def test_logs_that_cannot_be_written(new_kernel: Callable[..., Kernel], short_path: Path) -> None:
+    """As on a full disk, without one."""
+    kernel = new_kernel({"XDG_CACHE_HOME": str(short_path)})
+    result = kernel.run(
+        "%%ddp -n 2\nimport glob\n"
+        f"(directory,) = glob.glob('{short_path}/ddp_magic/*')\n"
+        "os.symlink('/dev/full', f'{directory}/rank{rank}.log')\n"
+        f"{SUM}"
+    )
+    assert result.status == "ok", result.traceback
+    assert result.text.count("sum 2.0") == 2, result
+    said = [line for line in result.lines if "No space left on device" in line]
+    assert len(said) == 1, result
+
+
+def test_a_cleaner_between_cells(new_kernel: Callable[..., Kernel], short_path: Path) -> None:
+    """All directories are removed: the next cells work, a session's too, and are logged."""
+    kernel = new_kernel({"XDG_CACHE_HOME": str(short_path)})
+    for options in ("-n 2", "-n 2 --cold", "-s lab -n 2"):
+        assert kernel.run(f"%%ddp {options}\nx = 1\n{SUM}").status == "ok"
+    shutil.rmtree(short_path / "ddp_magic")
+    result = kernel.run(f"%%ddp -s lab\nprint('x', x)\n{SUM}")
+    assert result.status == "ok", result.traceback
+    assert result.text.count("x 1") == 2, result
+    logs = [path.read_text() for path in short_path.glob("ddp_magic/*/rank*.log")]
+    assert logs == ["x 1\nsum 2.0\n"] * 2
+    shutil.rmtree(short_path / "ddp_magic")
+    failed = kernel.run("%%ddp -s lab\nif rank:\n    1 / 0\ndist.barrier()")
+    assert "ZeroDivisionError" in failed.error["evalue"], failed
+    shutil.rmtree(short_path / "ddp_magic")
+    assert kernel.run(f"%%ddp -s lab\n{SUM}").text.count("sum 2.0") == 2
+    shutil.rmtree(short_path / "ddp_magic")
+    assert "ended" in kernel.run("%ddp_stop lab").text
+    for options in ("-n 2", "-n 2 --cold"):
+        assert kernel.run(f"%%ddp {options}\n{SUM}").status == "ok"
+    kernel.run("%ddp_status")
+
+
+def test_a_cleaner_during_a_cell(new_kernel: Callable[..., Kernel], short_path: Path) -> None:
+    """What is written afterwards is kept, and the run ends well."""
+    kernel = new_kernel({"XDG_CACHE_HOME": str(short_path)})
+    result = kernel.run(
+        "%%ddp -n 2 --pull y\nimport shutil, time\nprint('before')\ntime.sleep(1)\n"
+        f"dist.barrier()\nif rank == 0:\n    shutil.rmtree('{short_path}/ddp_magic')\n"
+        "dist.barrier()\ny = 5\nprint('after')"
+    )
+    assert result.status == "ok", result.traceback
+    assert result.text.count("after") == 2, result
+    logs = [path.read_text() for path in short_path.glob("ddp_magic/*/rank*.log")]
+    assert logs == ["after\n"] * 2
+    assert kernel.value("y") == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import struct
 import time
@@ -396,6 +397,32 @@ def test_frames_before_a_bad_one_count(scene: Scene) -> None:
     idle = Idle(rank=0, time=1.0)
     scene.ranks[0].channel._socket.sendall(_frame(encode(idle)) + _frame(b"x") + b"\xff" * 9)
     assert scene.poll() == [idle]
+
+
+def test_a_full_disk_costs_the_log(scene: Scene) -> None:
+    """It is said once; all text is shown, and what fits later is kept again."""
+    log = scene.group.members[0].log
+    log.symlink_to("/dev/full")
+    for _ in range(3):
+        assert scene.is_unharmed()
+    (note,) = scene.group.notes
+    assert "No space left on device" in note
+    log.unlink()
+    assert scene.is_unharmed()
+    assert log.read_text() == "text\n"
+    assert len(scene.group.notes) == 1
+
+
+def test_a_removed_directory_is_made_again(scene: Scene) -> None:
+    """The log goes on, in a directory as private as before."""
+    directory = scene.group.directory
+    assert scene.is_unharmed()
+    shutil.rmtree(directory)
+    assert scene.is_unharmed()
+    assert (directory / "rank1.log").read_text() == "text\n"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert scene.group.members[1].written == len("text\n")
+    assert scene.group.notes == []
 
 
 def test_a_channel_keeps_what_nobody_took(tmp_path: Path) -> None:
