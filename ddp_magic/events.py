@@ -140,10 +140,12 @@ class Preload:
 
     Attributes:
         number: Of this command, counted by the kernel; `Preloaded` says which was the last.
+        sys_path: Where they are to be found, as the kernel finds them.
     """
 
     modules: tuple[str, ...]
     number: int
+    sys_path: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +185,19 @@ class Preloaded:
         number: Of the last `Preload` that has been carried out; 0 before the first.
         failed: Why a library could not be imported, by name.
         environ: Environment variables that the libraries have set while they were imported.
+        left_out: Why a library is left to the ranks, by name.
+        good: What such a library imports first, and is there.
     """
 
     files: dict[str, list[Any]]
     number: int
     failed: dict[str, str] = field(default_factory=dict)
     environ: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    good: tuple[str, ...] = ()
+
+
+SOME_LIBRARY = "a library"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +205,8 @@ class Unfit:
     """This forkserver must not be forked from any more; it ends.
 
     Attributes:
-        module: The library that is the reason; empty where it is none of those asked for.
+        module: The library that is the reason; `SOME_LIBRARY` where it is not known which; empty
+            where any forkserver would be unfit.
         reason: What it did: "it starts threads".
     """
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -29,13 +29,23 @@ from ddp_magic import preload, processes
 from ddp_magic.agent_spec import AgentSpec
 from ddp_magic.channel import Channel
 from ddp_magic.errors import ProtocolError
-from ddp_magic.events import ForkAgent, Forked, Importing, Preload, Preloaded, Unfit
+from ddp_magic.events import (
+    SOME_LIBRARY,
+    ForkAgent,
+    Forked,
+    Importing,
+    Preload,
+    Preloaded,
+    Unfit,
+)
+from ddp_magic.trial import BEGINS_CUDA, Trial
 
 LOOK_S = 0.5  # how often it looks for its kernel while it imports
 AGENTS_GRACE_S = 1.0  # for the agents to end what they run, when the kernel is gone
 # What every agent and rank needs. The shell comes before the drawing: a figure of a rank becomes a
 # display only if the inline backend finds a shell when it is imported.
 BASE = ("torch", "ddp_magic.elastic", "ddp_magic.shell:preload", "matplotlib_inline.backend_inline")
+MAX_PARTS = 3  # of one library are tried in vain, before the rest of it is left out
 
 # What nearly every cell comes to need, when there is time: DDP's constructor imports the first.
 SOON = ("torch._dynamo", "IPython.core.logger")
@@ -47,10 +57,24 @@ class Forkserver:
     Args:
         channel: To the kernel.
         kernel_pid: Its pid, which is the parent's.
+        trusted: Libraries that an earlier forkserver has imported without harm, where another one
+            has come to an end by an import: the rest are tried first. None to try none.
+        left_out: Why a library is not to be imported, by name.
     """
 
-    def __init__(self, channel: Channel, kernel_pid: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        kernel_pid: int,
+        trusted: Collection[str] | None,
+        left_out: dict[str, str],
+    ) -> None:
         """Begin with nothing imported."""
+        self._trusted = None if trusted is None else set(trusted)
+        self._left_out = left_out
+        self._trial: Trial | None = None
+        self._good: list[str] = []
+        self._set_in_trials: dict[str, str] = {}
         self._channel = channel
         self._kernel_pid = kernel_pid
         self._kernel = os.pidfd_open(kernel_pid)
@@ -70,18 +94,27 @@ class Forkserver:
         if not preload.cuda_survives_fork():
             self._unfit("", "torch has begun CUDA while it was imported")
         while True:
-            idle = self._told and not self._wanted
-            ready = self._select([self._channel], None if idle else 0.0)
+            ready = self._select([self._channel], self._patience_s())
             if self._channel in ready:
                 self._obey()
+            elif self._trial is not None:
+                if self._trial.over():
+                    self._judge(self._trial)
             elif self._wanted:
-                self._import(self._wanted.popleft())
+                self._take_up(self._wanted.popleft())
             elif not self._told:
                 self._tell()
+
+    def _patience_s(self) -> float | None:
+        if self._trial is not None:
+            return self._trial.left_s
+        return None if self._told and not self._wanted else 0.0
 
     def _select(self, more: list[Channel], timeout_s: float | None) -> list[Any]:
         """Wait; take care of agents that have ended; end with the kernel."""
         waited_for: list[Any] = [*more, self._kernel, *self._agents]
+        if self._trial is not None:
+            waited_for += [self._trial, self._trial.pidfd]
         ready = select.select(waited_for, [], [], timeout_s)[0]
         if self._kernel in ready:
             processes.sweep(AGENTS_GRACE_S)
@@ -93,11 +126,50 @@ class Forkserver:
     def _retire(self) -> NoReturn:
         """Fork no more, and end after the last agent."""
         self._channel.close()
+        if self._trial is not None:
+            self._trial.close()
+            self._trial = None
         while self._agents:
             self._select([], None)
         os._exit(0)
 
     # --- imports ------------------------------------------------------------------------------
+
+    def _take_up(self, module: str) -> None:
+        """Import a library, or try it first."""
+        if self._is_left_out(module):
+            return
+        known = module in sys.modules or module in SOON
+        if self._trusted is None or module in self._trusted or known:
+            self._import(module)
+            return
+        self._told = False
+        self._trial = Trial(module, [self._kernel, *self._agents])
+
+    def _judge(self, trial: Trial) -> None:
+        """Import what has been tried; or leave it to the ranks, but for what it imports first."""
+        self._trial = None
+        processes.sweep(0.0, spare=self._agents.values())  # what the library has started
+        if not trial.unfit:
+            self._import(trial.module)
+            return
+        self._left_out[trial.module] = trial.unfit
+        self._set_in_trials |= trial.environ
+        top = trial.module.partition(".")[0]
+        if sum(name.startswith(f"{top}.") for name in self._left_out) >= MAX_PARTS:
+            self._left_out[top] = trial.unfit
+        good = [name for name in trial.importable() if name not in sys.modules]
+        self._channel.send(Importing(module=trial.module))
+        with _LookingForParent(self._kernel_pid):
+            for name in good:
+                if unfit := preload.import_library(name)[1]:
+                    self._unfit(trial.module, unfit)
+        self._good += good
+        self._note_files()
+
+    def _is_left_out(self, module: str) -> bool:
+        parts = module.split(".")
+        return any(".".join(parts[: n + 1]) in self._left_out for n in range(len(parts)))
 
     def _import(self, name: str) -> None:
         module, _, function = name.partition(":")
@@ -132,10 +204,13 @@ class Forkserver:
         from ddp_magic import prelude
 
         for name in names:
-            if name in vars(prelude):
+            home = prelude.home(name)
+            if name in vars(prelude) or self._is_left_out(home):
                 continue
-            home = prelude.HOMES[name][0]
-            home = prelude.__name__ + home if home.startswith(".") else home
+            if self._trusted is not None and home not in {*self._trusted, *sys.modules}:
+                self._wanted.append(home)  # its trial takes a while, and this start does not
+                self._told = False
+                continue
             self._channel.send(Importing(module=home))
             with _LookingForParent(self._kernel_pid):
                 # A failure is the rank's to show, when its cell uses the name.
@@ -149,7 +224,8 @@ class Forkserver:
         """Report what is there now, and keep its pages shared."""
         # A CUDA context may have been begun by any of those since the last time.
         if not preload.cuda_survives_fork():
-            self._unfit("", "a library has begun CUDA while it was imported")
+            some = SOME_LIBRARY if self._trusted is None else ""
+            self._unfit(some, BEGINS_CUDA)
         _freeze()
         self._told = True
         self._channel.send(
@@ -157,7 +233,9 @@ class Forkserver:
                 files=self._files,
                 number=self._number,
                 failed=self._failed,
-                environ=self._set_by_imports(),
+                environ={**self._set_in_trials, **self._set_by_imports()},
+                left_out=self._left_out,
+                good=tuple(self._good),
             )
         )
 
@@ -175,7 +253,8 @@ class Forkserver:
             self._retire()
         for command in commands:
             match command:
-                case Preload(modules=modules, number=number):
+                case Preload(modules=modules, number=number, sys_path=sys_path):
+                    sys.path[:] = sys_path
                     self._wanted.extend(modules)
                     self._number = number
                     self._told = False
@@ -191,7 +270,8 @@ class Forkserver:
             _freeze()
         pid = os.fork()
         if pid == 0:
-            for fd in (self._kernel, *self._agents):
+            trial = () if self._trial is None else (self._trial.fileno(), self._trial.pidfd)
+            for fd in (self._kernel, *self._agents, *trial):
                 os.close(fd)
             # As if the cell's imports had set them; what the notebook says comes first.
             env = {**self._set_by_imports(), **command.env}
@@ -204,7 +284,8 @@ class Forkserver:
         os.waitpid(self._agents.pop(pidfd), 0)
         os.close(pidfd)
         # What an agent leaves that was killed itself comes to us.
-        processes.sweep(0.0, spare=self._agents.values())
+        trial = [] if self._trial is None else [self._trial.pid]
+        processes.sweep(0.0, spare=[*self._agents.values(), *trial])
 
 
 class _LookingForParent:
@@ -290,7 +371,10 @@ def main() -> NoReturn:
     sys.path[:] = start["sys_path"]
     sys.argv[:] = [""]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A kernel that ignores it would hand that on, and nobody could wait for a child.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     processes.adopt_orphans()
     # Collections would touch, and so copy, the pages that agents and ranks share with us.
     gc.disable()
-    Forkserver(Channel(socket.socket(fileno=start["channel"])), start["kernel_pid"]).serve()
+    channel = Channel(socket.socket(fileno=start["channel"]))
+    Forkserver(channel, start["kernel_pid"], start["trusted"], start["left_out"]).serve()

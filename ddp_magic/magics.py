@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from typing import Any
 
 from IPython.core import magic_arguments
@@ -101,6 +102,7 @@ class DDPMagics(Magics):
     def note_cell(self, info: ExecutionInfo) -> None:
         """Remember the cell as typed (IPython's pre_run_cell): the magic gets only its body."""
         self._raw_cell = info.raw_cell or ""
+        self.kernel.forkserver.begin_cell(sys.modules, self._raw_cell)
 
     @observe("preload")
     def _preload_changed(self, _change: object) -> None:

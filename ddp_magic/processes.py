@@ -124,6 +124,11 @@ def _has_children() -> bool:
     return True
 
 
+def exit_words(code: int) -> str:
+    """Say how a process ended."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
 def reap_children() -> None:
     """Collect the exit codes of all children that have ended."""
     try:

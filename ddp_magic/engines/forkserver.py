@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
+import re
 import select
 import signal
 import socket
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,20 +22,29 @@ from typing import BinaryIO
 
 import psutil
 
-from ddp_magic import preload
+from ddp_magic import preload, processes
 from ddp_magic.agent_spec import AgentSpec
 from ddp_magic.channel import Channel
 from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.engines.start import entry, last_words, write_start
 from ddp_magic.environment import early_differences, forkserver_environment, rank_environment
 from ddp_magic.errors import ProtocolError
-from ddp_magic.events import ForkAgent, Forked, Importing, Preload, Preloaded, Unfit
-from ddp_magic.prelude import HOMES
+from ddp_magic.events import (
+    SOME_LIBRARY,
+    ForkAgent,
+    Forked,
+    Importing,
+    Preload,
+    Preloaded,
+    Unfit,
+)
+from ddp_magic.prelude import home
 
 ANSWER_S = 120.0  # torch's import alone can take a minute, from a slow disk
 CLOSE_S = 5.0
+IMPORT_S = 30.0  # for a library, while an agent waits; then it is tried in a process of its own
 MAX_DEATHS = 3  # in a row, before it is given up
-_BASE_LIBRARIES = frozenset(["torch", "numpy", "IPython", "matplotlib", "ddp_magic"])
+MAX_CULPRITS = 4  # that have cost a forkserver, before nothing but torch is imported any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +72,18 @@ class Forkserver:
     It is started in the background, and anew when it has died or has become stale. Where there can
     be none, agents are placed by the fallback.
 
+    Imports that end it or make it unfit do so once: the next one tries every library that is not
+    trusted, without harm to itself (`trial`).
+
     Args:
         fallback: The engine for then.
+        command: What starts the process.
     """
 
-    def __init__(self, fallback: Engine) -> None:
+    def __init__(self, fallback: Engine, command: Sequence[str] = ()) -> None:
         """Begin without a process; `launch` starts one."""
         self._fallback = fallback
+        self._command = command or entry("forkserver", "main")
         self._lock = threading.RLock()  # a cell may run in a thread of its own (a subshell)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -76,7 +92,12 @@ class Forkserver:
         self._notebooks: dict[str, str] = {}  # the kernel's, at the same time
         self._wanted: dict[str, None] = {}
         self._left_out: dict[str, str] = {}
-        self._seen = 0
+        self._culprits: list[str] = []  # those that have cost a forkserver
+        self._trusted: set[str] = set()
+        self._unwatch: Callable[[], object] = lambda: None
+        self._seen: set[str] = set()
+        self._words: set[str] = set()  # of the notebook's cells
+        self._undecided: list[ForkedAgent] = []
         self._reason = ""  # why there was a new one
         self._pending: list[ForkedAgent] = []
         self._notes: list[str] = []
@@ -95,6 +116,7 @@ class Forkserver:
         self._ready = False
         self._asked = 0
         self._importing = ""
+        self._imports_since = 0.0
         self._unfit: Unfit | None = None
         self._files: dict[str, list[object]] = {}
         self._failed: dict[str, str] = {}
@@ -117,7 +139,7 @@ class Forkserver:
             ours, theirs = socket.socketpair()
             with theirs:
                 self._process = subprocess.Popen(
-                    entry("forkserver", "main"),
+                    self._command,
                     stdin=subprocess.PIPE,
                     stdout=self._log,
                     stderr=self._log,
@@ -129,10 +151,24 @@ class Forkserver:
                     "channel": theirs.fileno(),
                     "kernel_pid": os.getpid(),
                     "sys_path": preload.search_path(sys.path, _cwd()),
+                    "trusted": sorted(self._trusted) if self._culprits else None,
+                    "left_out": self._left_out,
                 }
                 write_start(self._process, start)
             self._channel = Channel(ours)
+            self._watch(self._channel)
             self._want(self._wanted)
+
+    def _watch(self, channel: Channel) -> None:
+        """Hear it between the notebook's cells too: another one may have to be started."""
+        try:
+            loop = asyncio.get_running_loop()
+            fd = channel.fileno()
+            loop.add_reader(fd, self.look)
+        except (RuntimeError, NotImplementedError):  # no loop, or one that hears no descriptors
+            return
+        # At once, before the number is another descriptor's: the loop is this thread's, or sleeps.
+        self._unwatch = lambda: loop.is_closed() or loop.remove_reader(fd)
 
     def want(self, modules: Iterable[str]) -> None:
         """Let it import these libraries when it has nothing else to do."""
@@ -142,11 +178,12 @@ class Forkserver:
             self._want(new)
 
     def _want(self, modules: Iterable[str]) -> None:
-        names = tuple(m for m in modules if not self._is_left_out(m))
-        if names and self._channel is not None:
+        names = tuple(modules)
+        if names and self._channel is not None and len(self._culprits) <= MAX_CULPRITS:
             self._ready = False
             self._asked += 1
-            self._channel.send(Preload(modules=names, number=self._asked))
+            path = tuple(preload.search_path(sys.path, _cwd()))
+            self._channel.send(Preload(modules=names, number=self._asked, sys_path=path))
 
     def follow(self, modules: Mapping[str, ModuleType]) -> None:
         """Keep up with the notebook: its libraries, its environment, its packages.
@@ -157,9 +194,9 @@ class Forkserver:
         if self.off:
             return
         with self._lock:
-            if len(modules) != self._seen:
-                self._seen = len(modules)
-                self.want(preload.libraries(modules))
+            new = {n: m for n, m in list(modules.items()) if n not in self._seen}
+            self._seen.update(new)
+            self.want(preload.libraries(new))
             self._drain()
             # While it imports there is time: a library that the notebook has just imported may
             # have set the variable, and will set it there too.
@@ -168,6 +205,19 @@ class Forkserver:
                 if reason := self._changes(now, self._notebooks) or self._stale(sys.path):
                     self._retire(reason)
             self.launch()
+
+    def begin_cell(self, modules: Mapping[str, ModuleType], text: str) -> None:
+        """Note that what has been imported since the last cell is the kernel's own affair.
+
+        To complete a name it imports jedi, and even what follows `import`.
+
+        Args:
+            modules: The kernel's `sys.modules`.
+            text: The cell's.
+        """
+        with self._lock:
+            self._seen.update(list(modules))
+            self._words.update(re.findall(r"\w+", text))
 
     def close(self) -> None:
         """End it; agents that run go on to their end."""
@@ -182,6 +232,8 @@ class Forkserver:
 
     def _leave(self) -> None:
         if self._channel is not None:
+            self._unwatch()
+            self._unwatch = lambda: None
             self._channel.close()
             self._channel = None
 
@@ -191,9 +243,17 @@ class Forkserver:
 
     def _changes(self, now: Mapping[str, str], then: Mapping[str, str]) -> str:
         """Say which variables its libraries may have read in another state."""
-        ours = self._set_by_imports
-        names = [n for n in early_differences(now, then) if n not in ours or now.get(n) != ours[n]]
+        names = self._changed(now, then)
         return f"{', '.join(names)} changed" if names else ""
+
+    def _changed(self, now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+        ours = self._set_by_imports
+        return [n for n in early_differences(now, then) if n not in ours or now.get(n) != ours[n]]
+
+    def _may_be_a_librarys(self, env: Mapping[str, str]) -> bool:
+        """Tell whether what has changed may prove to be set by what is being imported."""
+        names = self._changed(env, self._env)
+        return bool(names) and not self._ready and not self._words & set(names)
 
     def _stale(self, sys_path: Iterable[str]) -> str:
         """Say why this forkserver's libraries are not what a fresh interpreter would import."""
@@ -202,8 +262,8 @@ class Forkserver:
         if upgraded := preload.changed(self._files):
             return f"{upgraded} was installed anew"
         # Not our own: we are where we are, also in front of what is installed (a checkout).
-        tops = {name.partition(".")[0] for name in self._files} - {"ddp_magic"}
-        if hidden := preload.shadowed(tops, sys_path, _cwd()):
+        held = {n: str(f[0]) for n, f in self._files.items() if "." not in n and n != "ddp_magic"}
+        if hidden := preload.shadowed(held, sys_path, _cwd()):
             return f"{hidden[0]} is now found in {hidden[1]}"
         return ""
 
@@ -223,12 +283,12 @@ class Forkserver:
             for message in messages:
                 match message:
                     case Importing(module=module):
-                        self._importing = module
-                    case Preloaded(files=files, number=number, failed=failed, environ=environ):
-                        self._importing, self._deaths = "", 0
-                        self._ready = number == self._asked  # else it has not heard all of it
-                        self._files = files
-                        self._failed, self._set_by_imports = failed, environ
+                        self._trust()
+                        self._importing, self._imports_since = module, time.monotonic()
+                    case Preloaded():
+                        self._trust()
+                        self._deaths = 0
+                        self._take_up(message)
                     case Unfit():
                         self._unfit = message
                     case Forked(run_id=run_id, pid=pid):
@@ -236,8 +296,39 @@ class Forkserver:
                     case _:
                         pass
 
-    def _forked(self, run_id: str, pid: int, pidfd: int) -> None:
+    def _trust(self) -> None:
+        """Note that the last import has done no harm."""
+        if self._importing:
+            self._trusted.add(self._importing)
         self._importing = ""
+
+    def _take_up(self, told: Preloaded) -> None:
+        self._ready = told.number == self._asked  # else it has not heard all of it
+        self._files, self._failed = told.files, told.failed
+        self._set_by_imports = told.environ
+        self._left_out |= told.left_out
+        self._trusted -= told.left_out.keys()
+        # Another forkserver, which does not try what is left out, has these from the first.
+        self._trusted |= set(told.good)
+        self._wanted |= dict.fromkeys(told.good)
+        if self._ready:
+            self._decide()
+
+    def _decide(self) -> None:
+        """Serve the agents that wait for it to be known who has set a variable."""
+        agents, self._undecided = self._undecided, []
+        for agent in [agent for agent in agents if agent in self._pending]:
+            if reason := self._changes(agent.env, self._env):
+                self._retire(reason)
+                self._explain(agent)
+                self.launch(agent.env)
+                for pending in self._pending:
+                    self._request(pending)
+                return
+            self._request(agent)
+
+    def _forked(self, run_id: str, pid: int, pidfd: int) -> None:
+        self._trust()
         for agent in self._pending:
             if agent.spec.run_id == run_id:
                 self._pending.remove(agent)
@@ -248,35 +339,46 @@ class Forkserver:
     def _died(self) -> None:
         """Find out why, and start another for the agents that wait."""
         self._leave()
+        self._undecided = []
         if self._unfit is not None:
             culprit, words = self._unfit.module, self._unfit.reason
             if not culprit:
                 self._give_up(f"the forkserver is of no use: {words}")
                 return
-            self._leave_out(culprit, words)
+            self._blame(culprit, words)
         else:
             self._deaths += 1
             code = self._process.wait(CLOSE_S) if self._process is not None else 0
-            words = f"the forkserver died ({_exit_words(code)})"
+            words = f"the forkserver died ({processes.exit_words(code)})"
             if self._deaths > MAX_DEATHS:
                 self._give_up(f"{words} {self._deaths} times")
                 return
-            self._note(f"{words}: this start is slow, the next one is not")
+            slow = "this start is slow, the next one is not"
+            self._note(f"{words}: {slow if self._pending else 'another one has been started'}")
             # One that was killed is innocent, once.
             if self._importing and (self._deaths > 1 or code != -signal.SIGKILL):
-                self._leave_out(self._importing, f"its import ended the process: {words}")
-        if self._pending:
-            self.launch(self._pending[0].env)
-            for agent in self._pending:
-                self._request(agent)
+                self._blame(self._importing, f"its import ended the process: {words}")
+        if len(self._culprits) > MAX_CULPRITS + 1:  # although none was asked for
+            self._give_up(f"the forkserver is of no use: {words}")
+            return
+        # Between two cells too: it has nothing to do then but to find out all there is to find.
+        self.launch(self._pending[0].env if self._pending else None)
+        for agent in self._pending:
+            self._request(agent)
 
-    def _leave_out(self, module: str, reason: str) -> None:
-        """Leave a library to the ranks: all of it, but for torch, of which only the module."""
-        top = module.partition(".")[0]
-        self._left_out[module if top in _BASE_LIBRARIES else top] = reason
-
-    def _is_left_out(self, module: str) -> bool:
-        return module in self._left_out or module.partition(".")[0] in self._left_out
+    def _blame(self, module: str, reason: str) -> None:
+        """Have a library tried, with all that is not trusted; if that was of no avail, leave it."""
+        if module in self._culprits:
+            self._left_out[module] = reason  # tried, to no avail
+        if module == SOME_LIBRARY:
+            self._trusted.clear()
+        else:
+            self._wanted.setdefault(module)  # of what it imports, some may be of use
+        self._trusted.discard(module)
+        self._culprits.append(module)
+        if len(self._culprits) > MAX_CULPRITS:
+            words = "too many libraries have made it unfit: only torch is imported ahead"
+            self._left_out["*"] = words
 
     def _give_up(self, words: str) -> None:
         self.off = f"{words}\n{self._last_words()}".strip()
@@ -300,33 +402,59 @@ class Forkserver:
         """Have an agent forked; where that cannot be, let the fallback place it."""
         with self._lock:
             self._drain()
+            undecided = False
             if self._channel is not None and not self.off:
-                reason = self._changes(env, self._env) or self._stale(spec.sys_path)
-                if reason:
+                undecided = self._may_be_a_librarys(env)
+                changes = "" if undecided else self._changes(env, self._env)
+                if reason := changes or self._stale(spec.sys_path):
                     self._retire(reason)
+                    undecided = False
             self.launch(env)
             agent = ForkedAgent(self, spec, env)
             agent.notes, self._notes = self._notes, []
-            if self._reason and not self._ready:  # a start that is slow is explained
-                agent.notes.append(f"{self._reason}: what is preloaded is imported anew")
-            self._reason = ""
+            self._explain(agent)
             if self.off:
                 agent.placed_by(self._fallback)
+                return agent
+            self._pending.append(agent)
+            if undecided:
+                self._undecided.append(agent)
             else:
-                self._pending.append(agent)
                 self._request(agent)
             return agent
 
+    def _explain(self, agent: ForkedAgent) -> None:
+        if self._reason and not self._ready:  # a start that is slow is explained
+            agent.notes.append(f"{self._reason}: what is preloaded is imported anew")
+        self._reason = ""
+
     def _request(self, agent: ForkedAgent) -> None:
         assert self._channel is not None  # noqa: S101 -- `launch` has just been called
-        prelude = tuple(n for n in agent.spec.prelude if not self._is_left_out(HOMES[n][0]))
-        spec = dataclasses.replace(agent.spec, prelude=prelude).to_json()
-        self._channel.send(ForkAgent(spec=spec, env=agent.env, cwd=_cwd(), umask=_umask()))
+        spec = agent.spec
+        if len(self._culprits) > MAX_CULPRITS:
+            spec = dataclasses.replace(spec, prelude=())
+        env = agent.env
+        self._channel.send(ForkAgent(spec=spec.to_json(), env=env, cwd=_cwd(), umask=_umask()))
 
     def look(self) -> None:
         """Take what the process has said since."""
         with self._lock:
             self._drain()
+            self._give_up_on_import()
+
+    def _give_up_on_import(self) -> None:
+        """Kill it if an agent waits for a library's import that does not end."""
+        if not self._pending or not self._importing or self._process is None:
+            return
+        preludes = {home(name) for agent in self._pending for name in agent.spec.prelude}
+        asked_for = self._importing in self._wanted or self._importing in preludes
+        if asked_for and time.monotonic() - self._imports_since > IMPORT_S:
+            words = f"its import did not end within {IMPORT_S:g} s"
+            self._note(
+                f"{self._importing}: {words}; what is preloaded is imported anew, without it"
+            )
+            self._unfit = Unfit(module=self._importing, reason=words)
+            self._process.kill()
 
     def drop(self, agent: ForkedAgent) -> None:
         """Wait no longer for this agent."""
@@ -479,9 +607,3 @@ def _umask() -> int:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
     return 0o022
-
-
-def _exit_words(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"

@@ -148,6 +148,13 @@ HOMES: dict[str, tuple[str, str | None]] = {
     "show_predictions": (".evaluation", "show_predictions"),
 }
 
+
+def home(name: str) -> str:
+    """Return the full name of the module in which a name of the prelude lives."""
+    module = HOMES[name][0]
+    return __name__ + module if module.startswith(".") else module
+
+
 # Those that are this package's work, not other libraries'.
 OWN_NAMES = frozenset(name for name, (module, _) in HOMES.items() if module.startswith("."))
 

@@ -125,6 +125,30 @@ def test_what_it_needs_lies_on_the_path(
         assert "started by torchrun from now on" in result.text
 
 
+def test_libraries_that_a_pth_file_brings(
+    new_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    """`site.addsitedir` in a cell, and what the `.pth` files there name, are preloaded too."""
+    for name in ("by_cell", "by_pth"):
+        place = tmp_path / name
+        (place / name).mkdir(parents=True)
+        (place / name / "__init__.py").write_text("import os\nPID = os.getpid()")
+        (place / f"{name}-1.0.dist-info").mkdir()
+        (place / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    (tmp_path / "by_cell" / "more.pth").write_text(f"{tmp_path / 'by_pth'}\n")
+    kernel = new_kernel()
+    _wait_status(kernel, "torch")
+    before = kernel.forkserver()
+    cell = f"import site; site.addsitedir({str(tmp_path / 'by_cell')!r})"
+    assert kernel.run(f"{cell}; import by_cell, by_pth").status == "ok"
+    assert "by_pth" in _wait_status(kernel, "by_cell")
+    result = kernel.run(
+        "%%ddp -n 1\nimport os, by_cell, by_pth\nprint(os.getpid() in (by_cell.PID, by_pth.PID))"
+    )
+    assert result.lines == ["[rank 0] False"]
+    assert kernel.forkserver() == before
+
+
 def test_never_the_users_own_modules(kernel: Kernel, shared_kernel_directory: Path) -> None:
     """An edited module is always read afresh."""
     module = shared_kernel_directory / "my_dataset.py"
@@ -164,6 +188,64 @@ def test_a_library_that_cannot_be_preloaded_is_left_to_the_ranks(
         result = kernel.run("%%ddp -n 2\nimport awkward\nprint('value', awkward.VALUE)")
         assert result.text.count("value 7") == 2, result
     assert "mpmath" in _wait_status(kernel, "ready")
+
+
+def test_all_such_libraries_are_found_at_once(
+    new_kernel: Callable[..., Kernel], site: Site
+) -> None:
+    """In the background, at the price of one forkserver; and the next cells are quick."""
+    thread = (
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+    )
+    site.install("thread_a", thread)
+    site.install("imports_a", "import os, thread_a\nos.environ['IMPORTS_A'] = '1'")
+    site.install("ends", "import os, sys\n'ipykernel' in sys.modules or os._exit(3)")
+    site.install("signals", "import signal\nsignal.signal(signal.SIGUSR2, print)")
+    site.install(
+        "cuda_a",
+        "import sys, torch\n'ipykernel' in sys.modules or "
+        "setattr(torch.cuda, '_is_in_bad_fork', lambda: True)",
+    )
+    kernel = new_kernel(site.env)
+    _wait_status(kernel, "torch")
+    pids = {kernel.forkserver()}
+    kernel.run("import imports_a, thread_a, ends, signals, cuda_a, mpmath")
+    deadline = time.monotonic() + 60
+    while "cuda_a" not in (text := _wait_status(kernel, "ready", 60)):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
+    for name in ("imports_a", "thread_a", "ends", "signals", "cuda_a"):
+        assert f"left to the ranks: {name} (" in text
+    pids.add(kernel.forkserver())
+    assert len(pids) == 2
+    for _ in range(2):
+        result = kernel.run("%%ddp -n 2\nimport imports_a, signals\nprint('in')")
+        assert result.text.count("] in\n") == 2, result
+        pids.add(kernel.forkserver())
+    assert len(pids) == 2
+
+
+def test_a_prelude_that_cannot_be_preloaded(new_kernel: Callable[..., Kernel], site: Site) -> None:
+    """It works in the ranks, costs one forkserver, and what it imports first is preloaded."""
+    site.install(
+        "monai",
+        """
+        import sys, threading, types
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        losses = sys.modules["monai.losses"] = types.ModuleType("monai.losses")
+        losses.__getattr__ = lambda name: type(name, (), {})
+        """,
+    )
+    kernel = new_kernel(site.env)
+    _wait_status(kernel, "torch")
+    pids = {kernel.forkserver()}
+    for _ in range(2):
+        result = kernel.run("%%ddp -n 2\nprint(train.__name__)", timeout_s=100)
+        assert result.text.count("] train\n") == 2, result
+        text = _wait_status(kernel, "left to the ranks: ddp_magic.prelude.training", 100)
+        pids.add(kernel.forkserver())
+    assert len(pids) == 2
+    assert "transformers" in text.partition("left to")[0]
 
 
 def test_a_library_that_raises_is_left_alone(new_kernel: Callable[..., Kernel], site: Site) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,16 @@ import pytest
 
 from ddp_magic import preload
 
+NAMED = """
+started = threading.Event()
+def run():
+    with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as comm:
+        comm.write("jemalloc_bg_thd")
+    started.set()
+    threading.Event().wait(9)
+threading.Thread(target=run, daemon=True).start()
+started.wait()
+"""
 THREAD = "threading.Thread(target=threading.Event().wait, args=(9,), daemon=True)"
 
 
@@ -39,6 +50,56 @@ def test_only_installed_libraries(tmp_path: Path) -> None:
     assert preload.libraries(modules) == ["numpy", "numpy.linalg"]
 
 
+@pytest.mark.parametrize(
+    ("record", "project", "installed"),
+    [
+        ("lib-1.0.dist-info/METADATA", "", True),  # pip, --target, a .pth file's directory
+        ("lib.egg-info/PKG-INFO", "", True),  # Debian's
+        ("EGG-INFO/PKG-INFO", "", True),  # of an .egg directory
+        ("lib.egg-info/PKG-INFO", "setup.py", False),  # `pip install -e`, of old
+        ("lib.egg-info/PKG-INFO", "pyproject.toml", False),
+        ("", "", False),  # the user's own modules
+    ],
+)
+def test_what_is_installed_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: str, project: str, installed: bool
+) -> None:
+    """Where importlib.metadata finds a distribution; but not a project that is being edited."""
+    place = tmp_path / "lib-1.0-py3.egg"
+    (place / "lib").mkdir(parents=True)
+    file = place / "lib" / "__init__.py"
+    file.touch()
+    if record:
+        (place / record).parent.mkdir()
+        (place / record).write_text("Metadata-Version: 2.1\nName: lib\nVersion: 1.0\n")
+    if project:
+        (place / project).touch()
+    monkeypatch.syspath_prepend(str(place))
+    assert preload.libraries({"lib": _module("lib", file)}) == (["lib"] if installed else [])
+    part = _module("lib.part", place / "lib" / "part.py")  # of a namespace package
+    assert preload.libraries({"lib.part": part}) == (["lib.part"] if installed else [])
+
+
+def test_a_zipped_egg_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry of the path that is a file."""
+    egg = tmp_path / "lib-1.0-py3.egg"
+    with zipfile.ZipFile(egg, "w") as file:
+        file.writestr("lib/__init__.py", "")
+        file.writestr("EGG-INFO/PKG-INFO", "Metadata-Version: 2.1\nName: lib\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(egg))
+    assert preload.libraries({"lib": _module("lib", egg / "lib" / "__init__.py")}) == ["lib"]
+
+
+def test_a_src_layout_is_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record lies in `src`, its pyproject.toml beside that."""
+    src = tmp_path / "src"
+    (src / "lib.egg-info").mkdir(parents=True)
+    (src / "lib.egg-info" / "PKG-INFO").write_text("Name: lib\nVersion: 1\n")
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.syspath_prepend(str(src))
+    assert preload.libraries({"lib": _module("lib", src / "lib.py")}) == []
+
+
 def test_the_users_directory_is_not_searched() -> None:
     """Neither by its name nor as the empty string."""
     path = ["", "/work", "/lib/python3", "."]
@@ -49,11 +110,14 @@ def test_a_file_that_hides_a_library(tmp_path: Path) -> None:
     """Only in front of the installed ones, as the interpreter searches."""
     installed = sysconfig.get_path("purelib")
     path = [*sys.path[:1], installed]
-    assert preload.shadowed(["numpy"], ["", *path], str(tmp_path)) is None
+    held = {"numpy": str(np.__file__)}
+    assert preload.shadowed(held, ["", *path], str(tmp_path)) is None
     (tmp_path / "numpy.py").touch()
-    hidden = preload.shadowed(["numpy"], ["", installed], str(tmp_path))
+    hidden = preload.shadowed(held, ["", installed], str(tmp_path))
     assert hidden == ("numpy", os.path.join(tmp_path, ""))  # noqa: PTH118 -- Path drops the slash
-    assert preload.shadowed(["numpy"], [installed, str(tmp_path)], "/") is None
+    assert preload.shadowed(held, [installed, str(tmp_path)], "/") is None
+    held = {"numpy": str(tmp_path / "numpy.py")}  # it is there that it comes from
+    assert preload.shadowed(held, ["", installed], str(tmp_path)) is None
 
 
 def test_an_upgrade_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +143,16 @@ def test_an_upgrade_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("x = 1", ("", "")),
         ("raise RuntimeError('no')", ("RuntimeError: no", "")),
         (f"import threading\n{THREAD}.start()", ("", "it starts threads")),
+        ("import threading\n" + NAMED, ("", "")),
+        ("raise SystemExit(3)", ("SystemExit: 3", "")),
+        ("import signal\nsignal.signal(signal.SIGCHLD, print)", ("", "it handles signals")),
         ("import os\nos.open('/dev/nvidia-uvm', os.O_RDONLY)", ("", "it opens a device")),
         ("import os\nos.open('/dev/nvidiactl', os.O_RDONLY)", ("", "")),
         ("import my_settings", ("", "it imports my_settings from")),
     ],
 )
 def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Path) -> None:
-    """Threads and device contexts do not survive a fork; NVML, and an error, do.
+    """Threads and device contexts do not survive a fork; NVML, jemalloc, and an error, do.
 
     And what imports the user's own modules would hide their next edit.
     """
