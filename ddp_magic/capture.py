@@ -15,6 +15,7 @@ import linecache
 import os
 import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ RANK_NAMES = frozenset({"rank", "local_rank", "world_size", "device"})
 OWN_SEGMENT_BYTES = 2**20  # from here on a name's arrays are kept, in case they have not changed
 SAY_BYTES = 100 * 10**6
 SAY_S = 1.0
+_TYPING = frozenset(["typing", "types", "typing_extensions"])  # whose objects stand for types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,7 @@ class Notebook:
                 if need not in needs or certain != before[need]:
                     before[need] = certain
                     todo.append(need)
+        self._take_annotations(cell, {*needs, *cell.assigns}, only, held, stream, capture)
         if stream.names:
             self._pack(stream, capture)
             if kept:
@@ -178,6 +181,24 @@ class Notebook:
             capture.notes += self._say(stream, capture, time.monotonic() - began)
         self._extra = {}  # they are not ours to keep
         return capture
+
+    def _take_annotations(
+        self,
+        cell: Names,
+        seen: set[str],
+        only: Collection[str] | None,
+        held: Held,
+        stream: _Stream,
+        capture: Capture,
+    ) -> None:
+        """Take along the types that annotations mention in strings, and that can travel."""
+        todo = deque(sorted(cell.annotated))
+        while todo or stream.pickler.annotated.keys() - seen:
+            todo.extend(name for name in stream.pickler.annotated if name not in seen)
+            name = todo.popleft()
+            if name not in seen and self._is_of_annotations(name):
+                todo += self._take(name, only, held, stream, capture, perhaps=True)
+            seen.add(name)
 
     def _take(
         self,
@@ -207,7 +228,8 @@ class Notebook:
         if name in RANK_NAMES:
             capture.notes += self._hides(name)
             return []
-        excluded = only is not None and name not in only and name not in self._extra
+        named = only is None or name in only or name in self._extra
+        excluded = not named and name not in stream.pickler.carried  # what travels in a value
         if excluded or not self.defines(name):
             if name in HOMES:
                 capture.prelude.add(name)
@@ -216,6 +238,14 @@ class Notebook:
             return []
         unchanged, needs = self._compare(name, held)
         return needs if unchanged else stream.write(name, self._value(name))
+
+    def _is_of_annotations(self, name: str) -> bool:
+        """Tell whether an annotation that mentions this name may mean the notebook's."""
+        if not self.defines(name):
+            return False
+        kinds = (type, types.ModuleType, types.FunctionType)
+        value = self._value(name)
+        return isinstance(value, kinds) or type(value).__module__ in _TYPING
 
     def _can_travel(self, name: str) -> bool:
         try:
@@ -365,19 +395,20 @@ class _Stream:
         self._current.append(buffer.raw())
 
     def write(self, name: str, value: Any) -> list[str]:  # noqa: ANN401 -- the user's
-        """Write a value; return the global names that its functions read.
+        """Write a value; return the global names that its functions read, or are found under.
 
         Raises:
             CaptureError: It cannot travel.
         """
         self._current = self.buffers[name] = []
-        before = len(self.pickler.needs)
+        before = len(self.pickler.needs), len(self.pickler.carried)
         try:
             self.pickler.dump((name, value))
         except Exception as error:  # a value's own code may raise anything
             raise CaptureError(self._why(name, value, error)) from error
         self.names.append(name)
-        needs = list(itertools.islice(self.pickler.needs, before, None))
+        needs = list(itertools.islice(self.pickler.needs, before[0], None))
+        needs += itertools.islice(self.pickler.carried, before[1], None)
         for need in needs:
             self._read_by.setdefault(need, name)
         return needs
@@ -387,8 +418,10 @@ class _Stream:
         what = f"`{name}` ({type(value).__name__}){by} cannot travel to the ranks: "
         if isinstance(error, Refused):
             what += f"it {'is' if error.value is value else 'holds'} {error}; "
-            return what + (error.remedy or "make it in the cell")
-        return what + f"{type(error).__name__}: {error}; make it in the cell"
+        else:
+            what += f"{type(error).__name__}: {error}; "
+        remedy = error.remedy if isinstance(error, Refused) else ""
+        return what + (remedy or _import_of(name, value) or "make it in the cell")
 
 
 def _segment(buffers: Sequence[memoryview]) -> Segment:
@@ -424,6 +457,22 @@ def size_words(nbytes: int) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def _import_of(name: str, value: object) -> str:
+    """Say how the cell gets what the notebook has imported; empty if it has not."""
+    places = [
+        (attribute != name, module.count("."), len(module), module, attribute)
+        for module, there in list(sys.modules.items())
+        if module != "__main__" and isinstance(there, types.ModuleType)
+        for attribute, other in list(vars(there).items())
+        if other is value and attribute.isidentifier()
+    ]
+    if not places:
+        return ""
+    *_, module, attribute = min(places)
+    alias = "" if attribute == name else f" as {name}"
+    return f"import it in the cell: from {module} import {attribute}{alias}"
 
 
 def _short(value: object) -> str:

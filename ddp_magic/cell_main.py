@@ -3,9 +3,10 @@
 A child that is spawned runs its parent's main module again, so that what it unpickles finds its
 class. A cell must not run again there: it would train again. So the rank's `__main__` names this
 module as its origin, and this one gives the child the cell's imports, functions, classes and
-constants (assignments of literals), the prelude's names that the cell uses, and what the cell took
-along from the notebook; in a session, those of its earlier cells too. Nothing else of a cell is
-executed. Standard library only, unless there is more to do: every `DataLoader` worker pays for it.
+constants (`SIZE = 4 * 16`; not what a call returns), the prelude's names that the cell uses, and
+what the cell took along from the notebook; in a session, those of its earlier cells too. Nothing
+else of a cell is executed. Standard library only, unless there is more to do: every `DataLoader`
+worker pays for it.
 """
 
 from __future__ import annotations
@@ -98,23 +99,59 @@ def _not_replaced(
 
 
 def definitions(source: str) -> ast.Module:
-    """Return of a cell only its imports, functions, classes and literal constants."""
+    """Return of a cell only its imports, functions, classes and constants.
+
+    Imports and constants may stand in a `try` or an `if` in which there is nothing else.
+    """
     tree = ast.parse(source)
-    tree.body = [statement for statement in tree.body if _defines(statement)]
+    known: set[str] = {"__name__"}
+    tree.body = [statement for statement in tree.body if _defines(statement, known)]
     return tree
 
 
-def _defines(statement: ast.stmt) -> bool:
+def _defines(statement: ast.stmt, known: set[str]) -> bool:
+    """Tell whether a statement only defines; note in `known` what a constant may be made of."""
+    parts: list[ast.stmt] = []
+    constant = True
     match statement:
-        case ast.Import() | ast.ImportFrom():
-            return True
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            return True
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            known.update((a.asname or a.name).partition(".")[0] for a in names)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.Pass():
+            pass
         case ast.Assign(targets=targets, value=value):
-            return all(map(_is_name, targets)) and _is_literal(value)
+            constant = _bind_constant(targets, value, known)
         case ast.AnnAssign(target=target, value=ast.expr() as value):
-            return _is_name(target) and _is_literal(value)
-    return False
+            constant = _bind_constant([target], value, known)
+        case ast.Try():  # what a handler does is done only where an import has failed
+            parts = [*statement.body, *statement.orelse, *statement.finalbody]
+        case ast.If(test=test):
+            constant = _is_constant(test, known, ast.Attribute)
+            parts = [*statement.body, *statement.orelse]
+        case _:
+            return False
+    return constant and all(_defines(part, known) for part in parts)
+
+
+# What is evaluated without a call.
+_PURE = (
+    *(ast.Constant, ast.JoinedStr, ast.FormattedValue, ast.Tuple, ast.List, ast.Set, ast.Dict),
+    *(ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Subscript, ast.Slice),
+    *(ast.unaryop, ast.operator, ast.boolop, ast.cmpop, ast.expr_context),
+)
+
+
+def _is_constant(value: ast.expr, known: Collection[str], *more: type[ast.AST]) -> bool:
+    return all(
+        isinstance(node, (*_PURE, *more)) or (isinstance(node, ast.Name) and node.id in known)
+        for node in ast.walk(value)
+    )
+
+
+def _bind_constant(targets: Collection[ast.expr], value: ast.expr, known: set[str]) -> bool:
+    if not (all(map(_is_name, targets)) and _is_constant(value, known)):
+        return False
+    known.update(n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+    return True
 
 
 def _is_name(target: ast.expr) -> bool:
@@ -122,14 +159,6 @@ def _is_name(target: ast.expr) -> bool:
     if isinstance(target, (ast.Tuple, ast.List)):
         return all(map(_is_name, target.elts))
     return isinstance(target, ast.Name)
-
-
-def _is_literal(value: ast.expr) -> bool:
-    try:
-        ast.literal_eval(value)
-    except (ValueError, TypeError, SyntaxError):
-        return False
-    return True
 
 
 def know_source(file: str, source: str) -> None:
@@ -179,7 +208,7 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
     except NameError as error:
         raise NameError(
             f"{error}: a multiprocessing child of a %%ddp cell gets the cell's imports, functions, "
-            "classes and literal constants, and what the cell took from the notebook; the cell "
+            "classes and constants, and what the cell took from the notebook; the cell "
             "itself is not run again there"
         ) from error
 

@@ -27,6 +27,17 @@ _HINTS = {
 }
 
 DUMPED_CHARS = 500  # of a file's name in a stack that faulthandler writes
+_MAIN = r"(?:__main__|__mp_main__|ddp_magic\.cell_main)"  # the last is a rank's, by its spec
+# How an error names what `__main__` lacks; of AttributeErrors, those of pickle, which looks for a
+# class there.
+_MISSING = {
+    "NameError": re.compile(r"^name '(\w+)'"),
+    "AttributeError": re.compile(
+        rf"Can't get (?:local )?attribute '(\w+)[\w.<>]*' on <module '{_MAIN}'|"
+        rf"module '{_MAIN}' has no attribute '(\w+)"
+    ),
+}
+_NEVER = re.compile(r"(?!)")
 
 # What the prelude's function raises where another one was meant. Anything else comes of a call that
 # went right, where its owner would be noise.
@@ -119,13 +130,16 @@ def name_hints(
         prelude: Names of ddp_magic's own (not torch's) that the cell took from the prelude.
     """
     notebook = surroundings.notebook
-    hints = []
-    if error.ename == "NameError" and (found := re.match(r"name '(\w+)'", error.evalue)):
-        name = found.group(1)
+    hints = _hints_of_children(error, cell_source)
+    if hints:
+        pass  # the name is not a rank's that is missing
+    elif found := _MISSING.get(error.ename, _NEVER).search(error.evalue):
+        name = next(filter(None, found.groups()))
         if name in notebook:
             hints.append(
-                f"the notebook defines `{name}`, but it was not taken along: --capture leaves it "
-                f"out, or the cell does not read it by name (then write `{name} = {name}` in it)"
+                f"the notebook defines `{name}`, but it was not sent to the ranks: --capture "
+                f"leaves it out, or the cell does not read it by name (then write `{name} = "
+                f"{name}` in it)"
             )
         elif any(place := surroundings.elsewhere(name)):
             hints.append(_where_it_is(name, *place))
@@ -137,6 +151,25 @@ def name_hints(
         elif error.ename in _MISTAKEN:
             hints.append(f"`{name}` is ddp_magic.prelude's; the notebook defines none")
     return hints
+
+
+# How an error shows that it comes from a `multiprocessing` child: of a pool or an executor, of a
+# DataLoader, of `torch.multiprocessing.spawn`.
+_OF_A_CHILD = ("RemoteTraceback", "worker process", "terminated with the following error")
+
+
+def _hints_of_children(error: Error, cell_source: str) -> list[str]:
+    text = "\n".join([error.evalue, *error.traceback])
+    if not any(words in text for words in _OF_A_CHILD):
+        return []
+    missing = dict.fromkeys(re.findall(r"NameError: name '(\w+)' is not defined", text))
+    return [
+        f"`{name}`: a spawned child gets the cell's imports, functions, classes and constants, and "
+        "what the cell took from the notebook, but nothing that the cell computes: hand it over "
+        "as an argument, or as an attribute of the Dataset"
+        for name in missing
+        if re.search(rf"^\s*(?:\w+ *, *)*{name}\b", cell_source, re.MULTILINE)
+    ]
 
 
 def _where_it_is(name: str, cell: str, session: str) -> str:

@@ -16,12 +16,14 @@ class Names:
         assigns: Those that its top level binds, be it under a condition.
         perhaps: Those that it assigns, but that a function could read before.
         before: What is assigned in any case wherever a name is read, by that name.
+        annotated: Those that annotations mention in a string: they may be looked up.
     """
 
     reads: frozenset[str]
     assigns: frozenset[str]
     perhaps: frozenset[str] = frozenset()
     before: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    annotated: frozenset[str] = frozenset()
 
 
 def names_of(tree: ast.Module) -> Names:
@@ -39,7 +41,32 @@ def names_of(tree: ast.Module) -> Names:
     later = {name for names in reader.reads_of.values() for name in names}
     late = {n for f, names in reader.reads_of.items() for n in names - before[f]}
     reads = reader.reads | (later - assigned)
-    return Names(frozenset(reads), frozenset(assigned), frozenset(late - reads), before)
+    annotated = frozenset(_annotated(tree) - reads - assigned)
+    return Names(frozenset(reads), frozenset(assigned), frozenset(late - reads), before, annotated)
+
+
+def names_in_text(annotation: str) -> set[str]:
+    """Return the names that an annotation reads which is written as a string."""
+    try:
+        tree = ast.parse(annotation.strip(), mode="eval")
+    except (SyntaxError, ValueError):
+        return set()
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names | _names_in_strings(tree)
+
+
+def _names_in_strings(tree: ast.AST) -> set[str]:
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return set().union(*(names_in_text(text) for text in texts if isinstance(text, str)))
+
+
+def _annotated(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        for field_name in ("annotation", "returns"):
+            if isinstance(annotation := getattr(node, field_name, None), ast.AST):
+                found |= _names_in_strings(annotation)
+    return found
 
 
 def _before(reader: _Reader, at_the_end: frozenset[str]) -> dict[str, frozenset[str]]:
@@ -166,7 +193,8 @@ class _Reader:
         self._bind({node.name}, certain)
 
     def _functiondef(self, node: ast.FunctionDef | ast.AsyncFunctionDef, certain: set[str]) -> None:
-        self._expressions([*node.decorator_list, node.args], certain)  # defaults, annotations
+        now = [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
+        self._expressions(now, certain)  # defaults, annotations
         self._later(node.name, _free_names(node))
         self._bind({node.name}, certain)
 

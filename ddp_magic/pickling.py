@@ -24,11 +24,15 @@ import sys
 import textwrap
 import threading
 import types
+import typing
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import cloudpickle
 from cloudpickle.cloudpickle import _code_reduce, _extract_code_globals
+
+from ddp_magic.names import names_in_text
 
 _GRANULARITY = mmap.ALLOCATIONGRANULARITY
 _GENERATORS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, asyncio.Future)
@@ -83,6 +87,9 @@ class Pickler(cloudpickle.Pickler):
 
     Attributes:
         needs: Global names that the notebook's functions among the values read.
+        carried: Names of the notebook's classes and functions among the values: pickle in the rank
+            looks for them in `__main__`.
+        annotated: Names that annotations of those mention.
         code_files: Files of the code of the functions among the values.
         device_bytes: What has been copied from devices other than the CPU, bytes.
     """
@@ -104,6 +111,8 @@ class Pickler(cloudpickle.Pickler):
         """
         super().__init__(file, protocol=5, buffer_callback=lambda b: on_buffer(b) and False)
         self.needs: dict[str, None] = {}
+        self.carried: dict[str, None] = {}
+        self.annotated: dict[str, None] = {}
         self.code_files: dict[str, None] = {}
         self.device_bytes = 0
         self._home = home
@@ -119,6 +128,13 @@ class Pickler(cloudpickle.Pickler):
             return self._reduce_tensor(obj)
         if isinstance(obj, functools._lru_cache_wrapper) and obj.__module__ == "__main__":
             return _cached, (obj.__wrapped__, obj.cache_parameters())
+        if isinstance(obj, type) and obj.__module__ == "__main__":
+            return self._reduce_class(obj)
+        return self._reduce_other(obj)
+
+    def _reduce_other(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
+        if (reduced := _reduce_of_standard_library(obj)) is not None:
+            return reduced
         if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 takes its file from it
             return _in_file, (obj.co_filename, *_code_reduce(obj))
         refuse(obj)
@@ -128,7 +144,18 @@ class Pickler(cloudpickle.Pickler):
             return _same, (inner,)
         return super().reducer_override(obj)
 
-    # --- functions ----------------------------------------------------------------------------
+    # --- definitions --------------------------------------------------------------------------
+
+    def _reduce_class(self, kind: type) -> Any:  # noqa: ANN401 -- pickle's
+        if self._home is not None:
+            self._note_definition(kind)
+        reduced = super().reducer_override(kind)
+        if "." in kind.__qualname__ and isinstance(reduced, tuple) and len(reduced) > 2:
+            # cloudpickle forgets the class that it lies in, where pickle looks for it.
+            own, *slots = reduced[2]
+            state = ({**own, "__qualname__": kind.__qualname__}, *slots)
+            reduced = (*reduced[:2], state, *reduced[3:])
+        return reduced
 
     def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
         code, its_globals, *rest = super()._function_getnewargs(func)
@@ -139,9 +166,17 @@ class Pickler(cloudpickle.Pickler):
         self.code_files[func.__code__.co_filename] = None
         if func.__globals__ is self._home:
             self.needs.update(dict.fromkeys(_extract_code_globals(func.__code__)))
+            self._note_definition(func)
             slots = {**state[1], "__globals__": {}, **self._defaults(func)}
             state = (state[0], slots)
         return (make, args, state, *rest)
+
+    def _note_definition(self, obj: type | types.FunctionType) -> None:
+        """Note what the notebook calls this, and what its annotations mention."""
+        name = obj.__qualname__.partition(".")[0]
+        if _attribute(self._home or {}, obj.__qualname__) is obj:
+            self.carried[name] = None
+        self.annotated.update(dict.fromkeys(sorted(annotated_names(obj))))
 
     def _defaults(self, func: types.FunctionType) -> dict[str, Any]:
         """Let `def f(device=device)` mean the rank's device.
@@ -199,6 +234,40 @@ class Pickler(cloudpickle.Pickler):
             (tensor.is_conj(), tensor.is_neg()),
             attributes,
         )
+
+
+def _attribute(namespace: Mapping[str, Any], qualified_name: str) -> object:
+    first, *rest = qualified_name.split(".")
+    found = namespace.get(first)
+    for name in rest:
+        found = getattr(found, name, None)
+    return found
+
+
+def annotated_names(obj: type | types.FunctionType) -> set[str]:
+    """Return the names that an object's annotations mention in strings.
+
+    All annotations are strings after `from __future__ import annotations`; who resolves one looks
+    its names up.
+    """
+    if sys.version_info >= (3, 14):  # where they are evaluated only when they are asked for
+        import annotationlib
+
+        found = annotationlib.get_annotations(obj, format=annotationlib.Format.STRING)
+    else:
+        found = inspect.get_annotations(obj)
+    return set().union(*map(_names_in, found.values()))
+
+
+def _names_in(annotation: object, depth: int = 8) -> set[str]:
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
+    if isinstance(annotation, str):
+        return names_in_text(annotation)
+    if depth == 0:
+        return set()
+    parts = annotation if isinstance(annotation, list) else getattr(annotation, "__args__", ())
+    return set().union(*(_names_in(part, depth - 1) for part in parts or ()))
 
 
 def _defaults_named(func: types.FunctionType, name: str) -> set[str]:
@@ -407,6 +476,83 @@ def _tensor(
     if attributes:
         tensor.__dict__.update(attributes)
     return tensor
+
+
+# --- what of the standard library does not pickle, and means the same elsewhere -------------------
+
+_NAMED = (typing.NewType, typing.ParamSpec, *filter(None, [getattr(typing, "TypeVarTuple", None)]))
+_WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
+_OF_A_DISPATCHER = {"register", "dispatch", "registry", "_clear_cache", "__wrapped__"}
+
+
+def _reduce_of_standard_library(obj: Any) -> Any:  # noqa: ANN401 -- any object at all
+    """Return the parts of what is stopped only by a lock or a weak reference inside; else None."""
+    if isinstance(obj, functools.cached_property):  # with a lock, up to Python 3.11
+        state = {name: value for name, value in vars(obj).items() if name != "lock"}
+        return _cached_property, (type(obj),), state
+    if isinstance(obj, types.FunctionType) and _is_dispatcher(obj):
+        own = {n: v for n, v in vars(obj).items() if n not in _OF_A_DISPATCHER}
+        state = {"registry": dict(vars(obj)["registry"]), "own": own}
+        return _dispatcher, (obj.__name__,), state, None, None, _fill_dispatcher
+    if type(obj) in _WEAK:
+        # What only the container knows ends with the reading, as it would here without its owner.
+        items = list(obj) if isinstance(obj, weakref.WeakSet) else dict(obj)
+        return type(obj), (), items, None, None, _update
+    if type(obj) in (weakref.ref, _Reference):
+        return _Reference.to, (obj(),)
+    if isinstance(obj, _NAMED) and obj.__module__ == "__main__":  # pickle would look for it there
+        bound = () if not isinstance(obj, typing.NewType) else (obj.__supertype__,)
+        return _named, (type(obj), obj.__name__, *bound)
+    return None
+
+
+def _is_dispatcher(function: types.FunctionType) -> bool:
+    """Tell whether it is what `functools.singledispatch` has made of the notebook's function."""
+    own = function.__module__ == "__main__" and function.__globals__ is vars(functools)
+    return own and vars(function).keys() >= _OF_A_DISPATCHER
+
+
+def _cached_property(kind: type) -> Any:  # noqa: ANN401 -- of `kind`
+    made: Any = object.__new__(kind)
+    if sys.version_info < (3, 12):
+        made.lock = threading.RLock()
+    return made
+
+
+def _dispatcher(name: str) -> Any:  # noqa: ANN401 -- a function with attributes
+    def nothing(_: object) -> None: ...
+
+    nothing.__name__ = name
+    return functools.singledispatch(nothing)
+
+
+def _fill_dispatcher(function: Any, state: dict[str, Any]) -> None:  # noqa: ANN401
+    functools.update_wrapper(function, state["registry"][object])
+    for kind, implementation in state["registry"].items():
+        function.register(kind, implementation)
+    vars(function).update(state["own"])
+
+
+def _update(container: Any, items: Any) -> None:  # noqa: ANN401 -- a weak container
+    container.update(items)
+
+
+class _Reference(weakref.ref[Any]):
+    """A weak reference that keeps its object: what holds that one is still in the other process."""
+
+    obj: Any
+
+    @classmethod
+    def to(cls, obj: Any) -> _Reference:  # noqa: ANN401 -- any object at all
+        made = cls(set() if obj is None else obj)  # the set is gone at once
+        made.obj = obj
+        return made
+
+
+def _named(kind: Any, *args: Any) -> Any:  # noqa: ANN401 -- of `kind`
+    made = kind(*args)
+    made.__module__ = "__main__"
+    return made
 
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -70,6 +70,7 @@ from ddp_magic.interrupts import user_code
 from ddp_magic.memory import Segment
 from ddp_magic.process_group import ProcessGroups
 from ddp_magic.shell import CellShell, end_names, start_shell
+from ddp_magic.user_modules import UserModules
 
 HEARTBEAT_S = 0.25
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
@@ -94,6 +95,7 @@ class Worker:
         self.world_size = int(os.environ["WORLD_SIZE"])
         self._settings = settings
         self._newest_module = next(reversed(sys.modules))
+        self._modules = UserModules(self._newest_module)
         self._phase = "starting"
         self._cell_path = self._label = ""
         self._call = False
@@ -373,6 +375,7 @@ class Worker:
 
         def run() -> BaseException | None:
             cell_main.provide_prelude(shell.user_ns, command.prelude)
+            self._refresh_modules()
             self._take_over(shell)
             before.update(shell.user_ns)
             versions.update(_versions(before))
@@ -383,6 +386,8 @@ class Worker:
         _flush()
         code = self._tell_end(error or interrupted, shell)
         self._tell_imports()
+        if self._settings.kept:
+            self._modules.note()
         self._tell_names(shell, before, versions)
         self._send_results(command, shell)
         return code
@@ -395,6 +400,12 @@ class Worker:
             return self._report_exit(error)
         self._report(error, shell)
         return 1
+
+    def _refresh_modules(self) -> None:
+        """Have what the user has edited since the session's last cell."""
+        for line in self._modules.refresh():
+            if self.rank == 0:
+                print(line)  # noqa: T201 -- a line of the cell's
 
     def _take_over(self, shell: CellShell) -> None:
         """Give the cell the values that the notebook has sent."""

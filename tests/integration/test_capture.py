@@ -207,6 +207,160 @@ HARD_CASES = {
         "items[0].go()",
         "'went'",
     ),
+    "objects that the cell pickles": (
+        """
+        import dataclasses, enum, functools, torch, typing
+        class Net(torch.nn.Module):
+            class Part(torch.nn.Linear): pass
+            def __init__(self):
+                super().__init__()
+                self.part = Net.Part(2, 2)
+        class Meta(type): pass
+        class Made(metaclass=Meta): pass
+        class Color(enum.Enum): RED = 1
+        class Point(typing.NamedTuple): x: int
+        @dataclasses.dataclass(slots=True)
+        class Slots: x: int = 1
+        T = typing.TypeVar("T")
+        class Box(typing.Generic[T]): pass
+        class Small(Box[int]): pass
+        Width = typing.NewType("Width", int)
+        def helper(x): return Width(x)
+        def closure(value): return lambda: value
+        net = Net()
+        box = [Color.RED, {"p": Point(1)}, Slots(), Small(), Made(), functools.partial(helper, 3)]
+        hidden = closure(Slots(7))
+        """,
+        """
+        import io, pickle
+        torch.save(net, file := io.BytesIO())
+        gathered = [None] * world_size
+        dist.all_gather_object(gathered, net)
+        again = pickle.loads(pickle.dumps([box, hidden()]))
+        out = (type(torch.load(io.BytesIO(file.getvalue()), weights_only=False).part).__qualname__,
+         type(gathered[1]) is type(net), again[0][:3], again[0][5](), again[1])
+        print(out)
+        """,
+        "('Net.Part', True, [<Color.RED: 1>, {'p': Point(x=1)}, Slots(x=1)], 3, Slots(x=7))",
+    ),
+    "a class in a spawned DataLoader's workers": (
+        """
+        import torch
+        class Squares(torch.utils.data.Dataset):
+            def __len__(self): return 4
+            def __getitem__(self, i): return i * i
+        def total(rows): return sum(rows)
+        loader = torch.utils.data.DataLoader(
+            Squares(), 2, collate_fn=total, num_workers=1, multiprocessing_context="spawn"
+        )
+        """,
+        "list(loader)",
+        "[1, 13]",
+    ),
+    "annotations": (
+        """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from typing import List, NamedTuple, Optional, TypedDict
+        @dataclass
+        class Part: sizes: List[int] = None
+        @dataclass
+        class Config:
+            lr: Optional[float] = None
+            part: Part = None
+        class Row(NamedTuple): part: Optional[Part]
+        class Table(TypedDict): rows: List[Row]
+        class Outer:
+            class Inner: table: Table
+            def method(self, x: 'Row') -> Table: ...
+        n, log = 3, open('/dev/null')
+        class Cannot:
+            def method(self): return log
+        def f(x: Cannot, y: n): return 'called'
+        """,
+        """
+        from typing import get_type_hints as hints
+        out = (hints(Config)['lr'], hints(Row)['part'], hints(Outer.Inner)['table'].__name__,
+         sorted(hints(Outer.method)), f(1, 2), 'n' in globals())
+        print(out)
+        """,
+        "(typing.Optional[float], typing.Optional[__main__.Part], 'Table', ['return', 'x'], "
+        "'called', False)",
+    ),
+    "annotations of the cell's own": (
+        "from typing import Optional\nclass Part: pass\nclass Other: pass",
+        """
+        import typing
+        def f(x: 'Optional[Part]') -> Other: ...
+        class C: y: 'Part'
+        (typing.get_type_hints(f)['x'], typing.get_type_hints(C)['y'].__name__)
+        """,
+        "(typing.Optional[__main__.Part], 'Part')",
+    ),
+    "what functools makes with a lock or a weak reference in it": (
+        """
+        import functools
+        class A:
+            count = 0
+            @functools.cached_property
+            def once(self):
+                "text"
+                A.count += 1
+                return helper(1)
+            @functools.singledispatchmethod
+            def kind(self, x): return 'any'
+            @kind.register
+            def _(self, x: str): return 'str'
+            @functools.cache
+            def add(self, x): return x + 1
+            def pair(self, a, b): return a, b
+            one = functools.partialmethod(pair, 1)
+        class Mine(functools.cached_property): pass
+        class B:
+            @Mine
+            def twice(self): return 2
+        @functools.singledispatch
+        def area(x): return 'any'
+        @area.register
+        def _(x: int): return helper(x)
+        @area.register(A)
+        def _(x): return area(3)
+        area.note = 'mine'
+        def helper(x): return f'int{x}'
+        a, b = A(), B()
+        def make():
+            @functools.singledispatch
+            def inner(x): return [inner(i) for i in x]
+            @inner.register
+            def _(x: int): return 2 * x
+            return inner
+        nested = make()
+        """,
+        "print((a.once, a.once, A.count, a.kind(1), a.kind('x'), a.add(1), a.one(2), b.twice, "
+        "area(''), area(2), area(a), area.note, nested([1, [2]])))",
+        "('int1', 'int1', 1, 'any', 'str', 2, (1, 2), 2, 'any', 'int2', 'int3', 'mine', [2, [4]])",
+    ),
+    "weak references": (
+        """
+        import weakref
+        class Node:
+            def __init__(self, parent=None):
+                self.children = []
+                self.parent = parent and weakref.ref(parent)
+        root = Node()
+        child = Node(root)
+        root.children.append(child)
+        class Cache:
+            def __init__(self):
+                self.keys = weakref.WeakKeyDictionary({child: 1, Node(): 2})
+                self.values = weakref.WeakValueDictionary(k=child)
+                self.set = weakref.WeakSet([child])
+        cache, dead = Cache(), weakref.ref(Node())
+        """,
+        "(child.parent().children == [child], dict(cache.keys) == {child: 1}, "
+        "cache.values['k'] is child, list(cache.set) == [child], dead())",
+        "(True, True, True, True, None)",
+    ),
 }
 
 

@@ -41,6 +41,30 @@ def test_only_definitions_and_literals() -> None:
     ) == ("a, (b, c) = (1, (2, 3))")
 
 
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("SIZE = 4 * 16\nAREA = SIZE ** 2", ["SIZE", "AREA"]),
+        ("A, B = 1 << 3, 'a' * 2\nC = {'x': [A, -B.count]}", ["A", "B"]),
+        ("try:\n    import os as m\nexcept ImportError:\n    m = None", ["m"]),
+        ("import sys\nif sys.version_info >= (3,):\n    from os import path as p", ["sys", "p"]),
+        ("if __name__ == '__main__':\n    import os", []),
+        ("x = make()\ny = x + 1\nif make():\n    import os", []),
+        ("try:\n    import os\n    make()\nexcept OSError:\n    pass", []),
+        ("n = 2\nname = f'{n}.pt'\nbig = n > 1 and not None", ["n", "name", "big"]),
+        ("try:\n    import no_such\nexcept ImportError:\n    m = make = int()", ["m", "make"]),
+        ("T: int = 3 * 2\nfor i in range(3): pass", ["T"]),
+    ],
+)
+def test_constants_and_guarded_imports(tmp_path: Path, source: str, kept: list[str]) -> None:
+    """What costs nothing to evaluate; nothing is called."""
+    (tmp_path / "cell.py").write_text(source)
+    own = ("__annotations__", "__annotate__")
+    namespace: dict[str, object] = {"__name__": "__mp_main__"}
+    restore(namespace, _left(tmp_path / "cell.py"))
+    assert sorted(set(namespace) - {"__name__", "__file__", "__builtins__", *own}) == sorted(kept)
+
+
 def test_restored_definitions_have_the_cells_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,7 +82,7 @@ def test_a_definition_that_needs_the_cell_is_explained(tmp_path: Path) -> None:
     """The NameError says what a child gets."""
     path = tmp_path / "cell.py"
     path.write_text("base = make()\nclass A(base): pass")
-    with pytest.raises(NameError, match="literal constants, and what the cell took"):
+    with pytest.raises(NameError, match="and constants, and what the cell took"):
         restore({}, _left(path))
 
 

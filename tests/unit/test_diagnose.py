@@ -73,7 +73,17 @@ def test_name_hints() -> None:
     """A name that is missing, and a prelude's name in the failing line."""
     error = _error(0, "name 'model' is not defined", ename="NameError")
     (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", Surroundings({"model": 1}), set())
-    assert hint.startswith("the notebook defines `model`, but it was not taken along")
+    assert hint.startswith("the notebook defines `model`, but it was not sent to the ranks")
+    for words in (
+        "Can't get attribute 'Net' on <module '__main__' from '/x.py'>",
+        "Can't get attribute 'Net.Part' on <module 'ddp_magic.cell_main'>",
+        "module '__main__' has no attribute 'Net'",
+    ):
+        loaded = _error(0, words, ename="AttributeError")
+        (hint,) = diagnose.name_hints(loaded, "torch.load(p)", Surroundings({"Net": 1}), set())
+        assert hint.startswith("the notebook defines `Net`, but it was not sent")
+    elsewhere = _error(0, "Can't get attribute 'Net' on <module 'models'>", ename="AttributeError")
+    assert diagnose.name_hints(elsewhere, "", Surroundings({"Net": 1}), set()) == []
     before = Surroundings(elsewhere={"model": ("Cell In[3]", "")}.__getitem__)
     (hint,) = diagnose.name_hints(error, "model", before, set())
     assert hint.startswith("`model` was last defined in Cell In[3], whose ranks have ended")
@@ -99,3 +109,16 @@ def test_a_stack_with_the_name_of_the_cell_as_faulthandler_writes_it(tmp_path: P
             exec(code, {"file": file})
         frames = diagnose.stack((tmp_path / "dump").read_text(), path, "Cell In[5]")
         assert frames == ["File Cell In[5], line 2 in <module>"]
+
+
+def test_a_name_that_a_spawned_child_lacks() -> None:
+    """It is said what a child gets, where the cell has computed the name."""
+    words = (
+        "Caught NameError in DataLoader worker process 0.\nNameError: name 'size' is not defined"
+    )
+    error = _error(0, words, ename="NameError")
+    (hint,) = diagnose.name_hints(error, "n, size = 1, make()\n", Surroundings(), set())
+    assert hint.startswith("`size`: a spawned child gets the cell's imports, functions")
+    assert diagnose.name_hints(error, "other = size\n", Surroundings(), set()) == []
+    own = _error(0, "name 'size' is not defined", ename="NameError")
+    assert diagnose.name_hints(own, "size = 1", Surroundings(), set()) == []

@@ -1,0 +1,92 @@
+"""The user's own modules in a session's rank: edited between two cells, they are read again.
+
+A fresh rank imports them anew in any case. What functions and classes they have is replaced in
+place, as by IPython's `%autoreload`, so that `from helper import f` is the new `f` too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import linecache
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+from IPython.extensions.autoreload import superreload
+
+from ddp_magic import preload
+
+_NOT_OURS = ("__main__", "__mp_main__")
+
+
+class UserModules:
+    """Which modules of the user's own this process has, and which state of their files.
+
+    Args:
+        newest: The last module that was imported before any of the user's.
+    """
+
+    def __init__(self, newest: str) -> None:
+        """Begin with none."""
+        self._newest = newest
+        self._files: dict[str, tuple[str, Any]] = {}  # file and its state, by name
+        self._old: dict[Any, Any] = {}  # what has been replaced: IPython's own record
+
+    def note(self) -> None:
+        """Note the files of modules that have been imported since the last time."""
+        try:
+            # Newest first, and no further: to look at a module that the forkserver has imported is
+            # to copy its page.
+            names = list(itertools.takewhile(self._newest.__ne__, reversed(sys.modules)))
+        except RuntimeError:  # a thread of the cell's is importing
+            return
+        for name in reversed(names):
+            if name not in self._files and (file := _own_file(name)):
+                self._files[name] = file, _state(file)
+
+    def refresh(self) -> list[str]:
+        """Read edited modules again.
+
+        Returns:
+            What is to be said of it.
+        """
+        said = []
+        # Of two, the one that was imported by the other comes first.
+        for name, (file, state) in reversed(list(self._files.items())):
+            module, now = sys.modules.get(name), _state(file)
+            if module is None:
+                del self._files[name]  # the cell has removed it, to import it anew
+            elif now is not None and now != state:
+                self._files[name] = file, now
+                said.append(f"{name} has changed: {self._reload(module)}")
+        return said
+
+    def _reload(self, module: ModuleType) -> str:
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        try:
+            superreload(module, old_objects=self._old)
+        except Exception as error:  # noqa: BLE001 -- the user's own code
+            return (
+                f"the session keeps the version that it has, since the new one raises "
+                f"{type(error).__name__}: {error}"
+            )
+        return "the session has read it again"
+
+
+def _own_file(name: str) -> str:
+    """Return the file of a module of the user's own; of any other an empty string."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name in _NOT_OURS or not isinstance(file, str) or not file.endswith(".py"):
+        return ""
+    return "" if preload.is_installed(file) else os.path.abspath(file)  # noqa: PTH100
+
+
+def _state(file: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(file)  # noqa: PTH116 -- hot path
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
