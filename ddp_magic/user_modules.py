@@ -11,7 +11,8 @@ import itertools
 import linecache
 import os
 import sys
-from types import ModuleType
+from collections.abc import Collection
+from types import FunctionType, ModuleType
 from typing import Any
 
 from IPython.extensions.autoreload import superreload
@@ -53,27 +54,52 @@ class UserModules:
             What is to be said of it.
         """
         said = []
-        # Of two, the one that was imported by the other comes first.
-        for name, (file, state) in reversed(list(self._files.items())):
-            module, now = sys.modules.get(name), _state(file)
-            if module is None:
-                del self._files[name]  # the cell has removed it, to import it anew
-            elif now is not None and now != state:
-                self._files[name] = file, now
-                said.append(f"{name} has changed: {self._reload(module)}")
+        for name in self._changed():
+            file, _ = self._files[name]
+            self._files[name] = file, _state(file)
+            said.append(f"{name} has changed: {self._reload(sys.modules[name])}")
         return said
+
+    def _changed(self) -> list[str]:
+        """Return the names of edited modules, each after those that it uses."""
+        # Where nothing else is known: of two, the one that was imported by the other comes first.
+        todo = [
+            name
+            for name, (file, state) in reversed(self._files.items())
+            if name in sys.modules and _state(file) not in (None, state)
+        ]
+        ordered = []
+        while todo:
+            name = next((name for name in todo if not _uses(name, {*todo} - {name})), todo[0])
+            todo.remove(name)
+            ordered.append(name)
+        return ordered
 
     def _reload(self, module: ModuleType) -> str:
         importlib.invalidate_caches()
         linecache.checkcache()
+        before = dict(vars(module))
         try:
             superreload(module, old_objects=self._old)
-        except Exception as error:  # noqa: BLE001 -- the user's own code
+        except BaseException as error:  # IPython restores the module only after an Exception
+            vars(module).update(before)
+            if isinstance(error, KeyboardInterrupt):
+                raise
             return (
                 f"the session keeps the version that it has, since the new one raises "
                 f"{type(error).__name__}: {error}"
             )
         return "the session has read it again"
+
+
+def _uses(name: str, others: Collection[str]) -> bool:
+    """Tell whether a module holds one of the others, or something that is defined there."""
+    for value in list(vars(sys.modules[name]).values()):
+        if isinstance(value, ModuleType) and value.__name__ in others:
+            return True
+        if isinstance(value, (type, FunctionType)) and value.__module__ in others:
+            return True
+    return False
 
 
 def _own_file(name: str) -> str:

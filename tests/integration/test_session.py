@@ -424,3 +424,18 @@ def test_stop_while_a_session_formats_an_error(lab: Kernel) -> None:
             0.2,
         )
         _sums(lab)
+
+
+def test_an_edited_module_of_the_users(kernel: Kernel, shared_kernel_directory: Path) -> None:
+    """It is read again before the session's next cell, which says so; once."""
+    module = shared_kernel_directory / "edited_helper.py"
+    module.write_text("def f(): return 'old'")
+    kernel.run("from edited_helper import f")
+    cell = "%%ddp -s edits -n 2\nimport edited_helper\nprint(f(), edited_helper.f())"
+    assert kernel.run(cell).text.count("] old old\n") == 2
+    module.write_text("def f(): return 'newer'")
+    result = kernel.run(cell.replace(" -n 2", ""))
+    assert result.text.count("] newer newer\n") == 2, result
+    assert result.text.count("edited_helper has changed: the session has read it again") == 1
+    assert "changed" not in kernel.run(cell.replace(" -n 2", "")).text
+    kernel.run("%ddp_stop edits")
