@@ -36,10 +36,10 @@ import nbformat
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-START_S = 40.0
-STOP_S = 10.0
-STEP_S = 20.0  # of one click, one command, one page
-IDLE_S = 45.0
+START_S = 120.0
+STOP_S = 60.0
+STEP_S = 60.0  # of one click, one command, one page
+IDLE_S = 120.0
 POLL_S = 0.05
 
 _SETTINGS = {

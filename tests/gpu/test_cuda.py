@@ -11,6 +11,7 @@ import torch
 
 from ddp_magic.devices import visible_gpus
 from tests.integration.kernel import Kernel, wait_gone
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.gpu
 
@@ -98,7 +99,7 @@ def test_nothing_stays_on_the_gpu(new_kernel: Callable[..., Kernel], end: str) -
     before = _used_mib()
     started = kernel.start(
         "%%ddp -g 0\nimport os, time\nx = torch.ones(2**30, device=device)\n"
-        "print('pid', os.getpid())\n" + ("1 / 0" if end == "error" else "time.sleep(100)")
+        "print('pid', os.getpid())\n" + ("1 / 0" if end == "error" else "time.sleep(1000)")
     )
     if end == "error":
         text = kernel.finish(started).text
@@ -110,10 +111,10 @@ def test_nothing_stays_on_the_gpu(new_kernel: Callable[..., Kernel], end: str) -
             kernel.finish(started)
         else:
             kernel.manager.restart_kernel(now=True)
-            kernel.client.wait_for_ready(timeout=30)
+            kernel.client.wait_for_ready(timeout=HANG_S)
     pid = int(text.split("pid ")[1].split()[0])
     assert wait_gone([pid], 10) == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline and _used_mib() > before + 100:
         time.sleep(0.1)
     assert _used_mib() <= before + 100

@@ -11,6 +11,7 @@ import torch
 
 import ddp_magic
 from ddp_magic.prelude import SamDataset, cells, evaluate, predict, segment, tiny_sam, train
+from tests.limits import LONG_S
 from tests.prelude.family import FAMILY, build
 
 pytestmark = pytest.mark.gpu
@@ -80,7 +81,7 @@ def test_each_family(sets: Sets, kind: str, tune: str) -> None:
     assert segment(sam, cells(n=1)[0][0], points_per_side=4).shape == (64, 64)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(3 * LONG_S)
 def test_the_encoder_is_compiled(sets: Sets) -> None:
     """By inductor, with the same losses as without."""
     options = {"epochs": 1, "batch_size": 8, "rounds": 1}

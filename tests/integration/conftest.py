@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.kernel import Kernel
+from tests.limits import within
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ def shared_kernel(shared_kernel_directory: Path) -> Iterator[Kernel]:
 def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
     """The module's kernel; after each test none of its descendants is left."""
     yield shared_kernel
-    deadline = time.monotonic() + 3.0  # the forkserver forks for a moment, to see that it can
-    while (left := shared_kernel.processes()) and time.monotonic() < deadline:
+    began = time.monotonic()  # the forkserver forks for a moment, to see that it can
+    while (left := shared_kernel.processes()) and within(time.monotonic() - began, 3.0):
         time.sleep(0.02)
     assert left == []
 

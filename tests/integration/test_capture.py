@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.kernel import DESCRIPTORS, Kernel, Result, wait_gone
+from tests.limits import HANG_S, LONG_S
 
 
 def _cells(kernel: Kernel, *cells: str) -> Result:
@@ -638,7 +639,6 @@ def test_what_was_captured(new_names: Kernel) -> None:
     assert ("f", "function", 0) in captured
 
 
-@pytest.mark.timeout(300)
 def test_100_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> None:
     """Neither descriptors nor shared memory, also after a rank was killed."""
     kernel = new_kernel()
@@ -655,13 +655,13 @@ def test_100_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> N
     assert kernel.value("memfds()") == 2  # what is kept of `big`, and `got`
     folder = Path("/dev/shm")
     before = set(folder.iterdir())
-    result = kernel.run("go(100, 'got = big + small.sum()')", timeout_s=200)
+    result = kernel.run("go(100, 'got = big + small.sum()')", timeout_s=LONG_S)
     assert result.status == "ok", result.traceback
     assert kernel.value("float(got[0])") == 102.0
     kernel.run("go(3, 'import os; os.kill(os.getpid(), 9)')")
     assert kernel.value("memfds()") == 2
     # Tests beside this one have files there too; theirs go, what is left behind stays.
-    left, deadline = set(folder.iterdir()) - before, time.monotonic() + 30
+    left, deadline = set(folder.iterdir()) - before, time.monotonic() + HANG_S
     while left and time.monotonic() < deadline:
         time.sleep(0.5)
         left &= set(folder.iterdir())

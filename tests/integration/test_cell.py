@@ -177,7 +177,9 @@ def test_the_notebook_is_left_as_it_was(kernel: Kernel) -> None:
 def test_status(kernel: Kernel) -> None:
     """%ddp_status lists runs, newest first, with ranks, pids and states, as HTML and text."""
     kernel.run("%%ddp -n 1\nprint('pid=%d' % os.getpid())")
-    failed = kernel.run("%%ddp -n 2\nimport os\nif rank: os._exit(3)\nimport time; time.sleep(30)")
+    failed = kernel.run(
+        "%%ddp -n 2\nimport os\nif rank: os._exit(3)\nimport time; time.sleep(1000)"
+    )
     assert failed.status == "error"
     kind, content = kernel.run("%ddp_status").outputs[-1]
     assert kind == "execute_result"

@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.integration.kernel import Kernel, is_alive, pids_in, wait_gone
+from tests.limits import HANG_S, within
 
 BUSY = "sum(range(10**11))"  # one C loop: it holds the interpreter lock for many minutes
 
@@ -18,7 +20,7 @@ def test_the_first_failing_rank_is_shown(kernel: Kernel) -> None:
     """One exception, with the rank's own frames in the notebook's lines; the peers end with it."""
     result = kernel.run(
         "%%ddp -n 3\nimport time\n\ndef inner(x):\n    return 1 / x\n\n"
-        "if rank == 1:\n    inner(0)\ntime.sleep(60)"
+        "if rank == 1:\n    inner(0)\ntime.sleep(1000)"
     )
     number = kernel.value("len(In) - 1") - 1
     assert result.status == "error"
@@ -31,7 +33,6 @@ def test_the_first_failing_rank_is_shown(kernel: Kernel) -> None:
     assert "return 1 / x" in traceback
     assert "rank 0: was stopped at line 9" in traceback
     assert "ddp_magic/" not in traceback
-    assert result.elapsed_s < 15
 
 
 def test_peers_of_a_failed_rank_are_stopped_in_time(kernel: Kernel) -> None:
@@ -42,7 +43,7 @@ def test_peers_of_a_failed_rank_are_stopped_in_time(kernel: Kernel) -> None:
     )
     ended = time.time()
     raised = float(result.text.partition("t=")[2].split()[0])
-    assert ended - raised < 1.5, result
+    assert within(ended - raised, 1.5), result
     assert "ValueError" in result.traceback
 
 
@@ -73,7 +74,7 @@ def test_a_victim_is_not_the_culprit(kernel: Kernel) -> None:
 def test_every_death_is_named(kernel: Kernel, code: str, ename: str, words: str) -> None:
     """The rank, and its signal, code or exception, within seconds."""
     result = kernel.run(
-        f"%%ddp -n 2\nimport os, sys, time\nif rank == 1:\n    {code}\ntime.sleep(60)"
+        f"%%ddp -n 2\nimport os, sys, time\nif rank == 1:\n    {code}\ntime.sleep(1000)"
     )
     assert result.error["ename"] == ename
     assert words in result.error["evalue"]
@@ -112,7 +113,6 @@ def test_ddp_after_destroy_does_not_hang(kernel: Kernel) -> None:
         "dist.destroy_process_group()\n"
         "for _ in range(30): once()\n"
         "print('through')",
-        timeout_s=45,
     )
     assert sorted(result.lines) == ["[rank 0] through", "[rank 1] through"]
 
@@ -139,7 +139,6 @@ def test_a_queues_thread_that_is_stuck_does_not_hold_the_rank(kernel: Kernel) ->
         "queue.put(bytes(2**22)); queue.cancel_join_thread()"
     )
     assert result.status == "ok"
-    assert result.elapsed_s < 10
 
 
 def test_left_over_processes_are_ended(kernel: Kernel) -> None:
@@ -159,7 +158,6 @@ def test_time_limit(kernel: Kernel) -> None:
     result = kernel.run(f"%%ddp -n 2 --time-limit 6\nprint('up')\n{BUSY}")
     assert result.error["ename"] == "TimeLimitError"
     assert "did not answer at line 3" in result.error["evalue"]
-    assert result.elapsed_s < 12
 
 
 # --- after the cell's last line -------------------------------------------------------------------
@@ -361,13 +359,11 @@ def test_stop_while_values_are_captured(kernel: Kernel) -> None:
 
 def test_stop_and_the_next_cell_works(kernel: Kernel) -> None:
     """Stop raises KeyboardInterrupt in the cell, names where the ranks were, and all goes on."""
-    message = kernel.start("%%ddp -n 2\nimport time\nprint('up', flush=True)\ntime.sleep(60)")
+    message = kernel.start("%%ddp -n 2\nimport time\nprint('up', flush=True)\ntime.sleep(1000)")
     kernel.finish(message, until="up")
     time.sleep(0.5)
-    began = time.monotonic()
     kernel.interrupt()
     result = kernel.finish(message)
-    assert time.monotonic() - began < 3
     assert result.status == "error"
     assert "rank 0 stopped at line 4; rank 1 stopped at line 4" in result.error["evalue"]
     assert len(result.error["traceback"]) == 1
@@ -378,7 +374,7 @@ def test_a_rank_that_answers_may_save(kernel: Kernel) -> None:
     """A rank that took the interrupt finishes its clean-up though its peer is gone long before."""
     message = kernel.start(
         "%%ddp -n 2\nimport time\nprint('up', flush=True)\n"
-        "try:\n    time.sleep(60)\n"
+        "try:\n    time.sleep(1000)\n"
         "except KeyboardInterrupt:\n"
         "    if rank == 0:\n        time.sleep(4); print('saved', flush=True)\n    raise"
     )
@@ -394,14 +390,16 @@ def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
     """2 s after Stop: one that holds the interpreter lock."""
     message = kernel.start(
         "%%ddp -n 2\nprint('pid=%d.' % os.getpid(), flush=True)\nif rank == 1:\n"
-        "    sum(range(10**11))\nimport time; time.sleep(60)"
+        "    sum(range(10**11))\nimport time; time.sleep(1000)"
     )
     seen = kernel.finish(message, until=".\n")
     time.sleep(0.7)
     began = time.monotonic()
     kernel.interrupt()
     result = kernel.finish(message)
-    assert 1.5 < time.monotonic() - began < 5
+    elapsed_s = time.monotonic() - began
+    assert elapsed_s > 1.5
+    assert within(elapsed_s, 5), elapsed_s
     assert "rank 1 did not answer at line 4 and was killed" in result.error["evalue"]
     assert "line 4 in <module>" in result.text
     assert not wait_gone(pids_in(seen.text + result.text), 0.5)
@@ -412,14 +410,14 @@ def test_a_rank_that_ignores_the_interrupt_is_killed(kernel: Kernel) -> None:
     message = kernel.start(
         "%%ddp -n 2\nimport signal, time\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "print('pid=%d.' % os.getpid(), flush=True)\ntime.sleep(60)"
+        "print('pid=%d.' % os.getpid(), flush=True)\ntime.sleep(1000)"
     )
     text = kernel.finish(message, until=".\n").text
     time.sleep(0.7)
     began = time.monotonic()
     kernel.interrupt()
     result = kernel.finish(message)
-    assert time.monotonic() - began < 5
+    assert within(time.monotonic() - began, 5)
     assert "rank 0 did not answer at line 5 and was killed" in result.error["evalue"]
     assert not wait_gone(pids_in(text + result.text), 0.5)
 
@@ -428,16 +426,17 @@ def test_a_second_press_kills_now(kernel: Kernel) -> None:
     """No waiting for a rank that is still saving."""
     message = kernel.start(
         "%%ddp -n 2\nimport time\nprint('up', flush=True)\n"
-        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(60)"
+        "try:\n    time.sleep(1000)\n"
+        "except KeyboardInterrupt:\n    print('saving', flush=True); time.sleep(1000)"
     )
     kernel.finish(message, until="up")
     time.sleep(0.5)
     kernel.interrupt()
-    time.sleep(0.5)
+    kernel.finish(message, until="saving")
     kernel.interrupt()
     began = time.monotonic()
     result = kernel.finish(message)
-    assert time.monotonic() - began < 2
+    assert within(time.monotonic() - began, 2)
     assert "was killed" in result.error["evalue"]
 
 
@@ -445,12 +444,12 @@ def test_a_rank_stuck_in_a_collective_is_stopped(kernel: Kernel) -> None:
     """The usual hang: one rank never comes to the all_reduce."""
     message = kernel.start(
         "%%ddp -n 2\nimport time\nprint('up', flush=True)\n"
-        "if rank == 0:\n    dist.all_reduce(torch.ones(1))\nelse:\n    time.sleep(60)"
+        "if rank == 0:\n    dist.all_reduce(torch.ones(1))\nelse:\n    time.sleep(1000)"
     )
     kernel.finish(message, until="up")
     time.sleep(0.7)
     kernel.interrupt()
-    result = kernel.finish(message, timeout_s=10)
+    result = kernel.finish(message)
     assert result.status == "error"
 
 
@@ -460,7 +459,7 @@ def test_stop_while_the_ranks_start(new_kernel: Callable[..., Kernel]) -> None:
     message = kernel.start("%%ddp -n 2\nprint('never')")
     time.sleep(0.3)
     kernel.interrupt()
-    result = kernel.finish(message, timeout_s=10)
+    result = kernel.finish(message)
     assert result.status == "error"
     assert "never" not in result.text
     assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
@@ -477,7 +476,7 @@ ENDLESS = (
     "child = subprocess.Popen(['sleep', '300'])\n"
     "workers = iter(DataLoader(Slow(), num_workers=1))\n"
     "print(' '.join(f'pid={p}' for p in [os.getpid(), child.pid, workers._workers[0].pid]), 'up')\n"
-    "if rank == 1:\n    sum(range(10**11))\nimport time; time.sleep(60)"
+    "if rank == 1:\n    sum(range(10**11))\nimport time; time.sleep(1000)"
 )
 
 
@@ -532,21 +531,26 @@ def test_a_sigkilled_agent(new_kernel: Callable[..., Kernel]) -> None:
 
 
 def test_a_forked_notebook_process_does_not_keep_ranks_alive(
-    new_kernel: Callable[..., Kernel],
+    new_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
     """An mp.Process forked while a run goes on holds no end of its connections."""
     kernel = new_kernel()
     kernel.run(
         "import multiprocessing, os, threading, time\n"
         "def later():\n"
-        "    time.sleep(6)\n"
-        "    multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,)).start()\n"
+        "    while not os.path.exists('up'): time.sleep(0.05)\n"
+        "    multiprocessing.get_context('fork').Process(target=time.sleep, args=(100,)).start()\n"
+        "    open('forked', 'w').close()\n"
         "threading.Thread(target=later, daemon=True).start()"
     )
     message = kernel.start(
-        "%%ddp -n 2\nprint('pid=%d.' % os.getpid())\nimport time; time.sleep(60)"
+        "%%ddp -n 2\nprint('pid=%d.' % os.getpid())\nimport time; time.sleep(1000)"
     )
     text = kernel.finish(message, until=".\n").text
-    time.sleep(7)
+    (tmp_path / "up").touch()
+    began = time.monotonic()
+    while not (tmp_path / "forked").exists():
+        assert time.monotonic() - began < HANG_S
+        time.sleep(0.05)
     kernel.kill()
     assert wait_gone(pids_in(text), 3.0) == []

@@ -16,8 +16,9 @@ import pytest
 import traitlets
 
 from tests.integration.kernel import DESCRIPTORS, Kernel, wait_gone
+from tests.limits import HANG_S, LONG_S, within
 
-SLOW_S = 2.0  # no start takes so long
+SLOW_S = 2.0  # no start takes so long on an idle machine
 
 
 def _status(kernel: Kernel) -> str:
@@ -25,13 +26,22 @@ def _status(kernel: Kernel) -> str:
     return result.text.split("\n\n")[0]
 
 
-def _wait_status(kernel: Kernel, words: str, timeout_s: float = 30.0) -> str:
+def _wait_status(kernel: Kernel, words: str, timeout_s: float = HANG_S) -> str:
     """Wait until the forkserver is ready and %ddp_status says `words`; return it."""
     deadline = time.monotonic() + timeout_s
     while words not in (text := _status(kernel)) or "· ready ·" not in text:
         assert time.monotonic() < deadline, text
         time.sleep(0.1)
     return text
+
+
+def _wait_forkserver(kernel: Kernel) -> psutil.Process:
+    """Wait until the kernel has one, which then imports for a while."""
+    deadline = time.monotonic() + HANG_S
+    while (forkserver := kernel.forkserver()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return forkserver
 
 
 class Site:
@@ -79,9 +89,9 @@ def test_it_follows_the_notebook(new_kernel: Callable[..., Kernel], site: Site) 
 def test_the_preludes_libraries_are_imported_once(kernel: Kernel) -> None:
     """Before the first cell that uses them starts, and in the forkserver: its ranks share them."""
     result = kernel.run(
-        "%%ddp -n 2\nimport sys, time\nbegan = time.time()\n"
+        "%%ddp -n 2\nimport sys\nshared = 'monai.losses' in sys.modules\n"
         "from monai.losses import DiceLoss as D\n"
-        "print(DiceLoss is D, time.time() - began < 0.5)"
+        "print(DiceLoss is D, shared)"
     )
     assert result.text.count("True True") == 2, result
     assert "monai" in _wait_status(kernel, "monai")
@@ -454,7 +464,6 @@ def test_dataloader_workers_in_forked_ranks(kernel: Kernel) -> None:
         "            F.mse_loss(model(x), y.float().unsqueeze(1)).backward()\n"
         "            optimizer.step()\n"
         "print('trained', sum(p.sum().item() for p in model.parameters()))",
-        timeout_s=100,
     )
     kernel.run("del os.environ['OMP_NUM_THREADS']")
     sums = {line.split("trained ")[1] for line in result.lines if "trained" in line}
@@ -469,7 +478,6 @@ def test_the_exit_deadlock_cannot_happen(kernel: Kernel) -> None:
             "%%ddp -n 2\nmodel = DDP(nn.Linear(4, 4))\n"
             "t = torch.ones(3)\ndist.all_reduce(t)\ndel t\n"
             "dist.destroy_process_group()\nprint('end')",
-            timeout_s=20,
         )
         assert result.text.count("end") == 2, result
 
@@ -512,9 +520,7 @@ def test_killed_while_it_imports(new_kernel: Callable[..., Kernel]) -> None:
     """A run that waits for it gets another one."""
     kernel = new_kernel()
     message = kernel.start("%%ddp -n 2\nprint('in the end')")
-    time.sleep(0.3)
-    forkserver = kernel.forkserver()
-    assert forkserver is not None
+    forkserver = _wait_forkserver(kernel)
     forkserver.kill()
     result = kernel.finish(message)
     assert result.text.count("] in the end\n") == 2, result
@@ -536,23 +542,21 @@ def test_a_retired_forkserver_ends_after_its_run(new_kernel: Callable[..., Kerne
 def test_it_dies_with_its_kernel_while_it_imports(new_kernel: Callable[..., Kernel]) -> None:
     """Also in the middle of torch's import, when it hears nothing else."""
     kernel = new_kernel()
-    time.sleep(0.3)
-    forkserver = kernel.forkserver()
-    assert forkserver is not None
+    forkserver = _wait_forkserver(kernel)
     kernel.kill()
     assert wait_gone([forkserver.pid], 3.0) == []
 
 
 def test_it_sweeps_while_it_imports(new_kernel: Callable[..., Kernel], site: Site) -> None:
     """Kernel and agent killed during an import: what a rank had started is gone 3 s later."""
-    site.install("slow", "import time\ntime.sleep(60)")
+    site.install("slow", "import time\ntime.sleep(1000)")
     kernel = new_kernel(site.env)
     kernel.run("%config DDPMagics.preload = ['slow']")
     # The agent is forked before the import begins, since both were asked for while torch was
     # imported.
     message = kernel.start(
         "%%ddp -n 1\nimport subprocess, time\nsubprocess.Popen(['sleep', '100'])\n"
-        "print('up')\ntime.sleep(60)"
+        "print('up')\ntime.sleep(1000)"
     )
     kernel.finish(message, until="up")
     forkserver = kernel.forkserver()
@@ -574,7 +578,7 @@ def test_an_idle_forkserver_costs_no_cpu(kernel: Kernel) -> None:
     before = forkserver.cpu_times()
     time.sleep(2)
     after = forkserver.cpu_times()
-    assert after.user + after.system - before.user - before.system < 0.03
+    assert within(after.user + after.system - before.user - before.system, 0.03)
     assert forkserver.num_threads() == 1
 
 
@@ -606,7 +610,7 @@ def test_cold_and_stopped(new_kernel: Callable[..., Kernel]) -> None:
     """A rank that answers may save although another one has ended; then all is gone."""
     kernel = new_kernel()
     message = kernel.start(
-        "%%ddp -n 2 --cold\nimport time\ntry:\n    print('up')\n    time.sleep(60)\nfinally:\n"
+        "%%ddp -n 2 --cold\nimport time\ntry:\n    print('up')\n    time.sleep(1000)\nfinally:\n"
         "    time.sleep(2 * rank)\n    print('saved', rank)"
     )
     text = kernel.finish(message, until="up\n").text
@@ -624,7 +628,7 @@ def test_cold_and_the_kernels_end(new_kernel: Callable[..., Kernel]) -> None:
     kernel = new_kernel()
     message = kernel.start(
         "%%ddp -n 2 --cold\nprint(f'pid={os.getpid()}.')\nif rank:\n    sum(range(10**11))\n"
-        "import time; time.sleep(60)"
+        "import time; time.sleep(1000)"
     )
     kernel.finish(message, until=".\n")
     pids = [process.pid for process in kernel.processes()]
@@ -644,7 +648,9 @@ def test_a_name_server_that_does_not_answer(
     new_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
     """torch's libuv store asks it for the name of each client, its agent for the machine's own."""
-    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    (tmp_path / "resolv.conf").write_text(
+        "nameserver 192.0.2.1\noptions timeout:30 attempts:5\n"  # longer than any bound of ours
+    )
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")  # and not the machine's name
     mounts = [f"mount --bind {tmp_path}/{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
     script = " && ".join([*mounts, 'exec "$@"'])
@@ -653,11 +659,10 @@ def test_a_name_server_that_does_not_answer(
     _wait_status(kernel, "torch")  # else the run waits for an import, which is not the name server
     result = kernel.run("%%ddp -n 4\ndist.barrier()\nprint('through')")
     assert result.text.count("through") == 4, result
-    assert result.elapsed_s < 4.0
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(3 * LONG_S)
 def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     """No failure, no stall, and no process, descriptor, shared memory or stray file left."""
     for name in ("tmp", "cache"):
@@ -685,10 +690,10 @@ def test_500_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     forkserver = kernel.forkserver()
     assert forkserver is not None
     before, fds = kernel.value("held()"), forkserver.num_fds()
-    result = kernel.run("slowest = runs(500)", timeout_s=350)
+    result = kernel.run("slowest = runs(500)", timeout_s=2 * LONG_S)
     assert result.status == "ok", result.traceback
-    assert kernel.value("slowest") < SLOW_S
-    deadline = time.monotonic() + 10  # a thread of the kernel's may just read a directory
+    assert within(kernel.value("slowest"), SLOW_S)
+    deadline = time.monotonic() + HANG_S  # a thread of the kernel's may just read a directory
     while len((now := kernel.value("held()"))[0]) > len(before[0]) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert len(now[0]) <= len(before[0]), (before[0], now[0])

@@ -163,9 +163,9 @@ def test_the_guides_own_code(kernel: Kernel) -> None:
     """Its helpers in ordinary cells, then its setup, a training function and its cleanup."""
     for cell in CELLS:
         # No GPU here; the rest is as written.
-        result = kernel.run(cell.replace('"nccl"', '"gloo"'), timeout_s=100)
+        result = kernel.run(cell.replace('"nccl"', '"gloo"'))
         assert result.status == "ok", result.traceback
-    result = kernel.run(TRAIN.lstrip(), timeout_s=100)
+    result = kernel.run(TRAIN.lstrip())
     assert result.status == "ok", result.traceback
     assert result.text.count("trained 2") == 2
     assert "Rank 1: Process group initialized" in result.text

@@ -109,10 +109,9 @@ def test_from_a_failed_run(kernel: Kernel) -> None:
     kernel.run("seen = 'old'")
     # Rank 1 waits: if it failed first, rank 0 would be stopped, perhaps before it sets anything.
     result = kernel.run(
-        "%%ddp -n 2 --pull seen\nimport time\nseen = 'new'\ntime.sleep(30 * rank)\n1 / 0"
+        "%%ddp -n 2 --pull seen\nimport time\nseen = 'new'\ntime.sleep(1000 * rank)\n1 / 0"
     )
     assert "ZeroDivisionError" in result.traceback
-    assert result.elapsed_s < 20
     assert "pulled, although the run did not succeed: seen" in result.text
     assert kernel.value("seen") == "new"
     result = kernel.run(

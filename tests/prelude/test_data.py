@@ -96,23 +96,26 @@ def test_images_without_clicks_stay() -> None:
     assert prepare(nothing, Geometry(64))["points"].shape == (0, 0, 2)
 
 
-def test_ten_thousand_images_take_no_search() -> None:
-    """An item's clicks are looked up, not searched for: 10 000 images x 5 clicks in seconds."""
-    n = 10_000
+def test_many_images_take_no_search() -> None:
+    """An item's clicks are looked up, not searched for: as fast among 1,000 times as many."""
+    few, many = 100, 100_000
+    sets = {n: _five_clicks_an_image(n) for n in (few, many)}
+    seconds = dict.fromkeys(sets, np.inf)
+    for _ in range(20):  # in turns, so that what else runs falls on both
+        for n, data in sets.items():
+            start = time.perf_counter()
+            for i in range(100):
+                data.prompts(i)
+            seconds[n] = min(seconds[n], time.perf_counter() - start)
+    assert seconds[many] < 5 * seconds[few]
+    assert sum(len(sets[many][i]["points"]) for i in range(few)) == 5 * few
+
+
+def _five_clicks_an_image(n: int) -> SamDataset:
     images = [np.zeros((4, 4), np.uint8)] * n
     masks = [np.ones((4, 4), np.uint8)] * n
     rows = np.stack([np.repeat(np.arange(n), 5), np.arange(5 * n) % 4, np.zeros(5 * n)], 1)
-    start = time.perf_counter()
-    data = SamDataset(images, masks, rows)
-    seconds = []
-    for _ in range(5):
-        now = time.perf_counter()
-        for i in range(n):
-            data.prompts(i)
-        seconds.append(time.perf_counter() - now)
-    assert min(seconds) < 1, "0.05 s on an idle machine"
-    assert sum(len(data[i]["points"]) for i in range(n)) == 5 * n
-    assert time.perf_counter() - start < 10  # the guide's way: 91 s
+    return SamDataset(images, masks, rows)
 
 
 @pytest.mark.parametrize(

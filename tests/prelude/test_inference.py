@@ -57,7 +57,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(240)
 def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
     """A click, clicks of both signs, a box, a rough mask, and lists of them."""
     model = SamModel.from_pretrained(trained / "best")

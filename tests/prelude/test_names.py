@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ddp_magic import prelude
+from tests.limits import HANG_S
 
 GUIDE = (
     "os socket csv np torch dist mp DDP Dataset DataLoader Subset DistributedSampler nn F optim "
@@ -31,7 +32,7 @@ def test_import_is_light() -> None:
         "p.cells(n=1)\n"
         "assert 'torch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_S)
 
 
 def test_every_name_resolves() -> None:
@@ -64,7 +65,7 @@ def test_missing_package_says_what_to_install() -> None:
         "else:\n"
         "    raise SystemExit('no error')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_S)
 
 
 def test_old_and_new_style_autocast() -> None:

@@ -29,8 +29,7 @@ from ddp_magic.prelude.process_group import cleanup, setup
 from ddp_magic.prelude.samples import cells
 from ddp_magic.prelude.training import train
 from ddp_magic.prelude.tuning import choose_trained, find_unused
-
-TIMEOUT_S = 50
+from tests.limits import HANG_S
 
 
 def _rank(rank: int, world: int, folder: str, work: Callable[[int, int], Any]) -> None:
@@ -56,13 +55,13 @@ def run_ranks(world: int, folder: Path, work: Callable[[int, int], Any]) -> list
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(TIMEOUT_S)
+        process.join(HANG_S)
     hung = [r for r, process in enumerate(ranks) if process.is_alive()]
     for process in ranks:
         process.kill()
     errors = [path.read_text() for path in sorted(folder.glob("*.txt"))]
     assert not errors, "\n".join(errors)
-    assert not hung, f"ranks {hung} did not end in {TIMEOUT_S} s"
+    assert not hung, f"ranks {hung} did not end in {HANG_S} s"
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(world)]
 
 
@@ -237,7 +236,6 @@ def _guide(rank: int, world: int, port: int, folder: str) -> None:
     Path(folder, str(rank)).write_text(str(total.item()))
 
 
-@pytest.mark.timeout(TIMEOUT_S)
 def test_setup_takes_the_guides_arguments(tmp_path: Path) -> None:
     """setup(rank, world_size, port) joins a group with gloo where there is no GPU."""
     with socket.socket() as probe:
