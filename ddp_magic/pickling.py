@@ -402,7 +402,8 @@ def _mapped_file(array: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 -- a num
     if array._mmap is None or array.filename is None:
         return None
     np = sys.modules["numpy"]
-    low, high = np.lib.array_utils.byte_bounds(array)
+    numpy2 = hasattr(np.lib, "array_utils")
+    low, high = (np.lib.array_utils if numpy2 else np).byte_bounds(array)
     whole = np.frombuffer(array._mmap, np.uint8)
     base = whole.__array_interface__["data"][0]
     if not base <= low <= high <= base + whole.size:

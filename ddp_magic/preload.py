@@ -37,6 +37,8 @@ _KERNELS_OWN = frozenset(
     ]
 )
 _PRELUDE = "ddp_magic.prelude."
+# torch's own, of version 2.6 for one: written to a temporary directory when it is imported.
+_GENERATED = frozenset(["_remote_module_non_scriptable"])
 # What CUDA and ROCm open, and do not survive a fork with. Not /dev/nvidiactl: NVML, the driver's
 # management library, keeps it open once a library has asked torch.cuda.is_available(), and a fork
 # does it no harm.
@@ -184,7 +186,7 @@ def unfit(new_modules: Iterable[str] = (), handlers: list[Any] | None = None) ->
     if handlers is not None and handlers != signal_handlers():
         return "it handles signals"
     installed = (*library_roots(), *_interpreter_roots())
-    for name in new_modules:
+    for name in set(new_modules) - _GENERATED:
         file = getattr(sys.modules.get(name), "__file__", None)
         if isinstance(file, str) and os.path.isabs(file) and not file.startswith(installed):  # noqa: PTH117
             return f"it imports {name} from {file}, which is not installed"

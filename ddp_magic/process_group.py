@@ -18,12 +18,15 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 import torch.multiprocessing
 from torch.distributed import distributed_c10d
-from torch.distributed.distributed_c10d import GroupName, PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore
+
+if TYPE_CHECKING:  # older torch has no name for this type of string
+    from torch.distributed.distributed_c10d import GroupName
 
 
 class ProcessGroups:
@@ -180,7 +183,7 @@ class ProcessGroups:
             # connecting: torch's own remedy, which it leaves out by default.
             patience = timeout or distributed_c10d.default_pg_timeout
             distributed_c10d._store_based_barrier(
-                rank, store, GroupName("ddp_magic"), world_size, patience
+                rank, store, cast("GroupName", "ddp_magic"), world_size, patience
             )
 
     def _give_way(self) -> None:

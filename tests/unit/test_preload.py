@@ -149,6 +149,7 @@ def test_an_upgrade_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("import os\nos.open('/dev/nvidia-uvm', os.O_RDONLY)", ("", "it opens a device")),
         ("import os\nos.open('/dev/nvidiactl', os.O_RDONLY)", ("", "")),
         ("import my_settings", ("", "it imports my_settings from")),
+        ("import _remote_module_non_scriptable", ("", "")),  # torch's, written when it is imported
     ],
 )
 def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Path) -> None:
@@ -158,7 +159,8 @@ def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Pa
     """
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "lib.py").write_text(source)
-    (tmp_path / "my_settings.py").touch()
+    for name in ("my_settings", "_remote_module_non_scriptable"):
+        (tmp_path / f"{name}.py").touch()
     program = """
         import os, sys
         from ddp_magic import preload
