@@ -99,7 +99,8 @@ _RIGHT = {
     "data": {"text/plain": "x"}, "metadata": {}, "display_id": None, "update": False,
     "evalue": "", "traceback": ["a"], "classes": ["builtins:E"], "message": "", "names": ["a"],
     "sizes": [1], "failed": {"b": "why"}, "values": ["a"], "error": "", "swept": 0,
-    "left_out": {"b": "why"}, "module": "os", "files": {"os": ["/x", 1]}, "number": 1, "environ": {"A": "b"},
+    "left_out": {"b": "why"}, "good": ["os"], "module": "os", "files": {"os": ["/x", 1]},
+    "number": 1, "environ": {"A": "b"},
     "reason": "", "run_id": "r",
 }  # fmt: skip
 _EVENTS = [

@@ -247,9 +247,7 @@ def test_a_silent_stranger_holds_nobody_up(scene: Scene) -> None:
     began = time.monotonic()
     scene.poll()
     assert scene.group.ended
-    assert within(
-        time.monotonic() - began, 0.9
-    )  # below DRAIN_S, for which the ranks' text is waited for
+    assert within(time.monotonic() - began, 0.9)  # DRAIN_S is for the ranks' text
     scene.group.close()
     assert raw.recv(1) == b""
     raw.close()
