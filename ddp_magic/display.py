@@ -167,7 +167,10 @@ class CellScreen:
     def _write_partial(self, text: RankText) -> None:
         if self._show is not None and text.rank not in self._show:
             return
-        piece = text.lines.take_partial()
+        piece = text.throttle.admit_partial(text.lines.partial, time.monotonic())
+        if not piece:
+            return
+        text.lines.take_partial()
         if self._open_rank == text.rank:
             self._out.append(piece)
             return

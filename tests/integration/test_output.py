@@ -185,3 +185,37 @@ def test_last_words_before_sigkill(kernel: Kernel) -> None:
     )
     assert "[rank 1] last words" in result.lines
     assert result.error["ename"] == "WorkerLostError"
+
+
+def test_escape_sequences_of_any_size(kernel: Kernel) -> None:
+    """None of them is an error in the kernel, and the text around them is shown."""
+    result = kernel.run(
+        "%%ddp -n 1\n"
+        "print('\\x1b[' + '9' * 5000 + 'A')\n"
+        "print('\\x1b[' + '9' * 20_000 + 'A')\n"
+        "print('\\x1b[99999999999999999999B\\x1b[' + '8' * 5000 + 'K\\x1b[?' + '7' * 5000 + 'h')\n"
+        "import sys, time\n"
+        "for piece in ('a\\x1b', '[', '2', 'K', 'b\\n'):\n"
+        "    print(piece, end='', flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "sys.stdout.buffer.write(b'\\xff\\xfe\\xc3(\\x80\\n')\n"
+        "print('end')"
+    )
+    assert result.status == "ok", result.traceback
+    assert result.lines[-1] == "[rank 0] end", result.lines[-3:]
+    assert "[rank 0] ab" in result.lines, result.lines[-5:]
+
+
+def test_a_line_of_60_mb(kernel: Kernel) -> None:
+    """Cut on the screen, with a word where it is whole; with and without an end, and as a bar."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport time\nprint('x' * 60_000_000)\n"
+        "print('y' * 60_000_000, end='', flush=True)\ntime.sleep(1)\nprint()\n"
+        "print('\\r' + 'z' * 60_000_000)\nprint('end')"
+    )
+    assert result.status == "ok", result.traceback
+    assert result.text.count("60,000,000 characters; the whole line is in ") == 3, result.text[
+        -200:
+    ]
+    assert len(result.text) < 1_000_000
+    assert result.lines[-1] == "[rank 0] end"

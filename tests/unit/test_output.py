@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -141,3 +142,100 @@ def test_a_huge_line_is_cut_with_a_word() -> None:
     (line,) = _throttle().admit(["x" * 10**6], 0.0)
     assert len(line) < LINE_BYTES + 200
     assert "1,000,000 characters" in line
+
+
+_TOKEN = re.compile(
+    r"(\x1b\[[0-9]{0,10000}A)|\x1b\[(?:\?[0-9]{1,10000}[hl]|[0-9]{0,10000}K)|(.)", re.DOTALL
+)
+
+
+def _reference(text: str) -> list[str] | None:
+    """The lines of a text, one character after the other; None where the cursor goes up."""
+    lines, row, overwrite = [], "", False
+    for token in _TOKEN.finditer(text):
+        up, character = token.groups()
+        if up:
+            return None
+        if character == "\n":
+            lines.append(row)
+            row, overwrite = "", False
+        elif character == "\r":
+            overwrite = True
+        elif character:
+            row = character if overwrite else row + character
+            overwrite = False
+    return [*lines, row] if row.strip() else lines
+
+
+_PIECES = [
+    "a", "bc", " ", "\n", "\r", "\r\n", "\x1b[K", "\x1b[2K", "\x1b[?25l", "\x1b[31m", "\x1b[0m",
+    "\x1b", "\x1b[", "\x1b[?", "\x1b[12", "A", "K", "5", "\x1b]0;t\a", "\x1b[1;1H", "é",
+    "\x1b[" + "9" * 50 + "K", "\x1b[" + "9" * 10_001 + "K", "\x1b[" + "9" * 10_000 + "K",
+    "\U0001f600", "\u0663", "\x1b[\u0663K", "\0", "\x9b", "\x85", "\u2028",
+]  # fmt: skip
+
+
+def test_any_text_cut_anywhere() -> None:
+    """The lines are those of a terminal that takes one character after the other."""
+    chance = random.Random(0)
+    compared = 0
+    for _ in range(800):
+        text = "".join(chance.choices(_PIECES, k=chance.randint(0, 25)))
+        cuts = sorted(chance.choices(range(len(text) + 1), k=chance.randint(0, 12)))
+        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        assembler = LineAssembler()
+        lines = [line for piece in pieces for line in assembler.feed(piece)] + assembler.end()
+        if (wanted := _reference(text)) is not None:
+            assert lines == wanted, pieces
+            compared += 1
+    assert compared > 300
+
+
+@pytest.mark.parametrize(
+    ("sequence", "lines"),
+    [
+        ("\x1b[" + "9" * 5000 + "A", ["new", "two"]),
+        ("\x1b[9999999A", ["new", "two"]),
+        ("\x1b[2A", ["new", "two"]),
+        ("\x1b[0000000000000000001A", ["one", "new"]),
+        ("\x1b[A", ["one", "new"]),
+        ("\x1b[0A", ["one", "new"]),
+        # What follows is text.
+        ("\x1b[" + "9" * 20_000 + "A", ["one", "two", "new"]),
+        ("\x1b[\u0661A", ["one", "two", "new"]),
+        ("\x1b[-5A", ["one", "two", "new"]),
+        ("\x1b[1;A", ["one", "two", "new"]),
+    ],
+)
+def test_the_cursor_goes_up(sequence: str, lines: list[str]) -> None:
+    """As far as there are rows, however far it is told to."""
+    assembler = LineAssembler()
+    assert assembler.feed(f"one\ntwo\n{sequence}\rnew") + assembler.end() == lines
+
+
+def test_a_long_line_in_many_pieces() -> None:
+    """Whole at the end; its beginning is not copied for each piece, or this would take minutes."""
+    for start in ("", "\r", "\x1b[31m"):
+        assembler = LineAssembler()
+        assert assembler.feed(start) == []
+        for _ in range(1000):
+            assert assembler.feed("x" * 60_000) == []
+            assert len(assembler.progress) <= 1000
+        (line,) = assembler.feed("\n")
+        assert line == start.replace("\r", "") + "x" * 60_000_000
+
+
+def test_a_mark_with_a_huge_number_is_text() -> None:
+    """No number of ours has that many digits."""
+    text = MARKER + b"9" * 5000 + b"\a"
+    assert b"".join(item for item in _split([text]) if isinstance(item, bytes)) == text
+
+
+def test_an_unfinished_line_waits_for_room() -> None:
+    """It is cut as a whole one, and not shown before there is room for it."""
+    throttle = _throttle()
+    first = throttle.admit_partial("x" * 10**7, 0.0)
+    assert LINE_BYTES < len(first) < LINE_BYTES + 200
+    shown = [throttle.admit_partial("y" * 150_000, 0.0) for _ in range(10)]
+    assert sum(map(bool, shown)) < 5
+    assert throttle.admit_partial("z", 60.0) == "z"
