@@ -34,7 +34,8 @@ LAUNCHER_VARIABLES = frozenset(
         "OMPI_COMM_WORLD_LOCAL_RANK",
     ]
 )
-_LAUNCHER_PREFIX = "TORCHELASTIC_"
+# torchrun reads its options from PET_ variables too: one could bring back its own rendezvous.
+_LAUNCHER_PREFIXES = ("TORCHELASTIC_", "PET_")
 # By it a kernel knows who has started it, and libraries a kernel. A rank is a script.
 _KERNELS_OWN = frozenset(["JPY_PARENT_PID"])
 
@@ -73,7 +74,7 @@ LATE = frozenset(
     ]
 )
 # Of the process group, read when one is made.
-_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", _LAUNCHER_PREFIX)
+_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
 
 
 def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:
@@ -87,7 +88,7 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
     ours = {
         name: value
         for name, value in env.items()
-        if name not in LAUNCHER_VARIABLES | _KERNELS_OWN and not name.startswith(_LAUNCHER_PREFIX)
+        if name not in LAUNCHER_VARIABLES | _KERNELS_OWN and not name.startswith(_LAUNCHER_PREFIXES)
     }
     if visible is not None:
         ours["CUDA_VISIBLE_DEVICES"] = visible

@@ -15,10 +15,23 @@ from ddp_magic.environment import (
 
 def test_the_ranks_environment() -> None:
     """Launchers' variables go, the user's stay, threads are as torchrun sets them."""
-    env = {"RANK": "1", "TORCHELASTIC_X": "1", "MASTER_PORT": "1", "SLURM_JOB_ID": "5", "A": "b"}
+    env = {
+        "RANK": "1",
+        "TORCHELASTIC_X": "1",
+        "MASTER_PORT": "1",
+        "PET_STANDALONE": "1",
+        "SLURM_JOB_ID": "5",
+        "A": "b",
+    }
     ours = rank_environment(env, None, 2)
     assert {"SLURM_JOB_ID", "A"} < set(ours)
-    assert not {"RANK", "TORCHELASTIC_X", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"} & set(ours)
+    assert not {
+        "RANK",
+        "TORCHELASTIC_X",
+        "MASTER_PORT",
+        "PET_STANDALONE",
+        "CUDA_VISIBLE_DEVICES",
+    } & set(ours)
     assert ours["OMP_NUM_THREADS"] == "1"
     assert "OMP_NUM_THREADS" not in rank_environment(env, None, 1)
     assert rank_environment({"OMP_NUM_THREADS": "4"}, "", 2)["OMP_NUM_THREADS"] == "4"
