@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
+import re
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,10 +15,14 @@ from ddp_magic.cell import Cell
 from ddp_magic.diagnose import Surroundings
 from ddp_magic.engines.forkserver import Forkserver
 from ddp_magic.engines.torchrun import Torchrun
+from ddp_magic.errors import LaunchError
 from ddp_magic.runs import Options, Run, Runs, Screen
 from ddp_magic.session import Session, Sessions
 
 current: Kernel | None = None  # of this process
+
+# What IPython gives a notebook: its results, inputs.
+_RESULTS = re.compile(r"_{1,3}|_\d+|_oh|Out|_i{1,3}|_i\d+|_ih|In")
 
 # What holds for all cells of a session: the first one says it.
 _FIXED = ("gpus", "backend", "timeout", "no_init", "cold")
@@ -116,12 +122,20 @@ class Kernel:
 
         Raises:
             CaptureError: A name that the cell reads cannot travel.
+            LaunchError: There is no torch.
         """
+        if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
+            raise LaunchError(
+                f"torch is not installed in the notebook's environment ({sys.prefix}): "
+                "run `%pip install torch` in a cell, then this one again"
+            )
         session = self.sessions.get(options.session) if options.session else None
         if options.session and session is None:
             session = Session.of(options)
         held = session.held if session else None
         capture = self.notebook.capture(cell.names, only, held, extra)
+        if session is None:
+            capture.notes += self._results_left(cell)
         if session is not None:
             self.sessions.add(session)
             if why := self.sessions.lost.pop(session.name, ""):
@@ -141,6 +155,17 @@ class Kernel:
         )
         self.runs.add(run)
         return run
+
+    def _results_left(self, cell: Cell) -> list[str]:
+        """Say that IPython's own names (`_`, `Out`) mean something else in the ranks."""
+        names = sorted(name for name in cell.names.reads if _RESULTS.fullmatch(name))
+        names = [n for n in names if n in self.notebook.names and not self.notebook.defines(n)]
+        if not names:
+            return []
+        return [
+            f"`{names[0]}` in the cell is the rank's own: the notebook's results are not sent to "
+            "the ranks; give the value a name in the notebook, and use that"
+        ]
 
     def _elsewhere(self, name: str) -> tuple[str, str]:
         run = self.runs.last_binding(name)

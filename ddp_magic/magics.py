@@ -16,7 +16,13 @@ from traitlets import Bool, List, Unicode, Union, observe
 from ddp_magic import cell, kernel, results
 from ddp_magic.capture import Notebook
 from ddp_magic.display import CellScreen
-from ddp_magic.errors import CellSyntaxError, DDPMagicError, RunInterrupted
+from ddp_magic.errors import (
+    CellSyntaxError,
+    DDPMagicError,
+    RunInterrupted,
+    WorkerError,
+    WorkerLostError,
+)
 from ddp_magic.kernel import Kernel
 from ddp_magic.options import DEFAULT_CPU_RANKS, names_to_take, options_of
 from ddp_magic.runs import Options, Run, interrupted_words
@@ -94,6 +100,12 @@ class DDPMagics(Magics):
             shell.user_ns_hidden,
             cells=lambda: getattr(shell.compile, "_filename_map", {}),
         )
+        # IPython's own magics in whose place ours stand.
+        before = shell.magics_manager.magics
+        self.replaced = {
+            kind: {n: before[kind][n] for n in names if n in before[kind]}
+            for kind, names in self.magics.items()
+        }
         self.kernel = Kernel(notebook)
         kernel.current = self.kernel
         self._raw_cell = ""
@@ -304,6 +316,18 @@ class DDPMagics(Magics):
             names = ", ".join(session.name for session in sessions) or "none"
             raise UsageError(f"%ddp_stop: there is no session {args.session!r} (there: {names})")
         return [sessions.end(args.session)]
+
+    @line_cell_magic
+    def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own
+        """IPython's %debug, which says so where the last failure was in a rank."""
+        error = getattr(sys, "last_value", None)
+        if not line.strip() and body is None and isinstance(error, WorkerError | WorkerLostError):
+            raise UsageError(
+                f"%debug: the failure was in rank {error.rank}, a process of its own that has "
+                "ended: print there what you need to know, or run the cell without %%ddp"
+            )
+        own = self.replaced["line" if body is None else "cell"]["debug"]
+        return own(line) if body is None else own(line, body)
 
 
 def _parse(magic: Any, line: str) -> tuple[argparse.Namespace, tuple[str, ...]]:  # noqa: ANN401

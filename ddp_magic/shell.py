@@ -21,7 +21,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
-from ddp_magic import cell_main
+from ddp_magic import bars, cell_main
 from ddp_magic.events import RunCell
 
 
@@ -231,6 +231,7 @@ def preload() -> None:
 
 
 def _make_shell() -> CellShell:
+    bars.use_text()
     module = types.ModuleType("__main__")
     # `multiprocessing` children of a rank import this module in the cell's place.
     module.__spec__ = importlib.machinery.ModuleSpec(cell_main.__name__, None)

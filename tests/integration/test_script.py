@@ -346,3 +346,51 @@ def test_the_end_of_a_rank_is_a_scripts(kernel: Kernel) -> None:
     assert result.status == "ok", result
     assert result.lines == ["[rank 0] handler True", "[rank 0] ended", "[rank 0] ended"], result
     assert kernel.value("open('left_open.txt').read()") == "written\n"
+
+
+def test_a_notebooks_bar_moves(kernel: Kernel) -> None:
+    """`tqdm.notebook` in a rank is a bar of text, in a cell's own import and in a notebook's."""
+    loop = (
+        "for _ in tqdm(range(3), desc='here', ncols='80%', display=True, colour='red'): pass\n"
+        "for _ in trange(2, disable=None): pass"
+    )
+    own = kernel.run(f"%%ddp -n 1\nfrom tqdm.notebook import tqdm, trange\n{loop}")
+    assert own.status == "ok", own
+    assert re.search(r"\[rank 0\] here: 100%\|.*\| 3/3 ", own.text), own
+    assert re.search(r"100%\|.*\| 2/2 ", own.text)
+    kernel.run("from tqdm.notebook import tqdm, trange")
+    taken = kernel.run(f"%%ddp -n 1\n{loop}")
+    assert re.search(r"\[rank 0\] here: 100%\|.*\| 3/3 ", taken.text), taken
+
+
+def test_the_notebooks_results_stay_there_with_a_word(kernel: Kernel) -> None:
+    """`_` and `Out` are the rank's own, unless the user has given them a value."""
+    kernel.run("1234")
+    for name in ("_", "Out"):
+        result = kernel.run(f"%%ddp -n 1\nprint({name})")
+        assert f"`{name}` in the cell is the rank's own" in result.text, result
+    assert "rank's own" not in kernel.run("%%ddp -n 1\nfor _ in range(2): print(_)").text
+    kernel.run("_ = 'mine'")
+    assert kernel.run("%%ddp -n 1\nprint(_)").text == "[rank 0] mine\n"
+    kernel.run("del _")
+
+
+def test_debug_says_where_the_failure_was(kernel: Kernel) -> None:
+    """There is nothing to debug in the notebook; its own errors are debugged as ever."""
+    kernel.run("%%ddp -n 2\nif rank: 1 / 0\ndist.barrier()")
+    told = kernel.run("%debug")
+    assert "the failure was in rank 1" in told.error["evalue"], told
+    kernel.run("1 / 0")
+    assert "rank" not in str(kernel.run("%debug", timeout_s=60).error.get("evalue", ""))
+
+
+def test_without_torch(new_kernel: Callable[..., Kernel]) -> None:
+    """One line, before anything starts."""
+    kernel = new_kernel()
+    kernel.run("import sys\nsys.path[:] = [p for p in sys.path if 'site-packages' not in p]")
+    result = kernel.run("%%ddp -n 2\nprint(1)")
+    assert result.error["ename"] == "LaunchError", result
+    assert "torch is not installed" in result.error["evalue"]
+    assert "%pip install torch" in result.error["evalue"]
+    assert len(result.traceback.splitlines()) == 1
+    assert result.text == ""
