@@ -15,7 +15,7 @@ below it:
 - forkserver     the preloaded process, which forks agents; `preload` says what it may import
 - torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank
 - agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
-- worker         one rank (a process of its own); with `shell`, `bars`, `process_group`, `interrupts`
+- worker         one rank, a process; with `shell`, `bars`, `process_group` and `interrupts`
 - results        values back to the notebook
 - capture        the notebook's names to the ranks; `pickling` and `memory` carry values both ways
 - agent_spec     what the kernel tells an agent; `environment` the variables of its ranks

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -24,6 +25,9 @@ TABLE_S = 0.25
 TABLE_AFTER_S = 0.5  # a quick run needs no table
 PARTIAL_S = 0.2  # an unfinished line is shown when nothing has followed for so long
 LABEL_CHARS = 80
+PAGE_S = 0.5  # between two states of a page
+PAGE_LINES = 100
+PAGE_CHARS = 20_000
 
 
 class RankText:
@@ -32,12 +36,55 @@ class RankText:
     def __init__(self, rank: int, log: str, size: Bucket) -> None:
         """Begin with none."""
         self.rank = rank
+        self.log = log
         self.lines = LineAssembler()
         self.throttle = Throttle(log, size)
         self.last_text = 0.0
         self.last_display: str | None = None
         self.displays = 0
         self.replace_last = False
+        self.page: Page | None = None
+
+
+class Page:
+    """What a rank prints between two `clear_output()`: one output, which the next one replaces.
+
+    Args:
+        log: Where the rank's whole text is, for the word that says so.
+    """
+
+    def __init__(self, log: str) -> None:
+        """Begin empty."""
+        self._log = log
+        self._lines: deque[str] = deque()
+        self._left_out = 0
+        self._cleared = False
+        self.changed = False
+        self.shown = False
+
+    def clear(self) -> None:
+        """Let the next line be the first. Until then, the page stays (`wait=True`)."""
+        self._cleared = True
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Put lines below the others."""
+        for line in lines:
+            if self._cleared:
+                self._lines.clear()
+                self._cleared, self._left_out = False, 0
+            self._lines.append(line[:PAGE_CHARS])
+            self.changed = True
+        size = sum(map(len, self._lines))
+        while len(self._lines) > PAGE_LINES or size > PAGE_CHARS:
+            size -= len(self._lines.popleft())
+            self._left_out += 1
+
+    def text(self, rank: int) -> str:
+        """Return the page as it is now."""
+        lines = list(self._lines)
+        if self._left_out:
+            lines.insert(0, f"... {self._left_out:,} lines left out here; all are in {self._log}")
+        return "\n".join(f"[rank {rank}] {line}" for line in lines)
 
 
 class CellScreen:
@@ -57,6 +104,7 @@ class CellScreen:
         self._open_rank: int | None = None  # whose unfinished line the screen ends in
         self._last_flush = 0.0
         self._last_table = 0.0
+        self._last_pages = 0.0
         self._shown_table = ""
         self._show: frozenset[int] | None = None
         self._id = ""
@@ -82,9 +130,23 @@ class CellScreen:
             case DisplayData():
                 self._display(event)
             case ClearOutput(rank=rank):
-                self._texts[rank].replace_last = True
+                self._clear(self._texts[rank])
             case _:
                 pass
+
+    def _clear(self, text: RankText) -> None:
+        """Let what the rank shows from now on take the place of what it has shown.
+
+        What it printed before its first `clear_output()` is among the other ranks' text, and stays.
+        """
+        text.replace_last = True
+        if not self._live:
+            return
+        self._flush()
+        if partial := text.lines.take_partial():
+            self._write_rank_lines(text.rank, [partial])
+        text.page = text.page or Page(text.log)
+        text.page.clear()
 
     def say(self, text: str) -> None:
         """Show a line of ddp_magic's own."""
@@ -99,6 +161,7 @@ class CellScreen:
             self._flush()
         for rank in run.ranks:
             rank.progress = self._texts[rank.rank].lines.progress
+        self._publish_pages(now)
         due = now - self._last_table >= TABLE_S and run.elapsed_s > TABLE_AFTER_S
         if self._live and due:
             self._last_table = now
@@ -113,6 +176,7 @@ class CellScreen:
             if text.rank == self._open_rank and lines:
                 self._out.append(lines.pop(0))  # the rest of the line that is on the screen
             self._write_rank_lines(text.rank, lines)
+        self._publish_pages(float("inf"))
         if self._open_rank is not None:
             self._out.append("\n")
             self._open_rank = None
@@ -143,17 +207,21 @@ class CellScreen:
                 # The beginning of this line is on the screen already.
                 self._out.append(lines.pop(0) + "\n")
                 self._open_rank = None
-            self._write_rank_lines(rank, text.throttle.admit(lines, now))
+            admitted = lines if text.page is not None else text.throttle.admit(lines, now)
+            self._write_rank_lines(rank, admitted)
         for text in self._texts.values():
             quiet = now - text.last_text > PARTIAL_S
             if quiet:
                 self._write_rank_lines(text.rank, text.throttle.release(now))
-            if quiet and text.lines.partial:
+            if quiet and text.lines.partial and text.page is None:
                 self._write_partial(text)
         self._write()
 
     def _write_rank_lines(self, rank: int, lines: Iterable[str]) -> None:
-        if self._show is None or rank in self._show:
+        page = self._texts[rank].page
+        if page is not None:
+            page.add(lines)
+        elif self._show is None or rank in self._show:
             self._write_lines(f"[rank {rank}] {line}" for line in lines)
 
     def _write_lines(self, lines: Iterable[str]) -> None:
@@ -185,6 +253,24 @@ class CellScreen:
             sys.stdout.flush()
             self._out = []
 
+    def _publish_pages(self, now: float) -> None:
+        if now - self._last_pages < PAGE_S:
+            return
+        self._last_pages = now
+        for rank, text in self._texts.items():
+            if text.page is None or not text.page.changed:
+                continue
+            if self._show is not None and rank not in self._show:
+                continue
+            if self._shell is not None:
+                self._shell.display_pub.publish(
+                    {"text/plain": text.page.text(rank)},
+                    {"ddp": {"rank": rank}},
+                    transient={"display_id": f"{self._id}-{rank}-page"},
+                    update=text.page.shown,
+                )
+            text.page.changed, text.page.shown = False, True
+
     # --- rich output --------------------------------------------------------------------------
 
     def _display(self, event: DisplayData) -> None:
@@ -193,7 +279,7 @@ class CellScreen:
             return
         text = self._texts[event.rank]
         if partial := text.lines.take_partial():
-            self._write_lines([f"[rank {event.rank}] {partial}"])
+            self._write_rank_lines(event.rank, [partial])
         update, display_id = event.update, event.display_id
         if display_id is not None:
             display_id = f"{self._id}-{event.rank}-own-{display_id}"
@@ -220,7 +306,7 @@ class CellScreen:
         if self._live and (drawn or "\n" in plain or len(plain) > LABEL_CHARS):
             plain = ""
         if plain:
-            self._write_rank_lines(event.rank, plain.splitlines())
+            self._write_lines(f"[rank {event.rank}] {line}" for line in plain.splitlines())
         else:
             self._write_lines([f"[rank {event.rank}]"])
         self._write()

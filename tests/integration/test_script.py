@@ -394,3 +394,31 @@ def test_without_torch(new_kernel: Callable[..., Kernel]) -> None:
     assert "%pip install torch" in result.error["evalue"]
     assert len(result.traceback.splitlines()) == 1
     assert result.text == ""
+
+
+def test_clear_output_removes_what_was_printed(kernel: Kernel) -> None:
+    """A rank's text after `clear_output` is one output, in which only its last state is kept."""
+    result = kernel.run(
+        "%%ddp -n 2\n"
+        "from IPython.display import clear_output\n"
+        "print('before')\n"
+        "for i in range(50):\n"
+        "    clear_output(wait=True)\n"
+        "    print('epoch', i)\n"
+        "    print('loss', rank, end='')\n"
+    )
+    assert sorted(result.lines) == ["[rank 0] before", "[rank 1] before"], result
+    last = {d["metadata"]["ddp"]["rank"]: d["data"]["text/plain"] for d in result.displays}
+    assert last == {r: f"[rank {r}] epoch 49\n[rank {r}] loss {r}" for r in (0, 1)}
+    assert sum(kind == "display_data" for kind, _ in result.outputs) == 3  # with the table
+
+
+def test_a_long_page_keeps_its_end(kernel: Kernel) -> None:
+    """And says where the rest is."""
+    result = kernel.run(
+        "%%ddp -n 1\nfrom IPython.display import clear_output\nclear_output()\n"
+        "for i in range(500): print(i)"
+    )
+    shown = result.displays[-1]["data"]["text/plain"].splitlines()
+    assert shown[-1] == "[rank 0] 499"
+    assert shown[0].startswith("[rank 0] ... 400 lines left out here; all are in "), shown[0]
