@@ -339,7 +339,7 @@ class DisplayData:
 
 @dataclass(frozen=True, kw_only=True)
 class ClearOutput:
-    """Jupyter's clear_output: the rank's next display takes the place of its last."""
+    """Jupyter's clear_output: the rank's next output takes the place of its last."""
 
     rank: int
     mark: int

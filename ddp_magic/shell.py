@@ -43,7 +43,7 @@ class Outlet(Protocol):
         """Take one rich output."""
 
     def clear_output(self) -> None:
-        """Let the next rich output replace the last."""
+        """Let the next output replace the last."""
 
 
 class RankDisplayPublisher(DisplayPublisher):
@@ -73,7 +73,7 @@ class RankDisplayPublisher(DisplayPublisher):
             self.outlet.display(data, metadata, display_id, update=update)
 
     def clear_output(self, wait: bool = False) -> None:
-        """Replace the last rich output by the next; text that is printed stays."""
+        """Let the next output replace the last: a rich one a rich one, text text."""
         del wait  # there is nothing to clear until the next output comes
         if self.outlet is not None and self.outlet.connected:
             self.outlet.clear_output()

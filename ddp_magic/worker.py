@@ -261,7 +261,7 @@ class Worker:
         )
 
     def clear_output(self) -> None:
-        """Let this rank's next rich output take the place of its last."""
+        """Let this rank's next output take the place of its last."""
         self._send_marked(lambda mark: ClearOutput(rank=self.rank, mark=mark))
 
     def _send_marked(self, event: Any) -> None:  # noqa: ANN401 -- a function of the mark
