@@ -185,6 +185,8 @@ class Forkserver:
         self._note_files()
         if failed:
             self._failed[module] = failed
+        if name in BASE and unfit == preload.HANDLES_SIGNALS:
+            unfit = ""  # agents and ranks set what they need anew
         if unfit and name in BASE:  # another forkserver would import it too
             self._unfit("", f"at {module}, {unfit}")
         if unfit:

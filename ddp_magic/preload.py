@@ -46,6 +46,7 @@ _DEVICE_FILES = ("/dev/nvidia-uvm", "/dev/kfd")
 # Threads that a fork does no harm: jemalloc (pyarrow's, polars's) does its work in the calling
 # thread wherever its own is missing.
 _HARMLESS_THREADS = frozenset(["jemalloc_bg_thd"])
+HANDLES_SIGNALS = "it handles signals"
 # What a directory of a project has, whose modules are edited: `pip install -e` of old leaves its
 # record among them.
 _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
@@ -139,7 +140,7 @@ def shadowed(held: Mapping[str, str], sys_path: Iterable[str], cwd: str) -> tupl
         for name, file in list(wanted.items()):
             spec = PathFinder.find_spec(name, [entry or cwd])
             if spec is not None and spec.origin is not None:
-                if spec.origin != file:
+                if os.path.realpath(spec.origin) != os.path.realpath(file):
                     return name, place
                 del wanted[name]  # it came from here
     return None
@@ -184,7 +185,7 @@ def unfit(new_modules: Iterable[str] = (), handlers: list[Any] | None = None) ->
     if _holds_device():
         return "it opens a device"
     if handlers is not None and handlers != signal_handlers():
-        return "it handles signals"
+        return HANDLES_SIGNALS
     installed = (*library_roots(), *_interpreter_roots())
     for name in set(new_modules) - _GENERATED:
         file = getattr(sys.modules.get(name), "__file__", None)

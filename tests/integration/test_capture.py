@@ -691,3 +691,50 @@ def test_a_killed_kernel_leaves_no_memory(new_kernel: Callable[..., Kernel]) -> 
     kernel.kill()
     assert wait_gone(pids, 3) == []
     assert not own & _shared_memory()
+
+
+def test_what_the_notebook_has_imported_is_imported(new_names: Kernel) -> None:
+    """A library's object that cannot travel: the error has the line to write."""
+    result = _cells(
+        new_names,
+        """
+        import sys, threading, types
+        library = sys.modules["some_library"] = types.ModuleType("some_library")
+        library.logger = types.SimpleNamespace(lock=threading.Lock())
+        from some_library import logger
+        log = library.logger
+        """,
+        "%%ddp -n 1\nlogger",
+    )
+    assert result.error["evalue"].endswith("import it in the cell: from some_library import logger")
+    result = new_names.run("%%ddp -n 1\nlog")
+    assert result.error["evalue"].endswith("from some_library import logger as log")
+
+
+def test_a_whole_model_without_its_class(new_names: Kernel, tmp_path: Path) -> None:
+    """torch.load finds no class in `__main__`: the error says how it comes there."""
+    path = str(tmp_path / "model.pt")
+    result = _cells(
+        new_names,
+        f"""
+        import torch
+        class Net(torch.nn.Linear): pass
+        torch.save(Net(1, 1), {path!r})
+        """,
+        f"%%ddp -n 1\ntorch.load({path!r}, weights_only=False)",
+    )
+    assert "Can't get attribute 'Net'" in result.traceback
+    assert "the notebook defines `Net`, but it was not sent to the ranks" in result.traceback
+    found = new_names.run(f"%%ddp -n 1\nNet\nprint(torch.load({path!r}, weights_only=False))")
+    assert found.text.count("Net(in_features=1") == 1, found
+
+
+def test_capture_of_a_value_brings_its_class(new_names: Kernel) -> None:
+    """`--capture` names the value: pickle finds its class, and still no other name."""
+    result = _cells(
+        new_names,
+        "class A: pass\na, other = A(), 1",
+        "%%ddp -n 1 --capture a\nimport pickle\n"
+        "print(type(pickle.loads(pickle.dumps(a))).__name__, 'other' in globals())",
+    )
+    assert result.lines == ["[rank 0] A False"]

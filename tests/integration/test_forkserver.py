@@ -86,6 +86,21 @@ def test_it_follows_the_notebook(new_kernel: Callable[..., Kernel], site: Site) 
     assert result.text.count("True") == 2, result
 
 
+def test_what_tab_imports_is_not_the_notebooks(
+    new_kernel: Callable[..., Kernel], site: Site
+) -> None:
+    """Neither the completer's own libraries, nor what it imports to look for names there."""
+    site.install("looked_at", "some_name = 1")
+    kernel = new_kernel(site.env)
+    for text in ("import torc", "from looked_at import ", "x = ''.joi"):
+        kernel.client.complete(text, len(text), reply=True, timeout=60)
+    kernel.run("import mpmath")
+    assert kernel.value("sorted({'jedi', 'looked_at'} & set(__import__('sys').modules))")
+    text = _wait_status(kernel, "mpmath")
+    assert "jedi" not in text
+    assert "looked_at" not in text
+
+
 def test_the_preludes_libraries_are_imported_once(kernel: Kernel) -> None:
     """Before the first cell that uses them starts, and in the forkserver: its ranks share them."""
     result = kernel.run(

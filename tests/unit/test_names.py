@@ -90,3 +90,16 @@ def test_what_a_class_binds_is_its_own() -> None:
 def test_exception_groups() -> None:
     """except* is a try like another."""
     assert names_of(ast.parse("try: v = f()\nexcept* E: v = 1\nv")).reads == {"f", "E"}
+
+
+def test_annotations() -> None:
+    """What a function returns is read at once; what a string mentions may be looked up."""
+    names = names_of(
+        ast.parse(
+            "def f(x: A, y: 'Optional[B]' = C) -> D: pass\n"
+            "class K:\n    f: List['K2']\n    g: \"'Deep'\"\n    h: 'not valid('\n"
+            "class Own: pass\nv: 'Own' = 1\n"
+        )
+    )
+    assert names.reads == {"A", "C", "D", "List"}
+    assert names.annotated == {"Optional", "B", "K2", "Deep"}
