@@ -11,7 +11,9 @@ import itertools
 import linecache
 import os
 import sys
+import zlib
 from collections.abc import Collection
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -32,7 +34,8 @@ class UserModules:
     def __init__(self, newest: str) -> None:
         """Begin with none."""
         self._newest = newest
-        self._files: dict[str, tuple[str, Any]] = {}  # file and its state, by name
+        # File, its state and its text's checksum, by name.
+        self._files: dict[str, tuple[str, tuple[int, ...] | None, int]] = {}
         self._old: dict[Any, Any] = {}  # what has been replaced: IPython's own record
 
     def note(self) -> None:
@@ -45,7 +48,7 @@ class UserModules:
             return
         for name in reversed(names):
             if name not in self._files and (file := _own_file(name)):
-                self._files[name] = file, _state(file)
+                self._files[name] = file, _state(file), _checksum(file)
 
     def refresh(self) -> list[str]:
         """Read edited modules again.
@@ -55,8 +58,6 @@ class UserModules:
         """
         said = []
         for name in self._changed():
-            file, _ = self._files[name]
-            self._files[name] = file, _state(file)
             said.append(f"{name} has changed: {self._reload(sys.modules[name])}")
         return said
 
@@ -64,9 +65,7 @@ class UserModules:
         """Return the names of edited modules, each after those that it uses."""
         # Where nothing else is known: of two, the one that was imported by the other comes first.
         todo = [
-            name
-            for name, (file, state) in reversed(self._files.items())
-            if name in sys.modules and _state(file) not in (None, state)
+            name for name in reversed(self._files) if name in sys.modules and self._edited(name)
         ]
         ordered = []
         while todo:
@@ -74,6 +73,15 @@ class UserModules:
             todo.remove(name)
             ordered.append(name)
         return ordered
+
+    def _edited(self, name: str) -> bool:
+        """Tell whether the text of a module's file is another one than the last time."""
+        file, state, checksum = self._files[name]
+        now = _state(file)
+        if now is None or now == state:
+            return False
+        self._files[name] = file, now, _checksum(file)
+        return self._files[name][2] != checksum  # else it has only been saved, or checked out
 
     def _reload(self, module: ModuleType) -> str:
         importlib.invalidate_caches()
@@ -108,6 +116,13 @@ def _own_file(name: str) -> str:
     if name in _NOT_OURS or not isinstance(file, str) or not file.endswith(".py"):
         return ""
     return "" if preload.is_installed(file) else os.path.abspath(file)  # noqa: PTH100
+
+
+def _checksum(file: str) -> int:
+    try:
+        return zlib.crc32(Path(file).read_bytes())
+    except OSError:
+        return 0
 
 
 def _state(file: str) -> tuple[int, int, int] | None:

@@ -104,3 +104,15 @@ def test_what_is_gone_and_what_is_not_the_users(modules: UserModules, make: Make
     _write(removed, NEW)
     assert modules.refresh() == []
     assert gone.f() == "old"
+
+
+def test_one_that_is_only_saved(modules: UserModules, make: Make) -> None:
+    """Its text is the same: what it holds stays."""
+    helper = make("own_saved", "cache = {}\n")
+    helper.cache["a"] = 1
+    modules.note()
+    _write(helper, "cache = {}\n")
+    assert modules.refresh() == []
+    assert helper.cache == {"a": 1}
+    _write(helper, "cache = {}\n# edited\n")
+    assert len(modules.refresh()) == 1
