@@ -215,6 +215,7 @@ def test_a_library_that_cannot_be_preloaded_is_left_to_the_ranks(
     assert "mpmath" in _wait_status(kernel, "ready")
 
 
+@pytest.mark.timeout(300)
 def test_all_such_libraries_are_found_at_once(
     new_kernel: Callable[..., Kernel], site: Site
 ) -> None:
@@ -250,6 +251,7 @@ def test_all_such_libraries_are_found_at_once(
     assert len(pids) == 2
 
 
+@pytest.mark.timeout(300)
 def test_a_prelude_that_cannot_be_preloaded(new_kernel: Callable[..., Kernel], site: Site) -> None:
     """It works in the ranks, costs one forkserver, and what it imports first is preloaded."""
     site.install(
