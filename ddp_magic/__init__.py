@@ -12,10 +12,12 @@ below it:
 - group          WorkerGroup: start, send, interrupt, kill; owns the listening end; `admission`
                  says which messages make sense
 - engines        how an agent gets onto a node: `forkserver`, `torchrun` (`--cold`)
-- forkserver     the preloaded process, which forks agents; `preload` says what it may import
+- forkserver     the preloaded process, which forks agents; `preload` says what it may import,
+                 and `trial` tries it
 - torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank
 - agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
-- worker         one rank, a process; with `shell`, `bars`, `process_group` and `interrupts`
+- worker         one rank, a process; with `shell`, `bars`, `process_group`, `interrupts` and
+                 `user_modules`
 - results        values back to the notebook
 - capture        the notebook's names to the ranks; `pickling` and `memory` carry values both ways
 - agent_spec     what the kernel tells an agent; `environment` the variables of its ranks
