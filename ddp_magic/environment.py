@@ -62,6 +62,7 @@ LATE = frozenset(
         "DDP_MAGIC_PRELUDE",
         "JPY_PARENT_PID",
         "JPY_SESSION_NAME",
+        "KMP_INIT_AT_FORK",  # scikit-learn sets it, wherever it is imported
         "LINES",
         "OLDPWD",
         "PATH",

@@ -59,6 +59,7 @@ def test_a_forkserver_has_no_threads() -> None:
         ({}, {"TORCH_LOGS": "all", "A": "b"}, ["A", "TORCH_LOGS"]),
         ({"CUDA_VISIBLE_DEVICES": "1", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "2"}, {}, []),
         ({"MASTER_PORT": "1", "PATH": "/x", "TZ": "UTC"}, {"PATH": "/y"}, []),
+        ({"KMP_INIT_AT_FORK": "FALSE"}, {}, []),
     ],
 )
 def test_what_a_fork_cannot_change(
