@@ -42,35 +42,30 @@ bench: .venv-bench/installed
 
 # $(call install,FOLDER,PYTHON,CONSTRAINTS,EXTRA): torch first, at the version of the constraints file:
 # what comes later finds it there. stardist without its dependencies, because only the picture of
-# nuclei in it is wanted, not TensorFlow. Bytecode is made by all cores at the end; pip would make it
-# by one. What cannot be compiled is meant so: templates, and tests of other Pythons.
+# nuclei in it is wanted, not TensorFlow. torchvision, for transformers' pipelines in one test, where
+# only that test looks: beside the CPU build of torch, importing it fails. Bytecode is made by all
+# cores at the end; pip would make it by one. What cannot be compiled is meant so: templates, and
+# tests of other Pythons.
 define install
 	@echo "Installing into $(1): one to five minutes, most of it for torch and what it needs."
 	$(2) -m venv $(1)
 	$(1)/bin/python -m pip install --no-compile --constraint $(3) torch
 	$(1)/bin/python -m pip install --no-compile --constraint $(3) --editable '.[$(4)]'
 	$(1)/bin/python -m pip install --no-compile --no-deps stardist
-endef
-define compile
+	$(1)/bin/python -m pip install --no-compile --no-deps --constraint $(3) --target $(1)/torchvision torchvision
 	@echo "Compiling bytecode"
 	@$(1)/bin/python -m compileall -qq -j 0 $(1) || true
 	touch $@
 endef
 
-# torchvision, for transformers' pipelines in one test, where only that test looks: beside the CPU
-# build of torch, importing it fails.
 .venv/installed: pyproject.toml constraints.txt
 	$(call install,.venv,$(PYTHON),constraints.txt,dev)
-	$(BIN)/python -m pip install --no-compile --no-deps --constraint constraints.txt --target .venv/torchvision torchvision
-	$(call compile,.venv)
 
 .venv-bench/installed: pyproject.toml constraints.txt
 	$(call install,.venv-bench,$(PYTHON),constraints.txt,bench)
-	$(call compile,.venv-bench)
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(call install,.venv-oldest,$(PYTHON_OLDEST),constraints-oldest.txt,dev)
-	$(call compile,.venv-oldest)
 
 clean:
 	rm -rf .venv .venv-bench .venv-oldest

@@ -456,7 +456,7 @@ def test_openmp_after_the_fork(kernel: Kernel) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     alone = kernel.run("%%ddp -n 1\n" + cell)
     assert f"threads {fresh.stdout.strip()} " in alone.text, alone

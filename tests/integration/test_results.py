@@ -98,7 +98,7 @@ def test_what_the_notebook_cannot_read_is_saved(kernel: Kernel, tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     assert done.stdout.strip() == "3"
@@ -286,7 +286,7 @@ def test_a_plain_script(tmp_path: Path) -> None:
         )
     )
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, script], capture_output=True, text=True, timeout=300, check=True
     )
     lines = done.stdout.splitlines()
     assert "[20.0, 20.0]" in lines

@@ -25,7 +25,7 @@ def test_text_in_a_terminal(tmp_path: Path) -> None:
         [sys.executable, "-m", "IPython", "--no-banner", str(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         cwd=tmp_path,
         env={**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "dumb"},

@@ -184,7 +184,7 @@ def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Pa
         [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     failed, unfit = done.stdout.strip().split("|")

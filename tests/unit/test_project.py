@@ -21,7 +21,7 @@ def _commands(target: str) -> list[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     return [line for line in done.stdout.splitlines() if not line.startswith("echo")]
@@ -61,4 +61,5 @@ def test_the_lowest_versions_are_those_that_are_tested() -> None:
     declared = dict(REQUIREMENT.findall(text[begin:end]))
     pinned = dict(PIN.findall((ROOT / "constraints-oldest.txt").read_text()))
     assert len(declared) > 20
+    del pinned["torchvision"]  # of one test, which pyproject.toml does not know
     assert pinned == declared
