@@ -53,7 +53,7 @@ define install
 	$(1)/bin/python -m pip install --no-compile --constraint $(3) --editable '.[$(4)]'
 	$(1)/bin/python -m pip install --no-compile --no-deps stardist
 	$(1)/bin/python -m pip install --no-compile --no-deps --constraint $(3) --target $(1)/torchvision torchvision
-	@echo "Compiling bytecode"
+	@echo "Compiling bytecode: a minute or two, without further words"
 	@$(1)/bin/python -m compileall -qq -j 0 $(1) || true
 	touch $@
 endef
