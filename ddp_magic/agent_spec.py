@@ -21,8 +21,7 @@ class WorkerSettings:
         timeout_s: Of collectives, s; None for torch's default.
         init_process_group: Whether the default process group is made before the cell.
         kept: Whether the ranks are a session's, which outlive their cells.
-        master_port: Of the ranks' MASTER_PORT: a free one, kept free for what they start; 0 to
-            leave the agent's.
+        master_port: The ranks' MASTER_PORT: a free one, kept free for what they start.
     """
 
     socket: str

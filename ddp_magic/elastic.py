@@ -3,13 +3,13 @@
 - How a rank is started and watched (`ForkContext`): forked from this process, which has torch
   imported already; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
-- The store behind MASTER_ADDR and MASTER_PORT: owned by the agent, on a port of the loopback
-  interface that is never guessed and released; every attempt has its own. The ranks do
-  without it (`process_group`), and what they start has another port (`WorkerSettings.master_port`).
+- The rendezvous (`OneNode`): without a server, since there is one node. The ranks' groups have a
+  store of their own (`process_group`), and what the ranks start a free port
+  (`WorkerSettings.master_port`).
 - No name server is asked for this machine's full name (`Agent`), which torch notes with each step
   of a run, and which none of its logs here shows.
 
-The cold way (`torchrun`) is torch's own launcher, but with our rendezvous and store too.
+The cold way (`torchrun`) is torch's own launcher, but with our rendezvous too.
 
 It leans on internals of torch (`PContext`, `start_processes`, `_construct_event`); a test for each
 supported torch watches them. This is the only importer of `torch.distributed.elastic`.
@@ -22,12 +22,11 @@ import gc
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing.api import (
@@ -54,7 +53,6 @@ MONITOR_INTERVAL_S = 0.001  # torch sleeps so long between looks, which wait the
 WAIT_S = 1.0
 HOST = "127.0.0.1"
 BACKEND = "ddp_magic"
-LISTEN_BACKLOG = 1024
 
 
 class Agent(local_elastic_agent.LocalElasticAgent):
@@ -139,19 +137,9 @@ class ForkContext(PContext):
     def _start(self) -> None:
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
-        listening = _listen()
-        port = listening.getsockname()[1]
         for local_rank in range(self.nprocs):
-            env = {**self.envs[local_rank], "MASTER_PORT": str(port)}
-            main = functools.partial(_run_worker, env, self._settings, listening)
+            main = functools.partial(_run_worker, self.envs[local_rank], self._settings)
             self._ranks.fork(local_rank, main)
-        # Only now, with all ranks forked: its server has threads, which could hold a lock at the
-        # moment of a fork that nobody would release in the rank. And in a thread of its own: torch
-        # may ask the DNS for names, while the ranks need the store only where they fork others.
-        threading.Thread(target=self._serve_store, args=(listening,), daemon=True).start()
-
-    def _serve_store(self, listening: socket.socket) -> None:
-        self._store = _serve_store(listening)
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.wait(WAIT_S)
@@ -182,9 +170,9 @@ class ForkContext(PContext):
 class OneNode(RendezvousHandler):
     """The rendezvous of a single node: nobody to wait for, and no server.
 
-    The ranks' store comes later (`ForkContext`): what is agreed here, the agent agrees with itself.
-    torch's own handler (c10d) waits for up to 0.3 s for nodes that could still join, listens on all
-    interfaces, and unpickles what anyone has written to its store.
+    What is agreed here, the agent agrees with itself. torch's own handler (c10d) waits for up to
+    0.3 s for nodes that could still join, listens on all interfaces, and unpickles what anyone has
+    written to its store.
 
     Args:
         run_id: The run's name.
@@ -199,13 +187,8 @@ class OneNode(RendezvousHandler):
         """Return its name, for torch's log and torchrun's registry."""
         return BACKEND
 
-    @property
-    def use_agent_store(self) -> bool:
-        """True: the ranks are clients of the store."""
-        return True
-
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return this node alone; `ForkContext` puts the port in."""
+        """Return this node alone."""
         address = RendezvousStoreInfo(HOST, 0)
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
 
@@ -231,50 +214,14 @@ class OneNode(RendezvousHandler):
         return True
 
 
-class OneNodeWithStore(OneNode):
-    """The same for plain torchrun, which starts its ranks by itself: the store is served here."""
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        """Return this node alone, with the port of a new store."""
-        listening = _listen()
-        address = RendezvousStoreInfo(HOST, listening.getsockname()[1])
-        # In a thread, as above: the ranks connect to the socket, which listens already.
-        threading.Thread(target=self._serve_store, args=(listening,), daemon=True).start()
-        return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
-
-    def _serve_store(self, listening: socket.socket) -> None:
-        self._store = _serve_store(listening)
-
-
 def register_rendezvous() -> str:
     """Let torchrun have our rendezvous; return the name for its `--rdzv-backend`."""
 
     def create(parameters: RendezvousParameters) -> RendezvousHandler:
-        return OneNodeWithStore(parameters.run_id)
+        return OneNode(parameters.run_id)
 
     rendezvous_handler_registry.register(BACKEND, create)
     return BACKEND
-
-
-def _listen() -> socket.socket:
-    """Return a listening socket of the loopback interface."""
-    listening = socket.socket()
-    listening.bind((HOST, 0))
-    listening.listen(LISTEN_BACKLOG)
-    return listening
-
-
-def _serve_store(listening: socket.socket) -> TCPStore:
-    """Return the store behind a socket; left to itself, torch listens on all interfaces."""
-    port = listening.getsockname()[1]
-    return TCPStore(
-        HOST,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listening.detach(),
-        use_libuv=False,  # its server asks the DNS for the name of each client, in turn
-    )
 
 
 def run(spec: AgentSpec, ranks: Ranks) -> None:
@@ -305,9 +252,6 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
     Agent(workers, logs_specs=logs, start=fork_ranks).run()
 
 
-def _run_worker(
-    env: Mapping[str, str], settings: WorkerSettings, listening: socket.socket
-) -> NoReturn:
-    listening.close()
+def _run_worker(env: Mapping[str, str], settings: WorkerSettings) -> NoReturn:
     os.environ.update(env)
     worker.main(settings)

@@ -1,6 +1,6 @@
 """The cold way: plain `torch.distributed.run`, and a keeper for each rank that it starts.
 
-Plain but for the rendezvous, which is ours (`elastic.OneNodeWithStore`): torch's own (c10d) listens
+Plain but for the rendezvous, which is ours (`elastic.OneNode`): torch's own (c10d) listens
 on all interfaces and unpickles what anyone has written to its store.
 
 torchrun's agent cannot be reached from the kernel, and tells nobody how a rank ended. So what it

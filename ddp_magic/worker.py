@@ -590,11 +590,7 @@ def _join_queues() -> None:
 
 def _forget_the_agent(settings: WorkerSettings) -> None:
     """Take a fresh interpreter's state where a fork has its parent's."""
-    # The ranks' own groups need no store of the agent's (`process_group`). For all others, this
-    # variable says that somebody else serves theirs, at whatever address: they would wait for ever.
-    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-    if settings.master_port:
-        os.environ["MASTER_PORT"] = str(settings.master_port)
+    os.environ["MASTER_PORT"] = str(settings.master_port)
     processes.tie_forked_children()
     random.seed()
     torch.default_generator.seed()
