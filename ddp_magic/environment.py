@@ -99,7 +99,8 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
         ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
     # All ranks are on this machine, whose host name may not resolve, and nobody on another one has
     # business with them: also where a cluster's own setting names an interface.
-    ours["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    ours["GLOO_SOCKET_IFNAME"] = ours["NCCL_SOCKET_IFNAME"] = loopback
     ours["PYTHONUNBUFFERED"] = "1"  # of Python programs that a cell starts
     # A figure of a rank becomes a display only through IPython's own backend.
     ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")

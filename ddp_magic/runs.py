@@ -45,7 +45,9 @@ POLL_S = 0.05
 KEEP_RUNS = 200
 PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
 PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
-RENEW_S = 10.0  # for a session's ranks to make their process group anew
+# For a session's ranks to make their process group anew; on a GPU, what has been asked of it before
+# is done first: a thousand products of large matrices took 20 s.
+RENEW_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +323,7 @@ class Run:
         if self.group.kept:
             for rank, member in self.group.members.items():
                 self.ranks[rank].log_span = (self.ranks[rank].log_span[0], member.written)
-            self._keep(screen)
+            self._keep(screen, presses)
 
     @property
     def _all_ready(self) -> bool:
@@ -371,7 +373,7 @@ class Run:
                 return self._stop(screen, "peer failed", PEERS_FINISH_S)
         return None
 
-    def _keep(self, screen: Screen) -> None:
+    def _keep(self, screen: Screen, presses: Presses) -> None:
         """Prepare the ranks of a session for its next cell, or end it."""
         if self.group.ended or any(rank.code is not None for rank in self.ranks):
             self.group.close()  # without one of its ranks it could run no other cell
@@ -380,7 +382,7 @@ class Run:
         failed = self.state is not State.SUCCEEDED
         if not self.options.init_process_group or not (failed or not self.group.has_process_group):
             return
-        problem = self._await_new_group()
+        problem = self._await_new_group(screen, presses)
         if problem:
             self.group.close()
             screen.say(
@@ -396,9 +398,10 @@ class Run:
             "and groups made before must be made again"
         )
 
-    def _await_new_group(self) -> str:
+    def _await_new_group(self, screen: Screen, presses: Presses) -> str:
         """Return what went wrong; empty if all ranks are ready."""
         self.group.renew()
+        self.note, pressed = "making the process group anew", presses.count
         deadline = time.monotonic() + RENEW_S
         ready: set[int] = set()
         while len(ready) < len(self.ranks):
@@ -411,7 +414,10 @@ class Run:
                     case WorkerExited(rank=rank):
                         return f"rank {rank} ended"
                     case _:
-                        pass
+                        screen.take(event)
+            screen.tick(self)
+            if presses.count > pressed:
+                return "Stop was pressed"
             if time.monotonic() > deadline:
                 return "not all ranks answered"
         return ""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from ddp_magic.devices import visible_gpus
 from tests.integration.kernel import Kernel, wait_gone
+from tests.integration.test_ports import is_loopback, listening
 from tests.limits import HANG_S
 
 pytestmark = pytest.mark.gpu
@@ -38,6 +41,21 @@ def test_one_gpu(kernel: Kernel) -> None:
     assert result.lines == ["[rank 0] cuda:0 1048576.0"], result
     status = kernel.run("print(get_ipython().run_line_magic('ddp_status', ''))").text
     assert "on the GPU" in status
+
+
+def test_nccl_listens_on_loopback_only(kernel: Kernel, shared_kernel_directory: Path) -> None:
+    """All ranks are on this machine: nobody on another one can reach NCCL's ports."""
+    go = shared_kernel_directory / "go"
+    message = kernel.start(
+        "%%ddp -g 0\ndist.all_reduce(torch.ones(1, device=device))\nprint('up', flush=True)\n"
+        "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)"
+    )
+    kernel.finish(message, until="up")
+    found = listening(psutil.Process(kernel.pid).children(recursive=True))
+    go.touch()
+    assert kernel.finish(message).status == "ok"
+    assert len(found) > 1
+    assert [item for item in found if not is_loopback(item[0])] == []
 
 
 def test_a_session_goes_on_after_a_failed_cell(kernel: Kernel) -> None:

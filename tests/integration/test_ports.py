@@ -58,7 +58,7 @@ class Payload:
         return Path.touch, (self._path,)
 
 
-def _listening(processes: list[psutil.Process]) -> list[tuple[str, int]]:
+def listening(processes: list[psutil.Process]) -> list[tuple[str, int]]:
     """Return (address in hexadecimal, port) of the TCP sockets that these processes listen on."""
     inodes = set()
     found = []
@@ -79,7 +79,7 @@ def _listening(processes: list[psutil.Process]) -> list[tuple[str, int]]:
     return found
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     # The words of an address are in the machine's own order of bytes.
     words = [bytes.fromhex(address[i : i + 8]) for i in range(0, len(address), 8)]
     if sys.byteorder == "little":
@@ -121,9 +121,9 @@ def test_nobody_else_is_listened_to(
         text += kernel.finish(message, until="up ").text
     run_id = text.split("up ")[1].split()[0]
     processes = psutil.Process(kernel.pid).children(recursive=True)
-    found = _listening([*processes, psutil.Process(kernel.pid)])
+    found = listening([*processes, psutil.Process(kernel.pid)])
     assert found != []  # gloo's
-    assert [item for item in found if not _is_loopback(item[0])] == []
+    assert [item for item in found if not is_loopback(item[0])] == []
 
     ran = tmp_path / "ran"
     value = base64.b64encode(pickle.dumps(Payload(ran))).decode()

@@ -40,8 +40,9 @@ def test_the_ranks_environment() -> None:
 
 def test_ranks_speak_over_the_loopback_interface() -> None:
     """Whatever interface a cluster's settings name: all ranks are on this machine."""
-    for env in ({}, {"GLOO_SOCKET_IFNAME": "eth0"}):
-        assert rank_environment(env, None, 2)["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        for env in ({}, {name: "eth0"}):
+            assert rank_environment(env, None, 2)[name] in ("lo", "lo0")
 
 
 def test_a_forkserver_has_no_threads() -> None:
