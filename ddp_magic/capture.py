@@ -464,7 +464,7 @@ def _import_of(name: str, value: object) -> str:
     places = [
         (attribute != name, module.count("."), len(module), module, attribute)
         for module, there in list(sys.modules.items())
-        if module != "__main__" and isinstance(there, types.ModuleType)
+        if module not in ("__main__", "__mp_main__") and isinstance(there, types.ModuleType)
         for attribute, other in list(vars(there).items())
         if other is value and attribute.isidentifier()
     ]

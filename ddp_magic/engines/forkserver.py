@@ -579,7 +579,7 @@ class ForkedAgent:
 
 def _anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):  # in memory: no disk can be full
-        return os.fdopen(os.memfd_create("ddp_magic-forkserver"), "w+b")
+        return os.fdopen(os.memfd_create("forkserver-log"), "w+b")
     return tempfile.TemporaryFile()
 
 

@@ -227,6 +227,11 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def frames_of_ours(text: str) -> list[str]:
+    """Return the places of ddp_magic's own code in what a user sees; the prelude is the user's."""
+    return re.findall(r"ddp_magic/(?!prelude/)[\w/]*\.py", text)
+
+
 def pids_in(text: str) -> list[int]:
     """Return the numbers that a cell printed as `pid=...`."""
     return [int(number) for number in re.findall(r"pid=(\d+)", text)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel import Kernel, is_alive, pids_in, wait_gone
+from tests.integration.kernel import Kernel, frames_of_ours, is_alive, pids_in, wait_gone
 from tests.limits import HANG_S, within
 
 BUSY = "sum(range(10**11))"  # one C loop: it holds the interpreter lock for many minutes
@@ -32,7 +32,7 @@ def test_the_first_failing_rank_is_shown(kernel: Kernel) -> None:
     assert f"Cell In[{number}], line 5" in traceback
     assert "return 1 / x" in traceback
     assert "rank 0: was stopped at line 9" in traceback
-    assert "ddp_magic/" not in traceback
+    assert not frames_of_ours(traceback)
 
 
 def test_peers_of_a_failed_rank_are_stopped_in_time(kernel: Kernel) -> None:
@@ -187,7 +187,7 @@ def test_stop_after_the_last_line(kernel: Kernel, what: str) -> None:
     assert result.status == "error"
     how = "did not answer" if what == "deaf exit handler" else "finished its cell, and its exit"
     assert result.error["evalue"].count(how) == 2, result.error
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
     assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
 
 
@@ -196,7 +196,7 @@ def test_a_time_limit_after_the_last_line(kernel: Kernel, what: str) -> None:
     """It holds for the whole of a rank's life."""
     result = kernel.run(f"%%ddp -n 2 --time-limit 2\n{AFTERWARDS[what]}")
     assert result.error["ename"] == "TimeLimitError"
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
 
 
 SLOW_ERROR = (
@@ -212,7 +212,7 @@ def test_a_time_limit_does_not_lose_an_error(kernel: Kernel) -> None:
     )
     assert result.error["ename"] == "WorkerError"
     assert "rank 0 raised Slow at line 5" in result.error["evalue"]
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
 
 
 def test_stop_does_not_lose_an_error(kernel: Kernel) -> None:
@@ -228,7 +228,7 @@ def test_stop_does_not_lose_an_error(kernel: Kernel) -> None:
     assert result.error["ename"] == "RunInterrupted"
     assert "rank 0 raised Slow at line 6" in result.error["evalue"]
     assert "rank 0 of 2 had raised:" in result.traceback
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
 
 
 def test_what_the_user_sees_of_an_interrupt(kernel: Kernel) -> None:
@@ -244,7 +244,7 @@ def test_what_the_user_sees_of_an_interrupt(kernel: Kernel) -> None:
     result = kernel.finish(message)
     assert "KeyboardInterrupt" in result.text
     assert "while saving" in result.error["evalue"]
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
 
 
 def test_an_interrupt_that_a_destructor_swallows_comes_again(kernel: Kernel) -> None:
@@ -307,7 +307,7 @@ def test_ranks_that_cannot_start(new_kernel: Callable[..., Kernel]) -> None:
     result = kernel.run("%%ddp -n 2\nprint(1)")
     assert result.error["ename"] == "LaunchError", result
     assert "Too many open files" in result.error["evalue"]
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
     kernel.run(limit.format(1024))
     assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
 
@@ -317,7 +317,7 @@ def test_a_crash_shows_where_it_was(kernel: Kernel) -> None:
     result = kernel.run("%%ddp -n 1\nimport ctypes\ndef f():\n    ctypes.string_at(0)\nf()")
     assert "was killed by SIGSEGV" in result.error["evalue"]
     assert "line 4 in f" in result.traceback
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
 
 
 # --- Stop -----------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_stop_at_the_start(kernel: Kernel, delay_s: float) -> None:
     kernel.interrupt()  # on a slow machine perhaps before the cell, which then runs to its end
     result = kernel.finish(message)
     assert result.status in ("error", "ok")
-    assert "ddp_magic/" not in result.text + result.traceback
+    assert not frames_of_ours(result.text + result.traceback)
     assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
 
 

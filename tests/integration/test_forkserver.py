@@ -215,7 +215,6 @@ def test_a_library_that_cannot_be_preloaded_is_left_to_the_ranks(
     assert "mpmath" in _wait_status(kernel, "ready")
 
 
-@pytest.mark.timeout(300)
 def test_all_such_libraries_are_found_at_once(
     new_kernel: Callable[..., Kernel], site: Site
 ) -> None:
@@ -251,7 +250,6 @@ def test_all_such_libraries_are_found_at_once(
     assert len(pids) == 2
 
 
-@pytest.mark.timeout(300)
 def test_a_prelude_that_cannot_be_preloaded(new_kernel: Callable[..., Kernel], site: Site) -> None:
     """It works in the ranks, costs one forkserver, and what it imports first is preloaded."""
     site.install(
@@ -614,7 +612,8 @@ def test_cold(new_kernel: Callable[..., Kernel]) -> None:
     raised = kernel.run("%%ddp -n 2 --cold\nif rank == 1:\n    1 / 0\ndist.barrier()")
     assert raised.error["ename"] == "WorkerError", raised
     assert "Cell In[4], line 3" in raised.traceback, raised.traceback
-    assert "rank 0: was stopped" in raised.traceback, raised.traceback
+    fates = ("rank 0: was stopped", "rank 0: lost its connection to rank 1")
+    assert any(fate in raised.traceback for fate in fates), raised.traceback
     died = kernel.run("%%ddp -n 2 --cold\nif rank == 1:\n    os._exit(7)\ndist.barrier()")
     assert "exit" in died.error["evalue"], died
     assert "7" in died.error["evalue"], died

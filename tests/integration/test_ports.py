@@ -91,7 +91,6 @@ def is_loopback(address: str) -> bool:
     return packed[0] == 127 if len(packed) == 4 else packed == b"\0" * 15 + b"\1"
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("before", "options", "first"),
