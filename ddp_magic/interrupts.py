@@ -51,6 +51,20 @@ def send() -> None:
     signal.pthread_kill(main, TAKEN)
 
 
+def send_later(after_s: float) -> None:
+    """Interrupt this process's main thread in a while, s."""
+    timer = threading.Timer(after_s, send)
+    timer.daemon = True
+    timer.start()
+
+
+def send_missed_later(after_s: float) -> None:
+    """Send an interrupt again that came while no user's code ran, if there was one."""
+    if _missed.is_set():
+        _missed.clear()
+        send_later(after_s)
+
+
 def user_code(
     function: Callable[[], T], *, heed_missed: bool = False
 ) -> tuple[T | None, BaseException | None]:

@@ -79,6 +79,7 @@ PIPE_BYTES = 2**20
 ERROR_CHARS = 100_000  # longest piece of an error's text
 FREE_S = 0.3  # for Python code to take an interrupt by itself
 AGAIN_S = 0.05  # until an interrupt that a destructor has swallowed comes again
+SAVE_S = 1.0  # for exit handlers, before an interrupt that came shortly before reaches them
 HIGH_FD = 900  # under the usual limit of 1024 open files
 UNREADABLE = "<its text cannot be shown>"
 _MISSING = object()
@@ -537,9 +538,12 @@ class Worker:
             faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
         shutdown = [] if code else [threading._shutdown]  # type: ignore[attr-defined]
         for step in [*shutdown, atexit._run_exitfuncs, end_names, _join_queues]:
-            # The exit handlers are the user's chance to save: a missed interrupt does not end them.
-            heed_missed = step is not atexit._run_exitfuncs
-            _, error = user_code(step, heed_missed=heed_missed)
+            handlers = step is atexit._run_exitfuncs
+            if (
+                handlers
+            ):  # the user's chance to save: a missed interrupt ends only one that is stuck
+                interrupts.send_missed_later(SAVE_S)
+            _, error = user_code(step, heed_missed=not handlers)
             if isinstance(error, KeyboardInterrupt):
                 self._tell_interrupted()
         _flush()
@@ -551,9 +555,7 @@ class Worker:
             if self._phase == "exiting":
                 self._tell_interrupted()
             else:  # a destructor was interrupted, and the cell goes on as if nothing had been
-                again = threading.Timer(AGAIN_S, interrupts.send)
-                again.daemon = True
-                again.start()
+                interrupts.send_later(AGAIN_S)
             return
         if args.exc_value is not None:
             without_ours(args.exc_value)

@@ -63,6 +63,20 @@ def test_a_missed_one_can_be_forgotten() -> None:
     assert lines == ["('ran', None)"]
 
 
+def test_a_missed_one_can_come_later() -> None:
+    """For what would be ended too early by it, and could wait for ever without it."""
+    lines = _run("""
+        soon(0.1)
+        time.sleep(0.5)
+        interrupts.send_missed_later(0.3)
+        print(interrupts.user_code(lambda: "quick"))
+        print(interrupts.user_code(forever)[1].__class__.__name__)
+        interrupts.send_missed_later(0.1)
+        print(interrupts.user_code(lambda: time.sleep(0.5) or "none is left"))
+    """)
+    assert lines == ["('quick', None)", "KeyboardInterrupt", "('none is left', None)"]
+
+
 def test_code_that_ignores_interrupts_has_not_taken_them() -> None:
     """By SIG_IGN, or by a mask; a handler of its own takes them."""
     lines = _run("""
