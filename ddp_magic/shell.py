@@ -248,16 +248,23 @@ def _make_shell() -> CellShell:
     return shell
 
 
+# What has no end of its own that a user would see, and what destructors use.
+_LAST = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, int, float, str)
+
+
 def end_names() -> None:
     """Let go of the cell's objects as the interpreter does at its end: files are written out."""
     namespace = sys.modules["__main__"].__dict__
     for results in (namespace.get("_oh"), namespace.get("Out")):
         if isinstance(results, dict):
             results.clear()
-    private = [n for n in namespace if n.startswith("_") and not n.startswith("__")]
-    for name in [*private, *(n for n in list(namespace) if n != "__builtins__")]:
-        namespace[name] = None
-    gc.collect()
+    # Destructors find the rest in its place: the youngest objects end first, then definitions.
+    young = [n for n, value in namespace.items() if not isinstance(value, _LAST)][::-1]
+    for names in (young, list(namespace)):
+        for name in names:
+            if name != "__builtins__":
+                namespace[name] = None
+        gc.collect()
 
 
 def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:

@@ -348,6 +348,20 @@ def test_the_end_of_a_rank_is_a_scripts(kernel: Kernel) -> None:
     assert kernel.value("open('left_open.txt').read()") == "written\n"
 
 
+def test_a_destructor_at_the_end_of_a_rank_finds_its_names(kernel: Kernel) -> None:
+    """Modules, functions, numbers, and what was made before the object itself."""
+    result = kernel.run(
+        "%%ddp -n 1\n"
+        "import math\n"
+        "digits, before = 3, [5]\n"
+        "def helper(x): return round(x, digits)\n"
+        "class Ends:\n"
+        "    def __del__(self): print(helper(math.pi), before, torch.ones(1).item(), rank)\n"
+        "ends = Ends()"
+    )
+    assert result.lines == ["[rank 0] 3.142 [5] 1.0 0"], result
+
+
 def test_a_notebooks_bar_moves(kernel: Kernel) -> None:
     """`tqdm.notebook` in a rank is a bar of text, in a cell's own import and in a notebook's."""
     loop = (
