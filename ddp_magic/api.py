@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from IPython.core.getipython import get_ipython
@@ -42,7 +43,8 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
         DDPMagicError: Whatever else went wrong; see `ddp_magic.errors`.
     """
     if "pull" in options:
-        raise TypeError("launch has no option 'pull': the run's results are the function's values")
+        words = "launch has no option 'pull': the run's results are the function's values"
+        raise errors.one_line(TypeError(words))
     wanted = _arguments(options)
     wanted.pull = (results.Pull("_result", None),)
     made = _run(_CALL, wanted, {"_function": function, "_arguments": args})
@@ -79,6 +81,15 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
     return made
 
 
+@contextlib.contextmanager
+def _misuse_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise errors.one_line(error) from None
+
+
+@_misuse_in_one_line()
 def _arguments(options: dict[str, Any]) -> argparse.Namespace:
     if unknown := [name for name in options if name not in DEFAULTS]:
         raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(DEFAULTS)}")
@@ -100,7 +111,8 @@ def _run(text: str, wanted: argparse.Namespace, extra: dict[str, Any]) -> Run:
         home = _kernel()
         shell = get_ipython()
         argv = tuple(wanted.argv)
-        options = home.join(wanted, argv) or options_of(wanted, argv)
+        with _misuse_in_one_line():
+            options = home.join(wanted, argv) or options_of(wanted, argv)
         options = dataclasses.replace(options, call=bool(extra))
         manager = shell.input_transformer_manager if shell is not None else TransformerManager()
         ready = cell.prepare(

@@ -70,6 +70,13 @@ class CellSyntaxError(DDPMagicError):
 CellSyntaxError.__name__ = "SyntaxError"
 
 
+def one_line(error: Exception) -> DDPMagicError:
+    """Return an error of the same class and name that is shown without our frames."""
+    theirs = type(error)
+    made: DDPMagicError = type(theirs.__name__, (DDPMagicError, theirs), {})(str(error))
+    return made
+
+
 class CaptureError(DDPMagicError):
     """A name of the notebook's cannot travel to the ranks; none was started."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from typing import Any
@@ -55,6 +56,7 @@ def options_of(args: argparse.Namespace, argv: tuple[str, ...]) -> Options:
     """
     if sys.platform == "win32":
         raise ValueError("Windows cannot fork: run the notebook's server inside WSL")
+    _check_numbers(args)
     gpus = devices.choose(devices.visible_gpus(os.environ), args.gpus)
     nproc = _number_of_ranks(args.nproc_per_node, len(gpus))
     uses_nccl = "nccl" in (args.backend or ("nccl" if gpus else ""))
@@ -67,7 +69,7 @@ def options_of(args: argparse.Namespace, argv: tuple[str, ...]) -> Options:
     pulled = [pull.rank for pull in args.pull if pull.rank is not None and pull.rank >= nproc]
     if pulled:
         raise ValueError(f"--pull names rank {pulled[0]}, but there are {nproc} ranks")
-    if args.show is not None and max(args.show) >= nproc:
+    if args.show and max(args.show) >= nproc:
         raise ValueError(f"--show names rank {max(args.show)}, but there are {nproc} ranks")
     return Options(
         nproc=nproc,
@@ -88,8 +90,10 @@ def options_of(args: argparse.Namespace, argv: tuple[str, ...]) -> Options:
 
 def _number_of_ranks(wanted: int | str | None, gpus: int) -> int:
     match wanted:
-        case int():
+        case int() if wanted >= 1:
             return wanted
+        case str() if wanted.isdigit() and int(wanted) >= 1:
+            return int(wanted)
         case None:
             return gpus or DEFAULT_CPU_RANKS
         case "gpu" if not gpus:
@@ -98,5 +102,21 @@ def _number_of_ranks(wanted: int | str | None, gpus: int) -> int:
             return gpus
         case "auto" if gpus:
             return gpus
-        case _:
+        case "cpu" | "auto":
             return os.cpu_count() or 1
+        case _:
+            raise ValueError(
+                f"nproc_per_node={wanted!r}: expected 1, 2, ..., or 'gpu', 'cpu', 'auto'"
+            )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Check what Python callers may pass, and the magic's parser has checked."""
+    for name in ("timeout", "time_limit"):
+        value = getattr(args, name)
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"{name}={value!r}: expected a number of seconds")
+    if args.seed is not None and not isinstance(args.seed, int):
+        raise ValueError(f"seed={args.seed!r}: expected an int")
+    if wrong := [rank for rank in args.show or () if not (isinstance(rank, int) and rank >= 0)]:
+        raise ValueError(f"show: {wrong[0]!r} is not a rank; expected ints, such as show=[0, 2]")

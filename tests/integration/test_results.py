@@ -228,12 +228,15 @@ def test_wrong_options_from_python(kernel: Kernel) -> None:
     """Each is an error that names it; nothing is ignored."""
     for call, words in (
         ("launch(print, pull='x')", "TypeError: launch has no option 'pull'"),
+        ("run('x = 1', nproc_per_node=0)", "ValueError: nproc_per_node=0: expected 1, 2, ..."),
+        ("launch(print, nproc_per_node='x')", "ValueError: nproc_per_node='x': expected 1"),
         ("launch(print, ranks=2)", "TypeError: there is no option 'ranks'"),
         ("run('x = 1', capture='a b')", "ValueError: 'a b' is no name"),
         ("run('x = 1', pull='a@b')", "ValueError: 'a@b': after @ comes a rank"),
     ):
         result = kernel.run(f"import ddp_magic\nddp_magic.{call}")
         assert words in result.traceback
+        assert "ddp_magic/" not in result.traceback
 
 
 def test_launch_fails_as_the_function_does(kernel: Kernel) -> None:
