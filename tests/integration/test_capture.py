@@ -711,6 +711,16 @@ def test_what_the_notebook_has_imported_is_imported(new_names: Kernel) -> None:
     assert result.error["evalue"].endswith("from some_library import logger as log")
 
 
+def test_what_the_notebook_has_made_is_not_imported(new_names: Kernel) -> None:
+    """To multiprocessing, which torch imports, the notebook is a module of a second name."""
+    result = _cells(
+        new_names,
+        "import multiprocessing, threading\nmine = threading.Lock()",
+        "%%ddp -n 1\nmine",
+    )
+    assert result.error["evalue"].endswith("; make it in the cell"), result
+
+
 def test_a_whole_model_without_its_class(new_names: Kernel, tmp_path: Path) -> None:
     """torch.load finds no class in `__main__`: the error says how it comes there."""
     path = str(tmp_path / "model.pt")
