@@ -17,6 +17,7 @@ import functools
 import inspect
 import io
 import mmap
+import os
 import pickle
 import socket
 import subprocess
@@ -133,6 +134,8 @@ class Pickler(cloudpickle.Pickler):
         return self._reduce_other(obj)
 
     def _reduce_other(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
+        if obj is os.environ:  # `from os import environ`: the rank has its own
+            return getattr, (os, "environ")
         if (reduced := _reduce_of_standard_library(obj)) is not None:
             return reduced
         if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 takes its file from it

@@ -23,6 +23,11 @@ def _cells(kernel: Kernel, *cells: str) -> Result:
 
 
 HARD_CASES = {
+    "the environment by its own name": (
+        "import os\nfrom os import environ as env",
+        "print(env['WORLD_SIZE'], env is os.environ)",
+        "2 True",
+    ),
     "a nested function": (
         "def outer(x):\n    def inner(y): return y + base\n    return inner(x)\nbase = 10",
         "outer(1)",
