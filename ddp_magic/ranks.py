@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ddp_magic import processes
+from ddp_magic.frames import without_ours
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
 POLL_S = 0.02
@@ -139,8 +140,8 @@ def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         main()
-    except BaseException:  # noqa: BLE001 -- the agent's frames below must never run on in a rank
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 -- the agent's frames must never run on in a rank
+        traceback.print_exception(without_ours(error))
     finally:
         sys.stderr.flush()
         os._exit(1)

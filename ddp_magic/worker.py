@@ -25,12 +25,13 @@ import select
 import signal
 import sys
 import threading
-import time
 import traceback
 import types
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic  # bound here: a cell may replace the module's
+from time import time as now
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -205,7 +206,7 @@ class Worker:
             self._channel.send(
                 Heartbeat(
                     rank=self.rank,
-                    time=time.time(),
+                    time=now(),
                     phase=self._phase,
                     line=self._current_line(),
                     rss_mib=_rss_mib(),
@@ -318,14 +319,14 @@ class Worker:
             "device": device,
         }
         shell = start_shell(self, names)
-        self._channel.send(WorkerReady(rank=self.rank, time=time.time(), device=str(device)))
+        self._channel.send(WorkerReady(rank=self.rank, time=now(), device=str(device)))
         return shell, groups, self._commands.get()
 
     def _tell_idle(self) -> None:
         """Tell that the cell is over, in a session; a rank of one cell just ends."""
         self._phase = "idle"
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
-        self._channel.send(Idle(rank=self.rank, time=time.time(), group=has_group))
+        self._channel.send(Idle(rank=self.rank, time=now(), group=has_group))
 
     def _set_device(self) -> torch.device:
         if self._settings.device != "cuda" or not torch.cuda.is_available():
@@ -355,7 +356,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 -- torch's and the network's; the kernel shows it
             self._report(error, None)
             return
-        ready = WorkerReady(rank=self.rank, time=time.time(), device=str(self._device))
+        ready = WorkerReady(rank=self.rank, time=now(), device=str(self._device))
         self._channel.send(ready)
 
     def _run_cell(self, shell: CellShell, command: RunCell) -> int:
@@ -395,7 +396,7 @@ class Worker:
 
     def _tell_end(self, error: BaseException | None, shell: CellShell) -> int:
         if error is None:
-            self._channel.send(Finished(rank=self.rank, time=time.time()))
+            self._channel.send(Finished(rank=self.rank, time=now()))
             return 0
         if isinstance(error, SystemExit):
             return self._report_exit(error)
@@ -474,7 +475,7 @@ class Worker:
         code = error.code if isinstance(error.code, int) else int(bool(message))
         code &= 0xFF  # what the operating system keeps of it
         message = _shorten(message)
-        self._channel.send(Finished(rank=self.rank, time=time.time(), code=code, message=message))
+        self._channel.send(Finished(rank=self.rank, time=now(), code=code, message=message))
         return code
 
     def _report(self, error: BaseException, shell: CellShell | None) -> None:
@@ -490,7 +491,7 @@ class Worker:
         kind = type(error)
         known = Error(
             rank=self.rank,
-            time=time.time(),
+            time=now(),
             ename=kind.__name__,
             evalue=(text := _shorten(_safe_text(error))),
             traceback=(*self._plain_frames(tb), f"{kind.__name__}: {text}"),
@@ -525,6 +526,20 @@ class Worker:
                 lines.append(f"    {frame.line}")
         return lines
 
+    def give_up(self, error: Exception) -> int:
+        """Report what has ended `serve`: a cell that changed what ddp_magic too runs on.
+
+        Returns:
+            The exit code.
+        """
+        try:
+            self._report(error, None)
+        except Exception:  # noqa: BLE001 -- for the same reason, most often
+            said = f"rank {self.rank} cannot go on after its cell: {_last_line(error)}\n"
+            with contextlib.suppress(OSError):
+                os.write(2, said.encode())
+        return 1
+
     def exit(self, code: int) -> NoReturn:
         """End as an interpreter does: threads first, then exit handlers, then the queues' threads.
 
@@ -534,8 +549,10 @@ class Worker:
         """
         self._phase = "exiting"
         if code:
-            nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- it must outlive this frame
-            faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
+            # The cell may have used up the descriptors, or the memory for one more thread.
+            with contextlib.suppress(OSError, RuntimeError):
+                nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- it must outlive this frame
+                faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
         shutdown = [] if code else [threading._shutdown]  # type: ignore[attr-defined]
         for step in [*shutdown, atexit._run_exitfuncs, end_names, _join_queues]:
             handlers = step is atexit._run_exitfuncs
@@ -563,7 +580,7 @@ class Worker:
         show(args)
 
     def _tell_interrupted(self) -> None:
-        self._channel.send(Interrupted(rank=self.rank, time=time.time()))
+        self._channel.send(Interrupted(rank=self.rank, time=now()))
 
 
 def main(settings: WorkerSettings) -> NoReturn:
@@ -574,7 +591,10 @@ def main(settings: WorkerSettings) -> NoReturn:
     except Exception as error:  # noqa: BLE001 -- the kernel shows this line of the agent's log
         os.write(2, f"{NOT_STARTED} {os.environ['RANK']}: {_last_line(error)}\n".encode())
         os._exit(1)
-    code = worker.serve()
+    try:
+        code = worker.serve()
+    except Exception as error:  # noqa: BLE001 -- anything; what is left is to say so
+        code = worker.give_up(error)
     worker.exit(code)
 
 
@@ -584,10 +604,10 @@ def _join_queues() -> None:
     They are daemons, and the last to hold their queue's semaphores: where one is cut off, the
     semaphores' tracker warns of a leak.
     """
-    deadline = time.monotonic() + QUEUES_S
+    deadline = monotonic() + QUEUES_S
     for thread in threading.enumerate():
         if thread.name == "QueueFeederThread":
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - monotonic()))
 
 
 def _forget_the_agent(settings: WorkerSettings) -> None:

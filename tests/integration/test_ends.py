@@ -323,6 +323,35 @@ def test_a_crash_shows_where_it_was(kernel: Kernel) -> None:
 # --- Stop -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("import time; time.time = time.monotonic = None; 1 / 0", "ZeroDivisionError at line 2"),
+        (
+            "class Odd(Exception):\n    def __getattribute__(self, name): raise MemoryError(name)\n"
+            "raise Odd",
+            "raised MemoryError at line 3",
+        ),
+        (
+            "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+            "open('/etc/passwd')",
+            "raised OSError at line 4",
+        ),
+        (
+            "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))\n"
+            "bytearray(10**9)",
+            "raised MemoryError at line 4",
+        ),
+    ],
+)
+def test_a_cell_that_takes_away_what_we_run_on(kernel: Kernel, cell: str, words: str) -> None:
+    """No frame of ours is shown, and the user's own error is."""
+    result = kernel.run(f"%%ddp -n 2\n{cell}")
+    assert words in result.text + result.error["evalue"], result
+    assert "ddp_magic/" not in result.text + result.traceback
+    assert kernel.run("%%ddp -n 2\nprint(rank)").status == "ok"
+
+
 @pytest.mark.parametrize("delay_s", [0.01, 0.04, 0.07, 0.1, 0.13, 0.16])
 def test_stop_at_the_start(kernel: Kernel, delay_s: float) -> None:
     """Whatever the ranks are doing then, the cell ends soon, and shows nothing of ours."""
