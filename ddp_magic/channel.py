@@ -7,6 +7,7 @@ unpickled. A file descriptor can travel with a frame (SCM_RIGHTS).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -197,7 +198,9 @@ class Listener:
     def close(self) -> None:
         """Stop listening and remove the socket's file."""
         self._socket.close()
-        self.path.unlink(missing_ok=True)
+        # It may be gone, with its directory, or on a disk that can only be read by now.
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
     def _close_in_child(self) -> None:
         self._socket.close()

@@ -128,6 +128,17 @@ def test_a_forked_child_closes_what_it_inherited() -> None:
     right.close()
 
 
+def test_a_listener_closes_where_its_directory_has_become_a_file(tmp_path: Path) -> None:
+    """Whatever has happened to the socket's place, the end of a run goes on."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    listener = Listener(directory)
+    listener.path.unlink()
+    directory.rmdir()
+    directory.write_text("in its place")
+    listener.close()
+
+
 def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     """It is said with the remedy, not as an OSError of the operating system."""
     deep = tmp_path / ("x" * 120)
