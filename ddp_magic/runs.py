@@ -231,8 +231,9 @@ class Run:
             storage.tidy(self.directory)
             storage.prune_now_and_then()
             if presses.count and not isinstance(self.error, KeyboardInterrupt):
-                # The cells after this one are not to run.
-                self.error = RunInterrupted(interrupted_words(self))
+                # The cells after this one are not to run; the ranks' own error is shown.
+                shown = self.error._render_traceback_()[:-1] if self.error else ()
+                self.error = RunInterrupted(interrupted_words(self), details=shown)
 
     def _end(self) -> None:
         unfinished = self.state in (State.PENDING, State.RUNNING)  # an error of the kernel's own
@@ -464,6 +465,10 @@ def interrupted_words(run: Run | None) -> str:
     """Say what Stop has ended, outside of a run's own time."""
     if run is None or run.state is State.PENDING:
         return "Stop was pressed before the ranks were started"
+    if isinstance(run.error, KeyboardInterrupt):
+        return str(run.error)
+    if run.error is not None:
+        return f"Stop was pressed when the run had failed: {run.error}"
     return "Stop was pressed when the run had ended"
 
 

@@ -231,6 +231,21 @@ def test_stop_does_not_lose_an_error(kernel: Kernel) -> None:
     assert not frames_of_ours(result.text + result.traceback)
 
 
+def test_stop_after_an_error_does_not_lose_it(kernel: Kernel) -> None:
+    """A rank of a session has failed, and its deaf peer is waited for, when Stop is pressed."""
+    kernel.run("%%ddp -n 2 --session failing\nprint(rank)")
+    message = kernel.start(
+        f"%%ddp --session failing\nprint('go', flush=True)\nif rank == 0: {BUSY}\n1 / 0"
+    )
+    kernel.finish(message, until="go")
+    time.sleep(2.0)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    kernel.run("%ddp_stop --all")
+    assert "KeyboardInterrupt: " in result.traceback
+    assert "rank 1 raised ZeroDivisionError at line 4: division by zero" in result.traceback
+
+
 def test_what_the_user_sees_of_an_interrupt(kernel: Kernel) -> None:
     """The cell's own handling of it, without a line of ours in the traceback."""
     message = kernel.start(
