@@ -22,6 +22,7 @@ import random
 import resource
 import secrets
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -614,6 +615,8 @@ def _forget_the_agent(settings: WorkerSettings) -> None:
     """Take a fresh interpreter's state where a fork has its parent's."""
     os.environ["MASTER_PORT"] = str(settings.master_port)
     processes.tie_forked_children()
+    # Temporary directories of libraries that the forkserver has imported are not this rank's.
+    atexit.unregister(shutil.rmtree)
     random.seed()
     torch.default_generator.seed()
     if "numpy" in sys.modules:

@@ -39,6 +39,16 @@ def test_something_in_the_place_of_the_logs(
     assert list((short_path / "other").iterdir()) == []
 
 
+def test_a_preloaded_librarys_temporary_directory(new_kernel: Callable[..., Kernel]) -> None:
+    """matplotlib makes one where it finds no cache; no rank removes it, or fails to."""
+    kernel = new_kernel({"XDG_CACHE_HOME": "/dev/null", "XDG_CONFIG_HOME": "/dev/null"})
+    cell = "%%ddp -n 2\nimport matplotlib, os\nprint(os.path.isdir(matplotlib.get_cachedir()))"
+    for _ in range(2):  # the first one has it preloaded
+        result = kernel.run(cell)
+        assert "Exception ignored" not in result.text
+    assert sorted(result.lines)[-2:] == ["[rank 0] True", "[rank 1] True"], result
+
+
 def _small_disk(where: Path) -> tuple[str, ...]:
     """What is put before a kernel's command, so that it has a disk of 1 MB there."""
     mount = f'mount -t tmpfs -o size=1m,mode=755 tmpfs {where} && exec "$@"'
