@@ -122,7 +122,8 @@ class Kernel:
 
     def start(self, code: str) -> str:
         """Send a cell; return its message id."""
-        return str(self.client.execute(code, allow_stdin=False))
+        # After an error an older ipykernel answers what comes soon by "aborted".
+        return str(self.client.execute(code, allow_stdin=False, stop_on_error=False))
 
     def run(self, code: str, timeout_s: float = CELL_S) -> Result:
         """Run a cell to its end."""
