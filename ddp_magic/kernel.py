@@ -158,7 +158,8 @@ class Kernel:
 
     def _results_left(self, cell: Cell) -> list[str]:
         """Say that IPython's own names (`_`, `Out`) mean something else in the ranks."""
-        names = sorted(name for name in cell.names.reads if _RESULTS.fullmatch(name))
+        read = cell.names.reads - cell.names.assigns  # not the `_` of `for _ in range(3)`
+        names = sorted(name for name in read if _RESULTS.fullmatch(name))
         names = [n for n in names if n in self.notebook.names and not self.notebook.defines(n)]
         if not names:
             return []

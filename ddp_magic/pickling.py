@@ -37,6 +37,8 @@ from ddp_magic.names import names_in_text
 
 _GRANULARITY = mmap.ALLOCATIONGRANULARITY
 _GENERATORS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, asyncio.Future)
+# Whatever the notebook calls them (`from sys import stderr`), a rank has its own.
+_PROCESS_OWN = ((os, "environ"), (sys, "stdin"), (sys, "stdout"), (sys, "stderr"))
 _LOCKS = (
     type(threading.Lock()),
     type(threading.RLock()),
@@ -134,8 +136,9 @@ class Pickler(cloudpickle.Pickler):
         return self._reduce_other(obj)
 
     def _reduce_other(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
-        if obj is os.environ:  # `from os import environ`: the rank has its own
-            return getattr, (os, "environ")
+        for module, name in _PROCESS_OWN:
+            if obj is getattr(module, name):
+                return getattr, (module, name)
         if (reduced := _reduce_of_standard_library(obj)) is not None:
             return reduced
         if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 takes its file from it

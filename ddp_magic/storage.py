@@ -136,7 +136,10 @@ def _private(root: Path) -> Path:
         PermissionError: Something that is not this user's has its name.
         OSError: It cannot be made.
     """
-    root.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{root.parent} is not a directory") from None
     try:
         root.mkdir(mode=0o700)
     except FileExistsError:

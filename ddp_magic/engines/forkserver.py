@@ -102,6 +102,7 @@ class Forkserver:
         self._pending: list[ForkedAgent] = []
         self._notes: list[str] = []
         self._deaths = 0
+        self._gave_up_in: dict[str, str] | None = None  # the environment in which it was given up
         self.off = unsupported()
         if self.off:
             self._note(f"nothing is preloaded on {self.off}; ranks are started by torchrun")
@@ -354,7 +355,8 @@ class Forkserver:
                 self._give_up(f"{words} {self._deaths} times")
                 return
             slow = "this start is slow, the next one is not"
-            self._note(f"{words}: {slow if self._pending else 'another one has been started'}")
+            if self._deaths == 1:  # each further one of the same kind would say the same
+                self._note(f"{words}: {slow if self._pending else 'another one has been started'}")
             # One that was killed is innocent, once.
             if self._importing and (self._deaths > 1 or code != -signal.SIGKILL):
                 self._blame(self._importing, f"its import ended the process: {words}")
@@ -382,6 +384,7 @@ class Forkserver:
 
     def _give_up(self, words: str) -> None:
         self.off = f"{words}\n{self._last_words()}".strip()
+        self._gave_up_in = self._env
         self._note(f"{words}: ranks are started by torchrun from now on")
         for agent in self._pending:
             agent.placed_by(self._fallback)
@@ -402,6 +405,7 @@ class Forkserver:
         """Have an agent forked; where that cannot be, let the fallback place it."""
         with self._lock:
             self._drain()
+            self._try_again(env)
             undecided = False
             if self._channel is not None and not self.off:
                 undecided = self._may_be_a_librarys(env)
@@ -422,6 +426,12 @@ class Forkserver:
             else:
                 self._request(agent)
             return agent
+
+    def _try_again(self, env: dict[str, str]) -> None:
+        """Begin anew if it was given up in another environment, which may have been the reason."""
+        if self._gave_up_in is not None and early_differences(env, self._gave_up_in):
+            self.off, self._gave_up_in, self._deaths = "", None, 0
+            self._culprits = []
 
     def _explain(self, agent: ForkedAgent) -> None:
         if self._reason and not self._ready:  # a start that is slow is explained

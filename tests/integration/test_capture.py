@@ -23,6 +23,11 @@ def _cells(kernel: Kernel, *cells: str) -> Result:
 
 
 HARD_CASES = {
+    "what each process has of its own": (
+        "import sys\nfrom sys import stdout as out, stderr as err",
+        "print(err is sys.stderr, out is sys.stdout, file=err)",
+        "True True",
+    ),
     "the environment by its own name": (
         "import os\nfrom os import environ as env",
         "print(env['WORLD_SIZE'], env is os.environ)",

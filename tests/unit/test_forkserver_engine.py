@@ -13,6 +13,7 @@ import pytest
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.engines import forkserver
 from ddp_magic.engines.forkserver import Forkserver
+from tests.limits import HANG_S
 
 TALK = """
     import itertools, json, os, pathlib, socket, sys, time
@@ -141,4 +142,26 @@ def test_who_has_set_a_variable_is_decided_by_the_import(tmp_path: Path, lives: 
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert lives.read_text() == "xx"
+    server.close()
+
+
+@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+def test_it_is_tried_again_in_another_environment(tmp_path: Path, lives: Path) -> None:
+    """A variable that no interpreter starts with is taken back: the next cell has one again."""
+    server, fallback = _server(
+        "sys.exit(1) if os.environ.get('BROKEN') else [*iter(channel.receive, None)]"
+    )
+    broken = {**os.environ, "BROKEN": "1"}
+    agent = server.start(_spec(tmp_path), broken)
+    deadline = time.monotonic() + HANG_S
+    while not fallback.placed:
+        agent.ended()
+        assert time.monotonic() < deadline, lives.read_text()
+        time.sleep(0.01)
+    assert [note for note in agent.notes if "this start is slow" in note] == agent.notes[:1]
+    server.start(_spec(tmp_path), broken)
+    assert len(fallback.placed) == 2
+    server.start(_spec(tmp_path), dict(os.environ))
+    assert not server.off
+    assert len(fallback.placed) == 2
     server.close()
