@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 
 from ddp_magic.errors import (
     CaptureError,
+    CellSyntaxError,
     DDPMagicError,
     LaunchError,
     ProtocolError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptureError",
+    "CellSyntaxError",
     "DDPMagicError",
     "LaunchError",
     "ProtocolError",

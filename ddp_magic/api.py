@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,7 +67,7 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
         The run; its `results` are the pulled values, by name.
 
     Raises:
-        SyntaxError: In the text.
+        CellSyntaxError: The text is not Python.
         TypeError: There is no such option.
         ValueError: It cannot be had here.
         CaptureError: A name that the cell reads cannot travel.
@@ -74,6 +75,9 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
         DDPMagicError: Whatever else went wrong; see `ddp_magic.errors`.
     """
     wanted = _arguments(options)
+    with _misuse_in_one_line():
+        if not isinstance(text, str):
+            raise TypeError(f"run takes the text of a cell, not {type(text).__name__}")
     made = _run(text, wanted, {})
     if (error := _failure(made, wanted)) is not None:
         del made  # as in `launch`
@@ -115,9 +119,13 @@ def _run(text: str, wanted: argparse.Namespace, extra: dict[str, Any]) -> Run:
             options = home.join(wanted, argv) or options_of(wanted, argv)
         options = dataclasses.replace(options, call=bool(extra))
         manager = shell.input_transformer_manager if shell is not None else TransformerManager()
-        ready = cell.prepare(
-            text, above=(), filename="<ddp_magic>", transformer=cell.transformer_like(manager)
-        )
+        try:
+            ready = cell.prepare(
+                text, above=(), filename="<ddp_magic>", transformer=cell.transformer_like(manager)
+            )
+        except SyntaxError as error:
+            lines = "".join(traceback.format_exception_only(error)).splitlines()
+            raise errors.CellSyntaxError(error, lines) from None
         made = home.make(ready, options, wanted.capture, extra=extra)
         home.execute(made, CellScreen(shell), cold=wanted.cold)
     return made
