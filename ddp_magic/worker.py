@@ -505,7 +505,7 @@ class Worker:
         )
         self._channel.send(known)
         # A peer that has failed too may end first: the agent leaves us a moment after SIGTERM.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         evalue, problem = user_code(lambda: str(error))
         if isinstance(evalue, str):
             known = dataclasses.replace(known, evalue=_shorten(evalue))
@@ -514,7 +514,7 @@ class Worker:
             lines = lines or list(known.traceback)
             known = dataclasses.replace(known, traceback=tuple(map(_shorten, lines)))
         self._channel.send(known)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
     def _plain_frames(self, tb: TracebackType | None) -> list[str]:
         """Format frames without a call of the user's code."""
@@ -556,12 +556,11 @@ class Worker:
                 faulthandler.dump_traceback_later(FAILED_EXIT_S, exit=True, file=nowhere)
         shutdown = [] if code else [threading._shutdown]  # type: ignore[attr-defined]
         for step in [*shutdown, atexit._run_exitfuncs, end_names, _join_queues]:
-            handlers = step is atexit._run_exitfuncs
-            if (
-                handlers
-            ):  # the user's chance to save: a missed interrupt ends only one that is stuck
+            # Exit handlers are the user's chance to save: a missed interrupt ends only a stuck one.
+            saves = step is atexit._run_exitfuncs
+            if saves:
                 interrupts.send_missed_later(SAVE_S)
-            _, error = user_code(step, heed_missed=not handlers)
+            _, error = user_code(step, heed_missed=not saves)
             if isinstance(error, KeyboardInterrupt):
                 self._tell_interrupted()
         _flush()

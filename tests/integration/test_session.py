@@ -338,6 +338,13 @@ def test_harm_to_the_own_process_ends_with_the_cell(lab: Kernel, what: str) -> N
     assert lab.run("%%ddp -s lab\nprint(kept)").text.count("kept") == 2
 
 
+def test_a_failed_cell_keeps_the_users_handler_of_sigterm(lab: Kernel) -> None:
+    """While the rank formats its error it ignores SIGTERM, and only then."""
+    lab.run("%%ddp -n 2 -s lab\nimport signal\ndef mine(*_): pass\nsignal.signal(15, mine)")
+    lab.run("%%ddp -s lab\n1 / 0")
+    assert lab.run("%%ddp -s lab\nprint(signal.getsignal(15) is mine)").text.count("True") == 2
+
+
 def test_heartbeats_in_a_later_cell(lab: Kernel) -> None:
     """State and line are those of the cell that runs now."""
     lab.run("%%ddp -n 2 -s lab\nimport time")
