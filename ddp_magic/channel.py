@@ -172,12 +172,12 @@ class Listener:
     """The kernel's listening end.
 
     Args:
-        directory: A directory of mode 0700.
+        path: Of the socket; in a directory of mode 0700.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Listen on a socket in `directory`."""
-        self.path = directory / "socket"
+    def __init__(self, path: Path) -> None:
+        """Listen on a socket."""
+        self.path = path
         if len(os.fsencode(self.path)) > _MAX_PATH_BYTES:
             raise ProtocolError(
                 f"{self.path} is too long for a Unix socket; set TMPDIR to a shorter path"

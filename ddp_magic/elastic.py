@@ -48,6 +48,7 @@ from torch.distributed.elastic.rendezvous import (
 from ddp_magic import worker
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.ranks import TERM_GRACE_S, Ranks
+from ddp_magic.run_directory import RunDirectory
 
 MONITOR_INTERVAL_S = 0.001  # torch sleeps so long between looks, which wait themselves
 WAIT_S = 1.0
@@ -110,7 +111,7 @@ class NoLogs(LogsSpecs):
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Name no file but those for torch's own error records."""
         nowhere = dict.fromkeys(envs, "")
-        errors = {rank: str(Path(self._directory) / f"error{rank}.json") for rank in envs}
+        errors = {rank: str(RunDirectory(Path(self._directory)).torch_error(rank)) for rank in envs}
         return LogsDest(nowhere, nowhere, {}, {}, errors)
 
     @property

@@ -38,6 +38,7 @@ from ddp_magic.events import (
     Preloaded,
     Unfit,
 )
+from ddp_magic.run_directory import RunDirectory
 from ddp_magic.trial import BEGINS_CUDA, Trial
 
 LOOK_S = 0.5  # how often it looks for its kernel while it imports
@@ -328,7 +329,7 @@ def _become_agent(command: ForkAgent, spec: AgentSpec) -> NoReturn:
     """Turn this fork of the forkserver into an agent, in the kernel's present state."""
     try:
         os.setsid()
-        log = _open_log(Path(spec.worker.directory) / "agent.log")
+        log = _open_log(RunDirectory(Path(spec.worker.directory)).agent_log)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

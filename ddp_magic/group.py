@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from ddp_magic import admission, processes, storage
+from ddp_magic import admission, processes
 from ddp_magic.admission import Standing
 from ddp_magic.agent_spec import AgentSpec, WorkerSettings
 from ddp_magic.channel import MAX_FRAME_BYTES, Channel, Listener
@@ -46,6 +46,7 @@ from ddp_magic.events import (
     decode,
 )
 from ddp_magic.output import MarkSplitter
+from ddp_magic.run_directory import RunDirectory, append
 
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
@@ -114,7 +115,7 @@ class WorkerGroup:
 
     def __init__(
         self,
-        directory: Path,
+        directory: RunDirectory,
         *,
         nproc: int,
         device: str,
@@ -132,8 +133,8 @@ class WorkerGroup:
         self.agent_died = False
         self.swept = 0
         self._settings = WorkerSettings(
-            socket=str(directory / "socket"),
-            directory=str(directory),
+            socket=str(directory.socket),
+            directory=str(directory.path),
             device=device,
             backend=backend,
             timeout_s=timeout_s,
@@ -179,8 +180,8 @@ class WorkerGroup:
         """
         self._started = time.time() - 1.0  # a process's own time is rounded to ticks
         try:
-            storage.make_again(self.directory)
-            self._listener = Listener(self.directory)
+            self.directory.make_again()
+            self._listener = Listener(self.directory.socket)
         except OSError as error:
             raise LaunchError(
                 f"the ranks' socket could not be made in {self.directory}: {error.strerror}"
@@ -193,7 +194,7 @@ class WorkerGroup:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._agent = engine.start(
             AgentSpec(
-                run_id=self.directory.name,
+                run_id=self.directory.id,
                 kernel_pid=os.getpid(),
                 nproc=self.nproc,
                 sys_path=tuple(sys_path),
@@ -472,7 +473,7 @@ class WorkerGroup:
             pipe=pipe,
             process=process,
             splitter=MarkSplitter(hello.marker.encode()),
-            log=self.directory / f"rank{hello.rank}.log",
+            log=self.directory.rank_log(hello.rank),
         )
         self._selector.register(pipe, selectors.EVENT_READ, self._read_pipe)
         for command, fd in self._first_commands:
@@ -530,7 +531,7 @@ class WorkerGroup:
 
     def _write_log(self, member: Member, text: bytes) -> None:
         try:
-            member.written = storage.append(member.log, text)
+            member.written = append(member.log, text)
         except OSError as error:  # a full disk costs the log, not the run
             if not self._log_is_lost:
                 self._log_is_lost = True
@@ -607,7 +608,7 @@ class WorkerGroup:
             self._sweep_sessions()
         self.ended = True
         if self.kept:
-            storage.tidy(self.directory)
+            self.directory.tidy()
         for member in self.members.values():
             member.channel.close()
             if member.pipe >= 0:

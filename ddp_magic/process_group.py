@@ -25,6 +25,8 @@ import torch.multiprocessing
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
+from ddp_magic.run_directory import RunDirectory
+
 if TYPE_CHECKING:  # older torch has no name for this type of string
     from torch.distributed.distributed_c10d import GroupName
 
@@ -36,11 +38,11 @@ class ProcessGroups:
         directory: Where the ranks' store lies.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: RunDirectory) -> None:
         """Put ours in the place of torch's two functions."""
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._world_size = int(os.environ["WORLD_SIZE"])
-        self._path = str(directory / f"store{attempt}")
+        self._path = str(directory.store(attempt))
         self._torch_init = distributed_c10d.init_process_group
         self._torch_destroy = distributed_c10d.destroy_process_group
         self._torch_helper = distributed_c10d._new_process_group_helper

@@ -21,6 +21,7 @@ from ddp_magic.events import (
     WorkerHello,
     WorkerReady,
 )
+from ddp_magic.run_directory import RunDirectory
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Rank:
             return False
         return self.left_early or (self.finished is not None and self.finished.code == 0)
 
-    def read_stack(self, directory: Path, cell_path: str, label: str) -> None:
+    def read_stack(self, directory: RunDirectory, cell_path: str, label: str) -> None:
         """Take up what the rank wrote when it was last asked for its stack.
 
         Args:
@@ -167,7 +168,7 @@ class Rank:
             cell_path: What the cell calls itself.
             label: What to call that file.
         """
-        path = directory / f"rank{self.rank}.stacks"
+        path = directory.stacks(self.rank)
         if path.exists():
             dump = path.read_text(errors="replace")
             self.stack = diagnose.stack(dump, cell_path, label)

@@ -17,6 +17,7 @@ from ddp_magic.capture import size_words
 from ddp_magic.events import Results
 from ddp_magic.memory import Segment
 from ddp_magic.pickling import Pickler, Refused, load, read_saved
+from ddp_magic.run_directory import RunDirectory
 
 UNSET = "was never set"
 
@@ -70,7 +71,7 @@ class Pulls:
         failed: What is not there, and why, a line each.
     """
 
-    def __init__(self, asked: Sequence[Pull], ranks: int, directory: Path) -> None:
+    def __init__(self, asked: Sequence[Pull], ranks: int, directory: RunDirectory) -> None:
         """Expect values.
 
         Args:
@@ -94,7 +95,7 @@ class Pulls:
         try:
             self._values[event.rank] = _read(segment)
         except Exception as error:  # noqa: BLE001 -- an import, a class's own code
-            saved = self._directory / f"results{event.rank}.pkl"
+            saved = self._directory.unread_results(event.rank)
             why = f"cannot be read here ({type(error).__name__}: {error}); "
             try:
                 _save_unread(segment, saved)
@@ -146,7 +147,7 @@ class _Saved:
 
 
 def send(
-    rank: int, paths: Sequence[str], namespace: Mapping[str, Any], directory: Path
+    rank: int, paths: Sequence[str], namespace: Mapping[str, Any], directory: RunDirectory
 ) -> tuple[Results, Segment | None]:
     """Copy what was asked for into shared memory.
 
@@ -171,7 +172,7 @@ def send(
             buffers = _pickle(values)
         except _CannotError as problem:
             value = values.pop(problem.path)
-            saved = _save(value, directory / f"{problem.path}.rank{rank}")
+            saved = _save(value, directory, problem.path, rank)
             failed[problem.path] = f"cannot be pulled: {problem}{saved}"
             continue
         try:
@@ -180,7 +181,7 @@ def send(
             size = size_words(sum(b.nbytes for b in buffers))
             path, value = max(values.items(), key=lambda item: _size(item[1]))
             del values[path]
-            saved = _save(value, directory / f"{path}.rank{rank}")
+            saved = _save(value, directory, path, rank)
             failed[path] = f"cannot be pulled: no memory for {size} ({error}){saved}"
             continue
         names = tuple(values)
@@ -233,13 +234,13 @@ def _pickle(values: Mapping[str, Any]) -> list[memoryview]:
     return [memoryview(file.getbuffer()), *buffers]
 
 
-def _save(value: Any, path: Path) -> str:  # noqa: ANN401 -- the user's
+def _save(value: Any, directory: RunDirectory, name: str, rank: int) -> str:  # noqa: ANN401 -- the user's
     """Save a value that cannot travel as well as can be; return the words that say where."""
     import torch
 
     if hasattr(value, "state_dict"):  # of a sharded module, this rank's part
         value = value.state_dict()
-    file = path.with_name(path.name + ".pt")
+    file = directory.saved_value(name, rank, ".pt")
     try:
         torch.save(value, file)
     except Exception:  # noqa: BLE001 -- whatever the value's own code raises
@@ -249,7 +250,7 @@ def _save(value: Any, path: Path) -> str:  # noqa: ANN401 -- the user's
             pass
     else:
         return f"; saved for torch.load: {file}"
-    text = path.with_name(path.name + ".txt")
+    text = directory.saved_value(name, rank, ".txt")
     try:
         text.write_text(repr(value))
     except Exception:  # noqa: BLE001 -- the value's own repr

@@ -38,6 +38,7 @@ from ddp_magic.group import WorkerGroup
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.rank import Rank
 from ddp_magic.results import Pull, Pulls
+from ddp_magic.run_directory import RunDirectory
 from ddp_magic.stop import FINISH_S, Presses, Stop
 from ddp_magic.verdict import Evidence, State, judge
 
@@ -139,9 +140,9 @@ class Run:
             group: A session's ranks; None for ranks of its own.
         """
         source = cell.source.encode()
-        self.directory: Path = storage.new_run_directory(len(source))
-        self.id = self.directory.name
-        cell_path = self.directory / "cell.py"
+        self.directory = storage.new_run_directory(len(source))
+        self.id = self.directory.id
+        cell_path = self.directory.cell
         cell_path.write_bytes(source)
         self._source = cell.source
         self._environment = cell.environment
@@ -191,7 +192,7 @@ class Run:
     @property
     def logs(self) -> Path:
         """Directory of the ranks' and the agent's logs; a session's cells share one."""
-        return self.group.directory
+        return self.group.directory.path
 
     @property
     def elapsed_s(self) -> float:
@@ -211,7 +212,7 @@ class Run:
         env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
         self.started = time.time()
         for rank in self.ranks:
-            rank.log = self.logs / f"rank{rank.rank}.log"
+            rank.log = self.group.directory.rank_log(rank.rank)
         screen.start(self)
         for note in (*storage.take_notes(), *self._capture.notes):
             screen.say(note)
@@ -228,7 +229,7 @@ class Run:
                 self._end()
             self._forget()
             screen.finish(self)
-            storage.tidy(self.directory)
+            self.directory.tidy()
             storage.prune_now_and_then()
             if presses.count and not isinstance(self.error, KeyboardInterrupt):
                 # The cells after this one are not to run; the ranks' own error is shown.
@@ -284,7 +285,7 @@ class Run:
         self.state = State.RUNNING
         path = Path(self._command.path)
         if not path.exists():  # a cleaner of temporary files came during a long start
-            storage.make_again(self.directory)
+            self.directory.make_again()
             path.write_text(self._source, encoding="utf-8")
         self.group.send(self._command)
         if not self.group.kept:
@@ -451,14 +452,14 @@ class Run:
             agent_error=self.group.agent_error,
             agent_died=self.group.agent_died,
             agent_words=self.group.last_words(),
-            logs=self.logs,
+            logs=self.group.directory,
             source=self._source,
             around=self._around,
             prelude=OWN_NAMES & set(self._command.prelude),
         )
 
     def _read_stack(self, rank: Rank) -> None:
-        rank.read_stack(self.logs, self._command.name, self.label)
+        rank.read_stack(self.group.directory, self._command.name, self.label)
 
 
 def interrupted_words(run: Run | None) -> str:
@@ -492,7 +493,7 @@ def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> st
     return next(file for file in files if file not in taken and not os.path.lexists(file))
 
 
-def group_of(options: Options, directory: Path) -> WorkerGroup:
+def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
     """Describe the ranks that a run, or the first one of a session, is to have."""
     return WorkerGroup(
         directory,

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddp_magic.errors import LaunchError
+from ddp_magic.run_directory import SOCKET, RunDirectory
 
 KEEP_S = 7 * 24 * 3600
 KEEP_BYTES = 10**9
@@ -37,7 +38,7 @@ _notes: list[str] = []
 _said: set[str] = set()
 
 
-def new_run_directory(cell_bytes: int = 0) -> Path:
+def new_run_directory(cell_bytes: int = 0) -> RunDirectory:
     """Make the directory of the next run of this kernel; its name is the run's id.
 
     What is to be said of its place is in `take_notes`.
@@ -58,7 +59,7 @@ def new_run_directory(cell_bytes: int = 0) -> Path:
             continue
         if problems:
             _note(f"logs are kept in {root}, because other places cannot be used ({problems[0]})")
-        return directory
+        return RunDirectory(directory)
     raise LaunchError(
         "there is no place for the run's files; make room, or set TMPDIR to a directory of yours "
         f"({'; '.join(problems)})"
@@ -126,7 +127,7 @@ def _temporary_folders() -> Iterator[Path]:
 
 
 def _is_short(root: Path) -> bool:
-    return len(os.fsencode(root)) + _ID_BYTES + len("/" + "/socket") <= MAX_SOCKET_BYTES
+    return len(os.fsencode(root)) + _ID_BYTES + len(f"//{SOCKET}") <= MAX_SOCKET_BYTES
 
 
 def _private(root: Path) -> Path:
@@ -178,49 +179,6 @@ def _new_directory(root: Path, room_bytes: int) -> Path:
         shutil.rmtree(path, ignore_errors=True)
         raise
     return path
-
-
-def make_again(directory: Path) -> None:
-    """Make a run's directory that a cleaner of temporary files has removed.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def append(path: Path, data: bytes) -> int:
-    """Append to a log, and make it again if it has been removed; return its size, bytes.
-
-    Raises:
-        OSError: It cannot be written: the disk is full, say.
-    """
-    try:
-        log = path.open("ab", buffering=0)
-    except FileNotFoundError:
-        make_again(path.parent)
-        log = path.open("ab", buffering=0)
-    with log:
-        view = memoryview(data)
-        while view:
-            view = view[log.write(view) :]
-        return log.tell()
-
-
-def tidy(directory: Path) -> None:
-    """Remove from the directory of a run that has ended what nobody will read."""
-    try:
-        paths = list(directory.iterdir())
-    except OSError:  # a cleaner of temporary files was there before
-        return
-    for path in paths:
-        # The process group's store; what ranks leave for their children (`cell_main`).
-        ours = path.name.startswith(("store", "children"))
-        try:
-            if path.is_file() and (ours or path.stat().st_size == 0):
-                path.unlink(missing_ok=True)
-        except OSError:  # a disk that has become read-only: it stays
-            continue
 
 
 def prune_now_and_then() -> threading.Thread | None:
@@ -290,6 +248,6 @@ def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -
     for path, (newest, size) in sorted(sizes.items(), key=lambda item: -item[1][0]):
         total += size
         old = time.time() - newest > keep_s
-        busy = (path / "socket").exists()
+        busy = RunDirectory(path).socket.exists()
         if old or (total > keep_bytes and not busy):
             shutil.rmtree(path, ignore_errors=True)

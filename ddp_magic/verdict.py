@@ -26,6 +26,7 @@ from ddp_magic.errors import (
 from ddp_magic.events import NOT_STARTED
 from ddp_magic.frames import text_without_ours
 from ddp_magic.rank import Rank
+from ddp_magic.run_directory import RunDirectory
 
 AGENT_LINES = 20  # of the agent's own words
 _AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
@@ -66,7 +67,7 @@ class Evidence:
     agent_error: str = ""
     agent_died: bool = False
     agent_words: str = ""
-    logs: Path = field(default_factory=Path)
+    logs: RunDirectory = field(default_factory=lambda: RunDirectory(Path()))
     source: str = ""
     around: Surroundings = field(default_factory=Surroundings)
     prelude: Collection[str] = ()
@@ -107,7 +108,7 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
 
 
 def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
-    log = evidence.logs / "agent.log"
+    log = evidence.logs.agent_log
     lines = (evidence.agent_error or evidence.agent_words).splitlines()
     reasons = [x for x in evidence.agent_words.splitlines() if x.startswith(NOT_STARTED)]
     words = text_without_ours(lines)[-AGENT_LINES:]

@@ -71,6 +71,7 @@ from ddp_magic.frames import is_ours, without_ours
 from ddp_magic.interrupts import user_code
 from ddp_magic.memory import Segment
 from ddp_magic.process_group import ProcessGroups
+from ddp_magic.run_directory import RunDirectory
 from ddp_magic.shell import CellShell, end_names, start_shell
 from ddp_magic.user_modules import UserModules
 
@@ -111,7 +112,7 @@ class Worker:
         self._segments: dict[int, Segment] = {}
         self._captured: Captured | None = None
         self._for_children = cell_main.Inheritance(
-            Path(settings.directory) / f"children{self.rank}.json"
+            RunDirectory(Path(settings.directory)).children(self.rank)
         )
         self._wake_r, self._wake_w = map(_out_of_the_way, os.pipe())
         os.set_blocking(self._wake_w, False)
@@ -146,7 +147,7 @@ class Worker:
 
         In C: it answers also while C code holds the interpreter lock.
         """
-        path = Path(self._settings.directory) / f"rank{self.rank}.stacks"
+        path = RunDirectory(Path(self._settings.directory)).stacks(self.rank)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
             fd = _out_of_the_way(os.open(path, flags, 0o600))
@@ -310,7 +311,7 @@ class Worker:
     def _start(self) -> tuple[CellShell, ProcessGroups, RunCell | NewGroup | Exit]:
         """Set up what a cell finds, and wait for the first command."""
         self._device = device = self._set_device()
-        self._groups = groups = ProcessGroups(Path(self._settings.directory))
+        self._groups = groups = ProcessGroups(RunDirectory(Path(self._settings.directory)))
         if self._settings.init_process_group:
             groups.init(backend=self._backend(), timeout=self._timeout())
         names = {
@@ -444,7 +445,7 @@ class Worker:
         paths = [path for path, rank in command.pull if rank in (None, self.rank)]
         if not paths:
             return
-        directory = Path(command.path).parent
+        directory = RunDirectory(Path(command.path).parent)
         sent, error = user_code(lambda: results.send(self.rank, paths, shell.user_ns, directory))
         if sent is None:  # a value's own code was interrupted
             failed = dict.fromkeys(paths, f"could not be sent ({type(error).__name__})")

@@ -39,6 +39,7 @@ from ddp_magic.events import (
     Unfit,
 )
 from ddp_magic.prelude import home
+from ddp_magic.run_directory import RunDirectory
 
 ANSWER_S = 120.0  # torch's import alone can take a minute, from a slow disk
 CLOSE_S = 5.0
@@ -584,7 +585,7 @@ class ForkedAgent:
 
     def last_words(self) -> str:
         """Return the end of its log."""
-        return last_words(Path(self.spec.worker.directory) / "agent.log")
+        return last_words(RunDirectory(Path(self.spec.worker.directory)).agent_log)
 
 
 def _anonymous_file() -> BinaryIO:

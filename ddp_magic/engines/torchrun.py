@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from ddp_magic.agent_spec import SPEC_VARIABLE, AgentSpec
 from ddp_magic.engines.start import entry, last_words, write_start
+from ddp_magic.run_directory import RunDirectory
 
 
 class TorchrunAgent:
@@ -59,14 +60,14 @@ class Torchrun:
 
     def start(self, spec: AgentSpec, env: dict[str, str]) -> TorchrunAgent:
         """Start torchrun for the ranks of this machine."""
-        directory = Path(spec.worker.directory)
+        directory = RunDirectory(Path(spec.worker.directory))
         argv = [
             *("--nnodes", "1", "--nproc-per-node", str(spec.nproc), "--max-restarts", "0"),
             *("--local-addr", "127.0.0.1", "--rdzv-id", spec.run_id),
-            *("--log-dir", str(directory / "torchrun"), "--no-python"),
+            *("--log-dir", str(directory.torchrun_logs), "--no-python"),
             *entry("torchrun", "keep"),
         ]
-        log = directory / "agent.log"
+        log = directory.agent_log
         with _open_log(log) as output:
             process = subprocess.Popen(
                 entry("torchrun", "main"),

@@ -65,7 +65,7 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
             groups = []
             for _ in range(10):
                 directory = storage.new_run_directory()
-                cell = directory / "cell.py"
+                cell = directory.cell
                 cell.write_text("import torch, torch.distributed as dist\\n" + sys.argv[1])
                 group = WorkerGroup(directory, nproc=2, device="cpu")
                 group.start(engine, rank_environment(os.environ, None, 2), sys.path, ())

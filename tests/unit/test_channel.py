@@ -99,7 +99,7 @@ def test_big_messages_from_many_threads() -> None:
 
 def test_a_descriptor_travels_with_a_frame(tmp_path: Path) -> None:
     """The read end of a pipe goes over a listening socket in a directory."""
-    listener = Listener(tmp_path)
+    listener = Listener(tmp_path / "socket")
     client = connect(str(listener.path))
     server = listener.accept()
     read_end, write_end = os.pipe()
@@ -132,7 +132,7 @@ def test_a_listener_closes_where_its_directory_has_become_a_file(tmp_path: Path)
     """Whatever has happened to the socket's place, the end of a run goes on."""
     directory = tmp_path / "run"
     directory.mkdir()
-    listener = Listener(directory)
+    listener = Listener(directory / "socket")
     listener.path.unlink()
     directory.rmdir()
     directory.write_text("in its place")
@@ -144,4 +144,4 @@ def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 120)
     deep.mkdir()
     with pytest.raises(ProtocolError, match="TMPDIR"):
-        Listener(deep)
+        Listener(deep / "socket")

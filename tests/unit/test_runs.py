@@ -9,6 +9,7 @@ import pytest
 
 from ddp_magic.cell import Cell
 from ddp_magic.names import Names
+from ddp_magic.run_directory import RunDirectory
 from ddp_magic.runs import Options, Run, cell_file
 from ddp_magic.verdict import State
 
@@ -21,7 +22,7 @@ class Group:
     ended = True
     agent_error = ""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
         self.members: dict[int, Any] = {}
         self.ready: dict[int, Any] = {}
@@ -54,7 +55,7 @@ class Screen:
 
 def test_a_run_whose_end_fails_has_failed(tmp_path: Path) -> None:
     """It is not RUNNING for ever in the status; the error is raised."""
-    group: Any = Group(tmp_path)
+    group: Any = Group(RunDirectory(tmp_path))
     run = Run(Cell("pass", Names(frozenset(), frozenset())), Options(nproc=1), group=group)
     with pytest.raises(StopIteration):
         run.execute(Screen(), engine=None, sys_path=[])  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ import pytest
 from ddp_magic import storage
 from ddp_magic.channel import Listener
 from ddp_magic.errors import LaunchError
+from ddp_magic.run_directory import RunDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_run_directory_is_private_and_in_the_cache(place: Path) -> None:
     """Closed to others, as is the directory that holds all."""
-    path = storage.new_run_directory()
+    path = storage.new_run_directory().path
     assert path.parent == place / "cache" / "ddp_magic"
     assert path.stat().st_mode & 0o777 == 0o700
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -47,9 +48,9 @@ def test_a_run_directory_is_private_and_in_the_cache(place: Path) -> None:
 
 def test_an_open_directory_is_closed(place: Path) -> None:
     """A mode that somebody has widened is set right."""
-    root = storage.new_run_directory().parent
+    root = storage.new_run_directory().path.parent
     root.chmod(0o755)
-    assert storage.new_run_directory().parent == root
+    assert storage.new_run_directory().path.parent == root
     assert root.stat().st_mode & 0o777 == 0o700
     assert root == place / "cache" / "ddp_magic"
 
@@ -103,7 +104,7 @@ def test_something_in_its_place(place: Path, put: Callable[[Path], None]) -> Non
     name = place / "cache" / "ddp_magic"
     put(name)
     before = name.lstat() if os.path.lexists(name) else None
-    path = storage.new_run_directory()
+    path = storage.new_run_directory().path
     assert path.parent.parent == place / "tmp"
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert (name.lstat() if before else None) == before
@@ -111,7 +112,7 @@ def test_something_in_its_place(place: Path, put: Callable[[Path], None]) -> Non
     assert str(name) in note
     assert str(path.parent) in note
     assert "\n" not in note
-    assert storage.new_run_directory().parent == path.parent
+    assert storage.new_run_directory().path.parent == path.parent
     assert storage.take_notes() == []
 
 
@@ -119,7 +120,7 @@ def test_something_in_its_place(place: Path, put: Callable[[Path], None]) -> Non
 def test_a_cache_that_is_no_place(place: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Runs go to the temporary folder, and no folder is made to hold a cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert storage.new_run_directory().parent.parent == place / "tmp"
+    assert storage.new_run_directory().path.parent.parent == place / "tmp"
     assert not Path(value).exists()
 
 
@@ -127,9 +128,9 @@ def test_a_home_that_is_not_there(place: Path, monkeypatch: pytest.MonkeyPatch) 
     """A container's user has none: it is not made."""
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(place / "home"))
-    assert storage.new_run_directory().parent.parent == place / "tmp"
+    assert storage.new_run_directory().path.parent.parent == place / "tmp"
     (place / "home").mkdir()
-    assert storage.new_run_directory().is_relative_to(place / "home")
+    assert storage.new_run_directory().path.is_relative_to(place / "home")
     assert storage.take_notes() == []
 
 
@@ -137,7 +138,7 @@ def test_a_home_that_is_not_there(place: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_another_users_home(place: Path) -> None:
     """Nothing of ours gets in their way (sudo keeps HOME)."""
     os.chown(place / "cache", 12345, 12345)
-    assert storage.new_run_directory().parent.parent == place / "tmp"
+    assert storage.new_run_directory().path.parent.parent == place / "tmp"
     assert list((place / "cache").iterdir()) == []
 
 
@@ -148,7 +149,7 @@ def test_a_socket_fits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder.mkdir()
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
         monkeypatch.setattr(storage, "_numbers", itertools.count(10**4 - 1))
-        Listener(storage.new_run_directory()).close()
+        Listener(storage.new_run_directory().socket).close()
 
 
 def test_a_temporary_folder_that_is_too_long(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,7 @@ def test_a_temporary_folder_that_is_too_long(place: Path, monkeypatch: pytest.Mo
     long.mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(long))
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    path = storage.new_run_directory()
+    path = storage.new_run_directory().path
     assert len(str(path)) < 80
     shutil.rmtree(path.parent)
 
@@ -185,22 +186,22 @@ def test_no_place_at_all() -> None:
 
 def test_what_a_cleaner_removed_is_made_again(place: Path) -> None:
     """The root between two runs, the fresh directory too."""
-    shutil.rmtree(storage.new_run_directory().parent)
-    assert storage.new_run_directory().parent == place / "cache" / "ddp_magic"
+    shutil.rmtree(storage.new_run_directory().path.parent)
+    assert storage.new_run_directory().path.parent == place / "cache" / "ddp_magic"
     shutil.rmtree(place / "cache")
-    assert storage.new_run_directory().parent == place / "cache" / "ddp_magic"
+    assert storage.new_run_directory().path.parent == place / "cache" / "ddp_magic"
     shutil.rmtree(place / "cache" / "ddp_magic")
     (place / "cache" / "ddp_magic").touch()
-    fresh = storage.new_run_directory().parent
+    fresh = storage.new_run_directory().path.parent
     shutil.rmtree(fresh)
-    assert storage.new_run_directory().parent == fresh
-    storage.tidy(place / "nowhere")
+    assert storage.new_run_directory().path.parent == fresh
+    RunDirectory(place / "nowhere").tidy()
     storage.prune(place / "nowhere")
 
 
 def test_old_and_big_runs_go() -> None:
     """By age, and beyond the sum of sizes the oldest first; a run under way stays."""
-    runs = [storage.new_run_directory() for _ in range(4)]
+    runs = [storage.new_run_directory().path for _ in range(4)]
     for age, run in enumerate(reversed(runs)):
         log = run / "rank0.log"
         log.write_bytes(b"x" * 1000)
@@ -217,7 +218,7 @@ def test_old_and_big_runs_go() -> None:
 
 def test_what_is_no_run_stays() -> None:
     """Whatever else somebody keeps there."""
-    root = storage.new_run_directory().parent
+    root = storage.new_run_directory().path.parent
     (root / "notes").mkdir()
     os.utime(root / "notes", (0, 0))
     storage.prune(root)
@@ -226,17 +227,17 @@ def test_what_is_no_run_stays() -> None:
 
 def test_a_run_that_has_ended_leaves_what_somebody_reads() -> None:
     """The cell and the ranks' output stay; empty logs and the group's store go."""
-    run = storage.new_run_directory()
+    run = storage.new_run_directory().path
     for name, text in {"cell.py": "x", "rank0.log": "y", "rank1.log": "", "store0": "z"}.items():
         (run / name).write_text(text)
-    storage.tidy(run)
+    RunDirectory(run).tidy()
     assert sorted(path.name for path in run.iterdir()) == ["cell.py", "rank0.log"]
 
 
 def test_old_runs_are_looked_for_now_and_then(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once at the first start, and not again at each of the next; other kernels' fresh ones too."""
     monkeypatch.setattr(storage, "_pruned", None)
-    old = storage.new_run_directory()
+    old = storage.new_run_directory().path
     elsewhere = place / "tmp" / "ddp_magic-abcd1234" / old.name
     elsewhere.parent.mkdir(mode=0o700)
     elsewhere.mkdir()

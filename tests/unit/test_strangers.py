@@ -32,6 +32,7 @@ from ddp_magic.events import (
     encode,
 )
 from ddp_magic.group import HELLO_BYTES, MAX_COMPLAINTS, MAX_STRANGERS, WorkerGroup
+from ddp_magic.run_directory import RunDirectory
 from tests.limits import within
 
 NPROC = 2
@@ -92,7 +93,7 @@ class Scene:
 
     def __init__(self, directory: Path) -> None:
         self.engine = FakeEngine()
-        self.group = WorkerGroup(directory, nproc=NPROC, device="cpu")
+        self.group = WorkerGroup(RunDirectory(directory), nproc=NPROC, device="cpu")
         self.group.start(self.engine, {}, [], ())
         self.path = directory / "socket"
         self.agent = connect(str(self.path))
@@ -286,7 +287,7 @@ def _write_end(_: Path) -> int:
 def test_a_hello_needs_a_pipe(tmp_path: Path, make: Callable[[Path], int] | None) -> None:
     """None, a file, the wrong end: refused, and the true rank is welcome afterwards."""
     engine = FakeEngine()
-    group = WorkerGroup(tmp_path, nproc=1, device="cpu")
+    group = WorkerGroup(RunDirectory(tmp_path), nproc=1, device="cpu")
     group.start(engine, {}, [], ())
     stranger = connect(str(tmp_path / "socket"))
     fd = None if make is None else make(tmp_path)

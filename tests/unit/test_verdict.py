@@ -28,6 +28,7 @@ from ddp_magic.events import (
     WorkerReady,
 )
 from ddp_magic.rank import Rank
+from ddp_magic.run_directory import RunDirectory
 from ddp_magic.verdict import Evidence, State, judge
 
 GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8839"
@@ -86,7 +87,7 @@ def test_why_a_rank_could_not_start_is_in_the_message() -> None:
     """The reason stood only in the agent's log."""
     words = "W1127 torch warns\ncould not start rank 1: OSError: [Errno 28] No space left on device"
     ranks = [_rank(r, _exited(r, 1), up=False) for r in range(2)]
-    state, error = judge(Evidence(ranks=ranks, agent_words=words, logs=Path("/logs")))
+    state, error = judge(Evidence(ranks=ranks, agent_words=words, logs=RunDirectory(Path("/logs"))))
     assert state is State.FAILED
     assert isinstance(error, LaunchError)
     assert str(error) == (

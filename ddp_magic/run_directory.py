@@ -1,0 +1,133 @@
+"""The files of one run, or of one session: every file name stands here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SOCKET = "socket"
+_STORE = "store"
+_CHILDREN = "children"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Names the files of a run. Nothing is created by naming it.
+
+    Attributes:
+        path: The directory, of mode 0700.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def id(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def cell(self) -> Path:
+        """The cell's text."""
+        return self.path / "cell.py"
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket on which the kernel listens."""
+        return self.path / SOCKET
+
+    @property
+    def agent_log(self) -> Path:
+        """What the agent, or torchrun, wrote to its stdout and stderr."""
+        return self.path / "agent.log"
+
+    @property
+    def torchrun_logs(self) -> Path:
+        """Where torchrun keeps logs of its own."""
+        return self.path / "torchrun"
+
+    def rank_log(self, rank: int) -> Path:
+        """All that a rank wrote to stdout and stderr."""
+        return self.path / f"rank{rank}.log"
+
+    def stacks(self, rank: int) -> Path:
+        """The stacks that a rank dumped (faulthandler)."""
+        return self.path / f"rank{rank}.stacks"
+
+    def children(self, rank: int) -> Path:
+        """What a rank leaves for its `multiprocessing` children."""
+        return self.path / f"{_CHILDREN}{rank}.json"
+
+    def store(self, attempt: str) -> Path:
+        """The store through which the ranks find each other (`torch.distributed.FileStore`).
+
+        Args:
+            attempt: Tells apart the stores of a run that is restarted.
+        """
+        return self.path / f"{_STORE}{attempt}"
+
+    def torch_error(self, local_rank: int) -> Path:
+        """Where torch's agent expects a rank's error record."""
+        return self.path / f"error{local_rank}.json"
+
+    def unread_results(self, rank: int) -> Path:
+        """Pulled values that the kernel could not read."""
+        return self.path / f"results{rank}.pkl"
+
+    def saved_value(self, name: str, rank: int, suffix: str) -> Path:
+        """A value that could not be pulled, saved by its rank.
+
+        Args:
+            name: Its name in the cell, dotted or not.
+            rank: Whose value it is.
+            suffix: `.pt` for `torch.save`, `.txt` for its text.
+        """
+        return self.path / f"{name}.rank{rank}{suffix}"
+
+    def make_again(self) -> None:
+        """Make the directory if a cleaner of temporary files has removed it.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what nobody will read once the run has ended: stores, empty files."""
+        try:
+            paths = list(self.path.iterdir())
+        except OSError:  # a cleaner of temporary files was there before
+            return
+        ours = (_STORE, _CHILDREN)
+        for path in paths:
+            try:
+                if path.is_file() and (path.name.startswith(ours) or path.stat().st_size == 0):
+                    path.unlink(missing_ok=True)
+            except OSError:  # a disk that has become read-only: it stays
+                continue
+
+
+def append(path: Path, data: bytes) -> int:
+    """Append to a log, and make it again if it has been removed.
+
+    Returns:
+        Size of the log, in bytes.
+
+    Raises:
+        OSError: It cannot be written: the disk is full, say.
+    """
+    try:
+        log = path.open("ab", buffering=0)
+    except FileNotFoundError:
+        RunDirectory(path.parent).make_again()
+        log = path.open("ab", buffering=0)
+    with log:
+        view = memoryview(data)
+        while view:
+            view = view[log.write(view) :]
+        return log.tell()
