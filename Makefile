@@ -25,7 +25,7 @@ test-oldest: .venv-oldest/installed
 	$(OLDEST)/python -m pytest -W default -n 2 --dist loadfile -m "not alone and not gpu" $(OLDEST_TESTS)
 
 # A slice of them, for CI's time: what leans on torch, IPython, ipykernel, NumPy and transformers.
-OLDEST_TESTS := tests/unit tests/prelude/test_model.py \
+OLDEST_TESTS := tests/unit tests/sam/test_model.py \
 	$(addprefix tests/integration/test_,cell.py results.py session.py)
 
 lint: .venv/installed

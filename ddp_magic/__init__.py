@@ -1,34 +1,22 @@
 """ddp_magic: a notebook cell as a real distributed PyTorch program.
 
-General layout, from what the user touches down to the wire; each module imports only from those
-below it:
+The folder says which process a line runs in. Rooms import only those of the floors below::
 
-- magics         parse the line of `%%ddp` and the line magics, hand over, raise
-- api            `launch` and `run`, for Python
-- display        events -> notebook outputs: lines, figures; `tables` has the status tables
-- kernel         what outlives a cell: runs, sessions, the forkserver, the notebook's names
-- session        ranks that are kept; `options` checks what was asked for
-- runs           Run: one cell on one worker group; `stop` ends it, `verdict` says how it ended
-- group          WorkerGroup: start, send, interrupt, kill; owns the listening end; `admission`
-                 says which messages make sense
-- engines        how an agent gets onto a node: `forkserver`, `torchrun` (`--cold`)
-- forkserver     the preloaded process, which forks agents; `preload` says what it may import,
-                 and `trial` tries it
-- torchrun       stands in for the agent with `--cold`: torch.distributed.run, a keeper a rank
-- agent          one node's agent, a process of its own; with `elastic` (torch's) and `ranks`
-- worker         one rank, a process; with `shell`, `bars`, `process_group`, `interrupts` and
-                 `user_modules`
-- results        values back to the notebook
-- capture        the notebook's names to the ranks; `pickling` and `memory` carry values both ways
-- agent_spec     what the kernel tells an agent; `environment` the variables of its ranks
-- rank           what is known of one rank
-- devices, storage, processes, channel, output, cell, names, cell_main, diagnose, frames: tools,
-                 most of them pure
-- events         the wire vocabulary
-- errors         the tree
-- prelude        SAM fine-tuning; stands alone
+    kernel     the notebook's process: magics, runs, sessions, worker groups
+    display    what a person sees: outputs, tables, how a run ended
+    engines    how one agent gets onto each node: the forkserver, torchrun
+    node       beside the ranks: the forkserver, the agent (torch elastic), the ranks' processes
+    worker     one rank
+    ----------
+    wire       what travels between processes: messages, channels, values
+    system     processes, environment, run directories, installed libraries
+    ----------
+    errors     the tree of errors
+    prelude    the names that a cell finds ready, and where each comes from
+    sam        the SAM library; useful without the rest
 
-The notebook's kernel imports neither torch nor anything that imports it.
+`kernel` imports `display` and `engines`; those, `node` and `worker` do not know each other.
+The notebook's process imports neither torch nor anything that imports it.
 """
 
 from __future__ import annotations
@@ -51,7 +39,7 @@ from ddp_magic.errors import (
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from ddp_magic.api import launch, run
+    from ddp_magic.kernel.api import launch, run
 
 __all__ = [
     "CaptureError",
@@ -74,7 +62,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import `launch` and `run` on their first use: a rank that imports ddp_magic needs neither."""
     if name in ("launch", "run"):
-        from ddp_magic import api
+        from ddp_magic.kernel import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -82,7 +70,7 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """`%load_ext ddp_magic`: register the magics."""
-    from ddp_magic.magics import DDPMagics
+    from ddp_magic.kernel.magics import DDPMagics
 
     magics = DDPMagics(shell)
     shell.register_magics(magics)
@@ -92,7 +80,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """`%unload_ext ddp_magic`: take the magics away. No run is under way: cells run one by one."""
-    from ddp_magic.magics import DDPMagics
+    from ddp_magic.kernel.magics import DDPMagics
 
     magics = shell.magics_manager.registry.pop(DDPMagics.__name__, None)
     if magics is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ddp_magic.agent_spec import AgentSpec
+from ddp_magic.wire.specs import AgentSpec
 
 
 class PlacedAgent(Protocol):

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import BinaryIO
 
-from ddp_magic.agent_spec import SPEC_VARIABLE, AgentSpec
-from ddp_magic.engines.start import entry, last_words, write_start
-from ddp_magic.run_directory import RunDirectory
+from ddp_magic.system.entry_points import KEEPER, TORCHRUN, command, last_words, write_start
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.specs import SPEC_VARIABLE, AgentSpec
 
 
 class TorchrunAgent:
@@ -65,12 +65,12 @@ class Torchrun:
             *("--nnodes", "1", "--nproc-per-node", str(spec.nproc), "--max-restarts", "0"),
             *("--local-addr", "127.0.0.1", "--rdzv-id", spec.run_id),
             *("--log-dir", str(directory.torchrun_logs), "--no-python"),
-            *entry("torchrun", "keep"),
+            *command(KEEPER),
         ]
         log = directory.agent_log
         with _open_log(log) as output:
             process = subprocess.Popen(
-                entry("torchrun", "main"),
+                command(TORCHRUN),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -28,12 +28,12 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 
 import ddp_magic
 from ddp_magic.prelude import SamDataset, cells, evaluate, nuclei, tiny_sam, train
-from ddp_magic.prelude.adapter import geometry_of
-from ddp_magic.prelude.batches import collate, load, prepare
-from ddp_magic.prelude.embeddings import store_embeddings
-from ddp_magic.prelude.losses import step_losses
-from ddp_magic.prelude.model import DTYPES, PromptedSam
-from ddp_magic.prelude.tuning import choose_trained
+from ddp_magic.sam.adapter import geometry_of
+from ddp_magic.sam.batches import collate, load, prepare
+from ddp_magic.sam.embeddings import store_embeddings
+from ddp_magic.sam.losses import step_losses
+from ddp_magic.sam.model import DTYPES, PromptedSam
+from ddp_magic.sam.tuning import choose_trained
 
 TINY = {
     "size": {"longest_edge": 64},

@@ -12,7 +12,7 @@ import torch
 import ddp_magic
 from ddp_magic.prelude import SamDataset, cells, evaluate, predict, segment, tiny_sam, train
 from tests.limits import LONG_S
-from tests.prelude.family import FAMILY, build
+from tests.sam.family import FAMILY, build
 
 pytestmark = pytest.mark.gpu
 

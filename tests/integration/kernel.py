@@ -182,7 +182,9 @@ class Kernel:
         found = []
         try:
             for process in psutil.Process(self.pid).children():
-                if is_alive(process.pid) and "ddp_magic.forkserver" in " ".join(process.cmdline()):
+                if is_alive(process.pid) and "ddp_magic.node.forkserver" in " ".join(
+                    process.cmdline()
+                ):
                     found.append(process)
         except psutil.NoSuchProcess:
             pass

@@ -605,7 +605,7 @@ def test_larger_than_the_free_memory(new_names: Kernel) -> None:
     result = _cells(
         new_names,
         "import numpy as np\nhuge = np.broadcast_to(np.zeros(1), 2**20)  # a view of one number\n"
-        "from ddp_magic import capture\nkeep = capture.available_bytes\n"
+        "from ddp_magic.kernel import capture\nkeep = capture.available_bytes\n"
         "capture.available_bytes = lambda: 10**6\nreal = np.ones(10**6)",
         "%%ddp\nreal.sum()",
     )

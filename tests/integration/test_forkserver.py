@@ -267,7 +267,7 @@ def test_a_prelude_that_cannot_be_preloaded(new_kernel: Callable[..., Kernel], s
     for _ in range(2):
         result = kernel.run("%%ddp -n 2\nprint(train.__name__)", timeout_s=100)
         assert result.text.count("] train\n") == 2, result
-        text = _wait_status(kernel, "left to the ranks: ddp_magic.prelude.training", 100)
+        text = _wait_status(kernel, "left to the ranks: ddp_magic.sam.training", 100)
         pids.add(kernel.forkserver())
     assert len(pids) == 2
     assert "transformers" in text.partition("left to")[0]

@@ -54,12 +54,12 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import os, sys, time
-            from ddp_magic import storage
-            from ddp_magic.events import Exit, RunCell, Stream
-            from ddp_magic.engines.forkserver import Forkserver
+            from ddp_magic.system import storage
+            from ddp_magic.wire.messages import Exit, RunCell, Stream
+            from ddp_magic.engines.local import Forkserver
             from ddp_magic.engines.torchrun import Torchrun
-            from ddp_magic.environment import rank_environment
-            from ddp_magic.group import WorkerGroup
+            from ddp_magic.system.environment import rank_environment
+            from ddp_magic.kernel.group import WorkerGroup
 
             engine = Forkserver(fallback=Torchrun())
             groups = []

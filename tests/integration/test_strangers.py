@@ -57,8 +57,8 @@ def test_nonsense_of_a_rank(kernel: Kernel) -> None:
     result = kernel.run(
         "%%ddp -n 2\n"
         "import gc\n"
-        "from ddp_magic import events\n"
-        "from ddp_magic.worker import Worker\n"
+        "from ddp_magic.wire import messages as events\n"
+        "from ddp_magic.worker.worker import Worker\n"
         "(worker,) = [x for x in gc.get_objects() if isinstance(x, Worker)]\n"
         "send = worker._channel.send\n"
         "send(events.DisplayData(rank=99, mark=1, data={'text/html': 'x'}, metadata={}))\n"

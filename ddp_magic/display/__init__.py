@@ -1,0 +1,1 @@
+"""What a person sees: outputs, tables, verdicts. Imports no process."""

@@ -1,0 +1,257 @@
+"""From what was seen of the ranks to what went wrong. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ddp_magic.wire.messages import LOST_CONNECTION, Error, Finished
+
+# What a rank says when its peer is gone: gloo's and NCCL's words. Such a rank is a victim.
+_LOST_PEER = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Connection refused|remote process exited|"
+    r"remote error|unhandled system error|recvValue failed|sendBytes failed|failed to recv|"
+    r"Socket closed|connection to the peer|ncclRemoteError",
+    re.IGNORECASE,
+)
+
+_HINTS = {
+    signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
+    signal.SIGSEGV: "a crash in C code",
+    signal.SIGABRT: "C code gave up; the rank's output above may say why",
+    signal.SIGBUS: "often /dev/shm is full: give DataLoader fewer workers",
+    signal.SIGILL: "a library was built for another processor",
+    signal.SIGFPE: "a crash in C code",
+}
+
+DUMPED_CHARS = 500  # of a file's name in a stack that faulthandler writes
+_MAIN = (
+    r"(?:__main__|__mp_main__|ddp_magic\.worker\.child_main)"  # the last is a rank's, by its spec
+)
+# How an error names what `__main__` lacks; of AttributeErrors, those of pickle, which looks for a
+# class there.
+_MISSING = {
+    "NameError": re.compile(r"^name '(\w+)'"),
+    "AttributeError": re.compile(
+        rf"Can't get (?:local )?attribute '(\w+)[\w.<>]*' on <module '{_MAIN}'|"
+        rf"module '{_MAIN}' has no attribute '(\w+)"
+    ),
+}
+_NEVER = re.compile(r"(?!)")
+
+# What the prelude's function raises where another one was meant. Anything else comes of a call that
+# went right, where its owner would be noise.
+_MISTAKEN = ("AttributeError", "TypeError")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How one rank failed.
+
+    Attributes:
+        time: When, s since the epoch.
+        code: Its exit code; the negative number of a signal; None while it has not ended.
+        error: What it raised, if it raised.
+        finished: Its `sys.exit`, if it called that.
+        ended_by_us: Whether the agent or the kernel ended its process.
+    """
+
+    rank: int
+    time: float
+    code: int | None = None
+    error: Error | None = None
+    finished: Finished | None = None
+    ended_by_us: bool = False
+
+    @property
+    def lost_its_peer(self) -> bool:
+        """Whether it only felt another rank's end."""
+        return self.error is not None and bool(_LOST_PEER.search(self.error.evalue))
+
+    @property
+    def is_victim(self) -> bool:
+        """Whether its end only follows from another's."""
+        return self.lost_its_peer or self.ended_by_us
+
+
+def first_failure(failures: Collection[Failure]) -> Failure:
+    """Return the failure that the others follow from.
+
+    The earliest one; but a rank that found its peer gone is a victim as long as there is another
+    explanation, since the news of a dead process can come after its peers' complaints. A rank that
+    we have ended explains nothing.
+    """
+    culprits = [f for f in failures if not f.is_victim]
+    culprits = culprits or [f for f in failures if not f.ended_by_us] or list(failures)
+    return min(culprits, key=lambda f: f.time)
+
+
+def describe(failure: Failure) -> str:
+    """Say in one line how a rank failed, and what may be done."""
+    rank = f"rank {failure.rank}"
+    if failure.error is not None:
+        return f"{rank} {describe_error(failure.error)}"
+    if failure.finished is not None:
+        said = f": {failure.finished.message}" if failure.finished.message else ""
+        return f"{rank} ended by sys.exit with code {failure.finished.code}{said}"
+    return f"{rank} {exit_words(failure.code)}"
+
+
+def describe_error(error: Error) -> str:
+    """Say in one line what a rank raised, and where."""
+    where = f" at line {error.line}" if error.line else ""
+    text = f": {error.evalue}" if error.evalue else ""
+    return f"raised {error.ename}{where}{text}"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where names could have come from.
+
+    Attributes:
+        notebook: The names that the notebook defines.
+        elsewhere: Says in which cell a name was last given a value in other ranks, and in which
+            session it still is; both are empty if nowhere.
+    """
+
+    notebook: Mapping[str, object] = field(default_factory=dict)
+    elsewhere: Callable[[str], tuple[str, str]] = lambda _name: ("", "")
+
+
+def name_hints(
+    error: Error, cell_source: str, surroundings: Surroundings, prelude: Collection[str]
+) -> list[str]:
+    """Say what names have to do with an error, where they may.
+
+    Args:
+        error: What the rank raised.
+        cell_source: The cell's text.
+        surroundings: Where names could have come from.
+        prelude: Names of ddp_magic's own (not torch's) that the cell took from the prelude.
+    """
+    notebook = surroundings.notebook
+    hints = _hints_of_children(error, cell_source)
+    if hints:
+        pass  # the name is not a rank's that is missing
+    elif found := _MISSING.get(error.ename, _NEVER).search(error.evalue):
+        name = next(filter(None, found.groups()))
+        if name in notebook:
+            hints.append(
+                f"the notebook defines `{name}`, but it was not sent to the ranks: --capture "
+                f"leaves it out, or the cell does not read it by name (then write `{name} = "
+                f"{name}` in it)"
+            )
+        elif any(place := surroundings.elsewhere(name)):
+            hints.append(_where_it_is(name, *place))
+    lines = cell_source.splitlines()
+    line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
+    for name in sorted(set(re.findall(r"\w+", line)) & set(prelude)):
+        if name in notebook:
+            hints.append(f"`{name}` is ddp_magic.prelude's; --capture leaves the notebook's out")
+        elif error.ename in _MISTAKEN:
+            hints.append(f"`{name}` is ddp_magic.prelude's; the notebook defines none")
+    return hints
+
+
+# How an error shows that it comes from a `multiprocessing` child: of a pool or an executor, of a
+# DataLoader, of `torch.multiprocessing.spawn`.
+_OF_A_CHILD = ("RemoteTraceback", "worker process", "terminated with the following error")
+
+
+def _hints_of_children(error: Error, cell_source: str) -> list[str]:
+    text = "\n".join([error.evalue, *error.traceback])
+    if not any(words in text for words in _OF_A_CHILD):
+        return []
+    missing = dict.fromkeys(re.findall(r"NameError: name '(\w+)' is not defined", text))
+    return [
+        f"`{name}`: a spawned child gets the cell's imports, functions, classes and constants, and "
+        "what the cell took from the notebook, but nothing that the cell computes: hand it over "
+        "as an argument, or as an attribute of the Dataset"
+        for name in missing
+        if re.search(rf"^\s*(?:\w+ *, *)*{name}\b", cell_source, re.MULTILINE)
+    ]
+
+
+def _where_it_is(name: str, cell: str, session: str) -> str:
+    if session:
+        return (
+            f"`{name}` was last defined in {cell}, in session {session}: --session {session} runs "
+            f"this cell there, and --pull {name} in a cell of that session brings it to the "
+            "notebook"
+        )
+    return (
+        f"`{name}` was last defined in {cell}, whose ranks have ended: there, --pull {name} brings "
+        "it to the notebook, and --session NAME keeps it in the ranks"
+    )
+
+
+def exit_words(code: int | None) -> str:
+    """Say what an exit code means."""
+    if code is None:
+        return "has not ended"
+    if code == LOST_CONNECTION:
+        return (
+            "lost its connection to the notebook: its code closed a file descriptor that it had "
+            "not opened"
+        )
+    if code >= 0:
+        return f"exited with code {code}, without a traceback (os._exit, or a library's own exit)"
+    name = signal_name(-code)
+    hint = _HINTS.get(-code, "")  # type: ignore[call-overload]
+    return f"was killed by {name} (exit {code})" + (f": {hint}" if hint else "")
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
+    """Return the thread that is in the cell, from a faulthandler dump, innermost frame first.
+
+    Args:
+        dump: What faulthandler wrote; the last dump in it counts.
+        cell_path: What the cell calls itself.
+        label: What to call that file.
+        limit: Most frames to return.
+    """
+    threads: list[list[str]] = []
+    for line in dump.splitlines():
+        if re.match(r"(Current thread|Thread) 0x", line):
+            threads.append([])
+        elif threads and line.strip().startswith("File "):
+            threads[-1].append(line.strip())
+    place = f'"{_as_dumped(cell_path)}"'
+    in_cell = [frames for frames in threads if any(place in frame for frame in frames)]
+    if not in_cell:
+        return []
+    frames = in_cell[-1]
+    last = max(i for i, frame in enumerate(frames) if place in frame)
+    return [frame.replace(place, label) for frame in frames[: last + 1]][:limit]
+
+
+def _as_dumped(path: str) -> str:
+    """Return a file's name as faulthandler writes it, which knows only ASCII."""
+    text = ""
+    for char in path[:DUMPED_CHARS]:
+        code = ord(char)
+        if " " <= char <= "~":
+            text += char
+        elif code <= 0xFF:
+            text += f"\\x{code:02x}"
+        else:
+            text += f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    return text + ("..." if len(path) > DUMPED_CHARS else "")
+
+
+def cell_line(frames: Sequence[str], label: str) -> int | None:
+    """Return the innermost line of the cell in the frames that `stack` returned."""
+    for frame in frames:
+        if found := re.search(re.escape(label) + r", line (\d+)", frame):
+            return int(found.group(1))
+    return None

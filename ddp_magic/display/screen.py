@@ -1,0 +1,342 @@
+"""From events to what a person sees: lines, figures, the status table; in a notebook or a terminal.
+
+Everything is text or plain HTML, so that a saved notebook, nbconvert and a terminal show the same
+facts. Text goes through `sys.stdout` and displays through the shell's own publisher, so that
+`%%capture` works; it is written at most every `FLUSH_S` in one piece, because a Jupyter server
+silently drops messages that come faster than 1000 a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from ddp_magic.display.rank_text import BYTES_BURST, BYTES_PER_S, Bucket, LineAssembler, Throttle
+from ddp_magic.display.status import html_line, summary, table_html, table_text
+from ddp_magic.kernel.run import Run
+from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream
+
+FLUSH_S = 0.05
+TABLE_S = 0.25
+TABLE_AFTER_S = 0.5  # a quick run needs no table
+PARTIAL_S = 0.2  # an unfinished line is shown when nothing has followed for so long
+LABEL_CHARS = 80
+PAGE_S = 0.5  # between two states of a page
+PAGE_LINES = 100
+PAGE_CHARS = 20_000
+
+
+class RankText:
+    """One rank's text on its way to the screen."""
+
+    def __init__(self, rank: int, log: str, size: Bucket) -> None:
+        """Begin with none."""
+        self.rank = rank
+        self.log = log
+        self.lines = LineAssembler()
+        self.throttle = Throttle(log, size)
+        self.last_text = 0.0
+        self.last_display: str | None = None
+        self.displays = 0
+        self.replace_last = False
+        self.page: Page | None = None
+
+
+class Page:
+    """What a rank prints between two `clear_output()`: one output, which the next one replaces.
+
+    Args:
+        log: Where the rank's whole text is, for the word that says so.
+    """
+
+    def __init__(self, log: str) -> None:
+        """Begin empty."""
+        self._log = log
+        self._lines: deque[str] = deque()
+        self._left_out = 0
+        self._cleared = False
+        self.changed = False
+        self.shown = False
+
+    def clear(self) -> None:
+        """Let the next line be the first. Until then, the page stays (`wait=True`)."""
+        self._cleared = True
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Put lines below the others."""
+        for line in lines:
+            if self._cleared:
+                self._lines.clear()
+                self._cleared, self._left_out = False, 0
+            self._lines.append(line[:PAGE_CHARS])
+            self.changed = True
+        size = sum(map(len, self._lines))
+        while len(self._lines) > PAGE_LINES or size > PAGE_CHARS:
+            size -= len(self._lines.popleft())
+            self._left_out += 1
+
+    def text(self, rank: int) -> str:
+        """Return the page as it is now."""
+        lines = list(self._lines)
+        if self._left_out:
+            lines.insert(0, f"... {self._left_out:,} lines left out here; all are in {self._log}")
+        return "\n".join(f"[rank {rank}] {line}" for line in lines)
+
+
+class CellScreen:
+    """The output of one `%%ddp` cell.
+
+    Args:
+        shell: The notebook's shell; None in a script.
+    """
+
+    def __init__(self, shell: InteractiveShell | None) -> None:
+        """Show nothing yet."""
+        self._shell = shell
+        self._live = is_notebook(shell)
+        self._texts: dict[int, RankText] = {}
+        self._incoming: list[tuple[int, str]] = []
+        self._out: list[str] = []
+        self._open_rank: int | None = None  # whose unfinished line the screen ends in
+        self._last_flush = 0.0
+        self._last_table = 0.0
+        self._last_pages = 0.0
+        self._shown_table = ""
+        self._show: frozenset[int] | None = None
+        self._id = ""
+
+    # --- what a run calls ---------------------------------------------------------------------
+
+    def start(self, run: Run) -> None:
+        """Say which devices the ranks run on."""
+        size = Bucket(BYTES_BURST, BYTES_PER_S)
+        self._id, self._show = run.id, run.options.show
+        for rank in run.ranks:
+            self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
+        if self._live:
+            self._publish_table(run.options.devices, html_line(run.options.devices))
+        else:
+            print(run.options.devices, flush=True)  # noqa: T201 -- this is the screen
+
+    def take(self, event: Event) -> None:
+        """Show an event, or keep it for the next `tick`."""
+        match event:
+            case Stream(rank=rank, text=text):
+                self._incoming.append((rank, text))
+            case DisplayData():
+                self._display(event)
+            case ClearOutput(rank=rank):
+                self._clear(self._texts[rank])
+            case _:
+                pass
+
+    def _clear(self, text: RankText) -> None:
+        """Let what the rank shows from now on take the place of what it has shown.
+
+        What it printed before its first `clear_output()` is among the other ranks' text, and stays.
+        """
+        text.replace_last = True
+        if not self._live:
+            return
+        self._flush()
+        if partial := text.lines.take_partial():
+            self._write_rank_lines(text.rank, [partial])
+        text.page = text.page or Page(text.log)
+        text.page.clear()
+
+    def say(self, text: str) -> None:
+        """Show a line of ddp_magic's own."""
+        self._flush()
+        self._write_lines([text])
+        self._write()
+
+    def tick(self, run: Run) -> None:
+        """Write what has come in, and update the table, if it is time."""
+        now = time.monotonic()
+        if now - self._last_flush >= FLUSH_S:
+            self._flush()
+        for rank in run.ranks:
+            rank.progress = self._texts[rank.rank].lines.progress
+        self._publish_pages(now)
+        due = now - self._last_table >= TABLE_S and run.elapsed_s > TABLE_AFTER_S
+        if self._live and due:
+            self._last_table = now
+            self._publish_table(table_text(run), table_html(run))
+
+    def finish(self, run: Run) -> None:
+        """Show the rest, and one line in the table's place."""
+        self._flush()
+        for text in self._texts.values():
+            lines = text.throttle.admit(text.lines.end(), time.monotonic())
+            lines += text.throttle.release(time.monotonic(), final=True)
+            if text.rank == self._open_rank and lines:
+                self._out.append(lines.pop(0))  # the rest of the line that is on the screen
+            self._write_rank_lines(text.rank, lines)
+        self._publish_pages(float("inf"))
+        if self._open_rank is not None:
+            self._out.append("\n")
+            self._open_rank = None
+        for rank in run.ranks:
+            if rank.left_early:
+                self._write_lines([f"rank {rank.rank} left early: os._exit(0) in the cell"])
+        if left := run.group.swept:
+            what = "process was" if left == 1 else "processes were"
+            self._write_lines([f"{left} {what} left behind by the ranks, and ended"])
+        self._write()
+        line = summary(run)
+        if self._live:
+            self._publish_table(line, html_line(line))
+        else:
+            print(line, flush=True)  # noqa: T201 -- this is the screen
+
+    # --- text ---------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        now = time.monotonic()
+        self._last_flush = now
+        incoming, self._incoming = self._incoming, []
+        for rank, joined in _join(incoming):
+            text = self._texts[rank]
+            text.last_text = now
+            lines = text.lines.feed(joined)
+            if lines and self._open_rank == rank:
+                # The beginning of this line is on the screen already.
+                self._out.append(lines.pop(0) + "\n")
+                self._open_rank = None
+            admitted = lines if text.page is not None else text.throttle.admit(lines, now)
+            self._write_rank_lines(rank, admitted)
+        for text in self._texts.values():
+            quiet = now - text.last_text > PARTIAL_S
+            if quiet:
+                self._write_rank_lines(text.rank, text.throttle.release(now))
+            if quiet and text.lines.partial and text.page is None:
+                self._write_partial(text)
+        self._write()
+
+    def _write_rank_lines(self, rank: int, lines: Iterable[str]) -> None:
+        page = self._texts[rank].page
+        if page is not None:
+            page.add(lines)
+        elif self._show is None or rank in self._show:
+            self._write_lines(f"[rank {rank}] {line}" for line in lines)
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if self._open_rank is not None:
+                self._out.append("\n")
+                # That rank's line was broken by another's: what follows of it is a new one.
+                self._open_rank = None
+            self._out.append(line + "\n")
+
+    def _write_partial(self, text: RankText) -> None:
+        if self._show is not None and text.rank not in self._show:
+            return
+        piece = text.throttle.admit_partial(text.lines.partial, time.monotonic())
+        if not piece:
+            return
+        text.lines.take_partial()
+        if self._open_rank == text.rank:
+            self._out.append(piece)
+            return
+        if self._open_rank is not None:
+            self._out.append("\n")
+        self._out.append(f"[rank {text.rank}] {piece}")
+        self._open_rank = text.rank
+
+    def _write(self) -> None:
+        if self._out:
+            sys.stdout.write("".join(self._out))
+            sys.stdout.flush()
+            self._out = []
+
+    def _publish_pages(self, now: float) -> None:
+        if now - self._last_pages < PAGE_S:
+            return
+        self._last_pages = now
+        for rank, text in self._texts.items():
+            if text.page is None or not text.page.changed:
+                continue
+            if self._show is not None and rank not in self._show:
+                continue
+            if self._shell is not None:
+                self._shell.display_pub.publish(
+                    {"text/plain": text.page.text(rank)},
+                    {"ddp": {"rank": rank}},
+                    transient={"display_id": f"{self._id}-{rank}-page"},
+                    update=text.page.shown,
+                )
+            text.page.changed, text.page.shown = False, True
+
+    # --- rich output --------------------------------------------------------------------------
+
+    def _display(self, event: DisplayData) -> None:
+        self._flush()
+        if self._show is not None and event.rank not in self._show:
+            return
+        text = self._texts[event.rank]
+        if partial := text.lines.take_partial():
+            self._write_rank_lines(event.rank, [partial])
+        update, display_id = event.update, event.display_id
+        if display_id is not None:
+            display_id = f"{self._id}-{event.rank}-own-{display_id}"
+        elif text.replace_last and text.last_display is not None:
+            display_id, update = text.last_display, True
+        else:
+            text.displays += 1
+            display_id = f"{self._id}-{event.rank}-{text.displays}"
+        text.replace_last = False
+        if not update:
+            text.last_display = display_id
+            self._label(event)
+        if self._shell is not None and self._live:
+            self._shell.display_pub.publish(
+                event.data,
+                {**event.metadata, "ddp": {"rank": event.rank}},
+                transient={"display_id": display_id},
+                update=update,
+            )
+
+    def _label(self, event: DisplayData) -> None:
+        plain = str(event.data.get("text/plain", ""))
+        drawn = any(kind.startswith("image/") for kind in event.data)
+        if self._live and (drawn or "\n" in plain or len(plain) > LABEL_CHARS):
+            plain = ""
+        if plain:
+            self._write_lines(f"[rank {event.rank}] {line}" for line in plain.splitlines())
+        else:
+            self._write_lines([f"[rank {event.rank}]"])
+        self._write()
+
+    # --- the table ----------------------------------------------------------------------------
+
+    def _publish_table(self, text: str, markup: str) -> None:
+        if text == self._shown_table or self._shell is None:
+            return
+        update = bool(self._shown_table)
+        self._shown_table = text
+        self._shell.display_pub.publish(
+            {"text/plain": text, "text/html": markup},
+            {},
+            transient={"display_id": f"{self._id}-table"},
+            update=update,
+        )
+
+
+def is_notebook(shell: InteractiveShell | None) -> bool:
+    """Tell whether displays can be updated in place; a terminal would only print them again."""
+    return hasattr(shell, "kernel")
+
+
+def _join(pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Join what one rank wrote without another in between."""
+    joined: list[tuple[int, list[str]]] = []
+    for rank, text in pieces:
+        if joined and joined[-1][0] == rank:
+            joined[-1][1].append(text)
+        else:
+            joined.append((rank, [text]))
+    return [(rank, "".join(texts)) for rank, texts in joined]

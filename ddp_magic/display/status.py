@@ -1,0 +1,209 @@
+"""What is said of runs: the live table, the line at the end, `%ddp_status`. Text and HTML alike."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import psutil
+
+from ddp_magic.display.diagnose import exit_words, signal_name
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.verdict import State
+from ddp_magic.engines.local import Preloading
+from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.session import Session
+
+SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
+MAX_ROWS = 8
+MAX_NAMES = 8
+
+_OUTCOMES = {
+    State.PENDING: "starting",
+    State.RUNNING: "running",
+    State.SUCCEEDED: "ok",
+    State.FAILED: "failed",
+    State.CANCELLED: "stopped",
+}
+
+
+def summary(run: Run) -> str:
+    """Say in one line what became of a run: `4 ranks · 5.5 s · ok`."""
+    count = len(run.ranks)
+    ranks = f"{count} rank{'s' if count > 1 else ''}"
+    words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
+    if run.stayed and not run.options.session:
+        shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
+        names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+        words.append(f"stayed in the ranks: {names} (--pull NAME, or --session)")
+    return " · ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def rank_state(rank: Rank, now: float) -> str:
+    """Say in a few words what a rank is doing, or how it ended."""
+    if rank.error is not None:
+        return f"raised {rank.error.ename}"
+    if rank.code == 0 or rank.idle:
+        return "finished"
+    if rank.code is not None:
+        if rank.code < 0:
+            return f"killed by {signal_name(-rank.code)}"
+        return f"exit code {rank.code}" if rank.finished else exit_words(rank.code).split(",")[0]
+    if rank.heard and now - rank.heard > SILENT_S:
+        return f"silent for {now - rank.heard:.0f} s"
+    return rank.phase
+
+
+def _memory(rank: Rank) -> str:
+    if not rank.rss_mib:
+        return ""
+    device = f" + {rank.device_mib:,.0f} on the GPU" if rank.device_mib else ""
+    return f"{rank.rss_mib:,.0f} MiB{device}"
+
+
+_COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
+
+
+def _cells(rank: Rank, now: float) -> tuple[str, ...]:
+    """Return what both tables begin with: rank, pid, device, state, line."""
+    pid, line = str(rank.pid or ""), str(rank.line or "")
+    return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
+
+
+def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
+    now = time.time() if run.ended is None else run.ended
+    rows = [(*_cells(rank, now), _memory(rank), rank.progress[-100:]) for rank in run.ranks]
+    if len(rows) <= limit:
+        return rows
+    hidden = len(rows) - limit
+    return [*rows[:limit], ("...", "", "", f"{hidden} more: %ddp_status", "", "", "")]
+
+
+def _headline(run: Run) -> str:
+    doing = run.note or _OUTCOMES[run.state]
+    return " · ".join([run.options.devices, doing, f"{run.elapsed_s:.0f} s"])
+
+
+def table_text(run: Run) -> str:
+    """Draw the live table as text."""
+    return "\n".join([_headline(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
+
+
+def table_html(run: Run) -> str:
+    """Draw the live table as HTML."""
+    return html_line(_headline(run)) + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
+
+
+def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = [[head[i] for i in kept], *([row[i] for i in kept] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def html_line(text: str) -> str:
+    """One line in the table's own font and margin, which are the text outputs' too."""
+    return f'<div style="padding:1px 8px;font-family:monospace">{html.escape(text)}</div>'
+
+
+def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    style = "text-align:left;padding:1px 8px;white-space:pre;font-family:monospace"
+    top = "".join(f'<th style="{style}">{head[i]}</th>' for i in kept)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{style}">{html.escape(row[i])}</td>' for i in kept) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Status:
+    """What `%ddp_status` shows: HTML in a notebook, text in a terminal."""
+
+    def __init__(
+        self,
+        runs: list[Run],
+        preloading: Preloading | None = None,
+        sessions: Iterable[Session] = (),
+    ) -> None:
+        """Show these runs, the newest first; above them the forkserver and the sessions."""
+        self._runs = runs
+        self._head = forkserver_lines(preloading) if preloading is not None else []
+        self._head += [line for session in sessions for line in session_lines(session)]
+        if not runs:
+            self._head.append(_NOTHING)
+
+    def __repr__(self) -> str:
+        runs = [
+            "\n".join([self._title(run), *_grid(_STATUS_COLUMNS, _status_rows(run))])
+            for run in self._runs
+        ]
+        return "\n\n".join(["\n".join(self._head), *runs] if self._head else runs)
+
+    def _repr_html_(self) -> str:
+        return "".join(html_line(line) for line in self._head) + "".join(
+            f"<div><b>{html.escape(self._title(run))}</b></div>"
+            + _html_grid(_STATUS_COLUMNS, _status_rows(run))
+            for run in self._runs
+        )
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401 -- IPython's protocol
+        printer.text(repr(self))
+
+    @staticmethod
+    def _title(run: Run) -> str:
+        started = time.strftime("%H:%M:%S", time.localtime(run.started))
+        words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
+        words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.logs}"]
+        return " · ".join(words)
+
+
+def forkserver_lines(preloading: Preloading) -> list[str]:
+    """Say how the forkserver is, and what it holds."""
+    words = ["forkserver", preloading.state]
+    if preloading.pid is not None:
+        words += [f"pid {preloading.pid}", f"{preloading.pss_mib:,.0f} MiB"]
+    lines = [" · ".join(words)]
+    if preloading.libraries:
+        lines.append("  preloaded: " + ", ".join(preloading.libraries))
+    for name, reason in preloading.left_out.items():
+        lines.append(f"  left to the ranks: {name} ({reason})")
+    return lines
+
+
+def session_lines(session: Session) -> list[str]:
+    """Say what a session's ranks are."""
+    lines = [f"session {session.name} · {session.options.devices} · %ddp_stop {session.name}"]
+    for rank, member in sorted(session.group.members.items()):
+        if member.process is not None:
+            try:
+                rss_mib = member.process.memory_info().rss / 2**20
+            except psutil.Error:
+                continue
+            lines.append(f"  rank {rank} · pid {member.process.pid} · {rss_mib:,.0f} MiB")
+    return lines
+
+
+_NOTHING = "Nothing has run yet. Begin a cell with %%ddp -n 2; %%ddp --help lists the options."
+_STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
+
+
+def _status_rows(run: Run) -> list[tuple[str, ...]]:
+    now = time.time() if run.ended is None else run.ended
+    return [
+        (*_cells(rank, now), _duration((rank.ended or now) - run.started), _memory(rank))
+        for rank in run.ranks
+    ]

@@ -1,0 +1,202 @@
+"""How a run ended: what is known of its ranks -> state, error, words. Pure.
+
+Success is what every rank has reported, never what nobody has contradicted.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import signal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_magic.display import diagnose
+from ddp_magic.display.diagnose import Failure, Surroundings
+from ddp_magic.display.rank import Rank
+from ddp_magic.errors import (
+    DDPMagicError,
+    LaunchError,
+    RunInterrupted,
+    TimeLimitError,
+    WorkerError,
+    WorkerLostError,
+    of_class,
+)
+from ddp_magic.system.frames import text_without_ours
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.messages import NOT_STARTED
+
+AGENT_LINES = 20  # of the agent's own words
+_AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
+
+
+class State(str, enum.Enum):
+    """Of a run, in torchx's words."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of a run at its end.
+
+    Attributes:
+        ranks: What each has reported, and how its process ended.
+        stop: Why we ended the run: "stopped", "time limit", "peer failed"; empty if we did not.
+        stopped: When that was, s since the epoch.
+        time_limit_s: The run's time limit, s.
+        agent_error: A traceback of the agent's own.
+        agent_died: Whether it ended without a word.
+        agent_words: The end of what the agent has written.
+        logs: Directory of the agent's and the ranks' logs.
+        source: The cell's text.
+        around: Where its names could have come from.
+        prelude: Names of ddp_magic's own that it took from the prelude.
+    """
+
+    ranks: Sequence[Rank]
+    stop: str = ""
+    stopped: float = 0.0
+    time_limit_s: float | None = None
+    agent_error: str = ""
+    agent_died: bool = False
+    agent_words: str = ""
+    logs: RunDirectory = field(default_factory=lambda: RunDirectory(Path()))
+    source: str = ""
+    around: Surroundings = field(default_factory=Surroundings)
+    prelude: Collection[str] = ()
+
+
+def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | None]:
+    """Return how a run ended, and the error that says why."""
+    failures = [f for f in (rank.failure for rank in evidence.ranks) if f is not None]
+    # What failed before we ended the run is its own reason; what failed since is our doing.
+    own = [f for f in failures if f.time < evidence.stopped and not f.ended_by_us]
+    match evidence.stop:
+        case "stopped":
+            return State.CANCELLED, _interrupted(evidence, own)
+        case "time limit" if not own:
+            limit = f"the run exceeded its time limit of {evidence.time_limit_s:g} s; "
+            return State.FAILED, TimeLimitError(limit + _how_they_stopped(evidence.ranks))
+        case "time limit" | "peer failed":
+            return State.FAILED, _failed(evidence, own or failures)
+    # Of an agent's end its ranks die, and some complain of the others' death before.
+    agent_ended = evidence.agent_died or _AGENT_SIGNALED.search(evidence.agent_error)
+    causes = [f for f in failures if not (f.is_victim if agent_ended else f.ended_by_us)]
+    if causes and any(rank.pid is not None for rank in evidence.ranks):
+        return State.FAILED, _failed(evidence, failures)
+    if evidence.agent_error or not all(rank.succeeded for rank in evidence.ranks):
+        return State.FAILED, _not_launched(evidence, failures)
+    return State.SUCCEEDED, None
+
+
+def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
+    message = _how_they_stopped(evidence.ranks)
+    culprits = [f for f in own if f.error is not None and f.error.ename != "KeyboardInterrupt"]
+    if not culprits:
+        return RunInterrupted(message)
+    first = diagnose.first_failure(culprits)
+    assert first.error is not None  # noqa: S101 -- so they were chosen
+    head = f"rank {first.rank} of {len(evidence.ranks)} had raised:"
+    return RunInterrupted(message, details=[head, *first.error.traceback])
+
+
+def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
+    log = evidence.logs.agent_log
+    lines = (evidence.agent_error or evidence.agent_words).splitlines()
+    reasons = [x for x in evidence.agent_words.splitlines() if x.startswith(NOT_STARTED)]
+    words = text_without_ours(lines)[-AGENT_LINES:]
+    if found := _AGENT_SIGNALED.search(evidence.agent_error):
+        name = diagnose.signal_name(int(found.group(1)))
+        what, words = f"the agent was ended by {name} from outside, and the ranks with it", []
+    elif any(rank.pid is not None for rank in evidence.ranks):
+        what = (
+            "the agent died while the ranks were running (killed, or out of memory); "
+            "the ranks died with it"
+        )
+    elif reasons:
+        what, words = reasons[0], reasons[1:]
+    elif own := [f for f in failures if not f.ended_by_us]:
+        what = f"{diagnose.describe(diagnose.first_failure(own))}, before its cell began"
+    else:
+        what = "the ranks could not be started"
+    return LaunchError(f"{what}; the agent's log is {log}", details=words)
+
+
+def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
+    first = diagnose.first_failure(failures)
+    others = [
+        f"rank {rank.rank}: {_fate(rank, first)}"
+        for rank in evidence.ranks
+        if rank.rank != first.rank
+    ]
+    message = diagnose.describe(first)
+    if first.error is None:
+        code = first.finished.code if first.finished else first.code or 0
+        rank = evidence.ranks[first.rank]
+        if rank.line is not None:
+            message += f"; it was last seen at line {rank.line}"
+        stack = [f"    {frame}" for frame in rank.stack]
+        if stack:
+            stack = [f"rank {first.rank} was in, innermost first:", *stack]
+        return WorkerLostError(message, rank=first.rank, code=code, details=[*stack, *others])
+    hints = diagnose.name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
+    head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
+    return of_class(WorkerError, first.error.classes, evidence.around.notebook)(
+        message,
+        rank=first.rank,
+        ename=first.error.ename,
+        evalue=first.error.evalue,
+        traceback=first.error.traceback,
+        details=[head, *first.error.traceback, *others, *hints],
+    )
+
+
+def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each end
+    """Say in a few words what became of a rank that was not the first to fail."""
+    failure, where = rank.failure, rank.where
+    if failure is None:
+        if rank.succeeded or rank.finished is not None:
+            return "finished"
+        return f"had not started{where}"
+    if rank.answered and failure.error is not None and failure.time > first.time:
+        return f"was interrupted{where}"
+    if failure.error is not None and failure.lost_its_peer:
+        return f"lost its connection to rank {first.rank}{where} ({failure.error.ename})"
+    if failure.error is not None:
+        same = first.error is not None and failure.error.evalue == first.error.evalue
+        text = "raised the same" if same else f"raised {failure.error.ename}"
+        return text + where + ("" if same else f": {failure.error.evalue}")
+    sent = failure.code in (-signal.SIGTERM, -signal.SIGKILL)
+    if failure.ended_by_us or (failure.finished is None and sent):
+        return f"was stopped{where}"
+    return diagnose.describe(failure).partition(" ")[2].partition(" ")[2]
+
+
+def _how_they_stopped(ranks: Sequence[Rank]) -> str:
+    return "; ".join(f"rank {rank.rank} {_how_it_stopped(rank)}" for rank in ranks)
+
+
+def _how_it_stopped(rank: Rank) -> str:  # noqa: PLR0911 -- one for each end
+    where = rank.where if rank.finished is None else " after the end of its cell"
+    if rank.killed and not rank.answered:
+        return f"did not answer{where} and was killed"
+    if rank.killed:
+        return f"was killed{where} while it cleaned up"
+    if rank.error is not None and rank.error.ename != "KeyboardInterrupt":
+        return diagnose.describe_error(rank.error)
+    if not rank.ran:
+        return "had not started its cell"
+    if rank.error is not None:
+        return f"stopped{where}"
+    if rank.finished is not None and rank.answered:
+        return "finished its cell, and its exit was interrupted"
+    if rank.finished is not None or rank.left_early:
+        return "finished"
+    return f"ended{where}"

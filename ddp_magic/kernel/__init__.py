@@ -1,0 +1,1 @@
+"""The notebook's process: magics, runs, sessions, worker groups. Imports no torch."""

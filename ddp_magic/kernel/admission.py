@@ -1,0 +1,136 @@
+"""Whether a message makes sense, coming from that end of a connection.
+
+Each connection to a group's socket is a stranger's until its first message. What it says then, it
+is: one rank, which speaks of itself, or an agent, which speaks of its ranks' ends. The socket lies
+in a private directory, so that strangers are the user's own processes: a library that connects to
+what it finds open, a launcher inside a rank, a script that has gone wrong. They must not harm a
+run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ddp_magic.errors import ProtocolError
+from ddp_magic.wire.messages import (
+    AgentDone,
+    AgentHello,
+    CellNames,
+    ClearOutput,
+    Command,
+    DisplayData,
+    Error,
+    Event,
+    Finished,
+    Heartbeat,
+    Idle,
+    Imported,
+    Interrupted,
+    Results,
+    WorkerExited,
+    WorkerHello,
+    WorkerReady,
+)
+
+MAX_MARKER_CHARS = 100
+_OF_RANKS = (
+    WorkerReady,
+    Imported,
+    Heartbeat,
+    Interrupted,
+    DisplayData,
+    ClearOutput,
+    Error,
+    Finished,
+    Results,
+    CellNames,
+    Idle,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a group knows when a message comes.
+
+    Attributes:
+        nproc: Number of ranks.
+        present: Ranks that are connected, or were.
+        exited: Ranks whose end an agent has reported.
+        rank: Whose connection the message has come over; None if it is no rank's.
+        agent: Whether it is an agent's.
+    """
+
+    nproc: int
+    present: Collection[int] = ()
+    exited: Collection[int] = ()
+    rank: int | None = None
+    agent: bool = False
+
+
+def check(message: Command | Event, standing: Standing) -> None:
+    """Check who says what.
+
+    Raises:
+        ProtocolError: It makes no sense from there.
+    """
+    kind = type(message).__name__
+    match message:
+        case WorkerHello() if standing.rank is None and not standing.agent:
+            _check_hello(message, standing)
+        case AgentHello() if standing.rank is None and not standing.agent:
+            # An agent starts the ranks: it comes before the last of them.
+            if len(standing.present) == standing.nproc:
+                raise ProtocolError(f"{kind}, but every rank is connected already")
+        case WorkerExited(rank=rank) if standing.agent:
+            _check_rank(kind, rank, standing)
+            if rank in standing.exited:
+                raise ProtocolError(f"{kind} names rank {rank}, which has ended already")
+        case AgentDone() if standing.agent:
+            pass
+        case _ if isinstance(message, _OF_RANKS) and standing.rank is not None:
+            if message.rank != standing.rank:
+                raise ProtocolError(f"{kind} names rank {message.rank}")
+        case _:
+            raise ProtocolError(f"unexpected {kind}")
+
+
+def _check_hello(hello: WorkerHello, standing: Standing) -> None:
+    _check_rank("WorkerHello", hello.rank, standing)
+    if hello.rank in standing.present:
+        raise ProtocolError(f"WorkerHello names rank {hello.rank}, which is connected already")
+    if not 0 < len(hello.marker) <= MAX_MARKER_CHARS or not hello.marker.isascii():
+        raise ProtocolError(f"WorkerHello has the marker {hello.marker[:MAX_MARKER_CHARS]!r}")
+
+
+def _check_rank(kind: str, rank: int, standing: Standing) -> None:
+    if rank >= standing.nproc:
+        raise ProtocolError(f"{kind} names rank {rank}; the last rank is {standing.nproc - 1}")
+
+
+def check_pipe(fd: int) -> None:
+    """Check that a descriptor is the read end of a pipe.
+
+    Raises:
+        ProtocolError: It is something else.
+    """
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode) or mode == os.O_WRONLY:
+        raise ProtocolError("the descriptor that came with it is not the read end of a pipe")
+
+
+def check_buffers(fd: int, sizes: Sequence[int]) -> None:
+    """Check that a descriptor is that of a file with buffers of these sizes, in bytes.
+
+    Raises:
+        ProtocolError: It is something else.
+    """
+    status = os.fstat(fd)
+    if not sizes or not stat.S_ISREG(status.st_mode) or sum(sizes) > status.st_size:
+        raise ProtocolError(
+            f"the descriptor that came with it does not hold {sum(sizes)} bytes in "
+            f"{len(sizes)} buffers"
+        )

@@ -1,0 +1,147 @@
+"""From the text of a notebook cell to a Python file with the notebook's own line numbers. Pure.
+
+The file is the cell after IPython's own transformation (`!ls` becomes a call), line for line: line
+3 of the file is line 3 of the notebook cell. Whatever stands above the cell's body there (the
+`%%ddp` line, blank lines, other cell magics) becomes comments.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from IPython.core.inputtransformer2 import TransformerManager
+
+from ddp_magic.kernel.names import Names, names_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell, ready to be written to its file.
+
+    Attributes:
+        source: Python with the notebook's line numbers.
+        names: Those that it reads from outside, and those that it binds.
+        environment: Environment variables that its top level sets to literal strings.
+    """
+
+    source: str
+    names: Names
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class LineKeepingTransformer(TransformerManager):
+    r"""IPython's transformation, except that every line keeps its number.
+
+    IPython joins a `!command` that goes on after a backslash into one line, which moves all lines
+    below it up; here blank lines take the place of those that went.
+    """
+
+    def do_one_token_transform(self, lines: list[str]) -> tuple[bool, list[str]]:
+        """Apply one transformation, and fill up what it shortened."""
+        changed, new = super().do_one_token_transform(lines)
+        missing = len(lines) - len(new)
+        if changed and missing > 0:
+            pairs = enumerate(zip(lines, new, strict=False))
+            first = next((i for i, (a, b) in pairs if a != b), len(new) - 1)
+            new = [*new[: first + 1], *["\n"] * missing, *new[first + 1 :]]
+        return changed, new
+
+
+def transformer_like(notebook: TransformerManager) -> LineKeepingTransformer:
+    """Return a transformer with the notebook's own rules, those a user has added included."""
+    ours = LineKeepingTransformer()
+    ours.cleanup_transforms = list(notebook.cleanup_transforms)
+    ours.line_transforms = list(notebook.line_transforms)
+    ours.token_transformers = list(notebook.token_transformers)
+    return ours
+
+
+def lines_above(raw_cell: str, body: str) -> list[str]:
+    """Return the lines of the notebook's cell that stand above its body.
+
+    Args:
+        raw_cell: The whole cell as typed.
+        body: What IPython gave the magic as the cell's body.
+    """
+    raw, own = raw_cell.rstrip().splitlines(), body.rstrip().splitlines()
+    if own and raw[-len(own) :] == own:
+        return raw[: -len(own)]
+    return ["%%ddp"]
+
+
+def prepare(
+    body: str,
+    *,
+    above: Sequence[str] = ("%%ddp",),
+    filename: str,
+    transformer: TransformerManager,
+) -> Cell:
+    """Turn a cell's body into Python that can be written to a file.
+
+    Args:
+        body: The text below the `%%ddp` line.
+        above: Lines of the notebook's cell above the body; they become comments.
+        filename: The name that a SyntaxError is to show.
+        transformer: What turns IPython's syntax into Python.
+
+    Raises:
+        SyntaxError: With the notebook's line number.
+    """
+    head = "".join(f"{_indentation(body)}# {line}".rstrip() + "\n" for line in above)
+    # IPython strips blank lines at the top and unindents by the first line: comments, as far in
+    # as the body, keep every line in its place.
+    magic = body.lstrip().startswith("%%")  # a cell magic in the cell, which must stand on top
+    whole = head + "\n" * (len(body) - len(body.lstrip("\n"))) if magic else ""
+    text = body if magic else head + body
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        source = text = whole + transformer.transform_cell(text)
+        # Compiling also finds what parsing alone does not ('return' outside function).
+        compile(source, filename, "exec", flags=flags, dont_inherit=True)
+    except SyntaxError as error:
+        # The compiler leaves the line out where it has only text, and IPython the name of the file.
+        error.filename = filename
+        lines = text.split("\n")
+        if error.text is None and error.lineno and error.lineno <= len(lines):
+            error.text = lines[error.lineno - 1]
+        raise
+    tree = compile(source, filename, "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    return Cell(source, names_of(tree), environment_set(tree))
+
+
+def environment_set(tree: ast.Module) -> dict[str, str]:
+    """Return the environment variables that a cell's top level sets to literal strings.
+
+    A script says `os.environ["HF_HOME"] = "/data"` above its imports, and means the libraries that
+    read it when they are imported. `%env HF_HOME=/data` is the same.
+    """
+    found = {}
+    for statement in tree.body:
+        match statement:
+            case ast.Assign(
+                targets=[
+                    ast.Subscript(
+                        value=ast.Attribute(attr="environ"), slice=ast.Constant(value=str(name))
+                    )
+                ],
+                value=ast.Constant(value=str(value)),
+            ):
+                found[name] = value
+            case ast.Expr(
+                value=ast.Call(
+                    func=ast.Attribute(attr="run_line_magic"),
+                    args=[ast.Constant(value="env"), ast.Constant(value=str(text))],
+                )
+            ) if "=" in text and not set("{$") & set(text):
+                name, _, value = text.partition("=")
+                found[name.strip()] = value.strip()
+    return found
+
+
+def _indentation(body: str) -> str:
+    for line in body.splitlines():
+        if stripped := line.lstrip():
+            return line[: len(line) - len(stripped)]
+    return ""

@@ -1,0 +1,196 @@
+"""What outlives a cell in the notebook's process: runs, sessions, the forkserver, the names."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import re
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ddp_magic.display.diagnose import Surroundings
+from ddp_magic.engines.local import Forkserver
+from ddp_magic.engines.torchrun import Torchrun
+from ddp_magic.errors import LaunchError
+from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.run import Options, Run, Runs, Screen
+from ddp_magic.kernel.session import Session, Sessions
+
+current: Controller | None = None  # of this process
+
+# What IPython gives a notebook: its results, inputs.
+_RESULTS = re.compile(r"_{1,3}|_\d+|_oh|Out|_i{1,3}|_i\d+|_ih|In")
+
+# What holds for all cells of a session: the first one says it.
+_FIXED = ("gpus", "backend", "timeout", "no_init", "cold")
+
+
+class Controller:
+    """The kernel's side of everything.
+
+    Args:
+        notebook: Its names.
+    """
+
+    def __init__(self, notebook: Notebook) -> None:
+        """Begin without a run."""
+        self.runs = Runs()
+        self.sessions = Sessions()
+        self.notebook = notebook
+        self.forkserver = Forkserver(fallback=Torchrun())
+
+    def preload(self, wanted: bool | list[str]) -> None:
+        """Start the forkserver in the background, or end it.
+
+        Args:
+            wanted: Whether there is to be one; or names of libraries that it imports beside those
+                that the notebook uses.
+        """
+        if sys.platform == "win32":
+            return
+        if self.forkserver.used:
+            self.forkserver.close()
+            self.forkserver = Forkserver(fallback=Torchrun())
+        if wanted is False:
+            self.forkserver.close()
+            return
+        if isinstance(wanted, list):
+            self.forkserver.want(wanted)
+        self.forkserver.follow(sys.modules)
+
+    def follow(self) -> None:
+        """Keep up with the notebook, after one of its cells."""
+        self.forkserver.follow(sys.modules)
+        self.notebook.forget_unbound()
+
+    def join(self, args: argparse.Namespace, argv: tuple[str, ...]) -> Options | None:
+        """Return a session's options for another cell; None if it is still to be started.
+
+        Args:
+            args: What was asked for.
+            argv: The cell's own arguments.
+
+        Raises:
+            ValueError: It contradicts what the session was started with.
+        """
+        session = None if args.session is None else self.sessions.get(args.session)
+        if session is None:
+            return None
+        nproc = session.options.nproc
+        other = f"%ddp_stop {session.name} first, or take another name"
+        if args.nproc_per_node not in (None, nproc):
+            raise ValueError(
+                f"session {session.name!r} has {nproc} ranks: leave -n out, or {other}"
+            )
+        if given := [name for name in _FIXED if getattr(args, name)]:
+            option = "--" + given[0].replace("_", "-")
+            raise ValueError(
+                f"session {session.name!r} runs already, and {option} is its first cell's: {other}"
+            )
+        return dataclasses.replace(
+            session.options,
+            devices=f"session {session.name} · {session.options.devices}",
+            time_limit_s=args.time_limit,
+            show=args.show,
+            seed=args.seed,
+            argv=argv,
+            pull=args.pull,
+        )
+
+    def make(
+        self,
+        cell: Cell,
+        options: Options,
+        only: Collection[str] | None,
+        *,
+        execution_count: int | None = None,
+        settings: dict[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Make a cell's run, in a session's ranks or in its own.
+
+        Args:
+            cell: What to run.
+            options: How.
+            only: Names of the notebook's that it may take along; None for all.
+            execution_count: The number in the notebook's `In[n]`.
+            settings: What the notebook's shell is set to.
+            extra: Names that the cell has beside the notebook's.
+
+        Raises:
+            CaptureError: A name that the cell reads cannot travel.
+            LaunchError: There is no torch.
+        """
+        if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
+            raise LaunchError(
+                f"torch is not installed in the notebook's environment ({sys.prefix}): "
+                "run `%pip install torch` in a cell, then this one again"
+            )
+        session = self.sessions.get(options.session) if options.session else None
+        if options.session and session is None:
+            session = Session.of(options)
+        held = session.held if session else None
+        capture = self.notebook.capture(cell.names, only, held, extra)
+        if session is None:
+            capture.notes += self._results_left(cell)
+        if session is not None:
+            self.sessions.add(session)
+            if why := self.sessions.lost.pop(session.name, ""):
+                capture.notes.insert(
+                    0,
+                    f"session {session.name} had ended since its last cell: {why}; these are new "
+                    "ranks, without its variables",
+                )
+        run = Run(
+            cell,
+            options,
+            execution_count=execution_count,
+            capture=capture,
+            around=Surroundings(self.notebook.visible(), self._elsewhere),
+            notebook_shell=settings,
+            group=session.group if session else None,
+        )
+        self.runs.add(run)
+        return run
+
+    def _results_left(self, cell: Cell) -> list[str]:
+        """Say that IPython's own names (`_`, `Out`) mean something else in the ranks."""
+        read = cell.names.reads - cell.names.assigns  # not the `_` of `for _ in range(3)`
+        names = sorted(name for name in read if _RESULTS.fullmatch(name))
+        names = [n for n in names if n in self.notebook.names and not self.notebook.defines(n)]
+        if not names:
+            return []
+        return [
+            f"`{names[0]}` in the cell is the rank's own: the notebook's results are not sent to "
+            "the ranks; give the value a name in the notebook, and use that"
+        ]
+
+    def _elsewhere(self, name: str) -> tuple[str, str]:
+        run = self.runs.last_binding(name)
+        if run is None:
+            return "", ""
+        session = self.sessions.get(run.options.session)
+        return run.label, session.name if session and name in session.held.bound else ""
+
+    def execute(self, run: Run, screen: Screen, *, cold: bool = False) -> None:
+        """Run to the end.
+
+        Args:
+            run: What `make` has returned.
+            screen: Where it is shown.
+            cold: Start the ranks by torchrun.
+        """
+        run.execute(screen, Torchrun() if cold else self.forkserver, list(sys.path))
+        self.runs.without_results(run)
+        self.forkserver.want(run.imported)
+        if session := self.sessions.get(run.options.session):
+            session.held.bound.update(run.bound)
+        self.sessions.lost.pop(run.options.session, None)  # the run has said it
+
+    def close(self) -> None:
+        """End the sessions and the forkserver."""
+        self.sessions.end_all()
+        self.forkserver.close()

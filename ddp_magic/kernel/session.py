@@ -1,0 +1,105 @@
+"""Sessions: ranks that are kept, so that a later cell finds what an earlier one has made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ddp_magic.display import diagnose
+from ddp_magic.kernel.capture import Held
+from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.run import Options, group_of
+from ddp_magic.kernel.stop import deferred
+from ddp_magic.system import storage
+
+END_S = 30.0  # for the exit handlers of its ranks
+
+
+@dataclass
+class Session:
+    """Ranks that are kept.
+
+    Attributes:
+        options: Those of its first cell that hold for all: ranks, devices, process group.
+        group: The ranks.
+        held: What they have.
+    """
+
+    options: Options
+    group: WorkerGroup
+    held: Held = field(default_factory=Held)
+
+    @property
+    def name(self) -> str:
+        """The user's name for it."""
+        return self.options.session
+
+    @classmethod
+    def of(cls, options: Options) -> Session:
+        """Describe a session; its first run starts it."""
+        return cls(options, group_of(options, storage.new_run_directory()))
+
+    def alive(self) -> bool:
+        """Look whether its ranks are still there."""
+        if self.group.started:
+            with deferred():
+                self.group.look()
+        return not self.group.ended
+
+    def why_it_ended(self) -> str:
+        """Say which rank was the first to go, and how."""
+        if not self.group.exited:
+            return "its agent died"
+        first = min(self.group.exited.values(), key=lambda event: event.time)
+        return f"rank {first.rank} {diagnose.exit_words(first.code)}"
+
+    def end(self) -> str:
+        """Ask the ranks to end, wait, kill; say what has ended."""
+        ranks = f"{self.options.nproc} rank{'s' if self.options.nproc > 1 else ''}"
+        in_time = True
+        try:
+            if self.group.started:
+                in_time = self.group.finish(END_S)
+        finally:  # Stop, while it waits, ends the wait
+            with deferred():
+                self.group.close()
+        how = "ended" if in_time else f"did not end within {END_S:g} s and was killed"
+        return f"session {self.name} ({ranks}) {how}"
+
+
+class Sessions:
+    """The sessions of this kernel.
+
+    Attributes:
+        lost: Why a session has ended that nobody has asked to, by its name, until that is said.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._sessions: dict[str, Session] = {}
+        self.lost: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        """Iterate over those that are alive."""
+        for name, session in list(self._sessions.items()):
+            if session.alive():
+                yield session
+            else:
+                self.lost[name] = session.why_it_ended()
+                del self._sessions[name]
+
+    def get(self, name: str) -> Session | None:
+        """Return the session of this name, if it is alive."""
+        return next((session for session in self if session.name == name), None)
+
+    def add(self, session: Session) -> None:
+        """Take up a new one."""
+        self._sessions[session.name] = session
+
+    def end(self, name: str) -> str:
+        """End one; say what has ended."""
+        return self._sessions.pop(name).end()
+
+    def end_all(self) -> list[str]:
+        """End all; say what has ended."""
+        return [self.end(name) for name in list(self._sessions)]

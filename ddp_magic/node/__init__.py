@@ -1,0 +1,1 @@
+"""What runs on each node beside the ranks: the forkserver and the agents."""

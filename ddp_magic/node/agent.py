@@ -1,0 +1,107 @@
+"""One node's agent: a process of its own that runs the ranks and ends with its kernel.
+
+Rendezvous, ranks and failure handling are torch's own elastic agent's (`elastic`). Here is what
+surrounds it: the connection to the kernel, the processes of the ranks, and their end. A thread
+waits for the end of the connection or of the kernel; the ranks carry PDEATHSIG should the agent
+itself be killed. The agent adopts what the ranks leave behind, and ends it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ddp_magic.errors import ProtocolError
+from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
+from ddp_magic.system import processes
+from ddp_magic.wire.channel import Channel, connect
+from ddp_magic.wire.messages import AgentDone, AgentHello, Interrupt, Kill, WorkerExited
+from ddp_magic.wire.specs import AgentSpec
+
+LEFTOVER_GRACE_S = 1.0  # for what the ranks had started, after the ranks
+
+
+class Watcher(threading.Thread):
+    """Listens to the kernel and ends everything when the kernel is gone."""
+
+    def __init__(self, channel: Channel, kernel_pid: int, ranks: Ranks) -> None:
+        """Watch a connection and the kernel's pid; `start` begins."""
+        super().__init__(name="ddp_magic-watcher", daemon=True)
+        self._channel = channel
+        self._kernel_pid = kernel_pid
+        self._ranks = ranks
+
+    def run(self) -> None:
+        """Wait for commands, the end of the connection, or the end of the kernel."""
+        try:
+            kernel = os.pidfd_open(self._kernel_pid)
+        except (OSError, AttributeError):  # gone, or no pidfd here: the connection tells as well
+            kernel = -1
+        waited_for: list[Any] = [self._channel, kernel] if kernel >= 0 else [self._channel]
+        while True:
+            ready = select.select(waited_for, [], [])[0]
+            try:
+                commands = self._channel.receive() if self._channel in ready else []
+            except ProtocolError:
+                commands = None
+            if commands is None or kernel in ready:
+                self._end_everything()
+            for command in commands or []:
+                match command:
+                    case Interrupt():
+                        self._ranks.interrupted = True
+                    case Kill(ranks=ranks):
+                        self._ranks.interrupted = self._ranks.interrupted and bool(ranks)
+                        if not ranks and not self._ranks.pids:
+                            os._exit(1)  # still importing: there is nothing to end but us
+                        self._ranks.kill(ranks)
+
+    def _end_everything(self) -> NoReturn:
+        self._ranks.signal(signal.SIGKILL)
+        processes.sweep(grace_s=0.0)
+        os._exit(1)
+
+
+def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoReturn:
+    """Run ranks, report to the kernel, and exit.
+
+    Args:
+        spec: What to run.
+        launch: Forks the ranks and returns when they have ended.
+    """
+    channel = connect(spec.worker.socket)
+    channel.send(AgentHello(pid=os.getpid()))
+    ranks = Ranks(functools.partial(_report_exit, channel))
+    processes.adopt_orphans()
+    Watcher(channel, spec.kernel_pid, ranks).start()
+    error = ""
+    try:
+        launch(spec, ranks)
+    except BaseException:  # noqa: BLE001 -- whatever ended torch's agent is told to the kernel
+        error = traceback.format_exc()
+    ranks.end(signal.SIGTERM, TERM_GRACE_S)
+    swept = processes.sweep(LEFTOVER_GRACE_S)
+    channel.send(AgentDone(error=error, swept=swept))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    failed = error or any(ranks.codes.values())
+    os._exit(1 if failed else 0)  # torch's rendezvous threads are of no use any more
+
+
+def _report_exit(channel: Channel, rank: int, code: int, by_agent: bool) -> None:
+    channel.send(WorkerExited(rank=rank, time=time.time(), code=code, by_agent=by_agent))
+
+
+def main(spec: AgentSpec) -> NoReturn:
+    """Be the agent of one run, in a process that the forkserver has forked."""
+    from ddp_magic.node import elastic  # the forkserver has imported it
+
+    serve(spec, elastic.run)

@@ -1,0 +1,147 @@
+"""The processes of the ranks on one node, as their agent holds them."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from ddp_magic.system import processes
+from ddp_magic.system.frames import without_ours
+
+TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
+POLL_S = 0.02
+STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
+
+
+class Ranks:
+    """The processes of the ranks on this node.
+
+    The main thread starts and polls them; the watcher thread may kill them. The lock makes sure
+    that no signal goes to a pid that has been reaped.
+    """
+
+    def __init__(self, on_exit: Callable[[int, int, bool], None]) -> None:
+        """Begin without a process.
+
+        Args:
+            on_exit: Called once for each that has ended, with its local rank, its exit code, and
+                whether it had been sent a signal from here.
+        """
+        self._lock = threading.Lock()
+        self._on_exit = on_exit
+        self.pids: dict[int, int] = {}
+        self.codes: dict[int, int] = {}
+        # Stop was pressed: ranks that answered may finish what they are saving, so that one
+        # rank's end no longer ends the others.
+        self.interrupted = False
+        self._doomed = False
+        self._ended_here: set[int] = set()
+        self._pidfds: dict[int, int] = {}
+
+    def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
+        """Fork a rank, in which `main` runs and nothing else of this process."""
+        agent_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_rank(agent_pid, main)
+        with self._lock:
+            self.pids[local_rank] = pid
+            try:
+                self._pidfds[local_rank] = os.pidfd_open(pid)
+            except (OSError, AttributeError):  # not Linux
+                pass
+            if self._doomed:
+                self._ended_here.add(local_rank)
+                os.kill(pid, signal.SIGKILL)
+
+    def kill(self, local_ranks: tuple[int, ...]) -> None:
+        """SIGKILL some of the ranks, or all where none is named: those still to come too."""
+        self._doomed = self._doomed or not local_ranks
+        self.signal(signal.SIGKILL, local_ranks)
+
+    def poll(self) -> None:
+        """Collect the exit codes of the ranks that have ended."""
+        ended = []
+        with self._lock:
+            for local_rank, pid in self.pids.items():
+                if local_rank in self.codes:
+                    continue
+                waited, status = os.waitpid(pid, os.WNOHANG)
+                if waited:
+                    self.codes[local_rank] = os.waitstatus_to_exitcode(status)
+                    if local_rank in self._pidfds:
+                        os.close(self._pidfds.pop(local_rank))
+                    ended.append(local_rank)
+        for local_rank in ended:
+            by_us = local_rank in self._ended_here
+            self._on_exit(local_rank, self.codes[local_rank], by_us)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a rank ends; not in vain for as long as `timeout_s`, s.
+
+        Idle ranks of a session cost nothing so; without pidfds it is a short sleep.
+        """
+        if len(self._pidfds) < len(self.alive()):
+            time.sleep(min(timeout_s, POLL_S))
+        elif self._pidfds:
+            select.select(list(self._pidfds.values()), [], [], timeout_s)
+
+    def alive(self) -> list[int]:
+        """Return the local ranks whose process has not been seen to end."""
+        return [r for r in self.pids if r not in self.codes]
+
+    def signal(self, sig: int, local_ranks: tuple[int, ...] = ()) -> None:
+        """Send a signal to some of the ranks, or to all where none is named."""
+        with self._lock:
+            for local_rank, pid in self.pids.items():
+                if local_rank not in self.codes and (not local_ranks or local_rank in local_ranks):
+                    if sig != signal.SIGUSR1 and not self._has_ended(pid):
+                        self._ended_here.add(local_rank)
+                    os.kill(pid, sig)
+
+    @staticmethod
+    def _has_ended(pid: int) -> bool:
+        """Tell whether a child has ended that has not been reaped yet."""
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def end(self, sig: int, grace_s: float) -> None:
+        """Send a signal, and SIGKILL to those that have not ended `grace_s` seconds later."""
+        self.poll()
+        if self.alive():
+            # Each tells first where it is (faulthandler, in C): the kernel reads it afterwards.
+            self.signal(signal.SIGUSR1)
+            time.sleep(STACK_S)
+        self.signal(sig)
+        deadline = time.monotonic() + grace_s
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self.poll()
+        self.signal(signal.SIGKILL)
+        deadline = time.monotonic() + 5.0  # a process in uninterruptible sleep cannot be killed
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+            self.poll()
+
+
+def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:
+    """Turn this fork of the agent into a rank. Nothing of the agent's may run in it any more."""
+    try:
+        os.setsid()
+        processes.die_with_parent(agent_pid)
+        for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(sig, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        main()
+    except BaseException as error:  # noqa: BLE001 -- the agent's frames must never run on in a rank
+        traceback.print_exception(without_ours(error))
+    finally:
+        sys.stderr.flush()
+        os._exit(1)

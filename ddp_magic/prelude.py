@@ -1,0 +1,161 @@
+"""SAM fine-tuning helpers, and the names that a distributed PyTorch program usually imports.
+
+In a `%%ddp` cell they are simply there; elsewhere: `from ddp_magic.prelude import train, nuclei`.
+Nothing is imported before it is used: `import ddp_magic.prelude` loads neither torch nor anything
+else that is heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ddp_magic import sam
+
+if TYPE_CHECKING:
+    import csv
+    import os
+    import socket
+
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+    import torch.nn.functional as F
+    from monai.losses import DiceLoss
+    from torch import nn, optim
+    from torch.nn.parallel import DistributedDataParallel as DDP
+    from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+    from tqdm.std import tqdm
+    from transformers import SamModel, SamProcessor
+
+    from ddp_magic.sam import (
+        GradScaler,
+        SamDataset,
+        autocast,
+        cells,
+        cleanup,
+        collate,
+        dice_score,
+        evaluate,
+        iou_score,
+        nuclei,
+        pixel_accuracy,
+        predict,
+        prepare,
+        segment,
+        setup,
+        show_history,
+        show_predictions,
+        show_results,
+        tiny_sam,
+        train,
+    )
+
+__all__ = [
+    "DDP",
+    "DataLoader",
+    "Dataset",
+    "DiceLoss",
+    "DistributedSampler",
+    "F",
+    "GradScaler",
+    "SamDataset",
+    "SamModel",
+    "SamProcessor",
+    "Subset",
+    "autocast",
+    "cells",
+    "cleanup",
+    "collate",
+    "csv",
+    "dice_score",
+    "dist",
+    "evaluate",
+    "iou_score",
+    "mp",
+    "nn",
+    "np",
+    "nuclei",
+    "optim",
+    "os",
+    "pixel_accuracy",
+    "plt",
+    "predict",
+    "prepare",
+    "segment",
+    "setup",
+    "show_history",
+    "show_predictions",
+    "show_results",
+    "socket",
+    "tiny_sam",
+    "torch",
+    "tqdm",
+    "train",
+]
+
+# name -> (module, attribute of it; None: the module itself)
+HOMES: dict[str, tuple[str, str | None]] = {
+    "csv": ("csv", None),
+    "os": ("os", None),
+    "socket": ("socket", None),
+    "np": ("numpy", None),
+    "plt": ("matplotlib.pyplot", None),
+    "tqdm": ("tqdm.std", "tqdm"),  # text; a notebook's widget bar cannot live in a rank
+    "torch": ("torch", None),
+    "dist": ("torch.distributed", None),
+    "mp": ("torch.multiprocessing", None),
+    "nn": ("torch.nn", None),
+    "F": ("torch.nn.functional", None),
+    "optim": ("torch.optim", None),
+    "DDP": ("torch.nn.parallel", "DistributedDataParallel"),
+    "Dataset": ("torch.utils.data", "Dataset"),
+    "DataLoader": ("torch.utils.data", "DataLoader"),
+    "Subset": ("torch.utils.data", "Subset"),
+    "DistributedSampler": ("torch.utils.data", "DistributedSampler"),
+    "SamModel": ("transformers", "SamModel"),
+    "SamProcessor": ("transformers", "SamProcessor"),
+    "DiceLoss": ("monai.losses", "DiceLoss"),
+    **{name: (f"{sam.__name__}.{module}", name) for name, module in sam.HOMES.items()},
+}
+
+
+def home(name: str) -> str:
+    """Return the full name of the module in which a name of the prelude lives."""
+    return HOMES[name][0]
+
+
+# Those that are this package's work, not other libraries'.
+OWN_NAMES = frozenset(sam.HOMES)
+
+# What `pip install "ddp-magic[sam]"` brings.
+_EXTRA = {"PIL", "matplotlib", "monai", "tqdm", "transformers"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name on its first use.
+
+    Raises:
+        AttributeError: There is no such name.
+        ImportError: It needs a package that is not installed.
+    """
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = HOMES[name]
+    try:
+        home = import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        raise ImportError(f'{name} needs {missing}: pip install "ddp-magic[sam]"') from error
+    value: object = home if attribute is None else getattr(home, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,180 @@
+"""Checkpoints that transformers reads, from which training goes on exactly; and the log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.utils import logging
+
+from ddp_magic.sam.adapter import image_processor_config
+from ddp_magic.sam.process_group import rank_and_world
+from ddp_magic.sam.tuning import plain_state
+
+History = list[dict[str, float]]
+Choices = dict[str, Any]  # arguments of `train` that a state depends on, by name
+
+# What the batches of an epoch depend on; between epochs it may change.
+WITHIN_AN_EPOCH = ("images", "ranks", "batch_size", "accumulate", "seed")
+
+
+@dataclass
+class Position:
+    """How far training has come."""
+
+    history: History = field(default_factory=list)  # of the epochs that are done
+    batches: int = 0  # of this epoch that are done, on each rank
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])  # their losses and objects
+    seconds: float = 0.0  # that they took
+
+
+class HasState(Protocol):
+    """A model, an optimizer, a scaler, an average."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object:
+        """Go on from a state."""
+
+
+def _random_states() -> list[dict[str, Any]]:
+    """Return the random states of all ranks, by rank. Collective."""
+    own = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
+    }
+    rank, world = rank_and_world()
+    states: list[Any] = [own] * world
+    if world > 1:
+        dist.gather_object(own, states if rank == 0 else None)
+    return states
+
+
+def _set_random_state(states: list[dict[str, Any]]) -> None:
+    """Go on with this rank's random numbers; another number of ranks has no such state."""
+    rank, world = rank_and_world()
+    if len(states) != world:
+        return
+    own = states[rank]
+    random.setstate(own["python"])
+    np.random.set_state(own["numpy"])
+    torch.set_rng_state(own["torch"])
+    if own["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
+
+
+def save(
+    folder: Path,
+    parts: Mapping[str, HasState],
+    position: Position,
+    choices: Choices,
+    sam: nn.Module,
+) -> None:
+    """Write `last`: the model as it is, and all that `load` needs. Collective; rank 0 writes.
+
+    Args:
+        folder: for all checkpoints.
+        parts: what has a state, by name.
+        position: how far training has come.
+        choices: that must be the same when training goes on.
+        sam: the model.
+    """
+    states = _random_states()
+    if rank_and_world()[0] == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"position": asdict(position), "choices": choices, "random": states}
+        save_model(folder / "last", sam, state)
+        _write_log(folder, position.history)
+
+
+def check(folder: Path, choices: Choices) -> None:
+    """Refuse to go on from `last` under other choices, before that costs anything.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It was written under other choices.
+    """
+    state = _read(folder, mmap=True)  # of a large file only the few bytes that are looked at
+    between_epochs = not state["position"]["batches"]
+    for name, now in choices.items():
+        was = state["choices"].get(name, 0)  # what an older version did not know was off
+        if was != now and not (between_epochs and name in WITHIN_AN_EPOCH):
+            raise ValueError(
+                f"{folder / 'last'} is of a training with {name} = {was!r}, now {now!r}: "
+                "resume with the same, or begin anew in another out_dir"
+            )
+
+
+def load(folder: Path, parts: Mapping[str, HasState]) -> Position:
+    """Load `last` into `parts` and set the random state; return the position."""
+    state = _read(folder)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    _set_random_state(state["random"])
+    return Position(**state["position"])
+
+
+def _read(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
+    path = folder / "last" / "trainer.pt"
+    # Our own file: plain data, but for the random states of Python and NumPy.
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
+    return state
+
+
+def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint beside `folder`, then put it in its place: it is never half written.
+
+    It has the image processor's configuration too, so that transformers' pipelines take it.
+    """
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    # A progress bar for each file would tear ours apart.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any = sam
+    model.save_pretrained(part, state_dict=plain_state(sam))
+    config = json.dumps(image_processor_config(model), indent=2)
+    (part / "preprocessor_config.json").write_text(config + "\n")
+    if shown:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    if state is not None:
+        torch.save(state, part / "trainer.pt")
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_log(folder: Path, history: History) -> None:
+    """Write `log.csv`, and what is new in it to TensorBoard where that is installed."""
+    if not history:
+        return
+    part = folder / "log.csv.part"
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    part.replace(folder / "log.csv")
+    if find_spec("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+
+        row = history[-1]
+        with SummaryWriter(folder / "tensorboard") as board:
+            for name, value in row.items():
+                board.add_scalar(name, value, int(row["epoch"]))

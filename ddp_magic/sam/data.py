@@ -1,0 +1,401 @@
+"""Images, their masks, and the prompts that ask for objects.
+
+An item is one image with its objects, uint8 at its own size. From there `batches` goes on.
+
+Letters in shapes: N objects of one image, P clicks, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from ddp_magic.sam.arrays import (
+    FOREGROUND,
+    any_object,
+    box_iou,
+    box_of,
+    check_click,
+    check_pair,
+    gray_window,
+    object_at,
+    object_labels,
+    object_mask,
+    object_masks,
+    on_background,
+    pixel,
+    prompt_rows,
+    sketch,
+    to_rgb,
+)
+from ddp_magic.sam.files import Files, check_names, open_files
+
+Images = Sequence[ArrayLike] | NDArray[Any] | str | Path
+Item = dict[str, Any]
+
+
+class SamDataset(Dataset[Item]):
+    """Images, their masks, and the prompts that ask for objects.
+
+    A click asks for the object under it; clicks on the same object of the same image are clicks of
+    one prompt, and so is a box around it. An image without prompts stays in the set, with no
+    objects; objects without prompts are not asked for. With neither clicks nor boxes in the whole
+    set all objects are asked for, and clicked on anew in each epoch.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        masks: Images,
+        coordinates: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        window: tuple[float, float] | None = None,
+    ) -> None:
+        """Check everything once, so that a mistake shows here and not as a bad score.
+
+        Args:
+            images: n images (H, W) or (H, W, 3), of equal or unequal sizes, all of one type: uint8
+                as it is; another type is brought to 0..255 by one rule for the whole set, printed.
+                Or a folder, or files: PNG, JPEG, TIFF (each page), NIfTI (each slice).
+            masks: n label maps (H, W), 0 = background, each other number an object; boolean, 0/1 or
+                0/255 masks of a single object; or stacks (N, H, W), one mask an object, which may
+                overlap. Or a folder, or files, of label maps.
+            coordinates: (P, 3) or (P, 4), rows (image number, y, x) in pixels, with or without a
+                label, 1 on the object, 0 off it; whole numbers are pixel centers. A click with
+                label 0 belongs to the object of the click before it. In a stack the smallest mask
+                under a click is meant.
+            boxes: (Q, 5), rows (image number, y0, x0, y1, x1) in pixels, each around an object.
+            window: values of the images that become 0 and 255, such as a training set's `window`
+                for what is held out. None: by the rule above.
+
+        Raises:
+            ValueError: Images, masks and prompts do not fit. The message names the row, and shows
+                the mask with the click in it.
+            FileNotFoundError: A file is missing.
+        """
+        self.images, self.masks = _sequence(images, labels=False), _sequence(masks, labels=True)
+        if isinstance(self.images, Files) and isinstance(self.masks, Files):
+            check_names(self.images, self.masks)
+        if len(self.images) != len(self.masks):
+            raise ValueError(f"{len(self.images)} images but {len(self.masks)} masks")
+        if not (isinstance(self.images, Files) or isinstance(self.masks, Files)):
+            for i in range(len(self.images)):
+                check_pair(i, np.shape(self.images[i]), np.asarray(self.masks[i]))
+        self.window = gray_window(self.images, window)
+        self.drawn = coordinates is None and boxes is None
+        clicks = prompt_rows(
+            coordinates, "coordinates", len(self.images), (3, 4), "(image, y, x[, label])"
+        )
+        frames = prompt_rows(boxes, "boxes", len(self.images), (5,), "(image, y0, x0, y1, x1)")
+        of_click = self._objects_clicked(clicks)  # (P,)
+        of_frame = self._objects_framed(frames)  # (Q,)
+        self._index(clicks, of_click, frames, of_frame)
+
+    def _index(
+        self,
+        clicks: NDArray[Any],
+        of_click: NDArray[Any],
+        frames: NDArray[Any],
+        of_frame: NDArray[Any],
+    ) -> None:
+        """Sort prompts by object once, so that an item's are slices, found without a search."""
+        image = np.concatenate([clicks[:, 0], frames[:, 0]]).astype(np.int64)
+        label = np.concatenate([of_click, of_frame])
+        order = np.argsort(image, kind="stable")
+        pairs = np.stack([image, label], 1)[order]  # (P + Q, 2)
+        unique, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+        by_first = np.argsort(first)  # objects in the order of their first prompt, image by image
+        number = np.empty(len(order), dtype=np.int64)
+        number[order] = np.argsort(by_first)[inverse.reshape(-1)]  # object of each prompt
+        asked = unique[by_first]  # (objects, 2)
+        ends = np.arange(len(self.images) + 1)
+        self.object_labels = asked[:, 1]
+        self.object_starts = np.searchsorted(asked[:, 0], ends)  # (n + 1,)
+        own = number[: len(clicks)]
+        order = np.argsort(own, kind="stable")
+        self.points = clicks[order][:, [2, 1]].astype(np.float32)  # (P, 2), (x, y) as SAM's
+        self.point_labels = clicks[order, 3].astype(np.int64)  # (P,)
+        self.point_counts = np.bincount(own, minlength=len(asked)).astype(np.int64)
+        self.point_starts = np.searchsorted(clicks[order, 0], ends)  # (n + 1,)
+        self.boxes = np.full((len(asked), 4), np.nan, dtype=np.float32)  # (x0, y0, x1, y1)
+        self.boxes[number[len(clicks) :]] = frames[:, [2, 1, 4, 3]]
+
+    def _objects_clicked(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the label of the object that each click belongs to, (P,)."""
+        labels = np.zeros(len(rows), dtype=np.int64)
+        for image, numbers in _by_image(rows):
+            mask, belongs = np.asarray(self.masks[image]), 0
+            check_pair(image, None, mask)
+            for row in numbers:
+                _, y, x, label = rows[row]
+                where = f"coordinates row {row}: image {image}, "
+                check_click(y, x, mask.shape[-2:], where, mask)
+                if label == FOREGROUND:
+                    belongs = object_at(mask, y, x)
+                    if not belongs:
+                        raise ValueError(on_background(row, rows[row], mask))
+                elif not belongs:
+                    raise ValueError(f"{where}label 0, but no click on an object before it")
+                elif object_mask(mask, belongs)[pixel(y), pixel(x)]:
+                    raise ValueError(
+                        f"{where}label 0 lies on the object it should be off\n"
+                        + sketch(object_mask(mask, belongs), y, x)
+                    )
+                labels[row] = belongs
+        return labels
+
+    def _objects_framed(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the label of the object that each box is around, (Q,)."""
+        labels = np.zeros(len(rows), dtype=np.int64)
+        for image, numbers in _by_image(rows):
+            mask = np.asarray(self.masks[image])
+            check_pair(image, None, mask)
+            found = object_labels(mask)
+            boxes = [box_of(object_mask(mask, label)) for label in found]
+            around = np.reshape(boxes, (-1, 4))  # (N, 4), without objects too
+            for row in numbers:
+                y0, x0, y1, x1 = rows[row, 1:]
+                where = f"boxes row {row}: image {image}, "
+                check_click(y0, x0, mask.shape[-2:], where, mask)
+                check_click(y1, x1, mask.shape[-2:], where, mask)
+                fits = box_iou(np.array([x0, y0, x1, y1]), around)
+                if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
+                    raise ValueError(
+                        f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; "
+                        f"the columns are (image, y0, x0, y1, x1)\n"
+                        + sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)
+                    )
+                labels[row] = found[fits.argmax()]
+        return labels
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return one image and its objects.
+
+        Returns:
+            `image` (3, H, W) uint8, `masks` (N, H, W) bool, and the prompts: `points` (P, 2)
+            float32 (x, y), object by object, `labels` (P,), 1 on and 0 off the object, `counts`
+            (N,) how many clicks an object has, `boxes` (N, 4) float32 (x0, y0, x1, y1), NaN where
+            there is none; `keys` (N,), numbers that no other object of the set has.
+        """
+        target, image = self.target(index), self.image(index)
+        check_pair(index, image.shape[1:], target["masks"].numpy())
+        return {**target, "image": torch.from_numpy(image)}
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Return one image, (3, H, W)."""
+        return to_rgb(self.images[index], self.window)
+
+    def target(self, index: int) -> Item:
+        """Return all but the image."""
+        index = range(len(self))[index]  # negative numbers, and IndexError past the end
+        mask = np.asarray(self.masks[index])
+        check_pair(index, None, mask)
+        if self.drawn:
+            labels = object_labels(mask)
+            prompts = no_prompts(len(labels))
+        else:
+            labels, prompts = self.prompts(index)
+        masks = object_masks(mask, labels)  # (N, H, W)
+        keys = index * 4096 + torch.arange(len(labels))
+        return {**prompts, "masks": torch.from_numpy(masks), "keys": keys}
+
+    def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
+        """Return the labels (N,) of an image's objects, and their clicks and boxes."""
+        first, last = self.object_starts[index], self.object_starts[index + 1]
+        start, end = self.point_starts[index], self.point_starts[index + 1]
+        return self.object_labels[first:last], {
+            "points": torch.from_numpy(self.points[start:end]),
+            "labels": torch.from_numpy(self.point_labels[start:end]),
+            "counts": torch.from_numpy(self.point_counts[first:last]),
+            "boxes": torch.from_numpy(self.boxes[first:last]),
+        }
+
+
+def _sequence(pictures: Images, *, labels: bool) -> Sequence[Any] | NDArray[Any]:
+    """Return arrays as they are, and paths as pictures that are read when indexed."""
+    paths: Any = pictures
+    if isinstance(paths, (str, Path)) or (len(paths) and isinstance(paths[0], (str, Path))):
+        return open_files(paths, labels=labels)
+    given: Sequence[Any] = paths
+    return given
+
+
+def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
+    """Return the image numbers that rows name, each with the numbers of its rows in order."""
+    order = np.argsort(rows[:, 0], kind="stable")
+    images, first = np.unique(rows[order, 0], return_index=True)
+    return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
+
+
+def no_prompts(objects: int) -> Item:
+    """Return the prompts of an item that has none for its objects."""
+    return {
+        "points": torch.zeros(0, 2),
+        "labels": torch.zeros(0, dtype=torch.long),
+        "counts": torch.zeros(objects, dtype=torch.long),
+        "boxes": torch.full((objects, 4), torch.nan),
+    }
+
+
+def without_objects(image: NDArray[np.uint8]) -> Item:
+    """Return an image (3, H, W) as an item in which nothing is asked for."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image)),
+        "masks": torch.zeros(0, *image.shape[1:], dtype=torch.bool),
+        "keys": torch.zeros(0, dtype=torch.long),
+        **no_prompts(0),
+    }
+
+
+def size_of(dataset: object, name: str = "dataset") -> int:
+    """Return the number of images of a data set.
+
+    Raises:
+        TypeError: It is none, but arrays or a loader.
+    """
+    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
+        what = type(dataset).__name__
+        raise TypeError(f"{name} is a data set such as SamDataset(images, masks), not a {what}")
+    return len(dataset)
+
+
+def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
+    """Return the image of an item, (3, H, W); its masks are read only where that cannot be helped.
+
+    Args:
+        dataset: a `SamDataset`; torch's subset of one, as `random_split` makes them; or any set of
+            such items.
+        index: of the item.
+    """
+    own, number = _origin(dataset, index)
+    image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
+    return image
+
+
+def target_of(dataset: Dataset[Item], index: int) -> Item:
+    """Return all of an item but the image; with it where it cannot be left unread.
+
+    Args:
+        dataset: as for `image_of`.
+        index: of the item.
+    """
+    own, number = _origin(dataset, index)
+    return dict(dataset[index]) if own is None else own.target(number)
+
+
+def may_have_boxes(dataset: Dataset[Item]) -> bool:
+    """Return whether an object of a set as for `image_of` may come with a box."""
+    own, _ = _origin(dataset, 0)
+    return own is None or not np.isnan(own.boxes).all()
+
+
+def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
+    """Return the type of a set's images and which values of it become 0 and 255, as JSON has it.
+
+    Args:
+        dataset: as for `image_of`, not empty.
+
+    Returns:
+        `dtype` and `window`, which is None where uint8 stays as it is; None if that is not known.
+    """
+    own, number = _origin(dataset, 0)
+    if own is None:
+        return None
+    window = None if own.window is None else list(own.window)
+    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": window}
+
+
+def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
+    """Find the `SamDataset` that an item comes from as it is, and its number there; else None."""
+    found: Any = dataset
+    while isinstance(found, Subset):
+        found, index = found.dataset, found.indices[index]
+    # A class of the user's with a __getitem__ of its own makes other items.
+    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
+    return (found if as_it_is else None), index
+
+
+class Sampled(Dataset[Item]):
+    """A `SamDataset` whose items are another draw in each epoch: of their objects, and turned.
+
+    What happens to an image, and where it is clicked on later, follows from seed, epoch and its
+    number alone: it is the same for any number of ranks and workers, and after an interruption.
+    Set `epoch` when an epoch begins.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Item], seed: int, *, objects: int = 0, augment: bool = False
+    ) -> None:
+        """Wrap a dataset.
+
+        Args:
+            dataset: what to draw from.
+            seed: of the choices.
+            objects: the most of an image; 0: all.
+            augment: whether to mirror, and turn by quarters.
+        """
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.objects, self.augment = objects, augment
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return size_of(self.dataset)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return one item of the dataset, some of its objects, perhaps in another position."""
+        item = dict(self.dataset[index])
+        if 0 < self.objects < len(item["keys"]):
+            rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+            chosen = rng.permutation(len(item["keys"]))[: self.objects]
+            item = pick_objects(item, torch.from_numpy(np.sort(chosen)))
+        item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**36
+        if not self.augment:
+            return item
+        position = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
+        return turn(item, mirror=position >= 4, quarters=position % 4)
+
+
+def pick_objects(item: Item, chosen: Tensor) -> Item:
+    """Return an item with some of its objects only, (n,) their numbers."""
+    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,) of a click
+    clicks = torch.isin(owner, chosen)
+    some = {name: item[name][chosen] for name in ("masks", "keys", "counts", "boxes")}
+    return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
+
+
+def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
+    """Mirror an item of a `SamDataset` left to right, then turn it counterclockwise.
+
+    Args:
+        item: image, masks and prompts.
+        mirror: whether to.
+        quarters: number of quarter turns.
+
+    Returns:
+        The same in its new position.
+    """
+    image, masks = item["image"], item["masks"]
+    points = torch.cat([item["points"], item["boxes"].view(-1, 2)])  # boxes as two corners
+    if mirror:
+        right = image.shape[2] - 1
+        image, masks = image.flip(2), masks.flip(2)
+        points = torch.stack([right - points[:, 0], points[:, 1]], 1)
+    for _ in range(quarters):
+        right = image.shape[2] - 1
+        image, masks = image.rot90(1, (1, 2)), masks.rot90(1, (1, 2))
+        points = torch.stack([points[:, 1], right - points[:, 0]], 1)
+    points, corners = points[: len(item["points"])], points[len(item["points"]) :]
+    corners = corners.view(-1, 2, 2)
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    return {**item, "image": image, "masks": masks, "points": points, "boxes": boxes}

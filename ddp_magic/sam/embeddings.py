@@ -1,0 +1,168 @@
+"""The embeddings of a frozen encoder, computed once and kept on disk.
+
+With a ViT-B at 1024 pixels they are 99 % of a training step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.std import tqdm
+
+from ddp_magic.sam.adapter import fingerprint
+from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.data import Item, image_of, size_of, target_of, without_objects
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.process_group import barrier, rank_and_world
+
+
+class Embedded(Dataset[Item]):
+    """A data set whose items have stored embeddings in the place of the image."""
+
+    def __init__(self, dataset: Dataset[Item], salt: str, digests: Path, files: list[Path]) -> None:
+        """Map the files into memory: ranks share what they read.
+
+        Args:
+            dataset: whose masks and prompts they belong to.
+            salt: of the digests.
+            digests: a .npy, (n, 16) uint8, of the images.
+            files: one .npy for each map of the model, (n, ...) float16.
+        """
+        self.dataset, self.salt, self.paths = dataset, salt, (digests, files)
+        self.digests, *self.maps = (np.load(each, mmap_mode="r") for each in (digests, *files))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return size_of(self.dataset)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return one item: `embeddings`, a list of float16 tensors, and all but the image.
+
+        Raises:
+            ValueError: The set has made another image than the one that was encoded.
+        """
+        index = range(len(self))[index]
+        stored = [torch.from_numpy(np.array(each[index])) for each in self.maps]
+        item = target_of(self.dataset, index)
+        image = item.pop("image", None)
+        if image is not None and (digest(image.numpy(), self.salt) != self.digests[index]).any():
+            raise ValueError(
+                f"image {index} is not what it was when it was encoded, and the encoder is frozen: "
+                "turn or change images before training, or train the encoder (tune='lora' or "
+                "'full')"
+            )
+        return {**item, "embeddings": stored}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the names of the files."""
+        return Embedded, (self.dataset, self.salt, *self.paths)
+
+
+class _Images(Dataset[Item]):
+    """The images of a set, without objects, and what identifies them."""
+
+    def __init__(self, dataset: Dataset[Item], salt: str) -> None:
+        self.dataset, self.salt = dataset, salt
+
+    def __len__(self) -> int:
+        return size_of(self.dataset)
+
+    def __getitem__(self, index: int) -> Item:
+        image = image_of(self.dataset, index)  # (3, H, W)
+        return without_objects(image) | {"digest": digest(image, self.salt)}
+
+
+def digest(image: NDArray[np.uint8], salt: str) -> NDArray[np.uint8]:
+    """Return 16 bytes that identify an image (3, H, W) and what encodes it."""
+    found = hashlib.blake2b(image.tobytes(), digest_size=16, key=salt.encode())
+    found.update(str(image.shape).encode())
+    return np.frombuffer(found.digest(), np.uint8)
+
+
+@torch.no_grad()
+def store_embeddings(
+    wrapper: PromptedSam,
+    dataset: Dataset[Item],
+    folder: Path,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+) -> Dataset[Item]:
+    """Encode each image once, dealt out over the ranks, and write float16 maps to `folder`.
+
+    Collective. What is there already of the same image and the same weights is kept, so that an
+    interruption or another training costs only what is missing.
+
+    Args:
+        wrapper: the model, with its arithmetic.
+        dataset: the same on all ranks.
+        folder: that all ranks share; made if need be.
+        batch_size: images at a time.
+        workers: processes a rank that load images.
+
+    Returns:
+        The set with stored embeddings, at 1024 pixels 2 MB an image; one without images as it is.
+
+    Raises:
+        FileNotFoundError: Not all ranks see the folder.
+    """
+    rank, world = rank_and_world()
+    device = next(wrapper.parameters()).device
+    images = _Images(dataset, fingerprint(wrapper.sam) + wrapper.amp)
+    if not len(images):
+        return dataset
+    first = prepare(collate([images[0]]), wrapper.geometry, device)
+    shapes = [tuple(each.shape[1:]) for each in wrapper.encode(first["pixel_values"])]
+    files = [folder / f"map{number}.npy" for number in range(len(shapes))]
+    digests = folder / "digests.npy"
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = [
+            *((path, shape, np.float16) for path, shape in zip(files, shapes, strict=True)),
+            (digests, (16,), np.uint8),
+        ]
+        if not all(_fits(path, (len(images), *shape), kind) for path, shape, kind in wanted):
+            for path, shape, kind in wanted:
+                np.lib.format.open_memmap(path, "w+", kind, (len(images), *shape)).flush()
+    barrier()
+    if not digests.exists():
+        raise FileNotFoundError(f"{folder} is not shared by all ranks: pass an out_dir that is")
+    maps = [np.load(path, mmap_mode="r+") for path in files]
+    known = np.load(digests, mmap_mode="r+")
+    shard = Subset(images, range(rank, len(images), world))
+    bar = tqdm(total=len(shard), desc="embeddings", disable=rank != 0 or len(shard) < 2, ncols=60)
+    for start, items in enumerate(_batches(shard, batch_size, workers)):
+        numbers = np.asarray(shard.indices)[start * batch_size :][: len(items)]
+        new = [
+            i for i, item in zip(numbers, items, strict=True) if (known[i] != item["digest"]).any()
+        ]
+        todo = [item for i, item in zip(numbers, items, strict=True) if i in new]
+        if todo:
+            batch = prepare(collate(todo), wrapper.geometry, device)
+            for stored, each in zip(maps, wrapper.encode(batch["pixel_values"]), strict=True):
+                stored[new] = each.half().cpu().numpy()
+            known[new] = [item["digest"] for item in todo]  # last: what has a digest is complete
+        bar.update(len(items))
+    bar.close()
+    for each in (*maps, known):
+        each.flush()
+    barrier()
+    return Embedded(dataset, images.salt, digests, files)
+
+
+def _batches(shard: Subset[Item], batch_size: int, workers: int) -> DataLoader[Any]:
+    return DataLoader(shard, batch_size, num_workers=workers, collate_fn=list)
+
+
+def _fits(path: Path, shape: tuple[int, ...], kind: type) -> bool:
+    """Return whether a stored array has this shape and type."""
+    if not path.exists():
+        return False
+    stored = np.load(path, mmap_mode="r")
+    return bool(stored.shape == shape and stored.dtype == kind)

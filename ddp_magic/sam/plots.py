@@ -1,0 +1,177 @@
+"""Pictures of results. Call them on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from ddp_magic.sam.arrays import PAD, object_labels, object_masks
+from ddp_magic.sam.metrics import dice_score
+
+Arrays = Any  # a tensor, an array, or a list of them
+
+WIDTH = 6.1  # inches, of a figure with two columns or three
+
+
+def show_results(
+    images: Arrays,
+    points: Sequence[Any] | None = None,
+    masks: Sequence[Any] | None = None,
+    predictions: Arrays = None,
+    *,
+    title: str = "",
+    rows: int = 4,
+) -> None:
+    """Show image and clicks, true masks, and predicted masks, an image a row, objects numbered.
+
+    What is not given takes no room.
+
+    Args:
+        images: a batch from `collate`, which holds points and masks too; or images (H, W, 3),
+            (H, W) or (3, H, W), uint8 or floats from 0 to 1.
+        points: for each image its clicks (K, 2), (x, y) in pixels, or a list of such arrays, one
+            an object; or (K, 3), with 0 for a click off the object, which is red.
+        masks: for each image its masks (N, H, W); or (H, W), one mask, or a map of whole labels.
+        predictions: masks or logits, for each image as `masks`; with a batch (M, H, W).
+        title: above the figure.
+        rows: the most images to show, up to 5.
+    """
+    boxes: Sequence[Any] | None = None
+    if isinstance(images, Mapping):
+        images, points, masks, predictions, boxes = _split(images, predictions)
+    n = min(len(images), rows, 5)
+    if n == 0:
+        return
+    pictures = [_channels_last(_array(images[i])) for i in range(n)]
+    columns = ["image" if points is None else "image and clicks"]
+    columns += ["true"] * (masks is not None) + ["predicted"] * (predictions is not None)
+    width = WIDTH / max(2, len(columns))  # inches, of one picture
+    tall = min(1.5, max(picture.shape[0] / picture.shape[1] for picture in pictures))
+    size = (width * len(columns), n * 0.88 * width * tall + 0.5)
+    figure, axes = plt.subplots(n, len(columns), figsize=size, squeeze=False)
+    for i, image in enumerate(pictures):
+        own = [] if points is None else _clicks(points[i])
+        true = None if masks is None else _stack(masks[i])
+        pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
+        _show_image(axes[i, 0], image, own, [] if boxes is None else boxes[i])
+        if masks is not None:
+            _show_masks(axes[i, 1], image, true)
+        if predictions is not None:
+            _show_masks(axes[i, -1], image, pred)
+        if true is not None and pred is not None and len(true) and true.shape == pred.shape:
+            axes[i, -1].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
+    for axis, name in zip(axes[0], columns, strict=True):
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.12 / n if title else 1))
+    plt.show()
+    plt.close(figure)  # else figures pile up in a rank that draws every epoch
+
+
+def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> None:
+    """Draw learning curves: the training loss, and the held-out scores with the control.
+
+    Args:
+        history: what `train` returned.
+        title: above the figure.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.2))
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], color="tab:red")
+    left.set(xlabel="epoch", ylabel="training loss")
+    names = {"dice": "Dice, 1 click", "dice_5": "5 clicks", "wrong_prompt_dice": "wrong prompt"}
+    for key, name in names.items():
+        style = "--" if key == "wrong_prompt_dice" else "-"
+        right.plot(epochs, [row[key] for row in history], style, label=name)
+    right.set(xlabel="epoch", ylabel="held out", ylim=(0, 1))
+    right.legend(fontsize=7)
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half epoch
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(pad=0.4)
+    plt.show()
+    plt.close(figure)
+
+
+def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any] | None, ...]:
+    """Cut a batch, whose objects lie in one row, into lists with an entry an image."""
+    images, points, masks, predicted, boxes = [], [], [], [], []
+    for i, (h, w) in enumerate(batch["sizes"].tolist()):
+        own = (batch["image_index"] == i).nonzero()[:, 0].cpu()  # (N,)
+        images.append(batch["images"][i, :, :h, :w])
+        masks.append(batch["masks"][own, :h, :w])
+        signed = torch.cat([batch["points"][own], batch["labels"][own, :, None].float()], 2)
+        points.append([clicks[clicks[:, 2] != PAD] for clicks in signed])
+        boxes.append(batch["boxes"][own])
+        if predictions is not None:
+            predicted.append(predictions[own, :h, :w])
+    return images, points, masks, None if predictions is None else predicted, boxes
+
+
+def _array(values: Arrays) -> NDArray[Any]:
+    """Take a NumPy array or a tensor from wherever it is."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def _channels_last(image: NDArray[Any]) -> NDArray[Any]:
+    is_first = image.ndim == 3 and image.shape[0] in {1, 3} and image.shape[-1] not in {1, 3}
+    return (image.transpose(1, 2, 0) if is_first else image).squeeze()
+
+
+def _clicks(points: Arrays) -> list[NDArray[Any]]:
+    """Return the clicks of each object, (K, 2); a single (K, 2) array is one object's."""
+    if isinstance(points, (list, tuple)) and all(np.ndim(_array(p)) == 2 for p in points):
+        return [_array(clicks) for clicks in points]
+    array = _array(points)
+    return [array.reshape(-1, 2) if array.ndim != 2 else array]
+
+
+def _stack(masks: Arrays) -> NDArray[Any]:
+    """Return masks as (N, H, W) booleans; floats are logits, whole numbers in a plane labels."""
+    array = _array(masks)
+    if array.ndim == 2 and array.dtype.kind in "iu":
+        return object_masks(array, object_labels(array))
+    array = array > 0 if array.dtype.kind == "f" else array != 0
+    return array.reshape(-1, *array.shape[-2:])
+
+
+def _show_image(
+    axis: Axes, image: NDArray[Any], points: Sequence[NDArray[Any]], boxes: Arrays
+) -> None:
+    axis.imshow(image, cmap="gray")
+    for number, clicks in enumerate(points):
+        off = (clicks[:, 2] == 0) if clicks.shape[1] > 2 else np.zeros(len(clicks), bool)
+        color = np.where(off, "red", "lime").tolist()
+        axis.scatter(clicks[:, 0], clicks[:, 1], s=22, color=color, edgecolors="black", lw=0.6)
+        for x, y in clicks[:, :2]:
+            axis.annotate(
+                str(number), (x, y), (3, 3), textcoords="offset points", color="lime", fontsize=7
+            )
+    for x0, y0, x1, y1 in _array(boxes)[~np.isnan(_array(boxes)).any(1)] if len(boxes) else []:
+        axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="lime"))
+    axis.set(xticks=[], yticks=[])
+
+
+def _show_masks(axis: Axes, image: NDArray[Any], masks: NDArray[Any] | None) -> None:
+    """Lay the masks over a dimmed image, a color each; the number is at the mask's center."""
+    axis.set(xticks=[], yticks=[])
+    if masks is None:
+        axis.axis("off")
+        return
+    axis.set_facecolor("black")
+    axis.imshow(image, cmap="gray", alpha=0.45)
+    colors = plt.get_cmap("tab10")
+    for number, mask in enumerate(masks):
+        overlay = np.zeros((*mask.shape, 4))  # (H, W, RGBA)
+        overlay[mask] = (*colors(number % 10)[:3], 0.7)
+        axis.imshow(overlay)
+        if mask.any():
+            y, x = np.argwhere(mask).mean(0)
+            axis.text(x, y, str(number), color="white", fontsize=7, ha="center", va="center")

@@ -1,0 +1,191 @@
+"""Which weights are trained, and their running average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ddp_magic.sam.adapter import encoder_parameters, positional_encoding
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.process_group import rank_and_world
+
+TUNES = ("full", "decoder", "lora")
+ATTENTION = ("qkv", "q_proj", "k_proj", "v_proj")  # the encoders' names for what LoRA adapts
+
+
+class LowRank(nn.Module):
+    """A weight with a product of two thin matrices added, which alone are trained.
+
+    Source:
+        Hu et al., "LoRA: Low-rank adaptation of large language models", ICLR 2022.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+        """Begin at zero: B is zero, A is random and the same on all ranks."""
+        super().__init__()
+        out_size, in_size = weight.shape
+        start = torch.randn(rank, in_size, generator=generator) / in_size**0.5
+        self.a = nn.Parameter(start.to(weight))
+        self.b = nn.Parameter(weight.new_zeros(out_size, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the adapted weight, (out, in)."""
+        return weight + self.b @ self.a
+
+
+def choose_trained(sam: nn.Module, tune: str, lora_rank: int = 4) -> list[nn.Parameter]:
+    """Freeze what is not to be trained.
+
+    Args:
+        sam: a model. What is frozen already stays so.
+        tune: "full": all; "decoder": the mask decoder, so that embeddings can be stored; "lora":
+            the decoder, and `LowRank` additions to the attention of the encoder.
+        lora_rank: of those.
+
+    Returns:
+        The parameters that were frozen here, to be thawed by `restore`.
+
+    Raises:
+        ValueError: An unknown `tune`.
+    """
+    if tune not in TUNES:
+        raise ValueError(f"tune is one of {', '.join(TUNES)}, not {tune!r}")
+    frozen = positional_encoding(sam)
+    if tune != "full":
+        part: Any = sam.prompt_encoder
+        frozen += [*encoder_parameters(sam), *part.parameters()]
+    frozen = [p for p in dict.fromkeys(frozen) if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    if tune == "lora":
+        generator = torch.Generator().manual_seed(0)
+        encoder: Any = sam.vision_encoder
+        for name, module in list(encoder.named_modules()):
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ATTENTION:
+                low = LowRank(module.weight.detach(), lora_rank, generator)
+                parametrize.register_parametrization(module, "weight", low)
+    return frozen
+
+
+def restore(sam: nn.Module, frozen: list[nn.Parameter]) -> None:
+    """Undo `choose_trained`: LoRA becomes part of the weights, and what it froze is thawed."""
+    for module in list(sam.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+
+
+def plain_state(sam: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict in which LoRA is part of the weights, as `from_pretrained` takes it."""
+    state: dict[str, Tensor] = {}
+    for name, value in sam.state_dict().items():
+        head, found, tail = name.partition(".parametrizations.weight.")
+        if not found:
+            state[name] = value
+        elif tail == "original":
+            module: Any = sam.get_submodule(head)
+            state[f"{head}.weight"] = module.weight.detach()
+    return state
+
+
+def find_unused(
+    model: PromptedSam, batches: Mapping[str, dict[str, Any]], rounds: Iterable[int]
+) -> list[nn.Parameter]:
+    """Freeze what no gradient reaches, so that DDP need not search for it in every step.
+
+    A backward pass on rank 0 for each kind of first prompt and number of rounds finds it. What only
+    some of them reach is noted in `model.sometimes`.
+
+    Args:
+        model: on this rank's device, in training mode.
+        batches: for each kind of first prompt a prepared batch.
+        rounds: the numbers of rounds that training will have.
+
+    Returns:
+        The parameters that were frozen here.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    reached: list[set[str]] = []
+    if rank_and_world()[0] == 0:
+        shares, most, model.sometimes = model.shares, model.rounds, []
+        for (kind, batch), number in product(batches.items(), set(rounds)):
+            model.shares, model.rounds = {kind: 1.0}, number
+            sum(logits.sum() + iou.sum() for logits, iou in model(batch)).backward()
+            reached.append({name for name, p in trained.items() if p.grad is not None})
+            model.zero_grad(set_to_none=True)
+        model.shares, model.rounds = shares, most
+    if rank_and_world()[1] > 1:
+        shared = [reached]
+        device = next(model.parameters()).device
+        dist.broadcast_object_list(shared, src=0, device=device)
+        reached = shared[0]
+    ever, always = set.union(*reached), set.intersection(*reached)
+    model.sometimes = [trained[name] for name in trained if name in ever - always]
+    frozen = [trained[name] for name in trained if name not in ever]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+class Averages:
+    """The exponential moving average of what is trained."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        """Begin with the weights of now.
+
+        Args:
+            parameters: that are trained.
+            decay: share of the average that a step keeps, such as 0.999; 0: no average.
+        """
+        self.parameters, self.decay, self.steps = parameters, decay, 0
+        self.values = [p.detach().clone() for p in parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step; the first steps count more, as there are few."""
+        self.steps += 1
+        if self.decay:
+            decay = min(self.decay, self.steps / (self.steps + 10))
+            get_ema_multi_avg_fn(decay)(self.values, list(self.parameters), self.steps)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average in the place of the weights for a while."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Put the average in the place of the weights for good."""
+        for parameter, value in zip(self.parameters, self.values, strict=False):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=False):
+            now = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes."""
+        return {"steps": self.steps, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.steps = state["steps"]
+        with torch.no_grad():
+            for value, stored in zip(self.values, state["values"], strict=True):
+                value.copy_(stored)

@@ -1,0 +1,1 @@
+"""Tools of the operating system: processes, environment, files, installed libraries."""

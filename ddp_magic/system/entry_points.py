@@ -1,0 +1,64 @@
+"""Where each process of ddp_magic begins: names, so that no process imports another's code.
+
+An engine starts the forkserver, or torchrun with its keepers, in a new interpreter; an agent forks
+a worker from itself. `tests/unit/system/test_entry_points.py` resolves every name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FORKSERVER = "ddp_magic.node.forkserver:main"
+TORCHRUN = "ddp_magic.node.torchrun:main"
+KEEPER = "ddp_magic.node.torchrun:keep"
+AGENT = "ddp_magic.node.agent:main"
+WORKER = "ddp_magic.worker.worker:main"
+WORKER_SHELL = "ddp_magic.worker.shell:preload"  # imported ahead, for every rank
+ALL = (FORKSERVER, TORCHRUN, KEEPER, AGENT, WORKER, WORKER_SHELL)
+
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+_LAST_WORDS_BYTES = 4000
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """Import the function that a name of this table stands for."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def command(name: str) -> list[str]:
+    """Return the command that calls a function of this table in a new interpreter.
+
+    The package is found where this process found it, whatever lies in the working directory.
+    """
+    module, _, function = name.partition(":")
+    code = (
+        f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); "
+        f"from {module} import {function}; {function}()"
+    )
+    return [sys.executable, "-c", code]
+
+
+def write_start(process: subprocess.Popen[bytes], start: dict[str, object]) -> None:
+    """Tell a process that has just been started what to do: JSON on its stdin."""
+    assert process.stdin is not None  # noqa: S101 -- PIPE was given
+    with process.stdin as stdin:
+        try:
+            stdin.write(json.dumps(start).encode())
+        except BrokenPipeError:
+            pass  # it died at once: whoever waits for its end sees that
+
+
+def last_words(log: Path) -> str:
+    """Return the end of a log; empty if there is none."""
+    try:
+        return log.read_bytes()[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
+    except OSError:  # it was never made, or has been removed
+        return ""

@@ -1,0 +1,88 @@
+"""Tracebacks without the frames of ddp_magic: a user is shown the user's own code.
+
+The prelude's frames stay: the user calls it, as any library.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+_PACKAGE = str(Path(__file__).parents[1]) + "/"
+_LIBRARY = _PACKAGE + "sam/"
+
+
+def is_ours(file: str) -> bool:
+    """Tell whether code of this file is ddp_magic's own."""
+    return file.startswith(_PACKAGE) and not file.startswith(_LIBRARY)
+
+
+def without_ours(error: BaseException) -> BaseException:
+    """Take our frames out of an exception's traceback, and of those that it is shown with.
+
+    Returns:
+        The same exception.
+    """
+    for one in _shown_with(error):
+        one.__traceback__ = _joined([tb for tb in _steps(one.__traceback__) if _is_foreign(tb)])
+    return error
+
+
+def _shown_with(error: BaseException) -> Iterator[BaseException]:
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += [one.__cause__, one.__context__]
+        inner = getattr(one, "exceptions", ())  # an ExceptionGroup's
+        if isinstance(inner, (tuple, list)):
+            todo += [sub for sub in inner if isinstance(sub, BaseException)]
+
+
+def _is_foreign(tb: TracebackType) -> bool:
+    return not is_ours(tb.tb_frame.f_code.co_filename)
+
+
+def _steps(tb: TracebackType | None) -> Iterator[TracebackType]:
+    while tb is not None:
+        yield tb
+        tb = tb.tb_next
+
+
+def _joined(steps: Iterable[TracebackType]) -> TracebackType | None:
+    joined: TracebackType | None = None
+    for step in reversed(list(steps)):
+        joined = TracebackType(joined, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return joined
+
+
+def text_without_ours(lines: Iterable[str]) -> list[str]:
+    """Take our frames out of a traceback that another process has written as text.
+
+    Args:
+        lines: Its lines; a frame is a line `File "..."` and the lines below it that are indented
+            deeper.
+    """
+    kept: list[str] = []
+    inside = False
+    for line in lines:
+        if found := re.match(r'\s*File "([^"]+)", line \d+', line):
+            inside = is_ours(found.group(1))
+        elif not line.startswith("    "):
+            inside = False
+        if not inside:
+            kept.append(line)
+    return kept
+
+
+def know_source(file: str, source: str) -> None:
+    """Let tracebacks, `inspect` and debuggers find the text of a file that need not exist."""
+    lines = [line + "\n" for line in source.rstrip("\n").split("\n")]
+    linecache.cache[file] = (len(source), None, lines, file)

@@ -1,0 +1,253 @@
+"""Run directories: where a run keeps its cell, its socket and its ranks' whole output.
+
+They lie in the user's cache directory, closed to others, and are kept for 7 days or until they
+take 1 GB together, whatever became of the kernel that made them. Where that cannot be (no home
+directory, a full disk, a path too long for a socket, something of somebody else's in its place),
+they lie in a fresh directory in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddp_magic.errors import LaunchError
+from ddp_magic.system.run_directory import SOCKET, RunDirectory
+
+KEEP_S = 7 * 24 * 3600
+KEEP_BYTES = 10**9
+PRUNE_EVERY_S = 600.0
+ROOM_BYTES = 64 * 1024  # that must be free where a run begins: for its store, cell, socket
+MAX_SOCKET_BYTES = 103  # a Unix socket's path; sun_path holds 104 or 108, with a zero
+_NAME = "ddp_magic"
+_ID_BYTES = 25  # longest name of a run
+_ID = re.compile(r"\d{4}-\d{6}-\d+-\d+")
+_numbers = itertools.count(1)
+_pruned: float | None = None
+_fresh: Path | None = None  # this process's own, in the temporary folder
+_notes: list[str] = []
+_said: set[str] = set()
+
+
+def new_run_directory(cell_bytes: int = 0) -> RunDirectory:
+    """Make the directory of the next run of this kernel; its name is the run's id.
+
+    What is to be said of its place is in `take_notes`.
+
+    Args:
+        cell_bytes: Size of the cell, for which there must be room too.
+
+    Raises:
+        LaunchError: There is no place for it.
+    """
+    problems: list[str] = []
+    for root in _roots(problems):
+        try:
+            directory = _new_directory(_private(root), ROOM_BYTES + cell_bytes)
+        except OSError as error:
+            problems.append(f"{root}: {error.strerror or error}")
+            _remove_empty(root)
+            continue
+        if problems:
+            _note(f"logs are kept in {root}, because other places cannot be used ({problems[0]})")
+        return RunDirectory(directory)
+    raise LaunchError(
+        "there is no place for the run's files; make room, or set TMPDIR to a directory of yours "
+        f"({'; '.join(problems)})"
+    )
+
+
+def take_notes() -> list[str]:
+    """Return what is to be said of where runs are kept, once."""
+    notes, _notes[:] = list(_notes), []
+    return notes
+
+
+def _note(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        _notes.append(text)
+
+
+def _roots(problems: list[str]) -> Iterator[Path]:
+    """Yield where runs may be kept, the best place first; add to `problems` why not elsewhere."""
+    global _fresh  # noqa: PLW0603 -- one for the process, so that its runs stay together
+    if (cache := cache_directory()) is not None:
+        yield cache
+    if _fresh is not None:
+        yield _fresh
+    for parent in _temporary_folders():
+        try:
+            _fresh = Path(tempfile.mkdtemp(prefix=f"{_NAME}-", dir=parent))
+        except OSError as error:
+            problems.append(f"{parent}: {error.strerror}")
+            continue
+        yield _fresh
+
+
+def cache_directory() -> Path | None:
+    """Return the directory of all runs of this user; None if there is no place for it."""
+    import platformdirs
+
+    try:
+        path = Path(platformdirs.user_cache_path(_NAME, appauthor=False))
+    except (KeyError, RuntimeError):  # a container's user without a name or a home
+        return None
+    if not path.is_absolute() or not _is_short(path):
+        return None
+    try:
+        # No home is made where there is none.
+        above = next(p for p in list(path.parents)[:2] if p.exists())
+        ours = above.stat().st_uid == os.getuid()
+    except (OSError, StopIteration):
+        return None
+    # Not in the home of somebody else (sudo), where a directory of ours would be in their way.
+    return path if ours else None
+
+
+def _temporary_folders() -> Iterator[Path]:
+    """Yield places for a fresh directory. The last ones are in memory, for when disks are full."""
+    candidates = ["/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm"]  # noqa: S108 -- only a fresh directory is made there
+    try:
+        candidates.insert(0, tempfile.gettempdir())
+    except FileNotFoundError:  # nothing can be written to any that it knows
+        pass
+    for path in map(Path, dict.fromkeys(candidates)):
+        if path.is_absolute() and path.is_dir() and _is_short(path / f"{_NAME}-12345678"):
+            yield path
+
+
+def _is_short(root: Path) -> bool:
+    return len(os.fsencode(root)) + _ID_BYTES + len(f"//{SOCKET}") <= MAX_SOCKET_BYTES
+
+
+def _private(root: Path) -> Path:
+    """Make a directory, if it is missing, and see to it that it is the user's own.
+
+    Raises:
+        PermissionError: Something that is not this user's has its name.
+        OSError: It cannot be made.
+    """
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{root.parent} is not a directory") from None
+    try:
+        root.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    status = root.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise PermissionError(errno.EPERM, "it is a symbolic link")
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(errno.EPERM, "it is not a directory")
+    if status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user")
+    if status.st_mode & 0o777 != 0o700:
+        root.chmod(0o700)
+    return root
+
+
+def _new_directory(root: Path, room_bytes: int) -> Path:
+    """Make a run's directory, with room for it.
+
+    Raises:
+        OSError: It cannot be made there, or there is no room.
+    """
+    stamp = time.strftime("%m%d-%H%M%S")
+    while True:
+        path = root / f"{stamp}-{os.getpid()}-{next(_numbers)}"
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        break
+    try:
+        probe = path / "room"
+        probe.write_bytes(bytes(room_bytes))
+        probe.unlink()
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return path
+
+
+def prune_in_background() -> threading.Thread | None:
+    """Remove old runs in a thread of its own: with thousands of them it takes a while.
+
+    Returns:
+        The thread; None where it has been done less than `PRUNE_EVERY_S` ago.
+    """
+    global _pruned  # noqa: PLW0603 -- one clock for the process
+    now = time.monotonic()
+    if _pruned is not None and now - _pruned < PRUNE_EVERY_S:
+        return None
+    _pruned = now
+    roots = [root for root in (cache_directory(), _fresh) if root is not None and root.is_dir()]
+    thread = threading.Thread(target=_prune_all, args=(roots,), daemon=True)
+    thread.start()
+    return thread
+
+
+def _prune_all(roots: list[Path]) -> None:
+    for root in roots:
+        prune(root)
+    for parent in _temporary_folders():
+        for path in parent.glob(f"{_NAME}-*"):  # of other kernels, and of earlier versions
+            if path not in roots and _is_ours(path):
+                prune(path)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(status.st_mode) and status.st_mode & 0o777 == 0o700
+    return private and status.st_uid == os.getuid()
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a fresh directory that is of no use."""
+    if path == _fresh:
+        try:
+            path.rmdir()
+        except OSError:  # it is not empty, or gone
+            pass
+
+
+def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -> None:
+    """Remove the oldest runs beyond `keep_s` seconds of age or `keep_bytes` in all.
+
+    A run that may still be under way (its socket is there, and it is not old) is left alone.
+    """
+    sizes = {}
+    try:
+        paths = list(root.iterdir())
+    except OSError:  # it has just been removed
+        return
+    for path in paths:
+        if not _ID.fullmatch(path.name):
+            continue
+        try:
+            files = [p.lstat() for p in path.rglob("*") if p.is_file() or p.is_socket()]
+            newest = max((f.st_mtime for f in files), default=path.lstat().st_mtime)
+        except OSError:  # another kernel removes it, or its run does
+            continue
+        sizes[path] = (newest, sum(f.st_size for f in files))
+    total = 0
+    for path, (newest, size) in sorted(sizes.items(), key=lambda item: -item[1][0]):
+        total += size
+        old = time.time() - newest > keep_s
+        busy = RunDirectory(path).socket.exists()
+        if old or (total > keep_bytes and not busy):
+            shutil.rmtree(path, ignore_errors=True)

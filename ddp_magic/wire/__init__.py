@@ -1,0 +1,1 @@
+"""What travels between processes: messages, values, and the connections that carry them."""

@@ -1,0 +1,232 @@
+"""The connection between a kernel and its workers and agents: frames over a Unix socket.
+
+A frame is a length (four bytes, big-endian) and that many bytes of JSON. The socket lies in a
+directory that only its owner may enter, which is the authentication; nothing that arrives is
+unpickled. A file descriptor can travel with a frame (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ddp_magic.errors import ProtocolError
+from ddp_magic.wire.messages import MAX_BYTES, Command, Event, decode, encode
+
+_LENGTH = struct.Struct("!I")
+_PEER = struct.Struct("3i")  # pid, uid, gid
+MAX_FRAME_BYTES = MAX_BYTES
+_CHUNK_BYTES = 256 * 1024
+_MAX_PATH_BYTES = 103  # sun_path holds 104 or 108, with a zero at the end
+
+
+class Channel:
+    """One end of a connection.
+
+    `send` may be called from any thread; `receive` from one. In a forked child a channel is
+    closed at once: what a `DataLoader` worker or an `mp.Process` inherits must neither hold the
+    connection open after its owner's death nor write into its owner's frames.
+    """
+
+    def __init__(self, sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        """Take over a connected socket."""
+        self._socket = sock
+        self.max_frame_bytes = max_frame_bytes  # of what is received
+        self._send_lock = threading.Lock()
+        self._inode = os.fstat(sock.fileno()).st_ino
+        self._buffer = bytearray()
+        self.received_fds: list[int] = []
+        self.closed = False
+        _open_channels.add(self)
+
+    def fileno(self) -> int:
+        """Descriptor, for `selectors`; -1 once closed."""
+        return self._socket.fileno()
+
+    def send(self, message: Command | Event, fd: int | None = None) -> bool:
+        """Send one message, and a descriptor with it.
+
+        Returns:
+            False if the other end is gone or this one is closed.
+        """
+        payload = encode(message)
+        frame = _LENGTH.pack(len(payload)) + payload
+        try:
+            with self._send_lock:
+                if fd is None:
+                    self._socket.sendall(frame)
+                else:
+                    sent = socket.send_fds(self._socket, [frame], [fd])
+                    self._socket.sendall(frame[sent:])
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> list[Command | Event] | None:
+        """Read what has arrived, blocking until something has.
+
+        Returns:
+            The messages that are now complete (perhaps none); None at the end of the stream.
+
+        Raises:
+            ProtocolError: A frame is longer than `max_frame_bytes` or no known message.
+        """
+        return [decode(payload) for payload in self.frames()] if self.read() else None
+
+    def read(self) -> bool:
+        """Read what has arrived, blocking until something has; False at the end of the stream."""
+        try:
+            data, fds, _flags, _address = socket.recv_fds(self._socket, _CHUNK_BYTES, 1)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        self.received_fds.extend(fds)
+        self._buffer += data
+        return bool(data)
+
+    def frames(self) -> Iterator[bytes]:
+        """Yield the payloads of the frames that are complete.
+
+        Raises:
+            ProtocolError: The next one is longer than `max_frame_bytes`.
+        """
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > self.max_frame_bytes:
+                raise ProtocolError(f"a frame of {length} bytes was announced")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield payload
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the beginning of a frame has arrived, and not its end."""
+        return bool(self._buffer)
+
+    def take_fd(self) -> int:
+        """Return the descriptor that came with a frame.
+
+        Raises:
+            ProtocolError: None came. It is lost also where this process has too many open.
+        """
+        if not self.received_fds:
+            raise ProtocolError(
+                "no descriptor came with it (none can where too many files are open: ulimit -n)"
+            )
+        return self.received_fds.pop(0)
+
+    def drop_fds(self) -> None:
+        """Close what came with frames that had no use for it."""
+        while self.received_fds:
+            os.close(self.received_fds.pop())
+
+    def peer_pid(self) -> int | None:
+        """Return the process that has connected, where the operating system tells."""
+        if not hasattr(socket, "SO_PEERCRED"):
+            return None
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return int(_PEER.unpack(credentials)[0])
+
+    def move(self, place: Callable[[int], int]) -> None:
+        """Move the descriptor, before another thread uses the channel.
+
+        Args:
+            place: Takes a descriptor; returns the one that takes its place.
+        """
+        self._socket = socket.socket(fileno=place(self._socket.detach()))
+        self._inode = os.fstat(self._socket.fileno()).st_ino
+
+    def intact(self) -> bool:
+        """Tell whether the descriptor is still this channel's, and not closed by somebody else.
+
+        Its number may be another file's by now.
+        """
+        try:
+            return os.fstat(self._socket.fileno()).st_ino == self._inode
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close this end; the other one reads the end of the stream."""
+        self.closed = True
+        self._socket.close()
+
+    def _close_in_child(self) -> None:
+        # Another thread of the parent may have held the lock at the moment of the fork; here
+        # nobody is left to release it.
+        self._send_lock = threading.Lock()
+        self.close()
+
+
+class Listener:
+    """The kernel's listening end.
+
+    Args:
+        path: Of the socket; in a directory of mode 0700.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Listen on a socket."""
+        self.path = path
+        if len(os.fsencode(self.path)) > _MAX_PATH_BYTES:
+            raise ProtocolError(
+                f"{self.path} is too long for a Unix socket; set TMPDIR to a shorter path"
+            )
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(self.path))
+        self._socket.listen(1024)
+        _open_channels.add(self)
+
+    def fileno(self) -> int:
+        """Descriptor, for `selectors`; -1 once closed."""
+        return self._socket.fileno()
+
+    def accept(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> Channel:
+        """Take the next connection."""
+        return Channel(self._socket.accept()[0], max_frame_bytes)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket's file."""
+        self._socket.close()
+        # It may be gone, with its directory, or on a disk that can only be read by now.
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def _close_in_child(self) -> None:
+        self._socket.close()
+
+
+def connect(path: str, timeout_s: float = 30.0) -> Channel:
+    """Connect to a `Listener`.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout_s)
+    sock.connect(path)
+    sock.settimeout(None)
+    return Channel(sock)
+
+
+_open_channels: weakref.WeakSet[Channel | Listener] = weakref.WeakSet()
+
+
+def close_inherited() -> None:
+    """Close every channel that a forked process has inherited (it runs in each child by itself)."""
+    for end in list(_open_channels):
+        end._close_in_child()
+    _open_channels.clear()
+
+
+os.register_at_fork(after_in_child=close_inherited)

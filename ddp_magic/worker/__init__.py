@@ -1,0 +1,1 @@
+"""One rank: a process that runs cells."""

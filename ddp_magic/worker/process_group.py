@@ -1,0 +1,252 @@
+"""The default process group that a rank finds ready, and how it gives way to the cell's own.
+
+A script that plain torchrun runs calls `init_process_group` itself, perhaps in a module that the
+cell imports. That call takes the place of the untouched default group, over the ranks' own store
+whatever MASTER_PORT the script has set; after traffic on ours it is a clear error.
+
+What a rank starts in its turn is not a rank: the groups of a process that it forks are that
+process's own, and take the place of the one that it has inherited. Those of a world of another size
+are the cell's own too.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import PrefixStore
+
+from ddp_magic.system.run_directory import RunDirectory
+
+if TYPE_CHECKING:  # older torch has no name for this type of string
+    from torch.distributed.distributed_c10d import GroupName
+
+
+class ProcessGroups:
+    """Stands before torch's `init_process_group` and `destroy_process_group` in one rank.
+
+    Args:
+        directory: Where the ranks' store lies.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        """Put ours in the place of torch's two functions."""
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._world_size = int(os.environ["WORLD_SIZE"])
+        self._path = str(directory.store(attempt))
+        self._torch_init = distributed_c10d.init_process_group
+        self._torch_destroy = distributed_c10d.destroy_process_group
+        self._torch_helper = distributed_c10d._new_process_group_helper
+        self._number = 0
+        self._count = 0
+        self._ours: Any = None
+        self._kept: list[Any] = []
+        self._sockets: set[str] = set()
+        self._in_rank = True  # not in a process that the rank has forked
+
+        @functools.wraps(self._torch_init)
+        def init_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
+            self._init_for_the_cell(*args, **kwargs)
+
+        @functools.wraps(self._torch_destroy)
+        def destroy_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
+            self._destroy_for_the_cell(*args, **kwargs)
+
+        @functools.wraps(self._torch_helper)
+        def helper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's
+            before = _sockets()
+            try:
+                return self._torch_helper(*args, **kwargs)
+            finally:
+                self._sockets |= _sockets() - before
+
+        distributed_c10d._new_process_group_helper = helper
+        for module in (dist, distributed_c10d):
+            module.init_process_group = init_process_group  # type: ignore[attr-defined]
+            module.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]
+        os.register_at_fork(after_in_child=self._leave_to_the_child)
+
+    def _leave_to_the_child(self) -> None:
+        """Leave a process that this rank has forked to itself.
+
+        The default group stays in sight there: a `DataLoader`'s worker asks it for its rank. But
+        what torch's own launchers start is a program of its own, which begins without one.
+        """
+        self._in_rank = False
+        distributed_c10d._new_process_group_helper = self._torch_helper
+        if _is_launched():
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go, in a forked process, of the group that is its parent's."""
+        if self._ours is None or dist.group.WORLD is not self._ours:
+            return
+        self._ours = None
+        self._kept.extend(distributed_c10d._world.pg_map)
+        distributed_c10d._world.pg_names.clear()  # what is named there is shut down
+        self._torch_destroy()
+
+    def init(self, *, backend: str, timeout: timedelta | None) -> None:
+        """Make the default group that the cell finds."""
+        self._torch_init(
+            backend=backend,
+            timeout=timeout,
+            store=self._next_store(),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
+        self._ours = dist.group.WORLD
+
+    def renew(self, number: int, *, backend: str | None, timeout: timedelta | None) -> None:
+        """Make the default group anew, after a cell that has left the ranks out of step.
+
+        A collective that one rank has begun and another has not would pair with the next one, and
+        its result would be wrong without an error.
+
+        Args:
+            number: Of the new group, the same on all ranks.
+            backend: As for `init`; None to make none.
+            timeout: Of collectives.
+        """
+        if dist.is_initialized():
+            self._keep_groups()
+            if "nccl" in str(dist.get_backend()):
+                distributed_c10d._abort_process_group()  # torch 2.11 and 2.13: forgets them too
+            if dist.is_initialized():
+                self._torch_destroy()
+        self.cut()
+        self._number, self._count, self._ours = number, 0, None
+        if backend is not None:
+            self.init(backend=backend, timeout=timeout)
+
+    def cut(self) -> None:
+        """Close the connections of all groups.
+
+        A rank that waits in a collective of gloo's is deaf to signals; an error of the connection
+        is what ends its wait.
+        """
+        for fd, name in _socket_fds():
+            if name in self._sockets:
+                try:
+                    with socket.socket(fileno=os.dup(fd)) as connection:
+                        connection.getpeername()  # not one that listens: gloo would abort
+                        connection.shutdown(socket.SHUT_RDWR)
+                except OSError:  # it listens, or is closed already
+                    continue
+        self._sockets.clear()
+
+    def _next_store(self) -> PrefixStore:
+        # Each group has keys of its own: those of an earlier one would be taken for its peers'.
+        self._count += 1
+        # A file, since these ranks are on one machine. At each connection to a TCPStore torch asks
+        # for the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
+        Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # cleaners come by
+        store = dist.FileStore(self._path)  # type: ignore[attr-defined]
+        return PrefixStore(f"ddp_magic/{self._number}/{self._count}", store)
+
+    def _init_for_the_cell(
+        self,
+        backend: str | None = None,
+        init_method: str | None = None,
+        timeout: timedelta | None = None,
+        world_size: int = -1,
+        rank: int = -1,
+        store: Any = None,  # noqa: ANN401 -- torch's own signature
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        if not self._in_rank:
+            self._forget()
+            self._torch_init(
+                backend, init_method, timeout, world_size, rank, store, *args, **kwargs
+            )
+            return
+        self._give_way()
+        size = int(os.environ.get("WORLD_SIZE", "-1")) if world_size < 0 else world_size
+        by_environment = store is None and (init_method or "env://").startswith("env://")
+        ours = by_environment and size == self._world_size
+        if ours:
+            # torchrun's way: over the ranks' own store, with the rank's own numbers unless given.
+            store, init_method = self._next_store(), None
+            rank = int(os.environ["RANK"]) if rank < 0 else rank
+            world_size = size
+        self._torch_init(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
+        if ours:
+            # A rank that goes on and closes its connections would look dead to one that is still
+            # connecting: torch's own remedy, which it leaves out by default.
+            patience = timeout or distributed_c10d.default_pg_timeout
+            distributed_c10d._store_based_barrier(
+                rank, store, cast("GroupName", "ddp_magic"), world_size, patience
+            )
+
+    def _give_way(self) -> None:
+        if self._ours is None or dist.group.WORLD is not self._ours:
+            return  # the cell has destroyed it, or has made its own: torch says what is wrong
+        if _collectives(self._ours):
+            raise RuntimeError(
+                "the cell calls init_process_group, but the default process group that %%ddp had "
+                "made is in use already. Call it first, or leave the call out, or use "
+                "%%ddp --no-init"
+            )
+        self._ours = None
+        self._destroy_for_the_cell()
+
+    def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
+        if not self._in_rank and group is None and dist.group.WORLD is self._ours is not None:
+            self._forget()
+            return
+        self._keep_groups()
+        self._torch_destroy(group)
+
+    def _keep_groups(self) -> None:
+        # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
+        # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
+        self._kept.extend(distributed_c10d._world.pg_map)
+
+
+def _is_launched() -> bool:
+    """Tell, in a process that has just been forked, whether torch's launcher has forked it.
+
+    `mp.start_processes` has: torchrun's own way of calling a function, and so `accelerate`'s.
+    """
+    launcher = torch.multiprocessing.start_processes.__code__  # type: ignore[attr-defined]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is launcher:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _socket_fds() -> list[tuple[int, str]]:
+    """Return (descriptor, name with inode number) of this process's sockets."""
+    found = []
+    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:  # noqa: PTH112, PTH208 -- hot path
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        except OSError:  # the listing's own
+            continue
+        if name.startswith("socket:"):
+            found.append((int(fd), name))
+    return found
+
+
+def _sockets() -> set[str]:
+    return {name for _, name in _socket_fds()}
+
+
+def _collectives(group: Any) -> int:  # noqa: ANN401 -- a ProcessGroup
+    """Return how many collective operations a group has started."""
+    try:
+        return int(group._get_sequence_number_for_group())
+    except RuntimeError:  # a backend that does not count
+        return 0

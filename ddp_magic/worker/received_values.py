@@ -1,0 +1,75 @@
+"""The notebook's values in a rank, and in the `multiprocessing` children of a rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ddp_magic.errors import CaptureError
+from ddp_magic.wire.memory import Segment
+from ddp_magic.wire.messages import Captured
+from ddp_magic.wire.pickling import load
+
+
+def receive(
+    command: Captured, segments: Mapping[int, Segment], namespace: dict[str, Any]
+) -> dict[str, Any]:
+    """Read the captured values, for functions whose globals are `namespace`.
+
+    Args:
+        command: What the kernel says of them.
+        segments: Shared memory, by number.
+        namespace: The cell's.
+
+    Raises:
+        CaptureError: A value cannot be made here.
+    """
+    views = {number: segments[number].views() for number in {p[0] for p in command.parts}}
+    stream = segments[command.stream].views()[0]
+    buffers = [
+        view
+        for number, first, count in command.parts
+        for view in views[number][first : first + count]
+    ]
+    values: dict[str, Any] = {}
+    try:
+        for name, value in load(stream, buffers, namespace):
+            values[name] = value
+    except Exception as error:
+        name = command.names[len(values)]
+        raise CaptureError(
+            f"`{name}` could not be taken over from the notebook: {type(error).__name__}: {error}"
+        ) from error
+    return values
+
+
+def for_children(command: Captured, segments: Mapping[int, Segment]) -> dict[str, Any]:
+    """Describe where a `multiprocessing` child of this rank finds the same values.
+
+    Args:
+        command: What the kernel says of them.
+        segments: Shared memory, by number; this process holds it.
+    """
+    numbers = sorted({command.stream, *(part[0] for part in command.parts)})
+    own = f"/proc/{os.getpid()}/fd"
+    return {
+        "command": dataclasses.asdict(command),
+        "segments": numbers,
+        "places": [[f"{own}/{segments[n].fd}", segments[n].sizes] for n in numbers],
+    }
+
+
+def receive_as_child(described: Mapping[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
+    """Read in a child what `for_children` has described in its parent.
+
+    Raises:
+        CaptureError: A value cannot be made here.
+        OSError: The parent has ended.
+    """
+    segments = {
+        number: Segment(os.open(place, os.O_RDONLY), sizes)
+        for number, (place, sizes) in zip(described["segments"], described["places"], strict=True)
+    }
+    return receive(Captured(**described["command"]), segments, namespace)

@@ -1,0 +1,133 @@
+"""Values that the notebook has asked for with `--pull`, copied into shared memory by a rank.
+
+What cannot travel is saved in the run directory, if it can be.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.memory import Segment, size_words
+from ddp_magic.wire.messages import Results
+from ddp_magic.wire.pickling import Pickler, Refused
+
+UNSET = "was never set"
+
+
+def send(
+    rank: int, paths: Sequence[str], namespace: Mapping[str, Any], directory: RunDirectory
+) -> tuple[Results, Segment | None]:
+    """Copy what was asked for into shared memory.
+
+    Args:
+        rank: This rank.
+        paths: Names, dotted or not.
+        namespace: The cell's.
+        directory: Where a value is saved that cannot travel.
+
+    Returns:
+        What to tell the kernel, and the memory that goes with it.
+    """
+    failed: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for path in paths:
+        try:
+            values[path] = _look_up(path, namespace)
+        except LookupError as error:
+            failed[path] = str(error.args[0])
+    while values:
+        try:
+            buffers = _pickle(values)
+        except _CannotError as problem:
+            value = values.pop(problem.path)
+            saved = _save(value, directory, problem.path, rank)
+            failed[problem.path] = f"cannot be pulled: {problem}{saved}"
+            continue
+        try:
+            segment = Segment.of(buffers)
+        except OSError as error:
+            size = size_words(sum(b.nbytes for b in buffers))
+            path, value = max(values.items(), key=lambda item: _size(item[1]))
+            del values[path]
+            saved = _save(value, directory, path, rank)
+            failed[path] = f"cannot be pulled: no memory for {size} ({error}){saved}"
+            continue
+        names = tuple(values)
+        return Results(rank=rank, names=names, sizes=segment.sizes, failed=failed), segment
+    return Results(rank=rank, failed=failed), None
+
+
+def _look_up(path: str, namespace: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- the user's
+    """Return a value.
+
+    Raises:
+        LookupError: There is none.
+    """
+    first, *rest = path.split(".")
+    if first not in namespace:
+        raise LookupError(UNSET)
+    value = namespace[first]
+    for word in rest:
+        try:
+            value = getattr(value, word)
+        except Exception as error:  # a property's own code
+            raise LookupError(f"is not there: {type(error).__name__}: {error}") from error
+    return value
+
+
+class _CannotError(Exception):
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(text)
+        self.path = path
+
+
+def _pickle(values: Mapping[str, Any]) -> list[memoryview]:
+    """Return the stream and its buffers.
+
+    Raises:
+        _CannotError: A value cannot travel.
+    """
+    file = io.BytesIO()
+    buffers: list[memoryview] = []
+    pickler = Pickler(file, on_buffer=lambda buffer: buffers.append(buffer.raw()))
+    for path, value in values.items():
+        try:
+            pickler.dump((path, value))
+        except Refused as error:
+            what = "it is" if error.value is value else "it holds"
+            remedy = f"; {error.remedy}" if error.remedy else ""
+            raise _CannotError(path, f"{what} {error}{remedy}") from error
+        except Exception as error:  # the value's own code may raise anything
+            raise _CannotError(path, f"{type(error).__name__}: {error}") from error
+    return [memoryview(file.getbuffer()), *buffers]
+
+
+def _save(value: Any, directory: RunDirectory, name: str, rank: int) -> str:  # noqa: ANN401 -- the user's
+    """Save a value that cannot travel as well as can be; return the words that say where."""
+    import torch
+
+    if hasattr(value, "state_dict"):  # of a sharded module, this rank's part
+        value = value.state_dict()
+    file = directory.saved_value(name, rank, ".pt")
+    try:
+        torch.save(value, file)
+    except Exception:  # noqa: BLE001 -- whatever the value's own code raises
+        try:
+            file.unlink(missing_ok=True)
+        except OSError:  # a disk that has become read-only
+            pass
+    else:
+        return f"; saved for torch.load: {file}"
+    text = directory.saved_value(name, rank, ".txt")
+    try:
+        text.write_text(repr(value))
+    except Exception:  # noqa: BLE001 -- the value's own repr
+        return ""
+    return f"; its text is in {text}"
+
+
+def _size(value: Any) -> int:  # noqa: ANN401 -- the user's
+    return int(getattr(value, "nbytes", 0))

@@ -1,0 +1,284 @@
+"""The IPython shell that runs a rank's cells: the notebook's syntax, displays and tracebacks."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib.machinery
+import linecache
+import sys
+import traceback
+import types
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Type
+from traitlets.config import Config
+
+from ddp_magic.wire.messages import RunCell
+from ddp_magic.worker import bars, child_main
+
+
+class Outlet(Protocol):
+    """Where rich output goes: the rank's `Worker`."""
+
+    @property
+    def connected(self) -> bool:
+        """False in a forked child, whose displays are text."""
+
+    def display(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None,
+        display_id: str | None,
+        *,
+        update: bool,
+    ) -> None:
+        """Take one rich output."""
+
+    def clear_output(self) -> None:
+        """Let the next output replace the last."""
+
+
+class RankDisplayPublisher(DisplayPublisher):
+    """`display()`: rich outputs go over the connection, plain text goes the way of print."""
+
+    outlet: Outlet | None = None
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: object = None,  # noqa: ARG002 -- IPython's own, of no use to it either
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_kwargs: object,
+    ) -> None:
+        """Send a MIME bundle to the notebook."""
+        display_id = (transient or {}).get("display_id")
+        display_id = None if display_id is None else str(display_id)
+        # A widget lives in its own kernel's comms; what a rank's widget shows is its other forms.
+        data = {k: v for k, v in data.items() if not k.startswith("application/vnd.jupyter.widget")}
+        plain = not set(data) - {"text/plain"} and display_id is None
+        if plain or self.outlet is None or not self.outlet.connected:
+            print(data.get("text/plain", ""))  # noqa: T201 -- the way of print, to descriptor 1
+        else:
+            self.outlet.display(data, metadata, display_id, update=update)
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Let the next output replace the last: a rich one a rich one, text text."""
+        del wait  # there is nothing to clear until the next output comes
+        if self.outlet is not None and self.outlet.connected:
+            self.outlet.clear_output()
+
+
+class RankDisplayHook(DisplayHook):
+    """The value of a cell's last expression, shown as `display` would show it."""
+
+    source = ""
+
+    def quiet(self) -> bool:
+        """Tell whether the cell ends in a semicolon."""
+        return bool(self.semicolon_at_end_of_expression(self.source))
+
+    def write_output_prompt(self) -> None:
+        """Write none: the rank's label stands there."""
+
+    def write_format_data(self, format_dict: Any, md_dict: Any = None) -> None:  # noqa: ANN401
+        """Show the value."""
+        self.shell.display_pub.publish(format_dict, md_dict)
+
+    def finish_displayhook(self) -> None:
+        """Leave out the blank line that a terminal gets."""
+
+
+class CellCompiler(CachingCompiler):
+    """Compile the cell under its own name, which tracebacks show as `Cell In[5]`.
+
+    That is the name of a file that need not exist: its text is in `linecache`, where tracebacks,
+    debuggers, `inspect` and torch look first.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a cell."""
+        super().__init__()
+        self._cell_file = ""
+        self._unnumbered: set[str] = set()
+
+    def start_cell(self, command: RunCell) -> None:
+        """Name what is compiled next by this cell."""
+        self._cell_file = command.name
+        if command.execution_count is None:
+            self._unnumbered.add(command.name)
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Return files and numbers of the notebook's cells."""
+        return [(f, n) for f, n in self._filename_map.items() if f not in self._unnumbered]
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Name the code by the cell's file."""
+        del raw_code, transformed_code, number
+        return self._cell_file
+
+    def format_code_name(self, name: str) -> tuple[str, str] | None:
+        """Name a cell by its number; one that has none must not be taken for In[1]."""
+        if name in self._unnumbered:
+            return "Cell", f'"{Path(name).name}"'
+        label: tuple[str, str] | None = super().format_code_name(name)
+        return label
+
+
+class CellShell(InteractiveShell):
+    """An IPython shell without a terminal, a history or a prompt."""
+
+    compiler_class = Type(CellCompiler)
+    display_pub_class = Type(RankDisplayPublisher)
+    displayhook_class = Type(RankDisplayHook)
+
+    def init_prompts(self) -> None:
+        """Set no `sys.ps1`: by it Lightning and others know an interpreter that somebody types in.
+
+        A rank is a script. This runs in the forkserver, before the libraries that remember it.
+        """
+
+    def run_file(self, command: RunCell) -> BaseException | None:
+        """Run the cell in a file.
+
+        Returns:
+            What it raised, SystemExit and KeyboardInterrupt included.
+        """
+        with open(command.path, encoding="utf-8") as file:  # noqa: PTH123 -- hot path, one line
+            source = file.read()
+        self._follow_notebook(command.shell)
+        self.user_module.__file__ = command.name
+        self.compile.start_cell(command)
+        self.displayhook.source = source
+        self.execution_count = command.execution_count or 1
+        result = self.run_cell(source, store_history=False)
+        error: BaseException | None = result.error_before_exec or result.error_in_exec
+        return error
+
+    def know_sources(self, sources: dict[str, list[Any]]) -> None:
+        """Let tracebacks and `inspect` find the text of the notebook's own cells.
+
+        Args:
+            sources: Text and cell number, by the code's file name.
+        """
+        for file, (text, number) in sources.items():
+            linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+            if number is not None:
+                self.compile._filename_map[file] = number
+
+    def _follow_notebook(self, settings: dict[str, str]) -> None:
+        if "colors" in settings:
+            self.colors = settings["colors"]
+        if "ast_node_interactivity" in settings:
+            self.ast_node_interactivity = settings["ast_node_interactivity"]
+        if "xmode" in settings:
+            self.InteractiveTB.set_mode(mode=settings["xmode"])
+
+    def format_error(self, error: BaseException, tb: TracebackType | None) -> list[str]:
+        """Format an exception as the notebook would.
+
+        Args:
+            error: The exception.
+            tb: Its traceback, from the frame that is to be shown first.
+        """
+        if _holds_group(error):
+            return self._format_groups(error)
+        handler = self.SyntaxTB if isinstance(error, SyntaxError) else self.InteractiveTB
+        lines: list[str] = handler.structured_traceback(type(error), error, tb, tb_offset=0)
+        return lines
+
+    def _format_groups(self, error: BaseException) -> list[str]:
+        """Format as Python does what an exception group holds: IPython's own way leaves it out."""
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        for file, number in self.compile.cells():
+            lines = [line.replace(f'File "{file}"', f"Cell In[{number}]") for line in lines]
+        return lines
+
+    def showtraceback(self, *_args: object, **_kwargs: object) -> None:
+        """Show nothing here: the rank reports the error, the kernel shows it."""
+
+    def showsyntaxerror(self, *_args: object, **_kwargs: object) -> None:
+        """Show nothing here, as `showtraceback`."""
+
+    def enable_gui(self, gui: object = None) -> None:
+        """Do nothing: a rank has no event loop (`%matplotlib inline` asks for none)."""
+
+
+def _holds_group(error: BaseException | None) -> bool:
+    """Tell whether an exception, or one that it is shown with, is a group of others."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(getattr(error, "exceptions", None), tuple):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def preload() -> None:
+    """Make the shell before the fork, so that no rank pays for it."""
+    _make_shell()
+
+
+def _make_shell() -> CellShell:
+    bars.use_text()
+    module = types.ModuleType("__main__")
+    # `multiprocessing` children of a rank import this module in the cell's place.
+    module.__spec__ = importlib.machinery.ModuleSpec(child_main.__name__, None)
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.autoindent = False
+    config.InteractiveShell.banner1 = ""
+    # IPython tells whoever calls sys.exit() that `exit` exists; here it ends the rank.
+    warnings.filterwarnings("ignore", message="To exit: use")
+    shell: CellShell = CellShell.instance(user_module=module, config=config)
+    # It would delete the cell's names one by one, while the cell's objects still use them
+    # (torch.compile's do); see `end_names`.
+    atexit.unregister(shell.atexit_operations)
+    return shell
+
+
+# What has no end of its own that a user would see, and what destructors use.
+_LAST = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, int, float, str)
+
+
+def end_names() -> None:
+    """Let go of the cell's objects as the interpreter does at its end: files are written out."""
+    namespace = sys.modules["__main__"].__dict__
+    for results in (namespace.get("_oh"), namespace.get("Out")):
+        if isinstance(results, dict):
+            results.clear()
+    # Destructors find the rest in its place: the youngest objects end first, then definitions.
+    young = [n for n, value in namespace.items() if not isinstance(value, _LAST)][::-1]
+    for names in (young, list(namespace)):
+        for name in names:
+            if name != "__builtins__":
+                namespace[name] = None
+        gc.collect()
+
+
+def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
+    """Return this process's IPython shell, whose namespace is the module `__main__`.
+
+    Args:
+        outlet: Where rich output goes.
+        names: What the namespace holds from the start.
+    """
+    shell: CellShell = CellShell.instance() if CellShell.initialized() else _make_shell()
+    sys.modules["__main__"] = shell.user_module
+    shell.display_pub.outlet = outlet
+    # As in a script, where `exit(3)` works; IPython's own would end a shell.
+    names = {**names, "exit": sys.exit, "quit": sys.exit}
+    shell.user_ns.update(names)
+    shell.user_ns_hidden.update(names)
+    return shell

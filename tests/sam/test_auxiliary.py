@@ -1,0 +1,111 @@
+"""The encoder's second task: what it asks for, that it is learned, and that nothing stays of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
+from ddp_magic.sam.auxiliary import PlaceInObject, place_in_object, place_losses
+from ddp_magic.sam.batches import Geometry, collate, prepare
+from ddp_magic.sam.losses import step_losses
+from ddp_magic.sam.model import PromptedSam
+
+
+def _rectangles() -> torch.Tensor:
+    """Targets of 16 pixels for masks of 8: 5 x 3 mask pixels, one mask pixel, and nothing."""
+    target = torch.zeros(3, 1, 16, 16)
+    target[0, :, 2:12, 4:10] = 1
+    target[1, :, 6:8, 6:8] = 1
+    return target
+
+
+def test_places_are_shares_of_the_way_from_the_middle() -> None:
+    """Down and to the right are positive, the borders are 1 away, and outside there is nothing."""
+    places, own = place_in_object(_rectangles(), 8)
+    assert own.sum((1, 2, 3)).tolist() == [15, 1, 0]
+    assert own[0, 0, 1:6, 2:5].all()
+    down, right = places[0]
+    assert down[1:6, 3].tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert right[3, 2:5].tolist() == [-1, 0, 1]
+    assert not (places * (1 - own)).any()
+    assert not places[1:].any()  # one pixel is its own middle
+
+
+def test_only_an_objects_own_pixels_count() -> None:
+    """Of the image that it is in; an object without a pixel costs nothing."""
+    target = _rectangles()
+    truth, own = place_in_object(target, 8)
+    told = torch.stack([truth[0] + 9 * (1 - own[0]), torch.ones(2, 8, 8)])  # of two images
+    losses = place_losses(told, target, torch.tensor([0, 1, 1]))
+    assert losses.tolist() == pytest.approx([0, 0.95, 0])  # smooth L1 of 1, beta 0.1
+    assert place_losses(told, target[:0], torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_the_layer_puts_a_tokens_answers_where_it_lies() -> None:
+    """Each token tells of its own 4 x 4 pixels, at first nothing."""
+    layer = PlaceInObject(3, weight=1.0)
+    tokens = torch.zeros(1, 3, 2, 5)
+    assert not layer(tokens).any()
+    nn.init.ones_(layer.linear.weight)
+    tokens[0, :, 1, 2] = 1
+    told = layer(tokens)
+    assert told.shape == (1, 2, 8, 20)
+    assert told[:, :, 4:8, 8:12].eq(3).all()
+    assert told.sum() == 2 * 16 * 3
+
+
+def test_the_encoder_is_taught_by_it() -> None:
+    """A step's losses have it in them, as often as its weight says, and so do their gradients."""
+    data = SamDataset(*cells(n=4))
+    wrapper = PromptedSam(tiny_sam())
+    batch = prepare(collate([data[i] for i in range(4)]), Geometry(64))
+    without = step_losses(wrapper, batch)
+    wrapper.auxiliary = PlaceInObject(96, weight=0.5)
+    nn.init.normal_(wrapper.auxiliary.linear.weight, std=0.1)
+    with_it = step_losses(wrapper, batch)
+    assert wrapper.told is not None
+    place = place_losses(wrapper.told, batch["target"], batch["image_index"])
+    assert place.min() > 0
+    torch.testing.assert_close(with_it, without + 0.5 * place)
+    place.sum().backward()
+    weight = wrapper.sam.vision_encoder.layers[0].mlp.lin1.weight
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
+
+
+def test_it_is_learned_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places are told better than by zeros; the model has the parts that it had."""
+    layers: list[PlaceInObject] = []
+
+    class Noted(PlaceInObject):
+        def __init__(self, channels: int, weight: float) -> None:
+            super().__init__(channels, weight)
+            layers.append(self)
+
+    monkeypatch.setattr("ddp_magic.sam.training.PlaceInObject", Noted)
+    data, sam = SamDataset(*cells(n=64)), tiny_sam()
+    val_set = SamDataset(*cells(n=2, seed=1))
+    steps: dict[str, Any] = {"epochs": 4, "batch_size": 4, "rounds": 1}
+    train(sam, data, val_set, **steps, optimizer="muon", lr=5e-3, auxiliary=1.0)
+    (layer,) = layers
+    assert sam.state_dict().keys() == tiny_sam().state_dict().keys()
+    wrapper = PromptedSam(sam).eval()
+    batch = prepare(collate([data[i] for i in range(64)]), Geometry(64))
+    with torch.no_grad():
+        told = layer(wrapper.encode(batch["pixel_values"])[0])
+    objects = batch["target"], batch["image_index"]
+    learned, nothing = place_losses(told, *objects), place_losses(told * 0, *objects)
+    assert learned.mean() < 0.3 * nothing.mean()  # measured: a seventh
+
+
+def test_a_frozen_encoder_and_a_negative_weight_are_refused() -> None:
+    """The first has nothing to learn."""
+    data = SamDataset(*cells(n=2))
+    with pytest.raises(ValueError, match="auxiliary teaches the encoder, which is frozen"):
+        train(tiny_sam(), data, data, tune="decoder", auxiliary=1.0)
+    with pytest.raises(ValueError, match="auxiliary is a weight from 0 on, not -1"):
+        train(tiny_sam(), data, data, auxiliary=-1)

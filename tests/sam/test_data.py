@@ -1,0 +1,343 @@
+"""SamDataset, collate and prepare: what reaches the model is what was meant."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+from ddp_magic.sam.arrays import object_masks
+from ddp_magic.sam.batches import MEAN, STD, Geometry, collate, prepare
+from ddp_magic.sam.data import SamDataset, Sampled, turn
+from ddp_magic.sam.samples import cells
+
+
+def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Two images of 6 x 9 pixels; objects 1 and 2 in the first, 5 in the second."""
+    images = np.arange(2 * 6 * 9, dtype=np.uint8).reshape(2, 6, 9)
+    masks = np.zeros((2, 6, 9), dtype=np.int32)
+    masks[0, :2, :3], masks[0, 4:, 5:], masks[1, 2, 8] = 1, 2, 5
+    return images, masks
+
+
+def test_clicks_on_one_object_are_one_prompt() -> None:
+    """Rows in any order: clicks gather by object under them, as (x, y), in order of first click."""
+    images, masks = _small()
+    data = SamDataset(images, masks, [(1, 2, 8), (0, 5, 6), (0, 1, 2), (0, 4, 5)])
+    item = data[0]
+    assert item["image"].shape == (3, 6, 9)
+    assert item["image"].dtype == torch.uint8
+    assert item["points"].tolist() == [[6, 5], [5, 4], [2, 1]]
+    assert item["counts"].tolist() == [2, 1]
+    assert torch.equal(item["masks"], torch.from_numpy(np.stack([masks[0] == 2, masks[0] == 1])))
+    assert data[-1]["points"].tolist() == [[8, 2]]
+    with pytest.raises(IndexError):
+        data[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((0, 8, 4), r"row 1: image 0, y 8, x 4 lies outside 6 x 9 .*swapped"),
+        ((0, 8, 10), r"row 1: image 0, y 8, x 10 lies outside 6 x 9 pixels"),
+        ((0, -1, 3), "outside"),
+        ((0, float("nan"), 3), "outside"),
+        ((0, 3, 0), r"row 1: \(image 0, y 3, x 0\) lies on background"),
+        ((0.5, 1, 1), "row 1: image number 0.5"),
+        ((2, 1, 1), r"row 1: image number 2 is not one of 0\.\.1"),
+    ],
+)
+def test_bad_clicks_are_refused_by_row(row: tuple[float, ...], message: str) -> None:
+    """A click off the image, on background or in no image is named, with its numbers."""
+    images, masks = _small()
+    with pytest.raises(ValueError, match=message):
+        SamDataset(images, masks, [(1, 2, 8), row])
+
+
+def test_images_and_masks_must_fit() -> None:
+    """Counts, sizes, channel order and fractions in masks are checked before training begins."""
+    images, masks = _small()
+    with pytest.raises(ValueError, match="2 images but 1 masks"):
+        SamDataset(images, masks[:1], [])
+    with pytest.raises(ValueError, match=r"image 0 has shape \(6, 9\), but its mask \(9, 6\)"):
+        SamDataset(images, masks.transpose(0, 2, 1), [])
+    with pytest.raises(ValueError, match="channels come last"):
+        SamDataset(np.zeros((2, 3, 6, 9), np.uint8), masks, [])
+    with pytest.raises(ValueError, match="fractions"):
+        SamDataset(images, masks * 0.3, [])
+    with pytest.raises(ValueError, match=r"not \(P, 3\) or \(P, 4\)"):
+        SamDataset(images, masks, [(1, 2)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "factor"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.float32, 1)]
+)
+def test_single_object_masks(mask: type, factor: int) -> None:
+    """Boolean, 0/1 and 0/255 masks all mean the one object, and come out boolean."""
+    images, masks = _small()
+    single = (masks == 2).astype(mask) * mask(factor)
+    item = SamDataset(images[:1], single[:1], [(0, 4, 5)])[0]
+    assert item["masks"].dtype == torch.bool
+    assert torch.equal(item["masks"][0], torch.from_numpy(masks[0] == 2))
+
+
+def test_images_without_clicks_stay() -> None:
+    """An image nobody clicked on is an item without objects, and batches with the others."""
+    images, masks = _small()
+    data = SamDataset(images, masks, [(1, 2, 8)])
+    batch = collate([data[0], data[1]])
+    assert batch["image_index"].tolist() == [1]
+    nothing = collate([SamDataset(images, masks, [])[0]])
+    assert nothing["masks"].shape == (0, 6, 9)
+    assert prepare(nothing, Geometry(64))["points"].shape == (0, 0, 2)
+
+
+def test_many_images_take_no_search() -> None:
+    """An item's clicks are looked up, not searched for: as fast among 1,000 times as many."""
+    few, many = 100, 100_000
+    sets = {n: _five_clicks_an_image(n) for n in (few, many)}
+    seconds = dict.fromkeys(sets, np.inf)
+    for _ in range(20):  # in turns, so that what else runs falls on both
+        for n, data in sets.items():
+            start = time.perf_counter()
+            for i in range(100):
+                data.prompts(i)
+            seconds[n] = min(seconds[n], time.perf_counter() - start)
+    assert seconds[many] < 5 * seconds[few]
+    assert sum(len(sets[many][i]["points"]) for i in range(few)) == 5 * few
+
+
+def _five_clicks_an_image(n: int) -> SamDataset:
+    images = [np.zeros((4, 4), np.uint8)] * n
+    masks = [np.ones((4, 4), np.uint8)] * n
+    rows = np.stack([np.repeat(np.arange(n), 5), np.arange(5 * n) % 4, np.zeros(5 * n)], 1)
+    return SamDataset(images, masks, rows)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "rule"),
+    [
+        (np.float32, 1 / 255, "multiplied by 255"),
+        (np.float64, 1, "gray levels"),
+        (np.uint16, 1, "gray levels"),
+        (np.uint16, 257, "stretched"),
+        (np.int16, -100, "stretched"),
+        (bool, 1, "multiplied by 255"),
+    ],
+)
+def test_intensity_rule_is_said_once(
+    dtype: type, factor: float, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another type than uint8 is brought to 0..255 by one rule for all images, in one line."""
+    levels = np.zeros((3, 16, 16))
+    levels[1:], levels[2, :8] = 100, 255
+    images = (levels * factor).astype(dtype)
+    data = SamDataset(images, np.ones((3, 16, 16), bool), [(0, 1, 1)])
+    said = capsys.readouterr().out
+    assert rule in said
+    assert said.count("\n") == 1
+    got = torch.stack([data[i]["image"] for i in range(3)])
+    assert capsys.readouterr().out == ""
+    if dtype is bool:
+        assert set(got.unique().tolist()) == {0, 255}
+    elif factor == -100:
+        assert got[0].min() == 255  # the order of the values is kept
+        assert got.min() == 0
+    else:
+        assert torch.equal(got[:, 0], torch.from_numpy(levels).to(torch.uint8))
+
+
+def test_uint8_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """uint8 images are not rescaled, however dark, and nothing is said."""
+    image = np.full((1, 4, 4, 3), 1, np.uint8)
+    item = SamDataset(image, np.ones((1, 4, 4), bool), [])[0]
+    assert item["image"].unique().tolist() == [1]
+    assert capsys.readouterr().out == ""
+
+
+def test_mixed_or_broken_values_are_refused() -> None:
+    """Types that differ within a set, and NaN, have no one rule."""
+    mask = np.ones((4, 4), bool)
+    with pytest.raises(ValueError, match="float64, uint8"):
+        SamDataset([np.zeros((4, 4), np.uint8), np.zeros((4, 4))], [mask, mask], [])
+    with pytest.raises(ValueError, match="not finite"):
+        SamDataset([np.full((4, 4), np.nan)], [mask], [])
+
+
+def test_collate_pads_and_flattens() -> None:
+    """Unequal images are padded at the bottom and right, ragged clicks with label -10."""
+    big, small = np.full((1, 8, 5), 9, np.uint8), np.full((1, 4, 6), 7, np.uint8)
+    a = SamDataset(big, np.ones((1, 8, 5), bool), [(0, 7, 4), (0, 1, 2), (0, 3, 3)])[0]
+    b = SamDataset(small, np.ones((1, 4, 6), bool), [(0, 3, 5)])[0]
+    batch = collate([a, b])
+    assert batch["images"].shape == (2, 3, 8, 6)
+    assert batch["images"].dtype == torch.uint8
+    assert batch["sizes"].tolist() == [[8, 5], [4, 6]]
+    assert batch["images"][1, 0].sum() == 7 * 24
+    assert batch["masks"].sum((1, 2)).tolist() == [40, 24]
+    assert batch["labels"].tolist() == [[1, 1, 1], [1, -10, -10]]
+    assert batch["points"][1, 0].tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("size", [(40, 60), (100, 37), (128, 128), (211, 300), (64, 64)])
+def test_prepare_equals_sam_processor(size: tuple[int, int]) -> None:
+    """Pixels are those of transformers' processor, also beside a larger image.
+
+    But for rounding: one gray level, in one pixel of eight hundred at most.
+    """
+    side = 128
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = (image // 4 + np.linspace(0, 180, size[1], dtype=np.uint8)[None, :, None]).astype(
+        np.uint8
+    )
+    processor = SamImageProcessorPil(
+        size={"longest_edge": side},
+        pad_size={"height": side, "width": side},
+        mask_size={"longest_edge": side // 4},
+        mask_pad_size={"height": side // 4, "width": side // 4},
+    )
+    oracle = processor(image, return_tensors="pt")["pixel_values"][0]
+    full = np.ones(size, bool)
+    other = np.zeros((300, 310, 3), np.uint8)
+    data = SamDataset([image, other], [full, np.ones((300, 310), bool)], [(0, 7, 11), (1, 0, 0)])
+    batch = prepare(collate([data[0], data[1]]), Geometry(side))
+    std = torch.tensor(STD).view(3, 1, 1)
+    levels = (batch["pixel_values"][0] - oracle).abs() * std
+    assert levels.max() < 1.01
+    assert (levels > 0.01).double().mean() < 1 / 800
+    scale = side / max(size)
+    new = [int(s * scale + 0.5) for s in size]
+    expected = [11 * new[1] / size[1], 7 * new[0] / size[0]]
+    assert batch["points"][0, 0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_float_images_are_not_black() -> None:
+    """The same picture as uint8 and as floats in [0, 1] gives the same pixels to the model."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 20, 30), dtype=np.uint8)
+    mask = np.ones((1, 20, 30), bool)
+    a, b = (
+        prepare(collate([SamDataset(x, mask, [(0, 0, 0)])[0]]), Geometry(64))["pixel_values"]
+        for x in (image, image / 255)
+    )
+    assert torch.equal(a, b)
+    assert b.max() > (255 - MEAN[0]) / STD[0] - 0.2
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
+    """In all 8 positions a click shows the same gray level, and lies in its object's mask."""
+    image = np.arange(6 * 9, dtype=np.uint8).reshape(1, 6, 9)
+    mask = np.zeros((1, 6, 9), int)
+    mask[0, 1:3, 4:8] = 3
+    item = SamDataset(image, mask, [(0, 2, 5), (0, 1, 7)], [(0, 1, 4, 2, 7)])[0]
+    turned = turn(item, mirror=position >= 4, quarters=position % 4)
+    x, y = turned["points"].long().T
+    assert turned["image"][0, y, x].tolist() == [2 * 9 + 5, 1 * 9 + 7]
+    assert turned["masks"][0, y, x].all()
+    x0, y0, x1, y1 = turned["boxes"][0].long().tolist()
+    assert turned["masks"][0, y0 : y1 + 1, x0 : x1 + 1].all()
+    assert (y1 - y0 + 1) * (x1 - x0 + 1) == 8
+
+
+def test_turning_depends_on_seed_epoch_and_image_only() -> None:
+    """The same item in the same epoch is turned the same way; epochs differ."""
+    data = SamDataset(*cells(n=8, size=32))
+    a, b = (Sampled(data, seed=1, augment=True) for _ in range(2))
+    first = [a[i]["image"] for i in range(8)]
+    assert all(torch.equal(first[i], b[i]["image"]) for i in reversed(range(8)))
+    a.epoch = 1
+    assert not all(torch.equal(first[i], a[i]["image"]) for i in range(8))
+
+
+def test_of_many_objects_some_are_drawn_in_each_epoch() -> None:
+    """Each with its own prompts, the same for all who ask, and in time all of them."""
+    image, mask = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.int32)
+    for label in range(1, 7):
+        mask[6 * label - 5 : 6 * label - 2] = label
+    clicks = [(0, 6 * label - 4, x) for label in range(1, 7) for x in range(label)]
+    data = SamDataset([image], [mask], clicks)
+    a, b, everything = (Sampled(data, seed=1, objects=objects) for objects in (2, 2, 0))
+    seen: set[int] = set()
+    for epoch in range(20):
+        a.epoch = b.epoch = epoch
+        item, again = a[0], b[0]
+        torch.testing.assert_close(item, again, rtol=0, atol=0, equal_nan=True)
+        assert len(item["masks"]) == len(item["boxes"]) == len(item["keys"]) == 2
+        owner = torch.arange(2).repeat_interleave(item["counts"])
+        for n, (x, y) in zip(owner, item["points"].long(), strict=True):
+            assert item["masks"][n, y, x]
+        labels = [int(mask[each.numpy()][0]) for each in item["masks"]]
+        assert item["counts"].tolist() == labels == sorted(labels)
+        seen |= set(labels)
+    assert seen == {1, 2, 3, 4, 5, 6}
+    assert len(everything[0]["masks"]) == 6
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int32, np.int64, np.float32])
+def test_masks_of_a_label_map_are_each_objects_own(kind: type) -> None:
+    """In any order of labels, with some of them only, and with none."""
+    mask = np.random.default_rng(0).integers(0, 6, (20, 30)).astype(kind)
+    for labels in ([1], [5, 1, 3], list(range(1, 6)), []):
+        masks = object_masks(mask, np.array(labels, dtype=np.int64))
+        assert masks.shape == (len(labels), 20, 30)
+        assert all((each == (mask == n)).all() for each, n in zip(masks, labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.full((2, 30, 30), 1 / 255) * np.eye(30), "Divided by 255 twice"),
+        (np.stack([np.zeros((30, 30)), np.eye(30)]).astype(np.uint8), "nearly black"),
+    ],
+)
+def test_images_divided_too_often_are_refused(images: Any, message: str) -> None:
+    """What would be black to the model, as with a second rescaling, is refused and shown."""
+    with pytest.raises(ValueError, match=message) as caught:
+        SamDataset(images, np.ones((2, 30, 30), bool))
+    assert "#" in str(caught.value)
+    assert "." in str(caught.value).splitlines()[-1]  # what is bright is told from what is not
+
+
+def test_what_is_shown_of_a_black_image_is_its_bright_part() -> None:
+    """A background that is not quite black is none of it."""
+    images = np.full((1, 40, 40), 0.1)
+    images[0, 20:] = 1
+    with pytest.raises(ValueError, match="nearly black") as caught:
+        SamDataset(images / 255, np.ones((1, 40, 40), bool))
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == ["." * 40] * 6 + ["#" * 40] * 6
+
+
+def test_gray_pictures_of_masks_are_refused() -> None:
+    """A mask saved as a JPEG or resized smoothly would have hundreds of thin objects."""
+    soft = np.zeros((1, 40, 40), np.uint8)
+    soft[0, 10:30, 10:30] = 255
+    soft[0, 9, 10:30] = np.arange(20) * 12 + 5
+    with pytest.raises(ValueError, match="gray picture of a mask: 0, 255, and 20 values between"):
+        SamDataset(np.zeros((1, 40, 40), np.uint8), soft, [(0, 20, 20)])
+    soft[soft == 255] = 254  # as smoothing and cutting to whole numbers leaves it
+    soft[0, 10, 10:20] = np.arange(244, 254)
+    with pytest.raises(ValueError, match="gray picture of a mask: 0, 254, and 30 values between"):
+        SamDataset(np.zeros((1, 40, 40), np.uint8), soft)
+    labels = np.zeros((1, 40, 40), np.uint8)  # with 255 objects, the last is not most of them
+    labels[0, ::2, ::2] = np.arange(400).reshape(20, 20) % 256
+    assert len(SamDataset(np.zeros((1, 40, 40), np.uint8), labels)[0]["masks"]) == 255
+
+
+def test_clicks_of_another_size_are_noticed() -> None:
+    """Clicks in pixels of the resized image, of swapped axes, and transposed masks are named."""
+    image, mask = np.zeros((1, 30, 40), np.uint8), np.ones((1, 30, 40), bool)
+    shown = r"\n#{40}\n"  # the mask, too
+    with pytest.raises(ValueError, match=r"in pixels of another size\?\)" + shown):
+        SamDataset(image, mask, [(0, 500, 900)])
+    with pytest.raises(ValueError, match=r"are y and x swapped\?\)" + shown):
+        SamDataset(image, mask, [(0, 10, 5), (0, 35, 3)])
+    with pytest.raises(ValueError, match="outside 30 x 40 pixels" + shown):
+        SamDataset(image, mask[:, None], boxes=[(0, 1, 1, 50, 50)])
+    with pytest.raises(ValueError, match=r"transposed\?\)\n#{30}\n"):
+        SamDataset(image, mask.transpose(0, 2, 1))

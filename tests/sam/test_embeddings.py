@@ -1,0 +1,140 @@
+"""A frozen encoder runs once an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Subset, random_split
+
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
+from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.embeddings import Embedded, store_embeddings
+from ddp_magic.sam.model import PromptedSam
+
+
+def _count(sam: Any) -> list[int]:
+    seen: list[int] = []
+    sam.vision_encoder.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    return seen
+
+
+def test_stored_equals_computed(tmp_path: Path) -> None:
+    """Masks from stored embeddings are those from the image, to float16."""
+    data, wrapper = SamDataset(*cells(n=5)), PromptedSam(tiny_sam().eval())
+    stored = store_embeddings(wrapper, data, tmp_path, batch_size=2)
+    assert isinstance(stored, Embedded)
+    with torch.no_grad():
+        ((a, _),) = wrapper(prepare(collate([data[i] for i in (4, 1)]), wrapper.geometry))
+        ((b, _),) = wrapper(prepare(collate([stored[i] for i in (4, 1)]), wrapper.geometry))
+    assert (a - b).abs().max() < 0.02
+    assert "image" not in stored[0]
+    assert stored.maps[0].dtype == np.float16
+
+
+def test_each_image_is_encoded_once(tmp_path: Path) -> None:
+    """However many epochs; another training with the same encoder encodes none."""
+    sets = SamDataset(*cells(n=6)), SamDataset(*cells(n=3, seed=1))
+    sam = tiny_sam()
+    seen = _count(sam)
+    train(sam, *sets, epochs=3, batch_size=2, tune="decoder", out_dir=tmp_path)
+    assert sum(seen) == 6 + 3 + 2  # and one image of each set, for the maps' shapes
+    seen.clear()
+    train(sam, *sets, epochs=1, batch_size=2, tune="decoder", out_dir=tmp_path)
+    assert sum(seen) == 2
+    seen.clear()
+    images, masks, clicks = cells(n=6)
+    images[2] = 255 - images[2]
+    changed = SamDataset(images, masks, clicks)
+    train(sam, changed, sets[1], epochs=1, batch_size=2, tune="decoder", out_dir=tmp_path)
+    assert sum(seen) == 2 + 1
+    seen.clear()
+    train(tiny_sam(seed=1), *sets, epochs=1, batch_size=2, tune="decoder", out_dir=tmp_path)
+    again = np.load(tmp_path / "embeddings" / "train" / "map0.npy")
+    other = PromptedSam(tiny_sam(seed=1).eval())
+    with torch.no_grad():
+        (true,) = other.encode(prepare(collate([sets[0][0]]), other.geometry)["pixel_values"])
+    assert np.abs(again[0] - true[0].numpy()).max() < 0.01
+
+
+def test_augmentation_is_refused() -> None:
+    """Turned images would need other embeddings: the error says what to do."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    sam = tiny_sam()
+    with pytest.raises(ValueError, match="encoded only once: leave augment out"):
+        train(sam, *sets, epochs=1, tune="decoder", augment=True)
+    assert all(p.requires_grad for p in sam.parameters())  # and nothing stays frozen
+
+
+def test_a_part_of_a_set_is_a_set(tmp_path: Path) -> None:
+    """random_split's halves, parts of parts, two sets as one: with a frozen encoder too."""
+    data = SamDataset(*cells(n=8))
+    train_set, val_set = random_split(data, [6, 2])
+    row = train(tiny_sam(), train_set, val_set, epochs=1, batch_size=3, tune="decoder")[-1]
+    assert row["count"] == sum(len(data[i]["keys"]) for i in val_set.indices)
+    nothing = train(tiny_sam(), train_set, Subset(data, []), epochs=1, tune="decoder")[-1]
+    assert nothing["count"] == 0
+    both = ConcatDataset([data, SamDataset(*cells(n=2, seed=1))])
+    for part, numbers in ((Subset(Subset(data, [5, 3, 1]), [2, 0]), [1, 5]), (both, range(10))):
+        wrapper = PromptedSam(tiny_sam().eval())
+        stored = store_embeddings(wrapper, part, tmp_path / str(len(part)))
+        for item, i in zip((stored[k] for k in range(len(part))), numbers, strict=True):
+            assert torch.equal(item["masks"], both[i]["masks"])
+            batch = prepare(collate([both[i]]), wrapper.geometry)
+            with torch.no_grad():
+                (true,) = wrapper.encode(batch["pixel_values"])
+            assert (item["embeddings"][0] - true[0]).abs().max() < 0.01
+
+
+def test_a_set_of_the_users_own_is_heeded(tmp_path: Path) -> None:
+    """What its __getitem__ changes in images and masks is what is encoded and learned."""
+
+    class Inverted(SamDataset):
+        def __getitem__(self, index: int) -> Any:
+            item = super().__getitem__(index)
+            return item | {"image": 255 - item["image"], "masks": item["masks"].flip(2)}
+
+    images, masks, clicks = cells(n=2)
+    wrapper = PromptedSam(tiny_sam().eval())
+    own = store_embeddings(wrapper, Inverted(images, masks, clicks), tmp_path / "own")
+    plain = store_embeddings(wrapper, SamDataset(255 - images, masks, clicks), tmp_path / "plain")
+    assert torch.equal(own[1]["embeddings"][0], plain[1]["embeddings"][0])
+    assert torch.equal(own[1]["masks"], plain[1]["masks"].flip(2))
+
+
+def test_a_set_that_draws_its_images_is_refused() -> None:
+    """Masks that are turned beside embeddings that are not: nothing good would be learned."""
+
+    class Drawn(SamDataset):
+        def __getitem__(self, index: int) -> Any:
+            item = super().__getitem__(index)
+            if torch.rand(()) < 0.5:
+                item |= {"image": item["image"].flip(-1), "masks": item["masks"].flip(-1)}
+            return item
+
+    data = SamDataset(*cells(n=2))
+    with pytest.raises(ValueError, match=r"image \d is not what it was when it was encoded"):
+        train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=3, tune="decoder")
+    train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=1, batch_size=3, rounds=1)
+
+
+@pytest.mark.parametrize("kind", ["set", "part of a part", "two sets as one"])
+def test_boxes_in_parts_of_sets_are_learned(kind: str) -> None:
+    """What only boxes use is trained where any object of the set may have one."""
+    images, masks, clicks = cells(n=4)
+    corners = [np.argwhere(masks[i] == masks[i, y, x]) for i, y, x in clicks]
+    boxes = [(i, *at.min(0), *at.max(0)) for (i, *_), at in zip(clicks, corners, strict=True)]
+    boxed = SamDataset(images, masks, boxes=boxes)
+    data: Any = {
+        "set": boxed,
+        "part of a part": Subset(Subset(boxed, range(4)), range(4)),
+        "two sets as one": ConcatDataset([SamDataset(images, masks), boxed]),
+    }[kind]
+    sam: Any = tiny_sam()
+    before = [each.weight.detach().clone() for each in sam.prompt_encoder.point_embed]
+    train(sam, data, boxed, epochs=1, batch_size=2, rounds=1)
+    corner = 2  # of the four embeddings: off, on, and the two corners of a box
+    assert not torch.equal(sam.prompt_encoder.point_embed[corner].weight, before[corner])

@@ -1,0 +1,201 @@
+"""One prelude for SamModel, SamHQModel, Sam2Model and Sam3TrackerModel."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from ddp_magic.prelude import SamDataset, cells, predict, train
+from ddp_magic.sam.adapter import (
+    as_arguments,
+    encode,
+    encoder_parameters,
+    fingerprint,
+    geometry_of,
+    is_frozen,
+)
+from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.layers import faster_decoder
+from ddp_magic.sam.model import PromptedSam
+
+from .family import FAMILY, build
+
+
+@pytest.fixture(scope="module")
+def data() -> SamDataset:
+    return SamDataset(*cells(n=4, size=48))
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
+    """Maps equal get_image_embeddings, and give the masks that pixels give."""
+    sam = build(kind).eval()
+    batch = prepare(collate([data[0]]), geometry_of(sam))
+    with torch.no_grad():
+        maps = encode(sam, batch["pixel_values"])
+        own = sam.get_image_embeddings(batch["pixel_values"])
+        flat = [own] if torch.is_tensor(own) else [own[0], own[1][0]] if kind == "sam_hq" else own
+        for a, b in zip(maps, flat, strict=True):
+            assert torch.equal(a, b)
+        prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
+        ours = sam(**as_arguments(sam, maps), **prompts)
+        theirs = sam(pixel_values=batch["pixel_values"], **prompts)
+        ((logits, _),) = PromptedSam(sam)(batch)
+    torch.testing.assert_close(ours.pred_masks, theirs.pred_masks)
+    torch.testing.assert_close(logits, theirs.pred_masks[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_the_faster_encoder_is_the_models_own(kind: str, data: SamDataset) -> None:
+    """With tables of relative positions that have learned: same maps, same gradients, no trace."""
+    sam = build(kind)
+    tables = [p for name, p in sam.vision_encoder.named_parameters() if "rel_pos" in name]
+    with torch.no_grad():
+        for table in tables:
+            table.normal_()
+    pixels = prepare(collate([data[0], data[1]]), geometry_of(sam))["pixel_values"]
+    classes = [type(module) for module in sam.modules()]
+    found, in_order = [], []
+    sam.vision_encoder.layers[1].register_forward_pre_hook(
+        lambda _module, args: in_order.append(args[0].is_contiguous())
+    )
+    for maps in (encode(sam, pixels), (sam.vision_encoder(pixels).last_hidden_state,)):
+        weights = torch.linspace(-1, 1, maps[0].numel()).view_as(maps[0])
+        found.append([maps[0].detach(), *torch.autograd.grad((maps[0] * weights).sum(), tables)])
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    assert in_order == [True, False]  # where transformers mends that, `_in_order` may go
+    assert [type(module) for module in sam.modules()] == classes
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_faster_decoder_changes_no_value(kind: str, data: SamDataset) -> None:
+    """Masks and gradients are those of the model by itself, and nothing stays in the user's."""
+    sam = build(kind).eval()
+    batch = prepare(collate([data[0]]), geometry_of(sam))
+    prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
+    classes = [type(module) for module in sam.modules()]
+    drawing = [*sam.mask_decoder.upscale_conv1.parameters()]
+    drawing += sam.mask_decoder.upscale_conv2.parameters()
+    found = []
+    positions = sam.get_image_wide_positional_embeddings()
+    for way in (faster_decoder(sam, positions), nullcontext()):
+        with way:
+            masks = sam(pixel_values=batch["pixel_values"], **prompts).pred_masks
+        weights = torch.linspace(-1, 1, masks.numel()).view_as(masks)
+        found.append([masks.detach(), *torch.autograd.grad((masks * weights).sum(), drawing)])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    assert [type(module) for module in sam.modules()] == classes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in sam.mask_decoder.modules())
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_positions_are_made_once_and_anew_for_other_weights(
+    kind: str, data: SamDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rounds and steps share them, until what they are made of has changed."""
+    sam = build(kind).eval().requires_grad_(False)
+    batch, made = prepare(collate([data[0]]), geometry_of(sam)), []
+    own = type(sam).get_image_wide_positional_embeddings
+
+    def counted(self: Any) -> torch.Tensor:
+        made.append(self)
+        return own(self)
+
+    monkeypatch.setattr(type(sam), "get_image_wide_positional_embeddings", counted)
+    wrapper = PromptedSam(sam, rounds=2)
+    before = [wrapper(batch)[1][0] for _ in range(2)][-1]
+    assert len(made) == 1
+    sam.shared_image_embedding.positional_embedding.mul_(0.5)
+    after = wrapper(batch)[1][0]
+    assert len(made) == 2
+    assert not torch.equal(before, after)
+    assert torch.equal(after, PromptedSam(sam, rounds=2)(batch)[1][0])
+    assert "get_image_wide_positional_embeddings" not in vars(sam)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_encoder_learns(kind: str, data: SamDataset) -> None:
+    """Gradients reach the encoder, which get_image_embeddings would cut off without a word."""
+    sam = build(kind)
+    ((logits, _),) = PromptedSam(sam)(prepare(collate([data[0]]), geometry_of(sam)))
+    logits.square().mean().backward()
+    assert any(p.grad is not None and p.grad.any() for p in encoder_parameters(sam))
+
+
+@pytest.mark.parametrize("tune", ["full", "decoder", "lora"])
+@pytest.mark.parametrize("kind", FAMILY)
+def test_each_is_trained_saved_and_used(
+    kind: str, tune: str, data: SamDataset, tmp_path: Any
+) -> None:
+    """An epoch changes what it should, and the checkpoint loads and predicts the same."""
+    sam, three = build(kind), tune == "full"
+    before, names = fingerprint(sam), set(sam.state_dict())
+    options: dict[str, Any] = {"tune": tune, "multimask": three, "out_dir": tmp_path}
+    options |= {} if tune == "decoder" else {"auxiliary": 1.0}
+    train(sam, data, data, epochs=1, batch_size=2, rounds=2, lr=1e-2, **options)
+    assert set(sam.state_dict()) == names
+    assert (fingerprint(sam) == before) == (tune == "decoder")
+    assert (tmp_path / "embeddings").exists() == (tune == "decoder")
+    assert all(p.requires_grad for p in sam.parameters())
+    loaded = AutoModel.from_pretrained(tmp_path / "last")
+    assert PromptedSam(loaded).multimask == three  # nobody has to say again how it was trained
+    image, click = cells(n=1)[0][0], [(20, 20)]
+    assert np.array_equal(predict(sam, image, click), predict(loaded, image, click))
+
+
+@pytest.mark.parametrize("kind", ["sam2", "sam3_tracker"])
+def test_what_was_trained_answers(kind: str, data: SamDataset, tmp_path: Path) -> None:
+    """Of a model trained for single masks no other is taken, where those waver too."""
+    sam = build(kind)
+    train(sam, data, data, epochs=1, rounds=1, multimask=False, out_dir=tmp_path)
+    batch = prepare(collate([data[0]]), geometry_of(sam))
+    for model in (sam, AutoModel.from_pretrained(tmp_path / "last")):
+        wrapper = PromptedSam(model)
+        with torch.no_grad():
+            ((trained, _),), ((drawn, _),) = wrapper.train()(batch), wrapper.eval()(batch)
+        torch.testing.assert_close(drawn, trained)
+
+
+def test_geometry_of_sam2_is_stretched() -> None:
+    """SAM 2 and 3 see the whole square; points scale by each side's own factor."""
+    geometry = geometry_of(build("sam2"))
+    mask = np.ones((1, 30, 60), bool)
+    data = SamDataset(np.zeros((1, 30, 60), np.uint8), mask, [(0, 15, 30)])
+    batch = prepare(collate([data[0]]), geometry)
+    assert batch["points"][0, 0].tolist() == [64, 64]
+    assert batch["inside"].all()
+    assert batch["target"].min() == 1
+
+
+def test_sam3_normalization() -> None:
+    """SAM 3 takes gray levels 0 to 255 as -1 to 1."""
+    images = np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)])
+    data = SamDataset(images, np.ones((2, 8, 8), bool))
+    batch = prepare(collate([data[0], data[1]]), geometry_of(build("sam3_tracker")))
+    assert batch["pixel_values"].amin((1, 2, 3)).tolist() == [-1, 1]
+
+
+def test_other_models_are_refused() -> None:
+    """A model of another family is named."""
+    with pytest.raises(TypeError, match="Linear is none of SamModel"):
+        PromptedSam(torch.nn.Linear(1, 1))
+
+
+def test_frozen_by_hand_is_noticed() -> None:
+    """Freezing all of the encoder is what makes it frozen, not a word."""
+    sam = build("sam")
+    for parameter in encoder_parameters(sam):
+        assert not is_frozen(sam)
+        parameter.requires_grad_(False)
+    assert is_frozen(sam)

@@ -1,0 +1,255 @@
+"""A trained model at work: predict, segment, and transformers' own pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset
+from transformers import SamModel
+
+from ddp_magic.prelude import (
+    SamDataset,
+    cells,
+    dice_score,
+    inference,
+    predict,
+    segment,
+    tiny_sam,
+    train,
+)
+from ddp_magic.sam.adapter import geometry_of
+from ddp_magic.sam.arrays import to_rgb
+from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.checkpoint import save_model
+from ddp_magic.sam.data import without_objects
+from ddp_magic.sam.inference import Found, _is_cut, _paint
+
+from .family import FAMILY, build
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned drawn cells well enough to find some."""
+    folder = tmp_path_factory.mktemp("trained")
+    sets = SamDataset(*cells(n=320)), SamDataset(*cells(n=16, seed=1))
+    history = train(
+        tiny_sam(),
+        *sets,
+        epochs=3,
+        batch_size=8,
+        optimizer="muon",
+        lr=1e-2,
+        prompts={"points": 2, "boxes": 1, "masks": 1},
+        rounds=1,
+        multimask=False,
+        out_dir=folder,
+    )
+    assert history[-1]["dice"] > 0.6
+    return folder
+
+
+def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
+    """A click, clicks of both signs, a box, a rough mask, and lists of them."""
+    model = SamModel.from_pretrained(trained / "best")
+    images, masks, clicks = cells(n=6, seed=1)
+    scores: dict[str, list[float]] = {"click": [], "signed": [], "box": [], "mask": []}
+    for number, y, x in clicks:
+        true = masks[number] == masks[number, y, x]
+        at = np.argwhere(true)
+        box = [*at.min(0), *at.max(0)]
+        off = np.argwhere(~true)[0]
+        image = images[number]
+        drawn = {
+            "click": predict(model, image, [(y, x)]),
+            "signed": predict(model, image, [(y, x), off], [1, 0]),
+            "box": predict(model, image, boxes=box),
+            "mask": predict(model, image, masks=true),
+        }
+        for kind, mask in drawn.items():
+            assert mask.shape == (64, 64)
+            scores[kind].append(dice_score(mask, true).item())
+    means = {kind: np.mean(values) for kind, values in scores.items()}
+    assert min(means.values()) > 0.6, means
+    assert means["box"] > means["click"] - 0.1
+    two = predict(model, images[0], boxes=[[0, 0, 20, 20], [30, 30, 50, 50]])
+    assert two.shape == (2, 64, 64)
+    assert np.array_equal(predict(model, images[0], (9, 30)), predict(model, images[0], [(9, 30)]))
+
+
+def test_gray_levels_are_those_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dark picture of a microscope's set is as dark as it was there, in a loaded model too."""
+    images, masks, clicks = cells(n=4)
+    raw = images.astype(np.uint16) * 16 + 100
+    train_set = SamDataset(raw, masks, clicks)
+    options: dict[str, Any] = {"epochs": 1, "rounds": 1, "out_dir": tmp_path}
+    sam = tiny_sam()
+    train(sam, train_set, SamDataset(raw, masks, clicks, window=train_set.window), **options)
+    assert "val_set's gray levels" not in capsys.readouterr().out
+    loaded, dark = SamModel.from_pretrained(tmp_path / "best"), raw[0] // 4
+    as_trained = to_rgb(dark, train_set.window)
+    assert as_trained.max() < 100
+    for model in (sam, loaded):
+        seen = predict(model, dark, (9, 9))
+        assert np.array_equal(seen, predict(model, as_trained.transpose(1, 2, 0), (9, 9)))
+    assert "stretched" not in capsys.readouterr().out
+    predict(sam, dark.astype(np.float32), (9, 9))  # another type: its values mean something else
+    assert "stretched" in capsys.readouterr().out
+    joined: Any = ConcatDataset([train_set])  # of which nothing is known
+    train(sam, train_set, joined, **options)
+    assert "val_set's gray levels" not in capsys.readouterr().out
+    train(sam, SamDataset(images, masks, clicks), train_set, **options)
+    assert "val_set's gray levels" in capsys.readouterr().out
+    predict(sam, dark, (9, 9))  # and what was trained last counts
+    assert "stretched" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ({}, "for each object"),
+        ({"points": [[(1, 1)], [(2, 2)]], "boxes": [[0, 0, 9, 9]] * 3}, "for each object"),
+        ({"points": [(1, 1)], "labels": [1, 0]}, "as many"),
+        ({"points": [(1, 1)], "labels": [2]}, "1 on the object, 0 off it"),
+        ({"points": [(0, 1, 1)]}, r"rows \(y, x\)"),
+        ({"points": (1, 64)}, "outside"),
+        ({"boxes": [0, 0, 9, 64]}, "outside"),
+        ({"boxes": [9, 9, 0, 0]}, "y0 < y1"),
+        ({"boxes": [0, 0, 9]}, r"a box is \(y0, x0, y1, x1\)"),
+        ({"masks": np.ones((9, 9), bool)}, "64 x 64 pixels"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(prompts: dict[str, Any], words: str) -> None:
+    """Without a word they would be an error of torch's, or a mask of something else."""
+    with pytest.raises(ValueError, match=words):
+        predict(tiny_sam(), np.zeros((64, 64), np.uint8), **prompts)
+
+
+def test_pictures_of_other_shapes_are_refused() -> None:
+    """Several images at once, or a transparent one."""
+    for shape in ((2, 64, 64), (64, 64, 4), (64,)):
+        with pytest.raises(ValueError, match="has shape"):
+            segment(tiny_sam(), np.zeros(shape, np.uint8))
+
+
+def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:
+    """Most cells of a mosaic are found, each once, as many numbers as objects."""
+    images, masks, _ = cells(n=6, seed=1)
+    picture = np.block([[images[0], images[1], images[2]], [images[3], images[4], images[5]]])
+    model = SamModel.from_pretrained(trained / "best").train()
+    found = segment(model, picture, tile=64, min_iou=0.5)
+    assert model.training
+    assert found.shape == picture.shape == (128, 192)
+    assert set(np.unique(found)) == set(range(found.max() + 1))
+    hits = total = 0
+    for place, mask in enumerate(masks):
+        top, left = 64 * (place // 3), 64 * (place % 3)
+        part = found[top : top + 64, left : left + 64]
+        for label in np.unique(mask)[1:]:
+            true = mask == label
+            counts = np.bincount(part[true])
+            counts[0] = 0
+            best = part == counts.argmax()
+            hits += counts.any() and (best & true).sum() / (best | true).sum() > 0.5
+            total += 1
+    assert hits > 0.5 * total
+    assert segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0).max() == 0
+
+
+def test_every_tile_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the picture's edges too the model sees squares of a tile; each place is clicked once."""
+    picture = np.zeros((100, 140, 3), dtype=np.uint8)
+    picture[..., 0], picture[..., 1] = np.mgrid[:100, :140]  # a pixel tells its place
+    clicked = np.zeros((100, 140), dtype=int)
+
+    def look(_model: Any, piece: Any, inner: tuple[int, int, int], *_rest: Any) -> list[Any]:
+        assert piece.shape == (3, 64, 64)
+        top, left, side = inner
+        y, x = int(piece[0, 0, 0]) + top, int(piece[1, 0, 0]) + left
+        clicked[y : y + side, x : x + side] += 1
+        return []
+
+    monkeypatch.setattr(inference, "_click_grid", look)
+    assert segment(tiny_sam(), picture, tile=64).max() == 0
+    assert (clicked == 1).all()
+
+
+def test_overlaps_are_painted_once() -> None:
+    """The better of two masks of one object wins; what lies beside it keeps its free pixels."""
+    a = np.zeros((8, 8), bool)
+    a[:4] = True
+    b, c = a.copy(), np.zeros((8, 8), bool)
+    b[4] = True  # mostly a
+    c[3:8] = True  # partly a
+    labels = _paint([Found(0.8, 0, 0, b), Found(0.9, 0, 0, a), Found(0.7, 2, 0, c)], (10, 8), 4)
+    assert labels.max() == 2
+    assert (labels[:4] == 1).all()
+    assert (labels[5:10] == 2).all()
+    assert not labels[4].any()
+
+
+def test_masks_that_go_on_beyond_their_piece_are_cut() -> None:
+    """At the picture's own edge an object is whole; at a tile's it is not."""
+    mask = np.zeros((4, 4), bool)
+    mask[0] = True
+    assert not _is_cut(mask, 0, 0, 9, 4)
+    assert _is_cut(mask, 4, 0, 9, 4)
+    assert not _is_cut(mask.T, 0, 0, 4, 9)
+    assert _is_cut(mask.T, 0, 4, 4, 9)
+    assert _is_cut(mask[::-1], 0, 0, 9, 4)
+    assert not _is_cut(mask[::-1], 5, 0, 9, 4)
+
+
+PROCESSORS = {
+    "trained": ("SamImageProcessor", "SamProcessor"),
+    "sam": ("SamImageProcessor", "SamProcessor"),
+    "sam_hq": ("SamImageProcessor", "SamHQProcessor"),
+    "sam2": ("Sam2ImageProcessor", "Sam2Processor"),
+    "sam3_tracker": ("Sam3ImageProcessor", "Sam3TrackerProcessor"),
+}
+
+
+def test_the_pipeline_of_transformers_takes_the_checkpoints(trained: Path, tmp_path: Path) -> None:
+    """mask-generation reads model and image processor of each family.
+
+    The image processor does to a picture what training did; the grid of clicks covers the picture,
+    and the masks are of its size.
+    """
+    image = SamDataset(*cells(n=1, seed=1)).image(0)[:, :48]  # (3, 48, 64)
+    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "picture.png")
+    models = {"trained": SamModel.from_pretrained(trained / "best")}
+    models |= {kind: build(kind) for kind in FAMILY}
+    for name, sam in models.items():
+        save_model(tmp_path / name, sam)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.sam.mask_generation", tmp_path / "picture.png"),
+            *(tmp_path / name for name in models),
+        ],
+        env={**os.environ, "PYTHONPATH": f"{sys.prefix}/torchvision"},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    for (name, sam), found in zip(models.items(), json.loads(done.stdout).values(), strict=True):
+        assert (found["image_processor"], found["processor"]) == PROCESSORS[name]
+        geometry = geometry_of(sam)
+        own = prepare(collate([without_objects(image)]), geometry)["pixel_values"]
+        assert (torch.tensor(found["pixels"]) - own).abs().max() < 1e-5
+        assert 0.75 * geometry.image_size < found["farthest_click"] <= geometry.image_size
+        assert 0 < len(found["masks"]) == found["scores"] <= 3 * 4 * 4
+        assert all(size == [48, 64] for size in found["masks"])
+        if name == "trained":  # several clicks find one object, which is told once
+            assert found["scores"] < 3 * 4 * 4

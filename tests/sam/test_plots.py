@@ -1,0 +1,115 @@
+"""Figures are drawn from batches and from arrays, small, and closed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from ddp_magic.sam.batches import collate
+from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.evaluation import show_predictions
+from ddp_magic.sam.model import tiny_sam
+from ddp_magic.sam.plots import show_history, show_results
+from ddp_magic.sam.samples import cells
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The figures that plt.show() was called with."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield figures
+    assert plt.get_fignums() == []  # each was closed
+
+
+def test_a_batch_is_drawn_with_its_clicks(shown: list[Any]) -> None:
+    """A row an image: clicks in green with their object's number, true masks, predicted ones."""
+    data = SamDataset(*cells(n=7))
+    batch = collate([data[i] for i in range(7)])
+    show_results(batch, predictions=batch["masks"], title="held out", rows=9)
+    (figure,) = shown
+    assert len(figure.axes) == 3 * 5  # never more than five rows
+    assert figure.get_size_inches()[0] < 7
+    picture = figure.axes[0].get_images()[0].get_array()
+    assert np.array_equal(picture, batch["images"][0].permute(1, 2, 0))  # not normalized
+    assert len(figure.axes[0].collections) == len(data[0]["points"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "1", "2"]
+    assert figure.axes[2].get_xlabel() == "Dice 1.00"
+
+
+def test_arrays_are_drawn(shown: list[Any]) -> None:
+    """Images channels first or last, or gray, single masks and logits: as the guide passes them."""
+    images = [torch.rand(3, 8, 9), np.zeros((8, 9, 3), np.uint8), np.zeros((8, 9))]
+    points = [torch.tensor([[1.0, 2.0]]), np.zeros((0, 2)), [np.ones((2, 2)), np.ones((1, 2))]]
+    masks = [torch.ones(1, 8, 9), np.zeros((8, 9), bool), np.ones((2, 8, 9), bool)]
+    show_results(images, points, masks, [torch.randn(8, 9), masks[1], masks[2]])
+    show_results(images)
+    show_results([])
+    assert len(shown) == 2
+    show_results(images[:1], masks=[np.ones((3, 8, 9), bool)], predictions=[np.ones((2, 8, 9))])
+    assert [axis.get_title() for axis in shown[1].axes] == ["image", "", ""]
+    assert shown[2].axes[2].get_xlabel() == ""  # other objects than those that are true: no score
+    show_results([np.zeros((20, 40))], predictions=[np.ones((2, 20, 40))])
+    assert [axis.get_title() for axis in shown[3].axes] == ["image", "predicted"]  # no gap between
+    wide, tall = shown[3].get_size_inches()
+    assert wide > 2 * tall
+
+
+def test_history_is_drawn(shown: list[Any]) -> None:
+    """One small figure with the loss, the scores and the control."""
+    row = {"epoch": 1, "train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
+    show_history([row, {**row, "epoch": 2}], title="run")
+    assert [line.get_label() for line in shown[0].axes[1].lines] == [
+        "Dice, 1 click",
+        "5 clicks",
+        "wrong prompt",
+    ]
+
+
+def test_predictions_are_drawn_with_the_prompts_they_answer(shown: list[Any]) -> None:
+    """Drawn clicks and boxes are shown in the image's own pixels, with no click of the set's."""
+    images, masks, _ = cells(n=2, size=96)
+    data, model = SamDataset(images, masks), tiny_sam()
+    show_predictions(model, data, [1])
+    axis = shown[0].axes[0]
+    places = [tuple(dots.get_offsets()[0]) for dots in axis.collections]
+    labels = [masks[1][round(y), round(x)] for x, y in places]
+    assert sorted(labels) == np.unique(masks[1])[1:].tolist()
+    show_predictions(model, data, [1], prompts="boxes")
+    box = shown[1].axes[0].patches[0]
+    y, x = np.argwhere(data[1]["masks"][0].numpy()).min(0)
+    assert abs(box.get_x() - x) < 2
+    assert abs(box.get_y() - y) < 2
+    show_predictions(model, SamDataset(images, masks, []), title="nothing is asked for")
+    assert len(shown) == 3
+
+
+def test_label_maps_are_drawn_object_by_object(shown: list[Any]) -> None:
+    """As they come from `segment`, with objects or without; a boolean plane is one mask."""
+    labels = np.zeros((3, 20, 20), np.int32)
+    labels[0, 2:8, 2:8], labels[0, 12:18, 12:18] = 3, 7
+    show_results(
+        np.zeros((3, 20, 20)), masks=labels, predictions=[labels[0], labels[1], labels[0] > 0]
+    )
+    numbers = [[text.get_text() for text in axes.texts] for axes in shown[0].axes]
+    assert numbers == [[], ["0", "1"], ["0", "1"], [], [], [], [], [], ["0"]]
+    assert shown[0].axes[2].get_xlabel() == "Dice 1.00"
+
+
+def test_curves_have_whole_epochs(shown: list[Any]) -> None:
+    row = {"train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
+    show_history([{"epoch": float(epoch), **row} for epoch in (1, 2, 3)])
+    for axes in shown[0].axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())

@@ -1,0 +1,205 @@
+"""An interrupted training goes on as if nothing had been, or not at all."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, training
+from ddp_magic.sam.model import PromptedSam
+
+READ_FIRST = 2  # items, before the first epoch: one to see what it asks for, one for the dry step
+
+
+class PowerCutError(Exception):
+    """Ends training in the middle."""
+
+
+class Cut(SamDataset):
+    """Draws random numbers as a user's own set may, and loses power after some items."""
+
+    left = 10**9
+
+    def __getitem__(self, index: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise PowerCutError
+        item = super().__getitem__(index)
+        noise = int(torch.randint(9, ())) + random.randrange(9) + np.random.randint(9)
+        return item | {"image": item["image"] // 2 + noise}
+
+
+EVERYTHING: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 2,
+    "ema": 0.9,
+    "auxiliary": 0.5,
+    "accumulate": 2,
+    "amp": "fp16",
+    "augment": True,
+    "weight_decay": 0.01,
+    "prompts": {"points": 1, "boxes": 1, "masks": 1},
+    "rounds": (1, 2),  # the interruptions come where there are two
+}
+
+
+@pytest.mark.parametrize(
+    ("tune", "optimizer", "done"),  # what was saved: epochs, and batches of the next one
+    [
+        ("full", "adamw", (2, 0)),
+        ("full", "muon", (1, 4)),
+        ("lora", "adamw", (2, 0)),
+        ("lora", "adamw", (1, 4)),
+    ],
+)
+def test_resuming_is_exact(
+    tmp_path: Path, tune: str, optimizer: str, done: tuple[int, int]
+) -> None:
+    """An interruption changes no bit of weights, averages, scores or random numbers."""
+    val = SamDataset(*cells(n=3, seed=1))
+    options = EVERYTHING | {"tune": tune, "optimizer": optimizer}
+
+    def fresh() -> Cut:
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+        return Cut(*cells(n=9))
+
+    whole = tiny_sam()
+    expected = train(whole, fresh(), val, **options)
+    after = torch.rand(3), random.random(), np.random.rand()
+
+    data = fresh()
+    saved = 9 * done[0] + 2 * done[1]  # items
+    data.left = READ_FIRST + saved
+    with pytest.raises(PowerCutError):
+        train(tiny_sam(), data, val, **options, out_dir=tmp_path, save_every=2)
+    state = torch.load(tmp_path / "last" / "trainer.pt", weights_only=False)["position"]
+    assert (len(state["history"]), state["batches"]) == done
+    rest = fresh()
+    torch.rand(99)  # a new process is anywhere in its random numbers
+    resumed = tiny_sam(seed=7)
+    history = train(resumed, rest, val, **options, out_dir=tmp_path, save_every=2, resume=True)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    timing = {"seconds", "images_per_s", "data_wait"}
+    for row, true in zip(history, expected, strict=True):
+        for key in row.keys() - timing:
+            assert row[key] == pytest.approx(true[key], rel=1e-12, nan_ok=True)
+    now = torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(now[0], after[0])
+    assert now[1:] == after[1:]
+    assert 10**9 - rest.left == READ_FIRST + 3 * 9 - saved  # nothing was done again
+
+
+def test_resuming_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch, an interruption, one more epoch: bit for bit the weights of two epochs.
+
+    Its row has the columns' names above it, as the first had.
+    """
+    sets = SamDataset(*cells(n=16)), SamDataset(*cells(n=4, seed=1))
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "augment": True}
+    whole = tiny_sam()
+    train(whole, *sets, **options)
+
+    def show(*_: object, **__: object) -> None:  # called when the first epoch was saved
+        raise PowerCutError
+
+    first = tiny_sam()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "show_predictions", show)
+        with pytest.raises(PowerCutError):
+            train(first, *sets, **options, out_dir=tmp_path, figures_every=1)
+    capsys.readouterr()
+    second = tiny_sam(seed=7)
+    history = train(second, *sets, **options, out_dir=tmp_path, resume=True)
+    assert capsys.readouterr().out.count("Dice@1") == 1
+    assert [row["epoch"] for row in history] == [1, 2]
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_needs_something(tmp_path: Path) -> None:
+    """Resuming from nowhere is an error, not a fresh start."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    with pytest.raises(FileNotFoundError):
+        train(tiny_sam(), *sets, out_dir=tmp_path / "none", resume=True)
+    with pytest.raises(ValueError, match="out_dir"):
+        train(tiny_sam(), *sets, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tune": "lora"},
+        {"tune": "decoder"},
+        {"optimizer": "muon"},
+        {"auxiliary": 1.0},
+        {"ema": 0.9},
+        {"amp": "bf16"},
+    ],
+)
+def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Before an image is encoded or a weight changed, and by the name of what differs."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
+    sam, ((name, value),) = tiny_sam(), other.items()
+    words = re.escape(f"{name} = ") + ".*" + re.escape(f"now {value!r}: resume with the same")
+    with pytest.raises(ValueError, match=words):
+        train(sam, *sets, epochs=2, multimask=False, out_dir=tmp_path, resume=True, **other)
+    before = dict(tiny_sam().named_parameters())
+    assert all(torch.equal(now, before[name]) for name, now in sam.named_parameters())
+    assert not (tmp_path / "embeddings").exists()
+    assert PromptedSam(sam).multimask  # nor is noted what was not trained
+
+
+def test_what_an_older_checkpoint_does_not_know_was_off(tmp_path: Path) -> None:
+    """Training goes on without it, and not with it."""
+    sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
+    train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
+    path = tmp_path / "last" / "trainer.pt"
+    state = torch.load(path, weights_only=False)
+    del state["choices"]["auxiliary"]
+    torch.save(state, path)
+    options: dict[str, Any] = {"epochs": 2, "rounds": 1, "out_dir": tmp_path, "resume": True}
+    with pytest.raises(ValueError, match=r"auxiliary = 0, now 1\.0: resume with the same"):
+        train(tiny_sam(), *sets, auxiliary=1.0, **options)
+    assert len(train(tiny_sam(), *sets, **options)) == 2
+
+
+def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """While the error is looked at, too: what is printed then is on a line of its own."""
+    data, out = Cut(*cells(n=6)), ""
+    data.left = READ_FIRST + 4
+    try:
+        train(tiny_sam(), data, data, batch_size=2, rounds=1)
+    except PowerCutError:
+        out = capsys.readouterr().out
+    assert "it/s" in out
+    assert out.endswith("\n")
+
+
+def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
+    """They would be others: some images twice, some never. Between epochs they may change."""
+    sets = Cut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
+    sets[0].left = READ_FIRST + 6 + 4  # an epoch, two batches
+    options: dict[str, Any] = {"rounds": 1, "out_dir": tmp_path, "save_every": 1}
+    with pytest.raises(PowerCutError):
+        train(tiny_sam(), *sets, batch_size=2, **options)
+    sets[0].left = 10**9
+    options |= {"epochs": 2, "resume": True}
+    for other in ({"batch_size": 3}, {"seed": 1}, {"accumulate": 2}):
+        with pytest.raises(ValueError, match="resume with the same"):
+            train(tiny_sam(), *sets, **{"batch_size": 2, **options, **other})
+    with pytest.raises(ValueError, match="images = 6, now 5"):
+        train(tiny_sam(), Subset(sets[0], range(5)), sets[1], batch_size=2, **options)
+    assert len(train(tiny_sam(), *sets, batch_size=2, **options)) == 2
+    more = train(tiny_sam(), *sets, batch_size=3, seed=1, **{**options, "epochs": 3})
+    assert [row["epoch"] for row in more] == [1, 2, 3]

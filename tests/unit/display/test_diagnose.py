@@ -1,0 +1,124 @@
+"""Who failed first, and how that is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddp_magic.display import diagnose
+from ddp_magic.display.diagnose import Failure, Surroundings
+from ddp_magic.wire.messages import Error, Finished
+
+
+def _error(rank: int, evalue: str, time: float = 0.0, ename: str = "RuntimeError") -> Error:
+    return Error(rank=rank, time=time, ename=ename, evalue=evalue, traceback=(), line=3)
+
+
+def _raised(rank: int, time: float, evalue: str) -> Failure:
+    return Failure(rank=rank, time=time, error=_error(rank, evalue, time))
+
+
+def test_the_earliest_failure_is_the_cause() -> None:
+    """By time, whatever the order of the ranks."""
+    failures = [_raised(0, 2.0, "late"), _raised(1, 1.0, "early")]
+    assert diagnose.first_failure(failures).rank == 1
+
+
+def test_a_victim_is_blamed_only_if_there_is_nobody_else() -> None:
+    """gloo's complaint comes milliseconds before the news of the death."""
+    victim = _raised(0, 1.0, "[gloo/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    death = Failure(rank=1, time=1.01, code=-9)
+    assert diagnose.first_failure([victim, death]) is death
+    assert diagnose.first_failure([victim]) is victim
+
+
+def test_every_end_has_words() -> None:
+    """Signal names, codes and what was said."""
+    assert "SIGKILL (exit -9): often the machine ran out of memory" in diagnose.exit_words(-9)
+    assert "killed by SIGTERM" in diagnose.exit_words(-15)
+    assert "code 3" in diagnose.exit_words(3)
+    assert diagnose.signal_name(250) == "signal 250"
+    said = Finished(rank=2, time=0.0, code=1, message="no data")
+    text = diagnose.describe(Failure(rank=2, time=0.0, code=1, finished=said))
+    assert text == "rank 2 ended by sys.exit with code 1: no data"
+    assert diagnose.describe(_raised(1, 0.0, "x")) == "rank 1 raised RuntimeError at line 3: x"
+
+
+DUMP = """\
+Thread 0x00007f (most recent call first):
+  File "/lib/selectors.py", line 5 in select
+  File "/pkg/worker.py", line 9 in _beat
+
+Current thread 0x00007e (most recent call first):
+  File "/lib/torch/x.py", line 99 in all_reduce
+  File "/run/cell.py", line 7 in step
+  File "/run/cell.py", line 12 in <module>
+  File "/lib/IPython/i.py", line 1 in run_code
+"""
+
+
+def test_the_stack_of_the_thread_in_the_cell() -> None:
+    """Innermost first, down to the cell's own module level, under the notebook's name."""
+    frames = diagnose.stack(DUMP * 2, "/run/cell.py", "Cell In[4]")
+    assert frames == [
+        'File "/lib/torch/x.py", line 99 in all_reduce',
+        "File Cell In[4], line 7 in step",
+        "File Cell In[4], line 12 in <module>",
+    ]
+    assert diagnose.cell_line(frames, "Cell In[4]") == 7
+    assert diagnose.stack("", "/run/cell.py", "Cell In[4]") == []
+    assert diagnose.cell_line([], "Cell In[4]") is None
+
+
+def test_name_hints() -> None:
+    """A name that is missing, and a prelude's name in the failing line."""
+    error = _error(0, "name 'model' is not defined", ename="NameError")
+    (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", Surroundings({"model": 1}), set())
+    assert hint.startswith("the notebook defines `model`, but it was not sent to the ranks")
+    for words in (
+        "Can't get attribute 'Net' on <module '__main__' from '/x.py'>",
+        "Can't get attribute 'Net.Part' on <module 'ddp_magic.worker.child_main'>",
+        "module '__main__' has no attribute 'Net'",
+    ):
+        loaded = _error(0, words, ename="AttributeError")
+        (hint,) = diagnose.name_hints(loaded, "torch.load(p)", Surroundings({"Net": 1}), set())
+        assert hint.startswith("the notebook defines `Net`, but it was not sent")
+    elsewhere = _error(0, "Can't get attribute 'Net' on <module 'models'>", ename="AttributeError")
+    assert diagnose.name_hints(elsewhere, "", Surroundings({"Net": 1}), set()) == []
+    before = Surroundings(elsewhere={"model": ("Cell In[3]", "")}.__getitem__)
+    (hint,) = diagnose.name_hints(error, "model", before, set())
+    assert hint.startswith("`model` was last defined in Cell In[3], whose ranks have ended")
+    kept = Surroundings(elsewhere={"model": ("Cell In[3]", "lab")}.__getitem__)
+    (hint,) = diagnose.name_hints(error, "model", kept, set())
+    assert "in session lab: --session lab runs this cell there" in hint
+    text, names = "a\nb\ntrain(1)\n", {"train", "cells"}
+    wrong_call = _error(0, "train() missing 2 required arguments", ename="TypeError")
+    (hint,) = diagnose.name_hints(wrong_call, text, Surroundings(), names)
+    assert hint == "`train` is ddp_magic.prelude's; the notebook defines none"
+    refused = _error(0, "train_set has no images", ename="ValueError")
+    assert diagnose.name_hints(refused, text, Surroundings(), names) == []
+    (hint,) = diagnose.name_hints(refused, text, Surroundings({"train": 1}), names)
+    assert hint == "`train` is ddp_magic.prelude's; --capture leaves the notebook's out"
+    assert diagnose.name_hints(_error(0, "x"), "a\n", Surroundings(), {"train"}) == []
+
+
+def test_a_stack_with_the_name_of_the_cell_as_faulthandler_writes_it(tmp_path: Path) -> None:
+    """Not ASCII; and too long for it."""
+    for path in ["/josé/☃/😀/cell_5.py", "/" + "é" * 600 + "/cell_5.py", "/plain/cell_5.py"]:
+        code = compile("import faulthandler\nfaulthandler.dump_traceback(file)", path, "exec")
+        with (tmp_path / "dump").open("w+") as file:
+            exec(code, {"file": file})
+        frames = diagnose.stack((tmp_path / "dump").read_text(), path, "Cell In[5]")
+        assert frames == ["File Cell In[5], line 2 in <module>"]
+
+
+def test_a_name_that_a_spawned_child_lacks() -> None:
+    """It is said what a child gets, where the cell has computed the name."""
+    words = (
+        "Caught NameError in DataLoader worker process 0.\nNameError: name 'size' is not defined"
+    )
+    error = _error(0, words, ename="NameError")
+    (hint,) = diagnose.name_hints(error, "n, size = 1, make()\n", Surroundings(), set())
+    assert hint.startswith("`size`: a spawned child gets the cell's imports, functions")
+    assert diagnose.name_hints(error, "other = size\n", Surroundings(), set()) == []
+    own = _error(0, "name 'size' is not defined", ename="NameError")
+    assert diagnose.name_hints(own, "size = 1", Surroundings(), set()) == []

@@ -1,0 +1,167 @@
+"""The kernel's end of a forkserver, with processes that only talk like one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from ddp_magic.engines import local as forkserver
+from ddp_magic.engines.local import Forkserver
+from ddp_magic.wire.specs import AgentSpec, WorkerSettings
+from tests.limits import HANG_S
+
+TALK = """
+    import itertools, json, os, pathlib, socket, sys, time
+    from ddp_magic.wire.channel import Channel
+    from ddp_magic.wire.messages import ForkAgent, Importing, Preload, Preloaded, ForkObstacle
+
+    start = json.loads(sys.stdin.read())
+    channel = Channel(socket.socket(fileno=start["channel"]))
+    with open(os.environ["LIVES"], "a") as file:
+        file.write("x")
+    life = os.path.getsize(os.environ["LIVES"])
+"""
+
+
+class Elsewhere:
+    """Another engine, which notes what it is to place."""
+
+    def __init__(self) -> None:
+        self.placed: list[AgentSpec] = []
+
+    def start(self, spec: AgentSpec, env: dict[str, str]) -> Placed:
+        del env
+        self.placed.append(spec)
+        return Placed()
+
+
+class Placed:
+    """An agent that is never up."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def fileno(self) -> int:
+        return -1
+
+    def ended(self) -> bool:
+        return False
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def waits_for(self) -> str:
+        return ""
+
+    def last_words(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that each process of a test's makes a byte longer."""
+    file = tmp_path / "lives"
+    monkeypatch.setenv("LIVES", str(file))
+    return file
+
+
+def _server(says: str) -> tuple[Forkserver, Elsewhere]:
+    fallback = Elsewhere()
+    code = textwrap.dedent(TALK) + textwrap.dedent(says)
+    return Forkserver(fallback, [sys.executable, "-c", code]), fallback
+
+
+def _spec(tmp_path: Path) -> AgentSpec:
+    settings = WorkerSettings(socket="", directory=str(tmp_path), device="cpu")
+    return AgentSpec(run_id="r", kernel_pid=0, nproc=1, sys_path=(), worker=settings)
+
+
+@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+@pytest.mark.parametrize(
+    "says",
+    [
+        "channel.send(ForkObstacle(module='always', reason='it starts threads'))",
+        "channel.send(ForkObstacle(module=f'library{life}', reason='it starts threads'))",
+        "channel.send(ForkObstacle(module='', reason='whatever is imported'))",
+        "channel.send(Importing(module='lib')); os._exit(3)",
+        "channel.send(Importing(module=f'library{life}')); "
+        "channel.send(Preloaded(files={}, number=life)); "
+        "channel.send(Importing(module=f'library{life}')); os._exit(3)",
+        "os._exit(1)",
+    ],
+)
+def test_whatever_it_says_it_is_not_started_for_ever(
+    tmp_path: Path, lives: Path, says: str
+) -> None:
+    """After a few processes that were of no use the agent is placed by the other engine."""
+    server, fallback = _server(says)
+    agent = server.start(_spec(tmp_path), dict(os.environ))
+    deadline = time.monotonic() + 60
+    while not fallback.placed:
+        agent.ended()
+        assert time.monotonic() < deadline, lives.read_text()
+        time.sleep(0.01)
+    assert server.off
+    assert len(lives.read_text()) <= forkserver.MAX_CULPRITS + forkserver.MAX_DEATHS
+    server.close()
+
+
+@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+def test_who_has_set_a_variable_is_decided_by_the_import(tmp_path: Path, lives: Path) -> None:
+    """The same process serves the agent if the library that it imports just now has set it."""
+    server, _ = _server("""
+        while True:
+            for command in channel.receive() or os._exit(0):
+                if isinstance(command, Preload):
+                    time.sleep(0.5)
+                    told = {"environ": {"OF_A_LIBRARY": "x"}, "number": command.number}
+                    channel.send(Preloaded(files={}, **told))
+                if isinstance(command, ForkAgent):
+                    pathlib.Path(json.loads(command.spec)["worker"]["directory"], "got").touch()
+    """)
+    env = {**os.environ, "A": "1"}
+    server.launch(env)
+    server.want(["lib"])
+    agent = server.start(_spec(tmp_path), {**env, "OF_A_LIBRARY": "x"})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "got").exists():
+        agent.ended()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert lives.read_text() == "x"
+    (tmp_path / "got").unlink()
+    agent = server.start(_spec(tmp_path), {**env, "A": "2", "OF_A_LIBRARY": "x"})  # the user's own
+    while not (tmp_path / "got").exists():
+        agent.ended()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert lives.read_text() == "xx"
+    server.close()
+
+
+@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+def test_it_is_tried_again_in_another_environment(tmp_path: Path, lives: Path) -> None:
+    """A variable that no interpreter starts with is taken back: the next cell has one again."""
+    server, fallback = _server(
+        "sys.exit(1) if os.environ.get('BROKEN') else [*iter(channel.receive, None)]"
+    )
+    broken = {**os.environ, "BROKEN": "1"}
+    agent = server.start(_spec(tmp_path), broken)
+    deadline = time.monotonic() + HANG_S
+    while not fallback.placed:
+        agent.ended()
+        assert time.monotonic() < deadline, lives.read_text()
+        time.sleep(0.01)
+    assert [note for note in agent.notes if "this start is slow" in note] == agent.notes[:1]
+    server.start(_spec(tmp_path), broken)
+    assert len(fallback.placed) == 2
+    server.start(_spec(tmp_path), dict(os.environ))
+    assert not server.off
+    assert len(fallback.placed) == 2
+    server.close()

@@ -1,0 +1,86 @@
+"""Tracebacks without the frames of ddp_magic."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import CodeType
+
+import pytest
+
+import ddp_magic
+from ddp_magic.system.frames import is_ours, text_without_ours, without_ours
+
+PACKAGE = Path(ddp_magic.__file__).parent
+
+
+def _function(file: str, source: str) -> dict[str, object]:
+    """Define `f` as if it stood in a file."""
+    code: CodeType = compile(source, file, "exec")
+    names: dict[str, object] = {}
+    exec(code, names)
+    return names
+
+
+OURS = _function(str(PACKAGE / "worker.py"), "def f(g):\n    g()\n")["f"]
+LIBRARY = _function(str(PACKAGE / "sam/training.py"), "def f(g):\n    g()\n")["f"]
+
+
+def _raise() -> None:
+    raise ValueError("boom")
+
+
+def _caught(call: object) -> BaseException:
+    try:
+        OURS(call)  # type: ignore[operator]
+    except Exception as error:  # noqa: BLE001 -- whatever was raised
+        return error
+    raise AssertionError
+
+
+def _files(error: BaseException) -> list[str]:
+    return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def test_our_frames_go_and_the_preludes_stay() -> None:
+    """In the middle of a traceback too."""
+    error = _caught(lambda: LIBRARY(lambda: OURS(_raise)))  # type: ignore[operator]
+    assert sum(map(is_ours, _files(error))) == 2
+    assert without_ours(error) is error
+    files = _files(error)
+    assert not any(map(is_ours, files))
+    assert str(PACKAGE / "sam/training.py") in files
+    assert files[-1] == __file__
+
+
+def test_causes_and_groups_too() -> None:
+    """Whatever is shown with an exception; a circle of causes does no harm."""
+    inner, cause = _caught(_raise), _caught(_raise)
+    inner.__cause__, cause.__context__ = cause, inner
+    outer = _caught(_raise)
+    outer.exceptions = [inner]  # type: ignore[attr-defined]  # as an ExceptionGroup's
+    without_ours(outer)
+    assert not any(is_ours(file) for e in (outer, inner, cause) for file in _files(e))
+
+
+def test_an_error_that_is_all_ours_has_no_frames() -> None:
+    """As one that is raised before the cell."""
+    error = _caught(1)  # it cannot be called
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+    assert without_ours(error).__traceback__ is None
+
+
+@pytest.mark.parametrize("indent", ["", "  "])
+def test_text(indent: str) -> None:
+    """What another process has written: our lines go, with their source."""
+    lines = [
+        "Traceback (most recent call last):",
+        f'  File "{PACKAGE}/agent.py", line 3, in serve',
+        "    launch(spec, ranks)",
+        "    ^^^^^^^^^^^^^^^^^^^",
+        '  File "/lib/torch/agent.py", line 9, in run',
+        "    self.start()",
+        "OSError: no",
+    ]
+    kept = text_without_ours(indent + line for line in lines)
+    assert kept == [indent + lines[i] for i in (0, 4, 5, 6)]
