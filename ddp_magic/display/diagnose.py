@@ -1,4 +1,4 @@
-"""From what was seen of the ranks to what went wrong. Pure."""
+"""From what is known of the ranks to what went wrong. Pure, but for `read_stack`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.messages import LOST_CONNECTION, Error, Finished
 
 # What a rank says when its peer is gone: gloo's and NCCL's words. Such a rank is a victim.
@@ -139,9 +141,9 @@ def name_hints(
         name = next(filter(None, found.groups()))
         if name in notebook:
             hints.append(
-                f"the notebook defines `{name}`, but it was not sent to the ranks: --capture "
-                f"leaves it out, or the cell does not read it by name (then write `{name} = "
-                f"{name}` in it)"
+                f"your notebook defines `{name}`, but it was not sent to the ranks: --capture "
+                "leaves it out, or the cell does not read it by name (if so, add "
+                f"`{name} = {name}` to the cell)"
             )
         elif any(place := surroundings.elsewhere(name)):
             hints.append(_where_it_is(name, *place))
@@ -149,9 +151,13 @@ def name_hints(
     line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
     for name in sorted(set(re.findall(r"\w+", line)) & set(prelude)):
         if name in notebook:
-            hints.append(f"`{name}` is ddp_magic.prelude's; --capture leaves the notebook's out")
+            hints.append(
+                f"`{name}` is from ddp_magic.prelude, because --capture leaves out your notebook's"
+            )
         elif error.ename in _MISTAKEN:
-            hints.append(f"`{name}` is ddp_magic.prelude's; the notebook defines none")
+            hints.append(
+                f"`{name}` is from ddp_magic.prelude: your notebook does not define {name}"
+            )
     return hints
 
 
@@ -167,8 +173,8 @@ def _hints_of_children(error: Error, cell_source: str) -> list[str]:
     missing = dict.fromkeys(re.findall(r"NameError: name '(\w+)' is not defined", text))
     return [
         f"`{name}`: a spawned child gets the cell's imports, functions, classes and constants, and "
-        "what the cell took from the notebook, but nothing that the cell computes: hand it over "
-        "as an argument, or as an attribute of the Dataset"
+        "what the cell took from the notebook, but nothing that the cell computes: pass it as an "
+        "argument, or as an attribute of the Dataset"
         for name in missing
         if re.search(rf"^\s*(?:\w+ *, *)*{name}\b", cell_source, re.MULTILINE)
     ]
@@ -255,3 +261,22 @@ def cell_line(frames: Sequence[str], label: str) -> int | None:
         if found := re.search(re.escape(label) + r", line (\d+)", frame):
             return int(found.group(1))
     return None
+
+
+def read_stack(
+    directory: RunDirectory, rank: int, cell_path: str, label: str
+) -> StackDumped | None:
+    """Return what a rank wrote when it was last asked for its stack; None if it wrote nothing.
+
+    Args:
+        directory: Directory of the run, or of its session.
+        rank: Which rank.
+        cell_path: What the cell calls itself.
+        label: What to call that file.
+    """
+    try:
+        dump = directory.stacks(rank).read_text(errors="replace")
+    except OSError:
+        return None
+    frames = tuple(stack(dump, cell_path, label))
+    return StackDumped(rank=rank, frames=frames, line=cell_line(frames, label))

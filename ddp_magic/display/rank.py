@@ -1,50 +1,51 @@
-"""What a kernel knows of one rank."""
+"""What is known of one rank, event by event. Pure, but for `stdout`, which reads the log."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Failure
-from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import Killed, Rejoined, RunEvent, StackDumped
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
     ConnectionLost,
     Error,
-    Event,
     Finished,
     Heartbeat,
     Idle,
     Interrupted,
+    Stream,
     WorkerExited,
     WorkerHello,
     WorkerReady,
 )
+from ddp_magic.wire.states import Phase
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Rank:
     """What is known of one rank.
 
     Attributes:
-        phase: "waiting" (for its process), "starting", "running", "exiting" or "ended".
+        phase: What it is doing.
         line: The cell's line that it is in, or was in when it failed.
-        heard: When it was last heard of, s since the epoch.
-        lost: When it lost its connection while it lived, s since the epoch.
+        heard: When it was last heard of, in seconds since the epoch.
+        lost: When it lost its connection while it lived, in seconds since the epoch.
         answered: Whether it has taken the interrupt.
-        killed: Whether we killed it.
+        killed: Whether the kernel killed it.
         idle: Whether it is a session's, and has ended its cell.
+        has_group: Whether a session's rank still has its default process group after its cell.
         log: File with all its text.
-        log_span: Where in the file the run's text begins and ends, bytes.
-        stack: Its frames at the time of the kill, innermost first.
+        log_span: Where in the file the run's text begins and ends, in bytes.
+        stack: Its frames when it was last asked for them, innermost first.
     """
 
     rank: int
     pid: int | None = None
     device: str = ""
-    phase: str = "waiting"
+    phase: Phase = Phase.WAITING
     line: int | None = None
     rss_mib: float = 0.0
     device_mib: float | None = None
@@ -58,40 +59,54 @@ class Rank:
     answered: bool = False
     killed: bool = False
     idle: bool = False
+    has_group: bool = True
     log: Path | None = None
     log_span: tuple[int, int | None] = (0, None)
-    stack: list[str] = field(default_factory=list)
-    progress: str = ""
+    stack: tuple[str, ...] = ()
 
-    def take(self, event: Event) -> None:  # noqa: C901 -- one case for each event
-        """Take up what an event says of this rank."""
+    def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 -- one case for each event
+        """Update what is known by an event of this rank."""
         match event:
             case WorkerHello(pid=pid):
-                self.pid, self.phase = pid, "starting"
+                self.pid, self.phase = pid, Phase.STARTING
+            case Rejoined(log_bytes=log_bytes):
+                self.pid, self.device, self.phase = event.pid, event.device, Phase.RUNNING
+                self.log_span = (log_bytes, log_bytes)
             case WorkerReady(device=device):
-                self.device, self.phase = device, "running"
+                self.device, self.phase = device, Phase.RUNNING
             case Heartbeat():
-                self.heard = event.time
-                self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
-                if self.phase != "ended" and not self.idle and event.phase != "idle":
-                    self.phase = event.phase  # one from before a session's cell came late
-                if event.phase == "running" and self.error is None:
-                    self.line = event.line  # a rank on its way out keeps the line it failed in
+                self._take_heartbeat(event)
+            case Stream(log_bytes=log_bytes):
+                self.log_span = (self.log_span[0], log_bytes)
             case Interrupted():
                 self.answered = True
-            case Idle():
-                self.idle, self.ended, self.phase = True, event.time, "idle"
+            case Idle(group=has_group):
+                self.idle, self.ended, self.phase = True, event.time, Phase.IDLE
+                self.has_group = has_group
             case Error(line=line):
                 self.error, self.line = event, line
             case Finished():
                 self.finished = event
+            case Killed():
+                self.killed = True
+            case StackDumped(frames=frames, line=line):
+                self.stack, self.line = frames, line or self.line
             case ConnectionLost(time=lost):
                 self.lost = lost
             case WorkerExited(code=code, time=ended, by_agent=by_agent):
-                self.code, self.ended, self.phase = code, ended, "ended"
+                self.code, self.ended, self.phase = code, ended, Phase.ENDED
                 self.by_agent = by_agent
             case _:
                 pass
+
+    def _take_heartbeat(self, event: Heartbeat) -> None:
+        self.heard = event.time
+        self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
+        # One from before a session's cell may come late.
+        if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:
+            self.phase = event.phase
+        if event.phase is Phase.RUNNING and self.error is None:
+            self.line = event.line  # a rank on its way out keeps the line it failed in
 
     @property
     def busy(self) -> bool:
@@ -100,7 +115,7 @@ class Rank:
 
     @property
     def stdout(self) -> str:
-        """All that it has written in this run, to stdout and stderr, in their order."""
+        """All that it wrote in this run, to stdout and stderr, in order."""
         if self.log is None or not self.log.exists():
             return ""
         begin, end = self.log_span
@@ -155,21 +170,7 @@ class Rank:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it has said that it ran its cell to the end, or left it with exit code 0."""
+        """Whether it said that it ran its cell to the end, or left it with exit code 0."""
         if self.error is not None or self.busy:
             return False
         return self.left_early or (self.finished is not None and self.finished.code == 0)
-
-    def read_stack(self, directory: RunDirectory, cell_path: str, label: str) -> None:
-        """Take up what the rank wrote when it was last asked for its stack.
-
-        Args:
-            directory: The run directory.
-            cell_path: What the cell calls itself.
-            label: What to call that file.
-        """
-        path = directory.stacks(self.rank)
-        if path.exists():
-            dump = path.read_text(errors="replace")
-            self.stack = diagnose.stack(dump, cell_path, label)
-            self.line = diagnose.cell_line(self.stack, label) or self.line

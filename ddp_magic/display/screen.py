@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from ddp_magic.display.rank_text import BYTES_BURST, BYTES_PER_S, Bucket, LineAssembler, Throttle
+from ddp_magic.display.rank_text import Page, RankText
+from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import html_line, summary, table_html, table_text
-from ddp_magic.kernel.run import Run
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream
+from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
+from ddp_magic.wire.kernel_events import Note, RunEvent
+from ddp_magic.wire.messages import ClearOutput, DisplayData, Stream
 
 FLUSH_S = 0.05
 TABLE_S = 0.25
@@ -26,65 +27,6 @@ TABLE_AFTER_S = 0.5  # a quick run needs no table
 PARTIAL_S = 0.2  # an unfinished line is shown when nothing has followed for so long
 LABEL_CHARS = 80
 PAGE_S = 0.5  # between two states of a page
-PAGE_LINES = 100
-PAGE_CHARS = 20_000
-
-
-class RankText:
-    """One rank's text on its way to the screen."""
-
-    def __init__(self, rank: int, log: str, size: Bucket) -> None:
-        """Begin with none."""
-        self.rank = rank
-        self.log = log
-        self.lines = LineAssembler()
-        self.throttle = Throttle(log, size)
-        self.last_text = 0.0
-        self.last_display: str | None = None
-        self.displays = 0
-        self.replace_last = False
-        self.page: Page | None = None
-
-
-class Page:
-    """What a rank prints between two `clear_output()`: one output, which the next one replaces.
-
-    Args:
-        log: Where the rank's whole text is, for the word that says so.
-    """
-
-    def __init__(self, log: str) -> None:
-        """Begin empty."""
-        self._log = log
-        self._lines: deque[str] = deque()
-        self._left_out = 0
-        self._cleared = False
-        self.changed = False
-        self.shown = False
-
-    def clear(self) -> None:
-        """Let the next line be the first. Until then, the page stays (`wait=True`)."""
-        self._cleared = True
-
-    def add(self, lines: Iterable[str]) -> None:
-        """Put lines below the others."""
-        for line in lines:
-            if self._cleared:
-                self._lines.clear()
-                self._cleared, self._left_out = False, 0
-            self._lines.append(line[:PAGE_CHARS])
-            self.changed = True
-        size = sum(map(len, self._lines))
-        while len(self._lines) > PAGE_LINES or size > PAGE_CHARS:
-            size -= len(self._lines.popleft())
-            self._left_out += 1
-
-    def text(self, rank: int) -> str:
-        """Return the page as it is now."""
-        lines = list(self._lines)
-        if self._left_out:
-            lines.insert(0, f"... {self._left_out:,} lines left out here; all are in {self._log}")
-        return "\n".join(f"[rank {rank}] {line}" for line in lines)
 
 
 class CellScreen:
@@ -95,10 +37,10 @@ class CellScreen:
     """
 
     def __init__(self, shell: InteractiveShell | None) -> None:
-        """Show nothing yet."""
         self._shell = shell
         self._live = is_notebook(shell)
         self._texts: dict[int, RankText] = {}
+        self._progress: dict[int, str] = {}
         self._incoming: list[tuple[int, str]] = []
         self._out: list[str] = []
         self._open_rank: int | None = None  # whose unfinished line the screen ends in
@@ -111,18 +53,18 @@ class CellScreen:
 
     # --- what a run calls ---------------------------------------------------------------------
 
-    def start(self, run: Run) -> None:
+    def start(self, record: RunRecord) -> None:
         """Say which devices the ranks run on."""
         size = Bucket(BYTES_BURST, BYTES_PER_S)
-        self._id, self._show = run.id, run.options.show
-        for rank in run.ranks:
+        self._id, self._show = record.id, record.show
+        for rank in record.ranks:
             self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
         if self._live:
-            self._publish_table(run.options.devices, html_line(run.options.devices))
+            self._publish_table(record.devices, html_line(record.devices))
         else:
-            print(run.options.devices, flush=True)  # noqa: T201 -- this is the screen
+            print(record.devices, flush=True)  # noqa: T201 -- this is the screen
 
-    def take(self, event: Event) -> None:
+    def take(self, event: RunEvent) -> None:
         """Show an event, or keep it for the next `tick`."""
         match event:
             case Stream(rank=rank, text=text):
@@ -131,11 +73,15 @@ class CellScreen:
                 self._display(event)
             case ClearOutput(rank=rank):
                 self._clear(self._texts[rank])
+            case Note(text=text):
+                self._flush()
+                self._write_lines([text])
+                self._write()
             case _:
                 pass
 
     def _clear(self, text: RankText) -> None:
-        """Let what the rank shows from now on take the place of what it has shown.
+        """Let the rank's next output replace its last.
 
         What it printed before its first `clear_output()` is among the other ranks' text, and stays.
         """
@@ -148,26 +94,25 @@ class CellScreen:
         text.page = text.page or Page(text.log)
         text.page.clear()
 
-    def say(self, text: str) -> None:
-        """Show a line of ddp_magic's own."""
-        self._flush()
-        self._write_lines([text])
-        self._write()
-
-    def tick(self, run: Run) -> None:
+    def tick(self, record: RunRecord) -> None:
         """Write what has come in, and update the table, if it is time."""
         now = time.monotonic()
         if now - self._last_flush >= FLUSH_S:
             self._flush()
-        for rank in run.ranks:
-            rank.progress = self._texts[rank.rank].lines.progress
+        for rank, text in self._texts.items():
+            self._progress[rank] = text.lines.progress
         self._publish_pages(now)
-        due = now - self._last_table >= TABLE_S and run.elapsed_s > TABLE_AFTER_S
+        due = now - self._last_table >= TABLE_S and record.elapsed_s > TABLE_AFTER_S
         if self._live and due:
             self._last_table = now
-            self._publish_table(table_text(run), table_html(run))
+            self._publish_table(table_text(record), table_html(record))
 
-    def finish(self, run: Run) -> None:
+    @property
+    def progress(self) -> Mapping[int, str]:
+        """The ranks' progress bars, by rank; kept up to date."""
+        return self._progress
+
+    def finish(self, record: RunRecord) -> None:
         """Show the rest, and one line in the table's place."""
         self._flush()
         for text in self._texts.values():
@@ -180,14 +125,14 @@ class CellScreen:
         if self._open_rank is not None:
             self._out.append("\n")
             self._open_rank = None
-        for rank in run.ranks:
+        for rank in record.ranks:
             if rank.left_early:
                 self._write_lines([f"rank {rank.rank} left early: os._exit(0) in the cell"])
-        if left := run.group.swept:
-            what = "process was" if left == 1 else "processes were"
-            self._write_lines([f"{left} {what} left behind by the ranks, and ended"])
+        if record.swept:
+            what = "process" if record.swept == 1 else "processes"
+            self._write_lines([f"ended {record.swept} {what} that the ranks had left behind"])
         self._write()
-        line = summary(run)
+        line = summary(record)
         if self._live:
             self._publish_table(line, html_line(line))
         else:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from ddp_magic.display.diagnose import exit_words, signal_name
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.verdict import State
+from ddp_magic.display.record import RunRecord
 from ddp_magic.engines.local import Preloading
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.session import Session
+from ddp_magic.wire.states import State
 
 SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
 MAX_ROWS = 8
@@ -29,12 +29,12 @@ _OUTCOMES = {
 }
 
 
-def summary(run: Run) -> str:
+def summary(run: RunRecord) -> str:
     """Say in one line what became of a run: `4 ranks · 5.5 s · ok`."""
     count = len(run.ranks)
     ranks = f"{count} rank{'s' if count > 1 else ''}"
     words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
-    if run.stayed and not run.options.session:
+    if run.stayed and not run.session:
         shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
         names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
         words.append(f"stayed in the ranks: {names} (--pull NAME, or --session)")
@@ -61,7 +61,7 @@ def rank_state(rank: Rank, now: float) -> str:
         return f"exit code {rank.code}" if rank.finished else exit_words(rank.code).split(",")[0]
     if rank.heard and now - rank.heard > SILENT_S:
         return f"silent for {now - rank.heard:.0f} s"
-    return rank.phase
+    return rank.phase.value
 
 
 def _memory(rank: Rank) -> str:
@@ -80,26 +80,29 @@ def _cells(rank: Rank, now: float) -> tuple[str, ...]:
     return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
 
 
-def _rows(run: Run, limit: int) -> list[tuple[str, ...]]:
+def _rows(run: RunRecord, limit: int) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
-    rows = [(*_cells(rank, now), _memory(rank), rank.progress[-100:]) for rank in run.ranks]
+    rows = [
+        (*_cells(rank, now), _memory(rank), run.progress.get(rank.rank, "")[-100:])
+        for rank in run.ranks
+    ]
     if len(rows) <= limit:
         return rows
     hidden = len(rows) - limit
     return [*rows[:limit], ("...", "", "", f"{hidden} more: %ddp_status", "", "", "")]
 
 
-def _headline(run: Run) -> str:
-    doing = run.note or _OUTCOMES[run.state]
-    return " · ".join([run.options.devices, doing, f"{run.elapsed_s:.0f} s"])
+def _headline(run: RunRecord) -> str:
+    doing = run.doing or _OUTCOMES[run.state]
+    return " · ".join([run.devices, doing, f"{run.elapsed_s:.0f} s"])
 
 
-def table_text(run: Run) -> str:
+def table_text(run: RunRecord) -> str:
     """Draw the live table as text."""
     return "\n".join([_headline(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
 
 
-def table_html(run: Run) -> str:
+def table_html(run: RunRecord) -> str:
     """Draw the live table as HTML."""
     return html_line(_headline(run)) + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
 
@@ -135,9 +138,9 @@ class Status:
 
     def __init__(
         self,
-        runs: list[Run],
+        runs: list[RunRecord],
         preloading: Preloading | None = None,
-        sessions: Iterable[Session] = (),
+        sessions: Iterable[SessionStatus] = (),
     ) -> None:
         """Show these runs, the newest first; above them the forkserver and the sessions."""
         self._runs = runs
@@ -164,7 +167,7 @@ class Status:
         printer.text(repr(self))
 
     @staticmethod
-    def _title(run: Run) -> str:
+    def _title(run: RunRecord) -> str:
         started = time.strftime("%H:%M:%S", time.localtime(run.started))
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
         words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.logs}"]
@@ -184,24 +187,38 @@ def forkserver_lines(preloading: Preloading) -> list[str]:
     return lines
 
 
-def session_lines(session: Session) -> list[str]:
-    """Say what a session's ranks are."""
-    lines = [f"session {session.name} · {session.options.devices} · %ddp_stop {session.name}"]
-    for rank, member in sorted(session.group.members.items()):
-        if member.process is not None:
-            try:
-                rss_mib = member.process.memory_info().rss / 2**20
-            except psutil.Error:
-                continue
-            lines.append(f"  rank {rank} · pid {member.process.pid} · {rss_mib:,.0f} MiB")
+@dataclass(frozen=True)
+class SessionStatus:
+    """What `%ddp_status` shows of a session.
+
+    Attributes:
+        name: The user's name for it.
+        devices: One line that says which devices its ranks run on.
+        pids: The ranks' process ids, by rank.
+    """
+
+    name: str
+    devices: str
+    pids: Mapping[int, int]
+
+
+def session_lines(session: SessionStatus) -> list[str]:
+    """Describe a session and its ranks."""
+    lines = [f"session {session.name} · {session.devices} · %ddp_stop {session.name}"]
+    for rank, pid in sorted(session.pids.items()):
+        try:
+            rss_mib = psutil.Process(pid).memory_info().rss / 2**20
+        except psutil.Error:
+            continue
+        lines.append(f"  rank {rank} · pid {pid} · {rss_mib:,.0f} MiB")
     return lines
 
 
-_NOTHING = "Nothing has run yet. Begin a cell with %%ddp -n 2; %%ddp --help lists the options."
+_NOTHING = "Nothing has run yet. Start a cell with %%ddp -n 2; %ddp? lists the options."
 _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 
 
-def _status_rows(run: Run) -> list[tuple[str, ...]]:
+def _status_rows(run: RunRecord) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
     return [
         (*_cells(rank, now), _duration((rank.ended or now) - run.started), _memory(rank))

@@ -26,20 +26,20 @@ from ddp_magic.errors import (
 )
 from ddp_magic.system.frames import text_without_ours
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import GroupEnded
 from ddp_magic.wire.messages import NOT_STARTED
+from ddp_magic.wire.states import State
 
 AGENT_LINES = 20  # of the agent's own words
 _AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
 
 
-class State(str, enum.Enum):
-    """Of a run, in torchx's words."""
+class StopReason(enum.Enum):
+    """Why the kernel ended a run."""
 
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
+    INTERRUPT = "Stop was pressed"
+    TIME_LIMIT = "the time limit passed"
+    PEER_FAILED = "a rank of a session failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +47,22 @@ class Evidence:
     """What is known of a run at its end.
 
     Attributes:
-        ranks: What each has reported, and how its process ended.
-        stop: Why we ended the run: "stopped", "time limit", "peer failed"; empty if we did not.
-        stopped: When that was, s since the epoch.
-        time_limit_s: The run's time limit, s.
-        agent_error: A traceback of the agent's own.
-        agent_died: Whether it ended without a word.
-        agent_words: The end of what the agent has written.
-        logs: Directory of the agent's and the ranks' logs.
+        ranks: What each reported, and how its process ended.
+        stop: Why the kernel ended the run; None if it did not.
+        stopped: When that was, in seconds since the epoch.
+        time_limit_s: The run's time limit, in seconds.
+        group: How the group ended, if it did.
+        logs: Directory of the logs of the agent and the ranks.
         source: The cell's text.
         around: Where its names could have come from.
         prelude: Names of ddp_magic's own that it took from the prelude.
     """
 
     ranks: Sequence[Rank]
-    stop: str = ""
+    stop: StopReason | None = None
     stopped: float = 0.0
     time_limit_s: float | None = None
-    agent_error: str = ""
-    agent_died: bool = False
-    agent_words: str = ""
+    group: GroupEnded = field(default_factory=GroupEnded)
     logs: RunDirectory = field(default_factory=lambda: RunDirectory(Path()))
     source: str = ""
     around: Surroundings = field(default_factory=Surroundings)
@@ -76,22 +72,22 @@ class Evidence:
 def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | None]:
     """Return how a run ended, and the error that says why."""
     failures = [f for f in (rank.failure for rank in evidence.ranks) if f is not None]
-    # What failed before we ended the run is its own reason; what failed since is our doing.
+    # A rank that failed before the kernel ended the run failed by itself.
     own = [f for f in failures if f.time < evidence.stopped and not f.ended_by_us]
     match evidence.stop:
-        case "stopped":
+        case StopReason.INTERRUPT:
             return State.CANCELLED, _interrupted(evidence, own)
-        case "time limit" if not own:
+        case StopReason.TIME_LIMIT if not own:
             limit = f"the run exceeded its time limit of {evidence.time_limit_s:g} s; "
             return State.FAILED, TimeLimitError(limit + _how_they_stopped(evidence.ranks))
-        case "time limit" | "peer failed":
+        case StopReason.TIME_LIMIT | StopReason.PEER_FAILED:
             return State.FAILED, _failed(evidence, own or failures)
-    # Of an agent's end its ranks die, and some complain of the others' death before.
-    agent_ended = evidence.agent_died or _AGENT_SIGNALED.search(evidence.agent_error)
+    # If the agent ended, its ranks died of that, and some reported the death of others before.
+    agent_ended = evidence.group.agent_died or _AGENT_SIGNALED.search(evidence.group.agent_error)
     causes = [f for f in failures if not (f.is_victim if agent_ended else f.ended_by_us)]
     if causes and any(rank.pid is not None for rank in evidence.ranks):
         return State.FAILED, _failed(evidence, failures)
-    if evidence.agent_error or not all(rank.succeeded for rank in evidence.ranks):
+    if evidence.group.agent_error or not all(rank.succeeded for rank in evidence.ranks):
         return State.FAILED, _not_launched(evidence, failures)
     return State.SUCCEEDED, None
 
@@ -109,10 +105,10 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
 
 def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     log = evidence.logs.agent_log
-    lines = (evidence.agent_error or evidence.agent_words).splitlines()
-    reasons = [x for x in evidence.agent_words.splitlines() if x.startswith(NOT_STARTED)]
+    lines = (evidence.group.agent_error or evidence.group.agent_words).splitlines()
+    reasons = [x for x in evidence.group.agent_words.splitlines() if x.startswith(NOT_STARTED)]
     words = text_without_ours(lines)[-AGENT_LINES:]
-    if found := _AGENT_SIGNALED.search(evidence.agent_error):
+    if found := _AGENT_SIGNALED.search(evidence.group.agent_error):
         name = diagnose.signal_name(int(found.group(1)))
         what, words = f"the agent was ended by {name} from outside, and the ranks with it", []
     elif any(rank.pid is not None for rank in evidence.ranks):

@@ -18,9 +18,9 @@ from ddp_magic import errors
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel import cell, controller, pull
 from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.interrupts import without_frames
 from ddp_magic.kernel.options import DEFAULTS, names_to_take, options_of
 from ddp_magic.kernel.run import Run, interrupted_words
-from ddp_magic.kernel.stop import without_frames
 
 _CALL = "_result = _function(*_arguments)"
 

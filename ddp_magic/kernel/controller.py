@@ -16,7 +16,8 @@ from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run import Options, Run, Runs, Screen
+from ddp_magic.kernel.run import Options, Run, Screen
+from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 
 current: Controller | None = None  # of this process
@@ -36,7 +37,6 @@ class Controller:
     """
 
     def __init__(self, notebook: Notebook) -> None:
-        """Begin without a run."""
         self.runs = Runs()
         self.sessions = Sessions()
         self.notebook = notebook
@@ -152,6 +152,7 @@ class Controller:
             around=Surroundings(self.notebook.visible(), self._elsewhere),
             notebook_shell=settings,
             group=session.group if session else None,
+            cell_files=session.cell_files if session else None,
         )
         self.runs.add(run)
         return run

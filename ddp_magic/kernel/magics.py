@@ -25,9 +25,9 @@ from ddp_magic.errors import (
 from ddp_magic.kernel import cell, controller, pull
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.controller import Controller
+from ddp_magic.kernel.interrupts import without_frames
 from ddp_magic.kernel.options import DEFAULT_CPU_RANKS, names_to_take, options_of
 from ddp_magic.kernel.run import Options, Run, interrupted_words
-from ddp_magic.kernel.stop import without_frames
 
 
 def _ranks_wanted(text: str) -> int | str:
@@ -287,7 +287,7 @@ class DDPMagics(Magics):
             return Status(
                 list(self.controller.runs),
                 self.controller.forkserver.describe(),
-                self.controller.sessions,
+                [session.status() for session in self.controller.sessions],
             )
         run = self.controller.runs.find(args.run)
         if run is None:

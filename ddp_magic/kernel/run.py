@@ -1,54 +1,48 @@
-"""Run: one cell on one worker group, from its start to what became of it."""
+"""The event loop of one cell on one worker group, from its start to what became of it."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import itertools
 import os
 import time
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.verdict import Evidence, State, judge
+from ddp_magic.display.record import RunRecord
+from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
-from ddp_magic.errors import DDPMagicError, PullError, RunInterrupted
+from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.interrupts import InterruptCounter
 from ddp_magic.kernel.pull import Pull, Pulls
-from ddp_magic.kernel.stop import FINISH_S, InterruptCounter, Stop
+from ddp_magic.kernel.renewal import prepare_next_cell
+from ddp_magic.kernel.stop import FINISH_S, Stop
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.system import storage
 from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.frames import know_source
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.messages import (
-    CellNames,
-    Error,
-    Event,
-    Exit,
-    Heartbeat,
-    Imported,
-    Results,
-    RunCell,
-    SharedMemory,
-    WorkerExited,
-    WorkerReady,
+from ddp_magic.wire.kernel_events import (
+    Doing,
+    GroupEnded,
+    Note,
+    PulledValues,
+    RunEvent,
+    StackDumped,
 )
+from ddp_magic.wire.messages import Error, Exit, Heartbeat, RunCell
+from ddp_magic.wire.states import State
 
 POLL_S = 0.05
-KEEP_RUNS = 200
 PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
 PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
-# For a session's ranks to make their process group anew; on a GPU, what has been asked of it before
-# is done first: a thousand products of large matrices took 20 s.
-RENEW_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,43 +75,46 @@ class Options:
 
 
 class Screen(Protocol):
-    """Where a run is shown while it goes on; see `ddp_magic.display.screen`."""
+    """Where a run is shown while it goes on; see `display.screen`."""
 
-    def start(self, run: Run) -> None:
-        """The run is about to start."""
+    @property
+    def progress(self) -> Mapping[int, str]:
+        """The ranks' progress bars, by rank; kept up to date."""
 
-    def take(self, event: Event) -> None:
+    def start(self, record: RunRecord) -> None:
+        """Show that the run is about to start."""
+
+    def take(self, event: RunEvent) -> None:
         """Show an event."""
 
-    def say(self, text: str) -> None:
-        """Show a line of ddp_magic's own."""
+    def tick(self, record: RunRecord) -> None:
+        """Show what has changed; called at least every `POLL_S` seconds."""
 
-    def tick(self, run: Run) -> None:
-        """Show what has changed; called at least every `POLL_S`."""
-
-    def finish(self, run: Run) -> None:
-        """The run is over."""
+    def finish(self, record: RunRecord) -> None:
+        """Show how the run ended."""
 
 
-class Run:
+class Run(RunRecord):
     """One cell on one worker group.
 
+    Args:
+        cell: What to run.
+        options: How.
+        execution_count: The number in the notebook's `In[n]`.
+        capture: What it takes along from the notebook, and of the prelude.
+        around: Where its names could have come from, for hints in errors.
+        notebook_shell: What the notebook's shell is set to; see `messages.RunCell`.
+        group: A session's ranks; None for ranks of its own.
+        cell_files: What the session's other cells call themselves; this one is added.
+
     Attributes:
-        id: Name of the run and of its directory.
         directory: Where the cell is, and every rank's whole output unless it is a session's.
-        state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
-        ranks: What is known of each rank.
-        error: What ended the run, if it did not succeed.
-        note: What it waits for, in a few words.
-        imported: Installed libraries that the cell has imported.
         captured: What the cell took along from the notebook: name, type, size.
         results: What was brought back, by the notebook's name for it; of `launch`, the function's
             values, one a rank.
-        stayed: Names that the cell has given values, which ended with the ranks.
-        bound: All names that it has bound on rank 0.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is independent of the others
         self,
         cell: Cell,
         options: Options,
@@ -127,45 +124,36 @@ class Run:
         around: Surroundings | None = None,
         notebook_shell: dict[str, str] | None = None,
         group: WorkerGroup | None = None,
+        cell_files: set[str] | None = None,
     ) -> None:
-        """Make the run's directory and write the cell into it; `execute` runs it.
-
-        Args:
-            cell: What to run.
-            options: How.
-            execution_count: The number in the notebook's `In[n]`.
-            capture: What it takes along from the notebook, and of the prelude.
-            around: Where its names could have come from, for hints in errors.
-            notebook_shell: What the notebook's shell is set to; see `events.RunCell`.
-            group: A session's ranks; None for ranks of its own.
-        """
         source = cell.source.encode()
         self.directory = storage.new_run_directory(len(source))
-        self.id = self.directory.id
-        cell_path = self.directory.cell
-        cell_path.write_bytes(source)
-        self._source = cell.source
-        self._environment = cell.environment
+        self.directory.cell.write_bytes(source)
+        self._group = group or group_of(options, self.directory)
+        logs = self._group.directory
+        super().__init__(
+            id=self.directory.id,
+            label=f"Cell In[{execution_count}]" if execution_count else "Cell",
+            log_directory=logs,
+            devices=options.devices,
+            session=options.session,
+            show=options.show,
+            ranks=[Rank(rank=r, log=logs.rank_log(r)) for r in range(options.nproc)],
+        )
+        self.options = options
+        self.results: Any = {}
+        self._cell = cell
         self._around = around or Surroundings()
         self._capture = capture or Capture()
         self.captured = tuple(self._capture.values)
-        self.results: Any = {}
-        self.stayed: tuple[str, ...] = ()
-        self.bound: tuple[str, ...] = ()
         self._pulls = Pulls(options.pull, options.nproc, self.directory)
-        self.label = f"Cell In[{execution_count}]" if execution_count else "Cell"
-        self.options = options
-        self.state = State.PENDING
-        self.ranks = [Rank(rank=r) for r in range(options.nproc)]
-        self.error: DDPMagicError | RunInterrupted | None = None
-        self.started = time.time()
-        self.ended: float | None = None
-        self.note = ""
-        self.imported: tuple[str, ...] = ()
-        self.group = group or group_of(options, self.directory)
+        self._stop: Stop | None = None
+        taken = set() if cell_files is None else cell_files
+        file = cell_file(self.directory.cell, execution_count, taken)
+        taken.add(file)
         self._command = RunCell(
-            path=str(cell_path),
-            file=(file := cell_file(cell_path, execution_count, self.group.cell_files)),
+            path=str(self.directory.cell),
+            file=file,
             execution_count=execution_count,
             prelude=tuple(sorted(self._capture.prelude)),
             argv=options.argv,
@@ -174,7 +162,6 @@ class Run:
             pull=tuple((pull.path, pull.rank) for pull in options.pull),
             call=options.call,
         )
-        self.group.cell_files.add(file)
 
     def __repr__(self) -> str:
         ranks = f"{len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
@@ -189,15 +176,7 @@ class Run:
         lines.append(f"  logs: {self.logs}")
         return "\n".join(lines)
 
-    @property
-    def logs(self) -> Path:
-        """Directory of the ranks' and the agent's logs; a session's cells share one."""
-        return self.group.directory.path
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds from the start to the end, or to now."""
-        return (self.ended or time.time()) - self.started
+    # --- from the start to the end ------------------------------------------------------------
 
     def execute(self, screen: Screen, engine: Engine, sys_path: list[str]) -> None:
         """Run the cell to its end. What went wrong is then in `error`; nothing is raised.
@@ -207,23 +186,15 @@ class Run:
             engine: What places the agent.
             sys_path: The ranks' module search path.
         """
-        # What the cell sets for libraries that are imported before it runs.
-        early = {n: v for n, v in self._environment.items() if not is_late(n)}
-        env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
         self.started = time.time()
-        for rank in self.ranks:
-            rank.log = self.group.directory.rank_log(rank.rank)
+        self.progress = screen.progress
         screen.start(self)
-        for note in (*storage.take_notes(), *self._capture.notes):
-            screen.say(note)
-        with InterruptCounter() as presses:
+        notes = (*storage.take_notes(), *self._capture.notes)
+        self._take([Note(text=text) for text in notes], screen)
+        with InterruptCounter() as counter:
             try:
-                if self.group.started:
-                    self._join(screen)
-                else:
-                    self.group.start(engine, env, sys_path, self._command.prelude)
-                self._send_names()
-                self._follow(screen, presses)
+                self._start(screen, engine, sys_path)
+                self._follow(screen, counter)
                 self._take_results(screen)
             finally:
                 self._end()
@@ -231,18 +202,104 @@ class Run:
             screen.finish(self)
             self.directory.tidy()
             storage.prune_in_background()
-            if presses.count and not isinstance(self.error, KeyboardInterrupt):
+            if counter.count and not isinstance(self.error, KeyboardInterrupt):
                 # The cells after this one are not to run; the ranks' own error is shown.
                 shown = self.error._render_traceback_()[:-1] if self.error else ()
                 self.error = RunInterrupted(interrupted_words(self), details=shown)
+
+    def _start(self, screen: Screen, engine: Engine, sys_path: list[str]) -> None:
+        if self._group.started:
+            self._take(self._group.rejoin(), screen)
+        else:
+            # What the cell sets for libraries that are imported before it runs.
+            early = {n: v for n, v in self._cell.environment.items() if not is_late(n)}
+            env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
+            self._group.start(engine, env, sys_path, self._command.prelude)
+        for number, segment in self._capture.segments.items():
+            self._group.share(number, segment)
+        if self._capture.command is not None:
+            self._group.send(self._capture.command)
+
+    def _follow(self, screen: Screen, counter: InterruptCounter) -> None:
+        while not self._over:
+            if self._stop is None and self._is_ready:
+                self._send_cell()
+            self._take(self._group.poll(POLL_S), screen)
+            screen.tick(self)
+            if self._stop is None and (reason := self._reason_to_stop(counter)):
+                self._stop = self._begin_stop(*reason)
+            if self._stop is not None:
+                self._take(self._stop.step(counter.count, time.monotonic()), screen)
+        self._take(self._group.drain(), screen)
+        self._take(self._stacks_of_crashes(), screen)
+        self.state, self.error = judge(self._evidence())
+        if self._group.kept:
+            self._prepare_next_cell(screen, counter)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self.state is State.PENDING and all(rank.ran for rank in self.ranks)
+
+    def _send_cell(self) -> None:
+        """Let the ranks begin, once all are ready.
+
+        Not before: a rank that has finished its cell closes its connections, and one that is still
+        connecting to others takes that for its peer's death.
+        """
+        self.state = State.RUNNING
+        if not self.directory.cell.exists():  # a cleaner of temporary files came meanwhile
+            self.directory.make_again()
+            self.directory.cell.write_text(self._cell.source, encoding="utf-8")
+        self._group.send(self._command)
+        if not self._group.kept:
+            self._group.send(Exit())
+
+    @property
+    def _over(self) -> bool:
+        if self._group.ended:
+            return True
+        if not self._group.kept or any(rank.busy for rank in self.ranks):
+            return False
+        return any(rank.code is None for rank in self.ranks)  # else the group ends by itself
+
+    def _take(self, events: Iterable[RunEvent], screen: Screen) -> None:
+        for event in events:
+            if self.options.call and isinstance(event, (Error, Heartbeat)):
+                event = replace(event, line=None)  # noqa: PLW2901 -- the same event
+            match event:
+                case Doing(text="") if self._stop is not None:
+                    continue  # news of the start: what is worth a word is that it stops
+                case PulledValues(results=results, fd=fd):
+                    self._pulls.take(results, fd)
+            self.take(event)
+            screen.take(event)
+
+    def _take_results(self, screen: Screen) -> None:
+        """Take what was asked for; from a failed run only if all of it is there."""
+        if not self._pulls.asked:
+            return
+        values = self._pulls.values()
+        pulled = {pull.path for pull in self.options.pull}
+        self.stayed = tuple(name for name in self.stayed if name not in pulled)
+        # A function that comes back names the cell as its file, and there is none.
+        know_source(self._command.name, self._cell.source)
+        if self.error is None:
+            self.results = values
+            if self._pulls.failed:
+                self.state = State.FAILED
+                self.error = PullError("--pull: " + "; ".join(self._pulls.failed))
+        elif not self._pulls.failed:
+            self.results = values
+            text = f"pulled, although the run did not succeed: {', '.join(values)}"
+            self._take([Note(text=text)], screen)
 
     def _end(self) -> None:
         unfinished = self.state in (State.PENDING, State.RUNNING)  # an error of the kernel's own
         if unfinished:
             self.state = State.FAILED
         try:
-            if unfinished or self.group.ended or not self.group.kept:
-                self.group.close()
+            if unfinished or self._group.ended or not self._group.kept:
+                self._group.close()
         except BaseException:
             self.state = State.FAILED
             raise
@@ -256,221 +313,80 @@ class Run:
         self._capture = Capture()
         self._pulls = Pulls((), 0, self.directory)
 
-    def _join(self, screen: Screen) -> None:
-        """Begin with ranks that are there already."""
-        self.group.look()
-        for event in self.group.unseen:  # what they wrote since their last cell
-            screen.take(event)
-        self.group.unseen = []
-        for rank, member in self.group.members.items():
-            self.ranks[rank].pid = member.process.pid if member.process else None
-            self.ranks[rank].log_span = (member.written, None)
-        for event in self.group.ready.values():
-            self.ranks[event.rank].take(event)
-
-    def _send_names(self) -> None:
-        for number, segment in self._capture.segments.items():
-            if number not in self.group.sent:
-                self.group.send(SharedMemory(number=number, sizes=segment.sizes), segment.fd)
-                self.group.sent.add(number)
-        if self._capture.command is not None:
-            self.group.send(self._capture.command)
-
-    def _send_cell(self) -> None:
-        """Let the ranks begin, once all are ready.
-
-        Not before: a rank that has finished its cell closes its connections, and one that is still
-        connecting to others takes that for its peer's death.
-        """
-        self.state = State.RUNNING
-        path = Path(self._command.path)
-        if not path.exists():  # a cleaner of temporary files came during a long start
-            self.directory.make_again()
-            path.write_text(self._source, encoding="utf-8")
-        self.group.send(self._command)
-        if not self.group.kept:
-            self.group.send(Exit())
-
-    def _take_results(self, screen: Screen) -> None:
-        """Take what was asked for; from a failed run only if all of it is there."""
-        if not self._pulls.asked:
-            return
-        values = self._pulls.values()
-        # A function that comes back names the cell as its file, and there is none.
-        know_source(self._command.name, self._source)
-        if self.error is None:
-            self.results = values
-            if self._pulls.failed:
-                self.state = State.FAILED
-                self.error = PullError("--pull: " + "; ".join(self._pulls.failed))
-        elif not self._pulls.failed:
-            self.results = values
-            screen.say(f"pulled, although the run did not succeed: {', '.join(values)}")
-
-    def _follow(self, screen: Screen, presses: InterruptCounter) -> None:
-        stop: Stop | None = None
-        while not self._over:
-            if self.state is State.PENDING and stop is None and self._all_ready:
-                self._send_cell()
-            self._take(self.group.poll(POLL_S), screen)
-            self._say_notes(screen)
-            self.note = "stopping" if stop is not None else self.group.waits_for()
+    def _prepare_next_cell(self, screen: Screen, counter: InterruptCounter) -> None:
+        pressed = counter.count
+        for events in prepare_next_cell(
+            self._group,
+            self.ranks,
+            name=self.session,
+            succeeded=self.state is State.SUCCEEDED,
+            wants_process_group=self.options.init_process_group,
+            stopped=lambda: counter.count > pressed,
+        ):
+            for event in events:  # shown, and not the cell's: it has ended
+                if isinstance(event, Doing):
+                    self.doing = event.text
+                screen.take(event)
             screen.tick(self)
-            stop = stop or self._reason_to_stop(screen, presses)
-            if stop is not None:
-                stop.step(presses.count)
-        self._take(self.group.drain(), screen)
-        self._say_notes(screen)
-        self.state, self.error = judge(self._evidence(stop))
-        if self.group.kept:
-            for rank, member in self.group.members.items():
-                self.ranks[rank].log_span = (self.ranks[rank].log_span[0], member.written)
-            self._keep(screen, presses)
 
-    @property
-    def _all_ready(self) -> bool:
-        return len(self.group.ready) == len(self.ranks)
+    # --- how it ends --------------------------------------------------------------------------
 
-    def _say_notes(self, screen: Screen) -> None:
-        while self.group.notes:
-            screen.say(self.group.notes.pop(0))
-
-    @property
-    def _over(self) -> bool:
-        if self.group.ended:
-            return True
-        if not self.group.kept or any(rank.busy for rank in self.ranks):
-            return False
-        return any(rank.code is None for rank in self.ranks)  # else the group ends by itself
-
-    def _take(self, events: Iterable[Event], screen: Screen) -> None:
-        for event in events:
-            if self.options.call and isinstance(event, (Error, Heartbeat)):
-                event = dataclasses.replace(event, line=None)  # noqa: PLW2901 -- the same event
-            if (rank := getattr(event, "rank", None)) is not None:
-                self.ranks[rank].take(event)
-            match event:
-                case Imported(modules=modules):
-                    self.imported = modules
-                case CellNames(names=names, values=values):
-                    pulled = {pull.path for pull in self.options.pull}
-                    self.bound = names
-                    self.stayed = tuple(name for name in values if name not in pulled)
-                case Results(rank=rank):
-                    self._pulls.take(event, self.group.result_fds.pop(rank, None))
-                case _:
-                    pass
-            screen.take(event)
-
-    def _reason_to_stop(self, screen: Screen, presses: InterruptCounter) -> Stop | None:
+    def _reason_to_stop(self, counter: InterruptCounter) -> tuple[StopReason, float] | None:
+        """Return why the run must end, and how many seconds ranks that answer may go on."""
         limit_s = self.options.time_limit_s
-        if presses.count:
-            return self._stop(screen, "stopped", FINISH_S)
+        if counter.count:
+            return StopReason.INTERRUPT, FINISH_S
         if limit_s is not None and self.elapsed_s > limit_s:
-            return self._stop(screen, "time limit", 0.0)
-        if self.group.kept:
+            return StopReason.TIME_LIMIT, 0.0
+        if self._group.kept:
             failures = [rank.failure.time for rank in self.ranks if rank.failure is not None]
             # Its peers may wait for it for ever; those that have only to finish get their time.
             if failures and time.time() - min(failures) > PEERS_S:
-                return self._stop(screen, "peer failed", PEERS_FINISH_S)
+                return StopReason.PEER_FAILED, PEERS_FINISH_S
         return None
 
-    def _keep(self, screen: Screen, presses: InterruptCounter) -> None:
-        """Prepare the ranks of a session for its next cell, or end it."""
-        if self.group.ended or any(rank.code is not None for rank in self.ranks):
-            self.group.close()  # without one of its ranks it could run no other cell
-            screen.say(f"{self.name}: the session has ended with its ranks")
-            return
-        failed = self.state is not State.SUCCEEDED
-        if not self.options.init_process_group or not (failed or not self.group.has_process_group):
-            return
-        problem = self._await_new_group(screen, presses)
-        if problem:
-            self.group.close()
-            screen.say(
-                f"{self.name}: the session has ended: its process group could not be made "
-                f"anew ({problem})"
-            )
-            return
-        why = (
-            "since ranks may have been out of step" if failed else "since the cell had destroyed it"
-        )
-        screen.say(
-            f"{self.name}: variables are kept; the process group was made anew, {why}: DDP objects "
-            "and groups made before must be made again"
-        )
-
-    def _await_new_group(self, screen: Screen, presses: InterruptCounter) -> str:
-        """Return what went wrong; empty if all ranks are ready."""
-        self.group.renew()
-        self.note, pressed = "making the process group anew", presses.count
-        deadline = time.monotonic() + RENEW_S
-        ready: set[int] = set()
-        while len(ready) < len(self.ranks):
-            for event in self.group.poll(POLL_S):
-                match event:
-                    case WorkerReady(rank=rank):
-                        ready.add(rank)
-                    case Error(rank=rank, ename=ename, evalue=evalue):
-                        return f"rank {rank} raised {ename}: {evalue}"
-                    case WorkerExited(rank=rank):
-                        return f"rank {rank} ended"
-                    case _:
-                        screen.take(event)
-            screen.tick(self)
-            if presses.count > pressed:
-                return "Stop was pressed"
-            if time.monotonic() > deadline:
-                return "not all ranks answered"
-        return ""
-
-    @property
-    def name(self) -> str:
-        """What a session is called; empty for a run of its own ranks."""
-        return self.options.session
-
-    def _stop(self, screen: Screen, reason: str, finish_s: float) -> Stop:
+    def _begin_stop(self, reason: StopReason, finish_s: float) -> Stop:
         return Stop(
-            self.group,
+            self._group,
             self.ranks,
-            say=screen.say,
-            read_stack=self._read_stack,
+            stack_of=self._stack_of,
             reason=reason,
             finish_s=finish_s,
-            keep=self.group.kept,
+            keep=self._group.kept,
+            now=time.monotonic(),
         )
 
-    def _evidence(self, stop: Stop | None) -> Evidence:
-        for rank in self.ranks:
-            if rank.code and rank.error is None and rank.finished is None:
-                self._read_stack(rank)
+    def _stacks_of_crashes(self) -> list[RunEvent]:
+        crashed = [r for r in self.ranks if r.code and r.error is None and r.finished is None]
+        stacks = [self._stack_of(rank.rank) for rank in crashed]
+        return [stack for stack in stacks if stack is not None]
+
+    def _stack_of(self, rank: int) -> StackDumped | None:
+        return diagnose.read_stack(self.log_directory, rank, self._command.name, self.label)
+
+    def _evidence(self) -> Evidence:
         return Evidence(
             ranks=self.ranks,
-            stop=stop.reason if stop else "",
-            stopped=stop.began if stop else 0.0,
+            stop=self._stop.reason if self._stop else None,
+            stopped=self._stop.began if self._stop else 0.0,
             time_limit_s=self.options.time_limit_s,
-            agent_error=self.group.agent_error,
-            agent_died=self.group.agent_died,
-            agent_words=self.group.last_words(),
-            logs=self.group.directory,
-            source=self._source,
+            group=self.group_end or GroupEnded(),
+            logs=self.log_directory,
+            source=self._cell.source,
             around=self._around,
             prelude=OWN_NAMES & set(self._command.prelude),
         )
 
-    def _read_stack(self, rank: Rank) -> None:
-        rank.read_stack(self.group.directory, self._command.name, self.label)
-
 
 def interrupted_words(run: Run | None) -> str:
-    """Say what Stop has ended, outside of a run's own time."""
+    """Return what Stop interrupted, where no rank was running."""
     if run is None or run.state is State.PENDING:
         return "Stop was pressed before the ranks were started"
     if isinstance(run.error, KeyboardInterrupt):
         return str(run.error)
     if run.error is not None:
-        return f"Stop was pressed when the run had failed: {run.error}"
-    return "Stop was pressed when the run had ended"
+        return f"Stop was pressed after the run failed: {run.error}"
+    return "Stop was pressed after the run ended"
 
 
 def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> str:
@@ -494,7 +410,7 @@ def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> st
 
 
 def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
-    """Describe the ranks that a run, or the first one of a session, is to have."""
+    """Describe the ranks of a run, or of a session by its first run."""
     return WorkerGroup(
         directory,
         nproc=options.nproc,
@@ -504,32 +420,3 @@ def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
         init_process_group=options.init_process_group,
         kept=bool(options.session),
     )
-
-
-class Runs:
-    """The runs of this kernel, newest first."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._runs: deque[Run] = deque(maxlen=KEEP_RUNS)
-
-    def add(self, run: Run) -> None:
-        """Take up a new run."""
-        self._runs.appendleft(run)
-
-    def __iter__(self) -> Iterator[Run]:
-        return iter(list(self._runs))
-
-    def without_results(self, run: Run) -> None:
-        """Keep a run for its status only: its results are whoever asked for them."""
-        kept = copy.copy(run)
-        kept.results = {}
-        self._runs[self._runs.index(run)] = kept
-
-    def last_binding(self, name: str) -> Run | None:
-        """Return the newest run that has given this name a value."""
-        return next((run for run in self._runs if name in run.bound), None)
-
-    def find(self, run_id: str) -> Run | None:
-        """Return the run of that id (or the end of it), the newest one first."""
-        return next((run for run in self._runs if run.id.endswith(run_id)), None)

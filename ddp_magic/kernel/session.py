@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ddp_magic.display import diagnose
+from ddp_magic.display.status import SessionStatus
 from ddp_magic.kernel.capture import Held
 from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.interrupts import deferred
 from ddp_magic.kernel.run import Options, group_of
-from ddp_magic.kernel.stop import deferred
 from ddp_magic.system import storage
 
 END_S = 30.0  # for the exit handlers of its ranks
@@ -23,11 +24,13 @@ class Session:
         options: Those of its first cell that hold for all: ranks, devices, process group.
         group: The ranks.
         held: What they have.
+        cell_files: What its cells call themselves.
     """
 
     options: Options
     group: WorkerGroup
     held: Held = field(default_factory=Held)
+    cell_files: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -39,22 +42,26 @@ class Session:
         """Describe a session; its first run starts it."""
         return cls(options, group_of(options, storage.new_run_directory()))
 
+    def status(self) -> SessionStatus:
+        """Return what `%ddp_status` shows of it."""
+        return SessionStatus(self.name, self.options.devices, self.group.pids)
+
     def alive(self) -> bool:
-        """Look whether its ranks are still there."""
+        """Return whether its ranks are still there."""
         if self.group.started:
             with deferred():
                 self.group.look()
         return not self.group.ended
 
     def why_it_ended(self) -> str:
-        """Say which rank was the first to go, and how."""
-        if not self.group.exited:
+        """Return which rank ended first, and how."""
+        first = self.group.first_exit
+        if first is None:
             return "its agent died"
-        first = min(self.group.exited.values(), key=lambda event: event.time)
         return f"rank {first.rank} {diagnose.exit_words(first.code)}"
 
     def end(self) -> str:
-        """Ask the ranks to end, wait, kill; say what has ended."""
+        """Ask the ranks to end, wait, kill; return what ended."""
         ranks = f"{self.options.nproc} rank{'s' if self.options.nproc > 1 else ''}"
         in_time = True
         try:
@@ -71,11 +78,10 @@ class Sessions:
     """The sessions of this kernel.
 
     Attributes:
-        lost: Why a session has ended that nobody has asked to, by its name, until that is said.
+        lost: Why a session ended that nobody ended, by its name, until the user is told.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._sessions: dict[str, Session] = {}
         self.lost: dict[str, str] = {}
 
@@ -93,13 +99,13 @@ class Sessions:
         return next((session for session in self if session.name == name), None)
 
     def add(self, session: Session) -> None:
-        """Take up a new one."""
+        """Add a new one."""
         self._sessions[session.name] = session
 
     def end(self, name: str) -> str:
-        """End one; say what has ended."""
+        """End one; return what ended."""
         return self._sessions.pop(name).end()
 
     def end_all(self) -> list[str]:
-        """End all; say what has ended."""
+        """End all; return what ended."""
         return [self.end(name) for name in list(self._sessions)]

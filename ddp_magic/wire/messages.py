@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import enum
 import functools
 import json
 import re
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
+from ddp_magic.wire.states import Phase
 
 # Exit code of a rank that can no longer reach its kernel.
 LOST_CONNECTION = 113
@@ -300,14 +302,14 @@ class Heartbeat:
 
     Attributes:
         line: The cell's line that its main thread is in; None outside the cell.
-        phase: "starting", "running", "idle" or "exiting".
+        phase: What it is doing.
         rss_mib: Resident memory, MiB.
         device_mib: Memory that torch holds on the rank's GPU, MiB; None on a CPU.
     """
 
     rank: int
     time: float
-    phase: str
+    phase: Phase
     line: int | None
     rss_mib: float
     device_mib: float | None = None
@@ -428,10 +430,15 @@ class Idle:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Text that a rank, its C code or its children wrote."""
+    """Text that a rank, its C code or its children wrote.
+
+    Attributes:
+        log_bytes: Size of the rank's log with this text in it, in bytes.
+    """
 
     rank: int
     text: str
+    log_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -547,18 +554,26 @@ def decode(payload: bytes) -> Command | Event:
             # Half a character, which no notebook could be sent.
             whole = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
             fields = json.loads(whole)
-        # JSON has no tuples: what was one becomes one again, so that messages stay hashable
-        # and equal to what was sent.
+        wanted = _types(cls.__name__)
         message: Command | Event = cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            **{name: _restored(value, wanted.get(name)) for name, value in fields.items()}
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r:.200}") from error
-    for name, wanted in _types(cls.__name__).items():
+    for name, kind in wanted.items():
         value = getattr(message, name)
-        if not _fits(value, wanted, signed=name in _SIGNED):
+        if not _fits(value, kind, signed=name in _SIGNED):
             raise ProtocolError(f"{cls.__name__}.{name} is {reprlib.repr(value)}: invalid")
     return message
+
+
+def _restored(value: object, wanted: Any) -> object:  # noqa: ANN401 -- a type, as written
+    """Turn what JSON cannot express back into what was sent, so that messages compare equal."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        return wanted(value)
+    return value
 
 
 @functools.cache

@@ -70,6 +70,7 @@ from ddp_magic.wire.messages import (
     WorkerReady,
 )
 from ddp_magic.wire.specs import WorkerSettings
+from ddp_magic.wire.states import Phase
 from ddp_magic.worker import child_main, interrupts, received_values, sent_values
 from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.process_group import ProcessGroups
@@ -101,7 +102,7 @@ class Worker:
         self._settings = settings
         self._newest_module = next(reversed(sys.modules))
         self._modules = UserModules(self._newest_module)
-        self._phase = "starting"
+        self._phase = Phase.STARTING
         self._cell_path = self._label = ""
         self._call = False
         self._cells = 0
@@ -192,14 +193,14 @@ class Worker:
                     case Captured():  # for the cell that comes next
                         self._captured = command
                     case RunCell() | NewGroup() | Exit():
-                        if self._phase == "idle":
+                        if self._phase is Phase.IDLE:
                             interrupts.forget_missed()
                         self._commands.put(command)
                         self._wake(b"c")
 
     def _beat(self) -> None:
         while True:
-            idle = self._phase == "idle"  # nobody listens then, and nothing happens
+            idle = self._phase is Phase.IDLE  # nobody listens then, and nothing happens
             ready = select.select([self._wake_r], [], [], None if idle else HEARTBEAT_S)[0]
             if not self._channel.intact():
                 # Nobody hears what happens here, and nobody could end it.
@@ -240,7 +241,7 @@ class Worker:
 
     def _abort_collectives(self, cell: int) -> None:
         """Let the cell go on to its KeyboardInterrupt, if it waits in a collective."""
-        if self._phase == "running" and self._cells == cell and self._groups is not None:
+        if self._phase is Phase.RUNNING and self._cells == cell and self._groups is not None:
             self._groups.cut()
 
     # --- what the shell calls -----------------------------------------------------------------
@@ -327,7 +328,7 @@ class Worker:
 
     def _tell_idle(self) -> None:
         """Tell that the cell is over, in a session; a rank of one cell just ends."""
-        self._phase = "idle"
+        self._phase = Phase.IDLE
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
         self._channel.send(Idle(rank=self.rank, time=now(), group=has_group))
 
@@ -373,7 +374,7 @@ class Worker:
         sys.argv[:] = [command.name, *command.argv]
         self._for_children.add_cell(command.path, command.prelude, command.name)
         _seed(command.seed)
-        self._phase = "running"
+        self._phase = Phase.RUNNING
         self._wake(b"c")  # the heartbeat slept while nothing happened
         before: dict[str, Any] = {}
         versions: dict[str, int] = {}
@@ -387,7 +388,7 @@ class Worker:
             return shell.run_file(command)
 
         error, interrupted = user_code(run, heed_missed=True)
-        self._phase = "exiting"
+        self._phase = Phase.EXITING
         _flush()
         code = self._tell_end(error or interrupted, shell)
         self._tell_imports()
@@ -552,7 +553,7 @@ class Worker:
         and the next step follows. The process group is left as it is: destroying it while a DDP
         object lives can deadlock, and the end of the process closes it.
         """
-        self._phase = "exiting"
+        self._phase = Phase.EXITING
         if code:
             # The cell may have used up the descriptors, or the memory for one more thread.
             with contextlib.suppress(OSError, RuntimeError):
@@ -573,7 +574,7 @@ class Worker:
     def _unraisable(self, show: Callable[[Any], None], args: Any) -> None:  # noqa: ANN401 -- sys's own
         """Show what a destructor or an exit handler raises, as Python does; but no interrupt."""
         if isinstance(args.exc_value, KeyboardInterrupt):
-            if self._phase == "exiting":
+            if self._phase is Phase.EXITING:
                 self._tell_interrupted()
             else:  # a destructor was interrupted, and the cell goes on as if nothing had been
                 interrupts.send_later(AGAIN_S)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.verdict import Evidence, State, judge
+from ddp_magic.display.verdict import Evidence, judge
 from ddp_magic.errors import (
     LaunchError,
     RunInterrupted,
@@ -30,6 +30,7 @@ from ddp_magic.wire.messages import (
     WorkerHello,
     WorkerReady,
 )
+from ddp_magic.wire.states import State
 
 GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8839"
 

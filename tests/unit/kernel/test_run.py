@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.verdict import State
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.run import Options, Run, cell_file
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.states import State
 
 
 class Group:

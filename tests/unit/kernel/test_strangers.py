@@ -33,6 +33,7 @@ from ddp_magic.wire.messages import (
     WorkerReady,
     encode,
 )
+from ddp_magic.wire.states import Phase
 from tests.limits import within
 
 NPROC = 2
@@ -314,7 +315,7 @@ _OF_RANKS = {
     "another rank's display": _frame(encode(_display(1))),
     "an unknown rank's display": _frame(encode(_display(99))),
     "another rank's heartbeat": _frame(
-        encode(Heartbeat(rank=1, time=0.0, phase="running", line=None, rss_mib=1.0))
+        encode(Heartbeat(rank=1, time=0.0, phase=Phase.RUNNING, line=None, rss_mib=1.0))
     ),
     "another rank's end of a cell": _frame(encode(Idle(rank=1, time=0.0))),
     "another rank's error": _frame(

@@ -40,6 +40,7 @@ from ddp_magic.wire.messages import (
     decode,
     encode,
 )
+from ddp_magic.wire.states import Phase
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ from ddp_magic.wire.messages import (
         Exit(),
         Kill(ranks=(1, 2)),
         WorkerHello(rank=1, pid=7, marker="\x1b]m;"),
-        Heartbeat(rank=0, time=1.5, phase="running", line=None, rss_mib=10.0),
+        Heartbeat(rank=0, time=1.5, phase=Phase.RUNNING, line=None, rss_mib=10.0),
         DisplayData(rank=0, mark=1, data={"text/html": "<b>ü</b>"}, metadata={"k": [1]}),
         Error(rank=1, time=2.0, ename="E", evalue="", traceback=("a", "b"), line=3),
         Finished(rank=0, time=0.0, code=1, message="no data"),
@@ -125,6 +126,7 @@ _GOOD: dict[object, list[object]] = {
     float | None: [1.5, 1, -1, None], str | None: ["x", None],
     tuple[str, ...]: [[], ["x"]], tuple[int, ...]: [[], [1]],
     dict[str, str]: [{}, {"a": "b"}], dict[str, list[Any]]: [{}, {"a": [1]}],
+    Phase: [],
     dict[str, Any]: [{}, {"a": 1}, {"a": "b"}, {"a": None}, {"a": [1]}],
 }  # fmt: skip
 

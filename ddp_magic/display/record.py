@@ -1,0 +1,89 @@
+"""What is known of one run, event by event: all that a screen, a table or a verdict needs. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_magic.display.rank import Rank
+from ddp_magic.errors import DDPMagicError, RunInterrupted
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, RunEvent
+from ddp_magic.wire.messages import CellNames, Imported
+from ddp_magic.wire.states import State
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """What is known of one run.
+
+    Attributes:
+        id: Name of the run and of its directory.
+        label: What the notebook calls the cell: `Cell In[3]`.
+        log_directory: Where the logs of the ranks and of the agent are; a session's cells share it.
+        devices: One line that says which devices the ranks run on.
+        session: Name of the session; empty for a run with ranks of its own.
+        show: Ranks whose output is shown; None for all.
+        ranks: What is known of each rank, in the order of the ranks.
+        state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
+        error: Why the run did not succeed; None if it did, or goes on.
+        started: When it began, in seconds since the epoch.
+        ended: When it ended, in seconds since the epoch; None while it goes on.
+        doing: What the whole run is doing, if that is worth a word: `importing transformers`.
+        imported: Installed libraries that the cell imported.
+        bound: All names that the cell bound on rank 0.
+        stayed: Names of values that ended with the ranks.
+        group_end: How the group ended; None while it lives.
+        progress: The ranks' progress bars, by rank, where a screen shows the run.
+    """
+
+    id: str
+    label: str
+    log_directory: RunDirectory
+    devices: str = ""
+    session: str = ""
+    show: frozenset[int] | None = None
+    ranks: list[Rank]
+    state: State = State.PENDING
+    error: DDPMagicError | RunInterrupted | None = None
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    doing: str = ""
+    imported: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
+    stayed: tuple[str, ...] = ()
+    group_end: GroupEnded | None = None
+    progress: Mapping[int, str] = field(default_factory=dict)
+
+    def take(self, event: RunEvent) -> None:
+        """Update what is known by an event."""
+        if (rank := getattr(event, "rank", None)) is not None:
+            self.ranks[rank].take(event)
+        match event:
+            case Doing(text=text):
+                self.doing = text
+            case Imported(modules=modules):
+                self.imported = modules
+            case CellNames(names=names, values=values):
+                self.bound, self.stayed = names, values
+            case GroupEnded():
+                self.group_end = event
+            case _:
+                pass
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the logs of the ranks and of the agent."""
+        return self.log_directory.path
+
+    @property
+    def swept(self) -> int:
+        """Number of processes that the ranks left behind, and that were ended."""
+        return self.group_end.swept if self.group_end else 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the start to the end, or to now."""
+        return (self.ended or time.time()) - self.started

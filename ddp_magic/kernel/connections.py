@@ -1,0 +1,322 @@
+"""The kernel's end of one group's connections: its ranks, its agents, and strangers.
+
+Each connection is a stranger's until its first message says who it is, and that makes sense
+(`admission`). Whatever a connection sends, the others are unharmed.
+
+Everything happens in the thread that calls `poll`: one selector over the listening socket, the
+connections and the text pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from ddp_magic.errors import LaunchError, ProtocolError
+from ddp_magic.kernel import admission
+from ddp_magic.kernel.admission import Standing
+from ddp_magic.kernel.member import Member
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
+from ddp_magic.wire.kernel_events import Note, PulledValues, RunEvent
+from ddp_magic.wire.marks import MarkSplitter
+from ddp_magic.wire.messages import (
+    AgentHello,
+    ClearOutput,
+    Command,
+    DisplayData,
+    Event,
+    Results,
+    WorkerExited,
+    WorkerHello,
+    decode,
+)
+
+HELLO_S = 30.0  # for a connection to say who it is
+HELLO_BYTES = 64 * 1024  # longest first message
+MAX_STRANGERS = 16  # connected at once, beside the ranks and their keepers
+MAX_UNUSED_FDS = 4  # that a connection may have sent without a use
+MAX_COMPLAINTS = 5  # about connections, for a group
+_READ_BYTES = 256 * 1024
+
+
+class Connections:
+    """Hands out what agents and ranks say, in order, as events.
+
+    Args:
+        directory: Where the socket and the logs go; of mode 0700.
+        nproc: Number of ranks.
+
+    Attributes:
+        members: The ranks that are connected, or were.
+        agents: The connections of the agent, or with torchrun of each rank's keeper.
+    """
+
+    def __init__(self, directory: RunDirectory, nproc: int) -> None:
+        self.members: dict[int, Member] = {}
+        self.agents: list[Channel] = []
+        self._directory = directory
+        self._nproc = nproc
+        self._exited: set[int] = set()
+        self._ranks: dict[Channel, int] = {}
+        self._strangers: dict[Channel, float] = {}  # and when each connected, monotonic, s
+        self._selector = selectors.DefaultSelector()
+        self._listener: Listener | None = None
+        self._watched_fd = -1
+        self._complaints = 0
+        self._log_is_lost = False
+
+    def listen(self) -> None:
+        """Open the socket.
+
+        Raises:
+            LaunchError: It cannot be created.
+        """
+        try:
+            self._directory.make_again()
+            self._listener = Listener(self._directory.socket)
+        except OSError as error:
+            raise LaunchError(
+                f"cannot create the ranks' socket in {self._directory}: {error.strerror}"
+            ) from error
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def watch(self, fd: int) -> None:
+        """Let `poll` return when this descriptor becomes readable; -1 for no descriptor."""
+        if fd == self._watched_fd:
+            return
+        if self._watched_fd >= 0:
+            self._selector.unregister(self._watched_fd)
+        if fd >= 0:
+            self._selector.register(fd, selectors.EVENT_READ, lambda _fd: [])
+        self._watched_fd = fd
+
+    def poll(self, timeout_s: float) -> list[RunEvent]:
+        """Return what has happened, after waiting at most `timeout_s` for something to happen."""
+        events: list[RunEvent] = []
+        # Connections before pipes: an output is there before the text that marks its place.
+        ready = self._selector.select(timeout_s)
+        for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
+            if key.fileobj in self._selector.get_map():
+                events += key.data(key.fileobj)
+        return [*events, *self._close_silent()]
+
+    def pending(self) -> bool:
+        """Return whether something has arrived that was not read."""
+        return bool(self._selector.select(0))
+
+    def read_rest(self, limit_s: float) -> list[RunEvent]:
+        """Return what is left once every process has ended.
+
+        Args:
+            limit_s: Longest to wait for the end of the connections, in seconds.
+        """
+        self.watch(-1)
+        events: list[RunEvent] = []
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            open_ends = {key.fileobj for key in self._selector.get_map().values()}
+            waiting = open_ends - {self._listener, *self._strangers}
+            if not waiting and not self.pending():
+                break
+            events += self.poll(0.05 if waiting else 0)
+        for member in self.members.values():
+            events += member.take_end()
+            events += self._lost_log(member)
+        return events
+
+    def close(self) -> None:
+        """Close everything."""
+        for member in self.members.values():
+            member.close()
+        for channel in (*self.agents, *self._strangers):
+            channel.drop_fds()
+            channel.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
+
+    # --- connections --------------------------------------------------------------------------
+
+    def _accept(self, listener: Listener) -> list[RunEvent]:
+        try:
+            channel = listener.accept(HELLO_BYTES)
+        except OSError as error:
+            return self._complain(f"could not accept a connection: {error}")
+        self._strangers[channel] = time.monotonic()
+        self._selector.register(channel, selectors.EVENT_READ, self._read_channel)
+        if len(self._strangers) > 2 * self._nproc + MAX_STRANGERS:
+            return self._refuse(next(iter(self._strangers)), "too many did not say who they are")
+        return []
+
+    def _read_channel(self, channel: Channel) -> list[RunEvent]:
+        if not channel.read():
+            return self._lost(channel)
+        events: list[RunEvent] = []
+        try:
+            for payload in channel.frames():
+                events += self._take_payload(channel, payload)
+                if channel.closed:
+                    return events
+        except ProtocolError as error:  # where the next frame begins is not known any more
+            return events + self._refuse(channel, str(error))
+        if len(channel.received_fds) > MAX_UNUSED_FDS:
+            channel.drop_fds()
+        return events
+
+    def _lost(self, channel: Channel) -> list[RunEvent]:
+        unfinished = channel in self._strangers and channel.unfinished
+        self._drop(channel)
+        if channel in self._ranks:
+            self.members[self._ranks[channel]].unconnected_since = time.monotonic()
+        if unfinished:
+            return self._complain("a connection ended in the middle of its first message")
+        return []
+
+    def _take_payload(self, channel: Channel, payload: bytes) -> list[RunEvent]:
+        """Take a message that makes sense, and makes sense from there.
+
+        A stranger that sends another kind is disconnected. A rank or an agent is not, because
+        losing its connection would end it; its message is ignored.
+        """
+        try:
+            message = decode(payload)
+            admission.check(message, self._standing(channel))
+            return self._take(channel, message)
+        except ProtocolError as error:
+            if channel in self._strangers:
+                return self._refuse(channel, str(error))
+            who = self._who(channel)
+            return self._complain(f"an invalid message of {who} was ignored: {error}")
+
+    def _standing(self, channel: Channel) -> Standing:
+        return Standing(
+            nproc=self._nproc,
+            present=self.members,
+            exited=self._exited,
+            rank=self._ranks.get(channel),
+            agent=channel in self.agents,
+        )
+
+    def _take(self, channel: Channel, message: Command | Event) -> list[RunEvent]:
+        match message:
+            case AgentHello():
+                self._prove(channel)
+                self.agents.append(channel)
+            case WorkerHello():
+                self._welcome(channel, message)
+            case WorkerExited(rank=rank):
+                self._exited.add(rank)
+            case Results(names=(_, *_)):
+                return [PulledValues(results=message, fd=_buffers_fd(channel, message))]
+            case Results():
+                return [PulledValues(results=message, fd=None)]
+            case DisplayData() | ClearOutput():
+                return list(self.members[message.rank].take_output(message))
+            case _:
+                pass
+        return [message]  # type: ignore[list-item]  # commands never come up
+
+    def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
+        pipe = channel.take_fd()
+        try:
+            admission.check_pipe(pipe)
+        except ProtocolError:
+            os.close(pipe)
+            raise
+        self._prove(channel)
+        self._ranks[channel] = hello.rank
+        os.set_blocking(pipe, False)
+        process = None
+        if channel.peer_pid() in (None, hello.pid):  # else it is not ours to signal
+            try:
+                process = psutil.Process(hello.pid)
+            except psutil.NoSuchProcess:
+                pass
+        self.members[hello.rank] = Member(
+            rank=hello.rank,
+            channel=channel,
+            pipe=pipe,
+            process=process,
+            splitter=MarkSplitter(hello.marker.encode()),
+            log=self._directory.rank_log(hello.rank),
+        )
+        self._selector.register(pipe, selectors.EVENT_READ, self._read_pipe)
+
+    def _prove(self, channel: Channel) -> None:
+        """Accept that a stranger is what it says."""
+        self._strangers.pop(channel, None)
+        channel.max_frame_bytes = MAX_FRAME_BYTES
+
+    def _who(self, channel: Channel) -> str:
+        return f"rank {self._ranks[channel]}" if channel in self._ranks else "the agent"
+
+    def _refuse(self, channel: Channel, why: str) -> list[RunEvent]:
+        """Close a connection, and say so."""
+        who = "" if channel in self._strangers else f" of {self._who(channel)}"
+        self._drop(channel)
+        return self._complain(
+            f"a connection{who} was closed because it sent an invalid message: {why}"
+        )
+
+    def _drop(self, channel: Channel) -> None:
+        self._strangers.pop(channel, None)
+        self._selector.unregister(channel)
+        channel.drop_fds()
+        channel.close()
+
+    def _complain(self, text: str) -> list[RunEvent]:
+        """Return a line for the user; no more than a few of this kind."""
+        self._complaints += 1
+        if self._complaints == MAX_COMPLAINTS:
+            text += " (further messages like this are not shown)"
+        return [Note(text=text)] if self._complaints <= MAX_COMPLAINTS else []
+
+    def _close_silent(self) -> Iterator[RunEvent]:
+        """Close connections that have not said who they are for a while."""
+        for channel, since in list(self._strangers.items()):
+            if time.monotonic() - since > HELLO_S:
+                self._drop(channel)
+                yield from self._complain(
+                    f"a connection was closed because it sent nothing for {HELLO_S:g} s"
+                )
+
+    # --- text ---------------------------------------------------------------------------------
+
+    def _read_pipe(self, pipe: int) -> list[RunEvent]:
+        member = next(m for m in self.members.values() if m.pipe == pipe)
+        try:
+            data = os.read(pipe, _READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not data:
+            self._selector.unregister(member.pipe)
+            os.close(member.pipe)
+            member.pipe = -1
+        return [*member.take_text(data), *self._lost_log(member)]
+
+    def _lost_log(self, member: Member) -> list[RunEvent]:
+        if member.log_error is None or self._log_is_lost:
+            return []
+        self._log_is_lost = True
+        why = member.log_error.strerror
+        return [Note(text=f"the ranks' logs in {self._directory} are incomplete: {why}")]
+
+
+def _buffers_fd(channel: Channel, results: Results) -> int:
+    """Return the descriptor of the shared memory that came with results.
+
+    Raises:
+        ProtocolError: None came, or it is something else.
+    """
+    fd = channel.take_fd()
+    try:
+        admission.check_buffers(fd, results.sizes)
+    except ProtocolError:
+        os.close(fd)
+        raise
+    return fd

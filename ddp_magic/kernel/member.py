@@ -1,0 +1,104 @@
+"""One rank as its kernel sees it: the connection, the text pipe, the process, the log."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from ddp_magic.system.run_directory import append
+from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.marks import MarkSplitter
+from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream
+
+
+def _utf8() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("replace")
+
+
+@dataclass
+class Member:
+    """A rank's end of its group.
+
+    Attributes:
+        pipe: Read end of its stdout and stderr; -1 once closed.
+        process: None where the process that connected is not ours to signal.
+        written: Bytes in its log.
+        log_error: Why its text could not be logged.
+        unconnected_since: When its connection ended, on the monotonic clock, s.
+    """
+
+    rank: int
+    channel: Channel
+    pipe: int
+    process: psutil.Process | None
+    splitter: MarkSplitter
+    log: Path
+    written: int = 0
+    log_error: OSError | None = None
+    unconnected_since: float | None = None
+    _decoder: codecs.IncrementalDecoder = field(default_factory=_utf8)
+    _text: deque[tuple[bytes, int] | int] = field(default_factory=deque)
+    _outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
+    _last_mark: int = 0  # of the outputs that have come, which come in their order
+
+    def take_text(self, data: bytes) -> Iterator[Event]:
+        """Log what the rank wrote, and yield what is complete."""
+        for item in self.splitter.feed(data):
+            self._add(item)
+        return self.ordered()
+
+    def take_end(self) -> Iterator[Event]:
+        """Yield all that is left: nothing more will come."""
+        if rest := self.splitter.end():
+            self._add(rest)
+        return self.ordered(final=True)
+
+    def _add(self, item: bytes | int) -> None:
+        if isinstance(item, int):
+            self._text.append(item)
+            return
+        try:
+            self.written = append(self.log, item)
+        except OSError as error:  # a full disk costs the log, not the run
+            self.log_error = error
+        self._text.append((item, self.written))
+
+    def take_output(self, event: DisplayData | ClearOutput) -> Iterator[Event]:
+        """Take a rich output, and yield what is complete."""
+        self._outputs[event.mark] = event
+        self._last_mark = max(self._last_mark, event.mark)
+        return self.ordered()
+
+    def ordered(self, *, final: bool = False) -> Iterator[Event]:
+        """Yield text and rich outputs in the order in which the rank made them.
+
+        Args:
+            final: Nothing more will come: do not wait for the output that belongs to a mark.
+        """
+        while self._text:
+            item = self._text[0]
+            if isinstance(item, int):
+                if item not in self._outputs and item > self._last_mark and not final:
+                    return
+                if item in self._outputs:
+                    yield self._outputs.pop(item)
+            elif text := self._decoder.decode(item[0]):
+                yield Stream(rank=self.rank, text=text, log_bytes=item[1])
+            self._text.popleft()
+        if final:
+            if text := self._decoder.decode(b"", final=True):
+                yield Stream(rank=self.rank, text=text, log_bytes=self.written)
+            yield from (self._outputs.pop(mark) for mark in sorted(self._outputs))
+
+    def close(self) -> None:
+        """Close the connection and the pipe."""
+        self.channel.close()
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1

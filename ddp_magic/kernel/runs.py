@@ -1,0 +1,39 @@
+"""The runs of this kernel."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+
+from ddp_magic.kernel.run import Run
+
+KEEP_RUNS = 200
+
+
+class Runs:
+    """The runs of this kernel, newest first."""
+
+    def __init__(self) -> None:
+        self._runs: deque[Run] = deque(maxlen=KEEP_RUNS)
+
+    def add(self, run: Run) -> None:
+        """Take up a new run."""
+        self._runs.appendleft(run)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._runs))
+
+    def without_results(self, run: Run) -> None:
+        """Keep a run for its status only: its results are whoever asked for them."""
+        kept = copy.copy(run)
+        kept.results = {}
+        self._runs[self._runs.index(run)] = kept
+
+    def last_binding(self, name: str) -> Run | None:
+        """Return the newest run that has given this name a value."""
+        return next((run for run in self._runs if name in run.bound), None)
+
+    def find(self, run_id: str) -> Run | None:
+        """Return the run of that id (or the end of it), the newest one first."""
+        return next((run for run in self._runs if run.id.endswith(run_id)), None)

@@ -1,0 +1,96 @@
+"""Events made in the kernel. They never travel over a socket.
+
+A run is one stream of events: those of its agents and ranks (`messages`), and these, which say what
+only the kernel can see: a connection that ended, a process that was killed, the end of the group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ddp_magic.wire.messages import Event, Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A line of ddp_magic's own, for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doing:
+    """What the whole run is doing, for the headline of the table; empty for nothing special."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejoined:
+    """A rank of a session is there for another cell.
+
+    Attributes:
+        log_bytes: Size of its log so far, in bytes.
+    """
+
+    rank: int
+    pid: int | None
+    device: str
+    log_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PulledValues:
+    """The values that a rank has sent. Whoever takes the event owns the descriptor.
+
+    Attributes:
+        results: The rank's message.
+        fd: Shared memory with the values; None if there are none.
+    """
+
+    results: Results
+    fd: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """The kernel killed a rank that did not stop."""
+
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackDumped:
+    """Where a rank was when it was last asked for its stack, or crashed.
+
+    Attributes:
+        frames: Innermost first.
+        line: The cell's innermost line in them; None if there is none.
+    """
+
+    rank: int
+    frames: tuple[str, ...]
+    line: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupEnded:
+    """Every process of a group has ended.
+
+    Attributes:
+        agent_died: Whether the agent ended without a report.
+        agent_error: A traceback of the agent's own; empty if nothing went wrong there.
+        agent_words: The end of the agent's log.
+        swept: Number of processes that the ranks had left behind.
+    """
+
+    agent_died: bool = False
+    agent_error: str = ""
+    agent_words: str = ""
+    swept: int = 0
+
+
+RunEvent: TypeAlias = (
+    Event | Note | Doing | Rejoined | PulledValues | Killed | StackDumped | GroupEnded
+)
