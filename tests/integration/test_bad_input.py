@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.kernel import Kernel, plain
 
-RUNS = "len(list(get_ipython().magics_manager.registry['DDPMagics'].kernel.runs))"
+RUNS = "len(list(get_ipython().magics_manager.registry['DDPMagics'].controller.runs))"
 
 
 @pytest.mark.parametrize(

@@ -460,7 +460,7 @@ def test_nothing_is_sent_twice_and_changes_are_noticed(new_names: Kernel) -> Non
     """An unchanged array is not copied again; one that is changed in place arrives so."""
     cell = "%%ddp -n 2\nprint(array[5], array.sum())"
     kept = "(lambda n: {k: v[0] for k, v in n._kept.items()})"
-    kept += "(get_ipython().magics_manager.registry['DDPMagics'].kernel.notebook)"
+    kept += "(get_ipython().magics_manager.registry['DDPMagics'].controller.notebook)"
     _cells(new_names, "import numpy as np\narray = np.zeros(1_000_000)", cell)
     first = new_names.value(kept)
     assert _cells(new_names, cell).lines[0].endswith("0.0 0.0")

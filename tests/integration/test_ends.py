@@ -150,7 +150,7 @@ def test_left_over_processes_are_ended(kernel: Kernel) -> None:
     pids = pids_in(result.text)
     assert len(pids) == 2
     assert not [pid for pid in pids if is_alive(pid)]
-    assert "2 processes were left behind by the ranks, and ended" in result.text
+    assert "ended 2 processes that the ranks had left behind" in result.text
 
 
 def test_time_limit(kernel: Kernel) -> None:
@@ -314,7 +314,7 @@ def test_ranks_that_cannot_start(new_kernel: Callable[..., Kernel]) -> None:
     assert kernel.run("%%ddp -n 2\n1").status == "ok"
     limit = (
         "import resource\n"
-        "server = get_ipython().magics_manager.registry['DDPMagics'].kernel.forkserver\n"
+        "server = get_ipython().magics_manager.registry['DDPMagics'].controller.forkserver\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.prlimit(server.describe().pid, resource.RLIMIT_NOFILE, ({}, hard))"
     )
@@ -420,7 +420,7 @@ def test_a_rank_that_answers_may_save(kernel: Kernel) -> None:
     kernel.interrupt()
     result = kernel.finish(message)
     assert "[rank 0] saved" in result.text
-    assert "rank 0 answered and may finish for 30 s" in result.text
+    assert "rank 0 answered and may take 30 s to finish" in result.text
 
 
 def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
