@@ -1,9 +1,9 @@
-"""One node's agent: a process of its own that runs the ranks and ends with its kernel.
+"""The agent of one node: a process that runs the ranks and ends with its kernel.
 
-Rendezvous, ranks and failure handling are torch's own elastic agent's (`elastic`). Here is what
-surrounds it: the connection to the kernel, the processes of the ranks, and their end. A thread
-waits for the end of the connection or of the kernel; the ranks carry PDEATHSIG should the agent
-itself be killed. The agent adopts what the ranks leave behind, and ends it.
+torch's own elastic agent handles rendezvous, ranks and failures (`elastic`). This module has what
+surrounds it: the connection to the kernel, and the end of the ranks. A thread waits for commands,
+and for the end of the connection or of the kernel. The ranks carry PDEATHSIG, in case the agent
+itself is killed. The agent adopts the processes that the ranks leave behind, and ends them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ LEFTOVER_GRACE_S = 1.0  # for what the ranks had started, after the ranks
 
 
 class Watcher(threading.Thread):
-    """Listens to the kernel and ends everything when the kernel is gone."""
+    """Obeys the kernel's commands, and ends everything when the kernel is gone."""
 
     def __init__(self, channel: Channel, kernel_pid: int, ranks: Ranks) -> None:
-        """Watch a connection and the kernel's pid; `start` begins."""
         super().__init__(name="ddp_magic-watcher", daemon=True)
         self._channel = channel
         self._kernel_pid = kernel_pid
@@ -43,7 +42,7 @@ class Watcher(threading.Thread):
         """Wait for commands, the end of the connection, or the end of the kernel."""
         try:
             kernel = os.pidfd_open(self._kernel_pid)
-        except (OSError, AttributeError):  # gone, or no pidfd here: the connection tells as well
+        except (OSError, AttributeError):  # gone, or no pidfd here: the connection ends as well
             kernel = -1
         waited_for: list[Any] = [self._channel, kernel] if kernel >= 0 else [self._channel]
         while True:
@@ -61,7 +60,7 @@ class Watcher(threading.Thread):
                     case Kill(ranks=ranks):
                         self._ranks.interrupted = self._ranks.interrupted and bool(ranks)
                         if not ranks and not self._ranks.pids:
-                            os._exit(1)  # still importing: there is nothing to end but us
+                            os._exit(1)  # no rank has been forked
                         self._ranks.kill(ranks)
 
     def _end_everything(self) -> NoReturn:
@@ -71,7 +70,7 @@ class Watcher(threading.Thread):
 
 
 def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoReturn:
-    """Run ranks, report to the kernel, and exit.
+    """Run the ranks, report to the kernel, and exit.
 
     Args:
         spec: What to run.
@@ -85,7 +84,7 @@ def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoRetu
     error = ""
     try:
         launch(spec, ranks)
-    except BaseException:  # noqa: BLE001 -- whatever ended torch's agent is told to the kernel
+    except BaseException:  # noqa: BLE001 -- whatever ended torch's agent is reported to the kernel
         error = traceback.format_exc()
     ranks.end(signal.SIGTERM, TERM_GRACE_S)
     swept = processes.sweep(LEFTOVER_GRACE_S)
@@ -93,15 +92,8 @@ def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoRetu
     sys.stdout.flush()
     sys.stderr.flush()
     failed = error or any(ranks.codes.values())
-    os._exit(1 if failed else 0)  # torch's rendezvous threads are of no use any more
+    os._exit(1 if failed else 0)  # without waiting for torch's threads
 
 
 def _report_exit(channel: Channel, rank: int, code: int, by_agent: bool) -> None:
     channel.send(WorkerExited(rank=rank, time=time.time(), code=code, by_agent=by_agent))
-
-
-def main(spec: AgentSpec) -> NoReturn:
-    """Be the agent of one run, in a process that the forkserver has forked."""
-    from ddp_magic.node import elastic  # the forkserver has imported it
-
-    serve(spec, elastic.run)

@@ -1,30 +1,35 @@
 """torch's own elastic agent (`LocalElasticAgent`), with three things of ours in it.
 
-- How a rank is started and watched (`ForkContext`): forked from this process, which has torch
-  imported already; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
+- How a rank is started and watched (`ForkContext`): forked from this process, which has already
+  imported torch; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
-- The rendezvous (`OneNode`): without a server, since there is one node. The ranks' groups have a
-  store of their own (`process_group`), and what the ranks start a free port
+- The rendezvous (`OneNode`): no server, since there is one node. The ranks' process groups have a
+  store of their own (`process_group`), and what the ranks start gets a free port
   (`WorkerSettings.master_port`).
-- No name server is asked for this machine's full name (`Agent`), which torch notes with each step
-  of a run, and which none of its logs here shows.
+- The machine's full name is not looked up. torch records it with each step of a run, in logs that
+  are not shown here. Where the name server does not answer and the name is not in /etc/hosts, as
+  on a laptop without its VPN, the look-ups of an empty run of four ranks took 25 s.
 
-The cold way (`torchrun`) is torch's own launcher, but with our rendezvous too.
+With `--cold`, torch's own launcher runs the ranks (`torchrun`), with our rendezvous too.
 
-It leans on internals of torch (`PContext`, `start_processes`, `_construct_event`); a test for each
-supported torch watches them. This is the only importer of `torch.distributed.elastic`.
+This is the only module that imports `torch.distributed.elastic`, and the one for all private names
+of torch that an agent uses. They hold in torch 2.6 to 2.13; `tests/unit/node/test_elastic.py` fails
+on a torch in which they change:
+
+- `local_elastic_agent.start_processes`, called with keywords only, by `_start_workers`;
+- `api._get_fq_hostname`, called by `_construct_event`;
+- `PContext`: `_start`, `_poll`, `_close` are abstract, `envs` and `error_files` are attributes.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
-import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
@@ -45,71 +50,29 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
-from ddp_magic.system import entry_points
+from ddp_magic.node.ranks import TERM_GRACE_S, Ranks, run_worker
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 
-MONITOR_INTERVAL_S = 0.001  # torch sleeps so long between looks, which wait themselves
+MONITOR_INTERVAL_S = 0.001  # torch's sleep between two polls; `ForkContext._poll` waits itself
 WAIT_S = 1.0
 HOST = "127.0.0.1"
 BACKEND = "ddp_magic"
 
 
-class Agent(local_elastic_agent.LocalElasticAgent):
-    """torch's agent, which does not wait for a name server.
-
-    Where that does not answer and the machine's name is not in /etc/hosts, as on a laptop without
-    its VPN, an empty run of four ranks took 25 s.
-
-    Args:
-        start: Stands in for torch's `start_processes`.
-        args: torch's own.
-        kwargs: torch's own.
-    """
-
-    def __init__(self, *args: Any, start: Callable[..., PContext], **kwargs: Any) -> None:  # noqa: ANN401
-        """Take what torch gives."""
-        super().__init__(*args, **kwargs)
-        self._start_ranks = start
-
-    def _start_workers(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's own
-        start = local_elastic_agent.start_processes  # type: ignore[attr-defined]
-
-        def start_ranks(**given: Any) -> PContext:  # noqa: ANN401 -- torch's own
-            # Before the fork: ranks have torch as it is, and may launch others with it.
-            setattr(local_elastic_agent, "start_processes", start)  # noqa: B010
-            return self._start_ranks(**given)
-
-        setattr(local_elastic_agent, "start_processes", start_ranks)  # noqa: B010 -- not in its types
-        try:
-            return super()._start_workers(*args, **kwargs)
-        finally:
-            setattr(local_elastic_agent, "start_processes", start)  # noqa: B010
-
-    def _construct_event(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's own
-        full_name = api._get_fq_hostname
-        api._get_fq_hostname = socket.gethostname  # for this call: ranks have torch as it is
-        try:
-            return super()._construct_event(*args, **kwargs)
-        finally:
-            api._get_fq_hostname = full_name
-
-
 class NoLogs(LogsSpecs):
-    """Redirects nothing: the ranks' output goes to the kernel.
+    """Redirects nothing: the ranks send their output to the kernel.
 
     Args:
         directory: Where torch may write.
     """
 
     def __init__(self, directory: str) -> None:
-        """Redirect nothing."""
         super().__init__(redirects=Std.NONE, tee=Std.NONE)
         self._directory = directory
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Name no file but those for torch's own error records."""
+        """Return no file but those for torch's own error records."""
         nowhere = dict.fromkeys(envs, "")
         errors = {rank: str(RunDirectory(Path(self._directory)).torch_error(rank)) for rank in envs}
         return LogsDest(nowhere, nowhere, {}, {}, errors)
@@ -124,13 +87,12 @@ class ForkContext(PContext):
     """The ranks as forks of this process.
 
     Args:
-        ranks: The processes, shared with the agent's watcher.
+        ranks: The ranks' processes, shared with the agent's watcher.
         settings: What the ranks have in common.
-        kwargs: torch's own.
+        kwargs: Passed to `PContext`.
     """
 
     def __init__(self, ranks: Ranks, settings: WorkerSettings, **kwargs: Any) -> None:  # noqa: ANN401
-        """Take what torch gives; `start` forks."""
         super().__init__(**kwargs)
         self._ranks = ranks
         self._settings = settings
@@ -139,8 +101,8 @@ class ForkContext(PContext):
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
         for local_rank in range(self.nprocs):
-            main = functools.partial(_run_worker, self.envs[local_rank], self._settings)
-            self._ranks.fork(local_rank, main)
+            env = self.envs[local_rank]
+            self._ranks.fork(local_rank, functools.partial(run_worker, self._settings, env))
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.wait(WAIT_S)
@@ -164,41 +126,39 @@ class ForkContext(PContext):
         return dict(self._ranks.pids)
 
     def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
-        del timeout  # torch's is for programs that nobody waits for
+        del timeout  # 30 s: nobody would wait so long in a notebook
         self._ranks.end(death_sig, TERM_GRACE_S)
 
 
 class OneNode(RendezvousHandler):
-    """The rendezvous of a single node: nobody to wait for, and no server.
+    """The rendezvous of a single node: there is no other node to wait for, and no server.
 
-    What is agreed here, the agent agrees with itself. torch's own handler (c10d) waits for up to
-    0.3 s for nodes that could still join, listens on all interfaces, and unpickles what anyone has
-    written to its store.
+    torch's own handler (c10d) waits up to 0.3 s for nodes that could still join, listens on all
+    interfaces, and unpickles what anyone has written to its store.
 
     Args:
         run_id: The run's name.
     """
 
     def __init__(self, run_id: str) -> None:
-        """Open."""
         self._run_id = run_id
         self._closed = False
 
     def get_backend(self) -> str:
-        """Return its name, for torch's log and torchrun's registry."""
+        """Return the name of this rendezvous in torch's log and torchrun's registry."""
         return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return this node alone."""
+        """Return a group of this node alone."""
         address = RendezvousStoreInfo(HOST, 0)
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
 
     def is_closed(self) -> bool:
-        """Tell whether there will be no other attempt."""
+        """Return whether the rendezvous is closed."""
         return self._closed
 
     def set_closed(self) -> None:
-        """Let there be no other attempt."""
+        """Close the rendezvous."""
         self._closed = True
 
     def num_nodes_waiting(self) -> int:
@@ -210,13 +170,13 @@ class OneNode(RendezvousHandler):
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Close."""
+        """Close the rendezvous."""
         self._closed = True
         return True
 
 
 def register_rendezvous() -> str:
-    """Let torchrun have our rendezvous; return the name for its `--rdzv-backend`."""
+    """Register our rendezvous with torchrun; return the name for its `--rdzv-backend`."""
 
     def create(parameters: RendezvousParameters) -> RendezvousHandler:
         return OneNode(parameters.run_id)
@@ -226,34 +186,39 @@ def register_rendezvous() -> str:
 
 
 def run(spec: AgentSpec, ranks: Ranks) -> None:
-    """Run torch's agent until every rank has ended.
+    """Run torch's agent until every rank has ended. The process ends afterwards.
 
     Args:
         spec: What to run.
-        ranks: Where the processes are kept.
+        ranks: The ranks' processes.
     """
+    start_processes: Any = local_elastic_agent.start_processes  # type: ignore[attr-defined]
+    full_name = api._get_fq_hostname
 
-    def fork_ranks(**kwargs: Any) -> PContext:  # noqa: ANN401 -- torch's own
+    def fork_ranks(**given: Any) -> PContext:  # noqa: ANN401 -- torch's own
         for unused in ("start_method", "numa_options"):
-            kwargs.pop(unused, None)
-        context = ForkContext(ranks, spec.worker, **kwargs)
+            given.pop(unused, None)
+        context = ForkContext(ranks, spec.worker, **given)
+        # The ranks have torch as it is, and may launch others with it.
+        _put_into_torch(start_processes, full_name)
         context.start()
+        _put_into_torch(fork_ranks, socket.gethostname)
         return context
 
     workers = WorkerSpec(
         role="default",
         local_world_size=spec.nproc,
         rdzv_handler=OneNode(spec.run_id),
-        entrypoint="ddp_magic",  # a name for torch's log: `worker.main` is what runs
+        entrypoint="ddp_magic",  # a name for torch's log: `ranks.run_worker` is what runs
         max_restarts=0,
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr=HOST,
     )
     logs = NoLogs(spec.worker.directory)
-    Agent(workers, logs_specs=logs, start=fork_ranks).run()
+    _put_into_torch(fork_ranks, socket.gethostname)
+    local_elastic_agent.LocalElasticAgent(workers, logs_specs=logs).run()
 
 
-def _run_worker(env: Mapping[str, str], settings: WorkerSettings) -> NoReturn:
-    os.environ.update(env)
-    entry_points.resolve(entry_points.WORKER)(settings)
-    os._exit(1)  # the worker never returns
+def _put_into_torch(start_processes: Callable[..., PContext], full_name: Callable[[], str]) -> None:
+    setattr(local_elastic_agent, "start_processes", start_processes)  # noqa: B010 -- untyped there
+    api._get_fq_hostname = full_name

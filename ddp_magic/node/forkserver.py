@@ -342,9 +342,9 @@ def _become_agent(command: ForkAgent, spec: AgentSpec) -> NoReturn:
         os.dup2(log, 2)
         os.close(log)
         _take_state(command, spec)
-        from ddp_magic.node import agent
+        from ddp_magic.node import agent, elastic  # with torch, which is imported by now
 
-        agent.main(spec)
+        agent.serve(spec, elastic.run)
     except BaseException:  # noqa: BLE001 -- the forkserver's frames below must never run on here
         import traceback
 

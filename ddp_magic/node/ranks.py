@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from ddp_magic.system import processes
+from ddp_magic.system import entry_points, processes
 from ddp_magic.system.frames import without_ours
+from ddp_magic.wire.specs import WorkerSettings
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
 POLL_S = 0.02
@@ -23,30 +24,28 @@ STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
 class Ranks:
     """The processes of the ranks on this node.
 
-    The main thread starts and polls them; the watcher thread may kill them. The lock makes sure
-    that no signal goes to a pid that has been reaped.
+    The main thread starts and polls them; the watcher thread may kill them. The lock ensures that
+    no signal is sent to a pid that has been reaped.
+
+    Args:
+        on_exit: Called once for each rank that has ended, with its local rank, its exit code, and
+            whether this object had sent it a signal.
     """
 
     def __init__(self, on_exit: Callable[[int, int, bool], None]) -> None:
-        """Begin without a process.
-
-        Args:
-            on_exit: Called once for each that has ended, with its local rank, its exit code, and
-                whether it had been sent a signal from here.
-        """
         self._lock = threading.Lock()
         self._on_exit = on_exit
         self.pids: dict[int, int] = {}
         self.codes: dict[int, int] = {}
-        # Stop was pressed: ranks that answered may finish what they are saving, so that one
-        # rank's end no longer ends the others.
+        # Stop was pressed: ranks that answered may finish saving, so the end of one rank no longer
+        # ends the others.
         self.interrupted = False
         self._doomed = False
         self._ended_here: set[int] = set()
         self._pidfds: dict[int, int] = {}
 
     def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
-        """Fork a rank, in which `main` runs and nothing else of this process."""
+        """Fork a rank. It runs `main` and nothing else of this process."""
         agent_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -62,7 +61,7 @@ class Ranks:
                 os.kill(pid, signal.SIGKILL)
 
     def kill(self, local_ranks: tuple[int, ...]) -> None:
-        """SIGKILL some of the ranks, or all where none is named: those still to come too."""
+        """SIGKILL these ranks; if none is given, all of them, including those not yet forked."""
         self._doomed = self._doomed or not local_ranks
         self.signal(signal.SIGKILL, local_ranks)
 
@@ -84,9 +83,10 @@ class Ranks:
             self._on_exit(local_rank, self.codes[local_rank], by_us)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until a rank ends; not in vain for as long as `timeout_s`, s.
+        """Wait until a rank ends, at most `timeout_s` seconds.
 
-        Idle ranks of a session cost nothing so; without pidfds it is a short sleep.
+        With pidfds, waiting for the idle ranks of a session costs nothing; without, this is a short
+        sleep.
         """
         if len(self._pidfds) < len(self.alive()):
             time.sleep(min(timeout_s, POLL_S))
@@ -94,11 +94,11 @@ class Ranks:
             select.select(list(self._pidfds.values()), [], [], timeout_s)
 
     def alive(self) -> list[int]:
-        """Return the local ranks whose process has not been seen to end."""
+        """Return the local ranks that have not been reaped."""
         return [r for r in self.pids if r not in self.codes]
 
     def signal(self, sig: int, local_ranks: tuple[int, ...] = ()) -> None:
-        """Send a signal to some of the ranks, or to all where none is named."""
+        """Send a signal to these ranks; if none is given, to all of them."""
         with self._lock:
             for local_rank, pid in self.pids.items():
                 if local_rank not in self.codes and (not local_ranks or local_rank in local_ranks):
@@ -108,14 +108,14 @@ class Ranks:
 
     @staticmethod
     def _has_ended(pid: int) -> bool:
-        """Tell whether a child has ended that has not been reaped yet."""
+        """Return whether a child has ended and is still to be reaped."""
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self, sig: int, grace_s: float) -> None:
         """Send a signal, and SIGKILL to those that have not ended `grace_s` seconds later."""
         self.poll()
         if self.alive():
-            # Each tells first where it is (faulthandler, in C): the kernel reads it afterwards.
+            # Each rank first writes its stack (faulthandler, in C), which the kernel reads later.
             self.signal(signal.SIGUSR1)
             time.sleep(STACK_S)
         self.signal(sig)
@@ -131,7 +131,7 @@ class Ranks:
 
 
 def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:
-    """Turn this fork of the agent into a rank. Nothing of the agent's may run in it any more."""
+    """Turn this fork of the agent into a rank. None of the agent's code may run in it any more."""
     try:
         os.setsid()
         processes.die_with_parent(agent_pid)
@@ -145,3 +145,15 @@ def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:
     finally:
         sys.stderr.flush()
         os._exit(1)
+
+
+def run_worker(settings: WorkerSettings, env: Mapping[str, str]) -> NoReturn:
+    """Run the worker in this process, a rank.
+
+    Args:
+        settings: What the ranks have in common.
+        env: The rank's own environment variables, such as RANK.
+    """
+    os.environ.update(env)
+    entry_points.resolve(entry_points.WORKER)(settings)  # imports torch: never in the agent
+    raise AssertionError("the worker has returned")

@@ -17,10 +17,9 @@ from typing import Any
 FORKSERVER = "ddp_magic.node.forkserver:main"
 TORCHRUN = "ddp_magic.node.torchrun:main"
 KEEPER = "ddp_magic.node.torchrun:keep"
-AGENT = "ddp_magic.node.agent:main"
 WORKER = "ddp_magic.worker.worker:main"
 WORKER_SHELL = "ddp_magic.worker.shell:preload"  # imported ahead, for every rank
-ALL = (FORKSERVER, TORCHRUN, KEEPER, AGENT, WORKER, WORKER_SHELL)
+ALL = (FORKSERVER, TORCHRUN, KEEPER, WORKER, WORKER_SHELL)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _LAST_WORDS_BYTES = 4000
