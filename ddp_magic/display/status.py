@@ -13,7 +13,7 @@ import psutil
 from ddp_magic.display.diagnose import exit_words, signal_name
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.engines.local import Preloading
+from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.states import State
 
 SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
@@ -139,7 +139,7 @@ class Status:
     def __init__(
         self,
         runs: list[RunRecord],
-        preloading: Preloading | None = None,
+        preloading: ForkserverStatus | None = None,
         sessions: Iterable[SessionStatus] = (),
     ) -> None:
         """Show these runs, the newest first; above them the forkserver and the sessions."""
@@ -174,7 +174,7 @@ class Status:
         return " · ".join(words)
 
 
-def forkserver_lines(preloading: Preloading) -> list[str]:
+def forkserver_lines(preloading: ForkserverStatus) -> list[str]:
     """Say how the forkserver is, and what it holds."""
     words = ["forkserver", preloading.state]
     if preloading.pid is not None:

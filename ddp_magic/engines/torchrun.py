@@ -17,17 +17,19 @@ class TorchrunAgent:
     """A running `torch.distributed.run`."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        """Take over a started process."""
         self._process = process
         self._log = log
-        self.notes: list[str] = []
+
+    def take_notes(self) -> list[str]:
+        """Return nothing: there is nothing to say of its start."""
+        return []
 
     def fileno(self) -> int:
-        """Return -1: its end is found by looking."""
+        """Return -1: its end is found by polling."""
         return -1
 
     def ended(self) -> bool:
-        """Tell whether torchrun has ended."""
+        """Return whether torchrun has ended."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
@@ -37,10 +39,10 @@ class TorchrunAgent:
             self._process.wait(timeout=5)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""
 
     def waits_for(self) -> str:
-        """Say nothing: each rank imports for itself."""
+        """Return nothing: each rank imports for itself."""
         return ""
 
     def last_words(self) -> str:

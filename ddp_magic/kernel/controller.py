@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ddp_magic.display.diagnose import Surroundings
-from ddp_magic.engines.local import Forkserver
+from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.capture import Notebook
@@ -40,7 +40,7 @@ class Controller:
         self.runs = Runs()
         self.sessions = Sessions()
         self.notebook = notebook
-        self.forkserver = Forkserver(fallback=Torchrun())
+        self.forkserver = LocalEngine(fallback=Torchrun())
 
     def preload(self, wanted: bool | list[str]) -> None:
         """Start the forkserver in the background, or end it.
@@ -53,7 +53,7 @@ class Controller:
             return
         if self.forkserver.used:
             self.forkserver.close()
-            self.forkserver = Forkserver(fallback=Torchrun())
+            self.forkserver = LocalEngine(fallback=Torchrun())
         if wanted is False:
             self.forkserver.close()
             return

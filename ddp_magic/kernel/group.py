@@ -300,7 +300,7 @@ class WorkerGroup:
         self._first_commands = []
 
     def _news_of_start(self, agent: PlacedAgent) -> list[RunEvent]:
-        events: list[RunEvent] = [Note(text=agent.notes.pop(0)) for _ in list(agent.notes)]
+        events: list[RunEvent] = [Note(text=text) for text in agent.take_notes()]
         if (waits_for := agent.waits_for()) != self._waits_for:
             self._waits_for = waits_for
             events.append(Doing(text=waits_for))

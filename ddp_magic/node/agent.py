@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ddp_magic.errors import ProtocolError
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
 from ddp_magic.system import processes
 from ddp_magic.wire.channel import Channel, connect
@@ -47,10 +46,7 @@ class Watcher(threading.Thread):
         waited_for: list[Any] = [self._channel, kernel] if kernel >= 0 else [self._channel]
         while True:
             ready = select.select(waited_for, [], [])[0]
-            try:
-                commands = self._channel.receive() if self._channel in ready else []
-            except ProtocolError:
-                commands = None
+            commands = self._channel.receive() if self._channel in ready else []
             if commands is None or kernel in ready:
                 self._end_everything()
             for command in commands or []:
@@ -77,7 +73,7 @@ def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoRetu
         launch: Forks the ranks and returns when they have ended.
     """
     channel = connect(spec.worker.socket)
-    channel.send(AgentHello(pid=os.getpid()))
+    channel.send(AgentHello())
     ranks = Ranks(functools.partial(_report_exit, channel))
     processes.adopt_orphans()
     Watcher(channel, spec.kernel_pid, ranks).start()

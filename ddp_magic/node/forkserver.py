@@ -25,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from ddp_magic.errors import ProtocolError
 from ddp_magic.node import imports
 from ddp_magic.node.trial import BEGINS_CUDA, Trial
 from ddp_magic.system import libraries, processes
@@ -256,10 +255,7 @@ class Forkserver:
     # --- commands -----------------------------------------------------------------------------
 
     def _obey(self) -> None:
-        try:
-            commands = self._channel.receive()
-        except ProtocolError:
-            commands = None
+        commands = self._channel.receive()
         if commands is None:
             self._retire()
         for command in commands:
@@ -289,7 +285,7 @@ class Forkserver:
             _become_agent(dataclasses.replace(command, env=env), spec)
         pidfd = os.pidfd_open(pid)
         self._agents[pidfd] = pid
-        self._channel.send(Forked(run_id=spec.run_id, pid=pid), fd=pidfd)
+        self._channel.send(Forked(run_id=spec.run_id), fd=pidfd)
 
     def _reap(self, pidfd: int) -> None:
         os.waitpid(self._agents.pop(pidfd), 0)

@@ -72,12 +72,14 @@ class Channel:
         """Read what has arrived, blocking until something has.
 
         Returns:
-            The messages that are now complete (perhaps none); None at the end of the stream.
-
-        Raises:
-            ProtocolError: A frame is longer than `max_frame_bytes` or no known message.
+            The messages that are now complete (perhaps none). None at the end of the stream, and
+            after a frame that is too long or not a known message: then the other end is not ours,
+            or has lost its way, and the connection is of no more use.
         """
-        return [decode(payload) for payload in self.frames()] if self.read() else None
+        try:
+            return [decode(payload) for payload in self.frames()] if self.read() else None
+        except ProtocolError:
+            return None
 
     def read(self) -> bool:
         """Read what has arrived, blocking until something has; False at the end of the stream."""

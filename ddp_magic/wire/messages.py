@@ -221,7 +221,6 @@ class Forked:
     """The agent of a run has been forked. Its pidfd comes with this frame."""
 
     run_id: str
-    pid: int
 
 
 # --- events: agent -> kernel ------------------------------------------------------------------
@@ -230,8 +229,6 @@ class Forked:
 @dataclass(frozen=True, kw_only=True)
 class AgentHello:
     """The agent is connected."""
-
-    pid: int
 
 
 @dataclass(frozen=True, kw_only=True)

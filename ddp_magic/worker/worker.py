@@ -40,7 +40,6 @@ import psutil
 import threadpoolctl
 import torch
 
-from ddp_magic.errors import ProtocolError
 from ddp_magic.system import libraries, processes
 from ddp_magic.system.environment import threads_wanted
 from ddp_magic.system.frames import is_ours, without_ours
@@ -177,10 +176,7 @@ class Worker:
 
     def _listen(self) -> None:
         while True:
-            try:
-                commands = self._channel.receive()
-            except ProtocolError:
-                commands = None
+            commands = self._channel.receive()
             if commands is None:  # the kernel is gone, and so are we
                 os.killpg(os.getpgrp(), signal.SIGKILL)
             for command in commands or []:

@@ -56,12 +56,12 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
             import os, sys, time
             from ddp_magic.system import storage
             from ddp_magic.wire.messages import Exit, RunCell, Stream
-            from ddp_magic.engines.local import Forkserver
+            from ddp_magic.engines.local import LocalEngine
             from ddp_magic.engines.torchrun import Torchrun
             from ddp_magic.system.environment import rank_environment
             from ddp_magic.kernel.group import WorkerGroup
 
-            engine = Forkserver(fallback=Torchrun())
+            engine = LocalEngine(fallback=Torchrun())
             groups = []
             for _ in range(10):
                 directory = storage.new_run_directory()

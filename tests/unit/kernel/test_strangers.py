@@ -43,8 +43,10 @@ class FakeAgent:
     """An agent that has been placed and lives until it is killed."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
         self.dead = False
+
+    def take_notes(self) -> list[str]:
+        return []
 
     def fileno(self) -> int:
         return -1
@@ -98,7 +100,7 @@ class Scene:
         self.group.start(self.engine, {}, [], ())
         self.path = directory / "socket"
         self.agent = connect(str(self.path))
-        self.agent.send(AgentHello(pid=1))
+        self.agent.send(AgentHello())
         self.poll()
         self.ranks = [FakeRank(self.path, rank) for rank in range(NPROC)]
         self.poll()
@@ -185,7 +187,7 @@ NONSENSE = {
     "a field too few": _json(type="WorkerHello", rank=0),
     "no type": _json(rank=0),
     "an unknown type": _json(type="Nothing"),
-    "a late agent": _frame(encode(AgentHello(pid=1))),
+    "a late agent": _frame(encode(AgentHello())),
     "ready before hello": _frame(encode(WorkerReady(rank=0, time=0.0, device="cpu"))),
     "a display of a stranger": _frame(encode(_display(0))),
     "a display of an unknown rank": _frame(encode(_display(99))),
@@ -297,7 +299,7 @@ def test_a_hello_needs_a_pipe(tmp_path: Path, make: Callable[[Path], int] | None
     for _ in range(5):
         group.poll(0.01)
     assert stranger.receive() is None
-    assert "descriptor" in engine.agent.notes[0]
+    assert "descriptor" in group.notes[0]
     assert len(list(Path("/proc/self/fd").iterdir())) == before  # what it sent is closed
     rank = FakeRank(tmp_path / "socket", 0)
     for _ in range(5):
@@ -323,7 +325,7 @@ _OF_RANKS = {
     ),
     "another rank's output cleared": _frame(encode(ClearOutput(rank=99, mark=1))),
     "a second hello": _hello(),
-    "an agent's hello": _frame(encode(AgentHello(pid=1))),
+    "an agent's hello": _frame(encode(AgentHello())),
     "a rank's end": _frame(encode(WorkerExited(rank=1, time=0.0, code=0))),
     "the end of all": _frame(encode(AgentDone())),
     "results without memory": _frame(encode(Results(rank=0, names=("x",), sizes=(1,)))),
@@ -351,7 +353,7 @@ def test_what_an_agent_may_not_say(scene: Scene) -> None:
     for event in (
         WorkerExited(rank=99, time=0.0, code=0),
         Idle(rank=0, time=0.0),
-        AgentHello(pid=1),
+        AgentHello(),
     ):
         scene.agent.send(event)
         assert scene.poll() == []

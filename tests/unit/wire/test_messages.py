@@ -82,7 +82,7 @@ def test_a_message_arrives_as_it_was_sent(message: object) -> None:
         b'{"type": "Exit", "x": ' + b"[" * 10**6,
         b'{"type": ["Exit"]}',
         b'{"type": {"a": 1}}',
-        b'{"type": "AgentHello", "pid": ' + b"9" * 5000 + b"}",
+        b'{"type": "WorkerReady", "rank": ' + b"9" * 5000 + b"}",
         b"null",
         b"5",
     ],

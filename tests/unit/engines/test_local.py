@@ -1,4 +1,4 @@
-"""The kernel's end of a forkserver, with processes that only talk like one."""
+"""The engine that has agents forked, with processes that only talk like a forkengine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines import local as forkserver
-from ddp_magic.engines.local import Forkserver
+from ddp_magic.engines.forkserver import unsupported
+from ddp_magic.engines.local import LocalEngine
+from ddp_magic.engines.preload_record import MAX_CULPRITS, MAX_DEATHS
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from tests.limits import HANG_S
 
@@ -43,8 +44,8 @@ class Elsewhere:
 class Placed:
     """An agent that is never up."""
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
+    def take_notes(self) -> list[str]:
+        return []
 
     def fileno(self) -> int:
         return -1
@@ -71,10 +72,10 @@ def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def _server(says: str) -> tuple[Forkserver, Elsewhere]:
+def _engine(says: str) -> tuple[LocalEngine, Elsewhere]:
     fallback = Elsewhere()
     code = textwrap.dedent(TALK) + textwrap.dedent(says)
-    return Forkserver(fallback, [sys.executable, "-c", code]), fallback
+    return LocalEngine(fallback, [sys.executable, "-c", code]), fallback
 
 
 def _spec(tmp_path: Path) -> AgentSpec:
@@ -82,7 +83,7 @@ def _spec(tmp_path: Path) -> AgentSpec:
     return AgentSpec(run_id="r", kernel_pid=0, nproc=1, sys_path=(), worker=settings)
 
 
-@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+@pytest.mark.skipif(bool(unsupported()), reason="no forkserver here")
 @pytest.mark.parametrize(
     "says",
     [
@@ -100,35 +101,35 @@ def test_whatever_it_says_it_is_not_started_for_ever(
     tmp_path: Path, lives: Path, says: str
 ) -> None:
     """After a few processes that were of no use the agent is placed by the other engine."""
-    server, fallback = _server(says)
-    agent = server.start(_spec(tmp_path), dict(os.environ))
+    engine, fallback = _engine(says)
+    agent = engine.start(_spec(tmp_path), dict(os.environ))
     deadline = time.monotonic() + 60
     while not fallback.placed:
         agent.ended()
         assert time.monotonic() < deadline, lives.read_text()
         time.sleep(0.01)
-    assert server.off
-    assert len(lives.read_text()) <= forkserver.MAX_CULPRITS + forkserver.MAX_DEATHS
-    server.close()
+    assert engine.off
+    assert len(lives.read_text()) <= MAX_CULPRITS + MAX_DEATHS
+    engine.close()
 
 
-@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+@pytest.mark.skipif(bool(unsupported()), reason="no forkserver here")
 def test_who_has_set_a_variable_is_decided_by_the_import(tmp_path: Path, lives: Path) -> None:
     """The same process serves the agent if the library that it imports just now has set it."""
-    server, _ = _server("""
+    engine, _ = _engine("""
         while True:
             for command in channel.receive() or os._exit(0):
                 if isinstance(command, Preload):
                     time.sleep(0.5)
-                    told = {"environ": {"OF_A_LIBRARY": "x"}, "number": command.number}
-                    channel.send(Preloaded(files={}, **told))
+                    report = {"environ": {"OF_A_LIBRARY": "x"}, "number": command.number}
+                    channel.send(Preloaded(files={}, **report))
                 if isinstance(command, ForkAgent):
                     pathlib.Path(json.loads(command.spec)["worker"]["directory"], "got").touch()
     """)
     env = {**os.environ, "A": "1"}
-    server.launch(env)
-    server.want(["lib"])
-    agent = server.start(_spec(tmp_path), {**env, "OF_A_LIBRARY": "x"})
+    engine.launch(env)
+    engine.want(["lib"])
+    agent = engine.start(_spec(tmp_path), {**env, "OF_A_LIBRARY": "x"})
     deadline = time.monotonic() + 60
     while not (tmp_path / "got").exists():
         agent.ended()
@@ -136,32 +137,34 @@ def test_who_has_set_a_variable_is_decided_by_the_import(tmp_path: Path, lives: 
         time.sleep(0.01)
     assert lives.read_text() == "x"
     (tmp_path / "got").unlink()
-    agent = server.start(_spec(tmp_path), {**env, "A": "2", "OF_A_LIBRARY": "x"})  # the user's own
+    agent = engine.start(_spec(tmp_path), {**env, "A": "2", "OF_A_LIBRARY": "x"})  # the user's own
     while not (tmp_path / "got").exists():
         agent.ended()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert lives.read_text() == "xx"
-    server.close()
+    engine.close()
 
 
-@pytest.mark.skipif(bool(forkserver.unsupported()), reason="no forkserver here")
+@pytest.mark.skipif(bool(unsupported()), reason="no forkserver here")
 def test_it_is_tried_again_in_another_environment(tmp_path: Path, lives: Path) -> None:
     """A variable that no interpreter starts with is taken back: the next cell has one again."""
-    server, fallback = _server(
+    engine, fallback = _engine(
         "sys.exit(1) if os.environ.get('BROKEN') else [*iter(channel.receive, None)]"
     )
     broken = {**os.environ, "BROKEN": "1"}
-    agent = server.start(_spec(tmp_path), broken)
+    agent = engine.start(_spec(tmp_path), broken)
     deadline = time.monotonic() + HANG_S
     while not fallback.placed:
         agent.ended()
         assert time.monotonic() < deadline, lives.read_text()
         time.sleep(0.01)
-    assert [note for note in agent.notes if "this start is slow" in note] == agent.notes[:1]
-    server.start(_spec(tmp_path), broken)
+    notes = agent.take_notes()
+    assert [note for note in notes if "this start is slow" in note] == notes[:1]
+    assert agent.take_notes() == []
+    engine.start(_spec(tmp_path), broken)
     assert len(fallback.placed) == 2
-    server.start(_spec(tmp_path), dict(os.environ))
-    assert not server.off
+    engine.start(_spec(tmp_path), dict(os.environ))
+    assert not engine.off
     assert len(fallback.placed) == 2
-    server.close()
+    engine.close()

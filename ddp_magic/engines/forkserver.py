@@ -1,0 +1,277 @@
+"""The kernel's handle of one forkserver process: start it, send it commands, read its reports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+from ddp_magic.engines.preload_record import PreloadRecord
+from ddp_magic.system import libraries
+from ddp_magic.system.entry_points import write_start
+from ddp_magic.system.environment import early_differences, forkserver_environment, rank_environment
+from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.forkserver_status import ForkserverStatus
+from ddp_magic.wire.messages import (
+    Command,
+    Event,
+    ForkAgent,
+    Forked,
+    ForkObstacle,
+    Importing,
+    Preload,
+    Preloaded,
+)
+from ddp_magic.wire.specs import AgentSpec
+
+
+class Forkserver:
+    """One forkserver process, from its start to its end.
+
+    Args:
+        command: What starts the process.
+        env: The environment of the ranks it is for; None for the environment of ranks that this
+            process would start now.
+        record: What to preload; updated with what this process reports.
+        log: Where its stdout and stderr go.
+
+    Attributes:
+        ready: Whether it has imported all that it was asked to.
+        importing: The module that it is importing; empty if none.
+        importing_since: Since when, on the monotonic clock, s.
+        obstacle: Why it must not be forked any more, once that is so.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str] | None,
+        record: PreloadRecord,
+        log: BinaryIO,
+    ) -> None:
+        self.ready = False
+        self.importing = ""
+        self.importing_since = 0.0
+        self.obstacle: ForkObstacle | None = None
+        self._record = record
+        self._notebook_env = current_rank_environment()
+        self.env = self._notebook_env if env is None else env
+        self._preloads = 0
+        self._files: dict[str, list[object]] = {}
+        self._failed: dict[str, str] = {}
+        self._set_by_imports: dict[str, str] = {}
+        self._unwatch: Callable[[], object] = lambda: None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=forkserver_environment(self.env),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+            start = {
+                "channel": theirs.fileno(),
+                "kernel_pid": os.getpid(),
+                "sys_path": libraries.search_path(sys.path, current_directory()),
+                "trusted": record.trusted,
+                "left_out": record.left_out,
+            }
+            write_start(self._process, start)
+        self._channel = Channel(ours)
+        self.preload(record.wanted)
+
+    def watch(self, on_readable: Callable[[], object]) -> None:
+        """Call a function when the process has reported something, between cells too.
+
+        Only in a thread with a running event loop that can watch descriptors.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+            fd = self._channel.fileno()
+            loop.add_reader(fd, on_readable)
+        except (RuntimeError, NotImplementedError):
+            return
+        # Called before the descriptor is closed, whose number may then be another file's.
+        self._unwatch = lambda: loop.is_closed() or loop.remove_reader(fd)
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def preload(self, modules: Iterable[str]) -> None:
+        """Ask it to import these libraries when it has nothing else to do."""
+        names = tuple(modules)
+        if names and not self._record.only_torch:
+            self.ready = False
+            self._preloads += 1
+            path = tuple(libraries.search_path(sys.path, current_directory()))
+            self._send(Preload(modules=names, number=self._preloads, sys_path=path))
+
+    def fork_agent(self, spec: AgentSpec, env: dict[str, str]) -> None:
+        """Ask it to fork an agent, in this process's present state."""
+        cwd = current_directory()
+        self._send(ForkAgent(spec=spec.to_json(), env=env, cwd=cwd, umask=_current_umask()))
+
+    def _send(self, command: Command) -> None:
+        self._channel.send(command)
+
+    def kill(self, obstacle: ForkObstacle | None = None) -> None:
+        """End it at once; its agents go on.
+
+        Args:
+            obstacle: The reason, if a library is to blame.
+        """
+        self.obstacle = self.obstacle or obstacle
+        self._process.kill()
+
+    def close(self) -> None:
+        """Close the connection. It ends once its agents have."""
+        self._unwatch()
+        self._unwatch = lambda: None
+        self._channel.close()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Return its exit code; None if it has not ended `timeout_s` seconds later."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    # --- reports ------------------------------------------------------------------------------
+
+    def receive(self) -> list[tuple[Event | Command, int]] | None:
+        """Return what it has reported since, without waiting.
+
+        Returns:
+            Pairs of an event and the descriptor that came with it, or -1; None once it has ended.
+        """
+        if not select.select([self._channel], [], [], 0)[0]:
+            return []
+        messages = self._channel.receive()
+        if messages is None:
+            return None
+        return [(message, self._note(message)) for message in messages]
+
+    def _note(self, message: Event | Command) -> int:
+        match message:
+            case Importing(module=module):
+                self._trust_import()
+                self.importing, self.importing_since = module, time.monotonic()
+            case Preloaded(files=files, failed=failed, environ=environ, number=number):
+                self._trust_import()
+                self._files, self._failed, self._set_by_imports = files, failed, environ
+                self.ready = number == self._preloads  # else another Preload is on its way
+                self._record.update(message)
+            case ForkObstacle():
+                self.obstacle = message
+            case Forked():
+                self._trust_import()
+                return self._channel.received_fds.pop(0)
+            case _:
+                pass
+        return -1
+
+    def _trust_import(self) -> None:
+        if self.importing:
+            self._record.trust(self.importing)
+        self.importing = ""
+
+    # --- is it still good for a start? --------------------------------------------------------
+
+    def out_of_date(self, sys_path: Iterable[str], env: Mapping[str, str] | None = None) -> str:
+        """Return why a fresh interpreter would import other libraries; empty if it would not.
+
+        Args:
+            sys_path: The ranks' module search path.
+            env: Their environment; None if only what the notebook has changed counts.
+        """
+        names = self.changed_variables(env)
+        return f"{', '.join(names)} changed" if names else self._changed_library(sys_path)
+
+    def changed_variables(self, env: Mapping[str, str] | None = None) -> list[str]:
+        """Return the variables that its libraries may have read in another state.
+
+        Its own imports may have set a variable to the same value: that does not count.
+        """
+        then = self._notebook_env if env is None else self.env
+        now = current_rank_environment() if env is None else env
+        own = self._set_by_imports
+        return [n for n in early_differences(now, then) if n not in own or now.get(n) != own[n]]
+
+    def _changed_library(self, sys_path: Iterable[str]) -> str:
+        if not self.ready:
+            return ""
+        if upgraded := libraries.changed(self._files):
+            return f"{upgraded} was reinstalled"
+        # Not ddp_magic itself, which may be a checkout in front of what is installed.
+        held = {n: str(f[0]) for n, f in self._files.items() if "." not in n and n != "ddp_magic"}
+        if hidden := libraries.shadowed(held, sys_path, current_directory()):
+            return f"{hidden[0]} is now found in {hidden[1]}"
+        return ""
+
+    def status(self) -> ForkserverStatus:
+        """Return what `%ddp_status` shows."""
+        pid = self._process.pid
+        try:
+            pss_mib = psutil.Process(pid).memory_full_info().pss / 2**20
+        except psutil.Error:
+            pss_mib = 0.0
+        state = f"importing {self.importing}" if self.importing else "starting"
+        tops = {name.partition(".")[0] for name in self._files}
+        return ForkserverStatus(
+            state="ready" if self.ready else state,
+            pid=pid,
+            pss_mib=pss_mib,
+            libraries=tuple(sorted(tops, key=str.lower)),
+            left_out={**self._failed, **self._record.left_out},
+        )
+
+
+def open_log() -> BinaryIO:
+    """Open a file for the forkservers' output, in memory: no full disk can hinder them."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("forkserver-log"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def unsupported() -> str:
+    """Return why there can be no forkserver on this system; empty if there can be one."""
+    if sys.platform != "linux":
+        return f"{sys.platform}, where a fork is unsafe"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError):
+        return "a system without pidfd"
+    return ""
+
+
+def current_rank_environment() -> dict[str, str]:
+    """Return the environment of ranks that this process would start now."""
+    return rank_environment(os.environ, None, 1)
+
+
+def current_directory() -> str:
+    """Return the working directory; empty if it has been removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""
+
+
+def _current_umask() -> int:
+    with open("/proc/self/status") as status:  # noqa: PTH123 -- os.umask can only set it
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
