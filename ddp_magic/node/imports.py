@@ -1,7 +1,6 @@
-"""Importing a library in the forkserver, and whether it may still be forked from afterwards.
+"""Importing a library in the forkserver, and whether the process may be forked afterwards.
 
-Only libraries that leave the process fit: a thread does not survive a fork, nor does a device's
-context.
+A thread does not survive a fork, nor does a device's context.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Any
 
 from ddp_magic.system.libraries import interpreter_roots, library_roots
 
-# torch's own, of version 2.6 for one: written to a temporary directory when it is imported.
+# Of torch (2.6, for one), which writes it to a temporary directory when it is imported.
 _GENERATED = frozenset(["_remote_module_non_scriptable"])
-# What CUDA and ROCm open, and do not survive a fork with. Not /dev/nvidiactl: NVML, the driver's
-# management library, keeps it open once a library has asked torch.cuda.is_available(), and a fork
-# does it no harm.
+# What CUDA and ROCm open; neither survives a fork. Not /dev/nvidiactl: NVML, the driver's
+# management library, keeps it open once a library has called torch.cuda.is_available(), and
+# survives a fork.
 _DEVICE_FILES = ("/dev/nvidia-uvm", "/dev/kfd")
-# Threads that a fork does no harm: jemalloc (pyarrow's, polars's) does its work in the calling
-# thread wherever its own is missing.
+# Threads that may be missing after a fork: jemalloc (of pyarrow, of polars) then does its work in
+# the calling thread.
 _HARMLESS_THREADS = frozenset(["jemalloc_bg_thd"])
 HANDLES_SIGNALS = "it handles signals"
 
@@ -33,8 +32,8 @@ def import_library(
     """Import a module.
 
     Returns:
-        Why it could not be imported, and why this process must not be forked from any more; empty
-        where that is not so.
+        Why it could not be imported, and why this process must not be forked any more; each empty
+        if that is not so.
     """
     before = set(sys.modules)
     handlers = signal_handlers()
@@ -47,16 +46,16 @@ def import_library(
 
 
 def signal_handlers() -> list[Any]:
-    """Return who handles each signal."""
+    """Return the handler of each signal."""
     return [signal.getsignal(number) for number in sorted(signal.valid_signals())]
 
 
 def fork_obstacle(new_modules: Iterable[str] = (), handlers: list[Any] | None = None) -> str:
-    """Say why this process must not be forked from; empty if it may be.
+    """Return why this process must not be forked; empty if it may be.
 
     Args:
-        new_modules: What an import has brought: none of it may be the user's own.
-        handlers: What `signal_handlers` returned before them; None for those of now.
+        new_modules: Modules that an import has brought. None of them may be the user's own.
+        handlers: What `signal_handlers` returned before the import; None not to compare.
     """
     if _has_threads():
         return "it starts threads"
@@ -84,7 +83,7 @@ def _thread_name(thread: str) -> str | None:
     try:
         with open(f"/proc/self/task/{thread}/comm") as comm:  # noqa: PTH123 -- hot path
             return comm.read().strip()
-    except OSError:  # it has ended, or its name is not to be had
+    except OSError:  # it has ended, or its name cannot be read
         return None
 
 
@@ -99,10 +98,19 @@ def _holds_device() -> bool:
 
 
 def cuda_survives_fork() -> bool:
-    """Ask a forked child whether torch could begin CUDA there."""
+    """Return whether torch could still begin CUDA in a fork of this process.
+
+    A fork of this process is asked. `_is_in_bad_fork` is private; it is the same in torch 2.6 to
+    2.13 (tests/unit/node/test_imports.py).
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return True
     pid = os.fork()
     if pid == 0:
-        torch = sys.modules.get("torch")
-        bad = torch is not None and torch.cuda._is_in_bad_fork()
-        os._exit(1 if bad else 0)
+        bad = True
+        try:
+            bad = torch.cuda._is_in_bad_fork()
+        finally:
+            os._exit(1 if bad else 0)
     return os.waitpid(pid, 0)[1] == 0

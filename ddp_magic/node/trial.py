@@ -1,4 +1,4 @@
-"""An import on trial: in a fork of the forkserver, which is thrown away afterwards."""
+"""An import on trial: in a fork of the forkserver that is thrown away afterwards."""
 
 from __future__ import annotations
 
@@ -22,30 +22,28 @@ BEGINS_CUDA = "it begins CUDA while it is imported"
 
 
 class Trial:
-    """An import in a fork of this process, which ends with it: whatever it does is of no harm.
+    """An import in a fork of this process, to which it does no harm.
+
+    Args:
+        module: What to import.
+        close: Descriptors of this process that the fork must not hold.
 
     Attributes:
         module: What is imported.
-        good: Modules that were there in full before the process was unfit, in that order.
-        failed: Why it could not be imported; empty where it could.
-        unfit: Why a process that has imported it must not be forked from; empty where it may.
+        good: Modules that were imported in full before there was an obstacle, in that order.
+        failed: Why it could not be imported; empty if it could.
+        obstacle: Why a process that has imported it must not be forked; empty if it may be.
         environ: Environment variables that it has set.
     """
 
     def __init__(self, module: str, close: Iterable[int] = ()) -> None:
-        """Begin.
-
-        Args:
-            module: What to import.
-            close: Descriptors of this process that are none of the fork's.
-        """
         self.module = module
         self.good: list[str] = []
-        self.failed = self.unfit = ""
+        self.failed = self.obstacle = ""
         self.environ: dict[str, str] = {}
         self._deadline = time.monotonic() + TRIAL_S
         self._unread = b""
-        self._told = False
+        self._reported = False
         self._pipe, write_end = os.pipe()
         parent = os.getpid()
         self.pid = os.fork()
@@ -67,30 +65,30 @@ class Trial:
 
     @property
     def left_s(self) -> float:
-        """The time that it still has, s."""
+        """The time that is left to it, s."""
         return max(0.0, self._deadline - time.monotonic())
 
     def over(self) -> bool:
-        """Take what it has told; once it has ended, or its time has, close it and return True."""
+        """Return whether it has ended or its time is up; if so, close it."""
         self._read()
-        ended = self._told or bool(select.select([self.pidfd], [], [], 0)[0])
+        ended = self._reported or bool(select.select([self.pidfd], [], [], 0)[0])
         if not ended and self.left_s > 0:
             return False
         self._read()
         self.close()
         if not ended:
-            self.unfit = f"its import did not end within {TRIAL_S:g} s"
+            self.obstacle = f"its import did not end within {TRIAL_S:g} s"
         return True
 
     def close(self) -> None:
-        """End it."""
+        """Kill it and let go of it."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with suppress(ChildProcessError):
             status = os.waitpid(self.pid, 0)[1]
-            if not self._told:
+            if not self._reported:
                 words = processes.exit_words(os.waitstatus_to_exitcode(status))
-                self.unfit = f"its import ended the process ({words})"
+                self.obstacle = f"its import ended the process ({words})"
         os.close(self._pipe)
         os.close(self.pidfd)
 
@@ -101,13 +99,13 @@ class Trial:
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             if line.startswith(b"{"):
-                self._told = True
+                self._reported = True
                 vars(self).update(json.loads(line))
             else:
                 self.good.append(line.decode())
 
     def importable(self) -> list[str]:
-        """Return of what was good all that can be imported without what was not."""
+        """Return the good modules whose packages were imported in full too."""
         there = {*self.good, *sys.modules}
         return [name for name in self.good if all(p in there for p in _packages(name))]
 
@@ -118,27 +116,28 @@ def _packages(name: str) -> list[str]:
 
 
 def _try(module: str, pipe: int) -> None:
-    """Import a module, and tell what comes of it."""
+    """Import a module, and report what it does."""
     handlers = imports.signal_handlers()
     environ = dict(os.environ)
-    bad = ""
+    obstacle = ""
 
     def finished(name: str) -> None:
-        nonlocal bad
-        bad = bad or imports.fork_obstacle([name], handlers)
-        if not bad:
+        nonlocal obstacle
+        obstacle = obstacle or imports.fork_obstacle([name], handlers)
+        if not obstacle:
             os.write(pipe, name.encode() + b"\n")
 
     for loader in (SourceFileLoader, ExtensionFileLoader):
         _hook(loader, finished)
-    failed, bad_at_the_end = imports.import_library(module)
-    if not bad and not bad_at_the_end and not imports.cuda_survives_fork():
-        bad = BEGINS_CUDA
+    failed, at_the_end = imports.import_library(module)
+    if not obstacle and not at_the_end and not imports.cuda_survives_fork():
+        obstacle = BEGINS_CUDA
     set_by_it = {n: v for n, v in os.environ.items() if environ.get(n) != v}
-    told: dict[str, Any] = {"failed": failed, "unfit": bad or bad_at_the_end, "environ": set_by_it}
-    if bad == BEGINS_CUDA:  # and nobody knows which of its modules does
-        told["good"] = []
-    os.write(pipe, json.dumps(told).encode() + b"\n")
+    obstacle = obstacle or at_the_end
+    report: dict[str, Any] = {"failed": failed, "obstacle": obstacle, "environ": set_by_it}
+    if obstacle == BEGINS_CUDA:  # and it is not known which of its modules does
+        report["good"] = []
+    os.write(pipe, json.dumps(report).encode() + b"\n")
 
 
 def _hook(loader: Any, finished: Callable[[str], None]) -> None:  # noqa: ANN401 -- a loader's class

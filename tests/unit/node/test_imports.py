@@ -8,6 +8,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+
+from ddp_magic.node import imports
 
 THREAD = "threading.Thread(target=threading.Event().wait, args=(9,), daemon=True)"
 NAMED = """
@@ -20,6 +23,13 @@ def run():
 threading.Thread(target=run, daemon=True).start()
 started.wait()
 """
+
+
+def install_record(directory: Path) -> None:
+    """Make a directory of libraries: there is the record of an installed one."""
+    record = directory / "lib-1.0.dist-info"
+    record.mkdir(parents=True)
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: lib\nVersion: 1.0\n")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +52,7 @@ def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Pa
 
     And what imports the user's own modules would hide their next edit.
     """
-    (tmp_path / "site").mkdir()
+    install_record(tmp_path / "site")
     (tmp_path / "site" / "lib.py").write_text(source)
     for name in ("my_settings", "_remote_module_non_scriptable"):
         (tmp_path / f"{name}.py").touch()
@@ -50,9 +60,7 @@ def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Pa
         import os, sys
         from ddp_magic.node import imports
 
-        site = sys.argv[1] + "/site/"
-        sys.path[:0] = [site, sys.argv[1]]
-        imports.library_roots = lambda: (site,)
+        sys.path[:0] = [sys.argv[1] + "/site", sys.argv[1]]
         # A machine without a GPU has no such file: one of the test's own has its name.
         real = os.readlink
         opened = {}
@@ -72,7 +80,13 @@ def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Pa
         timeout=300,
         check=True,
     )
-    failed, unfit = done.stdout.strip().split("|")
+    failed, obstacle = done.stdout.strip().split("|")
     assert failed == words[0], done.stderr
-    assert bool(unfit) == bool(words[1]), unfit
-    assert words[1] in unfit
+    assert bool(obstacle) == bool(words[1]), obstacle
+    assert words[1] in obstacle
+
+
+def test_torch_knows_in_a_fork_whether_cuda_can_begin() -> None:
+    """Its private function, which `cuda_survives_fork` asks."""
+    assert torch.cuda._is_in_bad_fork() is False
+    assert imports.cuda_survives_fork()

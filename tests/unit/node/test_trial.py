@@ -11,26 +11,25 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.test_imports import THREAD
+from tests.unit.node.test_imports import THREAD, install_record
 
 
 def _try(directory: Path, modules: dict[str, str], module: str) -> dict[str, Any]:
     """Try an import in a process of its own; return what the trial says."""
+    install_record(directory)
     for name, source in modules.items():
         file = directory / f"{name}.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(textwrap.dedent(source))
     program = f"""
         import json, os, select, sys
-        from ddp_magic.node import imports
         from ddp_magic.node import trial
 
         sys.path.insert(0, {str(directory)!r})
-        imports.library_roots = lambda: ({str(directory)!r} + "/",)
         tried = trial.Trial({module!r})
         while not tried.over():
             select.select([tried, tried.pidfd], [], [], tried.left_s)
-        words = {{name: getattr(tried, name) for name in ("failed", "unfit", "environ", "good")}}
+        words = {{name: getattr(tried, name) for name in ("failed", "obstacle", "environ", "good")}}
         words |= {{"importable": tried.importable(), "here": {module!r} in sys.modules}}
         words["threads"] = len(os.listdir("/proc/self/task"))
         print(json.dumps(words))
@@ -49,7 +48,7 @@ def _try(directory: Path, modules: dict[str, str], module: str) -> dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("source", "failed", "unfit"),
+    ("source", "failed", "obstacle"),
     [
         ("x = 1", "", ""),
         ("raise RuntimeError('no')", "RuntimeError: no", ""),
@@ -62,12 +61,12 @@ def _try(directory: Path, modules: dict[str, str], module: str) -> dict[str, Any
         ("import os\nos.closerange(3, 99)", "", "its import ended the process"),
     ],
 )
-def test_what_it_finds(tmp_path: Path, source: str, failed: str, unfit: str) -> None:
+def test_what_it_finds(tmp_path: Path, source: str, failed: str, obstacle: str) -> None:
     """Whatever an import does to its process is told of it, and has not been done to ours."""
     found = _try(tmp_path, {"lib": source}, "lib")
     assert found["failed"] == failed, found
-    assert unfit in found["unfit"], found
-    assert bool(found["unfit"]) == bool(unfit), found
+    assert obstacle in found["obstacle"], found
+    assert bool(found["obstacle"]) == bool(obstacle), found
 
 
 def test_what_a_library_imports_first_is_good(tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_what_a_library_imports_first_is_good(tmp_path: Path) -> None:
         "too_late": "",
     }
     found = _try(tmp_path, modules, "outer")
-    assert found["unfit"] == "it starts threads"
+    assert found["obstacle"] == "it starts threads"
     own = [name for name in found["good"] if name.partition(".")[0] in {*modules, "pack"}]
     assert own == ["harmless", "pack.first", "last"]
     assert [name for name in found["importable"] if name in own] == ["harmless", "last"]

@@ -111,7 +111,9 @@ def test_an_upgrade_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     file = tmp_path / "lib" / "__init__.py"
     file.parent.mkdir()
     file.touch()
-    monkeypatch.setattr(libraries, "library_roots", lambda: (os.path.join(tmp_path, ""),))  # noqa: PTH118
+    (tmp_path / "lib-1.0.dist-info").mkdir()
+    (tmp_path / "lib-1.0.dist-info" / "METADATA").write_text("Name: lib\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     held = libraries.files({"lib": _module("lib", file)})
     assert libraries.changed(held) == ""
     new = tmp_path / "new"
