@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and which of them a run gets. CUDA itself is left to the ranks."""
+"""The GPUs of this machine, and which of them a run gets. Only the ranks use CUDA."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Gpu:
     """One GPU that this process may use.
 
     Attributes:
-        visible: How CUDA_VISIBLE_DEVICES names it: a number or a UUID.
+        visible: Its name in CUDA_VISIBLE_DEVICES: a number or a UUID.
         name: The model's name.
-        used_mib: Memory in use by anybody, MiB.
-        total_mib: Memory, MiB.
+        used_mib: Memory that is in use by any process, MiB.
+        total_mib: Its memory, MiB.
     """
 
     visible: str
@@ -32,8 +32,8 @@ class Gpu:
 def visible_gpus(env: Mapping[str, str]) -> list[Gpu]:
     """Return the GPUs that CUDA would see under this environment, in its order.
 
-    `nvidia-smi` is asked, so that no CUDA context is made in the notebook's process; where it is
-    missing or does not answer, there are none.
+    It asks `nvidia-smi`, so that the notebook's process has no CUDA context. If that is missing or
+    fails, there are no GPUs.
     """
     gpus = _nvidia_smi()
     mask = env.get("CUDA_VISIBLE_DEVICES")
@@ -47,13 +47,17 @@ def visible_gpus(env: Mapping[str, str]) -> list[Gpu]:
             if entry == g.visible or uuid.startswith(entry)
         ]
         if not found:
-            break  # CUDA too ignores what comes after an entry that it does not know
+            break  # as CUDA does, which ignores what follows an unknown entry
         visible += found[:1]
     return visible
 
 
 def _nvidia_smi() -> list[tuple[str, Gpu]]:
-    """Return (UUID, GPU) of every GPU in the machine."""
+    """Return (UUID, GPU) of every GPU in the machine.
+
+    By the program rather than nvidia-ml-py: importing that takes some 16 ms of the first cell, also
+    without a GPU, and it would keep the driver's library open in the notebook's process.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -86,12 +90,12 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
     """Return the GPUs that the option `-g` names.
 
     Args:
-        gpus: What is visible.
+        gpus: The visible GPUs.
         wanted: None for all, "none" for the CPU, or a comma-separated list of positions in `gpus`
             (as CUDA numbers them) and UUIDs.
 
     Raises:
-        ValueError: One is named that is not there, or named twice.
+        ValueError: A GPU does not exist, or is named twice.
     """
     if wanted is None:
         return gpus
@@ -108,10 +112,10 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
                 if uuid.startswith(entry)
             ]
         else:
-            raise ValueError(f"{entry!r} is no GPU: give numbers, UUIDs, or none")
+            raise ValueError(f"invalid GPU {entry!r}: use numbers, UUIDs, or none")
         if not found:
-            there = f"the machine shows {len(gpus)}" if gpus else "the machine shows none"
-            raise ValueError(f"GPU {entry} is not there: {there}")
+            visible = f"{len(gpus)} visible, numbered from 0" if gpus else "none is visible"
+            raise ValueError(f"GPU {entry} not found: {visible}")
         if found[0] in chosen:
             raise ValueError(f"GPU {entry} is named twice")
         chosen += found[:1]
@@ -119,7 +123,7 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
 
 
 def describe(gpus: list[Gpu], nproc: int) -> str:
-    """Say in one line which devices the ranks run on, and which of them are busy."""
+    """Return a line that says which devices the ranks run on, and which of these are busy."""
     ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
     if not gpus:
         return f"{ranks} on the CPU"

@@ -17,6 +17,7 @@ from ddp_magic.system.frames import without_ours
 from ddp_magic.wire.specs import WorkerSettings
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed
+KILL_S = 5.0  # for the ranks to end after SIGKILL
 POLL_S = 0.02
 STACK_S = 0.03  # for the ranks to write where they are, before SIGTERM
 
@@ -119,15 +120,13 @@ class Ranks:
             self.signal(signal.SIGUSR1)
             time.sleep(STACK_S)
         self.signal(sig)
-        deadline = time.monotonic() + grace_s
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-            self.poll()
-        self.signal(signal.SIGKILL)
-        deadline = time.monotonic() + 5.0  # a process in uninterruptible sleep cannot be killed
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
-            self.poll()
+        processes.wait_then_kill(
+            self._polled_alive, lambda _: self.signal(signal.SIGKILL), grace_s, KILL_S
+        )
+
+    def _polled_alive(self) -> list[int]:
+        self.poll()
+        return self.alive()
 
 
 def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:

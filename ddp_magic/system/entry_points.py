@@ -1,4 +1,4 @@
-"""Where each process of ddp_magic begins: names, so that no process imports another's code.
+"""Where each process of ddp_magic starts: names, so that no process imports another's code.
 
 An engine starts the forkserver, or torchrun with its keepers, in a new interpreter; an agent forks
 a worker from itself. `tests/unit/system/test_entry_points.py` resolves every name.
@@ -18,7 +18,7 @@ FORKSERVER = "ddp_magic.node.forkserver:main"
 TORCHRUN = "ddp_magic.node.torchrun:main"
 KEEPER = "ddp_magic.node.torchrun:keep"
 WORKER = "ddp_magic.worker.worker:main"
-WORKER_SHELL = "ddp_magic.worker.shell:preload"  # imported ahead, for every rank
+WORKER_SHELL = "ddp_magic.worker.shell:preload"  # the forkserver calls it, for every rank
 ALL = (FORKSERVER, TORCHRUN, KEEPER, WORKER, WORKER_SHELL)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
@@ -26,7 +26,7 @@ _LAST_WORDS_BYTES = 4000
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """Import the function that a name of this table stands for."""
+    """Import the function that a name of this table refers to."""
     module, _, function = name.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
@@ -46,18 +46,18 @@ def command(name: str) -> list[str]:
 
 
 def write_start(process: subprocess.Popen[bytes], start: dict[str, object]) -> None:
-    """Tell a process that has just been started what to do: JSON on its stdin."""
+    """Write what a new process is to do to its stdin, as JSON."""
     assert process.stdin is not None  # noqa: S101 -- PIPE was given
     with process.stdin as stdin:
         try:
             stdin.write(json.dumps(start).encode())
         except BrokenPipeError:
-            pass  # it died at once: whoever waits for its end sees that
+            pass  # it died at once, which its exit shows
 
 
 def last_words(log: Path) -> str:
     """Return the end of a log; empty if there is none."""
     try:
         return log.read_bytes()[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
-    except OSError:  # it was never made, or has been removed
+    except OSError:  # it was never written, or has been removed
         return ""

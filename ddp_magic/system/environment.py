@@ -1,9 +1,9 @@
-"""Environment variables: what ranks get, and what a forkserver cannot give them any more. Pure.
+"""Environment variables: what ranks get, and which changes a forkserver cannot follow. Pure.
 
 Libraries read some variables when they are imported and others when they are used. A forkserver has
-imported its libraries long ago: where a variable of the first kind has changed since, it is of no
-use any more. Nobody knows which kind all libraries' variables are, so that every variable counts
-as the first kind, unless it is known here to be read late (`LATE`), or set anew in each rank.
+already imported its libraries: if a variable of the first kind has changed since, another
+forkserver is needed. Every variable counts as the first kind, unless it is listed here as read late
+(`LATE`) or set in each rank.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-# What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in the
-# environment of a notebook and would be taken by the ranks for their own.
+# What an outer launcher (torchrun, Slurm's srun with torch's variables, MPI) leaves in a notebook's
+# environment. The ranks would take it for their own.
 LAUNCHER_VARIABLES = frozenset(
     [
         "RANK",
@@ -36,33 +36,30 @@ LAUNCHER_VARIABLES = frozenset(
 )
 # torchrun reads its options from PET_ variables too: one could bring back its own rendezvous.
 _LAUNCHER_PREFIXES = ("TORCHELASTIC_", "PET_")
-# By it a kernel knows who has started it, and libraries a kernel. A rank is a script.
+# It tells libraries that they run in a kernel. A rank is a script.
 _KERNELS_OWN = frozenset(["JPY_PARENT_PID"])
 
-# Sizes of thread pools: one in the forkserver, which must have no threads when it forks; set by
-# the libraries' own functions in the ranks (`worker`).
+# Sizes of thread pools: 1 in the forkserver, which must have no threads when it forks; in the ranks
+# the libraries' own functions set them (`worker`).
 POOL_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-# Lets `torch.cuda.is_available` ask the driver's management library, so that no CUDA context is
-# begun in the forkserver: CUDA does not survive a fork. torch reads it at each call.
+# Makes `torch.cuda.is_available` ask the driver's management library, so that the forkserver has no
+# CUDA context, which would not survive a fork. torch reads it at each call.
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
-# Read when they are used, or put right in each rank.
+# Read when they are used, or set in each rank.
 LATE = frozenset(
     [
         *LAUNCHER_VARIABLES,
         *POOL_VARIABLES,
         NVML_CHECK,
-        "CUDA_VISIBLE_DEVICES",  # when CUDA is begun
+        "CUDA_VISIBLE_DEVICES",  # when CUDA starts
         "CUDA_DEVICE_ORDER",
         "CUDA_LAUNCH_BLOCKING",
         "COLUMNS",
-        "DDP_MAGIC_CAPTURE",
-        "DDP_MAGIC_CELL",
-        "DDP_MAGIC_PRELUDE",
         "JPY_PARENT_PID",
         "JPY_SESSION_NAME",
-        "KMP_INIT_AT_FORK",  # scikit-learn sets it, wherever it is imported
+        "KMP_INIT_AT_FORK",  # set by scikit-learn's import
         "LINES",
         "OLDPWD",
         "PATH",
@@ -74,7 +71,7 @@ LATE = frozenset(
         "_",
     ]
 )
-# Of the process group, read when one is made.
+# Read when a process group is made.
 _LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
 
 
@@ -82,9 +79,9 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
     """Return the environment of an agent and its ranks.
 
     Args:
-        env: The kernel's, as it is now.
+        env: The kernel's environment, as it is now.
         visible: Value for CUDA_VISIBLE_DEVICES; None to leave it alone.
-        nproc: Ranks on the machine.
+        nproc: Number of ranks on the machine.
     """
     ours = {
         name: value
@@ -93,27 +90,31 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
     }
     if visible is not None:
         ours["CUDA_VISIBLE_DEVICES"] = visible
-        # Numbers mean what nvidia-smi shows, where GPUs differ in speed.
+        # Numbers as nvidia-smi shows them, also if the GPUs differ in speed.
         ours.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if nproc > 1:
         ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
-    # All ranks are on this machine, whose host name may not resolve, and nobody on another one has
-    # business with them: also where a cluster's own setting names an interface.
+    # All ranks are on this machine, whose host name may not resolve, and no other machine connects
+    # to them. This overrides a cluster's own setting.
     loopback = "lo" if sys.platform == "linux" else "lo0"
     ours["GLOO_SOCKET_IFNAME"] = ours["NCCL_SOCKET_IFNAME"] = loopback
-    ours["PYTHONUNBUFFERED"] = "1"  # of Python programs that a cell starts
-    # A figure of a rank becomes a display only through IPython's own backend.
+    ours["PYTHONUNBUFFERED"] = "1"  # for Python programs that a cell starts
+    # A rank's figures become displays only through IPython's own backend.
     ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     return ours
 
 
 def forkserver_environment(ranks: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a forkserver for ranks with the environment `ranks`."""
+    """Return the environment of a forkserver.
+
+    Args:
+        ranks: The environment of the ranks it is for.
+    """
     return {**ranks, **dict.fromkeys(POOL_VARIABLES, "1"), NVML_CHECK: "1"}
 
 
 def early_differences(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
-    """Return the variables that differ, and may have been read at import, sorted."""
+    """Return the variables that differ and may have been read at import, sorted."""
     return sorted(
         name
         for name in now.keys() | then.keys()
@@ -122,12 +123,12 @@ def early_differences(now: Mapping[str, str], then: Mapping[str, str]) -> list[s
 
 
 def is_late(name: str) -> bool:
-    """Tell whether a change of this variable takes effect after the libraries are imported."""
+    """Return whether a change of this variable has an effect after the libraries are imported."""
     return name in LATE or name.startswith(_LATE_PREFIXES)
 
 
 def threads_wanted(env: Mapping[str, str]) -> int | None:
-    """Return the number of threads of a fresh interpreter's pools; None if `env` does not say.
+    """Return the number of threads in a fresh interpreter's pools; None if `env` does not say.
 
     Args:
         env: A rank's environment.

@@ -1,6 +1,6 @@
 """Which modules are installed libraries, as opposed to the user's own, and whether they changed.
 
-Only installed libraries are preloaded. Each rank reads the user's own modules afresh.
+Only installed libraries are preloaded. Each rank imports the user's own modules itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# A notebook's kernel has these for itself; a rank has no use for them.
+# Imported by a notebook's kernel for itself; ranks do not need them.
 _KERNELS_OWN = frozenset(
     [
         "comm",
@@ -34,16 +34,16 @@ _KERNELS_OWN = frozenset(
     ]
 )
 _PRELUDE = "ddp_magic.sam."
-# What a directory of a project has, whose modules are edited: `pip install -e` of old leaves its
-# record among them.
+# These mark a project under development, whose modules are edited. Old versions of `pip install -e`
+# leave its record among them.
 _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
 def library_roots() -> tuple[str, ...]:
-    """Return the directories in which libraries are installed, each with a slash at its end.
+    """Return the directories in which libraries are installed, each ending in a slash.
 
-    The interpreter's own, and every place on the path with a distribution in it: `pip install
-    --target`, the modules of clusters, what a `.pth` file or `site.addsitedir` has added.
+    These are the interpreter's own, and every entry of the path that has a distribution in it, as
+    `pip install --target`, a cluster's modules, `.pth` files and `site.addsitedir` add them.
     """
     more = (entry for entry in sys.path if entry not in ("", ".") and _has_distributions(entry))
     return tuple(dict.fromkeys((*_site_roots(), *map(_with_slash, more))))
@@ -71,17 +71,17 @@ def _has_distributions(entry: str) -> bool:
 
 @cache
 def interpreter_roots() -> tuple[str, ...]:
-    """Return the directories of the standard library and of ddp_magic, each with a slash."""
+    """Return the directories of the standard library and of ddp_magic, each ending in a slash."""
     places = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     own = str(Path(__file__).resolve().parents[1])
     return tuple(os.path.join(place, "") for place in (*places, own))  # noqa: PTH118
 
 
 def libraries(modules: Mapping[str, ModuleType]) -> list[str]:
-    """Return the names of installed libraries' modules among `modules`, in their order.
+    """Return the names of installed libraries' modules, in their order.
 
     Args:
-        modules: As `sys.modules`, whose order is that in which imports began.
+        modules: As `sys.modules`, which is in the order in which imports began.
     """
     found = []
     roots = library_roots()
@@ -95,13 +95,15 @@ def libraries(modules: Mapping[str, ModuleType]) -> list[str]:
             found.append(name)  # ours, wherever it lies
         if root is None or name.partition(".")[0] == "ddp_magic":
             continue
-        if origin[len(root) :].partition("/")[0] not in _KERNELS_OWN:  # debugpy brings others along
+        if (
+            origin[len(root) :].partition("/")[0] not in _KERNELS_OWN
+        ):  # by place: debugpy has copies
             found.append(name)
     return found
 
 
 def is_installed(file: str) -> bool:
-    """Tell whether a module's file is the interpreter's, a library's or ours."""
+    """Return whether a module's file belongs to the interpreter, a library or ddp_magic."""
     return file.startswith((*library_roots(), *interpreter_roots()))
 
 
@@ -111,18 +113,18 @@ def search_path(sys_path: Iterable[str], cwd: str) -> list[str]:
 
 
 def shadowed(held: Mapping[str, str], sys_path: Iterable[str], cwd: str) -> tuple[str, str] | None:
-    """Return (library, directory) of the first library that another directory hides now.
+    """Return (library, directory) of the first library that another directory now hides.
 
     Args:
-        held: File of each library that is preloaded, by its top-level name.
-        sys_path: The kernel's.
+        held: File of each preloaded library, by its top-level name.
+        sys_path: The kernel's module search path.
         cwd: What "" means in it.
     """
     wanted = dict(held)
     for entry in sys_path:
         place = os.path.join(entry or cwd, "")  # noqa: PTH118
         if place in _site_roots():
-            return None  # from here on, the libraries come first
+            return None  # the libraries precede the rest of the path
         if place in interpreter_roots() or not os.path.isdir(place):  # noqa: PTH112 -- hot path
             continue
         for name, file in list(wanted.items()):
@@ -130,7 +132,7 @@ def shadowed(held: Mapping[str, str], sys_path: Iterable[str], cwd: str) -> tupl
             if spec is not None and spec.origin is not None:
                 if os.path.realpath(spec.origin) != os.path.realpath(file):
                     return name, place
-                del wanted[name]  # it came from here
+                del wanted[name]  # it was imported from here
     return None
 
 
@@ -150,10 +152,10 @@ def files(modules: Mapping[str, ModuleType]) -> dict[str, list[Any]]:
 
 
 def changed(held: Mapping[str, list[Any]]) -> str:
-    """Return the top-level name of a library whose files are others now; empty if there is none.
+    """Return the top-level name of a library whose files have changed; empty if there is none.
 
     Args:
-        held: What `files` returned when it was imported.
+        held: What `files` returned when they were imported.
     """
     for name, (file, mtime_ns, inode) in held.items():
         try:

@@ -1,7 +1,7 @@
-"""Processes by recorded identity: who dies with whom, and how what is left over is ended.
+"""Which process dies with which, and how processes that are left over are ended.
 
-A process is known by its pid and start time (`psutil.Process` checks both before every signal),
-never by its name.
+A process is identified by its pid and start time, never by its name: `psutil.Process` checks both
+before every signal.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeVar
 
 import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.01
+
+T = TypeVar("T")
 
 
 def _prctl(option: int, value: int) -> None:
@@ -26,12 +30,12 @@ def _prctl(option: int, value: int) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Let the kernel SIGKILL this process when its parent's forking thread ends.
+    """Have the operating system SIGKILL this process when its parent's forking thread ends.
 
-    It holds also while C code keeps the interpreter lock, when no thread of ours could run.
+    This works even while C code holds the interpreter lock and no thread of ours can run.
 
     Args:
-        parent_pid: Who the parent was before the fork; if it is gone already, so is this process.
+        parent_pid: The parent at the fork. If it is gone already, this process ends now.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -44,9 +48,9 @@ def adopt_orphans() -> None:
 
 
 def tie_forked_children() -> None:
-    """Let every process that this one forks from its main thread die with it.
+    """Make every process that this one forks from its main thread die with it.
 
-    Only from the main thread, because the tie is to the forking *thread*: a child forked by a
+    Only from the main thread, because a child dies with the *thread* that forked it: a child of a
     short-lived thread would die before its first line.
     """
     state: dict[str, tuple[int, bool]] = {}
@@ -85,14 +89,14 @@ def session_members(session_ids: Iterable[int]) -> list[psutil.Process]:
 
 
 def descendants(spare: Collection[int] = ()) -> list[psutil.Process]:
-    """Return the living descendants of this process; dead children are reaped.
+    """Return the living descendants of this process, and reap its dead children.
 
     Args:
-        spare: Children that are left out, with all below them; not reaped either.
+        spare: Children to leave out, with their descendants; they are not reaped either.
     """
     if not spare:
-        reap_children()
-        if not _has_children():  # at once: a list of all the machine's processes takes its time
+        _reap_children()
+        if not _has_children():  # the usual case; psutil reads all the machine's processes
             return []
     alive = []
     for child in psutil.Process().children():
@@ -125,12 +129,11 @@ def _has_children() -> bool:
 
 
 def exit_words(code: int) -> str:
-    """Say how a process ended."""
+    """Return how a process ended, in words."""
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def reap_children() -> None:
-    """Collect the exit codes of all children that have ended."""
+def _reap_children() -> None:
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -138,27 +141,52 @@ def reap_children() -> None:
         pass
 
 
+def wait_then_kill(
+    remaining: Callable[[], Collection[T]],
+    kill_all: Callable[[Collection[T]], object],
+    grace_s: float,
+    deadline_s: float,
+) -> None:
+    """Wait for processes to end, and kill those that have not ended after a grace period.
+
+    psutil.wait_procs does not fit: it takes a fixed list, while what ends here may leave others
+    behind, and it waits for zombies that their own parent has not reaped.
+
+    Args:
+        remaining: Returns the processes that have not ended.
+        kill_all: Kills them; called until none remains.
+        grace_s: Time in which they may end by themselves, s.
+        deadline_s: When to stop trying, s after the grace. A process in uninterruptible sleep
+            cannot be killed.
+    """
+    start = time.monotonic()
+    while left := remaining():
+        waited_s = time.monotonic() - start
+        if waited_s > grace_s + deadline_s:
+            return
+        if waited_s >= grace_s:
+            kill_all(left)
+        time.sleep(POLL_S)
+
+
 def sweep(grace_s: float, deadline_s: float = 3.0, spare: Collection[int] = ()) -> int:
     """End all descendants of this process.
 
     Args:
-        grace_s: Time in which they may end by themselves, s (multiprocessing's resource tracker
-            cleans up shared memory once its owner is gone).
+        grace_s: Time in which they may end by themselves, s. multiprocessing's resource tracker
+            needs it: it cleans up shared memory when its owner is gone.
         deadline_s: When to stop trying, s after the grace.
-        spare: Children that are left alone, with all below them.
+        spare: Children to leave alone, with their descendants.
 
     Returns:
         How many had to be killed.
     """
-    start = time.monotonic()
     killed: set[int] = set()
-    while left := descendants(spare):
-        waited = time.monotonic() - start
-        if waited > grace_s + deadline_s:
-            break
-        if waited >= grace_s:
-            for process in left:
-                killed.add(process.pid)
-                kill(process)
-        time.sleep(0.01)
+
+    def kill_all(left: Collection[psutil.Process]) -> None:
+        for process in left:
+            killed.add(process.pid)
+            kill(process)
+
+    wait_then_kill(lambda: descendants(spare), kill_all, grace_s, deadline_s)
     return len(killed)
