@@ -33,7 +33,8 @@ How a rank starts, from the cell to its first message::
    a thread.
 6. `node/elastic.py`, `run`: torch's own elastic agent makes the rendezvous, sets RANK and its like
    for each rank, and calls `fork_ranks` in place of its `start_processes`.
-7. `node/ranks.py`, `Ranks.fork`: forks each rank, in a session of its own that dies with the agent.
+7. `node/ranks.py`, `Ranks.fork`: forks each rank, in a session of its own, which dies with the
+   agent; `run_worker` there sets its variables.
 8. `worker/worker.py`, `main`: connects to the socket, sends `WorkerHello` with the read end of its
    stdout and stderr, makes the process group, and waits for commands.
 9. `kernel/group.py`, `WorkerGroup._welcome`: the rank is a member of the group.

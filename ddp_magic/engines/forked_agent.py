@@ -1,4 +1,4 @@
-"""An agent that a forkserver forks: a process id descriptor, once there is one."""
+"""An agent that a forkserver forks: a pidfd, once there is one."""
 
 from __future__ import annotations
 

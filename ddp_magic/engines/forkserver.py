@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,7 +48,6 @@ class Forkserver:
     Attributes:
         ready: Whether it has imported all that it was asked to.
         importing: The module that it is importing; empty if none.
-        importing_since: Since when, on the monotonic clock, s.
         obstacle: Why it must not be forked any more, once that is so.
     """
 
@@ -61,7 +60,7 @@ class Forkserver:
     ) -> None:
         self.ready = False
         self.importing = ""
-        self.importing_since = 0.0
+        self._importing_since = 0.0  # on the monotonic clock, s
         self.obstacle: ForkObstacle | None = None
         self._record = record
         self._notebook_env = current_rank_environment()
@@ -155,6 +154,9 @@ class Forkserver:
 
         Returns:
             Pairs of an event and the descriptor that came with it, or -1; None once it has ended.
+
+        Raises:
+            ProtocolError: The descriptor did not arrive, since too many files are open.
         """
         if not select.select([self._channel], [], [], 0)[0]:
             return []
@@ -167,7 +169,7 @@ class Forkserver:
         match message:
             case Importing(module=module):
                 self._trust_import()
-                self.importing, self.importing_since = module, time.monotonic()
+                self.importing, self._importing_since = module, time.monotonic()
             case Preloaded(files=files, failed=failed, environ=environ, number=number):
                 self._trust_import()
                 self._files, self._failed, self._set_by_imports = files, failed, environ
@@ -177,10 +179,15 @@ class Forkserver:
                 self.obstacle = message
             case Forked():
                 self._trust_import()
-                return self._channel.received_fds.pop(0)
+                return self._channel.take_fd()
             case _:
                 pass
         return -1
+
+    @property
+    def importing_for_s(self) -> float:
+        """How long it has been importing the module, s."""
+        return time.monotonic() - self._importing_since if self.importing else 0.0
 
     def _trust_import(self) -> None:
         if self.importing:
@@ -208,6 +215,16 @@ class Forkserver:
         now = current_rank_environment() if env is None else env
         own = self._set_by_imports
         return [n for n in early_differences(now, then) if n not in own or now.get(n) != own[n]]
+
+    def may_set_what_differs(self, env: Mapping[str, str], cell_words: Collection[str]) -> bool:
+        """Return whether a library that is being imported may set the variables that differ.
+
+        Args:
+            env: The ranks' environment.
+            cell_words: What the notebook's cells contain: it may have set these itself.
+        """
+        names = self.changed_variables(env)
+        return bool(names) and not self.ready and not set(names) & set(cell_words)
 
     def _changed_library(self, sys_path: Iterable[str]) -> str:
         if not self.ready:

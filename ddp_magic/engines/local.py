@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -32,8 +31,8 @@ IMPORT_S = 30.0  # for a library while an agent waits; then a process of its own
 class LocalEngine:
     """Has agents forked from this machine's forkserver.
 
-    It starts the forkserver in the background, and another one when that has died, or when what it
-    has imported is out of date. If there can be no forkserver, the fallback places the agents.
+    It starts one in the background, and another when that has died or what it has imported is out
+    of date. If there can be no forkserver, the fallback places the agents.
 
     Args:
         fallback: The engine that places agents without a forkserver.
@@ -51,7 +50,7 @@ class LocalEngine:
         self._seen: set[str] = set()  # modules of the notebook's process
         self._cell_words: set[str] = set()  # of all cells
         self._pending: list[ForkedAgent] = []
-        self._undecided: list[ForkedAgent] = []  # of these: see `_may_be_set_by_import`
+        self._undecided: list[ForkedAgent] = []  # of these: whose variables an import may set
         self._notes: list[str] = []  # for the next start
         self._restart_reason = ""
         self._gave_up_in: dict[str, str] | None = None  # the environment in which it gave up
@@ -106,9 +105,7 @@ class LocalEngine:
             self.launch()
 
     def begin_cell(self, modules: Mapping[str, ModuleType], text: str) -> None:
-        """Ignore what has been imported since the last cell: the kernel did so for itself.
-
-        To complete a name it imports jedi, and even what follows `import`.
+        """Ignore what has been imported since the last cell, as TAB imports jedi and more.
 
         Args:
             modules: The kernel's `sys.modules`.
@@ -125,13 +122,12 @@ class LocalEngine:
             self.off = "off"
             if forkserver is not None:
                 forkserver.close()
-                forkserver.wait(CLOSE_S)  # longer if it has agents: they go on
+                forkserver.wait(CLOSE_S)
 
     def _retire_if_out_of_date(
         self, forkserver: Forkserver, sys_path: Iterable[str], env: Mapping[str, str] | None = None
     ) -> bool:
-        reason = forkserver.out_of_date(sys_path, env)
-        if reason:
+        if reason := forkserver.out_of_date(sys_path, env):
             forkserver.close()
             self._forkserver = None
             self._restart_reason = reason
@@ -227,7 +223,7 @@ class LocalEngine:
             self._try_again(env)
             undecided = False
             if (forkserver := self._forkserver) is not None and not self.off:
-                undecided = self._may_be_set_by_import(forkserver, env)
+                undecided = forkserver.may_set_what_differs(env, self._cell_words)
                 if not undecided:
                     self._retire_if_out_of_date(forkserver, spec.sys_path, env)
             self.launch(env)
@@ -245,11 +241,6 @@ class LocalEngine:
             else:
                 self._request(agent)
             return agent
-
-    def _may_be_set_by_import(self, forkserver: Forkserver, env: Mapping[str, str]) -> bool:
-        """Return whether a library that is being imported may set the variables that differ."""
-        names = forkserver.changed_variables(env)
-        return bool(names) and not forkserver.ready and not self._cell_words & set(names)
 
     def _try_again(self, env: dict[str, str]) -> None:
         """Try another forkserver if the environment, which may have been the reason, is another."""
@@ -273,12 +264,11 @@ class LocalEngine:
     def _kill_on_endless_import(self) -> None:
         """Kill the forkserver if an agent waits for a library's import that does not end."""
         forkserver = self._forkserver
-        if forkserver is None or not self._pending or not forkserver.importing:
+        if forkserver is None or not self._pending or forkserver.importing_for_s < IMPORT_S:
             return
         module = forkserver.importing
         preludes = {home(name) for agent in self._pending for name in agent.spec.prelude}
-        asked_for = module in self._record.wanted or module in preludes
-        if asked_for and time.monotonic() - forkserver.importing_since > IMPORT_S:
+        if module in {*self._record.wanted, *preludes}:
             reason = f"its import did not end within {IMPORT_S:g} s"
             self._note(f"{module}: {reason}; reimporting the other preloaded libraries")
             forkserver.kill(ForkObstacle(module=module, reason=reason))

@@ -1,4 +1,4 @@
-"""The agent of this machine as plain `python -m torch.distributed.run`: nothing is preloaded."""
+"""The engine that starts plain `torch.distributed.run`: nothing is preloaded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TorchrunAgent:
 def _open_log(path: Path) -> BinaryIO:
     try:
         return path.open("wb")
-    except OSError:  # a full disk: its words are lost, its ranks are not
+    except OSError:  # a full disk: the log is lost, the ranks are not
         return open(os.devnull, "wb")  # noqa: PTH123 -- no path of ours
 
 
@@ -77,7 +77,7 @@ class Torchrun:
                 stdout=output,
                 stderr=output,
                 env={**env, SPEC_VARIABLE: spec.to_json()},
-                # Jupyter interrupts the kernel's whole process group; the ranks are asked by us.
+                # Jupyter interrupts the kernel's whole process group; the group asks the ranks.
                 start_new_session=True,
             )
         write_start(process, {"kernel_pid": spec.kernel_pid, "argv": argv})
