@@ -24,10 +24,11 @@ import psutil
 
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.names import Names
+from ddp_magic.kernel.notebook_pickler import NotebookPickler
 from ddp_magic.prelude import HOMES
 from ddp_magic.wire.memory import Segment, size_words
 from ddp_magic.wire.messages import Captured
-from ddp_magic.wire.pickling import Pickler, Refused
+from ddp_magic.wire.pickling import Refused
 
 RANK_NAMES = frozenset({"rank", "local_rank", "world_size", "device"})
 OWN_SEGMENT_BYTES = 2**20  # from here on a name's arrays are kept, in case they have not changed
@@ -387,7 +388,7 @@ class _Stream:
         self.buffers: dict[str, list[memoryview]] = {}
         self._current: list[memoryview] = []
         self._read_by: dict[str, str] = {}
-        self.pickler = Pickler(self.file, home=home, on_buffer=self._take)
+        self.pickler = NotebookPickler(self.file, home=home, on_buffer=self._take)
 
     def _take(self, buffer: Any) -> None:  # noqa: ANN401 -- a pickle.PickleBuffer
         self._current.append(buffer.raw())
@@ -413,13 +414,13 @@ class _Stream:
 
     def _why(self, name: str, value: Any, error: Exception) -> str:  # noqa: ANN401
         by = f", which `{self._read_by[name]}` reads," if name in self._read_by else ""
-        what = f"`{name}` ({type(value).__name__}){by} cannot travel to the ranks: "
+        what = f"cannot send `{name}` ({type(value).__name__}){by} to the ranks: "
         if isinstance(error, Refused):
             what += f"it {'is' if error.value is value else 'holds'} {error}; "
         else:
             what += f"{type(error).__name__}: {error}; "
         remedy = error.remedy if isinstance(error, Refused) else ""
-        return what + (remedy or _import_of(name, value) or "make it in the cell")
+        return what + (remedy or _import_of(name, value) or "create it in the cell")
 
 
 def _segment(buffers: Sequence[memoryview]) -> Segment:

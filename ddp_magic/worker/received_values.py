@@ -40,7 +40,7 @@ def receive(
     except Exception as error:
         name = command.names[len(values)]
         raise CaptureError(
-            f"`{name}` could not be taken over from the notebook: {type(error).__name__}: {error}"
+            f"cannot read `{name}` of the notebook in this rank: {type(error).__name__}: {error}"
         ) from error
     return values
 

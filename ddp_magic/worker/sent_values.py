@@ -1,6 +1,6 @@
-"""Values that the notebook has asked for with `--pull`, copied into shared memory by a rank.
+"""Values that the notebook pulls from a rank (`--pull`), copied into shared memory.
 
-What cannot travel is saved in the run directory, if it can be.
+A value that cannot be sent is saved in the run directory, if possible.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire import pickling
 from ddp_magic.wire.memory import Segment, size_words
 from ddp_magic.wire.messages import Results
 from ddp_magic.wire.pickling import Pickler, Refused
@@ -17,19 +18,52 @@ from ddp_magic.wire.pickling import Pickler, Refused
 UNSET = "was never set"
 
 
+class ResultPickler(Pickler):
+    """Writes a rank's values: modules without DDP and `torch.compile` around them."""
+
+    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
+        """Return the parts of an object (pickle's own hook)."""
+        if (inner := unwrapped(obj)) is not obj:
+            return pickling.same, (inner,)
+        return super().reducer_override(obj)
+
+
+def unwrapped(obj: Any) -> Any:  # noqa: ANN401 -- any object at all
+    """Return the module inside DDP and `torch.compile`; anything else unchanged.
+
+    Raises:
+        Refused: Its parameters are sharded over the ranks.
+    """
+    match f"{type(obj).__module__}.{type(obj).__qualname__}":
+        case "torch.nn.parallel.distributed.DistributedDataParallel":
+            return unwrapped(obj.module)
+        case "torch._dynamo.eval_frame.OptimizedModule":
+            return unwrapped(obj._orig_mod)
+        case name if name.endswith(".FullyShardedDataParallel"):
+            raise Refused(
+                obj,
+                "a sharded module (FSDP)",
+                "call `state = "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict(it, options="
+                "StateDictOptions(full_state_dict=True, cpu_offload=True))` on all ranks, and use "
+                "`state` instead",
+            )
+    return obj
+
+
 def send(
     rank: int, paths: Sequence[str], namespace: Mapping[str, Any], directory: RunDirectory
 ) -> tuple[Results, Segment | None]:
-    """Copy what was asked for into shared memory.
+    """Copy the values of these names into shared memory.
 
     Args:
         rank: This rank.
         paths: Names, dotted or not.
         namespace: The cell's.
-        directory: Where a value is saved that cannot travel.
+        directory: Where values that cannot be sent are saved.
 
     Returns:
-        What to tell the kernel, and the memory that goes with it.
+        The event for the kernel, and the shared memory that goes with it.
     """
     failed: dict[str, str] = {}
     values: dict[str, Any] = {}
@@ -61,7 +95,7 @@ def send(
 
 
 def _look_up(path: str, namespace: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- the user's
-    """Return a value.
+    """Return the value of a dotted name.
 
     Raises:
         LookupError: There is none.
@@ -74,7 +108,7 @@ def _look_up(path: str, namespace: Mapping[str, Any]) -> Any:  # noqa: ANN401 --
         try:
             value = getattr(value, word)
         except Exception as error:  # a property's own code
-            raise LookupError(f"is not there: {type(error).__name__}: {error}") from error
+            raise LookupError(f"cannot be read: {type(error).__name__}: {error}") from error
     return value
 
 
@@ -88,11 +122,11 @@ def _pickle(values: Mapping[str, Any]) -> list[memoryview]:
     """Return the stream and its buffers.
 
     Raises:
-        _CannotError: A value cannot travel.
+        _CannotError: A value cannot be sent.
     """
     file = io.BytesIO()
     buffers: list[memoryview] = []
-    pickler = Pickler(file, on_buffer=lambda buffer: buffers.append(buffer.raw()))
+    pickler = ResultPickler(file, on_buffer=lambda buffer: buffers.append(buffer.raw()))
     for path, value in values.items():
         try:
             pickler.dump((path, value))
@@ -106,10 +140,10 @@ def _pickle(values: Mapping[str, Any]) -> list[memoryview]:
 
 
 def _save(value: Any, directory: RunDirectory, name: str, rank: int) -> str:  # noqa: ANN401 -- the user's
-    """Save a value that cannot travel as well as can be; return the words that say where."""
+    """Save a value that cannot be sent, or its text; return the words that say where."""
     import torch
 
-    if hasattr(value, "state_dict"):  # of a sharded module, this rank's part
+    if hasattr(value, "state_dict"):  # for a sharded module, this rank's shard
         value = value.state_dict()
     file = directory.saved_value(name, rank, ".pt")
     try:

@@ -564,19 +564,19 @@ def test_spawned_children_find_the_captured_names(new_names: Kernel) -> None:
 @pytest.mark.parametrize(
     ("notebook", "words"),
     [
-        ("x = open('/dev/null')", "`x` (TextIOWrapper) cannot travel to the ranks: it is an open"),
-        ("x = {'a': [open('/dev/null', 'rb')]}", "`x` (dict) cannot travel to the ranks: it holds"),
+        ("x = open('/dev/null')", "cannot send `x` (TextIOWrapper) to the ranks: it is an open"),
+        ("x = {'a': [open('/dev/null', 'rb')]}", "cannot send `x` (dict) to the ranks: it holds"),
         ("import threading; x = threading.Lock()", "it is a lock (lock)"),
         ("import threading; x = [threading.Condition()]", "it holds a lock (Condition)"),
-        ("x = (i for i in range(3))", "it is a generator; make it in the cell, or make a list"),
+        ("x = (i for i in range(3))", "it is a generator; create it in the cell, or convert"),
         ("import socket; x = socket.socket()", "it is a socket"),
         (
             "from transformers import TrainingArguments\nx = TrainingArguments('/tmp/nowhere')",
-            "it is a TrainingArguments, made for a world of one process; make it in the cell",
+            "it is an object that was set up for a single process (TrainingArguments); create",
         ),
         (
             "from accelerate import Accelerator\nx = [Accelerator()]",
-            "it holds a Accelerator, made for a world of one process",
+            "it holds an object that was set up for a single process (Accelerator)",
         ),
     ],
 )
@@ -597,7 +597,7 @@ def test_the_refusal_says_who_reads_the_name(new_names: Kernel) -> None:
         "log = open('/dev/null', 'w')\ndef helper(): log.write('x')",
         "%%ddp\nhelper()",
     )
-    assert "`log` (TextIOWrapper), which `helper` reads, cannot travel" in result.traceback
+    assert "cannot send `log` (TextIOWrapper), which `helper` reads, to" in result.traceback
 
 
 def test_larger_than_the_free_memory(new_names: Kernel) -> None:
@@ -728,7 +728,7 @@ def test_what_the_notebook_has_made_is_not_imported(new_names: Kernel) -> None:
         "import multiprocessing, threading\nmine = threading.Lock()",
         "%%ddp -n 1\nmine",
     )
-    assert result.error["evalue"].endswith("; make it in the cell"), result
+    assert result.error["evalue"].endswith("; create it in the cell"), result
 
 
 def test_a_whole_model_without_its_class(new_names: Kernel, tmp_path: Path) -> None:
