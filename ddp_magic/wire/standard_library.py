@@ -109,6 +109,11 @@ class Reference(weakref.ref[Any]):
         made.obj = obj
         return made
 
+    def __del__(self) -> None:
+        # While this is whole: CPython 3.11 crashes if its attributes are cleared first, and its
+        # object, of which it was the last owner, has other weak references with callbacks.
+        self.obj = None
+
 
 def named(kind: Any, *args: Any) -> Any:  # noqa: ANN401 -- of `kind`
     """Make a `NewType`, `ParamSpec` or `TypeVarTuple` of the notebook's."""
