@@ -33,30 +33,6 @@ HARD_CASES = {
         "print(env['WORLD_SIZE'], env is os.environ)",
         "2 True",
     ),
-    "a nested function": (
-        "def outer(x):\n    def inner(y): return y + base\n    return inner(x)\nbase = 10",
-        "outer(1)",
-        "11",
-    ),
-    "a decorator": (
-        """
-        import functools
-        def twice(f):
-            @functools.wraps(f)
-            def call(*args): return 2 * f(*args)
-            return call
-        @twice
-        def one(): return unit
-        unit = 1
-        """,
-        "one()",
-        "2",
-    ),
-    "a cached function": (
-        "import functools\n@functools.lru_cache(maxsize=2)\ndef f(x): return x + k\nk = 5",
-        "(f(1), f.cache_parameters()['maxsize'])",
-        "(6, 2)",
-    ),
     "a dataclass": (
         """
         from dataclasses import dataclass, field
@@ -106,74 +82,6 @@ HARD_CASES = {
         "[int(x) for x in DataLoader(Squares(), batch_size=None, num_workers=1)]",
         "[0, 1, 4, 9]",
     ),
-    "a closure": (
-        "def adder(n):\n    return lambda x: x + n\nadd3 = adder(3)",
-        "add3(4)",
-        "7",
-    ),
-    "a lambda and a comprehension": (
-        "shift = 2\nf = lambda xs: [x + shift for x in xs if x in allowed]\nallowed = {1, 2}",
-        "f([1, 2, 3])",
-        "[3, 4]",
-    ),
-    "global in a function": (
-        "count = 5\ndef bump():\n    global count\n    count += 1\n    return count",
-        "(bump(), bump(), count)",
-        "(6, 7, 7)",
-    ),
-    "read before it is assigned": (
-        "best = 5\nhistory = [1]\nresume = False\nstate = 'old'",
-        """
-        best = min(best, 3)
-        history += [2]
-        if resume:
-            state = 'new'
-        (best, history, state)
-        """,
-        "(3, [1, 2], 'old')",
-    ),
-    "read by a function before the cell assigns it": (
-        "model = 'old'\ndef name(): return model\nwords = 'a b'\nresume = False",
-        """
-        def own(): return words.split()
-        first = (name(), own())
-        if resume:
-            words = 'c'
-        model = 'new'
-        (first, own(), name())
-        """,
-        "(('old', ['a', 'b']), ['a', 'b'], 'new')",
-    ),
-    "read by a function that only defines": (
-        "base = 1\ndef deep(): return base\ndef shallow(): return deep()",
-        "def never(): return shallow()\nlambda: shallow()\nglobals()['never']()",
-        "1",
-    ),
-    "read by a function only after the cell assigns it": (
-        "log = open('/dev/null')\ndef say(): return log\nlater = open('/dev/null')",
-        """
-        def shown(): return later
-        on_end = lambda: later
-        log, later = 'mine', 'too'
-        (say(), shown(), on_end())
-        """,
-        "('mine', 'too', 'too')",
-    ),
-    "a default that holds the notebook's device": (
-        "import torch\ndevice = torch.device('meta')\ndef where(d=device): return d",
-        "where() == device and device.type != 'meta'",
-        "True",
-    ),
-    "a default that holds a string of the same text": (
-        "device = 'meta'\ndef where(d=device, e='meta', *, f=device): return d, e, f",
-        "[str(x) for x in where()] == [str(device), 'meta', str(device)]",
-        "True",
-    ),
-    "a LoRA rank in a function's arguments": (
-        "def lora(rank=16): return rank",
-        "(lora(), rank < 2)",
-        "(16, True)",
-    ),
     "an optimizer and its model": (
         """
         import torch
@@ -186,16 +94,7 @@ HARD_CASES = {
         "(opt.param_groups[0]['params'][0] is model.weight is tied, tied in opt.state)",
         "(True, True)",
     ),
-    "an exec-ed name": ("exec('made = 3')", "made", "3"),
-    "a star import": ("from math import *", "sqrt(tau) > 2", "True"),
-    "an alias of a module": ("import collections.abc as words", "words.Sized.__name__", "'Sized'"),
-    "the notebook's own train": ("def train(): return 'mine'", "train()", "'mine'"),
     "a prelude name in a function": ("def f(): return dist.get_world_size()", "f()", "2"),
-    "a function that calls itself and another": (
-        "def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)",
-        "even(10)",
-        "True",
-    ),
     "a loader, a model, a data frame": (
         """
         import torch, pandas
@@ -212,11 +111,6 @@ HARD_CASES = {
         """,
         "(next(iter(loader)).tolist(), type(sam).__name__, frame[frame.x > 1].name.tolist())",
         "([1.0, 1.0, 1.0, 1.0], 'SamModel', ['c'])",
-    ),
-    "an object of a class of the notebook's": (
-        "class A:\n    def go(self): return helper()\ndef helper(): return 'went'\nitems = [A()]",
-        "items[0].go()",
-        "'went'",
     ),
     "objects that the cell pickles": (
         """
@@ -410,19 +304,6 @@ def test_a_traceback_goes_on_in_the_notebooks_cell(new_names: Kernel) -> None:
     assert "----> 3     return 1 / y" in result.traceback
 
 
-def test_the_hidden_rank(new_names: Kernel) -> None:
-    """One line says that the notebook's `rank` is not the cell's; once."""
-    result = _cells(new_names, "rank = 16.5", "%%ddp -n 2\nrank < 2")
-    assert result.lines[0].startswith("`rank` in the cell is the rank's own; the notebook's (16.5)")
-    assert sorted(result.lines[1:]) == ["[rank 0] True", "[rank 1] True"]
-    assert "16.5" not in new_names.run("%%ddp -n 2\nrank < 2").text
-
-
-def test_the_notebooks_variables_are_never_written(new_names: Kernel) -> None:
-    _cells(new_names, "data = [1]\nx = 1", "%%ddp -n 2\ndata.append(2)\nx = 2")
-    assert new_names.value("(data, x)") == ([1], 1)
-
-
 # --- arrays ---------------------------------------------------------------------------------------
 
 
@@ -454,70 +335,6 @@ def test_arrays_are_shared_and_copied_on_write(new_names: Kernel) -> None:
     assert max(shares) < (400 + 40) / 4 * 1.2  # MiB: a quarter of each, and some of the rank's own
     assert result.text.count("True") == 4
     assert new_names.value("(float(array[0]), float(tensor[0]))") == (1.0, 1.0)
-
-
-def test_nothing_is_sent_twice_and_changes_are_noticed(new_names: Kernel) -> None:
-    """An unchanged array is not copied again; one that is changed in place arrives so."""
-    cell = "%%ddp -n 2\nprint(array[5], array.sum())"
-    kept = "(lambda n: {k: v[0] for k, v in n._kept.items()})"
-    kept += "(get_ipython().magics_manager.registry['DDPMagics'].controller.notebook)"
-    _cells(new_names, "import numpy as np\narray = np.zeros(1_000_000)", cell)
-    first = new_names.value(kept)
-    assert _cells(new_names, cell).lines[0].endswith("0.0 0.0")
-    assert new_names.value(kept) == first
-    assert _cells(new_names, "array[5] = 3", cell).lines[0].endswith("3.0 3.0")
-    assert new_names.value(kept) != first
-    new_names.run("del array")
-    assert new_names.value(kept) == {}
-
-
-def test_views_of_files(new_names: Kernel, tmp_path: Path) -> None:
-    """A memory-mapped array travels as the place in its file, and is mapped in the rank."""
-    result = _cells(
-        new_names,
-        f"""
-        import numpy as np
-        big = np.memmap({str(tmp_path / "big")!r}, np.float32, 'w+', shape=(100, 1000))
-        big[:] = np.arange(100)[:, None]
-        big.flush()
-        part = big[10:20:3, ::2]
-        """,
-        "%%ddp -n 1\nprint(type(part).__name__, part.shape, part[:, 0], part.filename == "
-        "big.filename)",
-    )
-    assert result.lines == ["[rank 0] memmap (4, 500) [10. 13. 16. 19.] True"]
-
-
-def test_all_kinds_of_arrays(new_names: Kernel) -> None:
-    """In any order, of any type, empty, of objects; and tensors that share their memory."""
-    result = _cells(
-        new_names,
-        """
-        import numpy as np, torch
-        a = np.arange(12).reshape(3, 4)
-        kinds = {'strided': a[::2, ::3], 'fortran': np.asfortranarray(a), 'empty': np.ones((0, 3)),
-                 'objects': np.array([{}, None]), 'names': np.array(['x', 'yy']),
-                 'record': np.zeros(2, [('x', 'i4'), ('y', 'f8')]), 'scalar': np.float32(3)}
-        base = torch.arange(6)
-        views = [base[1:3], base, base.view(2, 3).T]
-        more = [torch.ones(2, dtype=torch.bfloat16), torch.ones(0, 3), torch.tensor(2.5),
-                torch.ones(2, dtype=torch.cfloat).conj(), torch.eye(2).to_sparse(),
-                torch.nn.Parameter(torch.ones(1), requires_grad=False)]
-        """,
-        """\
-        %%ddp -n 1
-        views[1][1] = 100
-        print([v.tolist() if hasattr(v, 'tolist') else v for v in kinds.values()])
-        print(views[0].tolist(), views[2][1].tolist(), kinds['fortran'].flags.f_contiguous)
-        print([(t.dtype, tuple(t.shape), t.is_sparse) for t in more], more[3].is_conj())
-        """,
-    )
-    assert result.status == "ok", result.traceback
-    lines = [line.removeprefix("[rank 0] ") for line in result.lines]
-    assert lines[0].startswith("[[[0, 3], [8, 11]], [[0, 1, 2, 3], [4")
-    assert lines[1] == "[100, 2] [100, 4] True"
-    assert lines[2].count("torch.bfloat16") == 1
-    assert lines[2].endswith("True")
 
 
 def test_a_small_shared_memory_file_system(tmp_path: Path) -> None:
@@ -565,11 +382,6 @@ def test_spawned_children_find_the_captured_names(new_names: Kernel) -> None:
     ("notebook", "words"),
     [
         ("x = open('/dev/null')", "cannot send `x` (TextIOWrapper) to the ranks: it is an open"),
-        ("x = {'a': [open('/dev/null', 'rb')]}", "cannot send `x` (dict) to the ranks: it holds"),
-        ("import threading; x = threading.Lock()", "it is a lock (lock)"),
-        ("import threading; x = [threading.Condition()]", "it holds a lock (Condition)"),
-        ("x = (i for i in range(3))", "it is a generator; create it in the cell, or convert"),
-        ("import socket; x = socket.socket()", "it is a socket"),
         (
             "from transformers import TrainingArguments\nx = TrainingArguments('/tmp/nowhere')",
             "it is an object that was set up for a single process (TrainingArguments); create",
@@ -591,28 +403,6 @@ def test_refused_before_a_rank_starts(notebook: str, words: str, new_names: Kern
     assert len(result.traceback.splitlines()) == 1
 
 
-def test_the_refusal_says_who_reads_the_name(new_names: Kernel) -> None:
-    result = _cells(
-        new_names,
-        "log = open('/dev/null', 'w')\ndef helper(): log.write('x')",
-        "%%ddp\nhelper()",
-    )
-    assert "cannot send `log` (TextIOWrapper), which `helper` reads, to" in result.traceback
-
-
-def test_larger_than_the_free_memory(new_names: Kernel) -> None:
-    """Refused before anything is copied."""
-    result = _cells(
-        new_names,
-        "import numpy as np\nhuge = np.broadcast_to(np.zeros(1), 2**20)  # a view of one number\n"
-        "from ddp_magic.kernel import capture\nkeep = capture.available_bytes\n"
-        "capture.available_bytes = lambda: 10**6\nreal = np.ones(10**6)",
-        "%%ddp\nreal.sum()",
-    )
-    new_names.run("capture.available_bytes = keep")
-    assert "`real` (ndarray, 8 MB) needs a copy that all ranks share, and 1 MB" in result.traceback
-
-
 def test_capture_only_these(new_names: Kernel) -> None:
     """--capture names what is taken; `none` takes nothing; an unknown name is an error."""
     new_names.run("a, b = 1, 2")
@@ -622,7 +412,7 @@ def test_capture_only_these(new_names: Kernel) -> None:
     assert "--capture leaves it out" in result.traceback
     assert "NameError" in _cells(new_names, "%%ddp -n 1 --capture none\na").traceback
     result = _cells(new_names, "%%ddp -n 1 --capture c\na")
-    assert "--capture: the notebook defines no `c`" in result.traceback
+    assert "--capture: `c` is not defined in the notebook" in result.traceback
 
 
 def test_a_name_of_another_cells_ranks(new_names: Kernel) -> None:
@@ -701,34 +491,6 @@ def test_a_killed_kernel_leaves_no_memory(new_kernel: Callable[..., Kernel]) -> 
     kernel.kill()
     assert wait_gone(pids, 3) == []
     assert not own & _shared_memory()
-
-
-def test_what_the_notebook_has_imported_is_imported(new_names: Kernel) -> None:
-    """A library's object that cannot travel: the error has the line to write."""
-    result = _cells(
-        new_names,
-        """
-        import sys, threading, types
-        library = sys.modules["some_library"] = types.ModuleType("some_library")
-        library.logger = types.SimpleNamespace(lock=threading.Lock())
-        from some_library import logger
-        log = library.logger
-        """,
-        "%%ddp -n 1\nlogger",
-    )
-    assert result.error["evalue"].endswith("import it in the cell: from some_library import logger")
-    result = new_names.run("%%ddp -n 1\nlog")
-    assert result.error["evalue"].endswith("from some_library import logger as log")
-
-
-def test_what_the_notebook_has_made_is_not_imported(new_names: Kernel) -> None:
-    """To multiprocessing, which torch imports, the notebook is a module of a second name."""
-    result = _cells(
-        new_names,
-        "import multiprocessing, threading\nmine = threading.Lock()",
-        "%%ddp -n 1\nmine",
-    )
-    assert result.error["evalue"].endswith("; create it in the cell"), result
 
 
 def test_a_whole_model_without_its_class(new_names: Kernel, tmp_path: Path) -> None:
