@@ -14,42 +14,21 @@ import os
 import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
-    CellNames,
-    ClearOutput,
     Command,
-    DisplayData,
-    Error,
     Event,
-    Finished,
-    Heartbeat,
-    Idle,
-    Imported,
-    Interrupted,
-    Results,
+    WorkerEvent,
     WorkerExited,
     WorkerHello,
-    WorkerReady,
 )
 
 MAX_MARKER_CHARS = 100
-_OF_RANKS = (
-    WorkerReady,
-    Imported,
-    Heartbeat,
-    Interrupted,
-    DisplayData,
-    ClearOutput,
-    Error,
-    Finished,
-    Results,
-    CellNames,
-    Idle,
-)
+_OF_RANKS = tuple(kind for kind in get_args(WorkerEvent) if kind is not WorkerHello)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from ddp_magic.kernel.admission import Standing
 from ddp_magic.kernel.member import Member
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
+from ddp_magic.wire.codec import decode
 from ddp_magic.wire.kernel_events import Note, PulledValues, RunEvent
 from ddp_magic.wire.marks import MarkSplitter
 from ddp_magic.wire.messages import (
@@ -33,7 +34,6 @@ from ddp_magic.wire.messages import (
     Results,
     WorkerExited,
     WorkerHello,
-    decode,
 )
 
 HELLO_S = 30.0  # for a connection to say who it is

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.status import SessionStatus
-from ddp_magic.kernel.needed_values import Held
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.interrupts import deferred
+from ddp_magic.kernel.needed_values import Held
 from ddp_magic.kernel.run import Options, group_of
 from ddp_magic.system import storage
 

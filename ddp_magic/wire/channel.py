@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.wire.messages import MAX_BYTES, Command, Event, decode, encode
+from ddp_magic.wire.codec import MAX_BYTES, decode, encode
+from ddp_magic.wire.messages import Command, Event
 
 _LENGTH = struct.Struct("!I")
 _PEER = struct.Struct("3i")  # pid, uid, gid

@@ -16,6 +16,7 @@ import pytest
 from ddp_magic.kernel.group import HELLO_BYTES, MAX_COMPLAINTS, MAX_STRANGERS, WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
+from ddp_magic.wire.codec import encode
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
@@ -31,7 +32,6 @@ from ddp_magic.wire.messages import (
     WorkerExited,
     WorkerHello,
     WorkerReady,
-    encode,
 )
 from ddp_magic.wire.states import Phase
 from tests.limits import within

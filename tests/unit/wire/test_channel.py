@@ -13,7 +13,8 @@ import pytest
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener, connect
-from ddp_magic.wire.messages import DisplayData, Exit, Kill, encode
+from ddp_magic.wire.codec import encode
+from ddp_magic.wire.messages import DisplayData, Exit, Kill
 
 
 @pytest.fixture

@@ -1,44 +1,34 @@
-"""The wire vocabulary."""
+"""Messages as bytes and back."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from ddp_magic.errors import ProtocolError
+from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode
 from ddp_magic.wire.messages import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    AgentDone,
-    AgentHello,
+    AgentEvent,
     Captured,
     CellNames,
-    ClearOutput,
     DisplayData,
     Error,
     Exit,
     Finished,
-    Forked,
-    ForkObstacle,
+    ForkserverEvent,
     Heartbeat,
     Idle,
-    Imported,
-    Importing,
-    Interrupted,
     Kill,
     NewGroup,
     Preloaded,
     Results,
     RunCell,
     SharedMemory,
-    WorkerExited,
+    WorkerEvent,
     WorkerHello,
-    WorkerReady,
-    decode,
-    encode,
 )
 from ddp_magic.wire.states import Phase
 
@@ -104,11 +94,7 @@ _RIGHT = {
     "number": 1, "environ": {"A": "b"},
     "reason": "", "run_id": "r",
 }  # fmt: skip
-_EVENTS = [
-    Importing, Preloaded, ForkObstacle, Forked, AgentHello, WorkerExited, AgentDone, WorkerHello,
-    WorkerReady, Imported, Heartbeat, Interrupted, DisplayData, ClearOutput, Error, Finished,
-    Results, CellNames, Idle,
-]  # fmt: skip
+_EVENTS = [*get_args(ForkserverEvent), *get_args(AgentEvent), *get_args(WorkerEvent)]
 
 
 def _payload(cls: type, **wrong: object) -> bytes:
