@@ -1,7 +1,7 @@
 """Values on their way back from the ranks to the notebook: `--pull a,b@all,trainer.state@2`.
 
-A rank copies what it was asked for into shared memory (`worker.sent_values`); the notebook makes
-values of it without another copy.
+A rank copies the values into shared memory (`worker.sent_values`); the notebook uses them there,
+without another copy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ddp_magic.wire.pickling import load, read_saved
 
 @dataclass(frozen=True)
 class Pull:
-    """One value to be brought back.
+    """One value to bring back.
 
     Attributes:
-        path: A name of the cell's, or a dotted one.
-        rank: Whose; None for a list with all ranks' values.
+        path: A name in the cell, possibly dotted.
+        rank: The rank whose value it is; None for a list of all ranks' values.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Pull:
 
     @property
     def name(self) -> str:
-        """What the notebook calls it: the last part."""
+        """Its name in the notebook: the last part."""
         return self.path.rpartition(".")[2]
 
     def __str__(self) -> str:
@@ -40,41 +40,41 @@ class Pull:
 
 
 def parse(text: str) -> tuple[Pull, ...]:
-    """Read what follows `--pull`.
+    """Read the value of `--pull`.
 
     Raises:
-        ValueError: It is no list of names; the text says what is wrong.
+        ValueError: It is not a list of names; the text says what is wrong.
     """
     pulls = []
     for part in text.split(","):
         path, at, rank = part.strip().partition("@")
         if not path or not all(word.isidentifier() for word in path.split(".")):
-            raise ValueError(f"{part.strip()!r} is no name (such as loss, loss@all, hist@2)")
+            raise ValueError(
+                f"invalid name {part.strip()!r}: use a name such as loss, loss@all or hist@2"
+            )
         if at and rank != "all" and not rank.isdigit():
-            raise ValueError(f"{part.strip()!r}: after @ comes a rank, or all")
+            raise ValueError(f"invalid rank in {part.strip()!r}: use a number or all after @")
         pulls.append(Pull(path, None if rank == "all" else int(rank or 0)))
     names = [pull.name for pull in pulls]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]!r} is named twice")
+        raise ValueError(f"duplicate name {twice[0]!r}")
     return tuple(pulls)
 
 
 class Pulls:
-    """What a run was asked for, and what has come of it. In the kernel.
+    """The values that a run is to bring back, and those that have arrived.
+
+    Args:
+        asked: Which.
+        ranks: Number of ranks.
+        directory: Of the run; values that cannot be read are saved there.
 
     Attributes:
-        asked: What was asked for.
-        failed: What is not there, and why, a line each.
+        asked: Which.
+        failed: Which are missing, and why, a line each.
     """
 
     def __init__(self, asked: Sequence[Pull], ranks: int, directory: RunDirectory) -> None:
-        """Expect values.
-
-        Args:
-            asked: Which.
-            ranks: Number of ranks.
-            directory: Of the run; what cannot be read is saved there.
-        """
         self.asked = tuple(asked)
         self.failed: list[str] = []
         self._ranks = ranks
@@ -83,7 +83,7 @@ class Pulls:
         self._reasons: dict[tuple[int, str], str] = {}
 
     def take(self, event: Results, fd: int | None) -> None:
-        """Take what a rank has sent."""
+        """Read what a rank has sent."""
         self._reasons |= {(event.rank, path): why for path, why in event.failed.items()}
         if fd is None:
             return
@@ -92,19 +92,19 @@ class Pulls:
             self._values[event.rank] = _read(segment)
         except Exception as error:  # noqa: BLE001 -- an import, a class's own code
             saved = self._directory.unread_results(event.rank)
-            why = f"cannot be read here ({type(error).__name__}: {error}); "
+            why = f"cannot be read in the notebook ({type(error).__name__}: {error}); "
             try:
                 _save_unread(segment, saved)
-            except (OSError, ValueError) as problem:  # a full disk, buffers that are none
-                why += f"it could not be saved either ({problem})"
+            except (OSError, ValueError) as problem:  # a full disk, invalid buffers
+                why += f"it could not be saved either: {problem}"
             else:
-                why += f"it is saved, for where it can: pickle.load(open({str(saved)!r}, 'rb'))"
+                why += f"it was saved: pickle.load(open({str(saved)!r}, 'rb'))"
             self._reasons |= {(event.rank, path): why for path in event.names}
         finally:
             segment.close()
 
     def values(self) -> dict[str, Any]:
-        """Return what has come, by the names that the notebook gives it; fill `failed`."""
+        """Return the values that have arrived, by their names in the notebook; fill `failed`."""
         found = {}
         for pull in self.asked:
             ranks = range(self._ranks) if pull.rank is None else [pull.rank]

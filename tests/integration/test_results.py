@@ -60,48 +60,12 @@ def test_a_notebooks_class_stays_the_notebooks(kernel: Kernel) -> None:
     assert kernel.value("(isinstance(config, Config), config.lr)") == (True, 2)
 
 
-def test_a_compiled_module_is_unwrapped(kernel: Kernel) -> None:
-    kernel.run("%%ddp -n 1 --pull model\nmodel = torch.compile(torch.nn.Linear(1, 1))")
-    assert kernel.value("type(model).__name__") == "Linear"
-
-
 def test_what_was_never_set(kernel: Kernel) -> None:
     """An error that names it; the notebook's old value stays; the others come."""
     kernel.run("best = 'old'")
     result = kernel.run("%%ddp -n 2 --pull best,other\nother = 1\nif rank == 5: best = 2")
     assert "PullError: --pull: `best` of rank 0 was never set" in result.traceback
     assert kernel.value("(best, other)") == ("old", 1)
-
-
-def test_what_cannot_travel_is_saved(kernel: Kernel) -> None:
-    """Or its text; the error says where."""
-    kernel.run("gen = 'old'")
-    result = kernel.run("%%ddp -n 1 --pull gen,ok\ngen, ok = {'lock': (i for i in ()), 'x': 5}, 1")
-    assert "`gen` of rank 0 cannot be pulled: it holds a generator" in result.traceback
-    path = result.traceback.split("its text is in ")[1].split("\n")[0].strip()
-    assert "'x': 5" in Path(path).read_text()
-    assert kernel.value("(gen, ok)") == ("old", 1)
-
-
-def test_what_the_notebook_cannot_read_is_saved(kernel: Kernel, tmp_path: Path) -> None:
-    """A module that only the ranks can import: the bytes are kept for where it can be."""
-    (tmp_path / "only_there.py").write_text("class Thing:\n    size = 3\n")
-    result = kernel.run(
-        f"%%ddp -n 1 --pull thing\nimport sys; sys.path.append({str(tmp_path)!r})\n"
-        "import only_there; thing = only_there.Thing()"
-    )
-    assert "cannot be read here (ModuleNotFoundError" in result.traceback
-    path = result.traceback.split("pickle.load(open('")[1].split("'")[0]
-    program = f"import pickle; print(pickle.load(open({path!r}, 'rb'))['thing'].size)"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    assert done.stdout.strip() == "3"
 
 
 def test_from_a_failed_run(kernel: Kernel) -> None:
@@ -123,10 +87,8 @@ def test_from_a_failed_run(kernel: Kernel) -> None:
 
 def test_wrong_pulls(kernel: Kernel) -> None:
     for option, words in {
-        "a@x": "after @ comes a rank, or all",
-        "3a": "is no name",
+        "a@x": "invalid rank in 'a@x': use a number or all after @",
         "a@5": "--pull names rank 5, but there are 2 ranks",
-        "a,b.a": "is named twice",
     }.items():
         assert words in str(kernel.run(f"%%ddp -n 2 --pull {option}\n1").error)
 
@@ -232,7 +194,7 @@ def test_wrong_options_from_python(kernel: Kernel) -> None:
         ("launch(print, nproc_per_node='x')", "ValueError: nproc_per_node='x': expected 1"),
         ("launch(print, ranks=2)", "TypeError: there is no option 'ranks'"),
         ("run('x = 1', capture='a b')", "ValueError: 'a b' is no name"),
-        ("run('x = 1', pull='a@b')", "ValueError: 'a@b': after @ comes a rank"),
+        ("run('x = 1', pull='a@b')", "ValueError: invalid rank in 'a@b'"),
         ("run('x = = 1')", "SyntaxError: invalid syntax"),
         ("run('return 1')", "SyntaxError: 'return' outside function"),
         ("run('def f(:')", "SyntaxError: invalid syntax"),
