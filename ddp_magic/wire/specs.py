@@ -9,6 +9,15 @@ from dataclasses import dataclass
 SPEC_VARIABLE = "DDP_MAGIC_SPEC"  # where torchrun's children find it
 
 
+def default_backend(device: str) -> str:
+    """Return the backend of the default process group, where no other is asked for.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
+    return "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """What all ranks of a group have in common.
