@@ -1,33 +1,37 @@
-"""Who takes an interrupt in a rank: the user's code, or nobody.
+"""Interrupts of a rank: they reach the user's code, and nothing else.
 
-While the user's code runs, SIGINT is handled by Python's own `default_int_handler`, as in a script:
-it is written in C, so that no frame of ours stands in the traceback of a KeyboardInterrupt. Outside
-of it SIGINT is only noted: nothing of ours is ever broken off halfway.
+While the user's code runs, Python's own `default_int_handler` handles SIGINT, as in a script. It
+is written in C, so that no frame of ours is in the traceback of a KeyboardInterrupt. At all other
+times SIGINT is only recorded: it never stops code of ours halfway.
 
-That the main thread has taken an interrupt is told by a second signal, which is sent right after
-the first. Python calls the handlers of pending signals in the order of their numbers and in the
-main thread alone, so that the second one is handled only where the first one was.
+A second signal, sent right after the first, shows that the main thread has taken the interrupt.
+Python calls the handlers of pending signals in the order of their numbers and only in the main
+thread, so that the second signal is handled only after the first one was.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-# Ignored by default, so that a child process that is sent it by mistake lives; nearly nobody uses
-# it; its number is higher than SIGINT's.
+from ddp_magic.system.frames import without_ours
+
+# Its default action is to ignore it, so that a child process that receives it by mistake lives.
+# Hardly any program uses it. Its number is higher than SIGINT's.
 TAKEN = signal.SIGURG
+AGAIN_S = 0.05  # until an interrupt that a destructor has swallowed is sent again
 
 T = TypeVar("T")
 _missed = threading.Event()
 
 
 def install(on_taken: Callable[[], None]) -> None:
-    """Take the signals over, in the main thread, while no user's code runs.
+    """Install the signal handlers. Call it in the main thread, while no user's code runs.
 
     Args:
         on_taken: Called when the main thread has taken an interrupt.
@@ -39,12 +43,38 @@ def install(on_taken: Callable[[], None]) -> None:
             on_taken()
 
     signal.signal(TAKEN, taken)
-    signal.signal(signal.SIGINT, _nothing)
+    signal.signal(signal.SIGINT, _record)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, TAKEN})
 
 
+def watch_destructors(on_taken: Callable[[], None], *, is_exiting: Callable[[], bool]) -> None:
+    """Send an interrupt again that a destructor has swallowed: Python ignores what is raised there.
+
+    While the rank exits it is not sent again, only reported.
+
+    Args:
+        on_taken: Called when an exit handler has taken an interrupt.
+        is_exiting: Whether the cell is over.
+    """
+    show = sys.unraisablehook
+
+    def hook(args: Any) -> None:  # noqa: ANN401 -- sys.UnraisableHookArgs, which has no constructor
+        if isinstance(args.exc_value, KeyboardInterrupt):
+            if is_exiting():
+                on_taken()
+            else:
+                send_later(AGAIN_S)
+            return
+        if args.exc_value is not None:
+            without_ours(args.exc_value)
+            args = type(args)((*args[:2], args.exc_value.__traceback__, *args[3:]))
+        show(args)
+
+    sys.unraisablehook = hook
+
+
 def send() -> None:
-    """Interrupt this process's main thread, from another one."""
+    """Interrupt this process's main thread, from another thread."""
     main = threading.main_thread().ident
     assert main is not None  # noqa: S101 -- it has started
     signal.pthread_kill(main, signal.SIGINT)
@@ -52,14 +82,14 @@ def send() -> None:
 
 
 def send_later(after_s: float) -> None:
-    """Interrupt this process's main thread in a while, s."""
+    """Interrupt this process's main thread after some seconds."""
     timer = threading.Timer(after_s, send)
     timer.daemon = True
     timer.start()
 
 
 def send_missed_later(after_s: float) -> None:
-    """Send an interrupt again that came while no user's code ran, if there was one."""
+    """Send again an interrupt that came while no user's code ran, if there was one."""
     if _missed.is_set():
         _missed.clear()
         send_later(after_s)
@@ -72,10 +102,10 @@ def user_code(
 
     Args:
         function: What to call.
-        heed_missed: Do not even begin if an interrupt came while no user's code ran.
+        heed_missed: Do not call it if an interrupt came while no user's code ran.
 
     Returns:
-        What it returned, and what it raised or was interrupted by.
+        What it returned, and the exception that ended it, KeyboardInterrupt included.
     """
     result: T | None = None
     error: BaseException | None = None
@@ -88,16 +118,16 @@ def user_code(
             result = function()
         except BaseException as raised:  # noqa: BLE001 -- the caller reports it
             error = raised
-        signal.signal(signal.SIGINT, _nothing)
+        signal.signal(signal.SIGINT, _record)
     except KeyboardInterrupt as late:  # between the user's last line and ours
-        signal.signal(signal.SIGINT, _nothing)
+        signal.signal(signal.SIGINT, _record)
         error = error or late
     return result, error
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let no interrupt break off what is inside, for the main thread's own system calls."""
+    """Block interrupts, for system calls of the main thread that must not stop halfway."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -106,10 +136,10 @@ def held_back() -> Iterator[None]:
 
 
 def forget_missed() -> None:
-    """Let an interrupt that came after a session's cell not reach its next one."""
+    """Forget an interrupt that came after a session's cell: it must not reach the next one."""
     _missed.clear()
 
 
-def _nothing(_signum: int, _frame: FrameType | None) -> None:
-    """Break off nothing: no user's code runs."""
+def _record(_signum: int, _frame: FrameType | None) -> None:
+    """Record the interrupt: no user's code runs."""
     _missed.set()

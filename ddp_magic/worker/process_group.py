@@ -1,12 +1,15 @@
-"""The default process group that a rank finds ready, and how it gives way to the cell's own.
+"""The default process group that a cell finds ready, and how the cell's own group replaces it.
 
-A script that plain torchrun runs calls `init_process_group` itself, perhaps in a module that the
-cell imports. That call takes the place of the untouched default group, over the ranks' own store
-whatever MASTER_PORT the script has set; after traffic on ours it is a clear error.
+A script for plain torchrun calls `init_process_group` itself, perhaps in a module that the cell
+imports. That call replaces the unused default group and uses the ranks' own store, whatever
+MASTER_PORT the script has set. If the default group has been used, the call raises an error.
 
-What a rank starts in its turn is not a rank: the groups of a process that it forks are that
-process's own, and take the place of the one that it has inherited. Those of a world of another size
-are the cell's own too.
+A process that a rank forks is not a rank: the groups that it creates are its own, and replace the
+default group that it has inherited. A group of another world size is the cell's own too.
+
+All private names of torch that a rank uses are in this file, but for `Tensor._version`
+(`cell_names`). They are known to work in torch 2.6 to 2.13, and
+tests/unit/worker/test_private_names.py fails where one changes.
 """
 
 from __future__ import annotations
@@ -32,14 +35,19 @@ if TYPE_CHECKING:  # older torch has no name for this type of string
 
 
 class ProcessGroups:
-    """Stands before torch's `init_process_group` and `destroy_process_group` in one rank.
+    """Replaces torch's `init_process_group` and `destroy_process_group` in one rank.
 
     Args:
         directory: Where the ranks' store lies.
+        backend: Backend of the default group; None to create no default group.
+        timeout: Timeout of its collectives; None for torch's default.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
-        """Put ours in the place of torch's two functions."""
+    def __init__(
+        self, directory: RunDirectory, *, backend: str | None, timeout: timedelta | None
+    ) -> None:
+        self._backend = backend
+        self._timeout = timeout
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._world_size = int(os.environ["WORLD_SIZE"])
         self._path = str(directory.store(attempt))
@@ -55,11 +63,11 @@ class ProcessGroups:
 
         @functools.wraps(self._torch_init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
-            self._init_for_the_cell(*args, **kwargs)
+            self._init_for_cell(*args, **kwargs)
 
         @functools.wraps(self._torch_destroy)
         def destroy_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
-            self._destroy_for_the_cell(*args, **kwargs)
+            self._destroy_for_cell(*args, **kwargs)
 
         @functools.wraps(self._torch_helper)
         def helper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's
@@ -73,13 +81,13 @@ class ProcessGroups:
         for module in (dist, distributed_c10d):
             module.init_process_group = init_process_group  # type: ignore[attr-defined]
             module.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]
-        os.register_at_fork(after_in_child=self._leave_to_the_child)
+        os.register_at_fork(after_in_child=self._release_child)
 
-    def _leave_to_the_child(self) -> None:
-        """Leave a process that this rank has forked to itself.
+    def _release_child(self) -> None:
+        """Give torch's own behavior back to a process that this rank has forked.
 
-        The default group stays in sight there: a `DataLoader`'s worker asks it for its rank. But
-        what torch's own launchers start is a program of its own, which begins without one.
+        The default group stays visible there: a `DataLoader`'s worker asks it for its rank. But
+        what torch's own launchers start is a program of its own, which starts without a group.
         """
         self._in_rank = False
         distributed_c10d._new_process_group_helper = self._torch_helper
@@ -87,7 +95,7 @@ class ProcessGroups:
             self._forget()
 
     def _forget(self) -> None:
-        """Let go, in a forked process, of the group that is its parent's."""
+        """Drop, in a forked process, the default group of its parent."""
         if self._ours is None or dist.group.WORLD is not self._ours:
             return
         self._ours = None
@@ -95,27 +103,27 @@ class ProcessGroups:
         distributed_c10d._world.pg_names.clear()  # what is named there is shut down
         self._torch_destroy()
 
-    def init(self, *, backend: str, timeout: timedelta | None) -> None:
-        """Make the default group that the cell finds."""
+    def init(self) -> None:
+        """Create the default group that the cell finds, unless there is to be none."""
+        if self._backend is None:
+            return
         self._torch_init(
-            backend=backend,
-            timeout=timeout,
+            backend=self._backend,
+            timeout=self._timeout,
             store=self._next_store(),
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
         )
         self._ours = dist.group.WORLD
 
-    def renew(self, number: int, *, backend: str | None, timeout: timedelta | None) -> None:
-        """Make the default group anew, after a cell that has left the ranks out of step.
+    def renew(self, number: int) -> None:
+        """Create the default group again, after a cell that left the ranks out of step.
 
-        A collective that one rank has begun and another has not would pair with the next one, and
-        its result would be wrong without an error.
+        A collective that only some ranks have started would pair with the next one, and give a
+        wrong result without an error.
 
         Args:
-            number: Of the new group, the same on all ranks.
-            backend: As for `init`; None to make none.
-            timeout: Of collectives.
+            number: Number of the new group, the same on all ranks.
         """
         if dist.is_initialized():
             self._keep_groups()
@@ -125,14 +133,13 @@ class ProcessGroups:
                 self._torch_destroy()
         self.cut()
         self._number, self._count, self._ours = number, 0, None
-        if backend is not None:
-            self.init(backend=backend, timeout=timeout)
+        self.init()
 
     def cut(self) -> None:
         """Close the connections of all groups.
 
-        A rank that waits in a collective of gloo's is deaf to signals; an error of the connection
-        is what ends its wait.
+        A rank that waits in a collective of gloo does not react to signals; only an error of its
+        connection ends the wait.
         """
         for fd, name in _socket_fds():
             if name in self._sockets:
@@ -145,15 +152,16 @@ class ProcessGroups:
         self._sockets.clear()
 
     def _next_store(self) -> PrefixStore:
-        # Each group has keys of its own: those of an earlier one would be taken for its peers'.
+        # Each group has its own keys: those of an earlier group would be taken for its peers'.
         self._count += 1
-        # A file, since these ranks are on one machine. At each connection to a TCPStore torch asks
-        # for the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
-        Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # cleaners come by
+        # A file, since these ranks are on one machine. At each connection to a TCPStore torch looks
+        # up the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
+        # The directory may be gone: cleaners of temporary files remove it.
+        Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = dist.FileStore(self._path)  # type: ignore[attr-defined]
         return PrefixStore(f"ddp_magic/{self._number}/{self._count}", store)
 
-    def _init_for_the_cell(
+    def _init_for_cell(
         self,
         backend: str | None = None,
         init_method: str | None = None,
@@ -170,37 +178,40 @@ class ProcessGroups:
                 backend, init_method, timeout, world_size, rank, store, *args, **kwargs
             )
             return
-        self._give_way()
+        self._replace_ours()
         size = int(os.environ.get("WORLD_SIZE", "-1")) if world_size < 0 else world_size
         by_environment = store is None and (init_method or "env://").startswith("env://")
         ours = by_environment and size == self._world_size
         if ours:
-            # torchrun's way: over the ranks' own store, with the rank's own numbers unless given.
+            # As under torchrun: the ranks' own store, and the rank's own numbers unless given.
             store, init_method = self._next_store(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
             world_size = size
         self._torch_init(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
         if ours:
-            # A rank that goes on and closes its connections would look dead to one that is still
-            # connecting: torch's own remedy, which it leaves out by default.
-            patience = timeout or distributed_c10d.default_pg_timeout
+            # A rank that closes its connections would look dead to one that is still connecting.
+            # This barrier is torch's own remedy, which it does not use by default.
             distributed_c10d._store_based_barrier(
-                rank, store, cast("GroupName", "ddp_magic"), world_size, patience
+                rank,
+                store,
+                cast("GroupName", "ddp_magic"),
+                world_size,
+                timeout or distributed_c10d.default_pg_timeout,
             )
 
-    def _give_way(self) -> None:
+    def _replace_ours(self) -> None:
         if self._ours is None or dist.group.WORLD is not self._ours:
-            return  # the cell has destroyed it, or has made its own: torch says what is wrong
+            return  # the cell has destroyed or replaced it: torch checks the rest
         if _collectives(self._ours):
             raise RuntimeError(
-                "the cell calls init_process_group, but the default process group that %%ddp had "
-                "made is in use already. Call it first, or leave the call out, or use "
-                "%%ddp --no-init"
+                "the cell calls init_process_group after it has used the default process group "
+                "that %%ddp created. Call it before the first collective, or remove the call, or "
+                "use %%ddp --no-init"
             )
         self._ours = None
-        self._destroy_for_the_cell()
+        self._destroy_for_cell()
 
-    def _destroy_for_the_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
+    def _destroy_for_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
         if not self._in_rank and group is None and dist.group.WORLD is self._ours is not None:
             self._forget()
             return
@@ -209,14 +220,14 @@ class ProcessGroups:
 
     def _keep_groups(self) -> None:
         # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
-        # the interpreter lock held, for a thread that needs the lock. So none is ever destructed.
+        # the interpreter lock held, for a thread that needs the lock. So no group is ever deleted.
         self._kept.extend(distributed_c10d._world.pg_map)
 
 
 def _is_launched() -> bool:
-    """Tell, in a process that has just been forked, whether torch's launcher has forked it.
+    """Tell, in a process that was just forked, whether torch's launcher has forked it.
 
-    `mp.start_processes` has: torchrun's own way of calling a function, and so `accelerate`'s.
+    The launcher is `mp.start_processes`, which torchrun and `accelerate` call.
     """
     launcher = torch.multiprocessing.start_processes.__code__  # type: ignore[attr-defined]
     frame: FrameType | None = sys._getframe()

@@ -1,7 +1,7 @@
-"""The user's own modules in a session's rank: edited between two cells, they are read again.
+"""The user's own modules in a rank of a session: reloaded when they were edited between two cells.
 
-A fresh rank imports them anew in any case. What functions and classes they have is replaced in
-place, as by IPython's `%autoreload`, so that `from helper import f` is the new `f` too.
+A fresh rank imports them anew in any case. Their functions and classes are replaced in place, as
+IPython's `%autoreload` does it, so that an earlier `from helper import f` has the new `f` too.
 """
 
 from __future__ import annotations
@@ -24,48 +24,54 @@ from ddp_magic.system import libraries
 _NOT_OURS = ("__main__", "__mp_main__")
 
 
+def imported_since(newest: str) -> dict[str, ModuleType]:
+    """Return the modules that were imported after `newest`, the oldest first.
+
+    The search begins at the end of `sys.modules` and stops at `newest`: to read a module's name is
+    to write to its memory page (its reference count), which until then is shared with the
+    forkserver. For thousands of modules that is 20 MB.
+    """
+    found: list[tuple[str, ModuleType]] = []
+    try:
+        for name in itertools.takewhile(newest.__ne__, reversed(sys.modules)):
+            found.append((name, sys.modules[name]))
+    except (RuntimeError, KeyError):  # a thread of the cell's is importing
+        return {}
+    return dict(reversed(found))
+
+
 class UserModules:
-    """Which modules of the user's own this process has, and which state of their files.
+    """The modules of the user's own in this process, and the state of their files.
 
     Args:
         newest: The last module that was imported before any of the user's.
     """
 
     def __init__(self, newest: str) -> None:
-        """Begin with none."""
         self._newest = newest
         # File, its state and its text's checksum, by name.
         self._files: dict[str, tuple[str, tuple[int, ...] | None, int]] = {}
-        self._old: dict[Any, Any] = {}  # what has been replaced: IPython's own record
+        self._old: dict[Any, Any] = {}  # what was replaced: IPython's own record
 
-    def note(self) -> None:
-        """Note the files of modules that have been imported since the last time."""
-        try:
-            # Newest first, and no further: to look at a module that the forkserver has imported is
-            # to copy its page.
-            names = list(itertools.takewhile(self._newest.__ne__, reversed(sys.modules)))
-        except RuntimeError:  # a thread of the cell's is importing
-            return
-        for name in reversed(names):
-            if name not in self._files and (file := _own_file(name)):
+    def record(self) -> None:
+        """Record the files of modules that have been imported since the last call."""
+        for name, module in imported_since(self._newest).items():
+            if name not in self._files and (file := _own_file(name, module)):
                 self._files[name] = file, _state(file), _checksum(file)
 
-    def refresh(self) -> list[str]:
-        """Read edited modules again.
+    def reload_edited(self) -> list[str]:
+        """Reload edited modules.
 
         Returns:
-            What is to be said of it.
+            Messages to show.
         """
-        said = []
-        for name in self._changed():
-            said.append(f"{name} has changed: {self._reload(sys.modules[name])}")
-        return said
+        return [f"{name} has changed: {self._reload(sys.modules[name])}" for name in self._edits()]
 
-    def _changed(self) -> list[str]:
+    def _edits(self) -> list[str]:
         """Return the names of edited modules, each after those that it uses."""
-        # Where nothing else is known: of two, the one that was imported by the other comes first.
+        # Unless they use each other, the newest comes first: it was imported by an older one.
         todo = [
-            name for name in reversed(self._files) if name in sys.modules and self._edited(name)
+            name for name in reversed(self._files) if name in sys.modules and self._is_edited(name)
         ]
         ordered = []
         while todo:
@@ -74,14 +80,14 @@ class UserModules:
             ordered.append(name)
         return ordered
 
-    def _edited(self, name: str) -> bool:
-        """Tell whether the text of a module's file is another one than the last time."""
+    def _is_edited(self, name: str) -> bool:
+        """Tell whether the text of a module's file has changed since the last call."""
         file, state, checksum = self._files[name]
         now = _state(file)
         if now is None or now == state:
             return False
         self._files[name] = file, now, _checksum(file)
-        return self._files[name][2] != checksum  # else it has only been saved, or checked out
+        return self._files[name][2] != checksum  # otherwise it was only saved, or checked out
 
     def _reload(self, module: ModuleType) -> str:
         importlib.invalidate_caches()
@@ -94,14 +100,14 @@ class UserModules:
             if isinstance(error, KeyboardInterrupt):
                 raise
             return (
-                f"the session keeps the version that it has, since the new one raises "
+                "the session keeps the version it has, because the new one raises "
                 f"{type(error).__name__}: {error}"
             )
-        return "the session has read it again"
+        return "the session has reloaded it"
 
 
 def _uses(name: str, others: Collection[str]) -> bool:
-    """Tell whether a module holds one of the others, or something that is defined there."""
+    """Tell whether a module has imported one of the others, or a name that is defined there."""
     for value in list(vars(sys.modules[name]).values()):
         if isinstance(value, ModuleType) and value.__name__ in others:
             return True
@@ -110,9 +116,9 @@ def _uses(name: str, others: Collection[str]) -> bool:
     return False
 
 
-def _own_file(name: str) -> str:
-    """Return the file of a module of the user's own; of any other an empty string."""
-    file = getattr(sys.modules.get(name), "__file__", None)
+def _own_file(name: str, module: ModuleType) -> str:
+    """Return the file of a module of the user's own; an empty string for any other module."""
+    file = getattr(module, "__file__", None)
     if name in _NOT_OURS or not isinstance(file, str) or not file.endswith(".py"):
         return ""
     return "" if libraries.is_installed(file) else os.path.abspath(file)  # noqa: PTH100

@@ -66,8 +66,8 @@ def test_a_victim_is_not_the_culprit(kernel: Kernel) -> None:
         ("os.kill(os.getpid(), 9)", "WorkerLostError", "rank 1 was killed by SIGKILL (exit -9)"),
         ("import ctypes; ctypes.string_at(0)", "WorkerLostError", "rank 1 was killed by SIGSEGV"),
         ("raise KeyError('k')", "WorkerError", "rank 1 raised KeyError at line 4: 'k'"),
-        ("input('name? ')", "WorkerError", "rank 1 asked for input"),
-        ("breakpoint()", "WorkerError", "rank 1 came to a breakpoint()"),
+        ("input('name? ')", "WorkerError", "rank 1 called input('name? ')"),
+        ("breakpoint()", "WorkerError", "rank 1 called breakpoint()"),
         ("raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})", "WorkerError", "cannot be"),
     ],
 )

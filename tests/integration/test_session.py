@@ -443,6 +443,6 @@ def test_an_edited_module_of_the_users(kernel: Kernel, shared_kernel_directory: 
     module.write_text("def f(): return 'newer'")
     result = kernel.run(cell.replace(" -n 2", ""))
     assert result.text.count("] newer newer\n") == 2, result
-    assert result.text.count("edited_helper has changed: the session has read it again") == 1
+    assert result.text.count("edited_helper has changed: the session has reloaded it") == 1
     assert "changed" not in kernel.run(cell.replace(" -n 2", "")).text
     kernel.run("%ddp_stop edits")

@@ -49,22 +49,22 @@ def test_an_edited_module_is_read_again(modules: UserModules, make: Make) -> Non
     """Its functions, classes and constants, those that were imported from it, and its objects."""
     helper = make("own_helper", OLD)
     f, obj = helper.f, helper.A()
-    modules.note()
-    assert modules.refresh() == []
+    modules.record()
+    assert modules.reload_edited() == []
     _write(helper, NEW)
-    assert modules.refresh() == ["own_helper has changed: the session has read it again"]
+    assert modules.reload_edited() == ["own_helper has changed: the session has reloaded it"]
     assert (helper.SIZE, helper.f(), f(), obj.g(), helper.x) == (22, "newer", "newer", "newer", 1)
-    assert modules.refresh() == []
+    assert modules.reload_edited() == []
 
 
 def test_a_module_of_a_package_and_who_imports_from_it(modules: UserModules, make: Make) -> None:
     """What is imported by another one comes first."""
     part = make("own_pack.part", "def f(): return 'old'")
     user = make("own_user", "from own_pack.part import f\nvalue = f()")
-    modules.note()
+    modules.record()
     _write(part, "def f(): return 'newer'")
     _write(user, "from own_pack.part import f\nvalue = f()\n# edited")
-    assert len(modules.refresh()) == 2
+    assert len(modules.reload_edited()) == 2
     assert user.value == "newer"
 
 
@@ -79,15 +79,15 @@ def test_a_module_of_a_package_and_who_imports_from_it(modules: UserModules, mak
 def test_one_that_cannot_be_read(modules: UserModules, make: Make, source: str, words: str) -> None:
     """The session keeps what it has, and says it once; the next edit counts."""
     helper = make("own_broken", OLD)
-    modules.note()
+    modules.record()
     _write(helper, source)
-    (line,) = modules.refresh()
-    assert line.startswith("own_broken has changed: the session keeps the version that it has")
+    (line,) = modules.reload_edited()
+    assert line.startswith("own_broken has changed: the session keeps the version it has")
     assert words in line
     assert (helper.f(), helper.SIZE) == ("old", 1)
-    assert modules.refresh() == []
+    assert modules.reload_edited() == []
     _write(helper, NEW)
-    assert len(modules.refresh()) == 1
+    assert len(modules.reload_edited()) == 1
     assert helper.f() == "newer"
 
 
@@ -96,13 +96,13 @@ def test_what_is_gone_and_what_is_not_the_users(modules: UserModules, make: Make
     import colorsys  # noqa: F401 -- imported, and not the user's
 
     gone, removed = make("own_gone", OLD), make("own_removed", OLD)
-    modules.note()
+    modules.record()
     assert set(modules._files) == {"own_gone", "own_removed"}
     assert gone.__file__ is not None
     Path(gone.__file__).unlink()
     del sys.modules["own_removed"]
     _write(removed, NEW)
-    assert modules.refresh() == []
+    assert modules.reload_edited() == []
     assert gone.f() == "old"
 
 
@@ -110,9 +110,9 @@ def test_one_that_is_only_saved(modules: UserModules, make: Make) -> None:
     """Its text is the same: what it holds stays."""
     helper = make("own_saved", "cache = {}\n")
     helper.cache["a"] = 1
-    modules.note()
+    modules.record()
     _write(helper, "cache = {}\n")
-    assert modules.refresh() == []
+    assert modules.reload_edited() == []
     assert helper.cache == {"a": 1}
     _write(helper, "cache = {}\n# edited\n")
-    assert len(modules.refresh()) == 1
+    assert len(modules.reload_edited()) == 1
