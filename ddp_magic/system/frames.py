@@ -1,6 +1,6 @@
-"""Tracebacks without the frames of ddp_magic: a user is shown the user's own code.
+"""Tracebacks without the frames of ddp_magic: a user sees the user's own code.
 
-The prelude's frames stay: the user calls it, as any library.
+The frames of `ddp_magic.sam` stay, as those of any library that the user calls.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _LIBRARY = _PACKAGE + "sam/"
 
 
 def is_ours(file: str) -> bool:
-    """Tell whether code of this file is ddp_magic's own."""
+    """Tell whether a file is ddp_magic's own, `ddp_magic.sam` excepted."""
     return file.startswith(_PACKAGE) and not file.startswith(_LIBRARY)
 
 
 def without_ours(error: BaseException) -> BaseException:
-    """Take our frames out of an exception's traceback, and of those that it is shown with.
+    """Remove our frames from the tracebacks of an exception, of its chain and of its members.
 
     Returns:
         The same exception.
@@ -64,11 +64,10 @@ def _joined(steps: Iterable[TracebackType]) -> TracebackType | None:
 
 
 def text_without_ours(lines: Iterable[str]) -> list[str]:
-    """Take our frames out of a traceback that another process has written as text.
+    """Remove our frames from a traceback that another process has written as text.
 
     Args:
-        lines: Its lines; a frame is a line `File "..."` and the lines below it that are indented
-            deeper.
+        lines: Its lines. A frame is a line `File "..."` and the deeper indented lines below it.
     """
     kept: list[str] = []
     inside = False
@@ -83,6 +82,6 @@ def text_without_ours(lines: Iterable[str]) -> list[str]:
 
 
 def know_source(file: str, source: str) -> None:
-    """Let tracebacks, `inspect` and debuggers find the text of a file that need not exist."""
+    """Let tracebacks, `inspect` and debuggers find the source of a file that need not exist."""
     lines = [line + "\n" for line in source.rstrip("\n").split("\n")]
     linecache.cache[file] = (len(source), None, lines, file)

@@ -1,7 +1,7 @@
-"""`tqdm.notebook` in a rank: bars of text, which the kernel shows in its table.
+"""`tqdm.notebook` in a rank: text bars, which the kernel shows in its table.
 
-Its own bars are widgets. What moves a widget is a message to the notebook's kernel, and a rank has
-no way to send one: such a bar stays at 0 %.
+The bars of `tqdm.notebook` are widgets. A widget is updated by messages to its front end, which a
+rank cannot send: such a bar would stay at 0 %.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MODULE = "tqdm.notebook"
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds `tqdm.notebook` where it is, and has it loaded by ours."""
+    """Finds `tqdm.notebook`, and loads it with our loader."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -33,17 +33,17 @@ class Finder(importlib.abc.MetaPathFinder):
 
 class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module the names of `tqdm.notebook`, all for text."""
+        """Define the names of `tqdm.notebook`, with text bars."""
         from tqdm import std
 
         class tqdm_notebook(std.tqdm):  # type: ignore[type-arg]  # noqa: N801 -- tqdm's own name
-            """A bar of text with the arguments of tqdm.notebook's."""
+            """A text bar that takes the arguments of `tqdm.notebook.tqdm`."""
 
             def __init__(self, *args: Any, display: bool = True, **kwargs: Any) -> None:  # noqa: ANN401
-                del display  # whether the widget is shown at once
+                del display  # a widget's: whether it is shown at once
                 kwargs["disable"] = bool(kwargs.get("disable"))  # None: no terminal, no bar
                 kwargs.pop("colour", None)
-                if isinstance(kwargs.get("ncols"), str):  # a widget's width: "100%"
+                if isinstance(kwargs.get("ncols"), str):  # a widget's: its width, such as "100%"
                     del kwargs["ncols"]
                 super().__init__(*args, **kwargs)
 
@@ -59,5 +59,5 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def use_text() -> None:
-    """Let what imports `tqdm.notebook` from now on have bars of text."""
+    """Give later imports of `tqdm.notebook` text bars."""
     sys.meta_path.insert(0, Finder())

@@ -26,11 +26,11 @@ from ddp_magic.worker import bars, child_main
 
 
 class Outlet(Protocol):
-    """Where rich output goes: the rank's `Worker`."""
+    """Where rich output goes (`displays.Displays`)."""
 
     @property
     def connected(self) -> bool:
-        """False in a forked child, whose displays are text."""
+        """False in a forked child, which shows rich output as text."""
 
     def display(
         self,
@@ -40,14 +40,14 @@ class Outlet(Protocol):
         *,
         update: bool,
     ) -> None:
-        """Take one rich output."""
+        """Show one rich output."""
 
     def clear_output(self) -> None:
-        """Let the next output replace the last."""
+        """Let the next output replace the last one."""
 
 
 class RankDisplayPublisher(DisplayPublisher):
-    """`display()`: rich outputs go over the connection, plain text goes the way of print."""
+    """`display()`: sends rich outputs to the kernel, and prints plain text."""
 
     outlet: Outlet | None = None
 
@@ -55,7 +55,7 @@ class RankDisplayPublisher(DisplayPublisher):
         self,
         data: dict[str, Any],
         metadata: dict[str, Any] | None = None,
-        source: object = None,  # noqa: ARG002 -- IPython's own, of no use to it either
+        source: object = None,  # noqa: ARG002 -- IPython does not use it either
         *,
         transient: dict[str, Any] | None = None,
         update: bool = False,
@@ -64,17 +64,17 @@ class RankDisplayPublisher(DisplayPublisher):
         """Send a MIME bundle to the notebook."""
         display_id = (transient or {}).get("display_id")
         display_id = None if display_id is None else str(display_id)
-        # A widget lives in its own kernel's comms; what a rank's widget shows is its other forms.
+        # A widget needs the kernel that created it; of a rank's widget, show the other formats.
         data = {k: v for k, v in data.items() if not k.startswith("application/vnd.jupyter.widget")}
         plain = not set(data) - {"text/plain"} and display_id is None
         if plain or self.outlet is None or not self.outlet.connected:
-            print(data.get("text/plain", ""))  # noqa: T201 -- the way of print, to descriptor 1
+            print(data.get("text/plain", ""))  # noqa: T201 -- to descriptor 1, in the text's order
         else:
             self.outlet.display(data, metadata, display_id, update=update)
 
     def clear_output(self, wait: bool = False) -> None:
-        """Let the next output replace the last: a rich one a rich one, text text."""
-        del wait  # there is nothing to clear until the next output comes
+        """Let the next output replace the last one of its kind, rich output or text."""
+        del wait  # nothing is cleared before the next output comes
         if self.outlet is not None and self.outlet.connected:
             self.outlet.clear_output()
 
@@ -89,38 +89,40 @@ class RankDisplayHook(DisplayHook):
         return bool(self.semicolon_at_end_of_expression(self.source))
 
     def write_output_prompt(self) -> None:
-        """Write none: the rank's label stands there."""
+        """Write no prompt: the rank's label is there."""
 
     def write_format_data(self, format_dict: Any, md_dict: Any = None) -> None:  # noqa: ANN401
         """Show the value."""
         self.shell.display_pub.publish(format_dict, md_dict)
 
     def finish_displayhook(self) -> None:
-        """Leave out the blank line that a terminal gets."""
+        """Do not write the blank line that IPython writes in a terminal."""
 
 
 class CellCompiler(CachingCompiler):
-    """Compile the cell under its own name, which tracebacks show as `Cell In[5]`.
+    """Compiles the cell under its own file name, which tracebacks show as `Cell In[5]`.
 
-    That is the name of a file that need not exist: its text is in `linecache`, where tracebacks,
-    debuggers, `inspect` and torch look first.
+    The file need not exist: its text is in `linecache`, where tracebacks, debuggers, `inspect` and
+    torch look first.
     """
 
     def __init__(self) -> None:
-        """Begin without a cell."""
         super().__init__()
         self._cell_file = ""
-        self._unnumbered: set[str] = set()
+        self._numbers: dict[str, int | None] = {}
 
     def start_cell(self, command: RunCell) -> None:
-        """Name what is compiled next by this cell."""
+        """Compile under this cell's name from now on."""
         self._cell_file = command.name
-        if command.execution_count is None:
-            self._unnumbered.add(command.name)
+        self.add_cell(command.name, command.execution_count)
 
-    def cells(self) -> list[tuple[str, int]]:
+    def add_cell(self, file: str, number: int | None) -> None:
+        """Show the code of a file under the number of the notebook's cell; None if it has none."""
+        self._numbers[file] = number
+
+    def numbered_cells(self) -> list[tuple[str, int]]:
         """Return files and numbers of the notebook's cells."""
-        return [(f, n) for f, n in self._filename_map.items() if f not in self._unnumbered]
+        return [(f, n) for f, n in self._numbers.items() if n is not None]
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
         """Name the code by the cell's file."""
@@ -128,11 +130,11 @@ class CellCompiler(CachingCompiler):
         return self._cell_file
 
     def format_code_name(self, name: str) -> tuple[str, str] | None:
-        """Name a cell by its number; one that has none must not be taken for In[1]."""
-        if name in self._unnumbered:
-            return "Cell", f'"{Path(name).name}"'
-        label: tuple[str, str] | None = super().format_code_name(name)
-        return label
+        """Return what tracebacks show for a file: ("Cell", "In[5]"), or None if it is no cell."""
+        if name not in self._numbers:
+            return None
+        number = self._numbers[name]
+        return "Cell", f'"{Path(name).name}"' if number is None else f"In[{number}]"
 
 
 class CellShell(InteractiveShell):
@@ -143,16 +145,16 @@ class CellShell(InteractiveShell):
     displayhook_class = Type(RankDisplayHook)
 
     def init_prompts(self) -> None:
-        """Set no `sys.ps1`: by it Lightning and others know an interpreter that somebody types in.
+        """Do not set `sys.ps1`, by which Lightning and others recognize an interactive interpreter.
 
-        A rank is a script. This runs in the forkserver, before the libraries that remember it.
+        A rank is a script. This runs in the forkserver, before it imports such libraries.
         """
 
     def run_file(self, command: RunCell) -> BaseException | None:
         """Run the cell in a file.
 
         Returns:
-            What it raised, SystemExit and KeyboardInterrupt included.
+            The exception that ended it, SystemExit and KeyboardInterrupt included.
         """
         with open(command.path, encoding="utf-8") as file:  # noqa: PTH123 -- hot path, one line
             source = file.read()
@@ -174,7 +176,7 @@ class CellShell(InteractiveShell):
         for file, (text, number) in sources.items():
             linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
             if number is not None:
-                self.compile._filename_map[file] = number
+                self.compile.add_cell(file, number)
 
     def _follow_notebook(self, settings: dict[str, str]) -> None:
         if "colors" in settings:
@@ -189,7 +191,7 @@ class CellShell(InteractiveShell):
 
         Args:
             error: The exception.
-            tb: Its traceback, from the frame that is to be shown first.
+            tb: Its traceback, from the first frame to show.
         """
         if _holds_group(error):
             return self._format_groups(error)
@@ -198,24 +200,24 @@ class CellShell(InteractiveShell):
         return lines
 
     def _format_groups(self, error: BaseException) -> list[str]:
-        """Format as Python does what an exception group holds: IPython's own way leaves it out."""
+        """Format an exception group as Python does: IPython does not show its members."""
         lines = "".join(traceback.format_exception(error)).splitlines()
-        for file, number in self.compile.cells():
+        for file, number in self.compile.numbered_cells():
             lines = [line.replace(f'File "{file}"', f"Cell In[{number}]") for line in lines]
         return lines
 
     def showtraceback(self, *_args: object, **_kwargs: object) -> None:
-        """Show nothing here: the rank reports the error, the kernel shows it."""
+        """Do nothing: the rank reports the error, and the kernel shows it."""
 
     def showsyntaxerror(self, *_args: object, **_kwargs: object) -> None:
-        """Show nothing here, as `showtraceback`."""
+        """Do nothing, for the same reason."""
 
     def enable_gui(self, gui: object = None) -> None:
         """Do nothing: a rank has no event loop (`%matplotlib inline` asks for none)."""
 
 
 def _holds_group(error: BaseException | None) -> bool:
-    """Tell whether an exception, or one that it is shown with, is a group of others."""
+    """Tell whether an exception, or one in its chain, is an exception group."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -226,41 +228,41 @@ def _holds_group(error: BaseException | None) -> bool:
 
 
 def preload() -> None:
-    """Make the shell before the fork, so that no rank pays for it."""
+    """Create the shell before the fork, so that it costs the ranks no time."""
     _make_shell()
 
 
 def _make_shell() -> CellShell:
     bars.use_text()
     module = types.ModuleType("__main__")
-    # `multiprocessing` children of a rank import this module in the cell's place.
+    # `multiprocessing` children of a rank import this module instead of the cell.
     module.__spec__ = importlib.machinery.ModuleSpec(child_main.__name__, None)
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.autoindent = False
     config.InteractiveShell.banner1 = ""
-    # IPython tells whoever calls sys.exit() that `exit` exists; here it ends the rank.
+    # IPython warns at sys.exit(), because it does not end a shell; it does end a rank.
     warnings.filterwarnings("ignore", message="To exit: use")
     shell: CellShell = CellShell.instance(user_module=module, config=config)
-    # It would delete the cell's names one by one, while the cell's objects still use them
-    # (torch.compile's do); see `end_names`.
+    # It would delete the cell's names one by one while objects of the cell still use them, such as
+    # those of torch.compile; see `end_names`.
     atexit.unregister(shell.atexit_operations)
     return shell
 
 
-# What has no end of its own that a user would see, and what destructors use.
+# Objects whose end a user does not notice, and which destructors use.
 _LAST = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, int, float, str)
 
 
 def end_names() -> None:
-    """Let go of the cell's objects as the interpreter does at its end: files are written out."""
+    """Drop the cell's objects as the interpreter does at its end, so that files are flushed."""
     namespace = sys.modules["__main__"].__dict__
     for results in (namespace.get("_oh"), namespace.get("Out")):
         if isinstance(results, dict):
             results.clear()
-    # Destructors find the rest in its place: the youngest objects end first, then definitions.
-    young = [n for n, value in namespace.items() if not isinstance(value, _LAST)][::-1]
-    for names in (young, list(namespace)):
+    # Newest objects first, definitions last: destructors still find what they use.
+    objects = [n for n, value in namespace.items() if not isinstance(value, _LAST)][::-1]
+    for names in (objects, list(namespace)):
         for name in names:
             if name != "__builtins__":
                 namespace[name] = None
@@ -272,12 +274,12 @@ def start_shell(outlet: Outlet, names: dict[str, Any]) -> CellShell:
 
     Args:
         outlet: Where rich output goes.
-        names: What the namespace holds from the start.
+        names: Names to put into the namespace.
     """
     shell: CellShell = CellShell.instance() if CellShell.initialized() else _make_shell()
     sys.modules["__main__"] = shell.user_module
     shell.display_pub.outlet = outlet
-    # As in a script, where `exit(3)` works; IPython's own would end a shell.
+    # As in a script, where `exit(3)` works; IPython's own `exit` would ask its shell to end.
     names = {**names, "exit": sys.exit, "quit": sys.exit}
     shell.user_ns.update(names)
     shell.user_ns_hidden.update(names)
