@@ -230,7 +230,7 @@ def _is_launched() -> bool:
     The launcher is `mp.start_processes`, which torchrun and `accelerate` call.
     """
     launcher = torch.multiprocessing.start_processes.__code__  # type: ignore[attr-defined]
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = sys._getframe()  # Python 3.10 to 3.13, as the names of torch
     while frame is not None:
         if frame.f_code is launcher:
             return True

@@ -1,4 +1,8 @@
-"""The IPython shell that runs a rank's cells: the notebook's syntax, displays and tracebacks."""
+"""The IPython shell that runs a rank's cells: the notebook's syntax, displays and tracebacks.
+
+The methods of IPython that are overridden here are the same in IPython 8.18 to 9.18;
+tests/unit/worker/test_private_names.py fails where one changes.
+"""
 
 from __future__ import annotations
 

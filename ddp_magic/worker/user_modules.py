@@ -94,6 +94,7 @@ class UserModules:
         linecache.checkcache()
         before = dict(vars(module))
         try:
+            # IPython 8.18 to 9.18: tests/unit/worker/test_private_names.py
             superreload(module, old_objects=self._old)
         except BaseException as error:  # IPython restores the module only after an Exception
             vars(module).update(before)

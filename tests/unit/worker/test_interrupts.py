@@ -112,3 +112,35 @@ def test_a_storm_breaks_nothing_of_ours() -> None:
         print(len(calls), hit > 10)
     """)
     assert lines == ["1500 True"]
+
+
+def test_an_interrupt_that_a_destructor_swallows_is_sent_again() -> None:
+    """The cell goes on as if nothing had been; what else a destructor raises is shown."""
+    lines = _run("""
+        interrupts.watch_destructors(lambda: print("reported"), is_exiting=lambda: False)
+        class Swallows:
+            def __init__(self, error): self.error = error
+            def __del__(self): raise self.error
+        def cell():
+            print("goes on", Swallows(KeyboardInterrupt()) and 1)
+            forever()
+        print(type(interrupts.user_code(cell)[1]).__name__)
+        sys.stderr = sys.stdout
+        Swallows(ValueError("shown"))
+    """)
+    assert lines[:2] == ["goes on 1", "KeyboardInterrupt"]
+    assert lines[-1] == "ValueError: shown"
+    assert "reported" not in lines
+
+
+def test_an_interrupt_that_an_exit_handler_has_taken_is_reported() -> None:
+    """`atexit` swallows it; it is not sent again."""
+    lines = _run("""
+        import atexit
+        atexit.register(forever)
+        interrupts.watch_destructors(lambda: print("reported"), is_exiting=lambda: True)
+        soon()
+        interrupts.user_code(atexit._run_exitfuncs)
+        print("after", interrupts.user_code(lambda: time.sleep(0.2)))
+    """)
+    assert lines[-1] == "after (None, None)"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from ddp_magic.wire.messages import RunCell
+from ddp_magic.worker.shell import CellCompiler
+
 
 def _in_a_rank(code: str) -> str:
     """Return what a script prints in which the shell is made as in the forkserver."""
@@ -28,3 +31,42 @@ def test_the_shell_has_no_prompts() -> None:
     assert _in_a_rank("print([hasattr(sys, f'ps{n}') for n in (1, 2, 3)])") == (
         "[False, False, False]\n"
     )
+
+
+def test_cells_go_by_their_numbers_in_tracebacks() -> None:
+    """One without a number by its file, which is not taken for In[1]; other files by themselves."""
+    compiler = CellCompiler()
+    compiler.start_cell(RunCell(path="/run/a.py", execution_count=5))
+    compiler.add_cell("/tmp/ipykernel_1/2.py", 3)
+    assert compiler.get_code_name("", "", 1) == "/run/a.py"
+    assert compiler.format_code_name("/run/a.py") == ("Cell", "In[5]")
+    assert compiler.format_code_name("/tmp/ipykernel_1/2.py") == ("Cell", "In[3]")
+    compiler.start_cell(RunCell(path="/run/b.py"))
+    assert compiler.get_code_name("", "", 1) == "/run/b.py"
+    assert compiler.format_code_name("/run/b.py") == ("Cell", '"b.py"')
+    assert compiler.format_code_name("/lib/torch/x.py") is None
+    assert compiler.numbered_cells() == [("/run/a.py", 5), ("/tmp/ipykernel_1/2.py", 3)]
+
+
+def test_an_error_is_formatted_as_the_notebook_does() -> None:
+    """With the cell's number; a group with its members, which IPython leaves out."""
+    text = _in_a_rank(r"""
+cell = shell.start_shell(None, {})
+cell.know_sources({"/run/a.py": ("x = 1\n1 / 0\n", 5)})
+def show(error):
+    print("\n".join(cell.format_error(error, error.__traceback__.tb_next)))
+try:
+    exec(compile("x = 1\n1 / 0\n", "/run/a.py", "exec"))
+except ZeroDivisionError as error:
+    show(error)
+    if sys.version_info >= (3, 11):
+        try:
+            exec(compile("raise ExceptionGroup('g', [error])", "/run/a.py", "exec"))
+        except Exception as group:
+            show(group)
+""")
+    assert "In[5]" in text
+    assert "1 / 0" in text
+    if sys.version_info >= (3, 11):
+        assert "  | ExceptionGroup: g (1 sub-exception)" in text
+        assert "Cell In[5], line 2" in text

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ddp_magic.worker.user_modules import UserModules
+from ddp_magic.worker.user_modules import UserModules, imported_since
 
 OLD = "SIZE = 1\ndef f(): return 'old'\nclass A:\n    def g(self): return 'old'\n"
 NEW = "SIZE = 22\ndef f(): return 'newer'\nclass A:\n    def g(self): return 'newer'\nx = 1\n"
@@ -45,7 +45,16 @@ def _write(module: ModuleType, source: str) -> None:
     Path(module.__file__).write_text(source)
 
 
-def test_an_edited_module_is_read_again(modules: UserModules, make: Make) -> None:
+def test_what_was_imported_since(make: Make) -> None:
+    """The oldest first, and nothing from before."""
+    before = next(reversed(sys.modules))
+    first, second = make("own_first", ""), make("own_second", "")
+    assert imported_since(before) == {"own_first": first, "own_second": second}
+    assert list(imported_since(before)) == ["own_first", "own_second"]
+    assert imported_since("own_second") == {}
+
+
+def test_an_edited_module_is_reloaded(modules: UserModules, make: Make) -> None:
     """Its functions, classes and constants, those that were imported from it, and its objects."""
     helper = make("own_helper", OLD)
     f, obj = helper.f, helper.A()

@@ -1,0 +1,111 @@
+"""The text of a rank: its pipe and its streams."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from ddp_magic.worker.streams import HIGH_FD, PIPE_BYTES, TextPipe, flush, move_high, text_stream
+
+
+@pytest.fixture
+def pipe() -> Iterator[TextPipe]:
+    pipe = TextPipe()
+    yield pipe
+    pipe.close_read_end()
+    os.close(pipe._write_end)
+
+
+def _read(pipe: TextPipe) -> bytes:
+    return os.read(pipe.read_end, 1000)
+
+
+@pytest.mark.usefixtures("standard_descriptors")
+def test_both_descriptors_write_to_the_pipe(
+    pipe: TextPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's streams, and what C code and children write, in the order of writing."""
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    pipe.open_standard_streams()
+    sys.stdout.write("a")
+    os.write(2, b"b")
+    sys.stderr.write("c")
+    os.system("printf d")
+    assert _read(pipe) == b"abcd"
+    assert os.read(0, 10) == b""
+
+
+@pytest.mark.usefixtures("standard_descriptors")
+def test_streams_that_a_cell_has_closed_are_opened_again(
+    pipe: TextPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the next cell of its session; descriptor 0 too."""
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    pipe.open_standard_streams()
+    sys.stdout.close()
+    os.close(0)
+    os.close(1)
+    pipe.open_standard_streams()
+    sys.stdout.write("again")
+    assert _read(pipe) == b"again"
+    assert os.read(0, 10) == b""
+
+
+def test_a_mark_has_the_marker_and_its_number(pipe: TextPipe) -> None:
+    pipe.write_mark(12)
+    assert _read(pipe) == f"{pipe.marker}12\a".encode()
+
+
+def test_no_two_ranks_have_the_same_marker(pipe: TextPipe) -> None:
+    other = TextPipe()
+    assert other.marker != pipe.marker
+    for fd in (other.read_end, other._write_end):
+        os.close(fd)
+
+
+def test_the_pipe_is_large_and_out_of_the_way(pipe: TextPipe) -> None:
+    """What a rank writes while its kernel is busy must fit."""
+    assert fcntl.fcntl(pipe._write_end, fcntl.F_GETPIPE_SZ) in (PIPE_BYTES, 65536)
+    assert min(pipe.read_end, pipe._write_end) > 100
+    assert not os.get_inheritable(pipe._write_end)
+
+
+def test_text_is_written_at_once_and_never_refused() -> None:
+    """Half a character of UTF-16 too."""
+    read, write = os.pipe()
+    stream = text_stream(write)
+    stream.write("x\ud83dé")
+    assert os.read(read, 100) == "x\\ud83dé".encode()
+    stream.close()
+    os.write(write, b"the descriptor stays open")
+    os.close(read)
+    os.close(write)
+
+
+def test_a_descriptor_is_moved_and_the_old_one_closed() -> None:
+    read, write = os.pipe()
+    moved = move_high(write)
+    assert moved > write
+    assert moved >= min(HIGH_FD, 200)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(write)
+    os.write(moved, b"x")
+    assert os.read(read, 10) == b"x"
+    os.close(read)
+    os.close(moved)
+
+
+def test_flushing_survives_what_a_cell_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed, replaced by something without `flush`, or removed."""
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, object(), None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        flush()
