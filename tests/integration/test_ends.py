@@ -318,7 +318,7 @@ def test_ranks_that_cannot_start(new_kernel: Callable[..., Kernel]) -> None:
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.prlimit(server.describe().pid, resource.RLIMIT_NOFILE, ({}, hard))"
     )
-    kernel.run(limit.format(8))
+    assert kernel.run(limit.format(8)).status == "ok"
     result = kernel.run("%%ddp -n 2\nprint(1)")
     assert result.error["ename"] == "LaunchError", result
     assert "Too many open files" in result.error["evalue"]

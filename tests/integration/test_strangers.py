@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.kernel import Kernel
-from tests.unit.test_strangers import NONSENSE
+from tests.unit.kernel.test_strangers import NONSENSE
 
 WAITING = """
 import time
