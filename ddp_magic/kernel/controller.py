@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import re
 import sys
 from collections.abc import Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from ddp_magic.display.diagnose import Surroundings
@@ -16,6 +16,8 @@ from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.options import OPTIONS, OptionError
+from ddp_magic.kernel.resolve import check_ranks
 from ddp_magic.kernel.run import Options, Run, Screen
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
@@ -24,9 +26,6 @@ current: Controller | None = None  # of this process
 
 # What IPython gives a notebook: its results, inputs.
 _RESULTS = re.compile(r"_{1,3}|_\d+|_oh|Out|_i{1,3}|_i\d+|_ih|In")
-
-# What holds for all cells of a session: the first one says it.
-_FIXED = ("gpus", "backend", "timeout", "no_init", "cold")
 
 
 class Controller:
@@ -66,37 +65,36 @@ class Controller:
         self.forkserver.follow(sys.modules)
         self.notebook.forget_unbound()
 
-    def join(self, args: argparse.Namespace, argv: tuple[str, ...]) -> Options | None:
+    def join(self, args: SimpleNamespace) -> Options | None:
         """Return a session's options for another cell; None if it is still to be started.
 
         Args:
-            args: What was asked for.
-            argv: The cell's own arguments.
+            args: The values of the options.
 
         Raises:
-            ValueError: It contradicts what the session was started with.
+            OptionError: One contradicts what the session was started with.
         """
         session = None if args.session is None else self.sessions.get(args.session)
         if session is None:
             return None
         nproc = session.options.nproc
-        other = f"%ddp_stop {session.name} first, or take another name"
+        other = f"omit it, run %ddp_stop {session.name} first, or use another session name"
         if args.nproc_per_node not in (None, nproc):
-            raise ValueError(
-                f"session {session.name!r} has {nproc} ranks: leave -n out, or {other}"
-            )
-        if given := [name for name in _FIXED if getattr(args, name)]:
-            option = "--" + given[0].replace("_", "-")
-            raise ValueError(
-                f"session {session.name!r} runs already, and {option} is its first cell's: {other}"
-            )
+            ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
+            problem = f"session {session.name!r} already runs with {ranks}: {other}"
+            raise OptionError("nproc_per_node", problem)
+        for option in OPTIONS:
+            if option.fixed and getattr(args, option.name):
+                problem = f"session {session.name!r} is already running: {other}"
+                raise OptionError(option.name, problem)
+        check_ranks(args, nproc)
         return dataclasses.replace(
             session.options,
             devices=f"session {session.name} · {session.options.devices}",
             time_limit_s=args.time_limit,
             show=args.show,
             seed=args.seed,
-            argv=argv,
+            argv=args.argv,
             pull=args.pull,
         )
 

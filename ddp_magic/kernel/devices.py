@@ -95,7 +95,7 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
             (as CUDA numbers them) and UUIDs.
 
     Raises:
-        ValueError: A GPU does not exist, or is named twice.
+        ValueError: One does not exist, or is listed twice.
     """
     if wanted is None:
         return gpus
@@ -114,10 +114,10 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
         else:
             raise ValueError(f"invalid GPU {entry!r}: use numbers, UUIDs, or none")
         if not found:
-            visible = f"{len(gpus)} visible, numbered from 0" if gpus else "none is visible"
-            raise ValueError(f"GPU {entry} not found: {visible}")
+            there = f"GPUs 0 to {len(gpus) - 1} are visible" if gpus else "no GPU is visible"
+            raise ValueError(f"GPU {entry} does not exist: {there}")
         if found[0] in chosen:
-            raise ValueError(f"GPU {entry} is named twice")
+            raise ValueError(f"GPU {entry} is listed twice")
         chosen += found[:1]
     return chosen
 

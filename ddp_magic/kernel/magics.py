@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from IPython.core import magic_arguments
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
@@ -22,62 +21,32 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.kernel import cell, controller, pull
+from ddp_magic.kernel import cell, controller
+from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import without_frames
-from ddp_magic.kernel.options import DEFAULT_CPU_RANKS, names_to_take, options_of
+from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
+from ddp_magic.kernel.options import (
+    OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    Option,
+    OptionError,
+    spelling,
+)
+from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Options, Run, interrupted_words
 
 
-def _ranks_wanted(text: str) -> int | str:
-    if text in ("gpu", "cpu", "auto"):
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of ranks (1, 2, ...; gpu, cpu, auto)"
-        )
-    return int(text)
+def documented(text: str) -> Callable[[Any], Any]:
+    """Give a magic its docstring, which `?` shows, from the declaration of its options."""
 
+    def decorate(magic: Any) -> Any:  # noqa: ANN401 -- any function
+        magic.__doc__ = text
+        return magic
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return value
-
-
-def _names(text: str) -> frozenset[str]:
-    try:
-        return names_to_take(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _pulls(text: str) -> tuple[pull.Pull, ...]:
-    try:
-        return pull.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _name(text: str) -> str:
-    if not text.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is no name")
-    return text
-
-
-def _rank_set(text: str) -> frozenset[int]:
-    ranks: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of ranks (such as 0,2-3)")
-        ranks.update(range(int(first), int(last or first) + 1))
-    return frozenset(ranks)
+    return decorate
 
 
 @magics_class
@@ -88,19 +57,18 @@ class DDPMagics(Magics):
         [Bool(), List(Unicode())],
         default_value=True,
         help="Keep a process with the notebook's libraries imported, from which ranks are forked. "
-        "A list names libraries to import beside those that the notebook uses; False: each rank "
-        "imports for itself, as with torchrun.",
+        "A list names libraries to import in addition to those that the notebook uses; False: "
+        "each rank imports for itself, as with torchrun.",
     ).tag(config=True)
 
     def __init__(self, shell: InteractiveShell) -> None:
-        """Begin without a run, and start the forkserver in the background."""
         super().__init__(shell, parent=shell)
         notebook = Notebook(
             shell.user_ns,
             shell.user_ns_hidden,
             cells=lambda: getattr(shell.compile, "_filename_map", {}),
         )
-        # IPython's own magics in whose place ours stand.
+        # IPython's own magics that ours replace.
         before = shell.magics_manager.magics
         self.replaced = {
             kind: {n: before[kind][n] for n in names if n in before[kind]}
@@ -132,108 +100,34 @@ class DDPMagics(Magics):
         controller.current = None
         self.controller.close()
 
-    @magic_arguments.magic_arguments(name="%ddp")
-    @magic_arguments.argument(
-        "-n",
-        "--nproc-per-node",
-        type=_ranks_wanted,
-        metavar="N",
-        help="ranks on this machine: a number, or torchrun's gpu, cpu, auto. Default: one for "
-        f"each chosen GPU; without a GPU, {DEFAULT_CPU_RANKS}.",
-    )
-    @magic_arguments.argument(
-        "-g",
-        "--gpus",
-        metavar="LIST",
-        help="GPUs: numbers such as 0,2 (relative to CUDA_VISIBLE_DEVICES) or UUIDs; "
-        "none for the CPU. Default: all.",
-    )
-    @magic_arguments.argument(
-        "--backend",
-        help="of the process group. Default: cpu:gloo,cuda:nccl with GPUs, else gloo.",
-    )
-    @magic_arguments.argument(
-        "--timeout", type=_seconds, metavar="S", help="of collectives, seconds."
-    )
-    @magic_arguments.argument(
-        "--time-limit", type=_seconds, metavar="S", help="of the whole run, seconds."
-    )
-    @magic_arguments.argument(
-        "--no-init", action="store_true", help="do not initialize a process group."
-    )
-    @magic_arguments.argument(
-        "--show",
-        type=_rank_set,
-        metavar="RANKS",
-        help="ranks whose output is shown, such as 0,2-3 (errors always are). Default: all.",
-    )
-    @magic_arguments.argument(
-        "-s",
-        "--session",
-        type=_name,
-        metavar="NAME",
-        help="run in ranks that are kept: the first such cell starts them, later ones find their "
-        "variables. %%ddp_stop NAME ends them.",
-    )
-    @magic_arguments.argument(
-        "--capture",
-        type=_names,
-        metavar="NAMES",
-        help="take only these of the notebook's names along (a,b), or none. Default: all that "
-        "the cell reads.",
-    )
-    @magic_arguments.argument(
-        "--pull",
-        type=_pulls,
-        default=(),
-        metavar="NAMES",
-        help="bring these back to the notebook afterwards: a,b from rank 0, a@all as a list of "
-        "all ranks' values, a@2 from rank 2; dotted names too.",
-    )
-    @magic_arguments.argument(
-        "-o", "--out", type=_name, metavar="NAME", help="bind the run to this name."
-    )
-    @magic_arguments.argument(
-        "--seed", type=int, metavar="S", help="of Python, NumPy and torch, the same on all ranks."
-    )
-    @magic_arguments.argument(
-        "--cold",
-        action="store_true",
-        help="start by plain torch.distributed.run: nothing preloaded, each rank imports for "
-        "itself.",
-    )
-    @magic_arguments.argument(
-        "--no-raise-error", action="store_true", help="a failed run does not fail the cell."
-    )
-    @magic_arguments.argument(
-        "-h", "--help", action="store_true", help="show this help; nothing is run."
-    )
     @line_cell_magic
+    @documented(DDP_HELP)
     def ddp(self, line: str, body: str | None = None) -> None:
-        """Run the cell as a distributed PyTorch program, one process per rank.
-
-        In the cell `rank`, `local_rank`, `world_size` and `device` are there, the process group is
-        initialized, and so are the names of ddp_magic.prelude. What follows `--` on the line is
-        the cell's sys.argv[1:].
-        """
-        args, argv = _parse(self.ddp, line)
-        if args.help or body is None:
-            print(self.ddp.__doc__)  # noqa: T201 -- the answer
+        """Run a cell."""
+        args = _parse("%%ddp", line, OPTIONS)
+        empty = not (body or "").strip()
+        if args.help or (empty and not line.strip()):
+            print(DDP_HELP)  # noqa: T201 -- the answer
             return
-        if not body.strip():
-            raise UsageError("%%ddp: the cell is empty")
-        if (error := self._run(args, argv, body)) is not None:
+        if body is None:
+            raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
+        if empty:
+            raise UsageError(
+                "%%ddp: the cell is empty: write the program below this line "
+                "(%%ddp --help lists the options)"
+            )
+        if (error := self._run(args, body)) is not None:
             # From here: a frame that a traceback keeps must not keep the run's results alive.
             raise error
 
-    def _run(
-        self, args: argparse.Namespace, argv: tuple[str, ...], body: str
-    ) -> DDPMagicError | RunInterrupted | None:
-        """Run a cell; return the error that is to fail the notebook's cell."""
+    def _run(self, args: SimpleNamespace, body: str) -> DDPMagicError | RunInterrupted | None:
+        """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
         with without_frames(lambda: interrupted_words(run)):
             try:
-                options = self.controller.join(args, argv) or options_of(args, argv)
+                options = self.controller.join(args) or resolve(args)
+            except OptionError as error:
+                raise UsageError(f"%%ddp {spelling(error.name)}: {error.problem}") from error
             except ValueError as error:
                 raise UsageError(f"%%ddp: {error}") from error
             run = self._make_run(body, options, args.capture)
@@ -270,18 +164,13 @@ class DDPMagics(Magics):
         }
         return self.controller.make(ready, options, only, execution_count=number, settings=settings)
 
-    @magic_arguments.magic_arguments()
-    @magic_arguments.argument("run", nargs="?", help="a run's id, or its end. Default: all runs.")
-    @magic_arguments.argument("-h", "--help", action="store_true", help="show this help.")
     @line_magic
+    @documented(STATUS_HELP)
     def ddp_status(self, line: str) -> Status | None:
-        """Show the forkserver, and every run, newest first.
-
-        Of each run: state, ranks, pid, device, cell line, time, memory.
-        """
-        args = magic_arguments.parse_argstring(self.ddp_status, line)
+        """Show the runs."""
+        args = _parse("%ddp_status", line, STATUS_OPTIONS)
         if args.help:
-            print(self.ddp_status.__doc__)  # noqa: T201 -- the answer
+            print(STATUS_HELP)  # noqa: T201 -- the answer
             return None
         if args.run is None:
             return Status(
@@ -291,37 +180,39 @@ class DDPMagics(Magics):
             )
         run = self.controller.runs.find(args.run)
         if run is None:
-            raise UsageError(f"%ddp_status: there is no run {args.run!r}")
+            raise UsageError(
+                f"%ddp_status: unknown run {args.run!r}: %ddp_status without it lists the runs"
+            )
         return Status([run])
 
-    @magic_arguments.magic_arguments()
-    @magic_arguments.argument("session", nargs="?", help="a session's name.")
-    @magic_arguments.argument("--all", action="store_true", help="all sessions.")
-    @magic_arguments.argument("-h", "--help", action="store_true", help="show this help.")
     @line_magic
+    @documented(STOP_HELP)
     def ddp_stop(self, line: str) -> None:
-        """End a session: ask its ranks, wait for their exit handlers, kill. Says what has ended."""
-        args = magic_arguments.parse_argstring(self.ddp_stop, line)
+        """End sessions."""
+        args = _parse("%ddp_stop", line, STOP_OPTIONS)
         if args.help:
-            print(self.ddp_stop.__doc__)  # noqa: T201 -- the answer
+            print(STOP_HELP)  # noqa: T201 -- the answer
             return
         with without_frames(lambda: "%ddp_stop was interrupted; what had not ended was killed"):
             print("\n".join(self._end_sessions(args)))  # noqa: T201 -- the answer
 
-    def _end_sessions(self, args: argparse.Namespace) -> list[str]:
+    def _end_sessions(self, args: SimpleNamespace) -> list[str]:
         sessions = self.controller.sessions
+        names = [session.name for session in sessions]
+        there = f"the sessions are {', '.join(names)}" if names else "there is no session"
+        if args.all and args.session is not None:
+            raise UsageError("%ddp_stop: give a session or --all, not both")
         if args.all:
             return sessions.end_all() or ["there is no session"]
         if args.session is None:
-            raise UsageError("%ddp_stop: name a session, or --all")
-        if sessions.get(args.session) is None:
-            names = ", ".join(session.name for session in sessions) or "none"
-            raise UsageError(f"%ddp_stop: there is no session {args.session!r} (there: {names})")
+            raise UsageError(f"%ddp_stop: missing session: give its name, or --all ({there})")
+        if args.session not in names:
+            raise UsageError(f"%ddp_stop: unknown session {args.session!r}: {there}")
         return [sessions.end(args.session)]
 
     @line_cell_magic
     def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own
-        """IPython's %debug, which says so where the last failure was in a rank."""
+        """IPython's %debug; it refuses a failure that was in a rank, and says why."""
         error = getattr(sys, "last_value", None)
         if not line.strip() and body is None and isinstance(error, WorkerError | WorkerLostError):
             raise UsageError(
@@ -332,17 +223,11 @@ class DDPMagics(Magics):
         return own(line) if body is None else own(line, body)
 
 
-def _parse(magic: Any, line: str) -> tuple[argparse.Namespace, tuple[str, ...]]:  # noqa: ANN401
-    """Parse the magic's line; what follows `--` is the cell's own."""
-    words = line.split()
-    own, argv = line, ""
-    if "--" in words:
-        own, _, argv = (" " + line + " ").partition(" -- ")
+def _parse(magic: str, line: str, options: tuple[Option, ...]) -> SimpleNamespace:
     try:
-        arguments = tuple(shlex.split(argv))
+        return parse_line(magic, line, options)
     except ValueError as error:
-        raise UsageError(f"%%ddp: {error} in what follows --") from error
-    return magic_arguments.parse_argstring(magic, own), arguments
+        raise UsageError(str(error)) from error
 
 
 def _execution_count(shell: InteractiveShell) -> int | None:

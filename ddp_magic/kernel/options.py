@@ -1,122 +1,277 @@
-"""From what a user asks for to what a run is given: checked against this machine."""
+"""Every option of the magics, declared once.
+
+The magic's parser and the keywords of `launch` and `run` (`arguments`), the help and the README's
+table (`option_help`) and TAB completion (`completion`) all read this table. A new option needs its
+declaration here and the code that obeys it.
+"""
 
 from __future__ import annotations
 
-import argparse
-import math
-import os
-import sys
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from ddp_magic.kernel import devices
-from ddp_magic.kernel.run import Options
+from ddp_magic.kernel import option_values as read
 
 DEFAULT_CPU_RANKS = 2
 
-# The options of `%%ddp` by the names that Python callers use; the magic's parser has its own.
-DEFAULTS: dict[str, Any] = {
-    "nproc_per_node": None,
-    "gpus": None,
-    "backend": None,
-    "timeout": None,
-    "time_limit": None,
-    "no_init": False,
-    "show": None,
-    "session": None,
-    "capture": None,
-    "pull": (),
-    "seed": None,
-    "cold": False,
-    "no_raise_error": False,
-    "argv": (),
-}
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
 
 
-def names_to_take(text: str) -> frozenset[str]:
-    """Read what follows `--capture`: `a,b`, or `none`.
+class OptionError(ValueError):
+    """A value that an option cannot have, on this machine or beside the other options.
 
-    Raises:
-        ValueError: It is no list of names.
+    Attributes:
+        name: The option, as Python callers spell it.
+        problem: What is wrong with it, and what to do.
     """
-    names = frozenset() if text == "none" else frozenset(word.strip() for word in text.split(","))
-    if wrong := [name for name in names if not name.isidentifier()]:
-        raise ValueError(f"{wrong[0]!r} is no name")
-    return names
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+        self.problem = problem
 
 
-def options_of(args: argparse.Namespace, argv: tuple[str, ...]) -> Options:
-    """Check the options against the machine.
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option.
 
-    Args:
-        args: What was asked for; see `%%ddp --help`.
-        argv: The cell's own arguments.
-
-    Raises:
-        ValueError: They cannot be had here.
+    Attributes:
+        name: Its name in Python: the keyword of `launch` and `run`.
+        flags: Its spellings on the magic's line, the long one last; none for a positional word.
+        metavar: Name of its value in the help; empty for a flag, which has none.
+        help: Its line in the help and in the README.
+        read: Reads a value, text or Python's own; raises `InvalidValueError`.
+        what: What the value is, for "invalid ... 'x'".
+        use: Valid values, for "use ...".
+        default: Its value where it is not given.
+        values: Values that TAB offers.
+        also: Spellings that other tools have, for "did you mean ...?".
+        fixed: The first cell of a session decides it for all.
+        keyword: Whether `launch` and `run` take it.
     """
-    if sys.platform == "win32":
-        raise ValueError("Windows cannot fork: run the notebook's server inside WSL")
-    _check_numbers(args)
-    gpus = devices.choose(devices.visible_gpus(os.environ), args.gpus)
-    nproc = _number_of_ranks(args.nproc_per_node, len(gpus))
-    uses_nccl = "nccl" in (args.backend or ("nccl" if gpus else ""))
-    if uses_nccl and nproc > len(gpus):
-        there = f"{len(gpus)} GPU{'s' if len(gpus) != 1 else ''}"
-        raise ValueError(
-            f"{nproc} ranks and {there}: nccl needs a GPU for each rank; "
-            "lower -n, or take --backend gloo or -g none"
-        )
-    pulled = [pull.rank for pull in args.pull if pull.rank is not None and pull.rank >= nproc]
-    if pulled:
-        raise ValueError(f"--pull names rank {pulled[0]}, but there are {nproc} ranks")
-    if args.show and max(args.show) >= nproc:
-        raise ValueError(f"--show names rank {max(args.show)}, but there are {nproc} ranks")
-    return Options(
-        nproc=nproc,
-        device="cpu" if args.gpus == "none" else "cuda",
-        visible=None if args.gpus is None else ",".join(gpu.visible for gpu in gpus),
-        devices=devices.describe(gpus, nproc),
-        backend=args.backend,
-        timeout_s=args.timeout,
-        time_limit_s=args.time_limit,
-        init_process_group=not args.no_init,
-        show=args.show,
-        seed=args.seed,
-        argv=argv,
-        pull=args.pull,
-        session=args.session or "",
-    )
+
+    name: str
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    help: str
+    read: Callable[[object], Any] = read.flag
+    what: str = "flag"
+    use: str = "True or False"
+    default: Any = None
+    values: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    fixed: bool = False
+    keyword: bool = True
+
+    @property
+    def spelling(self) -> str:
+        """The long flag."""
+        return self.flags[-1]
+
+    def value(self, given: object) -> Any:  # noqa: ANN401 -- of each option's own type
+        """Check a value that was given, and convert it.
+
+        Raises:
+            ValueError: The option cannot have it; the text says what to use.
+        """
+        try:
+            return self.read(given)
+        except read.InvalidValueError:
+            shown = " ".join(_REPR.repr(given).split())
+            raise ValueError(f"invalid {self.what} {shown}: use {self.use}") from None
 
 
-def _number_of_ranks(wanted: int | str | None, gpus: int) -> int:
-    match wanted:
-        case int() if wanted >= 1:
-            return wanted
-        case str() if wanted.isdigit() and int(wanted) >= 1:
-            return int(wanted)
-        case None:
-            return gpus or DEFAULT_CPU_RANKS
-        case "gpu" if not gpus:
-            raise ValueError("-n gpu, but there is no GPU")
-        case "gpu":
-            return gpus
-        case "auto" if gpus:
-            return gpus
-        case "cpu" | "auto":
-            return os.cpu_count() or 1
-        case _:
-            raise ValueError(
-                f"nproc_per_node={wanted!r}: expected 1, 2, ..., or 'gpu', 'cpu', 'auto'"
-            )
+HELP = Option(
+    name="help",
+    flags=("-h", "--help"),
+    default=False,
+    keyword=False,
+    help="Show this help and run nothing.",
+)
+
+OPTIONS = (
+    Option(
+        name="nproc_per_node",
+        flags=("-n", "--nproc-per-node"),
+        metavar="N",
+        read=read.rank_count,
+        what="rank count",
+        use="1, 2, ..., gpu, cpu or auto",
+        values=read.DEVICE_COUNTS,
+        also=("--np", "--nprocs", "--ranks", "--world-size", "--num-processes"),
+        help="Number of ranks: a number, or torchrun's gpu, cpu or auto. Default: one for each "
+        f"chosen GPU; without a GPU, {DEFAULT_CPU_RANKS}.",
+    ),
+    Option(
+        name="gpus",
+        flags=("-g", "--gpus"),
+        metavar="LIST",
+        read=read.gpus,
+        what="GPU list",
+        use="numbers such as 0,2, UUIDs, or none",
+        values=("none",),
+        also=("--devices", "--device-ids", "--gpu-ids"),
+        fixed=True,
+        help="GPUs to use: numbers such as 0,2 (relative to CUDA_VISIBLE_DEVICES) or UUIDs; "
+        "none for the CPU. Default: all.",
+    ),
+    Option(
+        name="session",
+        flags=("-s", "--session"),
+        metavar="NAME",
+        read=read.name,
+        what="session name",
+        use="a Python name, such as lab",
+        help="Run in ranks that are kept: the first such cell starts them, later ones find their "
+        "variables. %ddp_stop NAME ends them.",
+    ),
+    Option(
+        name="capture",
+        flags=("--capture",),
+        metavar="NAMES",
+        read=read.names,
+        what="list of names",
+        use="names such as a,b, or none",
+        values=("none",),
+        help="Send only these names of the notebook to the ranks, such as a,b; none sends nothing. "
+        "Default: every name that the cell reads.",
+    ),
+    Option(
+        name="pull",
+        flags=("--pull",),
+        metavar="NAMES",
+        read=read.pulls,
+        what="list of names",
+        use="names such as loss, loss@all or trainer.state@2",
+        default=(),
+        help="Bring these names back to the notebook afterwards: a from rank 0, a@2 from rank 2, "
+        "a@all as a list of all ranks' values; dotted names too.",
+    ),
+    Option(
+        name="out",
+        flags=("-o", "--out"),
+        metavar="NAME",
+        read=read.name,
+        what="name",
+        use="a Python name, such as run",
+        keyword=False,
+        help="Bind the Run to this name in the notebook.",
+    ),
+    Option(
+        name="show",
+        flags=("--show",),
+        metavar="RANKS",
+        read=read.ranks,
+        what="list of ranks",
+        use="ranks such as 0,2-3",
+        help="Ranks whose output is shown, such as 0,2-3; all ranks run, and errors are always "
+        "shown. Default: all.",
+    ),
+    Option(
+        name="seed",
+        flags=("--seed",),
+        metavar="S",
+        read=read.seed,
+        what="seed",
+        use="an integer, such as 0 or 42",
+        help="Seed Python, NumPy and torch, the same on all ranks. Default: each rank draws its "
+        "own.",
+    ),
+    Option(
+        name="backend",
+        flags=("--backend",),
+        metavar="NAME",
+        read=read.word,
+        what="backend",
+        use="gloo, nccl, or one for each device, such as cpu:gloo,cuda:nccl",
+        values=("gloo", "nccl", "cpu:gloo,cuda:nccl"),
+        fixed=True,
+        help="Backend of the process group. Default: cpu:gloo,cuda:nccl with GPUs, otherwise gloo.",
+    ),
+    Option(
+        name="timeout",
+        flags=("--timeout",),
+        metavar="S",
+        read=read.seconds,
+        what="number of seconds",
+        use="a number above 0, such as 30 or 0.5",
+        fixed=True,
+        help="Timeout for collectives, in seconds. Default: torch's.",
+    ),
+    Option(
+        name="time_limit",
+        flags=("--time-limit",),
+        metavar="S",
+        read=read.seconds,
+        what="number of seconds",
+        use="a number above 0, such as 30 or 0.5",
+        help="Time limit for the whole run, in seconds. Default: none.",
+    ),
+    Option(
+        name="no_init",
+        flags=("--no-init",),
+        default=False,
+        fixed=True,
+        help="Do not initialize a process group.",
+    ),
+    Option(
+        name="cold",
+        flags=("--cold",),
+        default=False,
+        fixed=True,
+        help="Start the ranks by plain torch.distributed.run: nothing is preloaded, each rank "
+        "imports for itself.",
+    ),
+    Option(
+        name="no_raise_error",
+        flags=("--no-raise-error",),
+        default=False,
+        help="Show the error of a failed run, but do not fail the cell.",
+    ),
+    Option(
+        name="argv",
+        flags=("--",),
+        metavar="ARGS",
+        read=read.arguments,
+        what="arguments",
+        use="a list of strings, such as ['--lr', '0.1']",
+        default=(),
+        help="Arguments of the cell: its sys.argv[1:].",
+    ),
+    HELP,
+)
+
+STATUS_OPTIONS = (
+    Option(
+        name="run",
+        metavar="RUN",
+        read=read.word,
+        what="run id",
+        use="the id of a run, or its end",
+        help="The id of a run, or its end. Default: all runs.",
+    ),
+    HELP,
+)
+
+STOP_OPTIONS = (
+    Option(
+        name="session",
+        metavar="SESSION",
+        read=read.name,
+        what="session name",
+        use="a Python name, such as lab",
+        help="The session to end.",
+    ),
+    Option(name="all", flags=("--all",), default=False, help="End all sessions."),
+    HELP,
+)
+
+KEYWORDS = {option.name: option for option in OPTIONS if option.keyword}
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Check what Python callers may pass, and the magic's parser has checked."""
-    for name in ("timeout", "time_limit"):
-        value = getattr(args, name)
-        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            raise ValueError(f"{name}={value!r}: expected a number of seconds")
-    if args.seed is not None and not isinstance(args.seed, int):
-        raise ValueError(f"seed={args.seed!r}: expected an int")
-    if wrong := [rank for rank in args.show or () if not (isinstance(rank, int) and rank >= 0)]:
-        raise ValueError(f"show: {wrong[0]!r} is not a rank; expected ints, such as show=[0, 2]")
+def spelling(name: str) -> str:
+    """Return the long flag of an option of `%%ddp`."""
+    return next(option.spelling for option in OPTIONS if option.name == name)

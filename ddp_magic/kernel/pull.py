@@ -43,21 +43,24 @@ def parse(text: str) -> tuple[Pull, ...]:
     """Read the value of `--pull`.
 
     Raises:
-        ValueError: It is not a list of names; the text says what is wrong.
+        ValueError: It is not a list of names; the text says what to use.
     """
     pulls = []
     for part in text.split(","):
         path, at, rank = part.strip().partition("@")
         if not path or not all(word.isidentifier() for word in path.split(".")):
             raise ValueError(
-                f"invalid name {part.strip()!r}: use a name such as loss, loss@all or hist@2"
+                f"invalid name {part.strip()!r}: use names such as loss, loss@all or "
+                "trainer.state@2"
             )
-        if at and rank != "all" and not rank.isdigit():
-            raise ValueError(f"invalid rank in {part.strip()!r}: use a number or all after @")
+        if at and rank != "all" and not rank.isdecimal():
+            raise ValueError(
+                f"invalid rank {rank!r} in {part.strip()!r}: use a number or all after @"
+            )
         pulls.append(Pull(path, None if rank == "all" else int(rank or 0)))
     names = [pull.name for pull in pulls]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"duplicate name {twice[0]!r}")
+        raise ValueError(f"two values would be bound to {twice[0]!r}: pull only one of them")
     return tuple(pulls)
 
 

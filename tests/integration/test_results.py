@@ -85,14 +85,6 @@ def test_from_a_failed_run(kernel: Kernel) -> None:
     assert kernel.value("seen") == "new"
 
 
-def test_wrong_pulls(kernel: Kernel) -> None:
-    for option, words in {
-        "a@x": "invalid rank in 'a@x': use a number or all after @",
-        "a@5": "--pull names rank 5, but there are 2 ranks",
-    }.items():
-        assert words in str(kernel.run(f"%%ddp -n 2 --pull {option}\n1").error)
-
-
 def test_a_sharded_tensor_is_refused_with_what_to_write(kernel: Kernel) -> None:
     result = kernel.run(
         "%%ddp -n 2 --pull w,full\n"
@@ -187,14 +179,13 @@ def test_launch(kernel: Kernel) -> None:
 
 
 def test_wrong_options_from_python(kernel: Kernel) -> None:
-    """Each is an error that names it; nothing is ignored."""
+    """Each is one line that names it."""
     for call, words in (
-        ("launch(print, pull='x')", "TypeError: launch has no option 'pull'"),
-        ("run('x = 1', nproc_per_node=0)", "ValueError: nproc_per_node=0: expected 1, 2, ..."),
-        ("launch(print, nproc_per_node='x')", "ValueError: nproc_per_node='x': expected 1"),
-        ("launch(print, ranks=2)", "TypeError: there is no option 'ranks'"),
-        ("run('x = 1', capture='a b')", "ValueError: 'a b' is no name"),
-        ("run('x = 1', pull='a@b')", "ValueError: invalid rank in 'a@b'"),
+        ("launch(print, pull='x')", "TypeError: launch has no option pull"),
+        ("launch(5)", "TypeError: launch takes a function, not int"),
+        ("run('x = 1', nproc_per_node=0)", "ValueError: nproc_per_node: invalid rank count 0"),
+        ("run('x = 1', nproc_per_node=2, show=[2])", "ValueError: show: invalid rank 2"),
+        ("launch(print, ranks=2)", "TypeError: unrecognized option ranks: did you mean"),
         ("run('x = = 1')", "SyntaxError: invalid syntax"),
         ("run('return 1')", "SyntaxError: 'return' outside function"),
         ("run('def f(:')", "SyntaxError: invalid syntax"),
@@ -211,8 +202,6 @@ def test_launch_fails_as_the_function_does(kernel: Kernel) -> None:
     result = kernel.run("ddp_magic.launch(bad, nproc_per_node=2)")
     assert "----> 3     return {}['missing']" in result.traceback
     assert kernel.value("[n for n in globals() if n.startswith('_fun') or n == '_result']") == []
-    result = kernel.run("ddp_magic.launch(bad, ranks=2)")
-    assert "TypeError: there is no option 'ranks'" in result.traceback
     result = kernel.run("r = ddp_magic.launch(bad, no_raise_error=True); print(r.state.value)")
     assert result.text.strip().endswith("FAILED")
 

@@ -72,10 +72,15 @@ def test_a_later_cell_finds_what_an_earlier_one_made(lab: Kernel) -> None:
 def test_another_number_of_ranks_is_refused(lab: Kernel) -> None:
     lab.run("%%ddp -n 2 -s lab\nx = 1")
     result = lab.run("%%ddp -n 3 -s lab\nx")
-    assert "session 'lab' has 2 ranks: leave -n out, or %ddp_stop lab first" in str(result.error)
+    assert (
+        "%%ddp --nproc-per-node: session 'lab' already runs with 2 ranks: omit it, run %ddp_stop "
+        "lab first, or use another session name"
+    ) in str(result.error)
     assert lab.run("%%ddp -n 2 -s lab\nx").status == "ok"
     result = lab.run("%%ddp -s lab --no-init\nx")
-    assert "--no-init is its first cell's" in str(result.error)
+    assert "%%ddp --no-init: session 'lab' is already running: omit it" in str(result.error)
+    result = lab.run("%%ddp -s lab --pull x@2\nx")
+    assert "%%ddp --pull: invalid rank 2: this run has ranks 0 to 1" in str(result.error)
 
 
 def test_a_failed_cell_keeps_the_session_and_the_sums_right(lab: Kernel) -> None:
@@ -243,7 +248,7 @@ def test_two_sessions_and_a_run_between(lab: Kernel) -> None:
     assert "session b" in status
     assert lab.run("%ddp_stop a").text.strip() == "session a (1 rank) ended"
     assert lab.run("%ddp_stop --all").text.strip() == "session b (2 ranks) ended"
-    assert "there is no session 'a'" in str(lab.run("%ddp_stop a").error)
+    assert "unknown session 'a': there is no session" in str(lab.run("%ddp_stop a").error)
 
 
 def test_exit_handlers_run_at_the_end(lab: Kernel) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ddp_magic.kernel.option_help import markdown_table
+
 ROOT = Path(__file__).parents[2]
 REQUIREMENT = re.compile(r'^\s*"([\w-]+)>=([\d.]+)(?:,<[\d.]+)?",', re.MULTILINE)
 PIN = re.compile(r"^([\w-]+)==([\d.]+)$", re.MULTILINE)
@@ -63,3 +65,10 @@ def test_the_lowest_versions_are_those_that_are_tested() -> None:
     assert len(declared) > 20
     del pinned["torchvision"]  # of one test, which pyproject.toml does not know
     assert pinned == declared
+
+
+def test_the_readme_lists_the_options() -> None:
+    """As they are declared; the message is the table to put there."""
+    text = (ROOT / "README.md").read_text()
+    begin, end = "<!-- options -->\n", "<!-- /options -->"
+    assert text.partition(begin)[2].partition(end)[0] == markdown_table()

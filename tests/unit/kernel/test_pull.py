@@ -29,16 +29,16 @@ def test_names_ranks_and_attributes() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "invalid name ''"),
-        ("a,,b", "invalid name ''"),
-        ("1a", "invalid name '1a': use a name such as loss, loss@all or hist@2"),
-        ("a.", r"invalid name 'a\.'"),
-        ("a@", "invalid rank in 'a@': use a number or all after @"),
-        ("a@-1", "invalid rank in 'a@-1'"),
-        ("a,x.a", "duplicate name 'a'"),
+        ("", "invalid name"),
+        ("a,,b", "invalid name"),
+        ("1a", "invalid name"),
+        ("a.", "invalid name"),
+        ("a@", "invalid rank '' in"),
+        ("a@-1", "invalid rank '-1' in"),
+        ("a,x.a", "would be bound to 'a'"),
     ],
 )
-def test_what_is_no_list_of_names(text: str, words: str) -> None:
+def test_invalid_lists_of_names(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse(text)
 

@@ -1,0 +1,81 @@
+"""The help of the magics and the README's table of options, from their declaration."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+
+_WIDTH = 88
+_COLUMN = 29
+
+
+def option_lines(options: Sequence[Option]) -> str:
+    """Return the options, one or more lines each, as in `python --help`."""
+    lines = []
+    for option in options:
+        head = f"  {_spelled(option)}"
+        text = textwrap.wrap(option.help, _WIDTH - _COLUMN)
+        if len(head) < _COLUMN:
+            text[0] = head.ljust(_COLUMN) + text[0]
+            lines += [text[0], *(" " * _COLUMN + line for line in text[1:])]
+        else:
+            lines += [head, *(" " * _COLUMN + line for line in text)]
+    return "\n".join(lines)
+
+
+def markdown_table() -> str:
+    """Return the README's table of the options of `%%ddp`."""
+    rows = ["| `%%ddp` | |", "| --- | --- |"]
+    for option in OPTIONS:
+        *short, long = option.flags
+        spelled = ", ".join(
+            [f"`{flag}`" for flag in short] + [f"`{long} {option.metavar}".rstrip()]
+        )
+        rows.append(f"| {spelled}` | {option.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def _spelled(option: Option) -> str:
+    return f"{', '.join(option.flags)} {option.metavar}".strip()
+
+
+DDP_HELP = f"""\
+Run the cell as a distributed PyTorch program, one process per rank.
+
+Usage: %%ddp [OPTIONS] [-- ARGS]     in the first line of a cell, the program below it
+
+In the cell, `rank`, `local_rank`, `world_size` and `device` are defined, the process group is
+initialized, and the names of your notebook and of ddp_magic.prelude are available.
+`{{name}}` and `$name` in the line are variables of the notebook.
+
+Options:
+{option_lines(OPTIONS)}
+
+Examples:
+
+  %%ddp -n 2
+  print(rank, world_size, device)
+
+  %%ddp -n 4 --session lab --pull losses@all -- --lr 0.1
+  losses = train(model, data)
+"""
+
+STATUS_HELP = f"""\
+Show the forkserver, the sessions and every run, newest first.
+
+For each run: state, ranks, and each rank's pid, device, line of the cell, time and memory.
+
+Usage: %ddp_status [OPTIONS] [RUN]
+
+{option_lines(STATUS_OPTIONS)}
+"""
+
+STOP_HELP = f"""\
+End a session: ask its ranks to end, wait for their exit handlers, then kill them.
+
+Usage: %ddp_stop [OPTIONS] [SESSION]
+
+{option_lines(STOP_OPTIONS)}
+"""

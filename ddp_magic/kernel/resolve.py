@@ -1,0 +1,106 @@
+"""From what a user asks for to what a run is given: checked against this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+from ddp_magic.kernel import devices
+from ddp_magic.kernel.devices import Gpu
+from ddp_magic.kernel.options import DEFAULT_CPU_RANKS, OptionError
+from ddp_magic.kernel.run import Options
+
+
+def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Options:
+    """Check the options against each other and against the machine.
+
+    Args:
+        asked: The options' values, as `arguments` reads them.
+        visible: The GPUs of this process; None to look for them.
+
+    Raises:
+        OptionError: They contradict each other, or the machine cannot meet them.
+    """
+    _check_contradictions(asked)
+    if visible is None:
+        visible = devices.visible_gpus(os.environ)
+    try:
+        gpus = devices.choose(list(visible), asked.gpus)
+    except ValueError as error:
+        raise OptionError("gpus", str(error)) from None
+    nproc = _number_of_ranks(asked, len(gpus))
+    _check_nccl(asked, nproc, len(gpus))
+    check_ranks(asked, nproc)
+    return Options(
+        nproc=nproc,
+        device="cpu" if asked.gpus == "none" else "cuda",
+        visible=None if asked.gpus is None else ",".join(gpu.visible for gpu in gpus),
+        devices=devices.describe(gpus, nproc),
+        backend=asked.backend,
+        timeout_s=asked.timeout,
+        time_limit_s=asked.time_limit,
+        init_process_group=not asked.no_init,
+        show=asked.show,
+        seed=asked.seed,
+        argv=asked.argv,
+        pull=asked.pull,
+        session=asked.session or "",
+    )
+
+
+def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
+    """Check that the ranks which `--pull` and `--show` name exist.
+
+    Raises:
+        OptionError: One does not.
+    """
+    for name, ranks in (("pull", [p.rank or 0 for p in asked.pull]), ("show", asked.show or ())):
+        if (last := max(ranks, default=0)) >= nproc:
+            there = f"ranks 0 to {nproc - 1}" if nproc > 1 else "only rank 0"
+            raise OptionError(name, f"invalid rank {last}: this run has {there}")
+
+
+def _check_contradictions(asked: SimpleNamespace) -> None:
+    if sys.platform == "win32":
+        raise ValueError("Windows cannot fork: run the notebook's server inside WSL")
+    if asked.no_init:
+        for name in ("backend", "timeout"):
+            if getattr(asked, name) is not None:
+                problem = f"{name} has no effect without a process group: omit one of the two"
+                raise OptionError("no_init", problem)
+    if asked.out is not None and asked.out in [pull.name for pull in asked.pull]:
+        raise OptionError("out", f"{asked.out!r} is pulled too: use another name for the run")
+
+
+def _number_of_ranks(asked: SimpleNamespace, gpus: int) -> int:
+    wanted: int | str | None = asked.nproc_per_node
+    match wanted:
+        case int():
+            return wanted
+        case None:
+            return gpus or DEFAULT_CPU_RANKS
+        case "gpu" if not gpus:
+            why = "none was chosen" if asked.gpus == "none" else "there is none here"
+            raise OptionError("nproc_per_node", f"gpu needs a GPU, and {why}: use a number or cpu")
+        case "gpu" | "auto" if gpus:
+            return gpus
+        case _:
+            return os.cpu_count() or 1
+
+
+def _check_nccl(asked: SimpleNamespace, nproc: int, gpus: int) -> None:
+    """Check that each rank has a GPU where nccl needs one."""
+    default = "nccl" if gpus else "gloo"
+    if "nccl" not in (asked.backend or default) or nproc <= gpus:
+        return
+    if not gpus:
+        why = "none was chosen" if asked.gpus == "none" else "there is none here"
+        raise OptionError("backend", f"nccl needs a GPU for each rank, and {why}: use gloo")
+    there = f"{gpus} GPU{'s' if gpus != 1 else ''}"
+    raise OptionError(
+        "nproc_per_node",
+        f"nccl needs a GPU for each rank, but there are {nproc} ranks and {there}: "
+        f"use {gpus}, the gloo backend, or no GPUs",
+    )

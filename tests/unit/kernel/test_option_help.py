@@ -1,0 +1,22 @@
+"""The help, from the declaration of the options."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
+from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [(DDP_HELP, OPTIONS), (STATUS_HELP, STATUS_OPTIONS), (STOP_HELP, STOP_OPTIONS)],
+)
+def test_help_lists_every_option(text: str, options: tuple[Option, ...]) -> None:
+    for option in options:
+        assert " ".join([", ".join(option.flags), option.metavar]).strip() in text
+
+
+def test_lines_fit_a_notebook() -> None:
+    for line in (DDP_HELP + STATUS_HELP + STOP_HELP).splitlines():
+        assert len(line) <= 100

@@ -1,0 +1,59 @@
+"""Options against each other and against a machine of so many GPUs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ddp_magic.kernel.arguments import parse_line
+from ddp_magic.kernel.devices import Gpu
+from ddp_magic.kernel.options import OptionError
+from ddp_magic.kernel.resolve import resolve
+from ddp_magic.kernel.run import Options
+
+
+def _resolve(line: str, gpus: int = 0) -> Options:
+    there = [Gpu(visible=str(i), name="T4", used_mib=0, total_mib=9) for i in range(gpus)]
+    return resolve(parse_line("%%ddp", line), there)
+
+
+@pytest.mark.parametrize(
+    ("line", "gpus", "ranks"),
+    [
+        ("", 0, 2),
+        ("", 3, 3),
+        ("-g 0,2", 3, 2),
+        ("-g none", 3, 2),
+        ("-n 5", 0, 5),
+        ("-n gpu", 3, 3),
+        ("-n auto", 3, 3),
+        ("-n auto", 0, os.cpu_count()),
+        ("-n cpu --backend gloo", 3, os.cpu_count()),
+    ],
+)
+def test_numbers_of_ranks(line: str, gpus: int, ranks: int) -> None:
+    assert _resolve(line, gpus).nproc == ranks
+
+
+@pytest.mark.parametrize(
+    ("line", "gpus", "message"),
+    [
+        ("-n gpu", 0, "nproc_per_node: gpu needs a GPU, and there is none here: use a number"),
+        ("-n gpu -g none", 1, "nproc_per_node: gpu needs a GPU, and none was chosen: use a number"),
+        ("-g 3", 0, "gpus: GPU 3 does not exist: no GPU is visible"),
+        ("-g 3", 2, "gpus: GPU 3 does not exist: GPUs 0 to 1 are visible"),
+        ("-g 0,0", 2, "gpus: GPU 0 is listed twice"),
+        ("--backend nccl", 0, "backend: nccl needs a GPU for each rank, and there is none here"),
+        ("-n 4", 1, "nproc_per_node: nccl needs a GPU for each rank, but there are 4 ranks and 1"),
+        ("-n 2 --show 5", 0, "show: invalid rank 5: this run has ranks 0 to 1"),
+        ("-n 1 --pull a@1", 0, "pull: invalid rank 1: this run has only rank 0"),
+        ("--no-init --backend gloo", 0, "no_init: backend has no effect without a process group"),
+        ("--no-init --timeout 3", 0, "no_init: timeout has no effect without a process group"),
+        ("-o x --pull a.x", 0, "out: 'x' is pulled too: use another name for the run"),
+    ],
+)
+def test_contradictions(line: str, gpus: int, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        _resolve(line, gpus)
+    assert str(caught.value).startswith(message)
