@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from ddp_magic.errors import (
 from ddp_magic.kernel import cell, controller
 from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import without_frames
 from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
@@ -47,6 +49,15 @@ def documented(text: str) -> Callable[[Any], Any]:
         return magic
 
     return decorate
+
+
+def keep_empty_body(lines: list[str]) -> list[str]:
+    """Give `%%ddp` without a body an empty line: IPython refuses a cell magic that has none.
+
+    So `%%ddp --help` alone in a cell reaches the magic.
+    """
+    alone = len(lines) == 1 and re.match(r"%%ddp(\s|$)", lines[0])
+    return [lines[0].rstrip("\n") + "\n", "\n"] if alone else lines
 
 
 @magics_class
@@ -76,6 +87,9 @@ class DDPMagics(Magics):
         }
         self.controller = Controller(notebook)
         controller.current = self.controller
+        self._completion = Completion(shell, self.controller)
+        # Before IPython's own, which makes a call of the magic out of the cell.
+        shell.input_transformer_manager.line_transforms.insert(0, keep_empty_body)
         self._raw_cell = ""
         self._apply_preload()
 
@@ -96,8 +110,10 @@ class DDPMagics(Magics):
         self.controller.follow()
 
     def close(self) -> None:
-        """End the sessions and the forkserver."""
+        """End the sessions and the forkserver; unplug from IPython."""
         controller.current = None
+        self._completion.close()
+        self.shell.input_transformer_manager.line_transforms.remove(keep_empty_body)
         self.controller.close()
 
     @line_cell_magic

@@ -206,23 +206,6 @@ def test_the_line_takes_the_notebooks_variables(kernel: Kernel) -> None:
     assert sorted(result.lines) == [f"[rank {r}] {{n}} $n ['3']" for r in (0, 1)], result
 
 
-def test_question_mark(kernel: Kernel) -> None:
-    """`%%ddp?` shows the options."""
-    message = kernel.start("%%ddp?")
-    result = kernel.finish(message)
-    assert result.status == "ok"
-
-
-def test_reload_and_unload(new_kernel: Callable[..., Kernel]) -> None:
-    """%reload_ext works on; %unload_ext takes the magics away."""
-    kernel = new_kernel()
-    assert kernel.run("%reload_ext ddp_magic").status == "ok"
-    assert kernel.run("%%ddp -n 1\nprint('on')").text == "[rank 0] on\n"
-    assert kernel.run("%unload_ext ddp_magic").status == "ok"
-    gone = kernel.run("%%ddp -n 1\nprint('on')")
-    assert "Cell magic `%%ddp` not found" in gone.text + str(gone.error)
-
-
 def test_capture_and_time(kernel: Kernel) -> None:
     """%%capture and %%time above %%ddp work, with true line numbers below them."""
     kernel.run("%%capture out\n%%ddp -n 1\nprint('caught')")

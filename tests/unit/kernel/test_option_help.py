@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ddp_magic.kernel.magics import keep_empty_body
 from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
 from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
 
@@ -20,3 +21,18 @@ def test_help_lists_every_option(text: str, options: tuple[Option, ...]) -> None
 def test_lines_fit_a_notebook() -> None:
     for line in (DDP_HELP + STATUS_HELP + STOP_HELP).splitlines():
         assert len(line) <= 100
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        (["%%ddp\n"], ["%%ddp\n", "\n"]),
+        (["%%ddp --help"], ["%%ddp --help\n", "\n"]),
+        (["%%ddp -n 2\n", "x\n"], ["%%ddp -n 2\n", "x\n"]),
+        (["%%ddp?\n"], ["%%ddp?\n"]),
+        (["%%ddpx\n"], ["%%ddpx\n"]),
+        ([], []),
+    ],
+)
+def test_a_cell_without_a_body_gets_an_empty_one(lines: list[str], kept: list[str]) -> None:
+    assert keep_empty_body(lines) == kept

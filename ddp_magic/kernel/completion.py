@@ -1,0 +1,118 @@
+"""TAB on the lines of the magics: options, and their values.
+
+`complete` is pure; `Completion` plugs it into IPython's completer (known to work in IPython 8.18
+to 9.18), which Jupyter's kernel and the terminal share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from IPython.core.completer import SimpleCompletion, context_matcher
+from IPython.core.interactiveshell import InteractiveShell
+
+from ddp_magic.kernel.arguments import matching
+from ddp_magic.kernel.controller import Controller
+from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+
+_MAGICS = {"%%ddp": OPTIONS, "%ddp_status": STATUS_OPTIONS, "%ddp_stop": STOP_OPTIONS}
+_LISTS = ("capture", "pull")  # comma-separated
+_ASSIGNED = re.compile(r"^\s*([^\W\d]\w*)\s*=(?!=)", re.MULTILINE)
+
+Source = Callable[[], Iterable[str]]
+
+
+def complete(
+    line: str, sources: Mapping[str, Source], body: str = ""
+) -> tuple[str, list[str]] | None:
+    """Complete the line of a magic.
+
+    Args:
+        line: The line up to the cursor.
+        sources: What names there are: "session", "run", "name".
+        body: The cell below the line; `--pull` may name what it assigns.
+
+    Returns:
+        The fragment before the cursor and what it may become; None if this is not our line.
+    """
+    match = re.match(r"\s*(%%?\w+)\s+(.*)$", line)
+    if match is None or match[1] not in _MAGICS:
+        return None
+    options = _MAGICS[match[1]]
+    *words, fragment = re.split(r"\s+", match[2])
+    if "--" in words:  # the cell's own arguments
+        return None
+    flags = {flag: option for option in options for flag in option.flags if flag != "--"}
+    if fragment.startswith("--") and "=" in fragment:
+        flag, _, fragment = fragment.partition("=")
+    else:
+        flag = words[-1] if words else ""
+    option = _option(flag, flags)
+    if option is not None and option.metavar:
+        return _values(option, fragment, sources, body)
+    positional = [option for option in options if not option.flags]
+    values = _values(positional[0], fragment, sources, body)[1] if positional else []
+    return fragment, values + [flag for flag in flags if flag.startswith(fragment)]
+
+
+def _option(flag: str, flags: Mapping[str, Option]) -> Option | None:
+    """Return the option of a flag, which may be abbreviated."""
+    if flag in flags:
+        return flags[flag]
+    found = matching(flag, flags) if flag.startswith("--") else []
+    return flags[found[0]] if len(found) == 1 else None
+
+
+def _values(
+    option: Option, fragment: str, sources: Mapping[str, Source], body: str
+) -> tuple[str, list[str]]:
+    values = list(option.values)
+    if option.name in _LISTS:
+        whole, comma, fragment = fragment.rpartition(",")
+        if comma:
+            values = []  # `none` stands alone
+        if option.name == "pull" and "@" in fragment:
+            fragment = fragment.rpartition("@")[2]
+            return fragment, [value for value in ["all"] if value.startswith(fragment)]
+        named = set(whole.split(","))
+        found = [*sources["name"](), *(_ASSIGNED.findall(body) if option.name == "pull" else ())]
+        values += sorted({name for name in found if name not in named})
+        if not fragment.startswith("_"):
+            values = [value for value in values if not value.startswith("_")]
+    elif option.name in sources:
+        values += sources[option.name]()
+    return fragment, [value for value in values if value.startswith(fragment)]
+
+
+class Completion:
+    """Offers the options to IPython's completer while the extension is loaded."""
+
+    def __init__(self, shell: InteractiveShell, controller: Controller) -> None:
+        self._matchers: list[Any] = shell.Completer.custom_matchers
+        sources: dict[str, Source] = {
+            "session": lambda: [session.name for session in controller.sessions],
+            "run": lambda: [run.id for run in controller.runs],
+            "name": controller.notebook.visible,
+        }
+
+        def matcher(context: Any) -> dict[str, Any]:  # noqa: ANN401 -- IPython's CompletionContext
+            lines = context.full_text.split("\n")
+            line = lines[context.cursor_line][: context.cursor_position]
+            found = complete(line, sources, "\n".join(lines[context.cursor_line + 1 :]))
+            fragment, texts = found or ("", [])
+            return {
+                "completions": [SimpleCompletion(text=text, type="magic") for text in texts],
+                "matched_fragment": fragment,
+                "ordered": True,
+                "suppress": bool(texts),  # files and variables are not options
+            }
+
+        self._matcher = context_matcher(identifier="ddp_magic")(matcher)
+        self._matchers.append(matcher)
+
+    def close(self) -> None:
+        """Remove it."""
+        if self._matcher in self._matchers:
+            self._matchers.remove(self._matcher)

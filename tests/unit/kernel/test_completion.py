@@ -1,0 +1,56 @@
+"""What TAB offers on a line."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddp_magic.kernel.completion import complete
+
+SOURCES = {
+    "session": lambda: ["lab", "big"],
+    "run": lambda: ["1127-2", "1127-1"],
+    "name": lambda: ["images", "labels", "_hidden"],
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "fragment", "found"),
+    [
+        ("%%ddp --n", "--n", ["--nproc-per-node", "--no-init", "--no-raise-error"]),
+        ("  %%ddp -n 2 --ti", "--ti", ["--timeout", "--time-limit"]),
+        ("%%ddp -n ", "", ["gpu", "cpu", "auto"]),
+        ("%%ddp -n g", "g", ["gpu"]),
+        ("%%ddp --nproc g", "g", ["gpu"]),
+        ("%%ddp --nproc-per-node=g", "g", ["gpu"]),
+        ("%%ddp -g n", "n", ["none"]),
+        ("%%ddp --backend ", "", ["gloo", "nccl", "cpu:gloo,cuda:nccl"]),
+        ("%%ddp -s ", "", ["lab", "big"]),
+        ("%%ddp --capture ", "", ["none", "images", "labels"]),
+        ("%%ddp --capture images,", "", ["labels"]),
+        ("%%ddp --capture _", "_", ["_hidden"]),
+        ("%%ddp --pull l", "l", ["labels", "loss"]),
+        ("%%ddp --pull a,loss@", "", ["all"]),
+        ("%%ddp --seed ", "", []),
+        ("%%ddp x", "x", []),
+        ("%ddp_stop ", "", ["lab", "big", "--all", "-h", "--help"]),
+        ("%ddp_stop l", "l", ["lab"]),
+        ("%ddp_stop --a", "--a", ["--all"]),
+        ("%ddp_status 1127-1", "1127-1", ["1127-1"]),
+    ],
+)
+def test_what_is_offered(line: str, fragment: str, found: list[str]) -> None:
+    assert complete(line, SOURCES, "loss = 1\nlast == 2") == (fragment, found)
+
+
+def test_a_dash_offers_all_options() -> None:
+    fragment, found = complete("%%ddp -", SOURCES) or ("", [])
+    assert fragment == "-"
+    assert {"-n", "--nproc-per-node", "--session", "--pull", "--help"} <= set(found)
+    assert "--" not in found
+
+
+@pytest.mark.parametrize(
+    "line", ["", "images", "%%ddp", "%%time -", "x = '%%ddp -", "%%ddp -n 2 -- --", "%%ddpx -"]
+)
+def test_other_lines_are_left_to_ipython(line: str) -> None:
+    assert complete(line, SOURCES) is None
