@@ -120,14 +120,13 @@ class DDPMagics(Magics):
     @documented(DDP_HELP)
     def ddp(self, line: str, body: str | None = None) -> None:
         """Run a cell."""
+        if body is None and line.strip() not in ("", "-h", "--help"):
+            raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
         args = _parse("%%ddp", line, OPTIONS)
-        empty = not (body or "").strip()
-        if args.help or (empty and not line.strip()):
+        if args.help or not (line + (body or "")).strip():
             print(DDP_HELP)  # noqa: T201 -- the answer
             return
-        if body is None:
-            raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
-        if empty:
+        if body is None or not body.strip():
             raise UsageError(
                 "%%ddp: the cell is empty: write the program below this line "
                 "(%%ddp --help lists the options)"

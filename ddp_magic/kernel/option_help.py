@@ -16,7 +16,7 @@ def option_lines(options: Sequence[Option]) -> str:
     lines = []
     for option in options:
         head = f"  {_spelled(option)}"
-        text = textwrap.wrap(option.help, _WIDTH - _COLUMN)
+        text = textwrap.wrap(option.help.replace("`", ""), _WIDTH - _COLUMN)
         if len(head) < _COLUMN:
             text[0] = head.ljust(_COLUMN) + text[0]
             lines += [text[0], *(" " * _COLUMN + line for line in text[1:])]

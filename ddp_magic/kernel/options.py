@@ -42,7 +42,7 @@ class Option:
         name: Its name in Python: the keyword of `launch` and `run`.
         flags: Its spellings on the magic's line, the long one last; none for a positional word.
         metavar: Name of its value in the help; empty for a flag, which has none.
-        help: Its line in the help and in the README.
+        help: Its line in the README, in Markdown, and in the help, without the backticks.
         read: Reads a value, text or Python's own; raises `InvalidValueError`.
         what: What the value is, for "invalid ... 'x'".
         use: Valid values, for "use ...".
@@ -102,8 +102,8 @@ OPTIONS = (
         use="1, 2, ..., gpu, cpu or auto",
         values=read.DEVICE_COUNTS,
         also=("--np", "--nprocs", "--ranks", "--world-size", "--num-processes"),
-        help="Number of ranks: a number, or torchrun's gpu, cpu or auto. Default: one for each "
-        f"chosen GPU; without a GPU, {DEFAULT_CPU_RANKS}.",
+        help="Number of ranks: a number, or torchrun's `gpu`, `cpu` or `auto`. Default: one for "
+        f"each chosen GPU; without a GPU, {DEFAULT_CPU_RANKS}.",
     ),
     Option(
         name="gpus",
@@ -115,8 +115,8 @@ OPTIONS = (
         values=("none",),
         also=("--devices", "--device-ids", "--gpu-ids"),
         fixed=True,
-        help="GPUs to use: numbers such as 0,2 (relative to CUDA_VISIBLE_DEVICES) or UUIDs; "
-        "none for the CPU. Default: all.",
+        help="GPUs to use: numbers such as `0,2` (relative to CUDA_VISIBLE_DEVICES) or "
+        "UUIDs; `none` for the CPU. Default: all.",
     ),
     Option(
         name="session",
@@ -126,7 +126,7 @@ OPTIONS = (
         what="session name",
         use="a Python name, such as lab",
         help="Run in ranks that are kept: the first such cell starts them, later ones find their "
-        "variables. %ddp_stop NAME ends them.",
+        "variables. `%ddp_stop NAME` ends them.",
     ),
     Option(
         name="capture",
@@ -136,8 +136,8 @@ OPTIONS = (
         what="list of names",
         use="names such as a,b, or none",
         values=("none",),
-        help="Send only these names of the notebook to the ranks, such as a,b; none sends nothing. "
-        "Default: every name that the cell reads.",
+        help="Send only these names of the notebook to the ranks, such as `a,b`; `none` sends "
+        "nothing. Default: every name that the cell reads.",
     ),
     Option(
         name="pull",
@@ -147,8 +147,8 @@ OPTIONS = (
         what="list of names",
         use="names such as loss, loss@all or trainer.state@2",
         default=(),
-        help="Bring these names back to the notebook afterwards: a from rank 0, a@2 from rank 2, "
-        "a@all as a list of all ranks' values; dotted names too.",
+        help="Bring these names back to the notebook afterwards: `a` from rank 0, `a@2` from rank "
+        "2, `a@all` as a list of all ranks' values; dotted names too.",
     ),
     Option(
         name="out",
@@ -158,7 +158,7 @@ OPTIONS = (
         what="name",
         use="a Python name, such as run",
         keyword=False,
-        help="Bind the Run to this name in the notebook.",
+        help="Bind the `Run` to this name in the notebook.",
     ),
     Option(
         name="show",
@@ -167,7 +167,7 @@ OPTIONS = (
         read=read.ranks,
         what="list of ranks",
         use="ranks such as 0,2-3",
-        help="Ranks whose output is shown, such as 0,2-3; all ranks run, and errors are always "
+        help="Ranks whose output is shown, such as `0,2-3`; all ranks run, and errors are always "
         "shown. Default: all.",
     ),
     Option(
@@ -189,7 +189,8 @@ OPTIONS = (
         use="gloo, nccl, or one for each device, such as cpu:gloo,cuda:nccl",
         values=("gloo", "nccl", "cpu:gloo,cuda:nccl"),
         fixed=True,
-        help="Backend of the process group. Default: cpu:gloo,cuda:nccl with GPUs, otherwise gloo.",
+        help="Backend of the process group. Default: `cpu:gloo,cuda:nccl` with GPUs, otherwise "
+        "`gloo`.",
     ),
     Option(
         name="timeout",
@@ -222,7 +223,7 @@ OPTIONS = (
         flags=("--cold",),
         default=False,
         fixed=True,
-        help="Start the ranks by plain torch.distributed.run: nothing is preloaded, each rank "
+        help="Start the ranks by plain `torch.distributed.run`: nothing is preloaded, each rank "
         "imports for itself.",
     ),
     Option(
@@ -239,7 +240,7 @@ OPTIONS = (
         what="arguments",
         use="a list of strings, such as ['--lr', '0.1']",
         default=(),
-        help="Arguments of the cell: its sys.argv[1:].",
+        help="Arguments of the cell: its `sys.argv[1:]`.",
     ),
     HELP,
 )
