@@ -152,6 +152,8 @@ def _unrecognized(magic: str, word: str, flags: Mapping[str, Option]) -> str:
 
 def _unexpected(magic: str, word: str, flags: Mapping[str, Option]) -> str:
     text = f"{magic}: unexpected argument {word!r}: "
+    if word.startswith("#"):
+        return f"{text}put comments below this line"
     if count := flags.get("-n"):
         try:
             return f"{text}did you mean -n {count.value(word)}?"

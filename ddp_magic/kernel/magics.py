@@ -113,7 +113,9 @@ class DDPMagics(Magics):
         """End the sessions and the forkserver; unplug from IPython."""
         controller.current = None
         self._completion.close()
-        self.shell.input_transformer_manager.line_transforms.remove(keep_empty_body)
+        transforms = self.shell.input_transformer_manager.line_transforms
+        if keep_empty_body in transforms:
+            transforms.remove(keep_empty_body)
         self.controller.close()
 
     @line_cell_magic

@@ -77,10 +77,6 @@ def test_another_number_of_ranks_is_refused(lab: Kernel) -> None:
         "lab first, or use another session name"
     ) in str(result.error)
     assert lab.run("%%ddp -n 2 -s lab\nx").status == "ok"
-    result = lab.run("%%ddp -s lab --no-init\nx")
-    assert "%%ddp --no-init: session 'lab' is already running: omit it" in str(result.error)
-    result = lab.run("%%ddp -s lab --pull x@2\nx")
-    assert "%%ddp --pull: invalid rank 2: this run has ranks 0 to 1" in str(result.error)
 
 
 def test_a_failed_cell_keeps_the_session_and_the_sums_right(lab: Kernel) -> None:

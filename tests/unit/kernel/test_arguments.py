@@ -89,6 +89,7 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("--cold=1", "%%ddp --cold: unexpected value '1': this option takes none"),
         ("2", "%%ddp: unexpected argument '2': did you mean -n 2?"),
         ("train.py", "%%ddp: unexpected argument 'train.py': put arguments of the cell after --"),
+        ("-n 1 # one", "%%ddp: unexpected argument '#': put comments below this line"),
         ("-n 1 -- 'open", "%%ddp: missing closing quote in: -n 1 -- 'open"),
         ("-n 1 \\", "%%ddp: nothing follows the last backslash in: -n 1 \\"),
         ("--no", "%%ddp: ambiguous option --no: use --no-init or --no-raise-error"),

@@ -1,0 +1,70 @@
+"""Options of a later cell of a session, against those that its first cell has decided."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from ddp_magic.kernel.arguments import parse_line
+from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.controller import Controller
+from ddp_magic.kernel.options import OptionError
+from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.session import Session
+
+ADVICE = "omit it, run %ddp_stop lab first, or use another session name"
+
+
+class _Kept:
+    """A session of two ranks, without them."""
+
+    name = "lab"
+    options = Options(nproc=2, session="lab", backend="gloo")
+
+    def alive(self) -> bool:
+        return True
+
+
+def _join(line: str) -> Options | None:
+    controller = Controller(Notebook({}))
+    controller.sessions.add(cast("Session", _Kept()))
+    return controller.join(parse_line("%%ddp", line))
+
+
+def test_a_later_cell_has_the_sessions_ranks_and_its_own_options() -> None:
+    options = _join("-s lab --time-limit 5 --show 1 -- --lr 1")
+    assert options is not None
+    assert (options.nproc, options.backend, options.session) == (2, "gloo", "lab")
+    assert (options.time_limit_s, options.show) == (5, frozenset({1}))
+    assert options.argv == ("--lr", "1")
+    assert _join("-s lab -n 2") is not None
+
+
+def test_other_cells_do_not_join() -> None:
+    assert _join("-n 3") is None
+    assert _join("-n 3 -s other") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-n 3", f"nproc_per_node: session 'lab' already runs with 2 ranks: {ADVICE}"),
+        *[
+            (line, f"{name}: session 'lab' is already running: {ADVICE}")
+            for line, name in (
+                ("-g none", "gpus"),
+                ("--backend gloo", "backend"),
+                ("--timeout 3", "timeout"),
+                ("--no-init", "no_init"),
+                ("--cold", "cold"),
+            )
+        ],
+        ("--pull x@2", "pull: invalid rank 2: this run has ranks 0 to 1"),
+        ("--show 2", "show: invalid rank 2: this run has ranks 0 to 1"),
+    ],
+)
+def test_contradictions(line: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        _join(f"-s lab {line}")
+    assert str(caught.value) == message
