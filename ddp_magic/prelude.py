@@ -1,8 +1,23 @@
-"""SAM fine-tuning helpers, and the names that a distributed PyTorch program usually imports.
+"""The names that a `%%ddp` cell finds ready, and where each is defined.
 
-In a `%%ddp` cell they are simply there; elsewhere: `from ddp_magic.prelude import train, nuclei`.
-Nothing is imported before it is used: `import ddp_magic.prelude` loads neither torch nor anything
-else that is heavy.
+They are the usual imports of a distributed PyTorch program and the public names of `ddp_magic.sam`.
+Outside a cell, import them from here or from where they are defined, such as `ddp_magic.sam`. Each
+name is imported on its first use: `import ddp_magic.prelude` imports neither torch nor any other
+large library.
+
+Names that tutorials on DDP in notebooks define, and what replaces them here:
+
+    compute_dice_score             dice_score: one score per object; logits are thresholded at 0
+    compute_iou                    iou_score: 1 for two empty masks, as dice_score
+    compute_accuracy               pixel_accuracy
+    visualize_results              show_results
+    CustomDataset                  SamDataset(images, masks, coordinates)
+    collate_fn                     collate, then prepare on the rank's device
+    setup(rank, world_size, port)  setup; in a cell it only returns the device
+    cleanup                        cleanup
+    find_free_port                 not needed
+    torch.cuda.amp.autocast        autocast: torch.autocast for the device in use
+    torch.cuda.amp.GradScaler      GradScaler: torch.amp.GradScaler for the device in use
 """
 
 from __future__ import annotations
@@ -96,14 +111,14 @@ __all__ = [
     "train",
 ]
 
-# name -> (module, attribute of it; None: the module itself)
+# name -> (module, attribute of the module; None: the module itself)
 HOMES: dict[str, tuple[str, str | None]] = {
     "csv": ("csv", None),
     "os": ("os", None),
     "socket": ("socket", None),
     "np": ("numpy", None),
     "plt": ("matplotlib.pyplot", None),
-    "tqdm": ("tqdm.std", "tqdm"),  # text; a notebook's widget bar cannot live in a rank
+    "tqdm": ("tqdm.std", "tqdm"),  # as text: notebook widgets do not work in a rank
     "torch": ("torch", None),
     "dist": ("torch.distributed", None),
     "mp": ("torch.multiprocessing", None),
@@ -123,14 +138,14 @@ HOMES: dict[str, tuple[str, str | None]] = {
 
 
 def home(name: str) -> str:
-    """Return the full name of the module in which a name of the prelude lives."""
+    """Return the full name of the module that defines `name`."""
     return HOMES[name][0]
 
 
-# Those that are this package's work, not other libraries'.
+# The names that this package defines itself.
 OWN_NAMES = frozenset(sam.HOMES)
 
-# What `pip install "ddp-magic[sam]"` brings.
+# Packages that `pip install "ddp-magic[sam]"` installs.
 _EXTRA = {"PIL", "matplotlib", "monai", "tqdm", "transformers"}
 
 
@@ -138,8 +153,8 @@ def __getattr__(name: str) -> object:
     """Import a name on its first use.
 
     Raises:
-        AttributeError: There is no such name.
-        ImportError: It needs a package that is not installed.
+        AttributeError: The prelude has no such name.
+        ImportError: The name needs a package that is not installed.
     """
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -157,5 +172,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names, imported or not."""
+    """List all public names, whether imported yet or not."""
     return sorted(__all__)

@@ -1,0 +1,32 @@
+"""The README's cells, run in order in one kernel."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.integration.kernel import Kernel
+from tests.limits import LONG_S
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+CELLS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Return lines in one order, without what differs from run to run."""
+    return sorted(re.sub(r"\d+(\.\d+)?", "0", line) for line in lines)
+
+
+def test_every_cell_runs(kernel: Kernel) -> None:
+    """A cell that is copied from the README works, after those above it."""
+    for cell in CELLS:
+        result = kernel.run(cell, LONG_S)
+        assert result.status == "ok", (cell, result.traceback)
+    assert kernel.run("%ddp_stop --all").status == "ok"
+
+
+def test_the_first_cell_prints_what_the_readme_shows(kernel: Kernel) -> None:
+    """The ranks' lines and the last line, but for their order and the numbers in them."""
+    result = kernel.run(next(cell for cell in CELLS if cell.startswith("%%ddp")))
+    _, *shown = README.partition("```text\n")[2].partition("```")[0].splitlines()
+    assert _without_numbers([*result.lines, result.summary]) == _without_numbers(shown)
