@@ -1,29 +1,30 @@
-"""SAM fine-tuning: images, masks and prompts in, a trained model and honest scores out.
+"""Fine-tuning Segment Anything (SAM) models.
 
-Useful without the rest of ddp_magic: it imports nothing of it, and works at world size 1 without
-a process group. Nothing is imported before it is used.
+This package does not import the rest of ddp_magic. It also works in one process without a process
+group. Each name is imported on its first use.
 
-General layout (each module uses those below it):
+The modules (each imports only modules below it):
 
-    training       the loop
-    checkpoint     what is saved, and the log
-    tuning         which weights are trained: all, the decoder, LoRA; their running average
-    optimizers     AdamW, Muon
-    embeddings     a frozen encoder's output, kept on disk
+    training       the training loop
+    checkpoint     checkpoints and the log
+    tuning         the parameters that are trained: all, the decoder, LoRA; moving average
+    optimizers     AdamW and Muon
+    embeddings     embeddings of a frozen encoder, stored on disk
     evaluation     scores of held-out objects
-    inference      a trained model at work: `predict` and `segment`
-    losses         what training makes small
-    model          a tiny SAM, the one forward
-    prompts        first prompts, and clicks that correct
-    adapter        what differs between SAM, HQ-SAM, SAM 2 and SAM 3
-    layers         what transformers and torch do too, with fewer bytes
-    plots          pictures of results, learning curves
-    batches        items of a data set, to the tensors that SAM takes
-    data           images, masks and prompts, an item an image
-    arrays, files  what users give: checked, read
-    metrics        one score an object
-    process_group  joining, leaving, the device, mixed precision
-    samples        real nuclei, drawn cells (NumPy only)
+    inference      `predict` and `segment`
+    losses         training losses
+    auxiliary      an auxiliary task for the encoder
+    model          a tiny SAM, and the forward pass
+    prompts        simulated prompts
+    adapter        the differences between SAM, SAM-HQ, SAM 2 and SAM 3
+    layers         faster versions of layers of transformers and torch
+    plots          figures of results and learning curves
+    batches        from items of a data set to the input of a model
+    data           the data set
+    arrays, files  checking arrays, reading files
+    metrics        one score per object
+    process_group  process group, device, mixed precision
+    samples        sample data: real nuclei, synthetic cells (NumPy only)
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ __all__ = [
     "train",
 ]
 
-# Each public name, and the module of this package in which it is defined.
+# Each public name, and the module of this package that defines it.
 HOMES = {
     "GradScaler": "process_group",
     "SamDataset": "data",
@@ -97,7 +98,7 @@ if not TYPE_CHECKING:  # a type checker would take every missing name for an obj
         """Import a name on its first use.
 
         Raises:
-            AttributeError: There is no such name.
+            AttributeError: The package has no such name.
         """
         if name not in HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -107,5 +108,5 @@ if not TYPE_CHECKING:  # a type checker would take every missing name for an obj
 
 
 def __dir__() -> list[str]:
-    """List the public names, imported or not."""
+    """List all public names, whether imported yet or not."""
     return sorted(__all__)

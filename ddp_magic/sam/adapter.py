@@ -1,8 +1,8 @@
-"""What differs between the models of the SAM family, in one place.
+"""The differences between the models of the SAM family.
 
-SamModel, SamHQModel, Sam2Model and Sam3TrackerModel take prompts alike. They differ in how an image
-becomes a square, and in what their encoder hands to the decoder: here always a tuple of tensors
-with the images first, so that one code picks, stores and moves them.
+SamModel, SamHQModel, Sam2Model and Sam3TrackerModel take prompts in the same way. They differ in
+how an image is resized, and in the embeddings that the encoder passes to the decoder. Here the
+embeddings are always a tuple of tensors whose first dimension is the image.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from torch import Tensor, nn
 from ddp_magic.sam.batches import MEAN, STD, Geometry
 from ddp_magic.sam.layers import faster_encoder
 
-HALF = (127.5, 127.5, 127.5)  # SAM 3's mean and standard deviation, in gray levels
+HALF = (127.5, 127.5, 127.5)  # mean and standard deviation of SAM 3, in gray levels
 KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")
 
-Sam = Any  # a model of the family: their classes share no base that has their parts
-Maps = tuple[Tensor, ...]  # an image's embeddings, each (B, ...)
+Sam = Any  # a model of the family; the classes have no common base with their submodules
+Maps = tuple[Tensor, ...]  # embeddings of images, each (B, ...)
 
 
 def kind_of(sam: Sam) -> str:
-    """Return the model's family by its configuration.
+    """Return the family of a model, one of `KINDS`.
 
     Raises:
-        TypeError: None of `KINDS`.
+        TypeError: The model is of another family.
     """
     kind: str = getattr(getattr(sam, "config", None), "model_type", type(sam).__name__)
     if kind not in KINDS:
         raise TypeError(
-            f"{type(sam).__name__} is none of SamModel, SamHQModel, Sam2Model, Sam3TrackerModel"
+            f"unsupported model {type(sam).__name__}: use a SamModel, SamHQModel, Sam2Model or "
+            "Sam3TrackerModel"
         )
     return kind
 
 
 def geometry_of(sam: Sam) -> Geometry:
-    """Return how an image becomes the square that this model takes."""
+    """Return how images are resized and normalized for this model."""
     kind, size = kind_of(sam), int(sam.config.prompt_encoder_config.image_size)
     mean, std = (HALF, HALF) if kind == "sam3_tracker" else (MEAN, STD)
     return Geometry(size, kind in {"sam2", "sam3_tracker"}, mean, std)
 
 
 def image_processor_config(sam: Sam) -> dict[str, Any]:
-    """Return the configuration of transformers' image processor for this model, as files have it.
+    """Return the configuration of the transformers image processor for this model.
 
-    Not asked of its class, whose module moves from version to version, and which for SAM 2 and 3
-    exists only where torchvision is installed.
+    It is not taken from the class of the processor, whose module changes between versions, and
+    which for SAM 2 and SAM 3 needs torchvision.
     """
     geometry, name = geometry_of(sam), "SamImageProcessor"
     side, masks = geometry.image_size, mask_size_of(sam)
@@ -61,7 +62,7 @@ def image_processor_config(sam: Sam) -> dict[str, Any]:
         "mask_pad_size": mask_square,
     }
     if geometry.stretch:
-        # As on the hub: each version of transformers that has the model knows these names.
+        # The names on the Hugging Face Hub, which all versions of transformers support.
         name = f"Sam{2 if kind_of(sam) == 'sam2' else 3}ImageProcessorFast"
         sizes = {"size": square, "mask_size": mask_square}
     return {
@@ -79,44 +80,44 @@ def image_processor_config(sam: Sam) -> dict[str, Any]:
 
 
 def mask_size_of(sam: Sam) -> int:
-    """Return s, the side of the masks that this model draws, in pixels: four a token."""
+    """Return s, the side of the predicted masks in pixels: four per patch."""
     config = sam.config.prompt_encoder_config
     return int(4 * (config.image_size // config.patch_size))
 
 
 def encode(sam: Sam, pixels: Tensor) -> Maps:
-    """Encode images with gradients, unlike `get_image_embeddings`, which silently has none.
+    """Encode images with gradients; `get_image_embeddings` of transformers has none.
 
     Args:
         sam: a model.
-        pixels: (B, 3, S, S), normalized.
+        pixels: normalized images, (B, 3, S, S).
 
     Returns:
-        float32 maps, each (B, ...).
+        Embeddings, float32, each (B, ...).
     """
     kind = kind_of(sam)
     if kind in {"sam2", "sam3_tracker"}:
         flat = list(sam.get_image_features(pixels, return_dict=True).fpn_hidden_states)
         flat[-1] = flat[-1] + sam.no_memory_embedding  # (h * w, B, C) each
         sizes = sam.backbone_feature_sizes
-        # As get_image_embeddings, which leaves out a map beyond the sizes too.
+        # As in get_image_embeddings, which also drops maps without a size.
         maps = [m.permute(1, 2, 0).unflatten(2, hw) for m, hw in zip(flat, sizes, strict=False)]
     else:
         with faster_encoder(sam.vision_encoder):
             out = sam.vision_encoder(pixels)
         maps = [out.last_hidden_state]
         if kind == "sam_hq":
-            maps.append(out.intermediate_embeddings[0])  # the only one that its decoder reads
+            maps.append(out.intermediate_embeddings[0])  # the decoder uses only the first one
     return tuple(m.float() for m in maps)
 
 
 def embeddings_of(sam: Sam, maps: Sequence[Tensor]) -> Tensor:
-    """Return what all of the decoder sees of the images, (B, C, h, w), of `maps`."""
+    """Return the main image embeddings (B, C, h, w) of `maps`."""
     return maps[0] if kind_of(sam) in {"sam", "sam_hq"} else maps[-1]
 
 
 def as_arguments(sam: Sam, maps: Maps) -> dict[str, Any]:
-    """Return `maps` as the arguments of the model's forward."""
+    """Return `maps` as keyword arguments for the forward pass of the model."""
     kind = kind_of(sam)
     if kind == "sam":
         return {"image_embeddings": maps[0]}
@@ -126,11 +127,11 @@ def as_arguments(sam: Sam, maps: Maps) -> dict[str, Any]:
 
 
 def without_fallback(sam: Sam) -> None:
-    """Let a single mask answer for itself, as it is trained, here and in what is saved.
+    """Always return the single mask that was trained, in this model and in its checkpoints.
 
-    In evaluation SAM 2 and 3 put one of the other three masks in the place of a single mask that
-    wavers. Training asks for those after the first click at most, so that they know too little: a
-    tiny SAM 2, trained on the nuclei with one mask a click, lost .05 to .08 of its Dice by it.
+    In evaluation mode, SAM 2 and SAM 3 replace an unstable single mask by one of the three other
+    masks. These are trained after the first click only, or not at all: a tiny SAM 2, trained on the
+    nuclei with one mask per click, lost .05 to .08 of its Dice.
     """
     if hasattr(sam.mask_decoder, "dynamic_multimask_via_stability"):
         sam.mask_decoder.dynamic_multimask_via_stability = False
@@ -138,7 +139,7 @@ def without_fallback(sam: Sam) -> None:
 
 
 def encoder_parameters(sam: Sam) -> list[nn.Parameter]:
-    """Return all parameters that `encode` uses: with these frozen, embeddings do not change."""
+    """Return all parameters that `encode` uses. If they are frozen, embeddings do not change."""
     parts: list[Any] = [sam.vision_encoder]
     if kind_of(sam) in {"sam2", "sam3_tracker"}:
         parts += [sam.mask_decoder.conv_s0, sam.mask_decoder.conv_s1]
@@ -147,18 +148,18 @@ def encoder_parameters(sam: Sam) -> list[nn.Parameter]:
 
 
 def positional_encoding(sam: Sam) -> list[nn.Parameter]:
-    """Return the positional encoding where it is a parameter; no SAM is meant to train it."""
+    """Return the positional encoding if it is a parameter. It is never trained."""
     return [p for name, p in sam.named_parameters() if name.endswith("positional_embedding")]
 
 
 def is_frozen(sam: Sam) -> bool:
-    """Return whether nothing that `encode` uses is trained."""
+    """Return whether all parameters that `encode` uses are frozen."""
     return not any(p.requires_grad for p in encoder_parameters(sam))
 
 
 @torch.no_grad()
 def fingerprint(sam: Sam) -> str:
-    """Return a short text that changes with any weight of the encoder."""
+    """Return a hash of the weights of the encoder."""
     import hashlib
 
     digest = hashlib.blake2b(digest_size=16)

@@ -1,10 +1,10 @@
-"""A second task for the image encoder, in training only.
+"""An auxiliary task for the image encoder, in training only.
 
-Masks teach the encoder through the whole decoder and the click. Where objects touch, what it needs
-to know is simple to say: which pixels go together. So a linear layer must tell from the embeddings
-alone, without any prompt, where in its object a pixel lies: the two sides of a border have opposite
-answers, however alike they look. Only objects that are asked for count, since a set's masks need
-not hold all that an image shows.
+The loss of the masks reaches the encoder only through the decoder and the prompt. To separate
+touching objects, the encoder must know which pixels belong together. A linear layer therefore
+predicts from the embeddings alone, without a prompt, where in its object each pixel is: on the two
+sides of a border between objects the targets are opposite, even if the pixels look alike. Only
+prompted objects count, because the masks of a data set may not contain every object of an image.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALE = 4  # pixels of a mask along a token
+SCALE = 4  # pixels of a mask per token and axis
 
 
 class PlaceInObject(nn.Module):
-    """Tell of each pixel how far below and right of the middle of its object it lies.
+    """Predict the vertical and horizontal offset of each pixel from the center of its object.
 
     Source:
         The horizontal and vertical maps of Graham et al., "HoVer-Net: Simultaneous segmentation and
@@ -25,11 +25,11 @@ class PlaceInObject(nn.Module):
     """
 
     def __init__(self, channels: int, weight: float) -> None:
-        """Begin at zero: the same on all ranks, and no random number is drawn.
+        """Initialize the layer with zeros: the same on all ranks, without random numbers.
 
         Args:
-            channels: of the embeddings.
-            weight: of this task beside the masks.
+            channels: number of channels of the embeddings.
+            weight: weight of the auxiliary loss.
         """
         super().__init__()
         self.weight = weight
@@ -38,21 +38,22 @@ class PlaceInObject(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Return (B, 2, s, s), shares down and to the right, of embeddings (B, C, h, w)."""
+        """Return offsets down and to the right, (B, 2, s, s), for embeddings (B, C, h, w)."""
         out: Tensor = self.linear(embeddings.permute(0, 2, 3, 1))
         return F.pixel_shuffle(out.permute(0, 3, 1, 2), SCALE)
 
 
 def place_in_object(target: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return what there is to tell of objects.
+    """Compute the targets of the auxiliary task.
 
     Args:
-        target: (M, 1, T, T), 0 to 1.
-        size: s, the side of the answer, in pixels.
+        target: true masks, (M, 1, T, T), from 0 to 1.
+        size: s, the side of the output, in pixels.
 
     Returns:
-        How far below and right of the object's center of mass a pixel is, as shares of the farthest
-        one, (M, 2, s, s); and which pixels are the object's, (M, 1, s, s), 0 or 1.
+        Offsets of each pixel down and to the right of the center of mass of the object, divided by
+        the largest one of the object, (M, 2, s, s); and the mask of the object, (M, 1, s, s), 0 or
+        1.
     """
     mask = F.interpolate(target, (size, size), mode="area")
     own = (mask > 0.5).to(mask)
@@ -64,15 +65,16 @@ def place_in_object(target: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return away / away.abs().amax((2, 3), keepdim=True).clamp(min=1), own
 
 
-def place_losses(told: Tensor, target: Tensor, image_index: Tensor) -> Tensor:
-    """Return the error of each object, the mean over its pixels, (M,).
+def place_losses(predicted: Tensor, target: Tensor, image_index: Tensor) -> Tensor:
+    """Compute the auxiliary loss of each object, the mean over its pixels, (M,).
 
     Args:
-        told: what `PlaceInObject` says, (B, 2, s, s).
-        target: (M, 1, T, T), 0 to 1.
-        image_index: whose image an object is in, (M,).
+        predicted: output of `PlaceInObject`, (B, 2, s, s).
+        target: true masks, (M, 1, T, T), from 0 to 1.
+        image_index: index of the image of each object, (M,).
     """
-    truth, own = place_in_object(target, told.shape[-1])
-    # Not told[index]: on a CPU its gradient is summed by threads in no fixed order.
-    off = F.smooth_l1_loss(told.index_select(0, image_index), truth, beta=0.1, reduction="none")
+    truth, own = place_in_object(target, predicted.shape[-1])
+    # Not predicted[index], whose gradient on a CPU is summed in no fixed order.
+    own_predicted = predicted.index_select(0, image_index)
+    off = F.smooth_l1_loss(own_predicted, truth, beta=0.1, reduction="none")
     return (off * own).sum((1, 2, 3)) / (2 * own.sum((1, 2, 3))).clamp(min=1)

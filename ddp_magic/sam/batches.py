@@ -1,10 +1,11 @@
-"""From items of a `SamDataset` to the tensors that SAM takes.
+"""Batches: from items of a `SamDataset` to the input of a model.
 
-`collate` makes a batch that crosses from worker to rank as a few tensors; `prepare` resizes and
-normalizes it as the model wants it, on the rank's device.
+`collate` combines items into a batch of a few tensors, in a data loading process; `prepare` resizes
+and normalizes a batch on the device of the rank.
 
-Letters in shapes: B images, M objects in the batch, K clicks of an object, H x W pixels, S the side
-of the square that the model takes, T that of its targets.
+In shapes, B is the number of images, M the number of objects in the batch, K the number of clicks
+of an object, H x W the size in pixels, S the side of the input square of the model, and T the side
+of the target masks.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ddp_magic.sam.arrays import PAD
 from ddp_magic.sam.data import Item
 
-MEAN = (123.675, 116.28, 103.53)  # ImageNet, in gray levels, as SamProcessor has it
+MEAN = (123.675, 116.28, 103.53)  # of ImageNet, in gray levels, as in SamProcessor
 STD = (58.395, 57.12, 57.375)
 
 
 class Geometry(NamedTuple):
-    """How an image becomes the model's square."""
+    """How an image is resized to the input square of a model."""
 
     image_size: int  # S, px
-    stretch: bool = False  # to the whole square; otherwise the longest side fits, and is padded
+    stretch: bool = False  # to the whole square; otherwise the aspect ratio stays, with padding
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
 
     @property
     def target_size(self) -> int:
-        """T, the side at which masks are compared and clicked on, px: SAM draws them at 256."""
+        """T, the side of the target masks in pixels: at most 256, as the masks of SAM."""
         return min(self.image_size, 256)
 
     def resized(self, size: tuple[int, int], side: int | None = None) -> tuple[int, int]:
-        """Return the (height, width) of an image of `size` in the square, or in one of `side`."""
+        """Return the (height, width) of an image of `size` when resized to S, or to `side`."""
         side = side or self.image_size
         if self.stretch:
             return side, side
@@ -47,14 +48,14 @@ class Geometry(NamedTuple):
 
 
 def collate(batch: Sequence[Item]) -> dict[str, Any]:
-    """Put items of a `SamDataset` into one batch, objects in one flat row.
+    """Combine items of a `SamDataset` into one batch; objects of all images are concatenated.
 
     Returns:
         `images` (B, 3, H, W) uint8, padded at the bottom and the right, or `embeddings`, a list of
-        tensors (B, ...), where the items have those; `sizes` (B, 2) true heights and widths;
-        `masks` (M, H, W) bool; `image_index` (M,) whose image an object is in; `points` (M, K, 2)
-        float32 (x, y); `labels` (M, K), 1 or 0, and -10 where an object has fewer than K clicks;
-        `boxes` (M, 4); `keys` (M,).
+        tensors (B, ...), if the items have embeddings; `sizes` (B, 2), the original heights and
+        widths; `masks` (M, H, W) bool; `image_index` (M,), the image of each object; `points` (M,
+        K, 2) float32 (x, y); `labels` (M, K), 1 or 0, and -10 for padding if an object has fewer
+        than K clicks; `boxes` (M, 4); `keys` (M,).
     """
     sizes = torch.tensor([item["masks"].shape[1:] for item in batch])  # (B, 2)
     height, width = sizes.amax(0).tolist()
@@ -93,15 +94,15 @@ def load(
     device: torch.device,
     seed: int = 0,
 ) -> DataLoader[Any]:
-    """Return a loader of batches from `collate`, of some of a set's items, in order.
+    """Return a data loader of batches from `collate`, for some items in the given order.
 
     Args:
-        dataset: of images.
-        numbers: of the items.
-        batch_size: images a batch.
-        workers: processes that load them; 0: this one.
-        device: where the batches will go: memory that a GPU can read by itself is pinned.
-        seed: of the workers' random numbers, another one in each epoch.
+        dataset: the data set.
+        numbers: indices of the items.
+        batch_size: number of images per batch.
+        workers: number of data loading processes; 0: load in this process.
+        device: device of the rank; memory is pinned if it is a GPU.
+        seed: seed for the random numbers of the data loading processes.
     """
     return DataLoader(
         Subset(dataset, numbers),
@@ -109,18 +110,18 @@ def load(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(seed),  # the global one is left alone
+        generator=torch.Generator().manual_seed(seed),  # the global generator does not change
     )
 
 
 def by_size(sizes: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
-    """Group rows of equal size, so that each group is one tensor operation.
+    """Group rows of equal size, so that each group needs one tensor operation.
 
     Args:
-        sizes: (n, 2) heights and widths, on the CPU.
+        sizes: heights and widths, (n, 2), on the CPU.
 
     Returns:
-        Pairs of (height, width) and the numbers of the rows that have it.
+        Pairs of (height, width) and the indices of the rows with this size.
     """
     unique, group = torch.unique(sizes, dim=0, return_inverse=True)
     return [((int(h), int(w)), torch.where(group == g)[0]) for g, (h, w) in enumerate(unique)]
@@ -129,18 +130,18 @@ def by_size(sizes: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
 def prepare(
     batch: dict[str, Any], geometry: Geometry, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Resize, normalize and pad a batch as the model's own processor does, on `device`.
+    """Resize, normalize and pad a batch on `device`, as the processor of the model does.
 
     Args:
-        batch: what `collate` made.
-        geometry: of the model's square.
-        device: where the work is done and the result stays.
+        batch: a batch from `collate`.
+        geometry: how images are resized for the model.
+        device: device for the computation and the result.
 
     Returns:
-        The batch with `pixel_values` (B, 3, S, S) float32 in place of `images`; `points` and
-        `boxes` in pixels of that square; `target` (M, 1, T, T), how much of each pixel of a smaller
-        such square is in the true mask, and `inside` (M, 1, T, T), False in the padding. `sizes`
-        stay on the CPU, where they steer loops.
+        The batch with `pixel_values` (B, 3, S, S) float32 instead of `images`; `points` and `boxes`
+        in pixels of this square; `target` (M, 1, T, T), the fraction of each pixel that is in the
+        true mask, at a lower resolution; and `inside` (M, 1, T, T), False in the padding. `sizes`
+        stays on the CPU, because loops depend on it.
     """
     sizes, size = batch["sizes"], geometry.target_size
     there = [name for name in ("images", *PER_OBJECT) if name in batch]
@@ -162,18 +163,18 @@ def prepare(
         true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, (new_h, new_w)) / 255
         out["target"][rows, :, :new_h, :new_w] = true
         out["inside"][rows, :, :new_h, :new_w] = True
-    # (M, 2); padded clicks scale along, and nothing reads them.
+    # (M, 2); clicks that are padding are scaled too, but never used.
     own = factors[index].to(device, non_blocking=True)
     out["points"], out["boxes"] = out["points"] * own[:, None], out["boxes"] * own.repeat(1, 2)
     return out
 
 
-# Of a batch: a row an object. The last two are there when it is prepared.
+# The entries of a batch with one row per object; `prepare` adds the last two.
 PER_OBJECT = ("masks", "image_index", "points", "labels", "boxes", "keys", "target", "inside")
 
 
 def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
-    """Return (B, 3, S, S): resized, normalized, zero in the padding."""
+    """Return resized and normalized images (B, 3, S, S), zero in the padding."""
     mean, std = (
         torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True)
         for values in (geometry.mean, geometry.std)
@@ -184,19 +185,19 @@ def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
         new_h, new_w = geometry.resized((h, w))
         pixels[numbers, :, new_h:] = 0
         pixels[numbers, :, :, new_w:] = 0
-        for number in numbers.tolist():  # straight into its place: passes over memory are the cost
+        for number in numbers.tolist():  # one at a time: the time depends on the memory traffic
             small = _resize(images[number, None, :, :h, :w], (new_h, new_w))[0]
             pixels[number, :, :new_h, :new_w].copy_(small).sub_(mean).div_(std)
     return pixels
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize uint8 images (B, C, H, W) as PIL does, to gray levels in uint8, or float on CUDA."""
+    """Resize uint8 images (B, C, H, W) as PIL does; the result is uint8, or float32 on CUDA."""
     if images.shape[2:] == size:
         return images
     if not len(images):
         return images.new_zeros(0, images.shape[1], *size)
-    if images.is_cuda:  # CUDA has no uint8 kernel
+    if images.is_cuda:  # F.interpolate has no uint8 kernel for CUDA
         gray = images.to(torch.float32, memory_format=torch.contiguous_format)
         levels = F.interpolate(gray, size, mode="bilinear", antialias=True)
         return levels.round().clamp(0, 255)

@@ -1,4 +1,4 @@
-"""Checkpoints that transformers reads, from which training goes on exactly; and the log."""
+"""Checkpoints, which transformers can load and training can resume from; and the log."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from ddp_magic.sam.process_group import rank_and_world
 from ddp_magic.sam.tuning import plain_state
 
 History = list[dict[str, float]]
-Choices = dict[str, Any]  # arguments of `train` that a state depends on, by name
+Choices = dict[str, Any]  # arguments of `train` that must not change on resume, by name
 
-# What the batches of an epoch depend on; between epochs it may change.
+# The batches of an epoch depend on these; between epochs they may change.
 WITHIN_AN_EPOCH = ("images", "ranks", "batch_size", "accumulate", "seed")
 
 
 @dataclass
 class Position:
-    """How far training has come."""
+    """The progress of training."""
 
-    history: History = field(default_factory=list)  # of the epochs that are done
-    batches: int = 0  # of this epoch that are done, on each rank
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])  # their losses and objects
-    seconds: float = 0.0  # that they took
+    history: History = field(default_factory=list)  # rows of the completed epochs
+    batches: int = 0  # completed in the current epoch, on each rank
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of their losses and objects
+    seconds: float = 0.0  # time that they took
 
 
 class HasState(Protocol):
-    """A model, an optimizer, a scaler, an average."""
+    """A model, an optimizer, a gradient scaler, or a moving average."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs."""
+        """Return the state for `load_state_dict`."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> object:
-        """Go on from a state."""
+        """Load a state from `state_dict`."""
 
 
 def _random_states() -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def _random_states() -> list[dict[str, Any]]:
 
 
 def _set_random_state(states: list[dict[str, Any]]) -> None:
-    """Go on with this rank's random numbers; another number of ranks has no such state."""
+    """Restore the random state of this rank, unless the number of ranks has changed."""
     rank, world = rank_and_world()
     if len(states) != world:
         return
@@ -84,13 +84,13 @@ def save(
     choices: Choices,
     sam: nn.Module,
 ) -> None:
-    """Write `last`: the model as it is, and all that `load` needs. Collective; rank 0 writes.
+    """Write `last`: the model, and the state that `load` needs. Collective; rank 0 writes.
 
     Args:
-        folder: for all checkpoints.
-        parts: what has a state, by name.
-        position: how far training has come.
-        choices: that must be the same when training goes on.
+        folder: folder of the checkpoints.
+        parts: the objects whose state is saved, by name.
+        position: progress of training.
+        choices: arguments that must be the same on resume.
         sam: the model.
     """
     states = _random_states()
@@ -103,20 +103,20 @@ def save(
 
 
 def check(folder: Path, choices: Choices) -> None:
-    """Refuse to go on from `last` under other choices, before that costs anything.
+    """Check that training can resume from `last` with these choices.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It was written under other choices.
+        FileNotFoundError: There is no checkpoint.
+        ValueError: The checkpoint was written with other choices.
     """
-    state = _read(folder, mmap=True)  # of a large file only the few bytes that are looked at
+    state = _read(folder, mmap=True)  # mmap: reads only a few bytes of a large file
     between_epochs = not state["position"]["batches"]
     for name, now in choices.items():
-        was = state["choices"].get(name, 0)  # what an older version did not know was off
+        was = state["choices"].get(name, 0)  # missing in older checkpoints: off
         if was != now and not (between_epochs and name in WITHIN_AN_EPOCH):
             raise ValueError(
-                f"{folder / 'last'} is of a training with {name} = {was!r}, now {now!r}: "
-                "resume with the same, or begin anew in another out_dir"
+                f"{folder / 'last'} was trained with {name} = {was!r}, now {now!r}: "
+                "resume with the same value, or start a new training in another out_dir"
             )
 
 
@@ -131,20 +131,20 @@ def load(folder: Path, parts: Mapping[str, HasState]) -> Position:
 
 def _read(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     path = folder / "last" / "trainer.pt"
-    # Our own file: plain data, but for the random states of Python and NumPy.
+    # Written by `save`; weights_only fails for the random states of Python and NumPy.
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
     return state
 
 
 def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None) -> None:
-    """Write a checkpoint beside `folder`, then put it in its place: it is never half written.
+    """Write a checkpoint next to `folder`, then rename it, so that it is always complete.
 
-    It has the image processor's configuration too, so that transformers' pipelines take it.
+    It includes the configuration of the image processor, for the pipelines of transformers.
     """
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    # A progress bar for each file would tear ours apart.
+    # The progress bar of transformers would interrupt that of training.
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = sam
@@ -162,7 +162,7 @@ def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None
 
 
 def _write_log(folder: Path, history: History) -> None:
-    """Write `log.csv`, and what is new in it to TensorBoard where that is installed."""
+    """Write `log.csv`, and the last row to TensorBoard if it is installed."""
     if not history:
         return
     part = folder / "log.csv.part"

@@ -1,8 +1,10 @@
-"""Images, their masks, and the prompts that ask for objects.
+"""The data set: images, masks, and the prompts of the objects.
 
-An item is one image with its objects, uint8 at its own size. From there `batches` goes on.
+An item is one image with its objects, as uint8 at its original size; `batches` makes batches of
+items.
 
-Letters in shapes: N objects of one image, P clicks, H x W pixels.
+In shapes, N is the number of objects of one image, P the number of clicks, and H x W the size in
+pixels.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ Item = dict[str, Any]
 
 
 class SamDataset(Dataset[Item]):
-    """Images, their masks, and the prompts that ask for objects.
+    """A data set of images, masks, and prompts.
 
-    A click asks for the object under it; clicks on the same object of the same image are clicks of
-    one prompt, and so is a box around it. An image without prompts stays in the set, with no
-    objects; objects without prompts are not asked for. With neither clicks nor boxes in the whole
-    set all objects are asked for, and clicked on anew in each epoch.
+    A click prompts the object under it. All clicks on the same object, and a box around it, form
+    one prompt. Objects without a prompt are not used; an image without prompts stays in the data
+    set, without objects. If the data set has neither clicks nor boxes, all objects are used, and
+    each epoch draws new prompts for them.
     """
 
     def __init__(
@@ -58,27 +60,29 @@ class SamDataset(Dataset[Item]):
         boxes: ArrayLike | None = None,
         window: tuple[float, float] | None = None,
     ) -> None:
-        """Check everything once, so that a mistake shows here and not as a bad score.
+        """Check images, masks and prompts, so that a mistake is an error and not a low score.
 
         Args:
-            images: n images (H, W) or (H, W, 3), of equal or unequal sizes, all of one type: uint8
-                as it is; another type is brought to 0..255 by one rule for the whole set, printed.
-                Or a folder, or files: PNG, JPEG, TIFF (each page), NIfTI (each slice).
-            masks: n label maps (H, W), 0 = background, each other number an object; boolean, 0/1 or
-                0/255 masks of a single object; or stacks (N, H, W), one mask an object, which may
-                overlap. Or a folder, or files, of label maps.
-            coordinates: (P, 3) or (P, 4), rows (image number, y, x) in pixels, with or without a
-                label, 1 on the object, 0 off it; whole numbers are pixel centers. A click with
-                label 0 belongs to the object of the click before it. In a stack the smallest mask
-                under a click is meant.
-            boxes: (Q, 5), rows (image number, y0, x0, y1, x1) in pixels, each around an object.
-            window: values of the images that become 0 and 255, such as a training set's `window`
-                for what is held out. None: by the rule above.
+            images: n images (H, W) or (H, W, 3), of equal or different sizes, all of the same
+                dtype. uint8 images are used as they are; other dtypes are scaled to 0..255 by one
+                rule for the whole data set, which is printed. Or a folder, or a list of files: PNG,
+                JPEG, TIFF (each page) or NIfTI (each slice).
+            masks: n label maps (H, W), where 0 is background and every other number is an object;
+                boolean, 0/1 or 0/255 masks of a single object; or stacks (N, H, W) with one mask
+                per object, which may overlap. Or a folder, or a list of files, with label maps.
+            coordinates: clicks (P, 3) or (P, 4), rows (image index, y, x) or (image index, y, x,
+                label), in pixels, where integers are pixel centers. The label is 1 on the object
+                and 0 off it. A click with label 0 belongs to the object of the click before it. In
+                a stack, a click prompts the smallest mask under it.
+            boxes: boxes (Q, 5), rows (image index, y0, x0, y1, x1) in pixels, each around one
+                object.
+            window: the two image values that are scaled to 0 and 255, for example the `window` of
+                the training set for a validation set. None: the rule above.
 
         Raises:
-            ValueError: Images, masks and prompts do not fit. The message names the row, and shows
+            ValueError: Images, masks and prompts do not match. The message contains the row, and
                 the mask with the click in it.
-            FileNotFoundError: A file is missing.
+            FileNotFoundError: A file does not exist.
         """
         self.images, self.masks = _sequence(images, labels=False), _sequence(masks, labels=True)
         if isinstance(self.images, Files) and isinstance(self.masks, Files):
@@ -105,13 +109,13 @@ class SamDataset(Dataset[Item]):
         frames: NDArray[Any],
         of_frame: NDArray[Any],
     ) -> None:
-        """Sort prompts by object once, so that an item's are slices, found without a search."""
+        """Sort the prompts by object, so that the prompts of an item are slices."""
         image = np.concatenate([clicks[:, 0], frames[:, 0]]).astype(np.int64)
         label = np.concatenate([of_click, of_frame])
         order = np.argsort(image, kind="stable")
         pairs = np.stack([image, label], 1)[order]  # (P + Q, 2)
         unique, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-        by_first = np.argsort(first)  # objects in the order of their first prompt, image by image
+        by_first = np.argsort(first)  # objects by image, then by their first prompt
         number = np.empty(len(order), dtype=np.int64)
         number[order] = np.argsort(by_first)[inverse.reshape(-1)]  # object of each prompt
         asked = unique[by_first]  # (objects, 2)
@@ -120,7 +124,7 @@ class SamDataset(Dataset[Item]):
         self.object_starts = np.searchsorted(asked[:, 0], ends)  # (n + 1,)
         own = number[: len(clicks)]
         order = np.argsort(own, kind="stable")
-        self.points = clicks[order][:, [2, 1]].astype(np.float32)  # (P, 2), (x, y) as SAM's
+        self.points = clicks[order][:, [2, 1]].astype(np.float32)  # (P, 2), (x, y) as in SAM
         self.point_labels = clicks[order, 3].astype(np.int64)  # (P,)
         self.point_counts = np.bincount(own, minlength=len(asked)).astype(np.int64)
         self.point_starts = np.searchsorted(clicks[order, 0], ends)  # (n + 1,)
@@ -142,24 +146,24 @@ class SamDataset(Dataset[Item]):
                     if not belongs:
                         raise ValueError(on_background(row, rows[row], mask))
                 elif not belongs:
-                    raise ValueError(f"{where}label 0, but no click on an object before it")
+                    raise ValueError(f"{where}label 0 needs a click with label 1 before it")
                 elif object_mask(mask, belongs)[pixel(y), pixel(x)]:
                     raise ValueError(
-                        f"{where}label 0 lies on the object it should be off\n"
+                        f"{where}a click with label 0 must be off its object, but is on it\n"
                         + sketch(object_mask(mask, belongs), y, x)
                     )
                 labels[row] = belongs
         return labels
 
     def _objects_framed(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the label of the object that each box is around, (Q,)."""
+        """Return the label of the object inside each box, (Q,)."""
         labels = np.zeros(len(rows), dtype=np.int64)
         for image, numbers in _by_image(rows):
             mask = np.asarray(self.masks[image])
             check_pair(image, None, mask)
             found = object_labels(mask)
             boxes = [box_of(object_mask(mask, label)) for label in found]
-            around = np.reshape(boxes, (-1, 4))  # (N, 4), without objects too
+            around = np.reshape(boxes, (-1, 4))  # (N, 4), also if N is 0
             for row in numbers:
                 y0, x0, y1, x1 = rows[row, 1:]
                 where = f"boxes row {row}: image {image}, "
@@ -183,22 +187,22 @@ class SamDataset(Dataset[Item]):
         """Return one image and its objects.
 
         Returns:
-            `image` (3, H, W) uint8, `masks` (N, H, W) bool, and the prompts: `points` (P, 2)
-            float32 (x, y), object by object, `labels` (P,), 1 on and 0 off the object, `counts`
-            (N,) how many clicks an object has, `boxes` (N, 4) float32 (x0, y0, x1, y1), NaN where
-            there is none; `keys` (N,), numbers that no other object of the set has.
+            `image` (3, H, W) uint8; `masks` (N, H, W) bool; `points` (P, 2) float32, clicks (x, y)
+            ordered by object; `labels` (P,), 1 on the object and 0 off it; `counts` (N,), the
+            number of clicks of each object; `boxes` (N, 4) float32 (x0, y0, x1, y1), NaN without a
+            box; `keys` (N,), a number for each object that is unique in the data set.
         """
         target, image = self.target(index), self.image(index)
         check_pair(index, image.shape[1:], target["masks"].numpy())
         return {**target, "image": torch.from_numpy(image)}
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return one image, (3, H, W)."""
+        """Return one image, (3, H, W) uint8."""
         return to_rgb(self.images[index], self.window)
 
     def target(self, index: int) -> Item:
-        """Return all but the image."""
-        index = range(len(self))[index]  # negative numbers, and IndexError past the end
+        """Return an item without its image."""
+        index = range(len(self))[index]  # supports negative indices; raises IndexError
         mask = np.asarray(self.masks[index])
         check_pair(index, None, mask)
         if self.drawn:
@@ -211,7 +215,7 @@ class SamDataset(Dataset[Item]):
         return {**prompts, "masks": torch.from_numpy(masks), "keys": keys}
 
     def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
-        """Return the labels (N,) of an image's objects, and their clicks and boxes."""
+        """Return the labels (N,) of the objects of an image, and their clicks and boxes."""
         first, last = self.object_starts[index], self.object_starts[index + 1]
         start, end = self.point_starts[index], self.point_starts[index + 1]
         return self.object_labels[first:last], {
@@ -223,7 +227,7 @@ class SamDataset(Dataset[Item]):
 
 
 def _sequence(pictures: Images, *, labels: bool) -> Sequence[Any] | NDArray[Any]:
-    """Return arrays as they are, and paths as pictures that are read when indexed."""
+    """Return arrays unchanged, and paths as a sequence that reads a file when it is indexed."""
     paths: Any = pictures
     if isinstance(paths, (str, Path)) or (len(paths) and isinstance(paths[0], (str, Path))):
         return open_files(paths, labels=labels)
@@ -232,14 +236,14 @@ def _sequence(pictures: Images, *, labels: bool) -> Sequence[Any] | NDArray[Any]
 
 
 def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
-    """Return the image numbers that rows name, each with the numbers of its rows in order."""
+    """Return pairs of an image index and the numbers of its rows, in order."""
     order = np.argsort(rows[:, 0], kind="stable")
     images, first = np.unique(rows[order, 0], return_index=True)
     return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
 
 
 def no_prompts(objects: int) -> Item:
-    """Return the prompts of an item that has none for its objects."""
+    """Return the prompts of an item whose objects have none."""
     return {
         "points": torch.zeros(0, 2),
         "labels": torch.zeros(0, dtype=torch.long),
@@ -249,7 +253,7 @@ def no_prompts(objects: int) -> Item:
 
 
 def without_objects(image: NDArray[np.uint8]) -> Item:
-    """Return an image (3, H, W) as an item in which nothing is asked for."""
+    """Return an image (3, H, W) as an item without objects."""
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image)),
         "masks": torch.zeros(0, *image.shape[1:], dtype=torch.bool),
@@ -262,21 +266,21 @@ def size_of(dataset: object, name: str = "dataset") -> int:
     """Return the number of images of a data set.
 
     Raises:
-        TypeError: It is none, but arrays or a loader.
+        TypeError: `dataset` is not a data set, but for example arrays or a loader.
     """
     if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
         what = type(dataset).__name__
-        raise TypeError(f"{name} is a data set such as SamDataset(images, masks), not a {what}")
+        raise TypeError(f"{name} must be a data set such as SamDataset(...), not a {what}")
     return len(dataset)
 
 
 def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
-    """Return the image of an item, (3, H, W); its masks are read only where that cannot be helped.
+    """Return the image of an item, (3, H, W), if possible without reading its masks.
 
     Args:
-        dataset: a `SamDataset`; torch's subset of one, as `random_split` makes them; or any set of
-            such items.
-        index: of the item.
+        dataset: a `SamDataset`, a torch `Subset` of one (as `random_split` returns), or any data
+            set with such items.
+        index: index of the item.
     """
     own, number = _origin(dataset, index)
     image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
@@ -284,30 +288,30 @@ def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
 
 
 def target_of(dataset: Dataset[Item], index: int) -> Item:
-    """Return all of an item but the image; with it where it cannot be left unread.
+    """Return an item without its image, if the data set can skip reading it.
 
     Args:
-        dataset: as for `image_of`.
-        index: of the item.
+        dataset: see `image_of`.
+        index: index of the item.
     """
     own, number = _origin(dataset, index)
     return dict(dataset[index]) if own is None else own.target(number)
 
 
 def may_have_boxes(dataset: Dataset[Item]) -> bool:
-    """Return whether an object of a set as for `image_of` may come with a box."""
+    """Return whether objects of a data set may have boxes; see `image_of`."""
     own, _ = _origin(dataset, 0)
     return own is None or not np.isnan(own.boxes).all()
 
 
 def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
-    """Return the type of a set's images and which values of it become 0 and 255, as JSON has it.
+    """Return the dtype of the images and the values that are scaled to 0 and 255, for JSON.
 
     Args:
-        dataset: as for `image_of`, not empty.
+        dataset: see `image_of`; not empty.
 
     Returns:
-        `dtype` and `window`, which is None where uint8 stays as it is; None if that is not known.
+        `dtype` and `window`, which is None for uint8; or None if they are not known.
     """
     own, number = _origin(dataset, 0)
     if own is None:
@@ -317,33 +321,33 @@ def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
 
 
 def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
-    """Find the `SamDataset` that an item comes from as it is, and its number there; else None."""
+    """Return the `SamDataset` that an item comes from unchanged (or None), and its index there."""
     found: Any = dataset
     while isinstance(found, Subset):
         found, index = found.dataset, found.indices[index]
-    # A class of the user's with a __getitem__ of its own makes other items.
+    # A subclass with its own __getitem__ may return other items.
     as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
     return (found if as_it_is else None), index
 
 
 class Sampled(Dataset[Item]):
-    """A `SamDataset` whose items are another draw in each epoch: of their objects, and turned.
+    """A data set that samples objects, and augments images, differently in each epoch.
 
-    What happens to an image, and where it is clicked on later, follows from seed, epoch and its
-    number alone: it is the same for any number of ranks and workers, and after an interruption.
-    Set `epoch` when an epoch begins.
+    The choices for an image depend only on the seed, the epoch and its index: they are the same for
+    any number of ranks and workers, and after an interruption. Set `epoch` at the start of each
+    epoch.
     """
 
     def __init__(
         self, dataset: Dataset[Item], seed: int, *, objects: int = 0, augment: bool = False
     ) -> None:
-        """Wrap a dataset.
+        """Wrap a data set.
 
         Args:
-            dataset: what to draw from.
-            seed: of the choices.
-            objects: the most of an image; 0: all.
-            augment: whether to mirror, and turn by quarters.
+            dataset: the data set to sample from.
+            seed: seed for all choices.
+            objects: maximum number of objects per image; 0: all.
+            augment: whether to flip images and rotate them by multiples of 90 degrees.
         """
         self.dataset, self.seed, self.epoch = dataset, seed, 0
         self.objects, self.augment = objects, augment
@@ -353,7 +357,7 @@ class Sampled(Dataset[Item]):
         return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
-        """Return one item of the dataset, some of its objects, perhaps in another position."""
+        """Return one item with the objects sampled for this epoch, augmented if requested."""
         item = dict(self.dataset[index])
         if 0 < self.objects < len(item["keys"]):
             rng = np.random.default_rng([self.seed, self.epoch, index, 1])
@@ -367,23 +371,23 @@ class Sampled(Dataset[Item]):
 
 
 def pick_objects(item: Item, chosen: Tensor) -> Item:
-    """Return an item with some of its objects only, (n,) their numbers."""
-    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,) of a click
+    """Return an item with only the objects `chosen`, (n,) indices."""
+    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,)
     clicks = torch.isin(owner, chosen)
     some = {name: item[name][chosen] for name in ("masks", "keys", "counts", "boxes")}
     return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
 
 
 def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
-    """Mirror an item of a `SamDataset` left to right, then turn it counterclockwise.
+    """Flip an item of a `SamDataset` horizontally, then rotate it counterclockwise.
 
     Args:
         item: image, masks and prompts.
-        mirror: whether to.
-        quarters: number of quarter turns.
+        mirror: whether to flip.
+        quarters: number of rotations by 90 degrees.
 
     Returns:
-        The same in its new position.
+        The transformed item.
     """
     image, masks = item["image"], item["masks"]
     points = torch.cat([item["points"], item["boxes"].view(-1, 2)])  # boxes as two corners

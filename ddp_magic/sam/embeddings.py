@@ -1,6 +1,6 @@
-"""The embeddings of a frozen encoder, computed once and kept on disk.
+"""Embeddings of a frozen encoder, computed once and stored on disk.
 
-With a ViT-B at 1024 pixels they are 99 % of a training step.
+With ViT-B at 1024 pixels, encoding takes 99 % of the time of a training step.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ddp_magic.sam.process_group import barrier, rank_and_world
 
 
 class Embedded(Dataset[Item]):
-    """A data set whose items have stored embeddings in the place of the image."""
+    """A data set whose items have stored embeddings instead of the image."""
 
     def __init__(self, dataset: Dataset[Item], salt: str, digests: Path, files: list[Path]) -> None:
-        """Map the files into memory: ranks share what they read.
+        """Memory-map the files, so that ranks share their memory.
 
         Args:
-            dataset: whose masks and prompts they belong to.
-            salt: of the digests.
-            digests: a .npy, (n, 16) uint8, of the images.
-            files: one .npy for each map of the model, (n, ...) float16.
+            dataset: the data set with the masks and prompts.
+            salt: salt of the digests.
+            digests: .npy file with the digests of the images, (n, 16) uint8.
+            files: one .npy file for each tensor of the embeddings, (n, ...) float16.
         """
         self.dataset, self.salt, self.paths = dataset, salt, (digests, files)
         self.digests, *self.maps = (np.load(each, mmap_mode="r") for each in (digests, *files))
@@ -42,10 +42,10 @@ class Embedded(Dataset[Item]):
         return size_of(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
-        """Return one item: `embeddings`, a list of float16 tensors, and all but the image.
+        """Return one item with `embeddings`, a list of float16 tensors, instead of `image`.
 
         Raises:
-            ValueError: The set has made another image than the one that was encoded.
+            ValueError: The image is not the one that was encoded.
         """
         index = range(len(self))[index]
         stored = [torch.from_numpy(np.array(each[index])) for each in self.maps]
@@ -53,19 +53,18 @@ class Embedded(Dataset[Item]):
         image = item.pop("image", None)
         if image is not None and (digest(image.numpy(), self.salt) != self.digests[index]).any():
             raise ValueError(
-                f"image {index} is not what it was when it was encoded, and the encoder is frozen: "
-                "turn or change images before training, or train the encoder (tune='lora' or "
-                "'full')"
+                f"image {index} has changed since it was encoded, and the encoder is frozen: "
+                "augment images before training, or train the encoder (tune='lora' or 'full')"
             )
         return {**item, "embeddings": stored}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as the names of the files."""
+        """Pickle the file names instead of the arrays."""
         return Embedded, (self.dataset, self.salt, *self.paths)
 
 
 class _Images(Dataset[Item]):
-    """The images of a set, without objects, and what identifies them."""
+    """The images of a data set with their digests, without objects."""
 
     def __init__(self, dataset: Dataset[Item], salt: str) -> None:
         self.dataset, self.salt = dataset, salt
@@ -79,7 +78,7 @@ class _Images(Dataset[Item]):
 
 
 def digest(image: NDArray[np.uint8], salt: str) -> NDArray[np.uint8]:
-    """Return 16 bytes that identify an image (3, H, W) and what encodes it."""
+    """Return a digest of 16 bytes of an image (3, H, W) and the salt."""
     found = hashlib.blake2b(image.tobytes(), digest_size=16, key=salt.encode())
     found.update(str(image.shape).encode())
     return np.frombuffer(found.digest(), np.uint8)
@@ -94,23 +93,24 @@ def store_embeddings(
     batch_size: int = 8,
     workers: int = 0,
 ) -> Dataset[Item]:
-    """Encode each image once, dealt out over the ranks, and write float16 maps to `folder`.
+    """Encode each image once, and store the embeddings in `folder` as float16.
 
-    Collective. What is there already of the same image and the same weights is kept, so that an
-    interruption or another training costs only what is missing.
+    This is a collective: each rank encodes a part of the images. Embeddings that `folder` already
+    contains for the same image and the same weights are used again.
 
     Args:
-        wrapper: the model, with its arithmetic.
-        dataset: the same on all ranks.
-        folder: that all ranks share; made if need be.
-        batch_size: images at a time.
-        workers: processes a rank that load images.
+        wrapper: the model.
+        dataset: the same data set on all ranks.
+        folder: folder that all ranks share; created if necessary.
+        batch_size: number of images per batch.
+        workers: number of data loading processes per rank.
 
     Returns:
-        The set with stored embeddings, at 1024 pixels 2 MB an image; one without images as it is.
+        The data set with stored embeddings, which take 2 MB per image at 1024 pixels; or `dataset`
+        if it has no images.
 
     Raises:
-        FileNotFoundError: Not all ranks see the folder.
+        FileNotFoundError: A rank cannot see the folder.
     """
     rank, world = rank_and_world()
     device = next(wrapper.parameters()).device
@@ -132,7 +132,7 @@ def store_embeddings(
                 np.lib.format.open_memmap(path, "w+", kind, (len(images), *shape)).flush()
     barrier()
     if not digests.exists():
-        raise FileNotFoundError(f"{folder} is not shared by all ranks: pass an out_dir that is")
+        raise FileNotFoundError(f"not all ranks can see {folder}: pass an out_dir that they share")
     maps = [np.load(path, mmap_mode="r+") for path in files]
     known = np.load(digests, mmap_mode="r+")
     shard = Subset(images, range(rank, len(images), world))
@@ -147,7 +147,7 @@ def store_embeddings(
             batch = prepare(collate(todo), wrapper.geometry, device)
             for stored, each in zip(maps, wrapper.encode(batch["pixel_values"]), strict=True):
                 stored[new] = each.half().cpu().numpy()
-            known[new] = [item["digest"] for item in todo]  # last: what has a digest is complete
+            known[new] = [item["digest"] for item in todo]  # last: marks them as complete
         bar.update(len(items))
     bar.close()
     for each in (*maps, known):
@@ -161,7 +161,7 @@ def _batches(shard: Subset[Item], batch_size: int, workers: int) -> DataLoader[A
 
 
 def _fits(path: Path, shape: tuple[int, ...], kind: type) -> bool:
-    """Return whether a stored array has this shape and type."""
+    """Return whether a stored array has this shape and dtype."""
     if not path.exists():
         return False
     stored = np.load(path, mmap_mode="r")

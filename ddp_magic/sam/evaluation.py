@@ -1,4 +1,4 @@
-"""Scores of held-out objects, the same for any number of ranks."""
+"""Evaluation on held-out objects. The scores do not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddp_magic.sam.plots import show_results
 from ddp_magic.sam.process_group import rank_and_world
 from ddp_magic.sam.prompts import first_prompts
 
-CLICKS = (1, 2, 3, 5)  # the set's own prompt, and 1, 2 and 4 clicks more
+CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more clicks
 SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
 
 Table = dict[str, NDArray[Any]]
@@ -36,33 +36,36 @@ def evaluate(
     multimask: bool | None = None,
     workers: int = 0,
 ) -> dict[str, float]:
-    """Score every prompted object at its image's own size, each exactly once over all ranks.
+    """Evaluate a model on every prompted object, at the original size of its image.
 
-    Beyond its first prompt an object is clicked on where the mask is wrong, in the middle, as
-    someone would who corrects it. Collective: all ranks call it, and all get the same answer
-    whatever their number.
+    After the first prompt of an object, further clicks are placed in the middle of the largest
+    region where the predicted mask is wrong.
+
+    This is a collective: all ranks must call it, and all get the same result. Each object is
+    evaluated exactly once, whatever the number of ranks.
 
     Args:
-        model: the same weights on all ranks; or DDP around them.
-        dataset: the same on all ranks.
-        batch_size: images at a time.
+        model: a model of the SAM family with the same weights on all ranks, or DDP around one.
+        dataset: the same data set on all ranks.
+        batch_size: number of images per batch.
         amp: "fp32", "bf16" or "fp16", as in `train`.
-        prompts: the first ones, as in `train`, but exact: boxes fit, clicks are in the middle.
+        prompts: kind of the first prompt, as in `train`. Here prompts are exact: boxes are tight,
+            and clicks are in the middle of the object.
         multimask: as in `train`; None: as the model was trained.
-        workers: processes a rank that load images.
+        workers: number of data loading processes per rank.
 
     Returns:
-        `dice`, `iou`, `accuracy`: means over the objects, with the first prompts; `dice_2`,
-        `dice_3`, `dice_5`: Dice with 1, 2 and 4 clicks more; `wrong_prompt_dice`: mean Dice of what
-        comes out for the prompt of *another* object of the image, near 0 if the model heeds its
-        prompts; `count`: number of objects. NaN where there is nothing to average.
+        `dice`, `iou` and `accuracy`: means over the objects, with the first prompt only; `dice_2`,
+        `dice_3` and `dice_5`: mean Dice with 1, 2 and 4 more clicks; `wrong_prompt_dice`: mean Dice
+        with the prompt of *another* object of the same image, near 0 if the model follows its
+        prompts; `count`: number of objects. A mean over no objects is NaN.
     """
     wrapper = PromptedSam(model, amp, max(CLICKS), prompts, multimask=multimask)
     return mean_scores(score_objects(wrapper, dataset, batch_size=batch_size, workers=workers))
 
 
 def mean_scores(table: Table) -> dict[str, float]:
-    """Return the means of a table of `score_objects`, and the number of objects."""
+    """Return the means of a table from `score_objects`, and the number of objects."""
     known = {name: table[name][~np.isnan(table[name])] for name in SCORES}
     means = {name: float(x.mean()) if len(x) else float("nan") for name, x in known.items()}
     return {**means, "count": len(table["image"])}
@@ -72,23 +75,23 @@ def mean_scores(table: Table) -> dict[str, float]:
 def score_objects(
     wrapper: PromptedSam, dataset: Dataset[Item], *, batch_size: int = 16, workers: int = 0
 ) -> Table:
-    """Score every object, dealt out over the ranks. Collective.
+    """Compute the scores of every object. Collective: each rank takes a part of the images.
 
     Args:
         wrapper: a model with five rounds of prompts.
-        dataset: the same on all ranks.
-        batch_size: images at a time.
-        workers: processes a rank that load images.
+        dataset: the same data set on all ranks.
+        batch_size: number of images per batch.
+        workers: number of data loading processes per rank.
 
     Returns:
-        On all ranks the same columns, float64, a row an object in the data set's order: `image`
-        and `object`, numbers; then `SCORES`.
+        The same columns on all ranks, float64, with one row per object in the order of the data
+        set: the indices `image` and `object`, then `SCORES`.
     """
     rank, world = rank_and_world()
     training, device = wrapper.sam.training, next(wrapper.parameters()).device
     wrapper.eval()
     n = size_of(dataset)
-    numbers = range(rank, n, world)  # exact, where samplers pad
+    numbers = range(rank, n, world)  # samplers would pad
     loader = load(dataset, numbers, batch_size, workers, device)
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     for step, raw in enumerate(loader):
@@ -105,15 +108,15 @@ def score_objects(
         parts: list[Any] = [None] * world
         dist.all_gather_object(parts, table)
         table = np.concatenate(parts)
-    table = table[np.lexsort((table[:, 1], table[:, 0]))]  # one order, whatever the ranks
+    table = table[np.lexsort((table[:, 1], table[:, 0]))]  # independent of the number of ranks
     return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
 
 
 def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:
-    """Return the scores of a batch's objects, given logits after each of `CLICKS`; (M, scores)."""
+    """Return the scores (M, scores) of a batch, given the logits for each number in `CLICKS`."""
     image_index, masks = batch["image_index"], batch["masks"]
     scores = torch.full((len(masks), len(SCORES)), torch.nan, dtype=torch.float64)
-    # The answer to a neighbor's prompt is there already: it is the neighbor's own prediction.
+    # The prediction for the prompt of another object is that object's own prediction.
     other = neighbors(image_index)  # (M,)
     alone = other == torch.arange(len(other), device=other.device)
     groups = by_size(batch["sizes"][image_index.cpu()])
@@ -136,13 +139,13 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
 
 
 def neighbors(image_index: Tensor) -> Tensor:
-    """Return for each object the next one of the same image, cyclically; itself if it is alone.
+    """Return for each object the next object of the same image, cyclically.
 
     Args:
-        image_index: (M,), ascending.
+        image_index: index of the image of each object, (M,), ascending.
 
     Returns:
-        Object numbers, (M,).
+        Object indices, (M,); an object that is alone in its image gets its own index.
     """
     rows = torch.arange(len(image_index), device=image_index.device)
     first = torch.searchsorted(image_index, image_index)
@@ -151,7 +154,7 @@ def neighbors(image_index: Tensor) -> Tensor:
 
 
 def worst_images(table: Table, rows: int = 4) -> list[int]:
-    """Return the numbers of the images with the lowest Dice of an object, the worst first."""
+    """Return the indices of the images that contain the objects with the lowest Dice."""
     order = table["image"][np.argsort(table["dice"], kind="stable")]
     return list(dict.fromkeys(order.astype(int).tolist()))[:rows]
 
@@ -167,15 +170,17 @@ def show_predictions(
     prompts: str | Mapping[str, float] = "points",
     multimask: bool | None = None,
 ) -> None:
-    """Draw images of a set with what the model makes of their prompts.
+    """Plot images of a data set with the predictions of a model.
+
+    This is not a collective: call it on one rank.
 
     Args:
-        model: on any device. Only the calling rank works; nothing is collective.
-        dataset: what to draw from.
-        images: their numbers, such as `worst_images` gives; default: the first ones.
-        title: of the figure.
-        rows: the most images.
-        prompts: the first ones, as in `evaluate`.
+        model: a model of the SAM family on any device.
+        dataset: the data set.
+        images: indices of the images; default: the first ones.
+        title: title of the figure.
+        rows: maximum number of images.
+        prompts: kind of the first prompt, as in `evaluate`.
         multimask: as in `train`; None: as the model was trained.
     """
     numbers = list(range(min(rows, size_of(dataset)))) if images is None else images[:rows]
@@ -189,7 +194,7 @@ def show_predictions(
     side = geometry.image_size
     given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)
     (logits,) = wrapper.draw(batch | {"prompts": given})
-    # The prompts are drawn too, in the images' own pixels.
+    # The prompts, in pixels of the original images.
     inside = torch.tensor([geometry.resized((h, w)) for h, w in raw["sizes"].tolist()])
     scale = (inside / raw["sizes"]).flip(1)[raw["image_index"]]  # (M, 2), x and y
     raw |= {

@@ -1,4 +1,4 @@
-"""Images and masks from files: PNG, JPEG, TIFF (pages), NIfTI (slices). Read when asked for."""
+"""Reading images and masks from files: PNG, JPEG, TIFF (pages) and NIfTI (slices)."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from numpy.typing import NDArray
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 VOLUMES = (".nii", ".nii.gz")
 
-Entry = tuple[Path, int]  # a file, and the number of a page or slice in it
+Entry = tuple[Path, int]  # a file, and the index of a page or slice in it
 
 
 class Files(Sequence[NDArray[Any]]):
-    """Pictures in files, each read anew whenever it is indexed; of volumes the last one is kept."""
+    """A sequence of images in files. Indexing reads the file; only the last volume is cached."""
 
     def __init__(self, entries: Sequence[Entry], *, labels: bool) -> None:
-        """Remember what to read.
+        """Store the file names, without reading the files.
 
         Args:
-            entries: files with the numbers of their pages or slices.
-            labels: whether the values are labels, so that a palette's numbers are kept.
+            entries: files with the indices of their pages or slices.
+            labels: whether the images are label maps; then palette indices are the labels.
         """
         self.entries, self.labels = list(entries), labels
         self._volume: tuple[Path, NDArray[Any]] | None = None
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.entries)
 
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence has slices too; nobody slices here
-        """Read one picture, (H, W) or (H, W, 3)."""
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence allows slices, which are not used
+        """Read one image, (H, W) or (H, W, 3)."""
         path, page = self.entries[index]
         if path.name.endswith(VOLUMES):
             if self._volume is None or self._volume[0] != path:
                 self._volume = (path, read_volume(path))
-            return self._volume[1][..., page].T  # NIfTI's first axis runs to the right
+            return self._volume[1][..., page].T  # the first axis of NIfTI is x
         return read_picture(path, page, labels=self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to another process without the volume."""
+        """Pickle without the cached volume."""
         return {"entries": self.entries, "labels": self.labels, "_volume": None}
 
 
 def read_picture(path: Path, page: int = 0, *, labels: bool = False) -> NDArray[Any]:
-    """Read a page of a picture file with Pillow, (H, W) or (H, W, 3).
+    """Read a page of an image file with Pillow, (H, W) or (H, W, 3).
 
     Raises:
-        ValueError: A mask in colors.
+        ValueError: A mask has colors.
     """
     from PIL import Image
 
@@ -59,12 +59,12 @@ def read_picture(path: Path, page: int = 0, *, labels: bool = False) -> NDArray[
         if page:
             file.seek(page)
         if file.mode in {"P", "PA"} and labels:
-            return np.asarray(file)  # a palette's numbers are the labels, as in PASCAL VOC
+            return np.asarray(file)  # palette indices are the labels, as in PASCAL VOC
         gray = file.mode in {"1", "L", "F"} or file.mode.startswith("I")
         pixels: NDArray[Any] = np.asarray(file if gray else file.convert("RGB"))
     if labels and pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
-            raise ValueError(f"{path} holds colors, not labels; save masks with one channel")
+            raise ValueError(f"{path} contains colors, not labels: save masks with one channel")
         pixels = pixels[..., 0]
     return pixels
 
@@ -73,32 +73,32 @@ def read_volume(path: Path) -> NDArray[Any]:
     """Read a NIfTI volume with MONAI, (X, Y, Z).
 
     Raises:
-        ValueError: It has more than three dimensions.
+        ValueError: The volume does not have two or three dimensions.
     """
     from monai.transforms import LoadImage
 
     volume = np.asarray(LoadImage(image_only=True, reader="NibabelReader", dtype=None)(path))
     if volume.ndim not in {2, 3}:
-        raise ValueError(f"{path} has shape {volume.shape}, not (X, Y, Z)")
+        raise ValueError(f"{path} has shape {volume.shape}, but must have (X, Y) or (X, Y, Z)")
     return volume.reshape(*volume.shape[:2], -1)
 
 
 def open_files(paths: str | Path | Sequence[str | Path], *, labels: bool) -> Files:
-    """List the pictures in files, or in all files of a folder.
+    """List the images in files, or in all files of a folder.
 
     Args:
-        paths: a folder, a file, or files in order.
-        labels: whether they are masks.
+        paths: a folder, a file, or a list of files.
+        labels: whether the images are masks.
 
     Raises:
-        FileNotFoundError: A file or folder is missing, or a folder has no picture in it.
+        FileNotFoundError: A file or folder does not exist, or a folder contains no images.
     """
     if isinstance(paths, (str, Path)):
         folder = Path(paths)
         if folder.is_dir():
             files = sorted(filter(_is_picture, folder.iterdir()), key=_natural)
             if not files:
-                raise FileNotFoundError(f"no pictures in {folder}: PNG, JPEG, TIFF or NIfTI")
+                raise FileNotFoundError(f"no PNG, JPEG, TIFF or NIfTI files in {folder}")
         else:
             files = [folder]
     else:
@@ -112,16 +112,16 @@ def open_files(paths: str | Path | Sequence[str | Path], *, labels: bool) -> Fil
 
 
 def check_names(images: Files, masks: Files) -> None:
-    """Refuse folders whose files do not belong together by name.
+    """Check that images and masks have matching names.
 
     Raises:
-        ValueError: A mask's name is not its image's, perhaps with `_mask` or the like after it.
+        ValueError: The name of a mask is not the name of its image, up to a suffix such as `_mask`.
     """
     for (image, _), (mask, _) in zip(images.entries, masks.entries, strict=False):
         if _stem(image) != _stem(mask):
             raise ValueError(
-                f"{image.name} and {mask.name} do not belong together by name; "
-                "pass two lists of files to pair them yourself"
+                f"the names of image {image.name} and mask {mask.name} do not match: rename the "
+                "files, or pass two lists of files in the same order"
             )
 
 
@@ -131,7 +131,7 @@ def _stem(path: Path) -> str:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort img2 before img10, and a mask as its image."""
+    """Return a sort key with img2 before img10, equal for a mask and its image."""
     return [
         (int(part), "") if part.isdigit() else (-1, part)
         for part in re.split(r"(\d+)", _stem(path))

@@ -1,4 +1,4 @@
-"""A trained model at work: what is prompted for in a picture, or everything in it."""
+"""Inference with a trained model: masks of prompted objects, or of all objects of an image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ddp_magic.sam.prompts import Prompts
 def _evaluating(
     model: nn.Module, *, multimask: bool | None
 ) -> Iterator[tuple[PromptedSam, torch.device]]:
-    """Put the model into evaluation mode for a while."""
+    """Set the model to evaluation mode in a `with` block."""
     training, wrapper = model.training, PromptedSam(model, multimask=multimask)
     wrapper.eval()
     try:
@@ -34,7 +34,7 @@ def _evaluating(
 
 
 def _as_trained(model: nn.Module, image: ArrayLike) -> NDArray[np.uint8]:
-    """Return an image as SAM takes it, (3, H, W), its gray levels as `train` noted them."""
+    """Return an image as (3, H, W) uint8, scaled as the training images (see `train`)."""
     noted = getattr(unwrapped(model).config, "gray_levels", None) or {}
     known = noted.get("dtype") == str(np.asarray(image).dtype) and noted["window"]
     return to_rgb(image, gray_window([image], tuple(noted["window"]) if known else None))
@@ -51,26 +51,28 @@ def predict(
     masks: ArrayLike | None = None,
     multimask: bool | None = None,
 ) -> NDArray[np.bool_]:
-    """Draw the mask of what is asked for.
+    """Predict the masks of prompted objects.
 
     Args:
-        model: any model of the SAM family, on any device; or DDP around one.
-        image: (H, W) or (H, W, 3), of any type that `SamDataset` takes. The gray levels of the type
-            that the model was trained on are taken as there, those of another one, but for uint8,
-            are judged by this one image.
-        points: clicks of one object, (K, 2), rows (y, x) in pixels, as in `SamDataset`'s
-            coordinates, or one click (y, x); or a list of such arrays, one an object.
-        labels: of the clicks, (K,), 1 on the object (default), 0 off it; or a list as `points`.
-        boxes: (4,), (y0, x0, y1, x1), or (N, 4), one an object.
-        masks: rough masks, (H, W) bool, or (N, H, W), one an object.
-        multimask: as in `train`; None: as the model was trained.
+        model: a model of the SAM family on any device, or DDP around one.
+        image: (H, W) or (H, W, 3), of any dtype that `SamDataset` accepts. An image with the dtype
+            of the training images is scaled as they were; other dtypes except uint8 are scaled by
+            the values of this image.
+        points: clicks of one object, (K, 2), rows (y, x) in pixels, or a single click (y, x); or a
+            list of such arrays, one per object.
+        labels: labels of the clicks, (K,), 1 on the object and 0 off it; or a list, as for
+            `points`. Default: 1.
+        boxes: a box (4,), (y0, x0, y1, x1), or boxes (N, 4), one per object.
+        masks: a rough mask (H, W), or rough masks (N, H, W), one per object.
+        multimask: whether to predict three masks for a single click and return the best one. None:
+            as the model was trained.
 
     Returns:
-        A mask (H, W), or masks (N, H, W) if prompts were given for several.
+        A mask (H, W), or masks (N, H, W) if prompts for several objects are given.
 
     Raises:
-        ValueError: A prompt lies outside the image or makes no sense, or there is none, or their
-            numbers differ.
+        ValueError: There is no prompt; a prompt is invalid or outside the image; or points, labels,
+            boxes and masks are for different numbers of objects.
     """
     clicks, several = _each(points, 2)
     signs, _ = _each(labels, 1)
@@ -115,45 +117,49 @@ def _check_prompts(
     rough: list[NDArray[Any]],
     size: tuple[int, int],
 ) -> None:
-    """Refuse what a model would take without a word, or torch with one that tells nothing."""
+    """Check the prompts.
+
+    Raises:
+        ValueError: A prompt is invalid.
+    """
     if any(own.shape[1:] != (2,) for own in clicks) or any(box.shape != (4,) for box in frames):
-        raise ValueError("clicks are rows (y, x), and a box is (y0, x0, y1, x1)")
+        raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
     corners = [corner for box in frames for corner in box.reshape(2, 2)]
     for y, x in [*(click for own in clicks for click in own), *corners]:
         check_click(y, x, size)
     if [len(own) for own in signs] != [len(own) for own in clicks]:
-        raise ValueError("labels are not as many as clicks")
+        raise ValueError("labels and clicks have different lengths: pass one label per click")
     if not np.isin(np.concatenate(signs), (FOREGROUND, BACKGROUND)).all():
-        raise ValueError("a click's label is 1 on the object, 0 off it")
+        raise ValueError("labels of clicks must be 1 (on the object) or 0 (off it)")
     if any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in frames):
-        raise ValueError("a box is (y0, x0, y1, x1), and y0 < y1, x0 < x1")
+        raise ValueError("boxes must be (y0, x0, y1, x1) with y0 < y1 and x0 < x1")
     if any(each.shape != size for each in rough):
-        raise ValueError(f"a mask is not of the image's size, {size[0]} x {size[1]} pixels")
+        raise ValueError(f"masks must have the size of the image, {size[0]} x {size[1]} pixels")
 
 
 def _each(given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # noqa: ANN401 -- arrays, lists, lists of arrays
-    """Return what was given for each object, arrays of `dimensions`, and whether it was a list."""
+    """Return one array of `dimensions` per object, and whether `given` was for several objects."""
     if given is None:
         return [], False
     if len(given) > 0 and np.ndim(given[0]) == dimensions:
         return [np.asarray(each, dtype=np.float64) for each in given], True
     one = np.asarray(given, dtype=np.float64)
-    if dimensions == 2 and one.ndim == 1:  # no click, or one without brackets around it
+    if dimensions == 2 and one.ndim == 1:  # no click, or a single click (y, x)
         one = one[None] if len(one) else np.zeros((0, 2))
     return [one], False
 
 
 class Found(NamedTuple):
-    """A mask that may be an object."""
+    """A candidate mask."""
 
     score: float
-    top: int  # of its piece of the picture, px
+    top: int  # of the tile in the image, px
     left: int
     mask: NDArray[np.bool_]  # (h, w)
 
 
 @torch.no_grad()
-def segment(  # noqa: PLR0913 -- each is a choice with a default
+def segment(  # noqa: PLR0913 -- options with defaults
     model: nn.Module,
     image: ArrayLike,
     *,
@@ -166,25 +172,25 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
     batch_size: int = 64,
     multimask: bool | None = None,
 ) -> NDArray[np.int32]:
-    """Find every object of a picture: click on a grid of points, keep the masks that are good.
+    """Segment all objects of an image: click on a grid of points, and keep the good masks.
 
     Args:
-        model: any model of the SAM family, on any device; or DDP around one.
-        image: (H, W) or (H, W, 3), of any size; its type as for `predict`.
-        tile: side of the pieces that the picture is looked at in, in pixels: about the size of the
-            images that the model was trained on. They overlap by half, so that an object is
-            found whole if it is smaller than a quarter of a tile. Default: one piece.
-        points_per_side: clicks along a tile's side.
-        min_iou: least guess of the mask's IoU.
-        min_stability: least IoU of the masks at logits 1 and -1.
-        min_area: of an object, in pixels.
-        max_share: of a tile that one object may cover.
-        batch_size: clicks at a time.
-        multimask: as in `train`; None: as the model was trained.
+        model: a model of the SAM family on any device, or DDP around one.
+        image: (H, W) or (H, W, 3), of any size; for the dtype, see `predict`.
+        tile: side of the tiles that the image is split into, in pixels: about the size of the
+            training images. Tiles overlap by half, so that an object smaller than a quarter of a
+            tile is found as a whole. None: one tile.
+        points_per_side: number of clicks along the side of a tile.
+        min_iou: minimum IoU that the model predicts for a mask.
+        min_stability: minimum IoU between the mask thresholded at logit 1 and at logit -1.
+        min_area: minimum area of an object, in pixels.
+        max_share: maximum fraction of a tile that an object covers.
+        batch_size: number of clicks per batch.
+        multimask: whether to predict three masks per click. None: as the model was trained.
 
     Returns:
-        A label map (H, W), 0 = background; the best masks come first, and of two that overlap by
-        more than half of one, the better is kept.
+        A label map (H, W), where 0 is background. Labels start at 1 with the best mask. If two
+        masks overlap by more than half of one of them, only the better one is kept.
 
     Source:
         Kirillov et al., "Segment Anything", ICCV 2023, appendix B; tiles with a margin as in
@@ -199,7 +205,7 @@ def segment(  # noqa: PLR0913 -- each is a choice with a default
     with _evaluating(model, multimask=multimask) as (wrapper, device):
         for top in range(0, height, core):
             for left in range(0, width, core):
-                # At the picture's edge too a piece is a whole tile: the size the model knows.
+                # At the border, too, a piece has the size of a tile, as the training images.
                 y0 = max(0, min(top - margin, height - side))
                 x0 = max(0, min(left - margin, width - side))
                 piece = rgb[:, y0 : y0 + side, x0 : x0 + side]
@@ -237,10 +243,10 @@ def _click_grid(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Click on a grid in the inner square (top, left, side) of a piece of a picture.
+    """Click on a grid in the inner square (top, left, side) of one tile.
 
     Yields:
-        Logits (m, C, s, s), guesses of IoU (m, C), and the clicks (m, 2), (x, y) in the piece.
+        Logits (m, C, s, s), predicted IoU (m, C), and clicks (m, 2), (x, y) in the tile.
     """
     top, left, side = inner
     height, width = piece.shape[1:]
@@ -268,13 +274,13 @@ def _click_grid(
 
 
 def _stability(logits: Tensor) -> Tensor:
-    """Return the IoU of each mask (m, C, s, s) cut at logits 1 and -1, (m, C)."""
+    """Return the IoU of the masks (m, C, s, s) thresholded at logits 1 and -1, (m, C)."""
     inner, outer = (logits > 1).flatten(2).sum(2), (logits > -1).flatten(2).sum(2)
     return inner / outer.clamp(min=1)
 
 
 def _is_cut(mask: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> bool:
-    """Return whether a mask reaches the edge of its piece where the picture goes on."""
+    """Return whether a mask touches a side of its tile that is not a border of the image."""
     bottom, right = top + mask.shape[0], left + mask.shape[1]
     return bool(
         (top > 0 and mask[0].any())
@@ -285,7 +291,7 @@ def _is_cut(mask: NDArray[np.bool_], top: int, left: int, height: int, width: in
 
 
 def _paint(found: list[Found], size: tuple[int, int], min_area: int) -> NDArray[np.int32]:
-    """Lay masks into one label map, the best first; what is mostly taken already is left out."""
+    """Combine masks into one label map, the best first; skip masks that are mostly covered."""
     labels = np.zeros(size, dtype=np.int32)
     for each in sorted(found, key=lambda one: -one.score):
         h, w = each.mask.shape

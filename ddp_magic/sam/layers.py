@@ -1,22 +1,21 @@
-"""What transformers and torch do too, done with fewer bytes: the same values, sooner.
+"""Faster versions of layers of transformers and torch, with the same values.
 
-The image encoder's attention: transformers adds to the scores of N tokens for N tokens how far
-these are from each other in rows and columns, a table of N x N for each head and image: at 1024
-pixels 0.8 GB an image in float32, written, read and differentiated in each global layer; and fast
-kernels, which never write the scores down, take no table that learns. Here the same sum comes out
-of the product of queries and keys itself: a query also carries what it adds to each row and to each
-column, and a key a 1 in its own row and column. And its tokens keep the order of the convolution
-that they come from, so that each normalization, forth and back, copies them first; here it is done
-once.
+Attention of the image encoder: transformers adds a relative position bias to the attention scores,
+a table of N x N for N tokens, for each head and image. At 1024 pixels, this is 0.8 GB per image in
+float32, which each global layer writes, reads and differentiates. The fast attention kernels, which
+never store the scores, do not support a bias with a gradient. Here the bias is part of the product
+of queries and keys: a query also holds its bias for each row and each column, and a key a 1 in its
+own row and column. In transformers, tokens also keep the memory layout of the convolution that they
+come from, and each normalization copies them, forward and backward; here they are copied once.
 
-The mask decoder takes maps (M, C, h, w) apart into tokens (M, h * w, C) without moving them, so
-that each later addition and normalization would jump from channel to channel. It draws masks by
-transposed convolutions, which on a CPU first put everything in another order; as none of their
-squares overlap, a product of tokens and weights does the same. And each forward makes the positions
-of all tokens anew, which are always the same.
+Mask decoder: transformers converts maps (M, C, h, w) to tokens (M, h * w, C) without changing the
+memory layout, so that later operations read memory with large strides. It upscales masks with
+transposed convolutions, which reorder their input on a CPU. Because kernel size and stride are
+equal, a matrix product gives the same result. Finally, each forward pass computes the same
+positional encoding again.
 
-Masks become larger by torch's bilinear interpolation, whose gradient is slow on a CPU and has no
-fixed order on a GPU. Along each axis it is a product with a thin matrix.
+Resizing masks: the gradient of bilinear interpolation in torch is slow on a CPU, and its summation
+order on a GPU is not fixed. Here it is a matrix product along each axis.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 Forward = Callable[..., Any]
 
-_FASTER: dict[type, type] = {}  # made when first met
+_FASTER: dict[type, type] = {}  # original class -> faster class, filled on first use
 
 
 def _attend(
@@ -40,15 +39,15 @@ def _attend(
     hidden_states: Tensor,
     output_attentions: bool = False,
 ) -> tuple[Tensor, None]:
-    """Do what the library's forward does, with the same values.
+    """Replace the forward pass of an attention layer, with the same values.
 
     Args:
         self: the layer.
         hidden_states: (B, h, w, C).
-        output_attentions: whether to give the scores, which are not kept.
+        output_attentions: ignored; attention scores are never returned.
 
     Returns:
-        The sum of values (B, h, w, C), and no scores.
+        The output (B, h, w, C), and None.
     """
     del output_attentions
     b, h, w, _ = hidden_states.shape
@@ -62,22 +61,22 @@ def _attend(
         to_columns = _distances(self, self.rel_pos_w, w)
         rows = torch.einsum("bnhwd,hkd->bnhwk", grid, to_rows).flatten(2, 3)
         columns = torch.einsum("bnhwd,wkd->bnhwk", grid, to_columns).flatten(2, 3)
-        # The product is divided by the root of d, from which positions are exempt.
+        # Attention divides the product by sqrt(d), but not the position bias.
         query = torch.cat([query, rows * d**0.5, columns * d**0.5], -1)
         row = torch.eye(h, dtype=key.dtype, device=key.device).repeat_interleave(w, 0)
         column = torch.eye(w, dtype=key.dtype, device=key.device).repeat(h, 1)
         place = torch.cat([row, column], -1).expand(b, heads, -1, -1)  # (B, heads, h * w, h + w)
         key = torch.cat([key, place], -1)
-        value = F.pad(value, (0, h + w))  # the fast kernels ask for one width
+        value = F.pad(value, (0, h + w))  # the fast kernels need equal widths
     out = F.scaled_dot_product_attention(query, key, value, scale=d**-0.5)[..., :d]
     return self.proj(out.transpose(1, 2).reshape(b, h, w, -1)), None
 
 
 def _distances(layer: Any, table: Tensor, n: int) -> Tensor:  # noqa: ANN401
-    """Return (n, n, d), `[i, j] = table[i - j + n - 1]`, of what is learned of each distance.
+    """Return the embeddings of relative positions, (n, n, d): `[i, j] = table[i - j + n - 1]`.
 
-    The library looks each up, by numbers that it makes on the CPU: on a GPU the CPU waits twice a
-    layer for all that was asked before. It is asked where another size needs an interpolation.
+    transformers uses an index that it creates on the CPU, which synchronizes with the GPU twice per
+    layer. It is used here only if the table must be interpolated to another size.
     """
     if len(table) != 2 * n - 1:
         looked_up: Tensor = layer.get_rel_pos(n, n, table)
@@ -85,19 +84,19 @@ def _distances(layer: Any, table: Tensor, n: int) -> Tensor:  # noqa: ANN401
     return table.flip(0).unfold(0, n, 1).flip(0).transpose(1, 2)
 
 
-# By name: not every transformers that has SAM has SAM-HQ.
+# By name, because some versions of transformers have SAM but not SAM-HQ.
 _ATTENTIONS = ("SamVisionSdpaAttention", "SamHQVisionSdpaAttention")
 
 
 def _in_order(self: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 -- one of two classes
-    """Return tokens (B, h, w, C) that lie along memory in this order."""
+    """Return tokens (B, h, w, C) that are contiguous in memory."""
     tokens: Tensor = self.own_forward(pixels)
     return tokens.contiguous()
 
 
 @contextmanager
 def faster_encoder(encoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of the families
-    """Let the image encoder of a SAM or SAM-HQ work in this way for a while."""
+    """Use the faster layers in the image encoder of a SAM or SAM-HQ in a `with` block."""
     known = [m for m in encoder.modules() if type(m).__name__ in _ATTENTIONS]
     with _doing(_attend, known), _doing(_in_order, [encoder.patch_embed] if known else []):
         yield
@@ -108,12 +107,12 @@ def _enlarge(
     x: Tensor,
     output_size: list[int] | None = None,
 ) -> Tensor:
-    """Do what a transposed convolution does whose kernel is as wide as its stride.
+    """Replace the forward pass of a transposed convolution whose kernel size equals its stride.
 
     Args:
         self: the layer, without padding.
-        x: (B, C, h, w), along memory if channels are last there.
-        output_size: as the layer's forward has it; here there is no choice.
+        x: (B, C, h, w), fastest with channels last in memory.
+        output_size: ignored; there is only one output size.
 
     Returns:
         (B, out, k * h, k * w), channels last in memory.
@@ -127,11 +126,11 @@ def _enlarge(
 
 @contextmanager
 def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN401 -- as above
-    """Let a model draw masks in this way for a while.
+    """Use the faster layers in the mask decoder in a `with` block.
 
     Args:
-        sam: any of the families.
-        positions: of its tokens, (1, C, h, w), as it makes them: channels are last in memory.
+        sam: a model of the SAM family.
+        positions: positional encoding of the image tokens, (1, C, h, w), channels last in memory.
     """
 
     def tokens(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401
@@ -141,14 +140,14 @@ def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN4
         return args, kwargs | news
 
     def picture(_module: nn.Module, _args: Any, upscaled: Tensor) -> Tensor:  # noqa: ANN401
-        return upscaled.contiguous()  # as the product with each mask's own weights reads it
+        return upscaled.contiguous()  # for the product with the weights of each mask
 
     decoder = sam.mask_decoder
     hooks = (
         decoder.transformer.register_forward_pre_hook(tokens, with_kwargs=True),
         decoder.upscale_conv2.register_forward_hook(picture),
     )
-    # What it makes of these, a copy an object, is replaced above: so they are next to nothing.
+    # The model copies these for each object, and `tokens` replaces the copies: so keep them small.
     sam.get_image_wide_positional_embeddings = lambda: positions[:, :1, :1, :1]
     try:
         with _doing(_enlarge, [decoder.upscale_conv1, decoder.upscale_conv2]):
@@ -160,11 +159,11 @@ def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN4
 
 
 def resized(logits: Tensor, size: int) -> Tensor:
-    """Resize square masks as `F.interpolate(mode="bilinear")` does, with the same gradient.
+    """Resize square masks, with the values and gradient of `F.interpolate(mode="bilinear")`.
 
     Args:
         logits: (M, C, s, s).
-        size: the new side, in pixels.
+        size: new side, in pixels.
 
     Returns:
         (M, C, size, size), float32.
@@ -173,23 +172,23 @@ def resized(logits: Tensor, size: int) -> Tensor:
     if logits.shape[-1] == size:
         return logits
     lines = _lines(logits.shape[-1], size, logits.device)
-    with torch.autocast(logits.device.type, enabled=False):  # as interpolation is exempt from it
+    with torch.autocast(logits.device.type, enabled=False):  # as for F.interpolate
         return lines @ logits @ lines.T
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(mode=False)  # what is kept must serve training too
+@torch.inference_mode(mode=False)  # cached tensors are also used in training
 def _lines(side: int, size: int, device: torch.device) -> Tensor:
-    """Return (size, side): which lines of an old mask make each of a new one, and how much."""
+    """Return the matrix (size, side) that resizes along one axis."""
     old = torch.eye(side, device=device)[None, None]
     return F.interpolate(old, (size, side), mode="bilinear", align_corners=False)[0, 0]
 
 
 @contextmanager
 def _doing(forward: Forward, modules: list[nn.Module]) -> Iterator[None]:
-    """Let modules have another forward for a while."""
+    """Replace the forward pass of modules in a `with` block."""
     replaced = [(module, type(module)) for module in modules]
-    for module, own in replaced:  # not their forward: torch.compile looks at classes
+    for module, own in replaced:  # the class: torch.compile ignores an instance's forward
         if own not in _FASTER:
             news = {"forward": forward, "own_forward": own.forward}
             _FASTER[own] = type(f"Faster{own.__name__}", (own,), news)

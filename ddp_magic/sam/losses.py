@@ -1,4 +1,4 @@
-"""What training makes small."""
+"""Training losses."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ LOSSES = ("dice+bce", "dice+focal")
 
 
 def object_losses(logits: Tensor, iou: Tensor, target: Tensor, loss: str = "dice+bce") -> Tensor:
-    """Loss of each object: of its best mask, plus the error of the model's guesses of their IoU.
+    """Compute the loss of each object: the loss of its best mask, and of the predicted IoU.
 
-    Of several masks (a click may mean a part or the whole) only the one with the smallest loss is
-    corrected; the others may mean something else. All their guesses of IoU are.
+    If there are several masks per object, only the one with the lowest loss is trained, because a
+    click can mean a part or the whole. The predicted IoU of all masks is trained.
 
     Args:
         logits: (M, C, T, T).
-        iou: the guesses, (M, C).
-        target: (M, 1, T, T), 0 to 1.
-        loss: "dice+bce", Dice loss + binary cross-entropy; or "dice+focal", with 20 times focal
-            loss in its place, as SAM was trained.
+        iou: predicted IoU, (M, C).
+        target: true masks, (M, 1, T, T), from 0 to 1.
+        loss: "dice+bce", Dice loss + binary cross-entropy; or "dice+focal", Dice loss + 20 * focal
+            loss, as in SAM.
 
     Returns:
-        One loss an object, (M,).
+        One loss per object, (M,).
 
     Raises:
-        ValueError: An unknown `loss`.
+        ValueError: `loss` is invalid.
 
     Source:
         Kirillov et al., "Segment Anything", ICCV 2023, appendix A.
     """
     if loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
-    logits = logits.float()  # in float16, the sums over a 256 x 256 mask overflow
+        raise ValueError(f"invalid loss {loss!r}: use {' or '.join(LOSSES)}")
+    logits = logits.float()  # in float16, sums over a 256 x 256 mask overflow
     true = target.expand_as(logits)
     mask_loss = DiceLoss(sigmoid=True, reduction="none")(logits, true).flatten(2).mean(2)  # (M, C)
     if loss == "dice+bce":
@@ -55,11 +55,10 @@ def object_losses(logits: Tensor, iou: Tensor, target: Tensor, loss: str = "dice
 
 
 def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce") -> Tensor:
-    """Run `model` (a `PromptedSam`, in DDP or not) on a prepared batch.
+    """Run `model`, a `PromptedSam` or DDP around one, on a prepared batch, and compute its loss.
 
     Returns:
-        One loss an object, the mean over the rounds of clicks, (M,); with an auxiliary task, that
-        one's too.
+        One loss per object, (M,): the mean over the rounds, plus the weighted auxiliary loss.
     """
     target, size = batch["target"], batch["target"].shape[-1]
     losses = []
@@ -69,5 +68,6 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
     own = unwrapped(model)
     if own.auxiliary is None:
         return of_masks
-    of_places: Tensor = own.auxiliary.weight * place_losses(own.told, target, batch["image_index"])
-    return of_masks + of_places
+    of_places = place_losses(own.auxiliary_output, target, batch["image_index"])
+    weighted: Tensor = own.auxiliary.weight * of_places
+    return of_masks + weighted

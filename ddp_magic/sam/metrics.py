@@ -1,8 +1,8 @@
-"""How good is a mask? One score per object, from integer pixel counts.
+"""Segmentation metrics: one score per object, from integer pixel counts.
 
-Boolean and integer tensors are read as masks (anything but 0 is inside), floating ones as logits,
-thresholded at 0 (probability one half). So a float mask of 0s and 1s is read rightly too, but
-probabilities are not: every positive one counts as inside.
+Boolean and integer tensors are masks, in which every nonzero pixel is inside. Floating-point
+tensors are logits, thresholded at 0 (probability 0.5). A floating-point mask of zeros and ones thus
+gives the right result, but probabilities do not: every positive one counts as inside.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ def _pixel_counts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Count true positive, false positive, false negative and true negative pixels per object.
 
-    Counts are int64: float16 sums overflow at 256 x 256 pixels, and float32 ones round above 2^24.
+    Counts are int64: float16 overflows at 256 x 256 pixels, and float32 rounds above 2^24.
     """
     pred, target = torch.as_tensor(pred), torch.as_tensor(target)
     if pred.shape != target.shape:  # broadcasting (B, 1, H, W) with (B, H, W) would score nonsense
         raise ValueError(
-            f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+            f"pred has shape {tuple(pred.shape)}, but target has shape {tuple(target.shape)}: "
+            "they must be equal"
         )
     inside = pred > 0 if pred.is_floating_point() else pred != 0  # (..., H, W)
     truth = target > 0 if target.is_floating_point() else target != 0  # (..., H, W)
@@ -34,22 +35,22 @@ def _pixel_counts(
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """Divide in float64; nothing out of nothing is a perfect score."""
+    """Divide in float64; 0 / 0 is 1."""
     return torch.where(whole == 0, 1.0, part.double() / whole.clamp(min=1))
 
 
 def dice_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
-    """Dice coefficient of each object: 2 TP / (2 TP + FP + FN).
+    """Compute the Dice coefficient of each object: 2 TP / (2 TP + FP + FN).
 
     Args:
         pred: masks or logits, (..., H, W).
-        target: masks, (..., H, W), exactly as `pred`.
+        target: masks, of the same shape as `pred`.
 
     Returns:
         Scores from 0 to 1, float64, (...). 1 where both masks are empty.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes are different.
 
     Source:
         L. R. Dice, "Measures of the amount of ecologic association between species", 1945.
@@ -59,17 +60,17 @@ def dice_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
 
 
 def iou_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
-    """Intersection over union (Jaccard index) of each object: TP / (TP + FP + FN).
+    """Compute the intersection over union (Jaccard index) of each object: TP / (TP + FP + FN).
 
     Args:
         pred: masks or logits, (..., H, W).
-        target: masks, (..., H, W), exactly as `pred`.
+        target: masks, of the same shape as `pred`.
 
     Returns:
         Scores from 0 to 1, float64, (...). 1 where both masks are empty.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes are different.
 
     Source:
         P. Jaccard, "The distribution of the flora in the alpine zone", 1912.
@@ -79,17 +80,17 @@ def iou_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
 
 
 def pixel_accuracy(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
-    """Share of the pixels of each object's picture that are labeled rightly: (TP + TN) / all.
+    """Compute the fraction of pixels that are classified correctly: (TP + TN) / all.
 
     Args:
         pred: masks or logits, (..., H, W).
-        target: masks, (..., H, W), exactly as `pred`.
+        target: masks, of the same shape as `pred`.
 
     Returns:
-        Scores from 0 to 1, float64, (...). 1 for pictures without pixels.
+        Scores from 0 to 1, float64, (...). 1 for masks without pixels.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes are different.
     """
     tp, fp, fn, tn = _pixel_counts(pred, target)
     return _ratio(tp + tn, tp + fp + fn + tn)

@@ -1,4 +1,4 @@
-"""The tiny SAM, and the one forward of training, evaluation and prediction."""
+"""A tiny SAM, and the forward pass that training, evaluation and prediction share."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ from ddp_magic.sam.prompts import Prompts, first_prompts, kinds_of, next_click
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-ROOM = 2**31  # bytes, for objects that are worked on at once outside of training
+ROOM = 2**31  # bytes for the objects that are processed at once outside of training
 
-Alike = tuple[tuple[int, int, int], Tensor]  # clicks, a box or none, a mask or none; whose, (m,)
-Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and guesses of their IoU (M, C); C is 1 or 3
+# Number of clicks, of boxes, of masks; indices of the objects that have these, (m,).
+Alike = tuple[tuple[int, int, int], Tensor]
+Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and predicted IoU (M, C); C is 1 or 3
 
 
 def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: int = 0) -> SamModel:
-    """Build a SAM of 0.8 million parameters, with random weights that are the same on all ranks.
+    """Create a SAM with 0.8 million parameters and random weights, the same on all ranks.
 
-    The library's own defaults are for loading Meta's weights. From random weights they give a
-    model that never learns to look at the prompt: the encoder starts at zero (initializer_range
-    1e-10), positions are encoded by so high frequencies (scale width / 2) that neighboring pixels
-    look unrelated, and what tells a click from a box or a click off the object, with a standard
-    deviation of initializer_range, is lost beside its position, of 0.7. Here the first and the last
-    are as Meta trained them, or near, and frequencies are half of Meta's (scale 0.5, not 1): in the
-    demo's first epoch Dice came to .76, with Meta's to .53.
+    The default initialization of transformers is meant for loading Meta's weights. A model trained
+    from it does not learn to use the prompt: the encoder starts at zero (initializer_range 1e-10);
+    the frequencies of the positional encoding are so high (scale width / 2) that neighboring pixels
+    are unrelated; and the embeddings that distinguish clicks, boxes and labels, with a standard
+    deviation of initializer_range, are negligible beside the positional encoding, with 0.7. Here
+    the first and the last are close to Meta's trained weights, and the scale of the frequencies is
+    0.5, half of Meta's: after the first epoch of the demo, Dice was .76, and .53 with Meta's scale.
 
     Args:
-        image_size: side of the square the model sees, in pixels, a multiple of `patch_size`.
-        patch_size: side of a token, in pixels. Masks have 4 pixels a token.
-        width: channels, a multiple of 8.
-        seed: of the weights. The global random state is left alone.
+        image_size: side of the input square, in pixels; a multiple of `patch_size`.
+        patch_size: side of a patch, in pixels. Masks have 4 pixels per patch and axis.
+        width: number of channels; a multiple of 8.
+        seed: seed for the weights. The global random state does not change.
 
     Returns:
         The model, on the CPU.
@@ -72,7 +73,7 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
         num_pos_feats=width // 2,
         initializer_range=0.08,
     )
-    vision.scale = 0.5  # type: ignore[assignment]  # not in the call above: it would be overwritten
+    vision.scale = 0.5  # type: ignore[assignment]  # SamVisionConfig(scale=...) is overwritten
     prompt = SamPromptEncoderConfig(hidden_size=width, image_size=image_size, patch_size=patch_size)
     decoder = SamMaskDecoderConfig(
         hidden_size=width, mlp_dim=2 * width, num_attention_heads=4, iou_head_hidden_dim=width
@@ -87,19 +88,19 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
         torch.manual_seed(seed)
         sam = SamModel(config)
         positions = sam.shared_image_embedding
-        # In transformers 4 the scale is half the width, whatever the configuration says.
+        # transformers 4 ignores vision.scale and uses half the width.
         positions.positional_embedding.data *= vision.scale / positions.scale
         for module in sam.modules():
-            if isinstance(module, nn.Embedding):  # the tokens of prompts, of masks and of IoU
+            if isinstance(module, nn.Embedding):  # of prompts, of masks and of IoU
                 module.reset_parameters()  # to a standard deviation of 1
         return sam
 
 
 class PromptedSam(nn.Module):
-    """The one forward of a training step, which is what DDP needs.
+    """A model with all prompt rounds of a training step in a single forward pass.
 
-    DDP starts averaging gradients in the backward pass of *its* forward: calling parts of the
-    model past it, or it twice, fails or leaves the ranks with different weights.
+    DDP averages gradients in the backward pass of its own forward. Calling parts of the model
+    without it, or calling it twice, fails or leaves the ranks with different weights.
     """
 
     def __init__(
@@ -111,24 +112,25 @@ class PromptedSam(nn.Module):
         *,
         multimask: bool | None = None,
     ) -> None:
-        """Wrap a model, which stays the caller's.
+        """Wrap a model, without copying it.
 
         Args:
-            sam: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, or DDP around one.
-            amp: "fp32", "bf16" or "fp16": type of the image encoder's arithmetic. Prompts and
-                decoder stay in float32, since bfloat16 would move a click by a pixel in 1024.
-            rounds: the first prompt, then each time one more click where the mask is wrong.
-            prompts: the first ones: "points", "boxes", "masks", "none", or shares of these.
-            multimask: whether a single click, which may mean a part or a whole, gets three masks.
-                None: as the model was trained, which `train` notes in its config; else three.
+            sam: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, or DDP around one.
+            amp: dtype of the image encoder: "fp32", "bf16" or "fp16". Prompt encoder and decoder
+                use float32, because bfloat16 would move a click by one pixel in 1024.
+            rounds: number of prompts per object: the first one, then one click per round where the
+                predicted mask is wrong.
+            prompts: kind of the first prompt: "points", "boxes", "masks", "none", or a mixture.
+            multimask: whether to predict three masks for a single click. None: as in the config of
+                the model, where `train` stores it, or three masks.
 
         Raises:
-            ValueError: An unknown `amp` or kind of prompt.
-            TypeError: Another model.
+            ValueError: `amp` or `prompts` is invalid.
+            TypeError: `sam` is not of the SAM family.
         """
         super().__init__()
         if amp not in DTYPES:
-            raise ValueError(f'amp is "fp32", "bf16" or "fp16", not {amp!r}')
+            raise ValueError(f'invalid amp {amp!r}: use "fp32", "bf16" or "fp16"')
         self.sam: Sam = unwrapped(sam)
         self.geometry: Geometry = geometry_of(self.sam)
         self.amp, self.rounds = amp, rounds
@@ -136,47 +138,46 @@ class PromptedSam(nn.Module):
         self.multimask = trained if multimask is None else multimask
         self.shares = kinds_of(prompts)
         self.mask_size = mask_size_of(self.sam)  # s, px
-        self.sometimes: list[nn.Parameter] = []  # that only some kinds of prompts use
-        self.auxiliary: PlaceInObject | None = None  # set for training
-        self.told: Tensor | None = None  # what that one made of the last batch's images
-        self._made: tuple[Any, Tensor] | None = None  # positions, and what they were made of
+        self.partly_used: list[nn.Parameter] = []  # parameters that only some prompts use
+        self.auxiliary: PlaceInObject | None = None  # set during training
+        self.auxiliary_output: Tensor | None = None  # of the last batch
+        # Key and value: the positional encoding, and the state of the weights it depends on.
+        self._cached_positions: tuple[Any, Tensor] | None = None
 
     def encode(self, pixels: Tensor) -> Maps:
-        """Encode images (B, 3, S, S) in the arithmetic of `amp`."""
+        """Encode images (B, 3, S, S) with the dtype of `amp`."""
         with torch.autocast(pixels.device.type, DTYPES[self.amp], enabled=self.amp != "fp32"):
             return encode(self.sam, pixels)
 
     def forward(self, batch: dict[str, Any]) -> list[Round]:
-        """Draw masks of each object; then, round by round, correct the best with one more click.
+        """Predict the masks of each object, round by round with one more click.
 
-        All rounds are in this one forward, which is what DDP asks for, and share the encoding. In
-        training mode a click is at a random wrong pixel, the same whenever `keys` is the same; in
-        evaluation it is in the middle of what is wrong.
+        All rounds share the image embeddings. In training mode, a click is at a random pixel where
+        the mask is wrong, determined by `keys`; in evaluation mode, it is in the middle of the
+        largest wrong region.
 
         Args:
-            batch: what `prepare` made, of images or of their embeddings; with `prompts`, these
-                are the first ones.
+            batch: a batch from `prepare`, of images or embeddings. `prompts`, if present, are the
+                first prompts.
 
         Returns:
-            For each round the masks' logits (M, C, s, s), and guesses of their IoU (M, C).
+            For each round, logits (M, C, s, s) and predicted IoU (M, C).
         """
         if len(batch["image_index"]) == 0:
-            # A rank without objects still takes part in the backward pass, with zero gradients.
+            # A rank without objects must still take part in the backward pass.
             return [(logits[:0], iou[:0]) for logits, iou in self(_one_object(batch))]
-        # Prompts first: looking at them, the CPU would wait until a GPU has encoded the images.
+        # Prompts first: reading them later would wait until the GPU has encoded the images.
         prompts = batch.get("prompts") or first_prompts(
             batch, self.shares, self.mask_size, self.geometry.image_size, random=self.training
         )
         alike = _alike(prompts)
         maps = self._maps(batch)
         if self.auxiliary is not None:
-            self.told = self.auxiliary(embeddings_of(self.sam, maps))
+            self.auxiliary_output = self.auxiliary(embeddings_of(self.sam, maps))
         out = [self._decode(maps, batch["image_index"], prompts, alike)]
-        if (
-            self.sometimes
-        ):  # so that each rank has a gradient, perhaps zero, for all that is trained
-            nothing = torch.stack([parameter.sum() for parameter in self.sometimes]).sum() * 0
-            out = [(logits + nothing, iou) for logits, iou in out]
+        if self.partly_used:  # DDP needs a gradient, possibly zero, for each of them on each rank
+            zero = torch.stack([parameter.sum() for parameter in self.partly_used]).sum() * 0
+            out = [(logits + zero, iou) for logits, iou in out]
         for number in range(1, self.rounds):
             logits = best_mask(*out[-1]).detach()  # (M, 1, s, s)
             keys = batch["keys"] * self.rounds + number if self.training else None
@@ -188,18 +189,18 @@ class PromptedSam(nn.Module):
 
     @torch.no_grad()
     def draw(self, batch: dict[str, Any]) -> list[Tensor]:
-        """Draw masks without gradients, of some objects at a time: a picture may have thousands.
+        """Predict masks without gradients, in chunks of objects that fit into memory.
 
         Args:
-            batch: as for `forward`.
+            batch: see `forward`.
 
         Returns:
-            For each round the logits of each object's most trusted mask, (M, 1, s, s).
+            For each round, the logits (M, 1, s, s) of the mask with the highest predicted IoU.
         """
         known = {"embeddings": self._maps(batch)}
         prompts, objects = batch.get("prompts"), len(batch["image_index"])
         pieces = []
-        # Measured with a ViT-B's decoder: 58 MB an object, whose mask has 256 x 256 pixels.
+        # Measured with the decoder of ViT-B: 58 MB per object with a mask of 256 x 256 pixels.
         for rows in in_pieces(objects, 1024 * self.mask_size**2):
             own = {name: batch[name][rows] for name in PER_OBJECT if name in batch}
             own |= {"prompts": Prompts(*(each[rows] for each in prompts))} if prompts else {}
@@ -207,25 +208,27 @@ class PromptedSam(nn.Module):
         return [torch.cat(each) for each in zip(*pieces, strict=True)]
 
     def _maps(self, batch: dict[str, Any]) -> Sequence[Tensor]:
-        """Encode a batch's images, or return in float32 what is stored of them."""
+        """Return the embeddings of a batch, encoded now or stored, in float32."""
         stored = batch.get("embeddings")
         return self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
 
     def _positions(self) -> Tensor:
-        """Return the positions of the model's tokens, made anew if their weights have changed."""
+        """Return the positional encoding of the image tokens, cached while its weights stay."""
         weights = self.sam.shared_image_embedding.positional_embedding
         state = (weights._version, weights.data_ptr(), weights.device)
-        if self._made is None or self._made[0] != state or weights.requires_grad:
-            self._made = state, self.sam.get_image_wide_positional_embeddings()
-        return self._made[1]
+        cached = self._cached_positions
+        if cached is None or cached[0] != state or weights.requires_grad:
+            cached = state, self.sam.get_image_wide_positional_embeddings()
+            self._cached_positions = cached
+        return cached[1]
 
     def _decode(
         self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, alike: list[Alike]
     ) -> Round:
-        """Draw masks for prompts."""
+        """Predict masks for prompts."""
         logits, iou, order = [], [], []
         for (k, box, mask), rows in alike:
-            # Not maps[index]: on a CPU its gradient is summed by threads in no fixed order.
+            # Not maps[index], whose gradient on a CPU is summed in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
             with faster_decoder(self.sam, self._positions()):
                 out = self.sam(
@@ -247,16 +250,16 @@ class PromptedSam(nn.Module):
 
 
 def in_pieces(objects: int, each: int) -> list[slice]:
-    """Deal out objects, each of which takes so many bytes, into pieces that there is room for."""
+    """Split objects that take `each` bytes into slices that fit into `ROOM` bytes."""
     step = max(1, ROOM // each)
     return [slice(start, start + step) for start in range(0, max(objects, 1), step)]
 
 
 def _alike(prompts: Prompts) -> list[Alike]:
-    """Find the objects that have the same number of clicks, and both a box or not, or a mask.
+    """Group objects by their number of clicks, and by whether they have a box or a mask.
 
-    SAM attends to padding clicks, so each number of clicks has its own pass: what an object gets
-    does not depend on what else is in the batch.
+    SAM attends to padding clicks. With one pass per group, the result of an object does not depend
+    on the other objects of the batch.
     """
     clicks = (prompts.labels != PAD).sum(dim=1)  # (M,)
     boxed, masked = ~prompts.boxes.isnan().any(1), ~prompts.masks[:, 0, 0, 0].isnan()
@@ -265,7 +268,7 @@ def _alike(prompts: Prompts) -> list[Alike]:
 
 
 def _one_object(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the same images with one object that is nowhere, and a click on it."""
+    """Return the batch with a single empty object and one click."""
     number = batch["image_index"].new_zeros(1)
     blank = batch["target"].new_zeros(1, *batch["target"].shape[1:])
     return batch | {
@@ -281,7 +284,7 @@ def _one_object(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_mask(logits: Tensor, iou: Tensor) -> Tensor:
-    """Return of each object's masks (M, C, s, s) the most trusted one, (M, 1, s, s)."""
+    """Return the mask (M, 1, s, s) with the highest IoU (M, C) of masks (M, C, s, s)."""
     return logits[torch.arange(len(iou), device=iou.device), iou.argmax(1)][:, None]
 
 
@@ -289,9 +292,9 @@ def at_original_size(logits: Tensor, size: tuple[int, int], geometry: Geometry) 
     """Undo the resizing and padding.
 
     Args:
-        logits: (m, 1, s, s), as the model gives them.
-        size: the image's own height and width, in pixels.
-        geometry: of the model's square.
+        logits: output of the model, (m, 1, s, s).
+        size: height and width of the original image, in pixels.
+        geometry: how the image was resized.
 
     Returns:
         Logits (m, H, W).
@@ -304,11 +307,11 @@ def at_original_size(logits: Tensor, size: tuple[int, int], geometry: Geometry) 
 
 
 def cost(size: tuple[int, int]) -> int:
-    """Return how many bytes `at_original_size` and a score take for one object of an image."""
+    """Return the memory in bytes that `at_original_size` and a score need for one object."""
     return 16 * size[0] * size[1]
 
 
 def masks_at(logits: Tensor, size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """Return masks (m, H, W), bool: `at_original_size`, of some objects at a time."""
+    """Return masks (m, H, W), bool: the result of `at_original_size`, computed in chunks."""
     pieces = in_pieces(len(logits), cost(size))
     return torch.cat([at_original_size(logits[rows], size, geometry) > 0 for rows in pieces])

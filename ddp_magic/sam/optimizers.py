@@ -1,4 +1,4 @@
-"""The optimizers that `train` knows by a word."""
+"""The optimizers of `train`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn, optim
 from ddp_magic.sam.process_group import all_reduce_sum, rank_and_world
 
 OPTIMIZERS = ("adamw", "muon")
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values end up near 1
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values converge near 1
 
 
 def make_optimizer(
     name: str, model: nn.Module, lr: float, weight_decay: float = 0.0
 ) -> optim.Optimizer:
-    """Make an optimizer of all that is trained in `model`.
+    """Create an optimizer for the trained parameters of `model`.
 
     Args:
         name: one of `OPTIMIZERS`.
-        model: what is frozen is left out.
+        model: a model; its frozen parameters are not optimized.
         lr: learning rate.
-        weight_decay: share of a weight that a step takes away, times `lr`.
+        weight_decay: weight decay; each step multiplies weights by 1 - lr * weight_decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "adamw":
@@ -36,20 +36,20 @@ def make_optimizer(
 
 
 class Muon(optim.Optimizer):
-    """Steps of equal length in all directions for matrices, AdamW's for everything else.
+    """Muon for the matrices, and AdamW for all other parameters.
 
-    The momentum of a matrix's gradient is replaced by the nearest orthogonal matrix, so that rare
-    directions are learned as fast as common ones. `tiny_sam()`, from random weights, came to a
-    held-out Dice of .88 where AdamW came to .86 (the demo's nuclei, one click, five epochs), and
-    .94 where AdamW came to .92 (drawn cells, clicks and boxes, six epochs).
+    The update of a matrix is the orthogonal matrix nearest to the momentum of its gradient, so that
+    rare directions are learned as fast as common ones. From random weights, `tiny_sam()` reached a
+    held-out Dice of .88, and .86 with AdamW (nuclei of the demo, one click, five epochs); and .94,
+    and .92 with AdamW (synthetic cells, clicks and boxes, six epochs).
 
-    torch.optim.Muon computes in bfloat16, and one matrix at a time: on a CPU without bfloat16 it
-    took thirteen times as long as this one, longer than `tiny_sam()`'s forward and backward.
+    torch.optim.Muon uses bfloat16 and processes one matrix at a time. On a CPU without bfloat16 it
+    took thirteen times as long as this class, longer than forward and backward of `tiny_sam()`.
 
     Source:
-        Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the length
-        of a step, which lets matrices and the rest share a learning rate, is that of Liu et al.,
-        "Muon is scalable for LLM training", 2025.
+        Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. The scale of
+        the update, with which matrices and other parameters share a learning rate, is that of Liu
+        et al., "Muon is scalable for LLM training", 2025.
     """
 
     def __init__(
@@ -60,15 +60,16 @@ class Muon(optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
     ) -> None:
-        """Begin without momentum.
+        """Create the optimizer.
 
         Args:
             matrices: weights (out, in) of linear layers, or (out, in, h, w) of convolutions.
             rest: all other parameters, at least one.
             lr: learning rate of both.
-            weight_decay: of both, as AdamW's.
-            momentum: of the matrices. Jordan has 0.95, for thousands of steps; in 384 on the demo's
-                nuclei the loss ended at .170 to .175 with 0.9, at .183 and .184 with 0.95.
+            weight_decay: weight decay of both, as in AdamW.
+            momentum: momentum of the matrices. Jordan uses 0.95, for thousands of steps. After 384
+                steps on the nuclei of the demo, the loss was .170 to .175 with 0.9, and .183 to
+                .184 with 0.95.
         """
         self.adamw = optim.AdamW(
             rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), fused=True
@@ -79,14 +80,14 @@ class Muon(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Take a step along the gradients, which are the same on all ranks. Collective."""
+        """Perform a step. Collective: the gradients must be the same on all ranks."""
         if closure is not None:
-            raise NotImplementedError("Muon takes no closure")
+            raise NotImplementedError("Muon does not support a closure: call step() without one")
         group, *rest = self.param_groups
-        # One state, one list of groups: what is saved, loaded and set here is AdamW's too.
+        # AdamW shares the state and the groups, so that saving and loading includes it.
         self.adamw.param_groups, self.adamw.state = rest, self.state
         self.adamw.step()
-        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # matrices of one shape, together
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # grouped by shape
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
@@ -99,22 +100,22 @@ class Muon(optim.Optimizer):
         stacks = [torch.stack([ahead for _, ahead in pairs]) for pairs in alike.values()]
         for pairs, directions in zip(alike.values(), _orthogonalize_all(stacks), strict=True):
             for (parameter, _), direction in zip(pairs, directions, strict=True):
-                # So that an entry's root mean square is 0.2, as with AdamW.
+                # The root mean square of the entries is 0.2, as in AdamW.
                 length = 0.2 * max(direction.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * length)
 
 
 def _orthogonalize_all(stacks: list[Tensor]) -> list[Tensor]:
-    """Orthogonalize stacks of matrices, each (n, a, b), of which each rank does its share."""
+    """Orthogonalize stacks of matrices, each (n, a, b). Collective: each rank computes a part."""
     rank, world = rank_and_world()
     if world == 1 or not stacks:
         return [orthogonalize(stack) for stack in stacks]
-    done = stacks[0].new_zeros(sum(map(Tensor.numel, stacks)))  # one sum over the ranks for all
+    done = stacks[0].new_zeros(sum(map(Tensor.numel, stacks)))  # one all_reduce for all
     parts = torch.split(done, list(map(Tensor.numel, stacks)))
     turned = [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
     for number, (own, stack) in enumerate(zip(turned, stacks, strict=True)):
-        mine = slice((rank + number) % world, None, world)  # a stack of one is not always rank 0's
+        mine = slice((rank + number) % world, None, world)  # spreads small stacks
         if len(stack[mine]):
             own[mine] = orthogonalize(stack[mine])
     all_reduce_sum(done)
@@ -122,7 +123,7 @@ def _orthogonalize_all(stacks: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return matrices (n, a, b) with about the same directions and all singular values near 1.
+    """Return matrices (n, a, b) with the same singular vectors and all singular values near 1.
 
     Source:
         The Newton-Schulz iteration with Jordan's coefficients, as in torch.optim.Muon.

@@ -1,4 +1,4 @@
-"""Pictures of results. Call them on one rank."""
+"""Figures of results and learning curves. Call these functions on one rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddp_magic.sam.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them
 
-WIDTH = 6.1  # inches, of a figure with two columns or three
+WIDTH = 6.1  # inches, for two or three columns
 
 
 def show_results(
@@ -29,19 +29,19 @@ def show_results(
     title: str = "",
     rows: int = 4,
 ) -> None:
-    """Show image and clicks, true masks, and predicted masks, an image a row, objects numbered.
+    """Plot images with clicks, true masks and predicted masks, one row per image.
 
-    What is not given takes no room.
+    Objects are numbered. Columns without data are left out.
 
     Args:
-        images: a batch from `collate`, which holds points and masks too; or images (H, W, 3),
+        images: a batch from `collate`, which contains points and masks too; or images (H, W, 3),
             (H, W) or (3, H, W), uint8 or floats from 0 to 1.
-        points: for each image its clicks (K, 2), (x, y) in pixels, or a list of such arrays, one
-            an object; or (K, 3), with 0 for a click off the object, which is red.
-        masks: for each image its masks (N, H, W); or (H, W), one mask, or a map of whole labels.
-        predictions: masks or logits, for each image as `masks`; with a batch (M, H, W).
-        title: above the figure.
-        rows: the most images to show, up to 5.
+        points: for each image, clicks (K, 2), (x, y) in pixels, or a list of such arrays, one per
+            object; or (K, 3) with the label, where clicks with label 0 (off the object) are red.
+        masks: for each image, masks (N, H, W), a mask (H, W), or an integer label map (H, W).
+        predictions: masks or logits, for each image as in `masks`; for a batch, (M, H, W).
+        title: title of the figure.
+        rows: maximum number of images, at most 5.
     """
     boxes: Sequence[Any] | None = None
     if isinstance(images, Mapping):
@@ -72,15 +72,15 @@ def show_results(
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.12 / n if title else 1))
     plt.show()
-    plt.close(figure)  # else figures pile up in a rank that draws every epoch
+    plt.close(figure)  # open figures would accumulate over the epochs
 
 
 def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> None:
-    """Draw learning curves: the training loss, and the held-out scores with the control.
+    """Plot the training loss and the held-out scores over the epochs.
 
     Args:
-        history: what `train` returned.
-        title: above the figure.
+        history: the return value of `train`.
+        title: title of the figure.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.2))
     epochs = [row["epoch"] for row in history]
@@ -93,7 +93,7 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
     right.set(xlabel="epoch", ylabel="held out", ylim=(0, 1))
     right.legend(fontsize=7)
     for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half epoch
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(pad=0.4)
     plt.show()
@@ -101,7 +101,7 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
 
 
 def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any] | None, ...]:
-    """Cut a batch, whose objects lie in one row, into lists with an entry an image."""
+    """Split a batch into lists with one entry per image."""
     images, points, masks, predicted, boxes = [], [], [], [], []
     for i, (h, w) in enumerate(batch["sizes"].tolist()):
         own = (batch["image_index"] == i).nonzero()[:, 0].cpu()  # (N,)
@@ -116,7 +116,7 @@ def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any] | N
 
 
 def _array(values: Arrays) -> NDArray[Any]:
-    """Take a NumPy array or a tensor from wherever it is."""
+    """Return a NumPy array for an array, or for a tensor on any device."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
@@ -126,7 +126,7 @@ def _channels_last(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _clicks(points: Arrays) -> list[NDArray[Any]]:
-    """Return the clicks of each object, (K, 2); a single (K, 2) array is one object's."""
+    """Return a list of the clicks (K, 2) of each object; a single array is for one object."""
     if isinstance(points, (list, tuple)) and all(np.ndim(_array(p)) == 2 for p in points):
         return [_array(clicks) for clicks in points]
     array = _array(points)
@@ -134,7 +134,7 @@ def _clicks(points: Arrays) -> list[NDArray[Any]]:
 
 
 def _stack(masks: Arrays) -> NDArray[Any]:
-    """Return masks as (N, H, W) booleans; floats are logits, whole numbers in a plane labels."""
+    """Return masks (N, H, W), bool, for masks, logits (floats) or a label map (integers, 2-D)."""
     array = _array(masks)
     if array.ndim == 2 and array.dtype.kind in "iu":
         return object_masks(array, object_labels(array))
@@ -160,7 +160,7 @@ def _show_image(
 
 
 def _show_masks(axis: Axes, image: NDArray[Any], masks: NDArray[Any] | None) -> None:
-    """Lay the masks over a dimmed image, a color each; the number is at the mask's center."""
+    """Plot the masks over the dimmed image, each in a color, with its number at its center."""
     axis.set(xticks=[], yticks=[])
     if masks is None:
         axis.axis("off")

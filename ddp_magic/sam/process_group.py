@@ -1,6 +1,6 @@
-"""The process group, the device, and mixed precision by today's names.
+"""The process group, the device, and mixed precision.
 
-Everything works without a process group too: then there is one rank, number 0.
+All functions also work without a process group: then the rank is 0 and the world size is 1.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-_inherited: Any = None  # the group that this process has from the one that forked it
+_inherited: Any = None  # the process group of the parent, in a forked process
 
 
 def _note_inherited() -> None:
-    global _inherited  # noqa: PLW0603 -- there is one default group
+    global _inherited  # noqa: PLW0603 -- one default group per process
     _inherited = dist.group.WORLD
 
 
@@ -26,7 +26,7 @@ if dist.is_available():
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's rank and the world size; (0, 1) without a process group."""
+    """Return the rank and the world size; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -35,24 +35,24 @@ def rank_and_world() -> tuple[int, int]:
 def print0(text: str) -> None:
     """Print on rank 0 only."""
     if rank_and_world()[0] == 0:
-        print(text, flush=True)  # noqa: T201  what the person in front of the notebook reads
+        print(text, flush=True)  # noqa: T201 -- output for the user
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum `values` over the ranks, in place; at world size 1 they are the sum already."""
+    """Sum `values` over all ranks in place, and return them."""
     if rank_and_world()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have called this function."""
     if rank_and_world()[1] > 1:
         dist.barrier()
 
 
-def unwrapped(model: nn.Module) -> Any:  # noqa: ANN401 -- whatever is inside
-    """Return a model without DDP, which keeps it in `.module`."""
+def unwrapped(model: nn.Module) -> Any:  # noqa: ANN401 -- any module
+    """Return the model inside DDP, or `model` itself."""
     return getattr(model, "module", model)
 
 
@@ -62,34 +62,36 @@ def setup(
     port: int | None = None,
     backend: str | None = None,
 ) -> torch.device:
-    """Join the process group, unless that is done already, and choose this rank's device.
+    """Initialize the process group if necessary, and return the device of this rank.
 
-    In a `%%ddp` cell the group is there and nothing happens. Under torchrun (RANK is in the
-    environment) the group is made from the environment. With explicit numbers, as from
-    `mp.spawn`, the ranks meet at 127.0.0.1. With none of these there is one process and no group.
+    If the process group is initialized, as in a `%%ddp` cell, this only returns the device. With
+    `rank`, `world_size` and `port`, as for `mp.spawn`, the ranks connect at 127.0.0.1. Otherwise,
+    under torchrun (RANK is in the environment), the process group is initialized from the
+    environment. If none of these applies, there is no process group.
 
     Args:
-        rank: number of this process, 0 to world_size - 1.
+        rank: rank of this process, from 0 to world_size - 1.
         world_size: number of processes.
-        port: TCP port of 127.0.0.1 where the ranks meet.
-        backend: default `cpu:gloo,cuda:nccl` with GPUs, `gloo` without.
+        port: TCP port on 127.0.0.1 at which the ranks connect.
+        backend: backend of the process group. Default: `cpu:gloo,cuda:nccl` with GPUs, `gloo`
+            without.
 
     Returns:
-        This rank's GPU, which also becomes the current one, or the CPU.
+        The GPU of this rank, which becomes the current device, or the CPU.
 
     Raises:
-        ValueError: Some of rank, world_size and port are given, but not all.
+        ValueError: Only some of rank, world_size and port are given.
     """
     given = [number is not None for number in (rank, world_size, port)]
     initialized = dist.is_available() and dist.is_initialized()
-    # A group that came with a fork is the parent's: numbers of one's own ask for another.
+    # A forked process has the group of its parent. With explicit arguments it needs its own.
     if initialized and not (any(given) and dist.group.WORLD is _inherited):
         return _current_device()
     if any(given) and not all(given):
-        raise ValueError("setup() takes rank, world_size and port together, or none of them")
+        raise ValueError("setup() needs rank, world_size and port together, or none of them")
     if torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", rank or 0))
-        # A launcher may show each rank its own GPU only, which then is number 0 everywhere.
+        # If the launcher makes only one GPU visible per rank, its index is 0 on each rank.
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     backend = backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if rank is not None and world_size is not None:
@@ -101,10 +103,10 @@ def setup(
 
 
 def cleanup() -> None:
-    """Leave the process group, if there is one.
+    """Destroy the process group, if there is one.
 
-    Delete `DistributedDataParallel` objects first: in torch 2.13 one that outlives its gloo group
-    can hang the process when it is destroyed at last. Those in reference cycles are collected here.
+    Delete `DistributedDataParallel` objects first: in torch 2.13, the process can hang when one is
+    destroyed after its gloo group. This function collects those in reference cycles.
     """
     gc.collect()
     if dist.is_available() and dist.is_initialized():
@@ -128,22 +130,31 @@ def autocast(
     enabled: bool = True,
     cache_enabled: bool | None = None,
 ) -> torch.autocast:
-    """`torch.autocast`, for which the device type may be left out, as in old `torch.cuda.amp`.
+    """Return `torch.autocast`, with an optional device type, as in `torch.cuda.amp`.
 
     Args:
         device_type: "cuda", "cpu", ...; None: "cuda" if this process uses a GPU, else "cpu".
-        dtype: as for `torch.autocast`, and so on.
-        enabled: whether to change anything.
-        cache_enabled: whether casts of weights are remembered.
+        dtype: see `torch.autocast`.
+        enabled: see `torch.autocast`.
+        cache_enabled: see `torch.autocast`.
 
     Returns:
-        The context manager, which is a decorator too.
+        The context manager, which is also a decorator.
     """
     return torch.autocast(device_type or _current_device_type(), dtype, enabled, cache_enabled)
 
 
 class GradScaler(torch.amp.GradScaler):
-    """`torch.amp.GradScaler`, for which the device may be left out, as in old `torch.cuda.amp`."""
+    """`torch.amp.GradScaler` with an optional device, as in `torch.cuda.amp`.
+
+    Args:
+        device: "cuda", "cpu", ...; None: "cuda" if this process uses a GPU, else "cpu".
+        init_scale: see `torch.amp.GradScaler`.
+        growth_factor: see `torch.amp.GradScaler`.
+        backoff_factor: see `torch.amp.GradScaler`.
+        growth_interval: see `torch.amp.GradScaler`.
+        enabled: see `torch.amp.GradScaler`.
+    """
 
     def __init__(
         self,
@@ -154,16 +165,6 @@ class GradScaler(torch.amp.GradScaler):
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
-        """Make a scaler.
-
-        Args:
-            device: "cuda", "cpu", ...; None: "cuda" if this process uses a GPU, else "cpu".
-            init_scale: first factor of the loss.
-            growth_factor: what the factor is multiplied with after `growth_interval` good steps.
-            backoff_factor: what it is multiplied with after a step with infinite gradients.
-            growth_interval: number of steps.
-            enabled: whether to scale at all.
-        """
         super().__init__(
             device or _current_device_type(),
             init_scale,

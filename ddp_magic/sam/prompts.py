@@ -1,7 +1,6 @@
-"""Prompts as a person would give them: the first one of a kind, then clicks that correct.
+"""Simulated prompts: a first prompt, then clicks that correct the predicted mask.
 
-All that is random follows from an object's key, so that it does not depend on the batch or the
-number of ranks.
+Random choices depend only on the key of an object, not on the batch or the number of ranks.
 """
 
 from __future__ import annotations
@@ -17,34 +16,34 @@ from ddp_magic.sam.arrays import PAD
 from ddp_magic.sam.layers import resized
 
 KINDS = ("points", "boxes", "masks", "none")
-JITTER = 0.1  # standard deviation of a drawn box's corners, share of its sides, as SAM was trained
+JITTER = 0.1  # standard deviation of box corners, as a fraction of the sides
 
 
 class Prompts(NamedTuple):
-    """What is known of each of M objects, besides the image."""
+    """The prompts of M objects."""
 
-    points: Tensor  # (M, K, 2), (x, y) in pixels of the square
-    labels: Tensor  # (M, K), 1 on the object, 0 off it, -10 no click
-    boxes: Tensor  # (M, 4), (x0, y0, x1, y1), NaN for no box
-    masks: Tensor  # (M, 1, s, s), logits, NaN for no mask
+    points: Tensor  # (M, K, 2), (x, y) in pixels of the input square
+    labels: Tensor  # (M, K), 1 on the object, 0 off it, -10 without a click
+    boxes: Tensor  # (M, 4), (x0, y0, x1, y1), NaN without a box
+    masks: Tensor  # (M, 1, s, s), logits, NaN without a mask
 
     def clicked(self, point: Tensor, label: Tensor, masks: Tensor) -> Prompts:
-        """Return these with one click (M, 2), (M,) more, and the masks drawn so far."""
-        points = torch.cat([point[:, None], self.points], 1)  # the newest first: pads stay behind
+        """Return the prompts with one more click (M, 2), its label (M,), and the last masks."""
+        points = torch.cat([point[:, None], self.points], 1)  # padding stays at the end
         return Prompts(points, torch.cat([label[:, None], self.labels], 1), self.boxes, masks)
 
 
 def kinds_of(prompts: str | Mapping[str, float]) -> dict[str, float]:
-    """Return the share of each kind of first prompt, out of 1.
+    """Return the fraction of each kind of first prompt; they sum to 1.
 
     Raises:
-        ValueError: An unknown kind, or shares that are not positive.
+        ValueError: A kind is unknown, or a fraction is not positive.
     """
     shares = {prompts: 1.0} if isinstance(prompts, str) else dict(prompts)
     if not shares or not set(shares) <= set(KINDS) or min(shares.values()) <= 0:
         raise ValueError(
-            f"prompts are {', '.join(map(repr, KINDS))}, or shares of them such as "
-            f"{{'points': 0.5, 'boxes': 0.5}}, not {prompts!r}"
+            f"invalid prompts {prompts!r}: use {', '.join(map(repr, KINDS))}, or a mixture such as "
+            f"{{'points': 0.5, 'boxes': 0.5}}"
         )
     return {kind: share / sum(shares.values()) for kind, share in shares.items()}
 
@@ -57,21 +56,22 @@ def first_prompts(
     *,
     random: bool,
 ) -> Prompts:
-    """Give each object its first prompt.
+    """Create the first prompt of each object.
 
-    "points": the data set's own clicks and box, or else one click on the object; "boxes": its own
-    box, or else one around it; "masks": a rough mask of it; "none": nothing.
+    "points": the clicks and the box of the data set, or one click on the object if it has neither;
+    "boxes": the box of the data set, or one around the object; "masks": a rough mask; "none": no
+    prompt.
 
     Args:
-        batch: what `prepare` made.
-        shares: of the kinds.
+        batch: a batch from `prepare`.
+        shares: fraction of each kind, from `kinds_of`.
         size: s, the side of the model's masks, in pixels.
-        image_size: S, that of its square.
-        random: as in training: boxes and masks are rough, clicks anywhere on the object. Otherwise
-            they are exact, and clicks in its middle.
+        image_size: S, the side of the input square, in pixels.
+        random: whether to create prompts as in training: inexact boxes and masks, and clicks
+            anywhere on the object. Otherwise prompts are exact, with clicks in the middle.
 
     Returns:
-        The prompts of the batch's objects.
+        The prompts of all objects of the batch.
     """
     keys, labels, boxes = batch["keys"], batch["labels"], batch["boxes"]
     points, target = batch["points"], batch["target"]
@@ -107,7 +107,7 @@ def first_prompts(
 
 
 def box_around(target: Tensor, keys: Tensor | None, image_size: int) -> Tensor:
-    """Return boxes (M, 4) around masks (M, 1, T, T); with keys, each corner is off by some.
+    """Return boxes (M, 4) around masks (M, 1, T, T); with keys, add noise to the corners.
 
     Source:
         Kirillov et al., "Segment Anything", ICCV 2023: "random noise in each coordinate with
@@ -127,32 +127,32 @@ def box_around(target: Tensor, keys: Tensor | None, image_size: int) -> Tensor:
 
 
 def rough_mask(target: Tensor, size: int, keys: Tensor | None) -> Tensor:
-    """Return masks as logits (M, 1, s, s); with keys, blurred and cut too small or too large."""
+    """Return masks as logits (M, 1, s, s); with keys, blur them, and shrink or enlarge them."""
     mask = F.interpolate(target, (size, size), mode="area")
     cut = torch.full((len(target), 1, 1, 1), 0.5, device=target.device)
     if keys is not None:
         wide = max(3, size // 8 // 2 * 2 + 1)
         mask = F.avg_pool2d(mask, wide, stride=1, padding=wide // 2)
         cut = (0.2 + 0.5 * uniform(keys, 2)).to(mask).view(-1, 1, 1, 1)
-        cut = torch.minimum(cut, mask.amax((1, 2, 3), keepdim=True) / 2)  # never nothing
+        cut = torch.minimum(cut, mask.amax((1, 2, 3), keepdim=True) / 2)  # never empty
     return torch.where(mask > cut, 8.0, -8.0)
 
 
 def next_click(
     logits: Tensor, target: Tensor, inside: Tensor, keys: Tensor | None, image_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Click where the mask is wrong, as someone would who corrects it.
+    """Return a click where the predicted mask of each object is wrong.
 
     Args:
-        logits: (M, 1, s, s).
-        target: (M, 1, T, T), 0 to 1.
+        logits: predicted masks, (M, 1, s, s).
+        target: true masks, (M, 1, T, T), from 0 to 1.
         inside: (M, 1, T, T), False in the padding around the image.
-        keys: (M,), for a random wrong pixel each; None: the middle of the largest wrong part.
-        image_size: S, in pixels, of the square that the clicks are for.
+        keys: (M,), to choose a random wrong pixel; None: the middle of the largest wrong region.
+        image_size: S, the side of the input square, in pixels.
 
     Returns:
-        Clicks (M, 2), (x, y) in pixels of the square; their labels (M,), 1 where the object is and
-        0 where it is not. A perfect mask is clicked on once more, on the object.
+        Clicks (M, 2), (x, y) in pixels of the input square, and their labels (M,), 1 on the object
+        and 0 off it. If a mask has no wrong pixel, the click is on the object.
 
     Source:
         Kirillov et al., "Segment Anything", ICCV 2023: the next point is "sampled uniformly from
@@ -161,22 +161,22 @@ def next_click(
     size = target.shape[-1]
     drawn = resized(logits, size) > 0
     true = target > 0.5
-    vanished = ~true.flatten(1).any(1).view(-1, 1, 1, 1)  # smaller than half a pixel here
+    vanished = ~true.flatten(1).any(1).view(-1, 1, 1, 1)  # smaller than half a pixel at this size
     true |= vanished & (target > 0) & (target == target.amax((1, 2, 3), keepdim=True))
     wrong = (drawn != true) & inside  # (M, 1, T, T)
     perfect = ~wrong.flatten(1).any(1)
     wrong = torch.where(perfect.view(-1, 1, 1, 1), true & inside, wrong)
     flat = wrong.flatten(1)  # (M, T * T)
     if keys is None:
-        # The more of a window around a pixel is wrong, the more central it is. On a grid of about
-        # 64 x 64 cells, since the cost of a window grows with its area.
+        # A pixel is central if much of a window around it is wrong. Computed on a grid of about
+        # 64 x 64 cells, because the cost grows with the area of the window.
         side = max(1, size // 64)
         cells = F.avg_pool2d(wrong.double(), side, ceil_mode=True, divisor_override=1)  # counts
-        # Sums along rows and columns as products, a tenth of the time of pooling; whole numbers in
-        # float64 are exact in any order, so that equal weights stay equal.
-        near = cells.new_ones(cells.shape[-2:]).tril(4).triu(-4)  # nine to a row, square
+        # Sums along rows and columns as matrix products take a tenth of the time of pooling.
+        # Integers in float64 are exact in any order, so equal weights stay equal.
+        near = cells.new_ones(cells.shape[-2:]).tril(4).triu(-4)  # square; nine ones per row
         around = blurred = cells
-        for again in range(1, 5):  # again and again: only the middle of a large part stays full
+        for again in range(1, 5):  # repeated: only the middle of a large region keeps its value
             blurred = near @ blurred @ near
             around = around + blurred / 81**again
         weight = F.interpolate(around, (size, size), mode="bilinear").flatten(1)
@@ -190,16 +190,18 @@ def next_click(
 
 
 def to_square(pixels: Tensor, size: int, image_size: int) -> Tensor:
-    """Return the places of pixels of a square of `size` in one of `image_size`, float32."""
+    """Convert pixel coordinates from a square of side `size` to one of `image_size`, float32."""
     return (pixels.float() + 0.5) * (image_size / size) - 0.5
 
 
 def uniform(keys: Tensor, stream: int = 0) -> Tensor:
-    """Return a number from 0 to 1 for each key, the same wherever that key is met; (M,) float64.
+    """Return a uniform random number from 0 to 1 for each key, (M,) float64.
+
+    The number depends only on the key and the stream.
 
     Args:
         keys: (M,).
-        stream: numbers of different streams have nothing to do with each other.
+        stream: index of the stream; different streams are independent.
 
     Source:
         The mixing steps of SplitMix64 (Steele et al., "Fast splittable pseudorandom number
@@ -213,6 +215,6 @@ def uniform(keys: Tensor, stream: int = 0) -> Tensor:
 
 
 def normal(keys: Tensor, stream: int) -> Tensor:
-    """Return standard normal numbers, (M,) float64, as `uniform` does."""
+    """Return a standard normal random number for each key, (M,) float64; see `uniform`."""
     found: Tensor = torch.special.ndtri(uniform(keys, stream).clamp(1e-6, 1 - 1e-6))
     return found

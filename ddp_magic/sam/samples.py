@@ -1,7 +1,7 @@
-"""Data to try things on: one real microscope image, and cells drawn with NumPy.
+"""Sample data: a real microscope image, and synthetic cells.
 
-Needs NumPy, and Pillow for the real image; not torch. Both functions return
-(images, masks, coordinates), ready for `SamDataset(*nuclei("train"))`.
+Needs NumPy, and Pillow for the real image, but not torch. Both functions return (images, masks,
+coordinates), for example for `SamDataset(*nuclei("train"))`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Samples = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]
 UnequalSamples = tuple[list[NDArray[np.uint8]], list[NDArray[np.int32]], NDArray[np.int64]]
 
-BORDER = 352  # px; columns left of it are for training, the others are held out
-SEEN = 24  # px; an object of which a crop shows less is not asked for
+BORDER = 352  # px; the columns left of it are for training, the others are held out
+SEEN = 24  # minimum visible area in a crop of an object that is prompted, px
 
 
 @overload
@@ -46,27 +46,29 @@ def nuclei(
     size: int | Sequence[int] = 64,
     seed: int = 0,
 ) -> Samples | UnequalSamples:
-    """Crops of a fluorescence image of cell nuclei, masks by an expert, one random click a nucleus.
+    """Return crops of a fluorescence image of cell nuclei, with masks by an expert, and clicks.
 
-    All crops come from one image of 512 x 512 pixels with 125 nuclei: those for training from its
-    columns 0 to 351, the held-out ones from 352 to 511, where the nuclei that reach across are
-    taken out of the masks. So scores on "val" tell of a held-out region, not of other experiments.
+    All crops come from one image of 512 x 512 pixels with 125 nuclei: training crops from columns 0
+    to 351, held-out crops from columns 352 to 511. Nuclei that cross the border are removed from
+    the held-out masks. Scores on "val" are thus for a held-out region of the same image, not for
+    other experiments.
 
     Args:
         split: "train" or "val".
-        crops: number of (overlapping) crops; default 768 for training, 127 held out.
-        size: side of a crop, in pixels, at most 160; or several, of which each crop has one. A
-            model that brings them all to one square learns nuclei of more sizes than there are.
-        seed: of the crops' places, sizes and clicks.
+        crops: number of crops, which overlap. Default: 768 for "train", 127 for "val".
+        size: side of a crop, in pixels, at most 160; or a sequence of sides, from which each crop
+            has a random one. Since a model resizes all crops to one square, it then learns from
+            nuclei of more sizes.
+        seed: seed for the positions, sizes and clicks.
 
     Returns:
-        Images (n, size, size) uint8; label maps (n, size, size) int32, 0 = background; clicks
-        (P, 3), rows (image, y, x), of three nuclei an image. With several sizes, images and label
-        maps are lists.
+        Images (n, size, size) uint8; label maps (n, size, size) int32, where 0 is background;
+        clicks (P, 3), rows (image index, y, x), one on each of three nuclei per image. With several
+        sizes, images and label maps are lists.
 
     Raises:
-        ImportError: The image is not here.
-        ValueError: An unknown split.
+        ImportError: The stardist package, which contains the image, is not installed.
+        ValueError: `split` is invalid.
 
     Source:
         J. C. Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data
@@ -80,7 +82,7 @@ def nuclei(
         labels = np.where(np.isin(labels, seen), 0, labels)[:, BORDER:]
         image, crops = image[:, BORDER:], crops or 127
     else:
-        raise ValueError(f'split is "train" or "val", not {split!r}')
+        raise ValueError(f'invalid split {split!r}: use "train" or "val"')
     rng = np.random.default_rng([seed, split == "val"])
     if isinstance(size, int):
         images, masks, clicks = _random_crops(image, labels, crops, [size], rng)
@@ -89,14 +91,14 @@ def nuclei(
 
 
 def _stardist_image() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Read stardist's image and mask, both (512, 512), without importing stardist."""
+    """Read the image and the mask of stardist, both (512, 512), without importing stardist."""
     spec = find_spec("stardist")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            "nuclei() reads an image from the files of stardist: pip install --no-deps stardist; "
-            "cells() draws a stand-in"
+            "nuclei() needs the image in the stardist package: pip install --no-deps stardist, or "
+            "use cells(), which needs no package"
         )
-    from PIL import Image  # cells() works without it
+    from PIL import Image  # not needed by cells()
 
     folder = Path(next(iter(spec.submodule_search_locations))) / "data" / "images"
     with Image.open(folder / "img2d.tif") as file:
@@ -114,13 +116,13 @@ def _random_crops(
     sizes: Sequence[int],
     rng: np.random.Generator,
 ) -> UnequalSamples:
-    """Cut `crops` squares that show at least three objects, and click on three in each."""
+    """Return `crops` random crops with at least three objects, and clicks on three of them."""
     height, width = labels.shape
     images: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.int32]] = []
     clicks: list[tuple[int, int, int]] = []
     while len(images) < crops:
-        # A single size draws no number: the committed scores are of crops cut without one.
+        # A single size uses no random number, so that the committed scores stay reproducible.
         size = sizes[0] if len(sizes) == 1 else int(rng.choice(sizes))
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         mask = labels[top : top + size, left : left + size]
@@ -137,15 +139,15 @@ def _random_crops(
 
 
 def cells(n: int = 96, size: int = 64, seed: int = 0) -> Samples:
-    """Draw round cells on a noisy ground, with exact masks, and click on up to three in each image.
+    """Return synthetic images of cells on a noisy background, with exact masks, and clicks.
 
     Args:
         n: number of images.
         size: side of an image, in pixels, at least 32.
-        seed: of everything that is drawn; different seeds are different data.
+        seed: seed for all random choices.
 
     Returns:
-        As `nuclei`; an image has up to three clicks.
+        The same as `nuclei`, with up to three clicks per image.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]  # (size, size) each
@@ -161,7 +163,7 @@ def cells(n: int = 96, size: int = 64, seed: int = 0) -> Samples:
             u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
             v = (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
             radius = (u / a) ** 2 + (v / b) ** 2
-            wide = (u / (a + 2)) ** 2 + (v / (b + 2)) ** 2  # two pixels of ground between cells
+            wide = (u / (a + 2)) ** 2 + (v / (b + 2)) ** 2  # two pixels of background between cells
             if not masks[i][wide < 1].any():
                 masks[i][radius < 1] = label
                 light = np.where(radius < 1, rng.uniform(110, 200) * (1.2 - 0.4 * radius), light)

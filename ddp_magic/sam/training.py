@@ -1,8 +1,7 @@
-"""Fine-tuning SAM: the loop.
+"""The training loop.
 
-The same code runs on one process without a process group and on many ranks. To train otherwise,
-copy `train` and change it: what is learned in its loop is in `losses`, what the model is asked in
-`prompts`, its forward in `model`.
+The same code runs in one process without a process group and on many ranks. To change the training,
+copy `train`: the losses are in `losses`, the prompts in `prompts`, and the forward pass in `model`.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from ddp_magic.sam.process_group import all_reduce_sum, barrier, print0, rank_an
 from ddp_magic.sam.tuning import Averages, choose_trained, find_unused, restore
 
 
-def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, and one visible loop
+def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one visible loop
     model: nn.Module,
     train_set: Dataset[Item],
     val_set: Dataset[Item],
@@ -88,107 +87,129 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     save_every: int = 0,
     resume: bool = False,
 ) -> list[dict[str, float]]:
-    """Fine-tune `model` on prompts, in place.
+    """Fine-tune `model` in place on prompts.
 
-    Collective: all ranks call it with the same arguments. Rank 0 shows a progress bar, prints a
-    row an epoch, and writes to `out_dir`: `log.csv`, and TensorBoard's files if it is installed;
-    `best` (by held-out Dice) and `last`, which `from_pretrained` reads; `last/trainer.pt`, from
-    which `resume` goes on. If the encoder is frozen, each image is encoded once, and the
-    embeddings kept in `out_dir/embeddings`, or in a temporary folder.
+    This is a collective: all ranks must call it with the same arguments. Rank 0 shows a progress
+    bar, prints one row per epoch, and writes to `out_dir`:
+
+    - `log.csv`, and TensorBoard files if TensorBoard is installed;
+    - `best`, the checkpoint with the highest held-out Dice, and `last`, the latest one, both for
+      `from_pretrained`;
+    - `last/trainer.pt`, the state that `resume` needs.
+
+    If the encoder is frozen, each image is encoded once, and the embeddings are stored in
+    `out_dir/embeddings`, or in a temporary folder without `out_dir`.
 
     Args:
-        model: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, the same on all ranks; moved to
-            this rank's device. What is frozen beforehand stays so.
-        train_set: a `SamDataset`, torch's subset of one (`random_split`), or any set of such items;
-            the same on all ranks. The model's config notes its gray levels, for `predict`.
-        val_set: likewise.
-        epochs: times through the training set, those before `resume` included.
-        batch_size: images a rank and batch.
-        lr: highest learning rate; 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
-        hold: share of the steps in which the learning rate stays there, before it falls along a
-            cosine. 0: it falls from the beginning, right after its warm-up. Most of what a model
-            learns from random weights it learns at the highest rate.
-        optimizer: "adamw"; or "muon", by which a model may learn from random weights in far fewer
-            steps, `tiny_sam()` at 5e-3.
-        tune: "full"; "decoder", the mask decoder only; "lora", that and low-rank additions to the
-            encoder's attention, which end up in its weights.
-        prompts: an object's first prompt: "points", the set's own clicks and boxes, or else a click
-            on it; "boxes", around it; "masks", a rough one; "none"; or shares of these, such as
-            {"points": 0.5, "boxes": 0.5}.
-        rounds: of prompts: the first one, then each time one click more where the mask is wrong.
-            With 1 the model is trained for its first prompt, and gets worse by further ones. Or one
-            number an epoch, the last one for all that follow: (1, 1, 3) begins with what is cheap.
-        objects: the most of an image in a batch; of more, others are drawn in each epoch. 0: all.
-            They take memory: with a SAM at 1024 pixels each 0.1 GB a round.
-        multimask: whether a single click gets three masks, of which the best one counts. Noted in
-            the model's config, so that `evaluate`, `predict` and `segment` ask for the same. None:
-            as noted there, else three. transformers' mask-generation pipeline always takes three,
-            of which a model trained with False knows nothing: use `segment`. Nor does a trained
-            SAM 2 or 3 put one of three in the place of a single mask that wavers any more.
+        model: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel with the same weights on all
+            ranks. It is moved to the rank's device. Parameters that are already frozen stay frozen.
+        train_set: a `SamDataset`, a torch `Subset` of one (as `random_split` returns), or any data
+            set with such items; the same on all ranks. Its gray levels are stored in the config of
+            the model, for `predict`.
+        val_set: the held-out data set, of the same kinds.
+        epochs: total number of epochs, including those before `resume`.
+        batch_size: number of images per rank and batch.
+        lr: peak learning rate. 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
+        hold: fraction of the steps during which the learning rate stays at its peak before it
+            decays along a cosine. 0: it decays right after the warm-up. Training from random
+            weights makes most of its progress at the peak rate.
+        optimizer: "adamw" or "muon". From random weights, Muon may need far fewer steps, for
+            example `tiny_sam()` at 5e-3.
+        tune: the parameters to train. "full": all; "decoder": the mask decoder; "lora": the mask
+            decoder and low-rank updates of the encoder's attention, which are merged into its
+            weights at the end.
+        prompts: the first prompt of an object. "points": the clicks and boxes of the data set, or
+            a click on the object if there are none; "boxes": a box around it; "masks": a rough
+            mask; "none": no prompt; or a mixture, such as {"points": 0.5, "boxes": 0.5}.
+        rounds: number of prompts per object: the first prompt, then one click per round where the
+            predicted mask is wrong. A model trained with 1 gets worse with further clicks. A
+            sequence gives one number per epoch, and the last one holds for the remaining epochs:
+            (1, 1, 3) starts with the cheap rounds.
+        objects: maximum number of objects per image and batch. If an image has more, each epoch
+            samples other ones. 0: no maximum. Each object takes memory: 0.1 GB per round with a SAM
+            at 1024 pixels.
+        multimask: whether the model predicts three masks for a single click, of which only the best
+            one is trained. The choice is stored in the config of the model, where `evaluate`,
+            `predict` and `segment` find it. None: the stored choice, or three masks if there is
+            none. The mask-generation pipeline of transformers always uses three masks, which a
+            model trained with False has not learned: use `segment` instead. After training, SAM 2
+            and SAM 3 no longer replace an unstable single mask by one of the three.
         loss: "dice+bce" or "dice+focal".
-        auxiliary: weight of a second task, such as 1: a linear layer, thrown away afterwards, tells
-            from the embeddings alone where in its object each pixel lies. It teaches an encoder
-            with random weights to tell touching objects apart. Where objects overlap, its answers
-            contradict. 0: none.
-        weight_decay: AdamW's. Beware: it shrinks the parts that a single mask does not use.
-        clip: longest gradient; 0: any.
-        accumulate: batches a step.
-        ema: share of the running average of the weights that a step keeps, such as 0.99. The
-            average is what is scored, saved as `best`, and left in `model`. 0: no average.
+        auxiliary: weight of an auxiliary task, such as 1. A linear layer, which is discarded after
+            training, predicts from the image embeddings alone where in its object each pixel is.
+            This helps an encoder with random weights to separate touching objects. For overlapping
+            objects the targets contradict each other. 0: no auxiliary task.
+        weight_decay: weight decay of the optimizer. It also shrinks the parameters that a single
+            mask does not use.
+        clip: maximum norm of the gradient; 0: no clipping.
+        accumulate: number of batches per optimizer step.
+        ema: decay of the exponential moving average of the weights, such as 0.99. The average is
+            evaluated, saved as `best`, and left in `model`. 0: no average.
         amp: "fp32", "bf16", or "fp16" with gradient scaling.
-        patience: stop after so many epochs without a better held-out Dice; 0: never.
-        augment: mirror and turn the training images by quarters, anew in each epoch; right where
-            up and down mean nothing, as under a microscope.
-        lora_rank: of the additions.
-        compile: compile the image encoder, where it is not frozen, by torch.compile; or torch's
-            name of a backend, or one. It takes a minute, and pays for large encoders on GPUs.
-        out_dir: folder for checkpoints and log; None: nothing is written.
-        seed: of the order of the images, of clicks and boxes.
-        workers: processes a rank that load images.
-        figures_every: draw curves and the worst held-out images every so many epochs; 0: never.
-        save_every: write `last` every so many steps too, not only after an epoch.
-        resume: go on from `out_dir/last`, as if never interrupted; with the same `tune`,
-            `optimizer`, `auxiliary`, `amp` and `ema`, and within an epoch the same batches and
-            ranks.
+        patience: number of epochs without a higher held-out Dice after which training stops; 0:
+            never.
+        augment: whether to flip the training images and rotate them by multiples of 90 degrees,
+            differently in each epoch. Use it if the orientation has no meaning, as in microscopy.
+        lora_rank: rank of the low-rank updates.
+        compile: whether to compile the image encoder with torch.compile, unless it is frozen; or
+            the backend to use, by name or as a function. Compiling takes about a minute; it is
+            worth it for large encoders on GPUs.
+        out_dir: folder for checkpoints and logs; None: nothing is written.
+        seed: seed for the order of the images, the clicks and the boxes.
+        workers: number of data loading processes per rank.
+        figures_every: number of epochs between figures of the learning curves and the worst
+            held-out images; 0: none.
+        save_every: number of steps between checkpoints `last`, in addition to the one after each
+            epoch; 0: none.
+        resume: whether to continue from `out_dir/last` exactly as if training had not been
+            interrupted. `tune`, `optimizer`, `auxiliary`, `amp` and `ema` must be the same; within
+            an epoch, the batches and the number of ranks too.
 
     Returns:
-        A row an epoch: epoch, lr, train_loss (with the auxiliary task's, times its weight), the
-        scores of `evaluate`, seconds, images_per_s, and data_wait, the share of the time in which
+        One row per epoch: epoch, lr, train_loss (including the weighted auxiliary loss), the scores
+        of `evaluate`, seconds, images_per_s, and data_wait, the fraction of the time during which
         rank 0 waited for images.
 
     Raises:
-        ValueError: `resume` without `out_dir` or with other choices, `augment` or `auxiliary` with
-            a frozen encoder, an unknown word, a number out of range, or nothing to train on.
-        FileNotFoundError: `resume`, but there is nothing to resume from.
-        TypeError: A model of another family, or what is no data set.
+        ValueError: `resume` is used without `out_dir` or with other choices, `augment` or
+            `auxiliary` with a frozen encoder; an argument has an invalid value; or the training set
+            has no objects.
+        FileNotFoundError: There is no checkpoint to resume from.
+        TypeError: `model` is not of the SAM family, or an argument is not a data set.
     """
     if loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
+        raise ValueError(f"invalid loss {loss!r}: use {' or '.join(LOSSES)}")
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, not {optimizer!r}")
+        raise ValueError(f"invalid optimizer {optimizer!r}: use {' or '.join(OPTIMIZERS)}")
     each_rounds = [rounds] if isinstance(rounds, int) else list(rounds)
     if min(each_rounds, default=0) < 1:
-        raise ValueError(f"rounds is a number from 1 on, or one an epoch, not {rounds!r}")
-    if min(batch_size, accumulate, objects + 1) < 1 or not 0 <= ema < 1 or not 0 <= hold <= 1:
         raise ValueError(
-            "batch_size and accumulate are from 1 on, objects from 0 on, ema is a share below 1, "
-            "hold one up to 1"
+            f"invalid rounds {rounds!r}: use an integer of 1 or more, or one such integer per epoch"
         )
-    if auxiliary < 0:
-        raise ValueError(f"auxiliary is a weight from 0 on, not {auxiliary!r}")
+    for name, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
+        if value < 1:
+            raise ValueError(f"invalid {name} {value!r}: use 1 or more")
+    for name, limit in {"objects": objects, "auxiliary": auxiliary}.items():
+        if limit < 0:
+            raise ValueError(f"invalid {name} {limit!r}: use 0 or more")
+    if not 0 <= ema < 1:
+        raise ValueError(f"invalid ema {ema!r}: use a number from 0 to below 1")
+    if not 0 <= hold <= 1:
+        raise ValueError(f"invalid hold {hold!r}: use a number from 0 to 1")
     size, held_out = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
-        raise ValueError("train_set has no images")
+        raise ValueError("train_set has no images: check the paths or arrays it was made from")
     shown = _first_with_objects(train_set)
     if resume and out_dir is None:
-        raise ValueError("resume needs an out_dir to resume from")
+        raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
     levels, other = levels_of(train_set), levels_of(val_set) if held_out else None
     if levels and other and other != levels:
         print0(
-            "val_set's gray levels are not train_set's: SamDataset(..., window=train_set.window)"
+            "val_set and train_set have different gray levels: create val_set with "
+            "SamDataset(..., window=train_set.window)"
         )
     choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema, "auxiliary": auxiliary}
     choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
@@ -199,21 +220,22 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
     wrapper = PromptedSam(model.to(device), amp, max(each_rounds), prompts, multimask=multimask)
     sam = wrapper.sam
     with ExitStack() as at_end:
-        at_end.enter_context(warnings.catch_warnings())  # of 1 x 1 convolutions, whose
-        warnings.filterwarnings("ignore", "Grad strides do not match")  # strides mean nothing
+        # DDP warns about the gradient strides of 1 x 1 convolutions, which do not matter.
+        at_end.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Grad strides do not match")
         frozen = choose_trained(sam, tune, lora_rank)
         at_end.callback(restore, sam, frozen)
         train_images, val_images = train_set, val_set
         if is_frozen(sam):
             if augment:
                 raise ValueError(
-                    "augment turns images, but the encoder is frozen and each image is encoded "
-                    "only once: leave augment out, or train the encoder (tune='lora' or 'full')"
+                    "augment=True needs an encoder that is trained; a frozen one encodes each "
+                    "image only once: remove augment, or use tune='lora' or 'full'"
                 )
             if auxiliary:
                 raise ValueError(
-                    "auxiliary teaches the encoder, which is frozen: leave it out, or train the "
-                    "encoder (tune='lora' or 'full')"
+                    "auxiliary needs an encoder that is trained, and this one is frozen: remove "
+                    "auxiliary, or use tune='lora' or 'full'"
                 )
             stored = folder / "embeddings" if folder else at_end.enter_context(_shared_folder())
             train_images, val_images = (
@@ -236,7 +258,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         trained = [p for p in wrapper.parameters() if p.requires_grad]
         descent = make_optimizer(optimizer, wrapper, lr, weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-        # DDP copies rank 0's weights to the others; what has a state is loaded after that.
+        # DDP broadcasts the weights of rank 0, so the states are loaded after it.
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
         averages = Averages(trained, ema)
         parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
@@ -244,7 +266,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
         history = position.history
         begun = len(history)
-        sam.config.multimask_output = wrapper.multimask  # only now: what was refused notes nothing
+        # After all checks, so that a failed call does not change the config.
+        sam.config.multimask_output = wrapper.multimask
         sam.config.gray_levels = levels
         without_fallback(sam)
 
@@ -253,16 +276,16 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
         bar = tqdm(
             total=epochs * batches, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60
         )
-        at_end.callback(bar.close)  # after an error too: what is printed next has its own line
+        at_end.callback(bar.close)  # also after an error, so that the next output starts a new line
         for epoch in range(begun, epochs):
             if is_stuck(history, patience):
-                print0(f"no better held-out Dice in {patience} epochs: stopped")
+                print0(f"stopped: held-out Dice has not improved in {patience} epochs")
                 break
-            order.set_epoch(epoch)  # another order each time
+            order.set_epoch(epoch)  # shuffles differently in each epoch
             images.epoch = epoch
             wrapper.rounds = each_rounds[min(epoch, len(each_rounds) - 1)]
             rest = list(order)[position.batches * batch_size :]
-            # Losses and objects of this rank; those from before an interruption are all rank 0's.
+            # Sum of losses, number of objects; rank 0 starts from those before `resume`.
             sums = torch.tensor(position.sums, dtype=torch.float64, device=device) * (rank == 0)
             step_objects = torch.zeros(1, device=device)
             start = time.perf_counter() - position.seconds
@@ -275,13 +298,13 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 batch = prepare(raw, wrapper.geometry, device)
                 with nullcontext() if is_step or world == 1 else ddp.no_sync():  # type: ignore[operator]
                     losses = step_losses(ddp, batch, loss)  # (M,)
-                    # DDP averages over ranks; times world this is the sum over all their objects.
+                    # DDP averages over ranks; times world, this is the sum over all objects.
                     scaler.scale(losses.sum() * world).backward()  # type: ignore[no-untyped-call]
                 sums[0] += losses.detach().sum()
                 sums[1] += len(losses)
                 step_objects += len(losses)
                 if is_step:
-                    # The mean over *objects*, of which batches and ranks have unequal numbers.
+                    # Mean over all *objects*: batches and ranks have different numbers of them.
                     in_step = all_reduce_sum(step_objects).clamp(min=1)
                     scaler.unscale_(descent)
                     for parameter in trained:
@@ -323,7 +346,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 if rank == 0:
                     bar.clear()
                     report(history, epochs, header=epoch == begun)
-                    # Where nothing is held out, Dice is NaN, less than no other: the last is best.
+                    # Without held-out objects Dice is NaN, and the last checkpoint is the best.
                     if folder and not history[-1]["dice"] < max(row["dice"] for row in history):
                         checkpoint.save_model(folder / "best", sam)
             position = checkpoint.Position(history)
@@ -334,15 +357,19 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- choices with defaults, an
                 title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)
                 with averages.in_place():
                     show_predictions(sam, val_set, worst, title=title, prompts=first)
-        # Now: a DDP object that outlives its gloo group can hang the exit.
+        # A DDP object that outlives its gloo group can hang the process at exit.
         del ddp
         averages.adopt()
-    barrier()  # every rank may now read what rank 0 has written
+    barrier()  # after this, every rank can read what rank 0 has written
     return history
 
 
 def learning_rate(step: int, steps: int, peak: float, hold: float = 0.0) -> float:
-    """Rise in the first 5 % of the steps, stay up to the share `hold`, then fall along a cosine."""
+    """Return the learning rate at `step`.
+
+    It rises linearly during the first 5 % of the steps, stays at `peak` until the fraction `hold`
+    of the steps, and then decays to 0 along a cosine.
+    """
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
@@ -352,13 +379,13 @@ def learning_rate(step: int, steps: int, peak: float, hold: float = 0.0) -> floa
 
 
 def is_stuck(history: list[dict[str, float]], patience: int) -> bool:
-    """Return whether the last `patience` epochs brought no better held-out Dice; 0: never."""
+    """Return whether held-out Dice has not improved in the last `patience` epochs; 0: False."""
     dice = [row["dice"] for row in history]
     return 0 < patience < len(dice) and max(dice[-patience:]) <= max(dice[:-patience])
 
 
 def report(history: list[dict[str, float]], epochs: int, *, header: bool) -> None:
-    """Print the last epoch's row, and perhaps the columns' names above it."""
+    """Print the row of the last epoch, with the column names above it if `header` is True."""
     row = history[-1]
     if header:
         print0(
@@ -373,37 +400,37 @@ def report(history: list[dict[str, float]], epochs: int, *, header: bool) -> Non
 
 
 def _most_common(shares: dict[str, float]) -> str:
-    """Return the kind of first prompt to score with: "points" if they are trained."""
+    """Return the kind of first prompt to evaluate with: "points" if they are trained."""
     return "points" if "points" in shares else max(shares, key=lambda kind: shares[kind])
 
 
 def _first_with_objects(train_set: Dataset[Item]) -> int:
-    """Return the number of the first image that asks for an object.
+    """Return the index of the first image with a prompted object.
 
     Raises:
-        ValueError: None does.
+        ValueError: No image has one.
     """
     for number in range(size_of(train_set)):
         if len(target_of(train_set, number)["keys"]):
             return number
-    raise ValueError("train_set asks for no object: its masks or its coordinates are empty")
+    raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
 
 
 def _one_of_each(
     item: Item, train_set: Dataset[Item], wrapper: PromptedSam, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Prepare an item's first object for each kind of first prompt that training will meet."""
+    """Prepare a batch with one object for each kind of first prompt that training will use."""
     one = pick_objects(item, torch.tensor([0])) | no_prompts(1)
     batch = prepare(collate([one]), wrapper.geometry, device)
     kinds = dict.fromkeys(wrapper.shares, batch)
-    if "points" in kinds and may_have_boxes(train_set):  # the set's own
+    if "points" in kinds and may_have_boxes(train_set):  # those of the data set
         kinds["boxes"] = batch
     return kinds
 
 
 @contextmanager
 def _shared_folder() -> Iterator[Path]:
-    """Make a folder for all ranks, and remove it in the end."""
+    """Create a temporary folder for all ranks, and remove it at the end."""
     rank, world = rank_and_world()
     made = [tempfile.mkdtemp(prefix="sam-embeddings-") if rank == 0 else None]
     if world > 1:

@@ -1,4 +1,4 @@
-"""Which weights are trained, and their running average."""
+"""The parameters that are trained, and their moving average."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.process_group import rank_and_world
 
 TUNES = ("full", "decoder", "lora")
-ATTENTION = ("qkv", "q_proj", "k_proj", "v_proj")  # the encoders' names for what LoRA adapts
+ATTENTION = ("qkv", "q_proj", "k_proj", "v_proj")  # layers of the encoders that LoRA adapts
 
 
 class LowRank(nn.Module):
-    """A weight with a product of two thin matrices added, which alone are trained.
+    """A low-rank update of a weight, which is trained while the weight is frozen.
 
     Source:
         Hu et al., "LoRA: Low-rank adaptation of large language models", ICLR 2022.
     """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
-        """Begin at zero: B is zero, A is random and the same on all ranks."""
+        """Initialize the update to zero: B is zero, and A is random, the same on all ranks."""
         super().__init__()
         out_size, in_size = weight.shape
         start = torch.randn(rank, in_size, generator=generator) / in_size**0.5
@@ -42,22 +42,22 @@ class LowRank(nn.Module):
 
 
 def choose_trained(sam: nn.Module, tune: str, lora_rank: int = 4) -> list[nn.Parameter]:
-    """Freeze what is not to be trained.
+    """Freeze the parameters that are not trained.
 
     Args:
-        sam: a model. What is frozen already stays so.
-        tune: "full": all; "decoder": the mask decoder, so that embeddings can be stored; "lora":
-            the decoder, and `LowRank` additions to the attention of the encoder.
-        lora_rank: of those.
+        sam: a model. Parameters that are already frozen stay frozen.
+        tune: "full": train all parameters; "decoder": the mask decoder, so that embeddings can be
+            stored; "lora": the mask decoder, and `LowRank` updates of the encoder's attention.
+        lora_rank: rank of the updates.
 
     Returns:
-        The parameters that were frozen here, to be thawed by `restore`.
+        The parameters that were frozen here, for `restore`.
 
     Raises:
-        ValueError: An unknown `tune`.
+        ValueError: `tune` is invalid.
     """
     if tune not in TUNES:
-        raise ValueError(f"tune is one of {', '.join(TUNES)}, not {tune!r}")
+        raise ValueError(f"invalid tune {tune!r}: use {', '.join(TUNES[:-1])} or {TUNES[-1]}")
     frozen = positional_encoding(sam)
     if tune != "full":
         part: Any = sam.prompt_encoder
@@ -76,7 +76,7 @@ def choose_trained(sam: nn.Module, tune: str, lora_rank: int = 4) -> list[nn.Par
 
 
 def restore(sam: nn.Module, frozen: list[nn.Parameter]) -> None:
-    """Undo `choose_trained`: LoRA becomes part of the weights, and what it froze is thawed."""
+    """Undo `choose_trained`: merge LoRA into the weights, and unfreeze the parameters `frozen`."""
     for module in list(sam.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -85,7 +85,7 @@ def restore(sam: nn.Module, frozen: list[nn.Parameter]) -> None:
 
 
 def plain_state(sam: nn.Module) -> dict[str, Tensor]:
-    """Return a state dict in which LoRA is part of the weights, as `from_pretrained` takes it."""
+    """Return a state dict with LoRA merged into the weights, for `from_pretrained`."""
     state: dict[str, Tensor] = {}
     for name, value in sam.state_dict().items():
         head, found, tail = name.partition(".parametrizations.weight.")
@@ -100,15 +100,15 @@ def plain_state(sam: nn.Module) -> dict[str, Tensor]:
 def find_unused(
     model: PromptedSam, batches: Mapping[str, dict[str, Any]], rounds: Iterable[int]
 ) -> list[nn.Parameter]:
-    """Freeze what no gradient reaches, so that DDP need not search for it in every step.
+    """Freeze parameters that never get a gradient, so that DDP need not search for unused ones.
 
-    A backward pass on rank 0 for each kind of first prompt and number of rounds finds it. What only
-    some of them reach is noted in `model.sometimes`.
+    Rank 0 runs a backward pass for each kind of first prompt and number of rounds. Parameters that
+    get a gradient in only some of these are listed in `model.partly_used`.
 
     Args:
-        model: on this rank's device, in training mode.
-        batches: for each kind of first prompt a prepared batch.
-        rounds: the numbers of rounds that training will have.
+        model: a model on the rank's device, in training mode.
+        batches: a prepared batch for each kind of first prompt.
+        rounds: the numbers of rounds that training uses.
 
     Returns:
         The parameters that were frozen here.
@@ -116,7 +116,7 @@ def find_unused(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reached: list[set[str]] = []
     if rank_and_world()[0] == 0:
-        shares, most, model.sometimes = model.shares, model.rounds, []
+        shares, most, model.partly_used = model.shares, model.rounds, []
         for (kind, batch), number in product(batches.items(), set(rounds)):
             model.shares, model.rounds = {kind: 1.0}, number
             sum(logits.sum() + iou.sum() for logits, iou in model(batch)).backward()
@@ -129,7 +129,7 @@ def find_unused(
         dist.broadcast_object_list(shared, src=0, device=device)
         reached = shared[0]
     ever, always = set.union(*reached), set.intersection(*reached)
-    model.sometimes = [trained[name] for name in trained if name in ever - always]
+    model.partly_used = [trained[name] for name in trained if name in ever - always]
     frozen = [trained[name] for name in trained if name not in ever]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -137,21 +137,21 @@ def find_unused(
 
 
 class Averages:
-    """The exponential moving average of what is trained."""
+    """The exponential moving average of the trained parameters."""
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        """Begin with the weights of now.
+        """Start from the current values.
 
         Args:
-            parameters: that are trained.
-            decay: share of the average that a step keeps, such as 0.999; 0: no average.
+            parameters: the trained parameters.
+            decay: decay of the average, such as 0.999; 0: no average.
         """
         self.parameters, self.decay, self.steps = parameters, decay, 0
         self.values = [p.detach().clone() for p in parameters] if decay else []
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step; the first steps count more, as there are few."""
+        """Update the average after a step. The decay is lower in the first steps."""
         self.steps += 1
         if self.decay:
             decay = min(self.decay, self.steps / (self.steps + 10))
@@ -159,7 +159,7 @@ class Averages:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the average in the place of the weights for a while."""
+        """Replace the weights by their average in a `with` block."""
         self._swap()
         try:
             yield
@@ -168,7 +168,7 @@ class Averages:
 
     @torch.no_grad()
     def adopt(self) -> None:
-        """Put the average in the place of the weights for good."""
+        """Replace the weights by their average."""
         for parameter, value in zip(self.parameters, self.values, strict=False):
             parameter.copy_(value)
 
@@ -180,11 +180,11 @@ class Averages:
             value.copy_(now)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes."""
+        """Return the state for `load_state_dict`."""
         return {"steps": self.steps, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Load a state from `state_dict`."""
         self.steps = state["steps"]
         with torch.no_grad():
             for value, stored in zip(self.values, state["values"], strict=True):

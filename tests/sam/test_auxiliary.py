@@ -67,8 +67,8 @@ def test_the_encoder_is_taught_by_it() -> None:
     wrapper.auxiliary = PlaceInObject(96, weight=0.5)
     nn.init.normal_(wrapper.auxiliary.linear.weight, std=0.1)
     with_it = step_losses(wrapper, batch)
-    assert wrapper.told is not None
-    place = place_losses(wrapper.told, batch["target"], batch["image_index"])
+    assert wrapper.auxiliary_output is not None
+    place = place_losses(wrapper.auxiliary_output, batch["target"], batch["image_index"])
     assert place.min() > 0
     torch.testing.assert_close(with_it, without + 0.5 * place)
     place.sum().backward()
@@ -105,7 +105,7 @@ def test_it_is_learned_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_frozen_encoder_and_a_negative_weight_are_refused() -> None:
     """The first has nothing to learn."""
     data = SamDataset(*cells(n=2))
-    with pytest.raises(ValueError, match="auxiliary teaches the encoder, which is frozen"):
+    with pytest.raises(ValueError, match="auxiliary needs an encoder that is trained"):
         train(tiny_sam(), data, data, tune="decoder", auxiliary=1.0)
-    with pytest.raises(ValueError, match="auxiliary is a weight from 0 on, not -1"):
+    with pytest.raises(ValueError, match="invalid auxiliary -1"):
         train(tiny_sam(), data, data, auxiliary=-1)

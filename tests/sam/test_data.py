@@ -42,13 +42,13 @@ def test_clicks_on_one_object_are_one_prompt() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((0, 8, 4), r"row 1: image 0, y 8, x 4 lies outside 6 x 9 .*swapped"),
-        ((0, 8, 10), r"row 1: image 0, y 8, x 10 lies outside 6 x 9 pixels"),
+        ((0, 8, 4), r"row 1: image 0, y 8, x 4 is outside 6 x 9 .*swapped"),
+        ((0, 8, 10), r"row 1: image 0, y 8, x 10 is outside 6 x 9 pixels"),
         ((0, -1, 3), "outside"),
         ((0, float("nan"), 3), "outside"),
-        ((0, 3, 0), r"row 1: \(image 0, y 3, x 0\) lies on background"),
-        ((0.5, 1, 1), "row 1: image number 0.5"),
-        ((2, 1, 1), r"row 1: image number 2 is not one of 0\.\.1"),
+        ((0, 3, 0), r"row 1: \(image 0, y 3, x 0\) is on background"),
+        ((0.5, 1, 1), "row 1: image index 0.5"),
+        ((2, 1, 1), r"row 1: image index 2 is not in 0\.\.1"),
     ],
 )
 def test_bad_clicks_are_refused_by_row(row: tuple[float, ...], message: str) -> None:
@@ -63,13 +63,13 @@ def test_images_and_masks_must_fit() -> None:
     images, masks = _small()
     with pytest.raises(ValueError, match="2 images but 1 masks"):
         SamDataset(images, masks[:1], [])
-    with pytest.raises(ValueError, match=r"image 0 has shape \(6, 9\), but its mask \(9, 6\)"):
+    with pytest.raises(ValueError, match=r"image 0 has shape \(6, 9\), but its mask has \(9, 6\)"):
         SamDataset(images, masks.transpose(0, 2, 1), [])
-    with pytest.raises(ValueError, match="channels come last"):
+    with pytest.raises(ValueError, match="move the channels to the end"):
         SamDataset(np.zeros((2, 3, 6, 9), np.uint8), masks, [])
     with pytest.raises(ValueError, match="fractions"):
         SamDataset(images, masks * 0.3, [])
-    with pytest.raises(ValueError, match=r"not \(P, 3\) or \(P, 4\)"):
+    with pytest.raises(ValueError, match=r"must have \(P, 3\) or \(P, 4\)"):
         SamDataset(images, masks, [(1, 2)])
 
 
@@ -291,7 +291,7 @@ def test_masks_of_a_label_map_are_each_objects_own(kind: type) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.full((2, 30, 30), 1 / 255) * np.eye(30), "Divided by 255 twice"),
+        (np.full((2, 30, 30), 1 / 255) * np.eye(30), "divided by 255 twice"),
         (np.stack([np.zeros((30, 30)), np.eye(30)]).astype(np.uint8), "nearly black"),
     ],
 )
@@ -318,11 +318,11 @@ def test_gray_pictures_of_masks_are_refused() -> None:
     soft = np.zeros((1, 40, 40), np.uint8)
     soft[0, 10:30, 10:30] = 255
     soft[0, 9, 10:30] = np.arange(20) * 12 + 5
-    with pytest.raises(ValueError, match="gray picture of a mask: 0, 255, and 20 values between"):
+    with pytest.raises(ValueError, match="between 0 and 255 there are 20 values"):
         SamDataset(np.zeros((1, 40, 40), np.uint8), soft, [(0, 20, 20)])
     soft[soft == 255] = 254  # as smoothing and cutting to whole numbers leaves it
     soft[0, 10, 10:20] = np.arange(244, 254)
-    with pytest.raises(ValueError, match="gray picture of a mask: 0, 254, and 30 values between"):
+    with pytest.raises(ValueError, match="between 0 and 254 there are 30 values"):
         SamDataset(np.zeros((1, 40, 40), np.uint8), soft)
     labels = np.zeros((1, 40, 40), np.uint8)  # with 255 objects, the last is not most of them
     labels[0, ::2, ::2] = np.arange(400).reshape(20, 20) % 256
@@ -333,7 +333,7 @@ def test_clicks_of_another_size_are_noticed() -> None:
     """Clicks in pixels of the resized image, of swapped axes, and transposed masks are named."""
     image, mask = np.zeros((1, 30, 40), np.uint8), np.ones((1, 30, 40), bool)
     shown = r"\n#{40}\n"  # the mask, too
-    with pytest.raises(ValueError, match=r"in pixels of another size\?\)" + shown):
+    with pytest.raises(ValueError, match=r"coordinates for another image size\?\)" + shown):
         SamDataset(image, mask, [(0, 500, 900)])
     with pytest.raises(ValueError, match=r"are y and x swapped\?\)" + shown):
         SamDataset(image, mask, [(0, 10, 5), (0, 35, 3)])

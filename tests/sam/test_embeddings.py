@@ -64,7 +64,7 @@ def test_augmentation_is_refused() -> None:
     """Turned images would need other embeddings: the error says what to do."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
     sam = tiny_sam()
-    with pytest.raises(ValueError, match="encoded only once: leave augment out"):
+    with pytest.raises(ValueError, match="image only once: remove augment"):
         train(sam, *sets, epochs=1, tune="decoder", augment=True)
     assert all(p.requires_grad for p in sam.parameters())  # and nothing stays frozen
 
@@ -116,7 +116,7 @@ def test_a_set_that_draws_its_images_is_refused() -> None:
             return item
 
     data = SamDataset(*cells(n=2))
-    with pytest.raises(ValueError, match=r"image \d is not what it was when it was encoded"):
+    with pytest.raises(ValueError, match=r"image \d has changed since it was encoded"):
         train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=3, tune="decoder")
     train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=1, batch_size=3, rounds=1)
 

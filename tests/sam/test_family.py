@@ -188,7 +188,7 @@ def test_sam3_normalization() -> None:
 
 def test_other_models_are_refused() -> None:
     """A model of another family is named."""
-    with pytest.raises(TypeError, match="Linear is none of SamModel"):
+    with pytest.raises(TypeError, match="unsupported model Linear"):
         PromptedSam(torch.nn.Linear(1, 1))
 
 

@@ -20,12 +20,12 @@ from ddp_magic.prelude import (
     SamDataset,
     cells,
     dice_score,
-    inference,
     predict,
     segment,
     tiny_sam,
     train,
 )
+from ddp_magic.sam import inference
 from ddp_magic.sam.adapter import geometry_of
 from ddp_magic.sam.arrays import to_rgb
 from ddp_magic.sam.batches import collate, prepare
@@ -95,7 +95,7 @@ def test_gray_levels_are_those_of_training(
     options: dict[str, Any] = {"epochs": 1, "rounds": 1, "out_dir": tmp_path}
     sam = tiny_sam()
     train(sam, train_set, SamDataset(raw, masks, clicks, window=train_set.window), **options)
-    assert "val_set's gray levels" not in capsys.readouterr().out
+    assert "different gray levels" not in capsys.readouterr().out
     loaded, dark = SamModel.from_pretrained(tmp_path / "best"), raw[0] // 4
     as_trained = to_rgb(dark, train_set.window)
     assert as_trained.max() < 100
@@ -107,9 +107,9 @@ def test_gray_levels_are_those_of_training(
     assert "stretched" in capsys.readouterr().out
     joined: Any = ConcatDataset([train_set])  # of which nothing is known
     train(sam, train_set, joined, **options)
-    assert "val_set's gray levels" not in capsys.readouterr().out
+    assert "different gray levels" not in capsys.readouterr().out
     train(sam, SamDataset(images, masks, clicks), train_set, **options)
-    assert "val_set's gray levels" in capsys.readouterr().out
+    assert "different gray levels" in capsys.readouterr().out
     predict(sam, dark, (9, 9))  # and what was trained last counts
     assert "stretched" in capsys.readouterr().out
 
@@ -119,13 +119,13 @@ def test_gray_levels_are_those_of_training(
     [
         ({}, "for each object"),
         ({"points": [[(1, 1)], [(2, 2)]], "boxes": [[0, 0, 9, 9]] * 3}, "for each object"),
-        ({"points": [(1, 1)], "labels": [1, 0]}, "as many"),
-        ({"points": [(1, 1)], "labels": [2]}, "1 on the object, 0 off it"),
+        ({"points": [(1, 1)], "labels": [1, 0]}, "one label per click"),
+        ({"points": [(1, 1)], "labels": [2]}, r"must be 1 \(on the object\) or 0"),
         ({"points": [(0, 1, 1)]}, r"rows \(y, x\)"),
         ({"points": (1, 64)}, "outside"),
         ({"boxes": [0, 0, 9, 64]}, "outside"),
         ({"boxes": [9, 9, 0, 0]}, "y0 < y1"),
-        ({"boxes": [0, 0, 9]}, r"a box is \(y0, x0, y1, x1\)"),
+        ({"boxes": [0, 0, 9]}, r"boxes rows \(y0, x0, y1, x1\)"),
         ({"masks": np.ones((9, 9), bool)}, "64 x 64 pixels"),
     ],
 )

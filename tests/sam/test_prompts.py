@@ -34,8 +34,8 @@ def test_negative_clicks_belong_to_the_click_before() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((0, 6, 6, 0), "no click on an object before it"),
-        ((0, 18, 10, 2), "label 2 is neither 1 nor 0"),
+        ((0, 6, 6, 0), "label 0 needs a click with label 1 before it"),
+        ((0, 18, 10, 2), "invalid label 2"),
     ],
 )
 def test_bad_labels_are_refused(row: tuple[int, ...], message: str) -> None:
@@ -44,13 +44,13 @@ def test_bad_labels_are_refused(row: tuple[int, ...], message: str) -> None:
 
 
 def test_a_negative_click_on_its_object_is_refused_and_shown() -> None:
-    with pytest.raises(ValueError, match=r"(?s)row 1.*label 0 lies on the object.*#X#"):
+    with pytest.raises(ValueError, match=r"(?s)row 1.*label 0 must be off its object.*#X#"):
         SamDataset(*_two(), [(0, 6, 6, 1), (0, 8, 8, 0)])
 
 
 def test_the_offending_sample_is_shown() -> None:
     """Swapped axes that stay inside the image are noticed where they miss, and drawn."""
-    with pytest.raises(ValueError, match="are they swapped") as caught:
+    with pytest.raises(ValueError, match="are the axes swapped") as caught:
         SamDataset(*_two(), [(0, 22, 12)])
     sketch = str(caught.value).splitlines()[1:]
     assert len(sketch) == 12
@@ -152,7 +152,7 @@ def test_shares_of_kinds() -> None:
     for found, share in ((clicked, 0.5), (boxed, 0.25), (masked, 0.25)):
         assert found.double().mean().item() == pytest.approx(share, abs=0.05)
     for wrong in ("clicks", {}, {"points": 0.0}, {"points": 1, "lines": 1}):
-        with pytest.raises(ValueError, match="prompts are"):
+        with pytest.raises(ValueError, match="invalid prompts"):
             kinds_of(wrong)
 
 

@@ -258,7 +258,7 @@ def test_no_image_brings_more_objects_than_memory_holds(
     (row,) = train(tiny_sam(), *sets, epochs=1, batch_size=16, rounds=1, objects=2)
     assert most == [2, 2, 2]
     assert row["count"] == 36
-    with pytest.raises(ValueError, match="objects from 0 on"):
+    with pytest.raises(ValueError, match="invalid objects -1"):
         train(tiny_sam(), *sets, objects=-1)
 
 
