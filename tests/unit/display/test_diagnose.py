@@ -73,7 +73,7 @@ def test_name_hints() -> None:
     """A name that is missing, and a prelude's name in the failing line."""
     error = _error(0, "name 'model' is not defined", ename="NameError")
     (hint,) = diagnose.name_hints(error, "a\nb\nmodel()\n", Surroundings({"model": 1}), set())
-    assert hint.startswith("the notebook defines `model`, but it was not sent to the ranks")
+    assert hint.startswith("your notebook defines `model`, but it was not sent to the ranks")
     for words in (
         "Can't get attribute 'Net' on <module '__main__' from '/x.py'>",
         "Can't get attribute 'Net.Part' on <module 'ddp_magic.worker.child_main'>",
@@ -81,7 +81,7 @@ def test_name_hints() -> None:
     ):
         loaded = _error(0, words, ename="AttributeError")
         (hint,) = diagnose.name_hints(loaded, "torch.load(p)", Surroundings({"Net": 1}), set())
-        assert hint.startswith("the notebook defines `Net`, but it was not sent")
+        assert hint.startswith("your notebook defines `Net`, but it was not sent")
     elsewhere = _error(0, "Can't get attribute 'Net' on <module 'models'>", ename="AttributeError")
     assert diagnose.name_hints(elsewhere, "", Surroundings({"Net": 1}), set()) == []
     before = Surroundings(elsewhere={"model": ("Cell In[3]", "")}.__getitem__)
@@ -93,11 +93,13 @@ def test_name_hints() -> None:
     text, names = "a\nb\ntrain(1)\n", {"train", "cells"}
     wrong_call = _error(0, "train() missing 2 required arguments", ename="TypeError")
     (hint,) = diagnose.name_hints(wrong_call, text, Surroundings(), names)
-    assert hint == "`train` is ddp_magic.prelude's; the notebook defines none"
+    assert hint == "`train` is from ddp_magic.prelude: your notebook does not define train"
     refused = _error(0, "train_set has no images", ename="ValueError")
     assert diagnose.name_hints(refused, text, Surroundings(), names) == []
     (hint,) = diagnose.name_hints(refused, text, Surroundings({"train": 1}), names)
-    assert hint == "`train` is ddp_magic.prelude's; --capture leaves the notebook's out"
+    assert hint == (
+        "`train` is from ddp_magic.prelude, because --capture leaves out your notebook's"
+    )
     assert diagnose.name_hints(_error(0, "x"), "a\n", Surroundings(), {"train"}) == []
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.verdict import Evidence, judge
+from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.errors import (
     LaunchError,
     RunInterrupted,
@@ -18,11 +19,11 @@ from ddp_magic.errors import (
     WorkerLostError,
 )
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import GroupEnded, Killed, RunEvent, StackDumped
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
     ConnectionLost,
     Error,
-    Event,
     Finished,
     Idle,
     Interrupted,
@@ -35,7 +36,7 @@ from ddp_magic.wire.states import State
 GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8839"
 
 
-def _rank(number: int, *events: Event, up: bool = True) -> Rank:
+def _rank(number: int, *events: RunEvent, up: bool = True) -> Rank:
     rank = Rank(rank=number)
     if up:
         rank.take(WorkerHello(rank=number, pid=100 + number, marker=""))
@@ -88,7 +89,13 @@ def test_why_a_rank_could_not_start_is_in_the_message() -> None:
     """The reason stood only in the agent's log."""
     words = "W1127 torch warns\ncould not start rank 1: OSError: [Errno 28] No space left on device"
     ranks = [_rank(r, _exited(r, 1), up=False) for r in range(2)]
-    state, error = judge(Evidence(ranks=ranks, agent_words=words, logs=RunDirectory(Path("/logs"))))
+    state, error = judge(
+        Evidence(
+            ranks=ranks,
+            group=GroupEnded(agent_words=words),
+            logs=RunDirectory(Path("/logs")),
+        )
+    )
     assert state is State.FAILED
     assert isinstance(error, LaunchError)
     assert str(error) == (
@@ -133,16 +140,16 @@ def test_an_agent_ended_from_outside_is_named() -> None:
     ranks = [_rank(r, _exited(r, -15, by_agent=True)) for r in range(2)]
     ranks.append(_rank(2, _error(2, GLOO), _exited(2, 1)))
     text = "Traceback ...\ntorch...SignalException: Process 12 got signal: 15"
-    state, error = judge(Evidence(ranks=ranks, agent_error=text))
+    state, error = judge(Evidence(ranks=ranks, group=GroupEnded(agent_error=text)))
     assert state is State.FAILED
     assert str(error).startswith("the agent was ended by SIGTERM from outside")
 
 
 @pytest.mark.parametrize("complaint", [(), (_error(0, GLOO),)])
-def test_an_agent_that_died(complaint: tuple[Event, ...]) -> None:
+def test_an_agent_that_died(complaint: tuple[RunEvent, ...]) -> None:
     """Nobody could say how the ranks ended; one has complained of another's end before its own."""
     ranks = [_rank(0, *complaint), _rank(1, _finished(1))]
-    state, error = judge(Evidence(ranks=ranks, agent_died=True))
+    state, error = judge(Evidence(ranks=ranks, group=GroupEnded(agent_died=True)))
     assert state is State.FAILED
     assert "the agent died while the ranks were running" in str(error)
 
@@ -150,8 +157,8 @@ def test_an_agent_that_died(complaint: tuple[Event, ...]) -> None:
 def test_stop_keeps_what_was_raised_before() -> None:
     """The message names it, the traceback stands above."""
     ranks = [_rank(0, _error(0), _exited(0, 1)), _rank(1, _exited(1, -9))]
-    ranks[1].killed = True
-    state, error = judge(Evidence(ranks=ranks, stop="stopped", stopped=5.5))
+    ranks[1].take(Killed(rank=1))
+    state, error = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
     assert state is State.CANCELLED
     assert isinstance(error, RunInterrupted)
     assert str(error) == (
@@ -163,10 +170,10 @@ def test_stop_keeps_what_was_raised_before() -> None:
 def test_a_time_limit_does_not_hide_an_earlier_error() -> None:
     """It was being formatted when the limit came."""
     ranks = [_rank(0, _error(0), _exited(0, 1)), _rank(1, _exited(1, -9, by_agent=True))]
-    evidence = {"ranks": ranks, "stop": "time limit", "time_limit_s": 3.0}
-    _, error = judge(Evidence(**evidence, stopped=5.5))
+    evidence = Evidence(ranks=ranks, stop=StopReason.TIME_LIMIT, time_limit_s=3.0, stopped=5.5)
+    _, error = judge(evidence)
     assert isinstance(error, WorkerError)
-    _, error = judge(Evidence(**evidence, stopped=4.5))
+    _, error = judge(replace(evidence, stopped=4.5))
     assert isinstance(error, TimeLimitError)
     assert str(error).startswith("the run exceeded its time limit of 3 s; rank 0 raised")
 
@@ -183,18 +190,18 @@ def test_a_time_limit_does_not_hide_an_earlier_error() -> None:
         ((_exited(0, 1),), "ended"),
     ],
 )
-def test_how_a_rank_stopped(events: tuple[Event, ...], words: str) -> None:
+def test_how_a_rank_stopped(events: tuple[RunEvent, ...], words: str) -> None:
     """Each end has words of its own."""
     ranks = [_rank(0, *events, up=bool(events))]
-    _, error = judge(Evidence(ranks=ranks, stop="stopped", stopped=5.5))
+    _, error = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
     assert f"rank 0 {words}" in str(error)
 
 
 def test_a_rank_that_was_stuck_at_its_end() -> None:
     """Killed in its exit handlers, which do not stand in a line of the cell."""
     rank = _rank(0, _finished(0), _exited(0, -9))
-    rank.killed = True
-    _, error = judge(Evidence(ranks=[rank], stop="stopped", stopped=5.5))
+    rank.take(Killed(rank=0))
+    _, error = judge(Evidence(ranks=[rank], stop=StopReason.INTERRUPT, stopped=5.5))
     assert str(error) == "rank 0 did not answer after the end of its cell and was killed"
 
 
@@ -211,7 +218,7 @@ def test_a_rank_without_a_connection(how: str) -> None:
 def test_a_crash_shows_its_stack() -> None:
     """Where faulthandler left it, which C code does not outlive."""
     rank = _rank(0, _exited(0, -signal.SIGSEGV))
-    rank.stack = ["File Cell In[1], line 7 in step"]
+    rank.take(StackDumped(rank=0, frames=("File Cell In[1], line 7 in step",), line=7))
     _, error = judge(Evidence(ranks=[rank]))
     assert isinstance(error, WorkerLostError)
     assert error.details[:2] == (

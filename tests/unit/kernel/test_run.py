@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddp_magic.display.record import RunRecord
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.run import Options, Run, cell_file
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import RunEvent
 from ddp_magic.wire.states import State
 
 
@@ -20,24 +23,15 @@ class Group:
     started = True
     kept = False
     ended = True
-    agent_error = ""
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
-        self.members: dict[int, Any] = {}
-        self.ready: dict[int, Any] = {}
-        self.unseen: list[Any] = []
-        self.notes: list[str] = []
-        self.cell_files: set[str] = set()
 
-    def look(self) -> None:
-        """There is nothing to see."""
-
-    def drain(self) -> list[Any]:
+    def rejoin(self) -> list[RunEvent]:
         return []
 
-    def last_words(self) -> str:
-        return ""
+    def drain(self) -> list[RunEvent]:
+        return []
 
     def close(self) -> None:
         raise StopIteration
@@ -46,11 +40,12 @@ class Group:
 class Screen:
     """Shows nothing."""
 
-    def start(self, run: Run) -> None: ...
-    def take(self, event: object) -> None: ...
-    def say(self, text: str) -> None: ...
-    def tick(self, run: Run) -> None: ...
-    def finish(self, run: Run) -> None: ...
+    progress: Mapping[int, str] = {}
+
+    def start(self, record: RunRecord) -> None: ...
+    def take(self, event: RunEvent) -> None: ...
+    def tick(self, record: RunRecord) -> None: ...
+    def finish(self, record: RunRecord) -> None: ...
 
 
 def test_a_run_whose_end_fails_has_failed(tmp_path: Path) -> None:

@@ -8,22 +8,23 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.group import HELLO_BYTES, MAX_COMPLAINTS, MAX_STRANGERS, WorkerGroup
+from ddp_magic.kernel.connections import HELLO_BYTES, MAX_COMPLAINTS, MAX_STRANGERS
+from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import encode
+from ddp_magic.wire.kernel_events import Note, RunEvent
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
     ClearOutput,
     DisplayData,
     Error,
-    Event,
     Heartbeat,
     Idle,
     Results,
@@ -95,6 +96,7 @@ class Scene:
     """A group whose agent and ranks are connected."""
 
     def __init__(self, directory: Path) -> None:
+        self.notes: list[str] = []
         self.engine = FakeEngine()
         self.group = WorkerGroup(RunDirectory(directory), nproc=NPROC, device="cpu")
         self.group.start(self.engine, {}, [], ())
@@ -104,14 +106,15 @@ class Scene:
         self.poll()
         self.ranks = [FakeRank(self.path, rank) for rank in range(NPROC)]
         self.poll()
-        assert sorted(self.group.members) == [0, 1]
+        assert sorted(self.group.pids) == [0, 1]
 
-    def poll(self) -> list[Event]:
-        """Take all that has been sent."""
+    def poll(self) -> list[RunEvent]:
+        """Return what was sent; the notes among it go to `notes`."""
         events = []
         for _ in range(5):
             events += self.group.poll(0.01)
-        return events
+        self.notes += _notes(events)
+        return [event for event in events if not isinstance(event, Note)]
 
     def stranger(self) -> socket.socket:
         raw = socket.socket(socket.AF_UNIX)
@@ -142,6 +145,10 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     scene = Scene(tmp_path)
     yield scene
     scene.close()
+
+
+def _notes(events: Iterable[RunEvent]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
 
 
 def _frame(payload: bytes) -> bytes:
@@ -212,10 +219,10 @@ def test_a_stranger_is_sent_away(scene: Scene, frame: bytes) -> None:
         assert raw.recv(1) == b""
     except ConnectionResetError:  # with some of it unread
         pass
-    assert len(scene.group.notes) == 1
-    assert "connection was closed" in scene.group.notes[0]
-    assert len(scene.group.notes[0]) < 500
-    assert sorted(scene.group.members) == [0, 1]
+    assert len(scene.notes) == 1
+    assert "connection was closed" in scene.notes[0]
+    assert len(scene.notes[0]) < 500
+    assert sorted(scene.group.pids) == [0, 1]
     assert scene.is_unharmed()
     raw.close()
 
@@ -226,13 +233,13 @@ def test_a_stranger_that_goes_away_is_no_matter(scene: Scene) -> None:
     scene.poll()
     raw.close()
     scene.poll()
-    assert scene.group.notes == []
+    assert scene.notes == []
     raw = scene.stranger()
     raw.sendall(b"\0\0")
     scene.poll()
     raw.close()
     scene.poll()
-    assert "in the middle" in scene.group.notes[0]
+    assert "in the middle" in scene.notes[0]
     assert scene.is_unharmed()
 
 
@@ -270,7 +277,7 @@ def test_many_strangers(scene: Scene) -> None:
         except BlockingIOError:
             open_ones += 1
     assert open_ones <= 2 * NPROC + MAX_STRANGERS
-    assert len(scene.group.notes) == MAX_COMPLAINTS
+    assert len(scene.notes) == MAX_COMPLAINTS
     assert scene.is_unharmed()
     for raw in raws:
         raw.close()
@@ -296,15 +303,14 @@ def test_a_hello_needs_a_pipe(tmp_path: Path, make: Callable[[Path], int] | None
     fd = None if make is None else make(tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))
     stranger.send(WorkerHello(rank=0, pid=os.getpid(), marker="M;"), fd=fd)
-    for _ in range(5):
-        group.poll(0.01)
+    (note,) = _notes(event for _ in range(5) for event in group.poll(0.01))
     assert stranger.receive() is None
-    assert "descriptor" in group.notes[0]
+    assert "descriptor" in note
     assert len(list(Path("/proc/self/fd").iterdir())) == before  # what it sent is closed
     rank = FakeRank(tmp_path / "socket", 0)
     for _ in range(5):
         group.poll(0.01)
-    assert list(group.members) == [0]
+    assert list(group.pids) == [0]
     for end in (stranger, rank):
         end.close()
     if fd is not None:
@@ -343,8 +349,8 @@ def test_a_ranks_nonsense_is_ignored(scene: Scene, frame: bytes) -> None:
     """A rank lives by its connection: what makes no sense is left out and said, the rest counts."""
     scene.ranks[0].channel._socket.sendall(frame)
     assert scene.poll() == []
-    assert len(scene.group.notes) == 1
-    assert "rank 0 was ignored" in scene.group.notes[0]
+    assert len(scene.notes) == 1
+    assert "rank 0 was ignored" in scene.notes[0]
     assert scene.is_unharmed()
 
 
@@ -357,8 +363,8 @@ def test_what_an_agent_may_not_say(scene: Scene) -> None:
     ):
         scene.agent.send(event)
         assert scene.poll() == []
-    assert len(scene.group.notes) == 3
-    assert scene.group.exited == {}
+    assert len(scene.notes) == 3
+    assert scene.group.first_exit is None
     end = WorkerExited(rank=1, time=0.0, code=0)
     scene.agent.send(end)
     scene.agent.send(WorkerExited(rank=1, time=1.0, code=9))
@@ -373,7 +379,6 @@ def test_results_without_room_for_them(scene: Scene, tmp_path: Path) -> None:
         channel.send(Results(rank=0, names=("x",), sizes=(1, 2**40)), fd=fd)
         os.close(fd)
         assert scene.poll() == []
-    assert scene.group.result_fds == {}
     assert scene.is_unharmed()
 
 
@@ -391,7 +396,7 @@ def test_a_rank_that_sends_garbage_is_named(scene: Scene) -> None:
     """Where its next frame begins is not known any more; the other rank goes on."""
     scene.ranks[0].channel._socket.sendall(b"\xff" * 100)
     scene.poll()
-    assert "connection of rank 0 was closed" in scene.group.notes[0]
+    assert "connection of rank 0 was closed" in scene.notes[0]
     assert scene.ranks[0].channel.receive() is None
     scene.ranks[1].channel.send(Idle(rank=1, time=1.0))
     assert scene.poll() == [Idle(rank=1, time=1.0)]
@@ -406,16 +411,16 @@ def test_frames_before_a_bad_one_count(scene: Scene) -> None:
 
 def test_a_full_disk_costs_the_log(scene: Scene) -> None:
     """It is said once; all text is shown, and what fits later is kept again."""
-    log = scene.group.members[0].log
+    log = scene.group.directory.rank_log(0)
     log.symlink_to("/dev/full")
     for _ in range(3):
         assert scene.is_unharmed()
-    (note,) = scene.group.notes
+    (note,) = scene.notes
     assert "No space left on device" in note
     log.unlink()
     assert scene.is_unharmed()
     assert log.read_text() == "text\n"
-    assert len(scene.group.notes) == 1
+    assert len(scene.notes) == 1
 
 
 def test_a_removed_directory_is_made_again(scene: Scene) -> None:
@@ -423,11 +428,13 @@ def test_a_removed_directory_is_made_again(scene: Scene) -> None:
     directory = scene.group.directory
     assert scene.is_unharmed()
     shutil.rmtree(directory)
-    assert scene.is_unharmed()
+    os.write(scene.ranks[1].pipe, b"text\n")
+    (text,) = scene.poll()
+    assert isinstance(text, Stream)
+    assert text.log_bytes == len("text\n")
     assert directory.rank_log(1).read_text() == "text\n"
     assert directory.path.stat().st_mode & 0o777 == 0o700
-    assert scene.group.members[1].written == len("text\n")
-    assert scene.group.notes == []
+    assert scene.notes == []
 
 
 def test_a_channel_keeps_what_nobody_took(tmp_path: Path) -> None:
