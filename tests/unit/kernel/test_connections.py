@@ -8,7 +8,7 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import encode
-from ddp_magic.wire.kernel_events import Note, RunEvent
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
@@ -36,119 +35,7 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.states import Phase
 from tests.limits import within
-
-NPROC = 2
-
-
-class FakeAgent:
-    """An agent that has been placed and lives until it is killed."""
-
-    def __init__(self) -> None:
-        self.dead = False
-
-    def take_notes(self) -> list[str]:
-        return []
-
-    def fileno(self) -> int:
-        return -1
-
-    def ended(self) -> bool:
-        return self.dead
-
-    def kill(self) -> None:
-        self.dead = True
-
-    def close(self) -> None:
-        pass
-
-    def waits_for(self) -> str:
-        return ""
-
-    def last_words(self) -> str:
-        return ""
-
-
-class FakeEngine:
-    """Places that agent."""
-
-    def __init__(self) -> None:
-        self.agent = FakeAgent()
-
-    def start(self, *_: object) -> FakeAgent:
-        return self.agent
-
-
-class FakeRank:
-    """A rank that is this process."""
-
-    def __init__(self, path: Path, rank: int) -> None:
-        self.channel = connect(str(path))
-        read_end, self.pipe = os.pipe()
-        self.channel.send(WorkerHello(rank=rank, pid=os.getpid(), marker="M;"), fd=read_end)
-        os.close(read_end)
-
-    def close(self) -> None:
-        self.channel.close()
-        os.close(self.pipe)
-
-
-class Scene:
-    """A group whose agent and ranks are connected."""
-
-    def __init__(self, directory: Path) -> None:
-        self.notes: list[str] = []
-        self.engine = FakeEngine()
-        self.group = WorkerGroup(RunDirectory(directory), nproc=NPROC, device="cpu")
-        self.group.start(self.engine, {}, [], ())
-        self.path = directory / "socket"
-        self.agent = connect(str(self.path))
-        self.agent.send(AgentHello())
-        self.poll()
-        self.ranks = [FakeRank(self.path, rank) for rank in range(NPROC)]
-        self.poll()
-        assert sorted(self.group.pids) == [0, 1]
-
-    def poll(self) -> list[RunEvent]:
-        """Return what was sent; the notes among it go to `notes`."""
-        events = []
-        for _ in range(5):
-            events += self.group.poll(0.01)
-        self.notes += _notes(events)
-        return [event for event in events if not isinstance(event, Note)]
-
-    def stranger(self) -> socket.socket:
-        raw = socket.socket(socket.AF_UNIX)
-        raw.settimeout(10)
-        raw.connect(str(self.path))
-        return raw
-
-    def is_unharmed(self) -> bool:
-        """Whether both ranks' text, and what they say, still arrive."""
-        for number, rank in enumerate(self.ranks):
-            os.write(rank.pipe, b"text\n")
-            rank.channel.send(Idle(rank=number, time=1.0))
-        events = self.poll()
-        texts = [event for event in events if isinstance(event, Stream)]
-        idle = [event for event in events if isinstance(event, Idle)]
-        return len(texts) == len(idle) == NPROC and not self.group.ended
-
-    def close(self) -> None:
-        self.engine.agent.dead = True
-        self.agent.close()
-        for rank in self.ranks:
-            rank.close()
-        self.group.close()
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(tmp_path)
-    yield scene
-    scene.close()
-
-
-def _notes(events: Iterable[RunEvent]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Note)]
+from tests.unit.kernel.scene import NPROC, STEPS, FakeEngine, FakeRank, Scene, notes_of
 
 
 def _frame(payload: bytes) -> bytes:
@@ -303,13 +190,13 @@ def test_a_hello_needs_a_pipe(tmp_path: Path, make: Callable[[Path], int] | None
     fd = None if make is None else make(tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))
     stranger.send(WorkerHello(rank=0, pid=os.getpid(), marker="M;"), fd=fd)
-    (note,) = _notes(event for _ in range(5) for event in group.poll(0.01))
+    (note,) = notes_of(event for _ in range(STEPS) for event in group.poll(0))
     assert stranger.receive() is None
     assert "descriptor" in note
     assert len(list(Path("/proc/self/fd").iterdir())) == before  # what it sent is closed
     rank = FakeRank(tmp_path / "socket", 0)
-    for _ in range(5):
-        group.poll(0.01)
+    for _ in range(STEPS):
+        group.poll(0)
     assert list(group.pids) == [0]
     for end in (stranger, rank):
         end.close()

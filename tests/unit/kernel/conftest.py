@@ -1,0 +1,27 @@
+"""Run directories of the tests' own; a real worker group with fake ranks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.kernel.scene import Scene
+
+
+@pytest.fixture(autouse=True)
+def run_directories(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs keep their files where they are removed after the test; the path must be short."""
+    with tempfile.TemporaryDirectory(prefix="ddp") as folder:
+        monkeypatch.setenv("XDG_CACHE_HOME", folder)
+        yield
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """A group whose agent and two ranks are connected."""
+    scene = Scene(tmp_path)
+    yield scene
+    scene.close()
