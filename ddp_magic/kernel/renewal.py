@@ -24,6 +24,7 @@ def prepare_next_cell(
     succeeded: bool,
     wants_process_group: bool,
     stopped: Callable[[], bool],
+    limit_s: float = RENEW_S,
 ) -> Iterator[list[RunEvent]]:
     """Make a session ready for its next cell, or end it.
 
@@ -34,6 +35,7 @@ def prepare_next_cell(
         succeeded: Whether the cell succeeded on every rank.
         wants_process_group: Whether the session has a default process group.
         stopped: Returns whether Stop was pressed.
+        limit_s: How long to wait for the ranks' new process group, in seconds.
 
     Yields:
         What happened, at least every `POLL_S` seconds while the ranks are waited for.
@@ -45,7 +47,7 @@ def prepare_next_cell(
     if not wants_process_group or (succeeded and all(rank.has_group for rank in ranks)):
         return
     yield [Doing(text="re-creating the process group")]
-    problem = yield from _renew(group, len(ranks), stopped)
+    problem = yield from _renew(group, len(ranks), stopped, limit_s)
     if problem:
         group.close()
         text = f"session {name} ended: its process group could not be re-created ({problem})"
@@ -60,11 +62,11 @@ def prepare_next_cell(
 
 
 def _renew(
-    group: WorkerGroup, nproc: int, stopped: Callable[[], bool]
+    group: WorkerGroup, nproc: int, stopped: Callable[[], bool], limit_s: float
 ) -> Generator[list[RunEvent], None, str]:
     """Returns what went wrong; empty if nothing did."""
     group.renew_process_group()
-    deadline = time.monotonic() + RENEW_S
+    deadline = time.monotonic() + limit_s
     ready: set[int] = set()
     while len(ready) < nproc:
         outputs: list[RunEvent] = []
