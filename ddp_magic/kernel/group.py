@@ -60,6 +60,7 @@ class WorkerGroup:
         timeout_s: Timeout for collectives, in seconds; None for torch's default.
         init_process_group: Whether to create the default process group.
         kept: Whether the ranks are a session's.
+        lost_s: How long a rank may live without a connection, in seconds.
 
     Attributes:
         ended: Whether every process of the group has ended.
@@ -75,11 +76,13 @@ class WorkerGroup:
         timeout_s: float | None = None,
         init_process_group: bool = True,
         kept: bool = False,
+        lost_s: float = LOST_S,
     ) -> None:
         self.directory = directory
         self.nproc = nproc
         self.kept = kept
         self.ended = False
+        self._lost_s = lost_s
         self._settings = WorkerSettings(
             socket=str(directory.socket),
             directory=str(directory),
@@ -311,7 +314,7 @@ class WorkerGroup:
         events: list[RunEvent] = []
         for rank, member in self._connections.members.items():
             since = member.unconnected_since
-            if since is None or rank in self._exited or time.monotonic() - since < LOST_S:
+            if since is None or rank in self._exited or time.monotonic() - since < self._lost_s:
                 continue
             member.unconnected_since = None  # once
             events.append(ConnectionLost(rank=rank, time=time.time()))

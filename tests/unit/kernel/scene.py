@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
@@ -23,6 +24,8 @@ class FakeAgent:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.dead = False
+        self.waiting = ""
+        self.words = ""
 
     def fileno(self) -> int:
         return -1
@@ -37,10 +40,10 @@ class FakeAgent:
         pass
 
     def waits_for(self) -> str:
-        return ""
+        return self.waiting
 
     def last_words(self) -> str:
-        return ""
+        return self.words
 
 
 class FakeEngine:
@@ -68,12 +71,16 @@ class FakeRank:
 
 
 class Scene:
-    """A group whose agent and ranks are connected."""
+    """A group whose agent and ranks are connected.
 
-    def __init__(self, directory: Path) -> None:
+    Attributes:
+        notes: What was said to the user.
+    """
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self.notes: list[str] = []
         self.engine = FakeEngine()
-        self.group = WorkerGroup(RunDirectory(directory), nproc=NPROC, device="cpu")
+        self.group = WorkerGroup(RunDirectory(directory), nproc=NPROC, device="cpu", **settings)
         self.group.start(self.engine, {}, [], ())
         self.path = directory / "socket"
         self.agent = connect(str(self.path))
@@ -107,11 +114,16 @@ class Scene:
         idle = [event for event in events if isinstance(event, Idle)]
         return len(texts) == len(idle) == NPROC and not self.group.ended
 
-    def close(self) -> None:
-        self.engine.agent.dead = True
-        self.agent.close()
+    def close_ends(self) -> None:
+        """End the agent and the ranks."""
         for rank in self.ranks:
             rank.close()
+        self.ranks = []
+        self.agent.close()
+        self.engine.agent.dead = True
+
+    def close(self) -> None:
+        self.close_ends()
         self.group.close()
 
 

@@ -1,61 +1,572 @@
-"""What becomes of a run."""
+"""A run from its start to its end, on a fake group that plays its ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddp_magic.display.record import RunRecord
+from ddp_magic.errors import (
+    LaunchError,
+    PullError,
+    RunInterrupted,
+    TimeLimitError,
+    WorkerError,
+    WorkerLostError,
+)
+from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.names import Names
-from ddp_magic.kernel.run import Options, Run, cell_file
-from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import RunEvent
+from ddp_magic.kernel.pull import Pull
+from ddp_magic.kernel.run import Options, Run, cell_file, interrupted_words
+from ddp_magic.wire.kernel_events import (
+    Doing,
+    GroupEnded,
+    Note,
+    PulledValues,
+    RunEvent,
+    StackDumped,
+)
+from ddp_magic.wire.memory import Segment
+from ddp_magic.wire.messages import CellNames, Heartbeat, Imported, Interrupted, Results
 from ddp_magic.wire.states import State
+from tests.unit.fakes import (
+    LATE,
+    Batch,
+    FakeGroup,
+    FakeScreen,
+    done,
+    error,
+    exited,
+    finished,
+    heartbeat,
+    hello,
+    idle,
+    interrupted,
+    press_stop,
+    ready,
+    text,
+    up,
+)
+
+NOTHING_WAS = GroupEnded()
 
 
-class Group:
-    """A worker group that cannot be ended."""
-
-    started = True
-    kept = False
-    ended = True
-
-    def __init__(self, directory: RunDirectory) -> None:
-        self.directory = directory
-
-    def rejoin(self) -> list[RunEvent]:
-        return []
-
-    def drain(self) -> list[RunEvent]:
-        return []
-
-    def close(self) -> None:
-        raise StopIteration
+def _cell(source: str = "pass\n", **more: Any) -> Cell:
+    return Cell(source, Names(frozenset(), frozenset()), **more)
 
 
-class Screen:
-    """Shows nothing."""
+def _run(group: FakeGroup, source: str = "pass\n", **options: Any) -> Run:
+    how: dict[str, Any] = {"execution_count": 1, "group": group}
+    how |= {name: options.pop(name) for name in ("capture", "around") if name in options}
+    if group.kept:
+        options["session"] = "lab"
+    return Run(_cell(source), Options(nproc=group.nproc, **options), **how)
 
-    progress: Mapping[int, str] = {}
 
-    def start(self, record: RunRecord) -> None: ...
-    def take(self, event: RunEvent) -> None: ...
-    def tick(self, record: RunRecord) -> None: ...
-    def finish(self, record: RunRecord) -> None: ...
+def _execute(run: Run) -> FakeScreen:
+    screen = FakeScreen()
+    run.execute(screen, engine=None, sys_path=["/lib"])  # type: ignore[arg-type]
+    assert run.ended is not None
+    assert screen.ended == run.state.value
+    return screen
+
+
+def _group(directory: Path, *after: Batch, **more: Any) -> FakeGroup:
+    """Two ranks that come up; `after` follows once they have the cell."""
+    return FakeGroup(directory, up(), on={"RunCell": after, **more.pop("on", {})}, **more)
+
+
+# --- success ----------------------------------------------------------------------------------
+
+
+def test_success(tmp_path: Path) -> None:
+    """Every rank has run its cell to the end, and the group has ended."""
+    group = _group(tmp_path, [*done(0), *done(1)], [NOTHING_WAS])
+    run = _run(group)
+    screen = _execute(run)
+    assert (run.state, run.error) == (State.SUCCEEDED, None)
+    assert group.names == ["start", "RunCell", "Exit", "close"]
+    assert not [event for event in screen.events if isinstance(event, Note)]
+
+
+def test_the_cell_is_sent_when_all_ranks_are_ready(tmp_path: Path) -> None:
+    """One that is still connecting would take its peer's end for a death."""
+    group = FakeGroup(tmp_path)
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append(list(group.names))
+
+    batches: list[Batch] = [
+        [hello(0), hello(1)], [look, ready(0)], [], [look, ready(1)], [look], done(0), done(1),
+        [NOTHING_WAS],
+    ]  # fmt: skip
+    group = FakeGroup(tmp_path, *batches)
+    _execute(_run(group))
+    assert seen == [["start"], ["start"], ["start", "RunCell", "Exit"]]
+
+
+def test_silence_is_no_success(tmp_path: Path) -> None:
+    """A rank whose end nobody reported has not succeeded."""
+    group = _group(tmp_path, done(0), [GroupEnded(agent_died=True)])
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, LaunchError)
+
+
+def test_a_rank_that_leaves_with_code_0(tmp_path: Path) -> None:
+    """`os._exit(0)` ends that rank well."""
+    group = _group(tmp_path, [*done(0), exited(1, 0)], [NOTHING_WAS])
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.SUCCEEDED
+    assert run.ranks[1].left_early
+
+
+def test_what_a_cell_leaves_is_known(tmp_path: Path) -> None:
+    """The libraries it imported, the names it bound, the text of each rank."""
+    names = CellNames(rank=0, names=("a", "f"), values=("a",))
+    group = _group(
+        tmp_path,
+        [Imported(rank=0, modules=("numpy",)), names, *done(0), *done(1)],
+        [GroupEnded(swept=2)],
+    )
+    run = _run(group)
+    _execute(run)
+    assert (run.imported, run.bound, run.stayed, run.swept) == (("numpy",), ("a", "f"), ("a",), 2)
+
+
+def test_the_last_text_is_shown(tmp_path: Path) -> None:
+    """It arrived with the news of the end."""
+    group = _group(tmp_path, [*done(0), *done(1), NOTHING_WAS], late=[text(0, "last\n")])
+    assert text(0, "last\n") in _execute(_run(group)).events
+
+
+def test_the_cell_file_is_written_again(tmp_path: Path) -> None:
+    """A cleaner of temporary files removed it while the ranks started."""
+
+    def clean() -> None:
+        run.directory.cell.unlink()
+        run.directory.path.rmdir()
+
+    ends: Batch = [*done(0), *done(1), NOTHING_WAS]
+    run = _run(FakeGroup(tmp_path, [clean, *up()], on={"RunCell": [ends]}), "x = 1\n")
+    _execute(run)
+    assert run.directory.cell.read_text() == "x = 1\n"
+
+
+def test_what_the_cell_sets_for_its_imports_is_there_at_the_start(tmp_path: Path) -> None:
+    """`os.environ["HF_HOME"] = ...` on its top level."""
+    group = _group(tmp_path, [*done(0), *done(1)], [NOTHING_WAS])
+    cell = _cell(environment={"HF_HOME": "/data"})
+    run = Run(cell, Options(nproc=2), group=group)  # type: ignore[arg-type]
+    _execute(run)
+    _, env, sys_path, _ = group.commands[0]
+    assert env["HF_HOME"] == "/data"
+    assert sys_path == ["/lib"]
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_one_rank_raises(tmp_path: Path) -> None:
+    """Its peers, ended by the agent, are victims."""
+    group = _group(
+        tmp_path, [error(1)], [exited(1, 1), exited(0, -15, by_agent=True)], [NOTHING_WAS]
+    )
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, WorkerError)
+    assert str(run.error) == "rank 1 raised ValueError at line 3: boom"
+    assert "rank 0: was stopped" in run.error.details
+    assert group.names[-1] == "close"
+
+
+def test_one_rank_dies_and_shows_its_stack(tmp_path: Path) -> None:
+    """What faulthandler left in its file."""
+    group = _group(tmp_path, [exited(1, -11), exited(0, -15, by_agent=True)], [NOTHING_WAS])
+    run = _run(group)
+    file = Path.cwd() / "cell_1.py"
+    group.directory.stacks(1).write_text(f'Thread 0x01 (most):\n  File "{file}", line 7 in f\n')
+    screen = _execute(run)
+    assert isinstance(run.error, WorkerLostError)
+    assert str(run.error).startswith("rank 1 was killed by SIGSEGV (exit -11)")
+    assert run.error.details[:2] == (
+        "rank 1 was in, innermost first:",
+        "    File Cell In[1], line 7 in f",
+    )
+    assert [event.line for event in screen.events if isinstance(event, StackDumped)] == [7]
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (finished(1, 1, "no data"), "rank 1 ended by sys.exit with code 1: no data"),
+        (exited(1, 3), "rank 1 exited with code 3"),
+        (exited(1, -9), "rank 1 was killed by SIGKILL (exit -9)"),
+    ],
+)
+def test_ends_without_a_traceback(tmp_path: Path, end: RunEvent, words: str) -> None:
+    """Each names the rank, and its code or signal."""
+    group = _group(tmp_path, [end, exited(0, -15, by_agent=True)], [NOTHING_WAS])
+    run = _run(group)
+    _execute(run)
+    assert isinstance(run.error, WorkerLostError)
+    assert str(run.error).startswith(words)
+
+
+def test_the_agent_dies(tmp_path: Path) -> None:
+    """The ranks died with it, and cannot say how."""
+    group = _group(tmp_path, [GroupEnded(agent_died=True)])
+    run = _run(group)
+    _execute(run)
+    assert isinstance(run.error, LaunchError)
+    assert "the agent died while the ranks were running" in str(run.error)
+
+
+def test_ranks_that_cannot_start(tmp_path: Path) -> None:
+    """The agent's words say why; its log is named."""
+    words = "could not start rank 1: OSError: no room"
+    group = FakeGroup(tmp_path, [GroupEnded(agent_words=words)])
+    run = _run(group)
+    _execute(run)
+    assert isinstance(run.error, LaunchError)
+    assert str(run.error) == f"{words}; the agent's log is {tmp_path}/agent.log"
+    assert "RunCell" not in group.names
 
 
 def test_a_run_whose_end_fails_has_failed(tmp_path: Path) -> None:
     """It is not RUNNING for ever in the status; the error is raised."""
-    group: Any = Group(RunDirectory(tmp_path))
-    run = Run(Cell("pass", Names(frozenset(), frozenset())), Options(nproc=1), group=group)
+
+    class Group(FakeGroup):
+        def close(self) -> None:
+            raise StopIteration
+
+    run = _run(Group(tmp_path, up(), [*done(0), *done(1)], [NOTHING_WAS]))
     with pytest.raises(StopIteration):
-        run.execute(Screen(), engine=None, sys_path=[])  # type: ignore[arg-type]
+        _execute(run)
     assert run.state is State.FAILED
     assert run.ended is not None
+
+
+def test_an_error_of_the_kernels_own_ends_the_ranks(tmp_path: Path) -> None:
+    """It is raised, and the run has failed."""
+    group = FakeGroup(tmp_path, up(), [lambda: 1 / 0])
+    run = _run(group)
+    with pytest.raises(ZeroDivisionError):
+        _execute(run)
+    assert group.names[-1] == "close"
+    assert run.state is State.FAILED
+
+
+# --- Stop, and the time limit -----------------------------------------------------------------
+
+
+def test_stop_before_the_ranks_are_there(tmp_path: Path) -> None:
+    """Nobody could answer: the start itself is ended, and the cell is never sent."""
+    group = FakeGroup(tmp_path, [press_stop], on={"kill": [[NOTHING_WAS]]})
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.CANCELLED
+    assert str(run.error) == "rank 0 had not started its cell; rank 1 had not started its cell"
+    assert group.names == ["start", "kill", "close"]
+
+
+def test_stop_while_the_ranks_start(tmp_path: Path) -> None:
+    """One is connected: it is asked; the cell is not sent to those that come up afterwards."""
+    after = [ready(0), ready(1), *interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)]
+    group = FakeGroup(
+        tmp_path, [hello(0), hello(1), press_stop], on={"interrupt": [after, [NOTHING_WAS]]}
+    )
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.CANCELLED
+    assert "RunCell" not in group.names
+
+
+def test_stop_while_the_cell_runs(tmp_path: Path) -> None:
+    """The ranks are asked, answer, and say where they were."""
+    answers = [*interrupted(0, 3), *interrupted(1, 4), exited(0, 1), exited(1, 1)]
+    group = _group(tmp_path, [press_stop], on={"interrupt": [answers, [NOTHING_WAS]]})
+    run = _run(group)
+    screen = _execute(run)
+    assert run.state is State.CANCELLED
+    assert isinstance(run.error, RunInterrupted)
+    assert str(run.error) == "rank 0 stopped at line 3; rank 1 stopped at line 4"
+    assert group.commands[-2:] == [("interrupt", (0, 1), False), ("close",)]
+    assert Doing(text="stopping") in screen.events
+
+
+def test_news_of_the_start_do_not_hide_that_it_stops(tmp_path: Path) -> None:
+    """An empty headline would put `starting` in its place."""
+    answers: list[Batch] = [[Doing(text=""), exited(0, 1), exited(1, 1)], [NOTHING_WAS]]
+    group = FakeGroup(tmp_path, [hello(0), press_stop], on={"interrupt": answers})
+    screen = _execute(_run(group))
+    assert Doing(text="") not in screen.events
+
+
+def test_stop_after_the_ranks_ended(tmp_path: Path) -> None:
+    """The run is what it was; the cells after this one do not run."""
+    group = _group(tmp_path, [*done(0), *done(1), press_stop, NOTHING_WAS])
+    run = _run(group)
+    _execute(run)
+    assert isinstance(run.error, RunInterrupted)
+
+
+def test_stop_after_the_verdict(tmp_path: Path) -> None:
+    """While the group is closed: the run succeeded, and the interrupt is raised all the same."""
+
+    class Group(FakeGroup):
+        def close(self) -> None:
+            super().close()
+            press_stop()
+
+    run = _run(Group(tmp_path, up(), [*done(0), *done(1)], [NOTHING_WAS]))
+    _execute(run)
+    assert run.state is State.SUCCEEDED
+    assert isinstance(run.error, RunInterrupted)
+    assert str(run.error) == "Stop was pressed after the run ended"
+
+
+def test_stop_after_a_failure_keeps_its_traceback(tmp_path: Path) -> None:
+    """The rank's error is shown above the interrupt."""
+
+    class Group(FakeGroup):
+        def close(self) -> None:
+            super().close()
+            press_stop()
+
+    run = _run(Group(tmp_path, up(), [error(0), exited(0, 1), exited(1, 1)], [NOTHING_WAS]))
+    _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, RunInterrupted)
+    assert "Stop was pressed after the run failed: rank 0 raised" in str(run.error)
+    assert "Cell In[1], line 3" in run.error.details
+
+
+def test_a_second_press_is_passed_on(tmp_path: Path) -> None:
+    """Ranks that answered and are still cleaning up are not waited for: their stacks are asked."""
+    answers: list[Batch] = [[Interrupted(rank=0, time=LATE), press_stop]]
+    ends: list[Batch] = [[exited(0, -9), exited(1, -9)], [NOTHING_WAS]]
+    group = _group(tmp_path, [press_stop], on={"interrupt": answers, "dump_stack": ends})
+    _execute(_run(group))
+    assert group.commands[-3:] == [("dump_stack", 0), ("dump_stack", 1), ("close",)]
+
+
+def test_the_time_limit(tmp_path: Path) -> None:
+    """As Stop, but it is a failure."""
+    answers = [*interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)]
+    group = _group(tmp_path, on={"interrupt": [answers, [NOTHING_WAS]]})
+    run = _run(group, time_limit_s=0.0)
+    _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, TimeLimitError)
+    assert str(run.error).startswith("the run exceeded its time limit of 0 s; rank 0 stopped")
+
+
+def test_stop_after_the_time_limit_does_not_change_it(tmp_path: Path) -> None:
+    """The reason is the first one; the interrupt is raised all the same."""
+    answers = [press_stop, *interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)]
+    group = _group(tmp_path, on={"interrupt": [answers, [NOTHING_WAS]]})
+    run = _run(group, time_limit_s=0.0)
+    _execute(run)
+    assert isinstance(run.error, RunInterrupted)
+    assert "the run exceeded its time limit" in str(run.error)
+
+
+@pytest.mark.parametrize(
+    ("state", "failure", "words"),
+    [
+        (State.PENDING, None, "before the ranks were started"),
+        (State.SUCCEEDED, None, "after the run ended"),
+        (State.FAILED, PullError("no loss"), "after the run failed: no loss"),
+        (State.CANCELLED, RunInterrupted("rank 0 stopped"), "rank 0 stopped"),
+    ],
+)
+def test_what_stop_interrupted(
+    tmp_path: Path, state: State, failure: PullError | RunInterrupted | None, words: str
+) -> None:
+    """Where no rank was running."""
+    run = _run(FakeGroup(tmp_path))
+    run.state, run.error = state, failure
+    assert words in interrupted_words(run)
+    assert "before the ranks were started" in interrupted_words(None)
+
+
+# --- sessions ---------------------------------------------------------------------------------
+
+
+def _session(directory: Path, *after: Batch, **more: Any) -> FakeGroup:
+    """Two kept ranks that are there already; `after` follows once they have the cell."""
+    on = {"RunCell": after, **more.pop("on", {})}
+    return FakeGroup(directory, kept=True, started=True, on=on, **more)
+
+
+def test_a_sessions_cell(tmp_path: Path) -> None:
+    """The ranks are kept: nobody tells them to exit."""
+    group = _session(tmp_path, [finished(0), idle(0)], [finished(1), idle(1)])
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.SUCCEEDED
+    assert group.names == ["RunCell"]
+    assert not group.ended
+
+
+def test_what_ranks_wrote_between_cells_comes_first(tmp_path: Path) -> None:
+    """A thread of a rank went on writing."""
+    after: Batch = [text(0, "now\n"), finished(0), idle(0), finished(1), idle(1)]
+    group = _session(tmp_path, after, between=[text(0, "late\n")])
+    shown = [e for e in _execute(_run(group)).events if e in (text(0, "late\n"), text(0, "now\n"))]
+    assert shown == [text(0, "late\n"), text(0, "now\n")]
+
+
+def test_a_failed_rank_of_a_session_frees_its_peers(tmp_path: Path) -> None:
+    """They are interrupted; the session goes on with a new process group."""
+    raised: Batch = [error(0), idle(0)]
+    freed: Batch = [*interrupted(1), idle(1)]
+    on = {"interrupt": [freed], "renew_process_group": [[ready(0), ready(1)]]}
+    group = _session(tmp_path, raised, on=on)
+    run = _run(group)
+    screen = _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, WorkerError)
+    assert run.error.rank == 0
+    assert "rank 1: was interrupted at line 3" in run.error.details
+    assert group.commands[1:] == [("interrupt", (1,), True), ("renew_process_group",)]
+    assert "the process group was re-created" in screen.notes[-1]
+    assert not group.ended
+
+
+def test_a_rank_of_a_session_dies(tmp_path: Path) -> None:
+    """The session ends with it."""
+    group = _session(tmp_path, [exited(1, -9), exited(0, -15, by_agent=True)], [NOTHING_WAS])
+    run = _run(group)
+    screen = _execute(run)
+    assert isinstance(run.error, WorkerLostError)
+    assert screen.notes == ["session lab ended with its ranks"]
+    assert group.ended
+
+
+def test_stop_keeps_the_session(tmp_path: Path) -> None:
+    """Ranks that answered are idle again."""
+    answers = [*interrupted(0), idle(0), *interrupted(1), idle(1)]
+    on = {"interrupt": [answers], "renew_process_group": [[ready(0), ready(1)]]}
+    group = _session(tmp_path, [press_stop], on=on)
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.CANCELLED
+    assert group.commands[1] == ("interrupt", (0, 1), True)
+    assert not group.ended
+
+
+def test_a_press_during_the_renewal_ends_the_session(tmp_path: Path) -> None:
+    """And the run keeps its own error above the interrupt."""
+    raised: Batch = [error(0), idle(0), error(1), idle(1)]
+    group = _session(tmp_path, raised, on={"renew_process_group": [[press_stop]]})
+    run = _run(group)
+    screen = _execute(run)
+    assert "could not be re-created (Stop was pressed)" in screen.notes[-1]
+    assert group.ended
+    assert isinstance(run.error, RunInterrupted)
+
+
+# --- notes and values -------------------------------------------------------------------------
+
+
+def test_notes_come_first(tmp_path: Path) -> None:
+    """What is said of the capture stands above what the ranks write."""
+    group = FakeGroup(
+        tmp_path,
+        [Note(text="of the start"), *up()],
+        on={"RunCell": [[text(0, "x\n"), *done(0), *done(1)], [NOTHING_WAS]]},
+    )
+    screen = _execute(_run(group, capture=Capture(notes=["of the capture"])))
+    shown = [event for event in screen.events if isinstance(event, Note) or event == text(0, "x\n")]
+    assert shown == [Note(text="of the capture"), Note(text="of the start"), text(0, "x\n")]
+
+
+def _pulled(rank: int, values: dict[str, object]) -> PulledValues:
+    stream = b"".join(pickle.dumps(item) for item in values.items())
+    segment = Segment.of([memoryview(stream)])
+    results = Results(rank=rank, names=tuple(values), sizes=segment.sizes)
+    return PulledValues(results=results, fd=segment.fd)
+
+
+def test_values_come_back(tmp_path: Path) -> None:
+    group = _group(tmp_path, [_pulled(0, {"loss": 0.5}), *done(0), *done(1)], [NOTHING_WAS])
+    run = _run(group, pull=(Pull("loss"),))
+    _execute(run)
+    assert run.results == {"loss": 0.5}
+    assert run.state is State.SUCCEEDED
+
+
+def test_a_value_that_does_not_come_back_is_a_failure(tmp_path: Path) -> None:
+    """The cell succeeded; the run says what is missing, and why."""
+    refused = Results(rank=0, failed={"loss": "is a generator"})
+    group = _group(
+        tmp_path, [PulledValues(results=refused, fd=None), *done(0), *done(1)], [NOTHING_WAS]
+    )
+    run = _run(group, pull=(Pull("loss"),))
+    _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, PullError)
+    assert str(run.error) == "--pull: `loss` of rank 0 is a generator"
+
+
+def test_values_of_a_failed_run_are_kept_if_all_are_there(tmp_path: Path) -> None:
+    """A line says so; the run has failed."""
+    group = _group(
+        tmp_path,
+        [_pulled(0, {"loss": 0.5}), *done(0), error(1), exited(1, 1)],
+        [NOTHING_WAS],
+    )
+    run = _run(group, pull=(Pull("loss"),))
+    screen = _execute(run)
+    assert run.results == {"loss": 0.5}
+    assert isinstance(run.error, WorkerError)
+    assert screen.notes == ["pulled, although the run did not succeed: loss"]
+
+
+def test_a_pulled_name_does_not_stay_in_the_ranks(tmp_path: Path) -> None:
+    """It is not listed as left behind."""
+    names = CellNames(rank=0, names=("loss", "model"), values=("loss", "model"))
+    group = _group(tmp_path, [_pulled(0, {"loss": 0.5}), names, *done(0), *done(1)], [NOTHING_WAS])
+    run = _run(group, pull=(Pull("loss"),))
+    _execute(run)
+    assert run.stayed == ("model",)
+
+
+def test_lines_of_a_cell_of_ours_are_not_shown(tmp_path: Path) -> None:
+    """`launch`: the cell calls the user's function."""
+    group = _group(tmp_path, [heartbeat(0, 2), error(1), exited(1, 1)], [NOTHING_WAS])
+    run = _run(group, call=True)
+    screen = _execute(run)
+    assert str(run.error) == "rank 1 raised ValueError: boom"
+    assert [e.line for e in screen.events if isinstance(e, Heartbeat)] == [None]
+
+
+# --- the rest ---------------------------------------------------------------------------------
+
+
+def test_a_run_describes_itself(tmp_path: Path) -> None:
+    """State, ranks, error, results, logs."""
+    group = _group(tmp_path, [error(1), exited(1, 1), *done(0)], [NOTHING_WAS])
+    run = _run(group)
+    assert "PENDING · 2 ranks" in repr(run)
+    _execute(run)
+    run.results = {"loss": 1}
+    lines = repr(run).splitlines()
+    assert lines[0].startswith(f"Run {run.id}: FAILED · 2 ranks · ")
+    assert lines[1:] == [
+        "  error: WorkerError: rank 1 raised ValueError at line 3: boom",
+        "  results: loss",
+        f"  logs: {tmp_path}",
+    ]
 
 
 def test_what_a_cell_calls_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

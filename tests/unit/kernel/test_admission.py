@@ -1,0 +1,85 @@
+"""Which messages make sense from which end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_magic.errors import ProtocolError
+from ddp_magic.kernel.admission import Standing, check, check_buffers, check_pipe
+from ddp_magic.wire.messages import AgentDone, AgentHello, Command, Event, Interrupt, WorkerHello
+from tests.unit.fakes import exited, hello, idle, ready
+
+STRANGER = Standing(nproc=2)
+RANK = Standing(nproc=2, present=(0, 1), rank=1)
+AGENT = Standing(nproc=2, present=(0, 1), exited=(0,), agent=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "standing"),
+    [
+        (hello(1), STRANGER),
+        (AgentHello(pid=1), STRANGER),
+        (AgentHello(pid=1), Standing(nproc=2, present=(0,))),
+        (ready(1), RANK),
+        (idle(1), RANK),
+        (exited(1), AGENT),
+        (AgentDone(), AGENT),
+    ],
+)
+def test_what_makes_sense(message: Command | Event, standing: Standing) -> None:
+    """Hellos of strangers, a rank of itself, an agent of its ranks."""
+    check(message, standing)
+
+
+@pytest.mark.parametrize(
+    ("message", "standing", "why"),
+    [
+        (ready(1), STRANGER, "unexpected WorkerReady"),
+        (AgentDone(), STRANGER, "unexpected AgentDone"),
+        (Interrupt(), STRANGER, "unexpected Interrupt"),
+        (hello(2), STRANGER, "names rank 2; the last rank is 1"),
+        (hello(0), Standing(nproc=2, present=(0,)), "rank 0, which is connected already"),
+        (AgentHello(pid=1), Standing(nproc=2, present=(0, 1)), "every rank is connected already"),
+        (hello(1), RANK, "unexpected WorkerHello"),
+        (idle(0), RANK, "Idle names rank 0"),
+        (exited(1), RANK, "unexpected WorkerExited"),
+        (hello(1), AGENT, "unexpected WorkerHello"),
+        (exited(0), AGENT, "rank 0, which has ended already"),
+        (exited(2), AGENT, "names rank 2; the last rank is 1"),
+        (idle(1), AGENT, "unexpected Idle"),
+    ],
+)
+def test_what_does_not(message: Command | Event, standing: Standing, why: str) -> None:
+    with pytest.raises(ProtocolError, match=why):
+        check(message, standing)
+
+
+@pytest.mark.parametrize("marker", ["", "x" * 101, "é"])
+def test_a_marker_that_is_none(marker: str) -> None:
+    """Empty, it would be everywhere in the text."""
+    with pytest.raises(ProtocolError, match="marker"):
+        check(WorkerHello(rank=0, pid=1, marker=marker), STRANGER)
+
+
+def test_the_end_of_a_pipe_that_is_read() -> None:
+    read_end, write_end = os.pipe()
+    check_pipe(read_end)
+    with pytest.raises(ProtocolError):
+        check_pipe(write_end)
+    os.close(read_end)
+    os.close(write_end)
+
+
+@pytest.mark.parametrize(("sizes", "fits"), [((3, 5), True), ((3, 6), False), ((), False)])
+def test_buffers_that_fit_into_their_file(tmp_path: Path, sizes: Any, fits: bool) -> None:
+    (tmp_path / "memory").write_bytes(bytes(8))
+    with (tmp_path / "memory").open() as file:
+        if fits:
+            check_buffers(file.fileno(), sizes)
+        else:
+            with pytest.raises(ProtocolError, match="does not hold"):
+                check_buffers(file.fileno(), sizes)

@@ -1,0 +1,203 @@
+"""What outlives a cell: a run is made of a cell, options, and what earlier cells left."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_magic.errors import CaptureError
+from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.controller import Controller
+from ddp_magic.kernel.names import Names
+from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.session import Session
+from ddp_magic.wire.kernel_events import GroupEnded, Note
+from ddp_magic.wire.messages import CellNames
+from tests.unit.fakes import FakeGroup, FakeScreen, finished, idle
+
+NOTHING: dict[str, Any] = {
+    "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
+    "no_init": False, "cold": False, "time_limit": None, "show": None, "seed": None, "pull": (),
+}  # fmt: skip
+
+
+def _args(**given: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{**NOTHING, **given})
+
+
+def _cell(*reads: str) -> Cell:
+    return Cell("pass", Names(frozenset(reads), frozenset()))
+
+
+def _controller(**names: Any) -> Controller:
+    return Controller(Notebook(names))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[tuple[Controller, FakeGroup]]:
+    """A controller with a session of two ranks, whose next cell binds `model`."""
+    controller = _controller(x=1)
+    bound = CellNames(rank=0, names=("model",))
+    ends = [bound, finished(0), idle(0), finished(1), idle(1)]
+    group = FakeGroup(
+        tmp_path,
+        kept=True,
+        started=True,
+        on={"RunCell": [ends], "finish": [[GroupEnded()]]},
+    )
+    options = Options(nproc=2, session="lab", devices="2 ranks on the CPU")
+    controller.sessions.add(Session(options, group))  # type: ignore[arg-type]
+    yield controller, group
+    controller.close()
+
+
+# --- joining a session ------------------------------------------------------------------------
+
+
+def test_a_session_that_is_still_to_be_started() -> None:
+    """Its options are those of a run of its own."""
+    controller = _controller()
+    assert controller.join(_args(), ()) is None
+    assert controller.join(_args(session="lab"), ()) is None
+
+
+def test_a_later_cell_has_the_sessions_ranks(lab: tuple[Controller, FakeGroup]) -> None:
+    """And what is asked for of this cell only."""
+    options = lab[0].join(_args(session="lab", time_limit=5.0, seed=3), ("a",))
+    assert options is not None
+    assert options.nproc == 2
+    assert options.devices == "session lab · 2 ranks on the CPU"
+    assert (options.time_limit_s, options.seed, options.argv) == (5.0, 3, ("a",))
+
+
+def test_the_same_number_of_ranks_is_no_contradiction(lab: tuple[Controller, FakeGroup]) -> None:
+    assert lab[0].join(_args(session="lab", nproc_per_node=2), ()) is not None
+
+
+def test_another_number_of_ranks_is_refused(lab: tuple[Controller, FakeGroup]) -> None:
+    with pytest.raises(ValueError, match="session 'lab' has 2 ranks: leave -n out"):
+        lab[0].join(_args(session="lab", nproc_per_node=3), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ({"gpus": "0"}, "--gpus"),
+        ({"backend": "gloo"}, "--backend"),
+        ({"timeout": 3.0}, "--timeout"),
+        ({"no_init": True}, "--no-init"),
+        ({"cold": True}, "--cold"),
+    ],
+)
+def test_options_of_the_first_cell_are_refused(
+    lab: tuple[Controller, FakeGroup], given: dict[str, Any], option: str
+) -> None:
+    """Its ranks run already."""
+    with pytest.raises(ValueError, match=option):
+        lab[0].join(_args(session="lab", **given), ())
+
+
+# --- making a run -----------------------------------------------------------------------------
+
+
+def test_a_run_has_ranks_of_its_own() -> None:
+    controller = _controller(x=[1])
+    run = controller.make(_cell("x"), Options(nproc=2), None, execution_count=5)
+    assert run.label == "Cell In[5]"
+    assert [value.name for value in run.captured] == ["x"]
+    assert list(controller.runs) == [run]
+    assert list(controller.sessions) == []
+
+
+def test_the_first_cell_of_a_session_makes_it() -> None:
+    """The run has its ranks."""
+    controller = _controller()
+    run = controller.make(_cell(), Options(nproc=2, session="lab"), None)
+    session = controller.sessions.get("lab")
+    assert session is not None
+    assert run.log_directory is session.group.directory
+    controller.close()
+
+
+def test_a_name_that_cannot_be_sent_leaves_no_run() -> None:
+    """Nor a session without ranks."""
+    controller = _controller(lines=(line for line in "ab"))
+    with pytest.raises(CaptureError, match="lines"):
+        controller.make(_cell("lines"), Options(nproc=2, session="lab"), None)
+    assert list(controller.runs) == []
+    assert list(controller.sessions) == []
+
+
+def test_a_new_session_in_place_of_a_lost_one(tmp_path: Path) -> None:
+    """The user is told, once, that the variables are gone."""
+    controller = _controller()
+    group = FakeGroup(tmp_path, kept=True, started=True, between=[GroupEnded(agent_died=True)])
+    options = Options(nproc=2, session="lab")
+    controller.sessions.add(Session(options, group))  # type: ignore[arg-type]
+    assert controller.join(_args(session="lab"), ()) is None
+    run = controller.make(_cell(), options, None)
+    (note,) = run._capture.notes
+    assert note.startswith("session lab had ended since its last cell: its agent died")
+    assert controller.sessions.lost == {}
+    controller.close()
+
+
+@pytest.mark.parametrize("name", ["_", "Out", "_5", "In"])
+def test_the_notebooks_results_are_not_sent(name: str) -> None:
+    """A cell that reads one is told what it reads."""
+    controller = Controller(Notebook({name: 3}, hidden={name: 3}))
+    run = controller.make(_cell(name), Options(nproc=2), None)
+    (note,) = run._capture.notes
+    assert note.startswith(f"`{name}` in the cell is the rank's own")
+
+
+def test_a_loop_variable_of_that_name_is_not_meant() -> None:
+    """`for _ in range(3)`."""
+    controller = Controller(Notebook({"_": 3}, hidden={"_": 3}))
+    cell = Cell("pass", Names(frozenset("_"), frozenset("_")))
+    assert controller.make(cell, Options(nproc=2), None)._capture.notes == []
+
+
+# --- running it -------------------------------------------------------------------------------
+
+
+def test_what_a_sessions_cell_bound_is_its_own(lab: tuple[Controller, FakeGroup]) -> None:
+    """It is not replaced by the notebook's later, and an error elsewhere says where it is."""
+    controller, group = lab
+    options = controller.join(_args(session="lab"), ())
+    assert options is not None
+    run = controller.make(_cell("x"), options, None, execution_count=4)
+    screen = FakeScreen()
+    controller.execute(run, screen)
+    session = controller.sessions.get("lab")
+    assert session is not None
+    assert session.held.bound == {"model"}
+    assert group.names == ["share", "Captured", "RunCell"]
+    assert not [event for event in screen.events if isinstance(event, Note)]
+    around = controller.make(_cell(), Options(nproc=1), None)._around
+    assert around.elsewhere("model") == ("Cell In[4]", "lab")
+    assert around.elsewhere("other") == ("", "")
+
+
+def test_a_kept_run_holds_no_results(lab: tuple[Controller, FakeGroup]) -> None:
+    """They may be large, and the list is long."""
+    controller, _ = lab
+    options = controller.join(_args(session="lab"), ())
+    assert options is not None
+    run = controller.make(_cell(), options, None)
+    controller.execute(run, FakeScreen())
+    (kept,) = controller.runs
+    assert kept is not run
+    assert kept.id == run.id
+
+
+def test_closing_ends_the_sessions(lab: tuple[Controller, FakeGroup]) -> None:
+    controller, group = lab
+    controller.close()
+    assert group.commands == [("finish", 30.0), ("close",)]
+    assert list(controller.sessions) == []
