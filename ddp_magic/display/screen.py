@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -34,10 +34,14 @@ class CellScreen:
 
     Args:
         shell: The notebook's shell; None in a script.
+        clock: Returns the time, in seconds.
     """
 
-    def __init__(self, shell: InteractiveShell | None) -> None:
+    def __init__(
+        self, shell: InteractiveShell | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._shell = shell
+        self._clock = clock
         self._live = is_notebook(shell)
         self._texts: dict[int, RankText] = {}
         self._progress: dict[int, str] = {}
@@ -96,7 +100,7 @@ class CellScreen:
 
     def tick(self, record: RunRecord) -> None:
         """Write what has come in, and update the table, if it is time."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._last_flush >= FLUSH_S:
             self._flush()
         for rank, text in self._texts.items():
@@ -116,8 +120,8 @@ class CellScreen:
         """Show the rest, and one line in the table's place."""
         self._flush()
         for text in self._texts.values():
-            lines = text.throttle.admit(text.lines.end(), time.monotonic())
-            lines += text.throttle.release(time.monotonic(), final=True)
+            lines = text.throttle.admit(text.lines.end(), self._clock())
+            lines += text.throttle.release(self._clock(), final=True)
             if text.rank == self._open_rank and lines:
                 self._out.append(lines.pop(0))  # the rest of the line that is on the screen
             self._write_rank_lines(text.rank, lines)
@@ -141,7 +145,7 @@ class CellScreen:
     # --- text ---------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._last_flush = now
         incoming, self._incoming = self._incoming, []
         for rank, joined in _join(incoming):
@@ -180,7 +184,7 @@ class CellScreen:
     def _write_partial(self, text: RankText) -> None:
         if self._show is not None and text.rank not in self._show:
             return
-        piece = text.throttle.admit_partial(text.lines.partial, time.monotonic())
+        piece = text.throttle.admit_partial(text.lines.partial, self._clock())
         if not piece:
             return
         text.lines.take_partial()

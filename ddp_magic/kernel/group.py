@@ -66,7 +66,7 @@ class WorkerGroup:
         ended: Whether every process of the group has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is independent of the others
         self,
         directory: RunDirectory,
         *,

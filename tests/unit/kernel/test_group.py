@@ -32,6 +32,10 @@ def _received(channel: Channel) -> list[Command | Event]:
     return channel.receive() or []
 
 
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def _end(scene: Scene, *codes: int) -> None:
     """Let the ranks and the agent end, as they do when all is well."""
     for rank, code in enumerate(codes):
@@ -212,10 +216,10 @@ def test_another_cell_of_a_session(scene: Scene) -> None:
 def test_values_that_come_between_cells_are_dropped(scene: Scene) -> None:
     """Nobody waits for them; their memory is let go."""
     segment = Segment.of([memoryview(b"abc")])
-    before = len(os.listdir("/proc/self/fd"))
+    before = _open_descriptors()
     scene.ranks[0].channel.send(Results(rank=0, names=("x",), sizes=(3,)), fd=segment.fd)
     scene.group.look()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _open_descriptors() == before
     assert not [e for e in scene.group.rejoin() if isinstance(e, PulledValues)]
     segment.close()
 
@@ -250,9 +254,9 @@ def test_a_rank_is_known_by_its_process(scene: Scene) -> None:
     assert [note for note in scene.poll() if isinstance(note, Note)] == []
 
 
-def test_a_second_agent(scene: Scene, tmp_path: Path) -> None:
-    """torchrun's keepers are one a rank: the group has ended when each has reported."""
-    group = WorkerGroup(RunDirectory(tmp_path / "cold"), nproc=2, device="cpu")
+def test_each_keeper_of_torchruns_reports(tmp_path: Path) -> None:
+    """There is one for each rank: one that has not reported has died."""
+    group = WorkerGroup(RunDirectory(tmp_path), nproc=2, device="cpu")
     engine = FakeEngine()
     group.start(engine, {}, [], ())
     keepers = [connect(str(group.directory.socket)) for _ in range(2)]

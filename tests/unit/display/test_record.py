@@ -1,0 +1,68 @@
+"""What is known of a run, event by event."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.record import RunRecord
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note
+from ddp_magic.wire.messages import AgentDone, CellNames, Imported
+from tests.unit.fakes import exited, hello, text
+
+
+def _record() -> RunRecord:
+    return RunRecord(
+        id="run-1",
+        label="Cell In[1]",
+        log_directory=RunDirectory(Path("/logs")),
+        ranks=[Rank(rank=0), Rank(rank=1)],
+    )
+
+
+def test_an_event_of_a_rank_is_that_ranks() -> None:
+    record = _record()
+    record.take(hello(1))
+    assert [rank.pid for rank in record.ranks] == [None, 101]
+    record.take(exited(1, 3))
+    assert [rank.code for rank in record.ranks] == [None, 3]
+
+
+def test_events_of_the_run() -> None:
+    """What it does, what its cell imported and bound, how its group ended."""
+    record = _record()
+    record.take(Doing(text="importing torch"))
+    assert record.doing == "importing torch"
+    record.take(Doing(text=""))
+    record.take(Imported(rank=0, modules=("numpy",)))
+    record.take(CellNames(rank=0, names=("a", "f"), values=("a",)))
+    record.take(GroupEnded(swept=3))
+    assert (record.doing, record.imported, record.bound) == ("", ("numpy",), ("a", "f"))
+    assert (record.stayed, record.swept) == (("a",), 3)
+
+
+def test_other_events_change_nothing() -> None:
+    """What is only shown, and what is the group's own."""
+    record = _record()
+    before = repr(record)
+    record.take(Note(text="note"))
+    record.take(AgentDone())
+    assert repr(record) == before
+    assert record.swept == 0
+
+
+def test_time_stands_still_at_the_end() -> None:
+    record = _record()
+    record.started = 100.0
+    assert record.elapsed_s > 1000
+    record.ended = 105.5
+    assert record.elapsed_s == 5.5
+
+
+def test_text_is_counted_and_not_kept() -> None:
+    """It is in the rank's log."""
+    record = _record()
+    record.take(text(0, "x" * 1000, log_bytes=1000))
+    assert record.ranks[0].log_span == (0, 1000)
+    assert "xxx" not in repr(record)

@@ -1,0 +1,340 @@
+"""What a person sees while a run goes on: text, displays, the table. In a notebook, a terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.record import RunRecord
+from ddp_magic.display.screen import (
+    FLUSH_S,
+    PAGE_S,
+    PARTIAL_S,
+    TABLE_AFTER_S,
+    TABLE_S,
+    CellScreen,
+)
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, RunEvent
+from ddp_magic.wire.messages import ClearOutput, DisplayData
+from ddp_magic.wire.states import State
+from tests.unit.fakes import FakeShell, exited, finished, heartbeat, ready, text
+
+
+class Cell:
+    """A cell's output, with a clock that the test turns."""
+
+    def __init__(
+        self, capsys: pytest.CaptureFixture[str], *, notebook: bool = True, **record: Any
+    ) -> None:
+        self.shell = FakeShell(notebook=notebook)
+        self.now = 1000.0
+        self.screen = CellScreen(self.shell, lambda: self.now)  # type: ignore[arg-type]
+        self.record = RunRecord(
+            id="run-1",
+            label="Cell In[1]",
+            log_directory=RunDirectory(Path("/logs")),
+            ranks=[Rank(rank=r, log=Path(f"/logs/rank{r}.log")) for r in range(3)],
+            **{"devices": "3 ranks on the CPU", **record},
+        )
+        self.record.progress = self.screen.progress
+        self._capsys = capsys
+        self.screen.start(self.record)
+
+    def show(self, *events: RunEvent, wait_s: float = 0.1) -> str:
+        """Return what the screen writes when these come, a while after the last ones."""
+        for event in events:
+            self.record.take(event)
+            self.screen.take(event)
+        self.now += wait_s
+        self.screen.tick(self.record)
+        return self.written()
+
+    def finish(self, state: State = State.SUCCEEDED) -> str:
+        self.record.state = state
+        self.record.ended = self.record.started + 5.5
+        self.screen.finish(self.record)
+        return self.written()
+
+    def written(self) -> str:
+        return self._capsys.readouterr().out
+
+
+@pytest.fixture
+def cell(capsys: pytest.CaptureFixture[str]) -> Cell:
+    """Three ranks in a notebook."""
+    return Cell(capsys)
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Cell:
+    """Three ranks in a terminal."""
+    return Cell(capsys, notebook=False)
+
+
+def _html(rank: int, body: str = "<p>", mark: int = 1, **more: Any) -> DisplayData:
+    return DisplayData(rank=rank, mark=mark, data={"text/html": body}, metadata={}, **more)
+
+
+def _clear(rank: int) -> ClearOutput:
+    return ClearOutput(rank=rank, mark=1)
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+def test_each_line_has_its_rank(cell: Cell) -> None:
+    assert cell.show(text(1, "a\nb\n"), text(0, "c\n")) == "[rank 1] a\n[rank 1] b\n[rank 0] c\n"
+
+
+def test_text_of_many_events_is_written_at_once(cell: Cell) -> None:
+    """A Jupyter server drops messages that come too fast."""
+    cell.show()
+    assert cell.show(*[text(0, f"{i}\n") for i in range(3)], wait_s=FLUSH_S / 2) == ""
+    assert cell.show(wait_s=FLUSH_S) == "[rank 0] 0\n[rank 0] 1\n[rank 0] 2\n"
+
+
+def test_a_line_in_pieces_is_one_line(cell: Cell) -> None:
+    assert cell.show(text(0, "half")) == ""
+    assert cell.show(text(0, " and half\n")) == "[rank 0] half and half\n"
+
+
+def test_an_unfinished_line_is_shown_when_nothing_follows(cell: Cell) -> None:
+    """What follows later goes on in the same line."""
+    cell.show(text(0, "Password: "))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] Password: "
+    assert cell.show(text(0, "given\nnext\n")) == "given\n[rank 0] next\n"
+
+
+def test_a_line_that_another_rank_breaks(cell: Cell) -> None:
+    """Its rest has a label of its own."""
+    cell.show(text(0, "one "))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] one "
+    assert cell.show(text(1, "other\n")) == "\n[rank 1] other\n"
+    assert cell.show(text(0, "two\n")) == "[rank 0] two\n"
+
+
+def test_an_unfinished_line_goes_on(cell: Cell) -> None:
+    """Piece by piece, as dots that say that something goes on."""
+    cell.show(text(0, "."))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] ."
+    cell.show(text(0, "."))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "."
+    assert cell.finish() == "\n"
+
+
+def test_two_unfinished_lines(cell: Cell) -> None:
+    """Each begins a line."""
+    cell.show(text(0, "a"), text(1, "b"))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] a\n[rank 1] b"
+
+
+def test_the_rest_is_shown_at_the_end(cell: Cell) -> None:
+    """Without a newline; also of a line that is on the screen."""
+    cell.show(text(0, "a"))
+    cell.show(wait_s=PARTIAL_S + 0.1)
+    cell.show(text(0, "b"), text(1, "c"), wait_s=0.01)
+    assert cell.finish() == "b\n[rank 1] c\n"
+
+
+def test_a_note_has_no_rank_and_comes_in_order(cell: Cell) -> None:
+    assert cell.show(text(0, "a\n"), Note(text="note"), text(0, "b\n")) == (
+        "[rank 0] a\nnote\n[rank 0] b\n"
+    )
+
+
+def test_a_flood_is_cut(cell: Cell) -> None:
+    """Head and tail are shown, with a word on the rest and where it is."""
+    cell.show(text(1, "".join(f"{i}\n" for i in range(10_000))))
+    rest = cell.finish().splitlines()
+    assert rest[0] == "[rank 1] ... 8,900 lines left out here; all are in /logs/rank1.log"
+    assert rest[-1] == "[rank 1] 9999"
+
+
+def test_only_some_ranks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--show 1`: text, unfinished lines, displays and pages; notes are everybody's."""
+    cell = Cell(capsys, show=frozenset([1]))
+    assert cell.show(text(0, "a\n"), text(1, "b\n"), Note(text="note")) == "[rank 1] b\nnote\n"
+    cell.show(text(0, "c"), text(1, "d"))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 1] d"
+    cell.show(_html(0), _html(1))
+    assert [meta["ddp"]["rank"] for _, meta, _, _ in cell.shell.displays] == [1]
+    cell.show(_clear(0), text(0, "page\n"), wait_s=PAGE_S + 0.1)
+    assert len(cell.shell.displays) == 1
+
+
+def test_a_bar_is_in_the_table_and_only_its_last_state_in_the_text(cell: Cell) -> None:
+    assert cell.show(text(2, "\r 10%")) == ""
+    assert cell.screen.progress[2] == " 10%".rstrip()
+    assert cell.show(text(2, "\r100%\n")) == "[rank 2] 100%\n"
+    assert cell.screen.progress[2] == ""
+
+
+# --- displays ---------------------------------------------------------------------------------
+
+
+def test_a_display_has_a_label_and_its_rank(cell: Cell) -> None:
+    """In its place among the text."""
+    written = cell.show(text(1, "before\n"), _html(1, "<b>"), text(1, "after\n"))
+    assert written == "[rank 1] before\n[rank 1]\n[rank 1] after\n"
+    ((data, metadata, _, update),) = cell.shell.displays
+    assert (data, metadata, update) == ({"text/html": "<b>"}, {"ddp": {"rank": 1}}, False)
+
+
+def test_what_is_unfinished_before_a_display_is_shown_before_it(cell: Cell) -> None:
+    assert cell.show(text(0, "loss: "), _html(0)) == "[rank 0] loss: \n[rank 0]\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "label"),
+    [
+        ({"text/plain": "0.5"}, "[rank 0] 0.5\n"),
+        ({"text/plain": "<Figure>", "image/png": "x"}, "[rank 0]\n"),
+        ({"text/plain": "a\nb", "text/html": "x"}, "[rank 0]\n"),
+        ({"text/plain": "x" * 81}, "[rank 0]\n"),
+    ],
+)
+def test_the_label_is_a_short_text(cell: Cell, data: dict[str, str], label: str) -> None:
+    """Of a figure or a table, the display itself says it."""
+    assert cell.show(DisplayData(rank=0, mark=1, data=data, metadata={})) == label
+
+
+def test_displays_do_not_meet(cell: Cell) -> None:
+    """Each has an id of its own, also those that ranks have given the same id."""
+    cell.show(_html(0), _html(0), _html(0, display_id="x"), _html(1, display_id="x"))
+    assert len({display_id for _, _, display_id, _ in cell.shell.displays}) == 4
+
+
+def test_an_update_of_a_display(cell: Cell) -> None:
+    """It takes its place, without another label."""
+    cell.show(_html(0, display_id="x"))
+    assert cell.show(_html(0, "<i>", display_id="x", update=True)) == ""
+    (_, _, first, _), (data, _, second, update) = cell.shell.displays
+    assert (data["text/html"], second, update) == ("<i>", first, True)
+
+
+def test_clear_output_replaces_the_last_display(cell: Cell) -> None:
+    """Of that rank."""
+    cell.show(_html(0, "old"), _html(1, "other"))
+    cell.show(_clear(0), _html(0, "new"))
+    cell.show(_html(0, "further"))
+    shown = [(data["text/html"], update) for data, _, _, update in cell.shell.displays]
+    assert shown == [("old", False), ("other", False), ("new", True), ("further", False)]
+    ids = [display_id for _, _, display_id, _ in cell.shell.displays]
+    assert ids[2] == ids[0]
+    assert len(set(ids)) == 3
+
+
+def test_pages(cell: Cell) -> None:
+    """What a rank prints between two `clear_output()` is one output, which the next replaces."""
+    assert cell.show(text(0, "before\n")) == "[rank 0] before\n"
+    for i in range(3):
+        written = cell.show(_clear(0), text(0, f"step {i}\nloss\n"), wait_s=PAGE_S + 0.1)
+        assert written == ""
+    pages = [(data["text/plain"], update) for data, _, _, update in cell.shell.displays]
+    assert pages == [
+        ("[rank 0] step 0\n[rank 0] loss", False),
+        ("[rank 0] step 1\n[rank 0] loss", True),
+        ("[rank 0] step 2\n[rank 0] loss", True),
+    ]
+
+
+def test_a_page_is_not_published_at_each_line(cell: Cell) -> None:
+    """But its last state is, at the end."""
+    cell.show(_clear(0), text(0, "a\n"), wait_s=PAGE_S + 0.1)
+    for _ in range(5):
+        cell.show(_clear(0), text(0, "b\n"), wait_s=0.01)
+    assert len(cell.shell.displays) == 1
+    cell.finish()
+    assert [data["text/plain"] for data, *_ in cell.shell.displays] == ["[rank 0] a", "[rank 0] b"]
+
+
+def test_other_ranks_go_on_beside_a_page(cell: Cell) -> None:
+    assert cell.show(_clear(0), text(0, "page\n"), text(1, "line\n")) == "[rank 1] line\n"
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def test_the_first_line_is_the_devices(cell: Cell) -> None:
+    """In a notebook it is where the table will be."""
+    assert cell.shell.tables == ["3 ranks on the CPU"]
+    assert cell.written() == ""
+
+
+def test_a_quick_run_has_no_table(cell: Cell) -> None:
+    cell.show(ready(0), wait_s=TABLE_S + 0.1)
+    assert cell.finish() == ""
+    assert cell.shell.tables == ["3 ranks on the CPU", "3 ranks · 5.5 s · ok"]
+
+
+def test_the_table_is_updated_in_place(cell: Cell) -> None:
+    """At most four times a second, and only where something has changed."""
+    cell.record.started = time.time() - TABLE_AFTER_S - 1
+    now = time.time()
+    cell.show(ready(0), heartbeat(0, 7, time=now), wait_s=TABLE_S + 0.1)
+    cell.show(heartbeat(0, 8, time=now), wait_s=TABLE_S / 2)
+    cell.show(heartbeat(0, 9, time=now), wait_s=TABLE_S + 0.1)
+    assert len(cell.shell.tables) == 3
+    assert "running  9" in cell.shell.tables[-1]
+    ids = {display_id for _, _, display_id, _ in cell.shell.published}
+    assert ids == {"run-1-table"}
+    assert [update for *_, update in cell.shell.published] == [False, True, True]
+
+
+def test_the_table_says_what_is_done(cell: Cell) -> None:
+    cell.record.started = time.time() - 1
+    cell.show(Doing(text="importing transformers"), wait_s=TABLE_S + 0.1)
+    assert "importing transformers" in cell.shell.tables[-1].splitlines()[0]
+
+
+def test_the_end_says_what_ranks_left(cell: Cell) -> None:
+    """Processes, and their own early end."""
+    cell.show(ready(0), ready(1), exited(1, 0), finished(0), exited(0, 0), GroupEnded(swept=2))
+    assert cell.finish() == (
+        "rank 1 left early: os._exit(0) in the cell\n"
+        "ended 2 processes that the ranks had left behind\n"
+    )
+
+
+def test_one_process_is_one(cell: Cell) -> None:
+    cell.show(GroupEnded(swept=1))
+    assert cell.finish() == "ended 1 process that the ranks had left behind\n"
+
+
+# --- a terminal, a script ---------------------------------------------------------------------
+
+
+def test_a_terminal_has_lines_only(terminal: Cell) -> None:
+    """The devices first, the summary last; no table, which it could only print again."""
+    assert terminal.written() == "3 ranks on the CPU\n"
+    terminal.record.started = time.time() - 10
+    assert terminal.show(text(0, "a\n"), wait_s=TABLE_S + 1) == "[rank 0] a\n"
+    assert terminal.finish(State.FAILED) == "3 ranks · 5.5 s · failed\n"
+    assert terminal.shell.published == []
+
+
+def test_a_display_in_a_terminal_is_its_text(terminal: Cell) -> None:
+    """All lines of it."""
+    terminal.written()
+    plain = DisplayData(rank=0, mark=1, data={"text/plain": "a\nb", "image/png": ""}, metadata={})
+    assert terminal.show(plain) == "[rank 0] a\n[rank 0] b\n"
+    assert terminal.shell.displays == []
+
+
+def test_clear_output_in_a_terminal_clears_nothing(terminal: Cell) -> None:
+    terminal.written()
+    assert terminal.show(text(0, "a\n"), _clear(0), text(0, "b\n")) == "[rank 0] a\n[rank 0] b\n"
+
+
+def test_a_script_has_no_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    """`python train.py` with `launch`."""
+    cell = Cell(capsys)
+    cell.screen = CellScreen(None, lambda: cell.now)
+    cell.screen.start(cell.record)
+    cell.show(text(0, "a\n"), _html(0))
+    assert cell.finish() == "3 ranks · 5.5 s · ok\n"

@@ -1,0 +1,243 @@
+"""Tables, closing lines and `%ddp_status`: every state of a rank and of a run has its words."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddp_magic.display import status
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.record import RunRecord
+from ddp_magic.display.status import SILENT_S, SessionStatus, Status
+from ddp_magic.engines.local import Preloading
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import Doing, Rejoined, RunEvent
+from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
+from ddp_magic.wire.states import Phase, State
+from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, ready
+
+NOW = time.time()
+
+
+def _record(nproc: int = 2, *events: RunEvent, **fields: Any) -> RunRecord:
+    record = RunRecord(
+        id="1127-1",
+        label="Cell In[3]",
+        log_directory=RunDirectory(Path("/logs")),
+        ranks=[Rank(rank=r) for r in range(nproc)],
+        **{"devices": f"{nproc} ranks on the CPU", "started": NOW - 5.5, "ended": NOW, **fields},
+    )
+    for event in events:
+        record.take(event)
+    return record
+
+
+# --- states -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([], "waiting"),
+        ([hello(0)], "starting"),
+        ([hello(0), ready(0)], "running"),
+        ([Rejoined(rank=0, pid=5, device="cpu", log_bytes=0)], "running"),
+        ([ready(0), heartbeat(0, 3, time=NOW)], "running"),
+        ([ready(0), heartbeat(0, phase=Phase.EXITING, time=NOW)], "exiting"),
+        ([ready(0), heartbeat(0, 3, time=NOW - SILENT_S - 3)], "silent for 8 s"),
+        ([ready(0), finished(0), idle(0)], "finished"),
+        ([ready(0), finished(0), exited(0, 0)], "finished"),
+        ([ready(0), exited(0, 0)], "finished"),
+        ([ready(0), error(0, ename="KeyError")], "raised KeyError"),
+        ([ready(0), error(0, ename="KeyError"), exited(0, 1)], "raised KeyError"),
+        ([ready(0), exited(0, -9)], "killed by SIGKILL"),
+        ([ready(0), finished(0, 3), exited(0, 3)], "exit code 3"),
+        ([ready(0), exited(0, 3)], "exited with code 3"),
+        (
+            [ready(0), exited(0, LOST_CONNECTION)],
+            "lost its connection to the notebook: its code closed a file descriptor that it had "
+            "not opened",
+        ),
+    ],
+)
+def test_every_state_of_a_rank(events: list[RunEvent], words: str) -> None:
+    assert status.rank_state(_record(1, *events).ranks[0], NOW) == words
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (State.PENDING, "starting"),
+        (State.RUNNING, "running"),
+        (State.SUCCEEDED, "ok"),
+        (State.FAILED, "failed"),
+        (State.CANCELLED, "stopped"),
+    ],
+)
+def test_every_state_of_a_run(state: State, words: str) -> None:
+    """In the closing line and in the table's headline."""
+    record = _record(state=state)
+    assert status.summary(record) == f"2 ranks · 5.5 s · {words}"
+    headline = status.table_text(record).splitlines()[0]
+    assert headline == f"2 ranks on the CPU · {words} · 6 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (59.9, "59.9 s"),
+        (60, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (7260, "2 h 1 min"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    record = _record(started=0.0, ended=seconds)
+    assert status.summary(record).split(" · ")[1] == words
+
+
+def test_one_rank_is_one() -> None:
+    assert status.summary(_record(1)).startswith("1 rank · ")
+
+
+def test_what_stays_in_the_ranks_is_said_once() -> None:
+    """Up to eight names; a session's are still there."""
+    names = CellNames(rank=0, names=(), values=("model", "loss"))
+    line = status.summary(_record(2, names, state=State.SUCCEEDED))
+    assert line.endswith("ok · stayed in the ranks: model, loss (--pull NAME, or --session)")
+    many = CellNames(rank=0, names=(), values=tuple("abcdefghij"))
+    assert "a, b, c, d, e, f, g, h and 2 more (" in status.summary(_record(2, many))
+    assert "stayed" not in status.summary(_record(2, names, session="lab"))
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def test_the_table() -> None:
+    """One row a rank; columns that are empty are left out."""
+    record = _record(
+        2,
+        hello(0),
+        ready(0, "cuda:0"),
+        heartbeat(0, 7, time=NOW, rss_mib=2048.0, device_mib=10_000.0),
+        hello(1),
+    )
+    record.progress = {0: "", 1: ""}
+    assert status.table_text(record).splitlines()[1:] == [
+        "rank  pid  device  state     line  memory",
+        "0     100  cuda:0  running   7     2,048 MiB + 10,000 on the GPU",
+        "1     101          starting",
+    ]
+
+
+def test_progress_bars_are_in_the_table() -> None:
+    """The end of a long one, where the numbers are."""
+    record = _record(2, ready(0))
+    record.progress = {0: "x" * 200 + " 3/5"}
+    row = status.table_text(record).splitlines()[2]
+    assert row.endswith("x 3/5")
+    assert row.count("x") == 96
+
+
+def test_what_is_done_takes_the_place_of_the_state() -> None:
+    record = _record(2, Doing(text="importing torch"))
+    assert status.table_text(record).startswith("2 ranks on the CPU · importing torch · ")
+
+
+def test_a_table_of_many_ranks_is_cut() -> None:
+    """Eight rows, and where the others are."""
+    rows = status.table_text(_record(11)).splitlines()[2:]
+    assert len(rows) == 9
+    assert rows[-1] == "...   3 more: %ddp_status"
+    assert len(status.table_text(_record(8)).splitlines()[2:]) == 8
+
+
+def test_html_says_the_same() -> None:
+    """Escaped: a bar or an exception may hold anything."""
+    record = _record(1, ready(0), error(0, ename="<Error>"))
+    markup = status.table_html(record)
+    assert "raised &lt;Error&gt;" in markup
+    assert "<Error>" not in markup
+    assert markup.count("<tr>") == 2
+    assert "&lt;b&gt;" in status.html_line("<b>")
+
+
+# --- %ddp_status ------------------------------------------------------------------------------
+
+
+def test_nothing_has_run() -> None:
+    assert repr(Status([])).startswith("Nothing has run yet. Start a cell with %%ddp")
+    assert "Nothing has run yet" in Status([])._repr_html_()
+
+
+def test_the_status_of_runs() -> None:
+    """Each with a title and all its ranks, the time of each."""
+    events = [hello(0), ready(0), finished(0), exited(0, 0, NOW - 1), hello(1), ready(1)]
+    first = _record(2, *events, state=State.SUCCEEDED)
+    second = _record(12)
+    title, head, *rows, empty, other = repr(Status([first, second])).splitlines()[:6]
+    started = time.strftime("%H:%M:%S", time.localtime(NOW - 5.5))
+    assert title == (
+        f"run 1127-1 · Cell In[3] · SUCCEEDED · 2 ranks · started {started} · 5.5 s · logs in /logs"
+    )
+    assert head.split() == ["rank", "pid", "device", "state", "time"]
+    assert [row.split()[3:] for row in rows] == [["finished", "4.5", "s"], ["running", "5.5", "s"]]
+    assert empty == ""
+    assert other.startswith("run 1127-1")
+    assert len(repr(Status([second])).splitlines()) == 14
+
+
+def test_a_notebook_shows_the_status_as_html() -> None:
+    markup = Status([_record(2, ready(0, "cuda:<0>"))])._repr_html_()
+    assert "<b>run 1127-1" in markup
+    assert "cuda:&lt;0&gt;" in markup
+
+
+def test_a_terminal_shows_the_status_as_text() -> None:
+    shown: list[str] = []
+    found = Status([_record()])
+    found._repr_pretty_(SimpleNamespace(text=shown.append), False)
+    assert shown == [repr(found)]
+
+
+def test_a_run_goes_on_in_the_status() -> None:
+    """Its time is that of now."""
+    record = _record(1, WorkerReady(rank=0, time=NOW, device="cpu"), ended=None)
+    record.started = time.time() - 120
+    assert "2 min" in repr(Status([record])).splitlines()[2]
+
+
+def test_sessions_stand_above_the_runs() -> None:
+    """Their ranks that still live, and how each is ended."""
+    session = SessionStatus("lab", "2 ranks on the CPU", {1: os.getpid(), 0: 2**22 + 1})
+    head, rank, empty, *_ = repr(Status([_record()], sessions=[session])).splitlines()
+    assert head == "session lab · 2 ranks on the CPU · %ddp_stop lab"
+    assert rank.startswith(f"  rank 1 · pid {os.getpid()} · ")
+    assert rank.endswith(" MiB")
+    assert empty == ""
+
+
+def test_the_forkserver_stands_first() -> None:
+    """What it holds, and what it leaves to the ranks, with the reason."""
+    preloading = Preloading(
+        state="ready",
+        pid=77,
+        pss_mib=1234.5,
+        libraries=("torch", "numpy"),
+        left_out={"jax": "it starts threads"},
+    )
+    assert repr(Status([_record()], preloading)).splitlines()[:3] == [
+        "forkserver · ready · pid 77 · 1,234 MiB",
+        "  preloaded: torch, numpy",
+        "  left to the ranks: jax (it starts threads)",
+    ]
+
+
+def test_a_forkserver_that_does_not_run() -> None:
+    assert status.forkserver_lines(Preloading(state="off: macOS")) == ["forkserver · off: macOS"]
