@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Failure, Surroundings
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.messages import Error, Finished
 
 
@@ -124,3 +126,23 @@ def test_a_name_that_a_spawned_child_lacks() -> None:
     assert diagnose.name_hints(error, "other = size\n", Surroundings(), set()) == []
     own = _error(0, "name 'size' is not defined", ename="NameError")
     assert diagnose.name_hints(own, "size = 1", Surroundings(), set()) == []
+
+
+def test_a_stack_that_a_rank_wrote(tmp_path: Path) -> None:
+    """From its file in the run's directory; none where it has none, or is not in the cell."""
+    directory = RunDirectory(tmp_path)
+    assert diagnose.read_stack(directory, 1, "/run/cell.py", "Cell In[4]") is None
+    directory.stacks(1).write_text(DUMP)
+    found = diagnose.read_stack(directory, 1, "/run/cell.py", "Cell In[4]")
+    assert found is not None
+    assert (found.rank, found.line) == (1, 7)
+    assert found.frames[-1] == "File Cell In[4], line 12 in <module>"
+    other = diagnose.read_stack(directory, 1, "/run/other.py", "Cell In[4]")
+    assert other == StackDumped(rank=1, frames=(), line=None)
+
+
+def test_a_deep_stack_is_cut() -> None:
+    """Its innermost frames count."""
+    frames = "".join(f'  File "/run/cell.py", line {i} in f\n' for i in range(30))
+    found = diagnose.stack("Thread 0x1 (most):\n" + frames, "/run/cell.py", "Cell In[4]", limit=3)
+    assert found == [f"File Cell In[4], line {i} in f" for i in range(3)]

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from ddp_magic.display.rank import Rank
+from ddp_magic.wire.kernel_events import Rejoined, RunEvent, StackDumped
 from ddp_magic.wire.messages import (
+    LOST_CONNECTION,
+    ConnectionLost,
     Error,
     Finished,
     Heartbeat,
@@ -12,6 +20,7 @@ from ddp_magic.wire.messages import (
     WorkerReady,
 )
 from ddp_magic.wire.states import Phase
+from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, ready, text
 
 
 def _beat(phase: Phase, line: int | None) -> Heartbeat:
@@ -58,3 +67,121 @@ def test_a_late_heartbeat_of_the_cell_before() -> None:
     rank.take(_beat(Phase.IDLE, None))
     rank.take(_beat(Phase.RUNNING, 7))
     assert (rank.phase, rank.line) == (Phase.RUNNING, 7)
+
+
+# --- its process, its text --------------------------------------------------------------------
+
+
+def _rank(*events: RunEvent, **fields: Any) -> Rank:
+    rank = Rank(rank=0, **fields)
+    for event in events:
+        rank.take(event)
+    return rank
+
+
+@pytest.mark.parametrize(
+    ("events", "busy", "code"),
+    [
+        ([hello(0)], True, None),
+        ([hello(0), ready(0)], True, None),
+        ([ready(0), finished(0), idle(0)], False, 0),
+        ([ready(0), error(0), idle(0)], False, 1),
+        ([ready(0), finished(0, 3), idle(0)], False, 3),
+        ([ready(0), finished(0), exited(0, 0)], False, 0),
+        ([ready(0), exited(0, -9)], False, -9),
+    ],
+)
+def test_exit_codes(events: list[RunEvent], busy: bool, code: int | None) -> None:
+    """Of its process; of a session's rank, that of the cell; none while it is busy."""
+    rank = _rank(*events)
+    assert (rank.busy, rank.exit) == (busy, code)
+
+
+@pytest.mark.parametrize(
+    ("events", "succeeded"),
+    [
+        ([hello(0)], False),
+        ([ready(0)], False),
+        ([ready(0), finished(0)], False),
+        ([ready(0), finished(0), exited(0, 0)], True),
+        ([ready(0), finished(0), idle(0)], True),
+        ([ready(0), exited(0, 0)], True),
+        ([exited(0, 0)], False),
+        ([ready(0), finished(0, 1), exited(0, 1)], False),
+        ([ready(0), error(0), exited(0, 0)], False),
+        ([ready(0), finished(0), exited(0, -15, by_agent=True)], True),
+    ],
+)
+def test_success_is_said(events: list[RunEvent], succeeded: bool) -> None:
+    """By the rank itself, and its process has ended, or is idle."""
+    assert _rank(*events).succeeded is succeeded
+
+
+def test_a_rank_that_failed_did_so_at_a_time() -> None:
+    """That of its own word where it said one, not that of its process's end."""
+    raised = _rank(ready(0), error(0, time=5.0), exited(0, 1, 9.0)).failure
+    assert raised is not None
+    assert (raised.time, raised.code) == (5.0, 1)
+    died = _rank(ready(0), exited(0, 1, 9.0)).failure
+    assert died is not None
+    assert died.time == 9.0
+
+
+def test_a_rank_that_was_ended_after_its_cell_did_not_fail() -> None:
+    """It was still in its exit handlers."""
+    assert _rank(finished(0), exited(0, -15, by_agent=True)).failure is None
+    assert _rank(finished(0), exited(0, -15)).failure is not None
+
+
+def test_a_rank_that_lost_its_connection() -> None:
+    """Its code closed what it had not opened."""
+    failure = _rank(ready(0), ConnectionLost(rank=0, time=5.0)).failure
+    assert failure is not None
+    assert failure.code == LOST_CONNECTION
+
+
+def test_a_stack_gives_a_line_only_where_it_has_one() -> None:
+    """The line of the last heartbeat is better than none."""
+    rank = _rank(ready(0), heartbeat(0, 4), StackDumped(rank=0, frames=("a",), line=None))
+    assert (rank.line, rank.stack) == (4, ("a",))
+    rank.take(StackDumped(rank=0, frames=("b",), line=9))
+    assert (rank.line, rank.where) == (9, " at line 9")
+
+
+def test_a_later_cell_of_a_session() -> None:
+    """The rank is in it at once; its text begins where the log ended."""
+    rank = _rank(Rejoined(rank=0, pid=7, device="cuda:1", log_bytes=10))
+    assert (rank.pid, rank.device, rank.phase, rank.log_span) == (
+        7,
+        "cuda:1",
+        Phase.RUNNING,
+        (10, 10),
+    )
+    rank.take(text(0, "abc", log_bytes=13))
+    assert rank.log_span == (10, 13)
+
+
+def test_an_idle_rank_stays_idle() -> None:
+    """A heartbeat from the end of its cell may come late."""
+    rank = _rank(ready(0), finished(0), idle(0, group=False), heartbeat(0, 3))
+    assert (rank.phase, rank.has_group) == (Phase.IDLE, False)
+
+
+def test_the_text_of_this_run(tmp_path: Path) -> None:
+    """From the log, which a session's cells share."""
+    log = tmp_path / "rank0.log"
+    rank = _rank(Rejoined(rank=0, pid=7, device="cpu", log_bytes=4), log=log)
+    assert rank.stdout == ""
+    log.write_bytes("old\nnüw\nlater\n".encode())
+    rank.take(text(0, "nüw\n", log_bytes=9))
+    assert rank.stdout == "nüw\n"
+
+
+def test_the_text_of_a_log_that_was_made_again(tmp_path: Path) -> None:
+    """It is shorter than it was when the run began."""
+    log = tmp_path / "rank0.log"
+    rank = _rank(Rejoined(rank=0, pid=7, device="cpu", log_bytes=100), log=log)
+    log.write_bytes(b"new\n")
+    rank.take(text(0, "new\n", log_bytes=4))
+    assert rank.stdout == "new\n"
+    assert _rank().stdout == ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.errors import (
@@ -20,18 +21,20 @@ from ddp_magic.errors import (
 )
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import GroupEnded, Killed, RunEvent, StackDumped
-from ddp_magic.wire.messages import (
-    LOST_CONNECTION,
-    ConnectionLost,
-    Error,
-    Finished,
-    Idle,
-    Interrupted,
-    WorkerExited,
-    WorkerHello,
-    WorkerReady,
-)
+from ddp_magic.wire.messages import LOST_CONNECTION, ConnectionLost, Idle, Interrupted
 from ddp_magic.wire.states import State
+from tests.unit.fakes import (
+    EARLY,
+    LATE,
+    error,
+    exited,
+    finished,
+    heartbeat,
+    hello,
+    idle,
+    interrupted,
+    ready,
+)
 
 GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8839"
 
@@ -39,33 +42,20 @@ GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:8
 def _rank(number: int, *events: RunEvent, up: bool = True) -> Rank:
     rank = Rank(rank=number)
     if up:
-        rank.take(WorkerHello(rank=number, pid=100 + number, marker=""))
-        rank.take(WorkerReady(rank=number, time=1.0, device="cpu"))
+        rank.take(hello(number))
+        rank.take(ready(number))
     for event in events:
         rank.take(event)
     return rank
 
 
-def _finished(rank: int, code: int = 0, message: str = "") -> Finished:
-    return Finished(rank=rank, time=5.0, code=code, message=message)
-
-
-def _exited(rank: int, code: int, time: float = 6.0, *, by_agent: bool = False) -> WorkerExited:
-    return WorkerExited(rank=rank, time=time, code=code, by_agent=by_agent)
-
-
-def _error(rank: int, evalue: str = "boom", time: float = 5.0, **more: Any) -> Error:
-    fields = {"ename": "ValueError", "traceback": ("Cell In[1], line 3",), "line": 3, **more}
-    return Error(rank=rank, time=time, evalue=evalue, **fields)
-
-
 def test_success_is_what_every_rank_has_reported() -> None:
     """To the end of its cell; out of it by sys.exit(0) or os._exit(0); a session's, by Idle."""
     ranks = [
-        _rank(0, _finished(0), _exited(0, 0)),
-        _rank(1, _exited(1, 0)),
-        _rank(2, _finished(2), Idle(rank=2, time=6.0)),
-        _rank(3, _finished(3), _exited(3, -15, by_agent=True)),
+        _rank(0, finished(0), exited(0, 0)),
+        _rank(1, exited(1, 0)),
+        _rank(2, finished(2), Idle(rank=2, time=6.0)),
+        _rank(3, finished(3), exited(3, -15, by_agent=True)),
     ]
     assert judge(Evidence(ranks=ranks)) == (State.SUCCEEDED, None)
 
@@ -74,22 +64,22 @@ def test_success_is_what_every_rank_has_reported() -> None:
 def test_ranks_that_never_ran_are_no_success(code: int) -> None:
     """They ended before they could say anything, or between the hello and the cell."""
     for up in (True, False):
-        ranks = [_rank(r, _exited(r, code), up=False) for r in range(2)]
+        ranks = [_rank(r, exited(r, code), up=False) for r in range(2)]
         if up:
             ranks = [Rank(rank=0), Rank(rank=1)]
             for rank in ranks:
-                rank.take(WorkerHello(rank=rank.rank, pid=7, marker=""))
-                rank.take(_exited(rank.rank, code))
-        state, error = judge(Evidence(ranks=ranks))
+                rank.take(hello(rank.rank))
+                rank.take(exited(rank.rank, code))
+        state, found = judge(Evidence(ranks=ranks))
         assert state is State.FAILED
-        assert error is not None
+        assert found is not None
 
 
 def test_why_a_rank_could_not_start_is_in_the_message() -> None:
     """The reason stood only in the agent's log."""
     words = "W1127 torch warns\ncould not start rank 1: OSError: [Errno 28] No space left on device"
-    ranks = [_rank(r, _exited(r, 1), up=False) for r in range(2)]
-    state, error = judge(
+    ranks = [_rank(r, exited(r, 1), up=False) for r in range(2)]
+    state, found = judge(
         Evidence(
             ranks=ranks,
             group=GroupEnded(agent_words=words),
@@ -97,8 +87,8 @@ def test_why_a_rank_could_not_start_is_in_the_message() -> None:
         )
     )
     assert state is State.FAILED
-    assert isinstance(error, LaunchError)
-    assert str(error) == (
+    assert isinstance(found, LaunchError)
+    assert str(found) == (
         "could not start rank 1: OSError: [Errno 28] No space left on device; "
         "the agent's log is /logs/agent.log"
     )
@@ -107,121 +97,257 @@ def test_why_a_rank_could_not_start_is_in_the_message() -> None:
 def test_a_signal_during_the_start() -> None:
     """Before the ranks could connect: which, and by what."""
     ranks = [
-        _rank(0, _exited(0, -15, by_agent=True), up=False),
-        _rank(1, _exited(1, -15), up=False),
+        _rank(0, exited(0, -15, by_agent=True), up=False),
+        _rank(1, exited(1, -15), up=False),
     ]
-    _, error = judge(Evidence(ranks=ranks))
-    assert str(error).startswith("rank 1 was killed by SIGTERM (exit -15), before its cell began")
+    _, found = judge(Evidence(ranks=ranks))
+    assert str(found).startswith("rank 1 was killed by SIGTERM (exit -15), before its cell began")
 
 
 def test_a_rank_that_we_ended_is_no_culprit() -> None:
     """It was ended while its own complaint was being formatted; its code is SIGTERM's."""
-    complained = _rank(0, _error(0, GLOO, 5.2), _exited(0, 1, 5.4))
-    ended = _rank(1, _exited(1, -15, 5.1, by_agent=True))
-    state, error = judge(Evidence(ranks=[complained, ended, _rank(2, _finished(2), _exited(2, 0))]))
+    complained = _rank(0, error(0, GLOO, 5.2), exited(0, 1, 5.4))
+    ended = _rank(1, exited(1, -15, 5.1, by_agent=True))
+    state, found = judge(Evidence(ranks=[complained, ended, _rank(2, finished(2), exited(2, 0))]))
     assert state is State.FAILED
-    assert isinstance(error, WorkerError)
-    assert (error.rank, error.ename) == (0, "ValueError")
-    assert "rank 1: was stopped" in error.details
-    assert "rank 2: finished" in error.details
+    assert isinstance(found, WorkerError)
+    assert (found.rank, found.ename) == (0, "ValueError")
+    assert "rank 1: was stopped" in found.details
+    assert "rank 2: finished" in found.details
 
 
 def test_a_rank_ended_from_outside_is_the_culprit() -> None:
     """Whatever its peers complained of before the news came."""
-    ranks = [_rank(0, _error(0, GLOO, 5.0), _exited(0, 1)), _rank(1, _exited(1, -15, 5.1))]
-    _, error = judge(Evidence(ranks=ranks))
-    assert isinstance(error, WorkerLostError)
-    assert str(error).startswith("rank 1 was killed by SIGTERM")
-    assert error.details == ("rank 0: lost its connection to rank 1 at line 3 (ValueError)",)
+    ranks = [_rank(0, error(0, GLOO, 5.0), exited(0, 1)), _rank(1, exited(1, -15, 5.1))]
+    _, found = judge(Evidence(ranks=ranks))
+    assert isinstance(found, WorkerLostError)
+    assert str(found).startswith("rank 1 was killed by SIGTERM")
+    assert found.details == ("rank 0: lost its connection to rank 1 at line 3 (ValueError)",)
 
 
 def test_an_agent_ended_from_outside_is_named() -> None:
     """Its ranks are what it ended, not what ended it."""
-    ranks = [_rank(r, _exited(r, -15, by_agent=True)) for r in range(2)]
-    ranks.append(_rank(2, _error(2, GLOO), _exited(2, 1)))
+    ranks = [_rank(r, exited(r, -15, by_agent=True)) for r in range(2)]
+    ranks.append(_rank(2, error(2, GLOO), exited(2, 1)))
     text = "Traceback ...\ntorch...SignalException: Process 12 got signal: 15"
-    state, error = judge(Evidence(ranks=ranks, group=GroupEnded(agent_error=text)))
+    state, found = judge(Evidence(ranks=ranks, group=GroupEnded(agent_error=text)))
     assert state is State.FAILED
-    assert str(error).startswith("the agent was ended by SIGTERM from outside")
+    assert str(found).startswith("the agent was ended by SIGTERM from outside")
 
 
-@pytest.mark.parametrize("complaint", [(), (_error(0, GLOO),)])
+@pytest.mark.parametrize("complaint", [(), (error(0, GLOO),)])
 def test_an_agent_that_died(complaint: tuple[RunEvent, ...]) -> None:
     """Nobody could say how the ranks ended; one has complained of another's end before its own."""
-    ranks = [_rank(0, *complaint), _rank(1, _finished(1))]
-    state, error = judge(Evidence(ranks=ranks, group=GroupEnded(agent_died=True)))
+    ranks = [_rank(0, *complaint), _rank(1, finished(1))]
+    state, found = judge(Evidence(ranks=ranks, group=GroupEnded(agent_died=True)))
     assert state is State.FAILED
-    assert "the agent died while the ranks were running" in str(error)
+    assert "the agent died while the ranks were running" in str(found)
 
 
 def test_stop_keeps_what_was_raised_before() -> None:
     """The message names it, the traceback stands above."""
-    ranks = [_rank(0, _error(0), _exited(0, 1)), _rank(1, _exited(1, -9))]
+    ranks = [_rank(0, error(0), exited(0, 1)), _rank(1, exited(1, -9))]
     ranks[1].take(Killed(rank=1))
-    state, error = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
+    state, found = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
     assert state is State.CANCELLED
-    assert isinstance(error, RunInterrupted)
-    assert str(error) == (
+    assert isinstance(found, RunInterrupted)
+    assert str(found) == (
         "rank 0 raised ValueError at line 3: boom; rank 1 did not answer and was killed"
     )
-    assert error.details == ("rank 0 of 2 had raised:", "Cell In[1], line 3")
+    assert found.details == ("rank 0 of 2 had raised:", "Cell In[1], line 3")
 
 
 def test_a_time_limit_does_not_hide_an_earlier_error() -> None:
     """It was being formatted when the limit came."""
-    ranks = [_rank(0, _error(0), _exited(0, 1)), _rank(1, _exited(1, -9, by_agent=True))]
+    ranks = [_rank(0, error(0), exited(0, 1)), _rank(1, exited(1, -9, by_agent=True))]
     evidence = Evidence(ranks=ranks, stop=StopReason.TIME_LIMIT, time_limit_s=3.0, stopped=5.5)
-    _, error = judge(evidence)
-    assert isinstance(error, WorkerError)
-    _, error = judge(replace(evidence, stopped=4.5))
-    assert isinstance(error, TimeLimitError)
-    assert str(error).startswith("the run exceeded its time limit of 3 s; rank 0 raised")
+    _, found = judge(evidence)
+    assert isinstance(found, WorkerError)
+    _, found = judge(replace(evidence, stopped=4.5))
+    assert isinstance(found, TimeLimitError)
+    assert str(found).startswith("the run exceeded its time limit of 3 s; rank 0 raised")
 
 
 @pytest.mark.parametrize(
     ("events", "words"),
     [
         ((), "had not started its cell"),
-        ((_finished(0), Interrupted(rank=0, time=5.0)), "finished its cell, and its exit was"),
-        ((_finished(0), _exited(0, 0)), "finished"),
-        ((_exited(0, 0),), "finished"),
-        ((_error(0, "", 5.6, ename="KeyboardInterrupt"),), "stopped at line 3"),
-        ((_error(0),), "raised ValueError at line 3: boom"),
-        ((_exited(0, 1),), "ended"),
+        ((finished(0), Interrupted(rank=0, time=5.0)), "finished its cell, and its exit was"),
+        ((finished(0), exited(0, 0)), "finished"),
+        ((exited(0, 0),), "finished"),
+        ((error(0, "", 5.6, ename="KeyboardInterrupt"),), "stopped at line 3"),
+        ((error(0),), "raised ValueError at line 3: boom"),
+        ((exited(0, 1),), "ended"),
     ],
 )
 def test_how_a_rank_stopped(events: tuple[RunEvent, ...], words: str) -> None:
     """Each end has words of its own."""
     ranks = [_rank(0, *events, up=bool(events))]
-    _, error = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
-    assert f"rank 0 {words}" in str(error)
+    _, found = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
+    assert f"rank 0 {words}" in str(found)
 
 
 def test_a_rank_that_was_stuck_at_its_end() -> None:
     """Killed in its exit handlers, which do not stand in a line of the cell."""
-    rank = _rank(0, _finished(0), _exited(0, -9))
+    rank = _rank(0, finished(0), exited(0, -9))
     rank.take(Killed(rank=0))
-    _, error = judge(Evidence(ranks=[rank], stop=StopReason.INTERRUPT, stopped=5.5))
-    assert str(error) == "rank 0 did not answer after the end of its cell and was killed"
+    _, found = judge(Evidence(ranks=[rank], stop=StopReason.INTERRUPT, stopped=5.5))
+    assert str(found) == "rank 0 did not answer after the end of its cell and was killed"
 
 
 @pytest.mark.parametrize("how", ["it ended itself", "it was ended"])
 def test_a_rank_without_a_connection(how: str) -> None:
     """It had closed descriptors that were not its own."""
-    alone = [ConnectionLost(rank=1, time=5.0), _exited(1, -9, by_agent=True)]
-    events = [_exited(1, LOST_CONNECTION)] if how == "it ended itself" else alone
-    _, error = judge(Evidence(ranks=[_rank(0, _finished(0), _exited(0, 0)), _rank(1, *events)]))
-    assert isinstance(error, WorkerLostError)
-    assert str(error).startswith("rank 1 lost its connection to the notebook: its code closed a")
+    alone = [ConnectionLost(rank=1, time=5.0), exited(1, -9, by_agent=True)]
+    events = [exited(1, LOST_CONNECTION)] if how == "it ended itself" else alone
+    _, found = judge(Evidence(ranks=[_rank(0, finished(0), exited(0, 0)), _rank(1, *events)]))
+    assert isinstance(found, WorkerLostError)
+    assert str(found).startswith("rank 1 lost its connection to the notebook: its code closed a")
 
 
 def test_a_crash_shows_its_stack() -> None:
     """Where faulthandler left it, which C code does not outlive."""
-    rank = _rank(0, _exited(0, -signal.SIGSEGV))
+    rank = _rank(0, exited(0, -signal.SIGSEGV))
     rank.take(StackDumped(rank=0, frames=("File Cell In[1], line 7 in step",), line=7))
-    _, error = judge(Evidence(ranks=[rank]))
-    assert isinstance(error, WorkerLostError)
-    assert error.details[:2] == (
+    _, found = judge(Evidence(ranks=[rank]))
+    assert isinstance(found, WorkerLostError)
+    assert found.details[:2] == (
         "rank 0 was in, innermost first:",
         "    File Cell In[1], line 7 in step",
     )
+
+
+# --- every other end --------------------------------------------------------------------------
+
+
+def _failed(*ranks: Rank, **evidence: Any) -> WorkerError | WorkerLostError:
+    state, found = judge(Evidence(ranks=ranks, **evidence))
+    assert state is State.FAILED
+    assert isinstance(found, (WorkerError, WorkerLostError))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ((exited(0, -15, by_agent=True),), "was stopped"),
+        ((heartbeat(0, 9), exited(0, -15, by_agent=True)), "was stopped at line 9"),
+        ((exited(0, -9),), "was stopped"),
+        ((finished(0), exited(0)), "finished"),
+        ((finished(0), idle(0)), "finished"),
+        ((error(0), exited(0, 1)), "raised the same at line 3"),
+        ((error(0, "other"), exited(0, 1)), "raised ValueError at line 3: other"),
+        ((*interrupted(0, 7), idle(0)), "was interrupted at line 7"),
+        ((error(0, GLOO, line=2), exited(0, 1)), "lost its connection to rank 1 at line 2 (ValueE"),
+        ((finished(0, 2, "why"), exited(0, 2)), "ended by sys.exit with code 2: why"),
+        ((exited(0, 3),), "exited with code 3, without a traceback"),
+    ],
+)
+def test_what_became_of_the_others(events: tuple[RunEvent, ...], words: str) -> None:
+    """One line each, below the culprit's traceback."""
+    culprit = _rank(1, error(1, time=EARLY - 1), exited(1, 1))
+    found = _failed(_rank(0, *events), culprit)
+    assert isinstance(found, WorkerError)
+    assert found.rank == 1
+    *_, line = found.details
+    assert line.startswith(f"rank 0: {words}")
+
+
+def test_a_peer_that_had_not_started() -> None:
+    """It was still waited for."""
+    found = _failed(Rank(rank=0), _rank(1, error(1)))
+    assert found.details[-1] == "rank 0: had not started"
+
+
+def test_the_error_has_the_ranks_traceback() -> None:
+    """And its class's name, its text, its line."""
+    found = _failed(_rank(0, error(0, traceback=("Cell In[1], line 3", "boom"))))
+    assert isinstance(found, WorkerError)
+    assert (found.rank, found.ename, found.evalue) == (0, "ValueError", "boom")
+    assert found.traceback == ("Cell In[1], line 3", "boom")
+    assert found.details == ("rank 0 of 1 raised:", "Cell In[1], line 3", "boom")
+
+
+def test_the_error_is_of_the_ranks_class() -> None:
+    """`except KeyError` finds it, and so does one of the notebook's own classes."""
+    assert isinstance(_failed(_rank(0, error(0, classes=("builtins:KeyError",)))), KeyError)
+
+    own_class = type("Own", (Exception,), {})
+    around = Surroundings({"Own": own_class})
+    own = error(0, classes=("__main__:Own", "builtins:Exception"))
+    assert isinstance(_failed(_rank(0, own), around=around), own_class)
+
+
+def test_hints_about_names_come_last() -> None:
+    """What the notebook or the prelude has to do with it."""
+    lost = error(0, "name 'x' is not defined", ename="NameError", line=1)
+    found = _failed(_rank(0, lost), source="x\n", around=Surroundings({"x": 1}))
+    assert found.details[-1].startswith("your notebook defines `x`, but it was not sent")
+    wrong = error(0, "train() takes 1 argument", ename="TypeError", line=1)
+    found = _failed(_rank(0, wrong), source="train()\n", prelude={"train"})
+    assert found.details[-1].startswith("`train` is from ddp_magic.prelude")
+
+
+def test_a_rank_that_was_lost_was_last_seen_somewhere() -> None:
+    """By its heartbeat."""
+    found = _failed(_rank(0, heartbeat(0, 7), exited(0, -9)))
+    assert isinstance(found, WorkerLostError)
+    assert found.code == -9
+    assert str(found).endswith("; it was last seen at line 7")
+
+
+def test_a_failed_rank_of_a_session() -> None:
+    """Its peers are interrupted, and no culprits, whatever they raise then."""
+    culprit = _rank(0, error(0), idle(0))
+    peer = _rank(1, Interrupted(rank=1, time=LATE), error(1, "aborted", LATE), idle(1))
+    found = _failed(peer, culprit, stop=StopReason.PEER_FAILED, stopped=10.0)
+    assert found.rank == 0
+    assert found.details[-1] == "rank 1: was interrupted at line 3"
+
+
+def test_ranks_that_the_kernel_ended() -> None:
+    """Each says whether it answered."""
+    deaf = _rank(0, heartbeat(0, 4), Killed(rank=0), exited(0, -9))
+    saving = _rank(1, heartbeat(1, 5), Interrupted(rank=1, time=LATE), Killed(rank=1))
+    state, found = judge(Evidence(ranks=[deaf, saving], stop=StopReason.INTERRUPT, stopped=10.0))
+    assert state is State.CANCELLED
+    assert str(found) == (
+        "rank 0 did not answer at line 4 and was killed; "
+        "rank 1 was killed at line 5 while it cleaned up"
+    )
+
+
+def test_the_time_limit_names_each_rank() -> None:
+    """As Stop does."""
+    ranks = [_rank(0, *interrupted(0, 4), exited(0, 1)), _rank(1, finished(1), exited(1))]
+    evidence = Evidence(ranks=ranks, stop=StopReason.TIME_LIMIT, stopped=10.0, time_limit_s=2.5)
+    state, found = judge(evidence)
+    assert state is State.FAILED
+    assert str(found) == (
+        "the run exceeded its time limit of 2.5 s; rank 0 stopped at line 4; rank 1 finished"
+    )
+
+
+def test_an_interrupt_of_a_rank_that_raised_before_it_is_no_error_of_its_own() -> None:
+    """A KeyboardInterrupt shows no traceback above ours."""
+    ranks = [_rank(0, *interrupted(0), exited(0, 1))]
+    _, found = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=10.0))
+    assert isinstance(found, RunInterrupted)
+    assert found.details == ()
+
+
+def test_an_agent_with_an_error_of_its_own() -> None:
+    """The end of it is shown, without our frames; the ranks had not connected."""
+    text = "\n".join(f"line {i}" for i in range(30))
+    state, found = judge(Evidence(ranks=[Rank(rank=0)], group=GroupEnded(agent_error=text)))
+    assert state is State.FAILED
+    assert isinstance(found, LaunchError)
+    assert str(found).startswith("the ranks could not be started; the agent's log is ")
+    assert found.details == tuple(f"line {i}" for i in range(10, 30))
+
+
+def test_a_run_that_nobody_ended_and_that_did_not_end() -> None:
+    """Silence is never success."""
+    state, found = judge(Evidence(ranks=[_rank(0), _rank(1, finished(1), exited(1))]))
+    assert state is State.FAILED
+    assert isinstance(found, LaunchError)
