@@ -27,6 +27,10 @@ class FakeAgent:
         self.waiting = ""
         self.words = ""
 
+    def take_notes(self) -> list[str]:
+        notes, self.notes = self.notes, []
+        return notes
+
     def fileno(self) -> int:
         return -1
 
@@ -84,7 +88,7 @@ class Scene:
         self.group.start(self.engine, {}, [], ())
         self.path = directory / "socket"
         self.agent = connect(str(self.path))
-        self.agent.send(AgentHello(pid=1))
+        self.agent.send(AgentHello())
         self.poll()
         self.ranks = [FakeRank(self.path, rank) for rank in range(NPROC)]
         self.poll()

@@ -21,6 +21,7 @@ from ddp_magic.wire.messages import CellNames
 from tests.unit.fakes import FakeGroup, FakeScreen, finished, idle
 
 NOTHING: dict[str, Any] = {
+    "argv": (),
     "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
     "no_init": False, "cold": False, "time_limit": None, "show": None, "seed": None, "pull": (),
 }  # fmt: skip
@@ -62,13 +63,13 @@ def lab(tmp_path: Path) -> Iterator[tuple[Controller, FakeGroup]]:
 def test_a_session_that_is_still_to_be_started() -> None:
     """Its options are those of a run of its own."""
     controller = _controller()
-    assert controller.join(_args(), ()) is None
-    assert controller.join(_args(session="lab"), ()) is None
+    assert controller.join(_args()) is None
+    assert controller.join(_args(session="lab")) is None
 
 
 def test_a_later_cell_has_the_sessions_ranks(lab: tuple[Controller, FakeGroup]) -> None:
     """And what is asked for of this cell only."""
-    options = lab[0].join(_args(session="lab", time_limit=5.0, seed=3), ("a",))
+    options = lab[0].join(_args(session="lab", time_limit=5.0, seed=3, argv=("a",)))
     assert options is not None
     assert options.nproc == 2
     assert options.devices == "session lab · 2 ranks on the CPU"
@@ -76,30 +77,7 @@ def test_a_later_cell_has_the_sessions_ranks(lab: tuple[Controller, FakeGroup]) 
 
 
 def test_the_same_number_of_ranks_is_no_contradiction(lab: tuple[Controller, FakeGroup]) -> None:
-    assert lab[0].join(_args(session="lab", nproc_per_node=2), ()) is not None
-
-
-def test_another_number_of_ranks_is_refused(lab: tuple[Controller, FakeGroup]) -> None:
-    with pytest.raises(ValueError, match="session 'lab' has 2 ranks: leave -n out"):
-        lab[0].join(_args(session="lab", nproc_per_node=3), ())
-
-
-@pytest.mark.parametrize(
-    ("given", "option"),
-    [
-        ({"gpus": "0"}, "--gpus"),
-        ({"backend": "gloo"}, "--backend"),
-        ({"timeout": 3.0}, "--timeout"),
-        ({"no_init": True}, "--no-init"),
-        ({"cold": True}, "--cold"),
-    ],
-)
-def test_options_of_the_first_cell_are_refused(
-    lab: tuple[Controller, FakeGroup], given: dict[str, Any], option: str
-) -> None:
-    """Its ranks run already."""
-    with pytest.raises(ValueError, match=option):
-        lab[0].join(_args(session="lab", **given), ())
+    assert lab[0].join(_args(session="lab", nproc_per_node=2)) is not None
 
 
 # --- making a run -----------------------------------------------------------------------------
@@ -139,7 +117,7 @@ def test_a_new_session_in_place_of_a_lost_one(tmp_path: Path) -> None:
     group = FakeGroup(tmp_path, kept=True, started=True, between=[GroupEnded(agent_died=True)])
     options = Options(nproc=2, session="lab")
     controller.sessions.add(Session(options, group))  # type: ignore[arg-type]
-    assert controller.join(_args(session="lab"), ()) is None
+    assert controller.join(_args(session="lab")) is None
     run = controller.make(_cell(), options, None)
     (note,) = run._capture.notes
     assert note.startswith("session lab had ended since its last cell: its agent died")
@@ -169,7 +147,7 @@ def test_a_loop_variable_of_that_name_is_not_meant() -> None:
 def test_what_a_sessions_cell_bound_is_its_own(lab: tuple[Controller, FakeGroup]) -> None:
     """It is not replaced by the notebook's later, and an error elsewhere says where it is."""
     controller, group = lab
-    options = controller.join(_args(session="lab"), ())
+    options = controller.join(_args(session="lab"))
     assert options is not None
     run = controller.make(_cell("x"), options, None, execution_count=4)
     screen = FakeScreen()
@@ -187,7 +165,7 @@ def test_what_a_sessions_cell_bound_is_its_own(lab: tuple[Controller, FakeGroup]
 def test_a_kept_run_holds_no_results(lab: tuple[Controller, FakeGroup]) -> None:
     """They may be large, and the list is long."""
     controller, _ = lab
-    options = controller.join(_args(session="lab"), ())
+    options = controller.join(_args(session="lab"))
     assert options is not None
     run = controller.make(_cell(), options, None)
     controller.execute(run, FakeScreen())

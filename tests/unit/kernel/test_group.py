@@ -261,7 +261,7 @@ def test_each_keeper_of_torchruns_reports(tmp_path: Path) -> None:
     group.start(engine, {}, [], ())
     keepers = [connect(str(group.directory.socket)) for _ in range(2)]
     for keeper in keepers:
-        keeper.send(AgentHello(pid=1))
+        keeper.send(AgentHello())
     for _ in range(5):
         group.poll(0)
     keepers[0].send(AgentDone())

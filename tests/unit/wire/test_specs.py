@@ -14,7 +14,7 @@ def test_a_spec_survives_its_way_as_text() -> None:
         kernel_pid=1,
         nproc=2,
         sys_path=("/a", ""),
-        worker=WorkerSettings(socket="/s", directory="/d", device="cpu", timeout_s=1.5),
+        worker=WorkerSettings(socket="/s", directory="/d", device="cpu", timeout_s=60.5),
         prelude=("train",),
     )
     assert AgentSpec.from_json(spec.to_json()) == spec
