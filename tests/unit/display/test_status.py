@@ -14,8 +14,8 @@ from ddp_magic.display import status
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import SILENT_S, SessionStatus, Status
-from ddp_magic.engines.local import Preloading
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import Doing, Rejoined, RunEvent
 from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
 from ddp_magic.wire.states import Phase, State
@@ -225,7 +225,7 @@ def test_sessions_stand_above_the_runs() -> None:
 
 def test_the_forkserver_stands_first() -> None:
     """What it holds, and what it leaves to the ranks, with the reason."""
-    preloading = Preloading(
+    preloading = ForkserverStatus(
         state="ready",
         pid=77,
         pss_mib=1234.5,
@@ -240,4 +240,4 @@ def test_the_forkserver_stands_first() -> None:
 
 
 def test_a_forkserver_that_does_not_run() -> None:
-    assert status.forkserver_lines(Preloading(state="off: macOS")) == ["forkserver · off: macOS"]
+    assert status.forkserver_lines(ForkserverStatus(state="off: macOS")) == ["forkserver · off: macOS"]
