@@ -240,4 +240,6 @@ def test_the_forkserver_stands_first() -> None:
 
 
 def test_a_forkserver_that_does_not_run() -> None:
-    assert status.forkserver_lines(ForkserverStatus(state="off: macOS")) == ["forkserver · off: macOS"]
+    assert status.forkserver_lines(ForkserverStatus(state="off: macOS")) == [
+        "forkserver · off: macOS"
+    ]
