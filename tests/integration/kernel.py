@@ -231,8 +231,8 @@ def is_alive(pid: int) -> bool:
 
 
 def frames_of_ours(text: str) -> list[str]:
-    """Return the places of ddp_magic's own code in what a user sees; the prelude is the user's."""
-    return re.findall(r"ddp_magic/(?!prelude/)[\w/]*\.py", text)
+    """Return the files of ddp_magic, except those of the SAM library, that a text names."""
+    return re.findall(r"ddp_magic/(?!sam/)[\w/]*\.py", text)
 
 
 def pids_in(text: str) -> list[int]:

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from ddp_magic.prelude import optimizers
+from ddp_magic.sam import optimizers
 from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, training
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
+from ddp_magic.sam import training
 from ddp_magic.sam.model import PromptedSam
 
 READ_FIRST = 2  # items, before the first epoch: one to see what it asks for, one for the dry step

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from ddp_magic.prelude import samples
+from ddp_magic.sam import samples
 
 needs_stardist = pytest.mark.skipif(
     importlib.util.find_spec("stardist") is None, reason="pip install --no-deps stardist"

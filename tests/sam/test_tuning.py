@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, training
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
+from ddp_magic.sam import training
 from ddp_magic.sam.losses import object_losses, step_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.training import is_stuck
