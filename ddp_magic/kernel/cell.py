@@ -1,8 +1,8 @@
 """From the text of a notebook cell to a Python file with the notebook's own line numbers. Pure.
 
 The file is the cell after IPython's own transformation (`!ls` becomes a call), line for line: line
-3 of the file is line 3 of the notebook cell. Whatever stands above the cell's body there (the
-`%%ddp` line, blank lines, other cell magics) becomes comments.
+3 of the file is line 3 of the notebook cell. The lines above the cell's body (the `%%ddp` line,
+blank lines, other cell magics) become comments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Cell:
 
     Attributes:
         source: Python with the notebook's line numbers.
-        names: Those that it reads from outside, and those that it binds.
+        names: The names that it reads from outside, and those that it binds.
         environment: Environment variables that its top level sets to literal strings.
     """
 
@@ -34,12 +34,12 @@ class Cell:
 class LineKeepingTransformer(TransformerManager):
     r"""IPython's transformation, except that every line keeps its number.
 
-    IPython joins a `!command` that goes on after a backslash into one line, which moves all lines
-    below it up; here blank lines take the place of those that went.
+    IPython joins a `!command` that continues after a backslash into one line, which moves the lines
+    below it up; blank lines replace the lines that are gone.
     """
 
     def do_one_token_transform(self, lines: list[str]) -> tuple[bool, list[str]]:
-        """Apply one transformation, and fill up what it shortened."""
+        """Apply one transformation, and replace the lines that it removed."""
         changed, new = super().do_one_token_transform(lines)
         missing = len(lines) - len(new)
         if changed and missing > 0:
@@ -50,7 +50,7 @@ class LineKeepingTransformer(TransformerManager):
 
 
 def transformer_like(notebook: TransformerManager) -> LineKeepingTransformer:
-    """Return a transformer with the notebook's own rules, those a user has added included."""
+    """Return a transformer with the rules of the notebook's, including those a user has added."""
     ours = LineKeepingTransformer()
     ours.cleanup_transforms = list(notebook.cleanup_transforms)
     ours.line_transforms = list(notebook.line_transforms)
@@ -59,11 +59,11 @@ def transformer_like(notebook: TransformerManager) -> LineKeepingTransformer:
 
 
 def lines_above(raw_cell: str, body: str) -> list[str]:
-    """Return the lines of the notebook's cell that stand above its body.
+    """Return the lines of the notebook's cell above its body.
 
     Args:
-        raw_cell: The whole cell as typed.
-        body: What IPython gave the magic as the cell's body.
+        raw_cell: The whole cell, as typed.
+        body: The cell's body, as IPython passed it to the magic.
     """
     raw, own = raw_cell.rstrip().splitlines(), body.rstrip().splitlines()
     if own and raw[-len(own) :] == own:
@@ -83,16 +83,16 @@ def prepare(
     Args:
         body: The text below the `%%ddp` line.
         above: Lines of the notebook's cell above the body; they become comments.
-        filename: The name that a SyntaxError is to show.
-        transformer: What turns IPython's syntax into Python.
+        filename: The file name to show in a SyntaxError.
+        transformer: Turns IPython's syntax into Python.
 
     Raises:
         SyntaxError: With the notebook's line number.
     """
     head = "".join(f"{_indentation(body)}# {line}".rstrip() + "\n" for line in above)
-    # IPython strips blank lines at the top and unindents by the first line: comments, as far in
-    # as the body, keep every line in its place.
-    magic = body.lstrip().startswith("%%")  # a cell magic in the cell, which must stand on top
+    # IPython strips blank lines at the top and unindents by the first line: comments with the
+    # indentation of the body keep every line in its place.
+    magic = body.lstrip().startswith("%%")  # a cell magic in the cell, which must come first
     whole = head + "\n" * (len(body) - len(body.lstrip("\n"))) if magic else ""
     text = body if magic else head + body
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -101,7 +101,7 @@ def prepare(
         # Compiling also finds what parsing alone does not ('return' outside function).
         compile(source, filename, "exec", flags=flags, dont_inherit=True)
     except SyntaxError as error:
-        # The compiler leaves the line out where it has only text, and IPython the name of the file.
+        # The compiler leaves out the line if it has only text, and IPython the file name.
         error.filename = filename
         lines = text.split("\n")
         if error.text is None and error.lineno and error.lineno <= len(lines):
@@ -114,8 +114,8 @@ def prepare(
 def environment_set(tree: ast.Module) -> dict[str, str]:
     """Return the environment variables that a cell's top level sets to literal strings.
 
-    A script says `os.environ["HF_HOME"] = "/data"` above its imports, and means the libraries that
-    read it when they are imported. `%env HF_HOME=/data` is the same.
+    A script sets `os.environ["HF_HOME"] = "/data"` above its imports for libraries that read it
+    when they are imported. `%env HF_HOME=/data` does the same.
     """
     found = {}
     for statement in tree.body:

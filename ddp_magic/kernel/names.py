@@ -1,4 +1,4 @@
-"""Which names a cell may read before it is certain to have assigned them. Pure."""
+"""Which names a cell may read before it has certainly assigned them. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Names:
     """The global names of a piece of code.
 
     Attributes:
-        reads: Those that it may read before it has certainly assigned them.
-        assigns: Those that its top level binds, be it under a condition.
-        perhaps: Those that it assigns, but that a function could read before.
-        before: What is assigned in any case wherever a name is read, by that name.
-        annotated: Those that annotations mention in a string: they may be looked up.
+        reads: Names that it may read before it has certainly assigned them.
+        assigns: Names that its top level binds, possibly under a condition.
+        perhaps: Names that it assigns, but that a function may read earlier.
+        before: For each name, the names that are certainly assigned wherever it is read.
+        annotated: Names that annotations mention in a string: they may be looked up.
     """
 
     reads: frozenset[str]
@@ -29,10 +29,9 @@ class Names:
 def names_of(tree: ast.Module) -> Names:
     """Return the names that a module reads from outside, and those that it binds.
 
-    Statements are followed in their order; what is assigned only under a condition or in a loop is
-    not certain. A function's body runs later, at the earliest where its name is read: what it
-    reads is taken for certain if nothing in the module assigns it, and else is a `perhaps` unless
-    it is assigned by then.
+    Statements are followed in order; an assignment under a condition or in a loop is not certain. A
+    function's body runs later, at the earliest where its name is read: a name that it reads is in
+    `reads` if the module never assigns it, and in `perhaps` if the module may assign it only later.
     """
     reader = _Reader()
     at_the_end = frozenset(reader.block(tree.body, set()))
@@ -46,7 +45,7 @@ def names_of(tree: ast.Module) -> Names:
 
 
 def names_in_text(annotation: str) -> set[str]:
-    """Return the names that an annotation reads which is written as a string."""
+    """Return the names that an annotation in a string reads."""
     try:
         tree = ast.parse(annotation.strip(), mode="eval")
     except (SyntaxError, ValueError):
@@ -70,9 +69,9 @@ def _annotated(tree: ast.Module) -> set[str]:
 
 
 def _before(reader: _Reader, at_the_end: frozenset[str]) -> dict[str, frozenset[str]]:
-    """Return what is certain wherever a name is read, be it in a function that is read there.
+    """Return what is certain wherever a name is read, directly or by a function that is read there.
 
-    A function that is read nowhere may be read by a later cell.
+    A function that the module does not read may be read by a later cell.
     """
     before = dict.fromkeys(reader.reads_of, at_the_end) | reader.before
     todo = [name for name in before if name in reader.reads_of]
@@ -88,14 +87,14 @@ def _before(reader: _Reader, at_the_end: frozenset[str]) -> dict[str, frozenset[
 
 
 class _Reader:
-    """Walks a module; `certain` holds what is assigned on every way to the current statement.
+    """Walks a module; `certain` holds the names assigned on every path to the current statement.
 
     Attributes:
         reads: Names that may be read before they are certain.
-        reads_of: What the bodies of functions and classes read, by their names; under the empty
-            name, what those without one read.
+        reads_of: What the bodies of functions and classes read, by their names; lambdas are under
+            the empty name.
         before: What is certain wherever a name is read at the top level.
-        assigned_somewhere: Names that are bound on any way.
+        assigned_somewhere: Names that are bound on any path.
     """
 
     def __init__(self) -> None:
@@ -115,7 +114,7 @@ class _Reader:
         getattr(self, f"_{kind}", self._simple)(node, certain)
 
     def _simple(self, node: ast.stmt, certain: set[str]) -> None:
-        """Take a statement that reads first and binds then."""
+        """Follow a statement that reads first and binds then."""
         self._expressions([node], certain)
         self._bind(_targets(node), certain)
 
@@ -155,7 +154,7 @@ class _Reader:
             self.block(case.body, inside)
 
     def _augassign(self, node: ast.AugAssign, certain: set[str]) -> None:
-        """Take `history += [x]`, which reads history first."""
+        """Follow `history += [x]`, which reads `history` first."""
         target = node.target
         read = ast.Name(target.id, ast.Load()) if isinstance(target, ast.Name) else target
         self._expressions([node.value, read], certain)

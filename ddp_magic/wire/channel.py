@@ -1,8 +1,8 @@
 """The connection between a kernel and its workers and agents: frames over a Unix socket.
 
 A frame is a length (four bytes, big-endian) and that many bytes of JSON. The socket lies in a
-directory that only its owner may enter, which is the authentication; nothing that arrives is
-unpickled. A file descriptor can travel with a frame (SCM_RIGHTS).
+directory that only its owner can enter, which is the authentication; nothing that arrives is
+unpickled. A file descriptor can be sent with a frame (SCM_RIGHTS).
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ _MAX_PATH_BYTES = 103  # sun_path holds 104 or 108, with a zero at the end
 class Channel:
     """One end of a connection.
 
-    `send` may be called from any thread; `receive` from one. In a forked child a channel is
-    closed at once: what a `DataLoader` worker or an `mp.Process` inherits must neither hold the
-    connection open after its owner's death nor write into its owner's frames.
+    `send` may be called from any thread, `receive` from one. A forked child closes its channels at
+    once: a `DataLoader` worker or an `mp.Process` must neither hold the connection open after its
+    owner's death nor write into its owner's frames.
+
+    Args:
+        sock: A connected socket, which the channel closes.
+        max_frame_bytes: Longest frame to receive, bytes.
     """
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        """Take over a connected socket."""
         self._socket = sock
         self.max_frame_bytes = max_frame_bytes  # of what is received
         self._send_lock = threading.Lock()
@@ -47,11 +50,11 @@ class Channel:
         _open_channels.add(self)
 
     def fileno(self) -> int:
-        """Descriptor, for `selectors`; -1 once closed."""
+        """Return the descriptor, for `selectors`; -1 once closed."""
         return self._socket.fileno()
 
     def send(self, message: Command | Event, fd: int | None = None) -> bool:
-        """Send one message, and a descriptor with it.
+        """Send one message, optionally with a descriptor.
 
         Returns:
             False if the other end is gone or this one is closed.
@@ -70,12 +73,11 @@ class Channel:
         return True
 
     def receive(self) -> list[Command | Event] | None:
-        """Read what has arrived, blocking until something has.
+        """Wait for data, and read the messages that it completes.
 
         Returns:
-            The messages that are now complete (perhaps none). None at the end of the stream, and
-            after a frame that is too long or not a known message: then the other end is not ours,
-            or has lost its way, and the connection is of no more use.
+            The messages (possibly none); None at the end of the stream, and after a frame that is
+            too long or not a known message: where the next frame begins is not known then.
         """
         try:
             return [decode(payload) for payload in self.frames()] if self.read() else None
@@ -83,7 +85,7 @@ class Channel:
             return None
 
     def read(self) -> bool:
-        """Read what has arrived, blocking until something has; False at the end of the stream."""
+        """Wait for data and read it; return False at the end of the stream."""
         try:
             data, fds, _flags, _address = socket.recv_fds(self._socket, _CHUNK_BYTES, 1)
         except (BlockingIOError, InterruptedError):
@@ -95,7 +97,7 @@ class Channel:
         return bool(data)
 
     def frames(self) -> Iterator[bytes]:
-        """Yield the payloads of the frames that are complete.
+        """Yield the payloads of the complete frames.
 
         Raises:
             ProtocolError: The next one is longer than `max_frame_bytes`.
@@ -103,7 +105,9 @@ class Channel:
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > self.max_frame_bytes:
-                raise ProtocolError(f"a frame of {length} bytes was announced")
+                raise ProtocolError(
+                    f"frame too long: {length:,} bytes; the limit is {self.max_frame_bytes:,}"
+                )
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 return
@@ -113,28 +117,28 @@ class Channel:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the beginning of a frame has arrived, and not its end."""
+        """Whether a frame has arrived only in part."""
         return bool(self._buffer)
 
     def take_fd(self) -> int:
         """Return the descriptor that came with a frame.
 
         Raises:
-            ProtocolError: None came. It is lost also where this process has too many open.
+            ProtocolError: None came, or this process has too many files open to receive it.
         """
         if not self.received_fds:
             raise ProtocolError(
-                "no descriptor came with it (none can where too many files are open: ulimit -n)"
+                "no descriptor came with it, or too many files are open (see ulimit -n)"
             )
         return self.received_fds.pop(0)
 
     def drop_fds(self) -> None:
-        """Close what came with frames that had no use for it."""
+        """Close the descriptors that came with frames that do not need one."""
         while self.received_fds:
             os.close(self.received_fds.pop())
 
     def peer_pid(self) -> int | None:
-        """Return the process that has connected, where the operating system tells."""
+        """Return the pid of the process at the other end; None if the system does not report it."""
         if not hasattr(socket, "SO_PEERCRED"):
             return None
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
@@ -144,15 +148,15 @@ class Channel:
         """Move the descriptor, before another thread uses the channel.
 
         Args:
-            place: Takes a descriptor; returns the one that takes its place.
+            place: Is called with the descriptor; returns the one that replaces it.
         """
         self._socket = socket.socket(fileno=place(self._socket.detach()))
         self._inode = os.fstat(self._socket.fileno()).st_ino
 
     def intact(self) -> bool:
-        """Tell whether the descriptor is still this channel's, and not closed by somebody else.
+        """Tell whether the descriptor is still this channel's.
 
-        Its number may be another file's by now.
+        The user's code may have closed it, and its number may belong to another file by now.
         """
         try:
             return os.fstat(self._socket.fileno()).st_ino == self._inode
@@ -160,13 +164,13 @@ class Channel:
             return False
 
     def close(self) -> None:
-        """Close this end; the other one reads the end of the stream."""
+        """Close this end; the other end reads the end of the stream."""
         self.closed = True
         self._socket.close()
 
     def _close_in_child(self) -> None:
-        # Another thread of the parent may have held the lock at the moment of the fork; here
-        # nobody is left to release it.
+        # Another thread of the parent may have held the lock at the fork; that thread does not
+        # exist here, so the lock would never be released.
         self._send_lock = threading.Lock()
         self.close()
 
@@ -175,11 +179,13 @@ class Listener:
     """The kernel's listening end.
 
     Args:
-        path: Of the socket; in a directory of mode 0700.
+        path: Path of the socket, in a directory of mode 0700.
+
+    Raises:
+        ProtocolError: The path is too long.
     """
 
     def __init__(self, path: Path) -> None:
-        """Listen on a socket."""
         self.path = path
         if len(os.fsencode(self.path)) > _MAX_PATH_BYTES:
             raise ProtocolError(
@@ -191,17 +197,17 @@ class Listener:
         _open_channels.add(self)
 
     def fileno(self) -> int:
-        """Descriptor, for `selectors`; -1 once closed."""
+        """Return the descriptor, for `selectors`; -1 once closed."""
         return self._socket.fileno()
 
     def accept(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> Channel:
-        """Take the next connection."""
+        """Accept the next connection."""
         return Channel(self._socket.accept()[0], max_frame_bytes)
 
     def close(self) -> None:
         """Stop listening and remove the socket's file."""
         self._socket.close()
-        # It may be gone, with its directory, or on a disk that can only be read by now.
+        # It may have been removed, or the disk may have become read-only.
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -213,7 +219,7 @@ def connect(path: str, timeout_s: float = 30.0) -> Channel:
     """Connect to a `Listener`.
 
     Raises:
-        OSError: Nobody listens there.
+        OSError: No process listens there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout_s)
@@ -226,7 +232,7 @@ _open_channels: weakref.WeakSet[Channel | Listener] = weakref.WeakSet()
 
 
 def close_inherited() -> None:
-    """Close every channel that a forked process has inherited (it runs in each child by itself)."""
+    """Close every inherited channel; runs in each forked child by itself."""
     for end in list(_open_channels):
         end._close_in_child()
     _open_channels.clear()

@@ -1,8 +1,8 @@
 """Anonymous shared memory: written once by one process, mapped by others copy-on-write.
 
-A segment is a file without a name (memfd), so that nothing is left in /dev/shm, which is 64 MB in a
-container, and nothing needs to be removed: it is gone with the last process that holds it. Whoever
-maps it sees the writer's bytes and shares their pages, until it writes: then it has its own.
+A segment is a file without a name (memfd): it does not use /dev/shm, which has 64 MB in a
+container, and it disappears with the last process that holds it. A process that maps it shares the
+pages of the writer; a page that it writes to becomes its own.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 
-ALIGNMENT = 64  # bytes; what the widest vector instructions like
+ALIGNMENT = 64  # bytes, for the widest vector instructions
 _WRITE_BYTES = 2**30  # Linux writes at most 2 GiB at a time
 
 
 class Segment:
-    """One piece of shared memory, in the process that wrote it or has received it.
+    """One piece of shared memory, in the process that wrote it or received it.
+
+    Args:
+        fd: Its descriptor, which `close` closes.
+        sizes: Sizes of the buffers in it, in bytes.
 
     Attributes:
-        fd: Its descriptor.
-        sizes: Of the buffers in it, bytes.
+        fd: Its descriptor; -1 once closed.
+        sizes: Sizes of the buffers in it, in bytes.
     """
 
     def __init__(self, fd: int, sizes: Sequence[int]) -> None:
-        """Take over a descriptor."""
         self.fd = fd
         self.sizes = tuple(sizes)
 
@@ -35,7 +38,7 @@ class Segment:
         """Copy these buffers into a new segment.
 
         Args:
-            buffers: Contiguous, of bytes.
+            buffers: Contiguous buffers of bytes.
 
         Raises:
             OSError: There is not enough memory.
@@ -51,11 +54,11 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """Size of its buffers together, bytes."""
+        """Total size of its buffers, in bytes."""
         return sum(self.sizes)
 
     def views(self) -> list[memoryview]:
-        """Map it: what is written there stays in this process."""
+        """Map it, and return its buffers; what this process writes to them stays in it."""
         if not self.nbytes:
             return [memoryview(bytearray()) for _ in self.sizes]
         length = os.fstat(self.fd).st_size
@@ -70,14 +73,14 @@ class Segment:
         ]
 
     def holds(self, buffers: Sequence[memoryview]) -> bool:
-        """Tell whether these very bytes are in it."""
+        """Tell whether it contains exactly these bytes."""
         if [buffer.nbytes for buffer in buffers] != list(self.sizes):
             return False
         pairs = zip(self.views(), buffers, strict=True)
         return all(_equal(ours, theirs) for ours, theirs in pairs)
 
     def close(self) -> None:
-        """Let go of it; mappings stay."""
+        """Close the descriptor; mappings stay."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -100,7 +103,7 @@ def _anonymous_file() -> int:
 def _write(fd: int, buffer: memoryview, start: int) -> None:
     done = 0
     while done < buffer.nbytes:
-        # Written, and not copied into a mapping: the kernel then need not clear the pages first.
+        # Writing is faster than copying into a mapping, whose pages the kernel clears first.
         done += os.pwrite(fd, buffer[done : done + _WRITE_BYTES], start + done)
 
 
@@ -109,7 +112,7 @@ _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:
-    """Compare bytes as fast as memory can be read; Python would compare one by one."""
+    """Compare bytes at memory bandwidth; Python compares memoryviews item by item."""
     if not a.nbytes:
         return True
     return int(_libc.memcmp(_address(a), _address(b), a.nbytes)) == 0
@@ -122,7 +125,7 @@ def _address(buffer: memoryview) -> int:
 
 
 def size_words(nbytes: int) -> str:
-    """Say a size: `1.2 GB`."""
+    """Return a size as text: `1.2 GB`."""
     size = float(nbytes)
     for unit in ("bytes", "KB", "MB"):
         if size < 1000:

@@ -1,4 +1,4 @@
-"""What a kernel tells an agent. Apart from the agent, which imports torch; the kernel does not."""
+"""What a kernel tells an agent. Not in `node.agent`, which imports torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-SPEC_VARIABLE = "DDP_MAGIC_SPEC"  # where torchrun's children find it
+SPEC_VARIABLE = "DDP_MAGIC_SPEC"  # the environment variable in which torchrun's children find it
 
 
 def default_backend(device: str) -> str:
@@ -20,17 +20,17 @@ def default_backend(device: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What all ranks of a group have in common.
+    """Settings that all ranks of a group share.
 
     Attributes:
         socket: Path of the listening socket on this node.
         directory: The run directory.
         device: "cuda" or "cpu".
-        backend: Of the default process group; None for the device's own.
-        timeout_s: Of collectives, s; None for torch's default.
-        init_process_group: Whether the default process group is made before the cell.
-        kept: Whether the ranks are a session's, which outlive their cells.
-        master_port: The ranks' MASTER_PORT: a free one, kept free for what they start.
+        backend: Backend of the default process group; None for the default of the device.
+        timeout_s: Timeout for collectives, in seconds; None for torch's default.
+        init_process_group: Whether the default process group is created before the cell.
+        kept: Whether the ranks belong to a session, and outlive their cells.
+        master_port: MASTER_PORT of the ranks: a free port, reserved for programs that they start.
     """
 
     socket: str
@@ -45,14 +45,14 @@ class WorkerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSpec:
-    """What an agent is to run.
+    """What an agent runs.
 
     Attributes:
-        run_id: Name of the rendezvous.
-        kernel_pid: Process whose end ends the agent.
-        nproc: Ranks on this node.
+        run_id: Id of the rendezvous.
+        kernel_pid: The agent ends when this process ends.
+        nproc: Number of ranks on this node.
         sys_path: The kernel's module search path.
-        worker: The ranks' settings.
+        worker: Settings of the ranks.
         prelude: Names of `ddp_magic.prelude` that the first cell reads.
     """
 

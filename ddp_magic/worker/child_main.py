@@ -1,12 +1,12 @@
-"""What `multiprocessing` children of a rank import in the cell's place.
+"""The main module of a rank's `multiprocessing` children, in place of the cell.
 
-A child that is spawned runs its parent's main module again, so that what it unpickles finds its
-class. A cell must not run again there: it would train again. So the rank's `__main__` names this
-module as its origin, and this one gives the child the cell's imports, functions, classes and
-constants (`SIZE = 4 * 16`; not what a call returns), the prelude's names that the cell uses, and
-what the cell took along from the notebook; in a session, those of its earlier cells too. Nothing
-else of a cell is executed. Standard library only, unless there is more to do: every `DataLoader`
-worker pays for it.
+A spawned child runs its parent's main module again, so that pickle finds classes in it. A cell must
+not run again: it would train again. So the rank's `__main__` names this module as its origin, and
+this module gives the child the cell's imports, functions, classes and constants (`SIZE = 4 * 16`,
+but not the result of a call), the names of the prelude that the cell uses, and the notebook's
+values that the cell uses; in a session, those of earlier cells too. Nothing else of a cell is
+executed. It imports only the standard library unless it needs more: every `DataLoader` worker
+imports it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ Kept = TypeVar("Kept")
 
 
 class Inheritance:
-    """What a rank leaves for its children.
+    """The file that a rank leaves for its children.
 
     Args:
-        path: The file to write it to.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Begin with nothing."""
         self._path = path
         self._cells: list[tuple[str, Collection[str]]] = []
         self._captured: list[tuple[Mapping[str, Any], Collection[str]]] = []
@@ -41,12 +40,12 @@ class Inheritance:
         self._files: dict[str, str] = {}
 
     def add_cell(self, path: str, prelude: Collection[str], file: str = "") -> None:
-        """Leave a cell that is about to run.
+        """Add a cell that is about to run.
 
         Args:
-            path: Where it lies.
+            path: Its file.
             prelude: Names of the prelude that it uses.
-            file: What it calls itself; empty for `path`.
+            file: Its `__file__`; empty for `path`.
         """
         self._files[path] = file or path
         binds = names_bound(definitions(Path(path).read_text(encoding="utf-8")))
@@ -55,15 +54,15 @@ class Inheritance:
         self._write()
 
     def add_captured(self, captured: Mapping[str, Any], names: Collection[str]) -> None:
-        """Leave values of the notebook's (`capture.for_children`)."""
+        """Add values of the notebook's (`received_values.for_children`)."""
         self._captured = [*_not_replaced(self._captured, names), (captured, names)]
         self._write()
 
     def drop_captured(self, held: Collection[int]) -> set[int]:
-        """Forget what lies in shared memory that is not held; return the numbers that are needed.
+        """Forget the values in shared memory that is not held; return the numbers still needed.
 
         Args:
-            held: Numbers of shared memory that stays with this rank in any case.
+            held: Numbers of the shared memory that this rank keeps open.
         """
         self._captured = [
             (captured, names)
@@ -81,9 +80,10 @@ class Inheritance:
             "captured": [captured for captured, _ in self._captured],
         }
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # cleaners come by
+            # It may have been removed.
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path.write_text(json.dumps(left))
-        except OSError:  # a full disk: children that are spawned do without
+        except OSError:  # a full disk: spawned children do without
             os.environ.pop(VARIABLE, None)
             return
         os.environ[VARIABLE] = str(self._path)
@@ -92,15 +92,15 @@ class Inheritance:
 def _not_replaced(
     entries: Sequence[tuple[Kept, Collection[str]]], names: Collection[str]
 ) -> list[tuple[Kept, Collection[str]]]:
-    """Return what still gives names of its own once these are given anew."""
+    """Return the entries that still have names of their own once these names are replaced."""
     pairs = [(entry, set(given) - set(names)) for entry, given in entries]
     return [(entry, given) for entry, given in pairs if given]
 
 
 def definitions(source: str) -> ast.Module:
-    """Return of a cell only its imports, functions, classes and constants.
+    """Return only the imports, functions, classes and constants of a cell.
 
-    Imports and constants may stand in a `try` or an `if` in which there is nothing else.
+    Imports and constants may be in a `try` or an `if` that contains nothing else.
     """
     tree = ast.parse(source)
     known: set[str] = {"__name__"}
@@ -129,7 +129,7 @@ def names_bound(tree: ast.Module) -> set[str]:
 
 
 def _defines(statement: ast.stmt, known: set[str]) -> bool:
-    """Tell whether a statement only defines; note in `known` what a constant may be made of."""
+    """Tell whether a statement only defines; add to `known` the names that constants may use."""
     parts: list[ast.stmt] = []
     constant = True
     match statement:
@@ -141,7 +141,7 @@ def _defines(statement: ast.stmt, known: set[str]) -> bool:
             constant = _bind_constant(targets, value, known)
         case ast.AnnAssign(target=target, value=ast.expr() as value):
             constant = _bind_constant([target], value, known)
-        case ast.Try():  # what a handler does is done only where an import has failed
+        case ast.Try():  # a handler runs only if an import has failed
             parts = [*statement.body, *statement.orelse, *statement.finalbody]
         case ast.If(test=test):
             constant = _is_constant(test, known, ast.Attribute)
@@ -151,7 +151,7 @@ def _defines(statement: ast.stmt, known: set[str]) -> bool:
     return constant and all(_defines(part, known) for part in parts)
 
 
-# What is evaluated without a call.
+# Nodes that are evaluated without a call.
 _PURE = (
     *(ast.Constant, ast.JoinedStr, ast.FormattedValue, ast.Tuple, ast.List, ast.Set, ast.Dict),
     *(ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Subscript, ast.Slice),
@@ -174,7 +174,7 @@ def _bind_constant(targets: Collection[ast.expr], value: ast.expr, known: set[st
 
 
 def _is_name(target: ast.expr) -> bool:
-    """Tell whether a target is a name, or names; `config.lr = 1` needs what the cell has made."""
+    """Tell whether a target is a name or names; `config.lr = 1` needs an object of the cell."""
     if isinstance(target, (ast.Tuple, ast.List)):
         return all(map(_is_name, target.elts))
     return isinstance(target, ast.Name)
@@ -192,13 +192,13 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
     """Put what a rank has left into a namespace.
 
     Args:
-        namespace: Of this process's main module.
-        left: `cells`: paths, the running cell's last; `files`: what they call themselves, by path;
+        namespace: The namespace of this process's main module.
+        left: `cells`: paths, the running cell's last; `files`: their `__file__`, by path;
             `prelude`: names; `captured`: values.
 
     Raises:
-        NameError: A decorator, base class or default of a definition needs a name that only
-            running the cell would give.
+        NameError: A decorator, base class or default of a definition needs a name that only running
+            the cell would define.
     """
     provide_prelude(namespace, left["prelude"])
     for captured in left["captured"]:
@@ -211,7 +211,7 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
         for statement in definitions(Path(cell).read_text(encoding="utf-8")).body:
             try:
                 _execute(ast.Module([statement], []), files.get(cell, cell), namespace)
-            except NameError:  # not this cell's, which may well do without
+            except NameError:  # of an earlier cell: this one may not need it
                 continue
     file = namespace["__file__"] = files.get(path, path)
     for cell, name in files.items():
@@ -220,9 +220,9 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
         _execute(definitions(Path(path).read_text(encoding="utf-8")), file, namespace)
     except NameError as error:
         raise NameError(
-            f"{error}: a multiprocessing child of a %%ddp cell gets the cell's imports, functions, "
-            "classes and constants, and what the cell took from the notebook; the cell "
-            "itself is not run again there"
+            f"{error}: a multiprocessing child of a %%ddp cell has the cell's imports, functions, "
+            "classes and constants, and the notebook's values that the cell uses; it does not run "
+            "the cell again"
         ) from error
 
 

@@ -19,12 +19,12 @@ def receive(
     """Read the captured values, for functions whose globals are `namespace`.
 
     Args:
-        command: What the kernel says of them.
+        command: The kernel's command.
         segments: Shared memory, by number.
         namespace: The cell's.
 
     Raises:
-        CaptureError: A value cannot be made here.
+        CaptureError: A value cannot be read in this process.
     """
     views = {number: segments[number].views() for number in {p[0] for p in command.parts}}
     stream = segments[command.stream].views()[0]
@@ -49,8 +49,8 @@ def for_children(command: Captured, segments: Mapping[int, Segment]) -> dict[str
     """Describe where a `multiprocessing` child of this rank finds the same values.
 
     Args:
-        command: What the kernel says of them.
-        segments: Shared memory, by number; this process holds it.
+        command: The kernel's command.
+        segments: Shared memory, by number, which this process keeps open.
     """
     numbers = sorted({command.stream, *(part[0] for part in command.parts)})
     own = f"/proc/{os.getpid()}/fd"
@@ -62,10 +62,10 @@ def for_children(command: Captured, segments: Mapping[int, Segment]) -> dict[str
 
 
 def receive_as_child(described: Mapping[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
-    """Read in a child what `for_children` has described in its parent.
+    """Read in a child the values that `for_children` has described in its parent.
 
     Raises:
-        CaptureError: A value cannot be made here.
+        CaptureError: A value cannot be read in this process.
         OSError: The parent has ended.
     """
     segments = {

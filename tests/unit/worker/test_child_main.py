@@ -78,10 +78,10 @@ def test_restored_definitions_have_the_cells_file(
 
 
 def test_a_definition_that_needs_the_cell_is_explained(tmp_path: Path) -> None:
-    """The NameError says what a child gets."""
+    """The NameError says what a child has."""
     path = tmp_path / "cell.py"
     path.write_text("base = make()\nclass A(base): pass")
-    with pytest.raises(NameError, match="and constants, and what the cell took"):
+    with pytest.raises(NameError, match="and the notebook's values that the cell uses"):
         restore({}, _left(path))
 
 
