@@ -3,6 +3,10 @@
 The file is the cell after IPython's own transformation (`!ls` becomes a call), line for line: line
 3 of the file is line 3 of the notebook cell. The lines above the cell's body (the `%%ddp` line,
 blank lines, other cell magics) become comments.
+
+Undocumented names of IPython, known to hold for IPython 8.18 to 9.18: `do_one_token_transform` and
+the lists of transforms of `TransformerManager`. tests/unit/kernel/test_cell.py fails where they
+change.
 """
 
 from __future__ import annotations

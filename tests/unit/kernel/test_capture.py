@@ -40,8 +40,10 @@ def _run(code: str, names: dict[str, Any]) -> Any:
     linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, file, "exec"), names)
-    return eval(compile(ast.Expression(last.value), file, "eval"), names) if last else None
+    exec(compile(tree, file, "exec", dont_inherit=True), names)
+    if last is None:
+        return None
+    return eval(compile(ast.Expression(last.value), file, "eval", dont_inherit=True), names)
 
 
 def _notebook(code: str = "pass", **options: Any) -> Notebook:

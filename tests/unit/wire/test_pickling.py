@@ -22,7 +22,7 @@ from ddp_magic.wire.pickling import (
 
 def _function(text: str, name: str = "f", file: str = "/notebook/1.py") -> Any:
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(text, file, "exec"), names)
+    exec(compile(text, file, "exec", dont_inherit=True), names)
     return names[name]
 
 

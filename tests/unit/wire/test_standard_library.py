@@ -26,7 +26,7 @@ def _received(*values: Any) -> Any:
 
 def _names(text: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__", "functools": functools}
-    exec(text, names)
+    exec(compile(text, "1.py", "exec", dont_inherit=True), names)
     return names
 
 
