@@ -228,9 +228,8 @@ class LocalEngine:
                     self._retire_if_out_of_date(forkserver, spec.sys_path, env)
             self.launch(env)
             agent = ForkedAgent(self, spec, env)
-            for note in self._notes:
-                agent.note(note)
-            self._notes = []
+            while self._notes:
+                agent.note(self._notes.pop(0))
             self._explain_slow_start(agent)
             if self.off:
                 agent.place_with(self._fallback)
@@ -288,9 +287,8 @@ class LocalEngine:
     @property
     def importing(self) -> str:
         """The library that the forkserver imports while an agent waits, by top-level name."""
-        if self._forkserver is None or not self._pending:
-            return ""
-        return self._forkserver.importing.removeprefix("ddp_magic.").partition(".")[0]
+        module = self._forkserver.importing if self._forkserver and self._pending else ""
+        return module.removeprefix("ddp_magic.").partition(".")[0]
 
     def describe(self) -> ForkserverStatus:
         """Return what `%ddp_status` shows."""

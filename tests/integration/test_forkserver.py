@@ -147,7 +147,7 @@ def test_what_it_needs_lies_on_the_path(
         assert "traitlets" in _wait_status(kernel, "traitlets")
     else:
         assert f"from {place}/traitlets" in result.text, result
-        assert "started by torchrun from now on" in result.text
+        assert "torchrun starts the ranks from now on" in result.text
 
 
 def test_libraries_that_a_pth_file_brings(
