@@ -16,7 +16,7 @@ How a rank starts, from the cell to its first message::
                                                  6 elastic.run
                                                  7 ranks.fork   ──fork──▶  8 worker.main
           ◀─────────────WorkerHello, pipe───────────────────────────────────
-    9 group._welcome
+    9 connections._welcome
           ──────────────RunCell───────────────────────────────────────────▶
 
 1. `kernel/group.py`, `WorkerGroup.start`: listens on the run's socket and asks an engine for an
@@ -37,7 +37,7 @@ How a rank starts, from the cell to its first message::
    agent; `run_worker` there sets its variables.
 8. `worker/worker.py`, `main`: connects to the socket, sends `WorkerHello` with the read end of its
    stdout and stderr, makes the process group, and waits for commands.
-9. `kernel/group.py`, `WorkerGroup._welcome`: the rank is a member of the group.
+9. `kernel/connections.py`, `Connections._welcome`: the rank is a member of the group.
 
 With `--cold`, `engines/torchrun.py` starts torch's launcher (`node/torchrun.py`, `main`), which
 starts a keeper for each rank (`keep`); that continues with step 5 for its one rank.
