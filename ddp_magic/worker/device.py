@@ -15,7 +15,7 @@ def set_device(wanted: str, backend: str | None) -> torch.device:
         backend: Backend of the default process group; None for the device's default.
 
     Raises:
-        RuntimeError: NCCL is to be used, and CUDA sees fewer GPUs than there are ranks.
+        RuntimeError: The backend is NCCL, and CUDA sees fewer GPUs than there are ranks.
     """
     if wanted != "cuda" or not torch.cuda.is_available():
         return torch.device("cpu")

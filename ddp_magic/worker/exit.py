@@ -70,7 +70,7 @@ def run_steps(steps: Sequence[Step], on_interrupt: Callable[[], None]) -> None:
 
 
 def join_queue_threads(timeout_s: float = QUEUES_S) -> None:
-    """Wait for the threads of `multiprocessing` queues, which the exit handlers have told to end.
+    """Wait for the threads of `multiprocessing` queues, which the exit handlers have asked to end.
 
     They are daemons, and the last to hold their queue's semaphores: if one is cut off, the
     semaphores' tracker warns of a leak.

@@ -25,7 +25,7 @@ from ddp_magic.worker import interrupts
 from ddp_magic.worker.notebook_values import NotebookValues
 from ddp_magic.worker.progress import Progress
 
-ABORT_AFTER_S = 0.3  # for Python code to take an interrupt by itself
+ABORT_AFTER_S = 0.3  # for Python code to handle an interrupt itself
 
 MainCommand: TypeAlias = RunCell | NewGroup | Exit
 

@@ -104,7 +104,7 @@ class ProcessGroups:
         self._torch_destroy()
 
     def init(self) -> None:
-        """Create the default group that the cell finds, unless there is to be none."""
+        """Create the default group that the cell finds, or none for `--no-init`."""
         if self._backend is None:
             return
         self._torch_init(

@@ -89,11 +89,3 @@ def test_an_output_that_cannot_be_sent_is_the_cells_error(kernel: Kernel) -> Non
     )
     assert result.status == "ok", result
     assert result.lines == ["[rank 0] ProtocolError"] * 2 + ["[rank 0] done"], result
-
-
-def test_an_errors_long_text(kernel: Kernel) -> None:
-    """One that no frame could carry is cut."""
-    result = kernel.run("%%ddp -n 1\nraise ValueError('x' * 300_000_000)")
-    assert result.error["ename"] == "WorkerError", result.error["ename"]
-    assert "ValueError" in result.error["evalue"]
-    assert len(result.traceback) < 3_000_000

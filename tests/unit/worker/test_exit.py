@@ -19,7 +19,7 @@ def _fail(error: BaseException) -> None:
 
 
 def test_the_order_is_the_interpreters() -> None:
-    """Threads, exit handlers, objects; then the threads that exit handlers have told to end."""
+    """Threads, exit handlers, objects; then the threads that exit handlers have asked to end."""
     assert [step.run for step in steps(0)] == [
         threading._shutdown,  # type: ignore[attr-defined]
         atexit._run_exitfuncs,

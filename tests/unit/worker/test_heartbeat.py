@@ -65,14 +65,14 @@ def test_an_interrupt_is_acknowledged_before_the_heartbeat() -> None:
     assert [type(event) for event in channel.sent] == [Interrupted, Heartbeat]
 
 
-def test_a_storm_of_interrupts_blocks_nobody() -> None:
+def test_a_storm_of_interrupts_does_not_block() -> None:
     """The signal handler must return, though nothing reads the pipe."""
     heartbeats, _ = _thread(Progress())
     for _ in range(70_000):
         heartbeats.interrupt_taken()
 
 
-def test_a_rank_that_has_lost_its_descriptor_says_nothing() -> None:
+def test_a_rank_whose_descriptor_was_closed_sends_nothing() -> None:
     """Its number may be a file of the user's by now."""
     heartbeats, channel = _thread(Progress(Phase.IDLE))
     channel.owned = False

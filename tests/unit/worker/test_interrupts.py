@@ -28,7 +28,7 @@ def _run(code: str) -> list[str]:
 
 
 def test_the_users_code_is_interrupted_without_a_frame_of_ours() -> None:
-    """As in a script; and it is told that the main thread has taken it."""
+    """As in a script; and the second signal shows that the main thread has taken it."""
     lines = _run("""
         soon()
         result, error = interrupts.user_code(forever)
@@ -40,7 +40,7 @@ def test_the_users_code_is_interrupted_without_a_frame_of_ours() -> None:
 
 
 def test_ours_is_not() -> None:
-    """It goes on to its end; the interrupt is told as taken, and heeded later if that is wanted."""
+    """It runs to its end; the interrupt is recorded, and reaches the next user code on demand."""
     lines = _run("""
         soon(0.1)
         time.sleep(0.5)
