@@ -37,6 +37,10 @@ class FakeAgent:
     def ended(self) -> bool:
         return self.dead
 
+    def take_notes(self) -> list[str]:
+        notes, self.notes = self.notes, []
+        return notes
+
     def kill(self) -> None:
         self.dead = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.errors import CaptureError
+from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.controller import Controller
