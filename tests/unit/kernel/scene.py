@@ -27,10 +27,6 @@ class FakeAgent:
         self.waiting = ""
         self.words = ""
 
-    def take_notes(self) -> list[str]:
-        notes, self.notes = self.notes, []
-        return notes
-
     def fileno(self) -> int:
         return -1
 

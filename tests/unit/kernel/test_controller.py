@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ddp_magic.errors import CaptureError
-from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.controller import Controller
@@ -27,8 +27,8 @@ NOTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _args(**given: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{**NOTHING, **given})
+def _args(**given: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{**NOTHING, **given})
 
 
 def _cell(*reads: str) -> Cell:
