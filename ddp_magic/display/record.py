@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ddp_magic.display.rank import Rank
 from ddp_magic.errors import DDPMagicError, RunInterrupted
@@ -87,3 +88,23 @@ class RunRecord:
     def elapsed_s(self) -> float:
         """Seconds from the start to the end, or to now."""
         return (self.ended or time.time()) - self.started
+
+
+class Screen(Protocol):
+    """Where a run is shown while it goes on; see `screen`."""
+
+    @property
+    def progress(self) -> Mapping[int, str]:
+        """The ranks' progress bars, by rank; kept up to date."""
+
+    def start(self, record: RunRecord) -> None:
+        """Show that the run is about to start."""
+
+    def take(self, event: RunEvent) -> None:
+        """Show an event."""
+
+    def tick(self, record: RunRecord) -> None:
+        """Show what has changed; called many times a second."""
+
+    def finish(self, record: RunRecord) -> None:
+        """Show how the run ended."""

@@ -19,10 +19,10 @@ from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel import cell, controller, pull
 from ddp_magic.kernel.arguments import parse_keywords
 from ddp_magic.kernel.capture import Notebook
-from ddp_magic.kernel.interrupts import without_frames
+from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.options import OptionError
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run import Run, interrupted_words
+from ddp_magic.kernel.run import Run
 
 _CALL = "_result = _function(*_arguments)"
 

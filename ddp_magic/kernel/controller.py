@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ddp_magic.display.diagnose import Surroundings
+from ddp_magic.display.record import Screen
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
@@ -18,7 +19,8 @@ from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.options import OPTIONS, OptionError
 from ddp_magic.kernel.resolve import check_ranks
-from ddp_magic.kernel.run import Options, Run, Screen
+from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 

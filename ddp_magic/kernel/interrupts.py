@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from ddp_magic.display.record import RunRecord
 from ddp_magic.errors import RunInterrupted
+from ddp_magic.wire.states import State
 
 
 class InterruptCounter:
@@ -66,3 +68,14 @@ def without_frames(message: Callable[[], str]) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise RunInterrupted(message()) from None
+
+
+def interrupted_words(run: RunRecord | None) -> str:
+    """Return what Stop interrupted, where no rank was running."""
+    if run is None or run.state is State.PENDING:
+        return "Stop was pressed before the ranks were started"
+    if isinstance(run.error, KeyboardInterrupt):
+        return str(run.error)
+    if run.error is not None:
+        return f"Stop was pressed after the run failed: {run.error}"
+    return "Stop was pressed after the run ended"

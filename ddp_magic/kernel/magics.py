@@ -27,7 +27,7 @@ from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.interrupts import without_frames
+from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
 from ddp_magic.kernel.options import (
     OPTIONS,
@@ -38,7 +38,8 @@ from ddp_magic.kernel.options import (
     spelling,
 )
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run import Options, Run, interrupted_words
+from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.run_options import Options
 
 
 def documented(text: str) -> Callable[[Any], Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddp_magic.kernel import option_values as read
+from ddp_magic.wire.specs import default_backend
 
 DEFAULT_CPU_RANKS = 2
 
@@ -189,8 +190,8 @@ OPTIONS = (
         use="gloo, nccl, or one for each device, such as cpu:gloo,cuda:nccl",
         values=("gloo", "nccl", "cpu:gloo,cuda:nccl"),
         fixed=True,
-        help="Backend of the process group. Default: `cpu:gloo,cuda:nccl` with GPUs, otherwise "
-        "`gloo`.",
+        help="Backend of the process group. "
+        f"Default: `{default_backend('cuda')}` with GPUs, otherwise `{default_backend('cpu')}`.",
     ),
     Option(
         name="timeout",

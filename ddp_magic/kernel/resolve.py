@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from ddp_magic.kernel import devices
 from ddp_magic.kernel.devices import Gpu
 from ddp_magic.kernel.options import DEFAULT_CPU_RANKS, OptionError
-from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.run_options import Options
+from ddp_magic.wire.specs import default_backend
 
 
 def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Options:
@@ -92,7 +93,7 @@ def _number_of_ranks(asked: SimpleNamespace, gpus: int) -> int:
 
 def _check_nccl(asked: SimpleNamespace, nproc: int, gpus: int) -> None:
     """Check that each rank has a GPU where nccl needs one."""
-    default = "nccl" if gpus else "gloo"
+    default = default_backend("cuda" if gpus else "cpu")
     if "nccl" not in (asked.backend or default) or nproc <= gpus:
         return
     if not gpus:

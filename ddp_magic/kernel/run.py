@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.record import RunRecord
+from ddp_magic.display.record import RunRecord, Screen
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel.capture import Capture
-from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.group import WorkerGroup
-from ddp_magic.kernel.interrupts import InterruptCounter
-from ddp_magic.kernel.pull import Pull, Pulls
+from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
+from ddp_magic.kernel.pull import Pulls
 from ddp_magic.kernel.renewal import prepare_next_cell
+from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.stop import FINISH_S, Stop
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.system import storage
 from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.frames import know_source
-from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     Doing,
     GroupEnded,
@@ -43,55 +41,6 @@ from ddp_magic.wire.states import State
 POLL_S = 0.05
 PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
 PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a run is asked for; see `%%ddp --help` for each.
-
-    Attributes:
-        visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
-        devices: One line that says which devices the ranks run on.
-        show: Ranks whose output is shown; None for all.
-        pull: What the notebook wants afterwards.
-        session: Name of the session whose ranks run the cell; empty for ranks of its own.
-        call: The cell is ours and calls a function: its lines are of no interest.
-    """
-
-    nproc: int
-    device: str = "cpu"
-    visible: str | None = None
-    devices: str = ""
-    backend: str | None = None
-    timeout_s: float | None = None
-    time_limit_s: float | None = None
-    init_process_group: bool = True
-    show: frozenset[int] | None = None
-    seed: int | None = None
-    argv: tuple[str, ...] = ()
-    pull: tuple[Pull, ...] = ()
-    session: str = ""
-    call: bool = False
-
-
-class Screen(Protocol):
-    """Where a run is shown while it goes on; see `display.screen`."""
-
-    @property
-    def progress(self) -> Mapping[int, str]:
-        """The ranks' progress bars, by rank; kept up to date."""
-
-    def start(self, record: RunRecord) -> None:
-        """Show that the run is about to start."""
-
-    def take(self, event: RunEvent) -> None:
-        """Show an event."""
-
-    def tick(self, record: RunRecord) -> None:
-        """Show what has changed; called at least every `POLL_S` seconds."""
-
-    def finish(self, record: RunRecord) -> None:
-        """Show how the run ended."""
 
 
 class Run(RunRecord):
@@ -376,47 +325,3 @@ class Run(RunRecord):
             around=self._around,
             prelude=OWN_NAMES & set(self._command.prelude),
         )
-
-
-def interrupted_words(run: Run | None) -> str:
-    """Return what Stop interrupted, where no rank was running."""
-    if run is None or run.state is State.PENDING:
-        return "Stop was pressed before the ranks were started"
-    if isinstance(run.error, KeyboardInterrupt):
-        return str(run.error)
-    if run.error is not None:
-        return f"Stop was pressed after the run failed: {run.error}"
-    return "Stop was pressed after the run ended"
-
-
-def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> str:
-    """Return what a cell calls itself: a file of the notebook's directory, as a script would be.
-
-    No such file is made there. Who wants the cell's text finds it in `linecache`.
-
-    Args:
-        cell_path: Where the cell lies, in the run's directory.
-        number: In the notebook's `In[n]`.
-        taken: What the session's other cells call themselves.
-    """
-    stem = f"cell_{number}" if number else cell_path.parent.name
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it has been removed
-        here = cell_path.parent
-    names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-    files = (str(here / f"{name}.py") for name in names)
-    return next(file for file in files if file not in taken and not os.path.lexists(file))
-
-
-def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
-    """Describe the ranks of a run, or of a session by its first run."""
-    return WorkerGroup(
-        directory,
-        nproc=options.nproc,
-        device=options.device,
-        backend=options.backend,
-        timeout_s=options.timeout_s,
-        init_process_group=options.init_process_group,
-        kept=bool(options.session),
-    )

@@ -10,7 +10,7 @@ from ddp_magic.display.status import SessionStatus
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.interrupts import deferred
 from ddp_magic.kernel.needed_values import Held
-from ddp_magic.kernel.run import Options, group_of
+from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.system import storage
 
 END_S = 30.0  # for the exit handlers of its ranks

@@ -14,7 +14,7 @@ from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.names import Names
-from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
 from ddp_magic.wire.kernel_events import GroupEnded, Note
 from ddp_magic.wire.messages import CellNames

@@ -10,7 +10,7 @@ from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.options import OptionError
-from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
 
 ADVICE = "omit it, run %ddp_stop lab first, or use another session name"

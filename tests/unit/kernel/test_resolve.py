@@ -10,7 +10,7 @@ from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.devices import Gpu
 from ddp_magic.kernel.options import OptionError
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.run_options import Options
 
 
 def _resolve(line: str, gpus: int = 0) -> Options:

@@ -17,10 +17,12 @@ from ddp_magic.errors import (
     WorkerLostError,
 )
 from ddp_magic.kernel.capture import Capture
-from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.cell import Cell, cell_file
+from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.pull import Pull
-from ddp_magic.kernel.run import Options, Run, cell_file, interrupted_words
+from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.wire.kernel_events import (
     Doing,
     GroupEnded,

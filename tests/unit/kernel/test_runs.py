@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.names import Names
-from ddp_magic.kernel.run import Options, Run
+from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import KEEP_RUNS, Runs
 
 

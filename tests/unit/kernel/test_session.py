@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.run import Options
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import END_S, Session, Sessions
 from ddp_magic.wire.kernel_events import GroupEnded
 from tests.unit.fakes import FakeGroup, exited, hello, press_stop

@@ -1,0 +1,51 @@
+"""What a run is asked for, checked and resolved for this machine (`resolve`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.pull import Pull
+from ddp_magic.system.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run is asked for; see `%%ddp --help` for each.
+
+    Attributes:
+        visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
+        devices: One line that says which devices the ranks run on.
+        show: Ranks whose output is shown; None for all.
+        pull: What the notebook wants afterwards.
+        session: Name of the session whose ranks run the cell; empty for ranks of its own.
+        call: The cell is ours and calls a function: its lines are of no interest.
+    """
+
+    nproc: int
+    device: str = "cpu"
+    visible: str | None = None
+    devices: str = ""
+    backend: str | None = None
+    timeout_s: float | None = None
+    time_limit_s: float | None = None
+    init_process_group: bool = True
+    show: frozenset[int] | None = None
+    seed: int | None = None
+    argv: tuple[str, ...] = ()
+    pull: tuple[Pull, ...] = ()
+    session: str = ""
+    call: bool = False
+
+
+def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
+    """Describe the ranks of a run, or of a session by its first run."""
+    return WorkerGroup(
+        directory,
+        nproc=options.nproc,
+        device=options.device,
+        backend=options.backend,
+        timeout_s=options.timeout_s,
+        init_process_group=options.init_process_group,
+        kept=bool(options.session),
+    )
