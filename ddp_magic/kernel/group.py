@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.kernel.connections import Connections
+from ddp_magic.kernel.outbox import Outbox
 from ddp_magic.system import processes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
@@ -36,7 +37,6 @@ from ddp_magic.wire.messages import (
     Interrupt,
     Kill,
     NewGroup,
-    SharedMemory,
     Stream,
     WorkerExited,
     WorkerHello,
@@ -93,12 +93,11 @@ class WorkerGroup:
             kept=kept,
         )
         self._connections = Connections(directory, nproc)
+        self._outbox = Outbox(self._connections.members, nproc)
         self._agent: PlacedAgent | None = None
         self._started = 0.0
         self._waits_for = ""
         self._master_port: socket.socket | None = None
-        self._first_commands: list[tuple[Command, int | None]] = []
-        self._sent_segments: set[int] = set()
         self._renewals = 0
         self._ready: dict[int, WorkerReady] = {}
         self._exited: dict[int, WorkerExited] = {}
@@ -152,17 +151,11 @@ class WorkerGroup:
 
         Ranks that are not up yet get it when they are.
         """
-        members = self._connections.members
-        for member in members.values():
-            member.channel.send(command, fd)
-        if len(members) < self.nproc:
-            self._first_commands.append((command, None if fd is None else os.dup(fd)))
+        self._outbox.send(command, fd)
 
     def share(self, number: int, segment: Segment) -> None:
         """Send shared memory to every rank, unless they have it already."""
-        if number not in self._sent_segments:
-            self.send(SharedMemory(number=number, sizes=segment.sizes), segment.fd)
-            self._sent_segments.add(number)
+        self._outbox.share(number, segment)
 
     def renew_process_group(self) -> None:
         """Let the ranks create their default process group again; each answers WorkerReady."""
@@ -277,7 +270,7 @@ class WorkerGroup:
     def _heed(self, event: RunEvent) -> None:
         match event:
             case WorkerHello(rank=rank):
-                self._send_first_commands(rank)
+                self._outbox.welcome(rank)
             case WorkerReady(rank=rank):
                 self._ready[rank] = event
             case AgentDone():
@@ -289,18 +282,6 @@ class WorkerGroup:
                     self._send_agents(Kill())
             case _:
                 pass
-
-    def _send_first_commands(self, rank: int) -> None:
-        for command, fd in self._first_commands:
-            self._connections.members[rank].channel.send(command, fd)
-        if len(self._connections.members) == self.nproc:
-            self._forget_first_commands()
-
-    def _forget_first_commands(self) -> None:
-        for _, fd in self._first_commands:
-            if fd is not None:
-                os.close(fd)
-        self._first_commands = []
 
     def _news_of_start(self, agent: PlacedAgent) -> list[RunEvent]:
         events: list[RunEvent] = [Note(text=text) for text in agent.take_notes()]
@@ -344,7 +325,7 @@ class WorkerGroup:
         if self.kept:
             self.directory.tidy()
         self._connections.close()
-        self._forget_first_commands()
+        self._outbox.close()
         if self._master_port is not None:
             self._master_port.close()
         if self._agent is not None:
