@@ -24,9 +24,9 @@ from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.stop import FINISH_S, Stop
 from ddp_magic.prelude import OWN_NAMES
-from ddp_magic.system import storage
 from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.frames import know_source
+from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.kernel_events import (
     Doing,
     GroupEnded,
@@ -76,7 +76,7 @@ class Run(RunRecord):
         cell_files: set[str] | None = None,
     ) -> None:
         source = cell.source.encode()
-        self.directory = storage.new_run_directory(len(source))
+        self.directory = process_storage.new_run_directory(len(source))
         self.directory.cell.write_bytes(source)
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
@@ -138,7 +138,7 @@ class Run(RunRecord):
         self.started = time.time()
         self.progress = screen.progress
         screen.start(self)
-        notes = (*storage.take_notes(), *self._capture.notes)
+        notes = (*process_storage.take_notes(), *self._capture.notes)
         self._take([Note(text=text) for text in notes], screen)
         with InterruptCounter() as counter:
             try:
@@ -150,7 +150,7 @@ class Run(RunRecord):
             self._forget()
             screen.finish(self)
             self.directory.tidy()
-            storage.prune_in_background()
+            process_storage.prune_in_background()
             if counter.count and not isinstance(self.error, KeyboardInterrupt):
                 # The cells after this one are not to run; the ranks' own error is shown.
                 shown = self.error._render_traceback_()[:-1] if self.error else ()

@@ -11,7 +11,7 @@ from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.interrupts import deferred
 from ddp_magic.kernel.needed_values import Held
 from ddp_magic.kernel.run_options import Options, group_of
-from ddp_magic.system import storage
+from ddp_magic.system.storage import process_storage
 
 END_S = 30.0  # for the exit handlers of its ranks
 
@@ -40,7 +40,7 @@ class Session:
     @classmethod
     def of(cls, options: Options) -> Session:
         """Describe a session; its first run starts it."""
-        return cls(options, group_of(options, storage.new_run_directory()))
+        return cls(options, group_of(options, process_storage.new_run_directory()))
 
     def status(self) -> SessionStatus:
         """Return what `%ddp_status` shows of it."""

@@ -31,67 +31,124 @@ MAX_SOCKET_BYTES = 103  # a Unix socket's path; sun_path holds 104 or 108, with 
 _NAME = "ddp_magic"
 _ID_BYTES = 25  # longest name of a run
 _ID = re.compile(r"\d{4}-\d{6}-\d+-\d+")
-_numbers = itertools.count(1)
-_pruned: float | None = None
-_fresh: Path | None = None  # this process's own, in the temporary folder
-_notes: list[str] = []
-_said: set[str] = set()
 
 
-def new_run_directory(cell_bytes: int = 0) -> RunDirectory:
-    """Make the directory of the next run of this kernel; its name is the run's id.
-
-    What is to be said of its place is in `take_notes`.
+class RunStorage:
+    """Makes the directories of this process's runs, and removes old ones.
 
     Args:
-        cell_bytes: Size of the cell, for which there must be room too.
-
-    Raises:
-        LaunchError: There is no place for it.
+        first: Number of the first run.
     """
-    problems: list[str] = []
-    for root in _roots(problems):
+
+    def __init__(self, first: int = 1) -> None:
+        self._numbers = itertools.count(first)
+        self._pruned: float | None = None
+        self._fresh: Path | None = None  # in the temporary folder
+        self._notes: list[str] = []
+        self._said: set[str] = set()
+
+    def new_run_directory(self, cell_bytes: int = 0) -> RunDirectory:
+        """Make the directory of the next run; its name is the run's id.
+
+        A message about its place, if there is one, is then in `take_notes`.
+
+        Args:
+            cell_bytes: Size of the cell, for which there must be room too.
+
+        Raises:
+            LaunchError: There is no place for it.
+        """
+        problems: list[str] = []
+        for root in self._roots(problems):
+            try:
+                directory = self._new_directory(_private(root), ROOM_BYTES + cell_bytes)
+            except OSError as error:
+                problems.append(f"{root}: {error.strerror or error}")
+                self._remove_empty(root)
+                continue
+            if problems:
+                self._note(
+                    f"logs are kept in {root}, because other places cannot be used ({problems[0]})"
+                )
+            return RunDirectory(directory)
+        raise LaunchError(
+            "no place for the run's files: make room, or set TMPDIR to a directory of yours "
+            f"({'; '.join(problems)})"
+        )
+
+    def take_notes(self) -> list[str]:
+        """Return the messages about where runs are kept, once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def prune_in_background(self) -> threading.Thread | None:
+        """Remove old runs in a thread of its own: with thousands of them it takes a while.
+
+        Returns:
+            The thread; None if it was done less than `PRUNE_EVERY_S` ago.
+        """
+        now = time.monotonic()
+        if self._pruned is not None and now - self._pruned < PRUNE_EVERY_S:
+            return None
+        self._pruned = now
+        places = (cache_directory(), self._fresh)
+        roots = [root for root in places if root is not None and root.is_dir()]
+        thread = threading.Thread(target=_prune_all, args=(roots,), daemon=True)
+        thread.start()
+        return thread
+
+    def _note(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._notes.append(text)
+
+    def _roots(self, problems: list[str]) -> Iterator[Path]:
+        """Yield where runs may be kept, the best place first; add to `problems` why not there."""
+        if (cache := cache_directory()) is not None:
+            yield cache
+        if self._fresh is not None:
+            yield self._fresh
+        for parent in _temporary_folders():
+            try:
+                self._fresh = Path(tempfile.mkdtemp(prefix=f"{_NAME}-", dir=parent))
+            except OSError as error:
+                problems.append(f"{parent}: {error.strerror}")
+                continue
+            yield self._fresh
+
+    def _new_directory(self, root: Path, room_bytes: int) -> Path:
+        """Make a run's directory, with room for it.
+
+        Raises:
+            OSError: It cannot be made there, or there is no room.
+        """
+        stamp = time.strftime("%m%d-%H%M%S")
+        while True:
+            path = root / f"{stamp}-{os.getpid()}-{next(self._numbers)}"
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            break
         try:
-            directory = _new_directory(_private(root), ROOM_BYTES + cell_bytes)
-        except OSError as error:
-            problems.append(f"{root}: {error.strerror or error}")
-            _remove_empty(root)
-            continue
-        if problems:
-            _note(f"logs are kept in {root}, because other places cannot be used ({problems[0]})")
-        return RunDirectory(directory)
-    raise LaunchError(
-        "there is no place for the run's files; make room, or set TMPDIR to a directory of yours "
-        f"({'; '.join(problems)})"
-    )
+            probe = path / "room"
+            probe.write_bytes(bytes(room_bytes))
+            probe.unlink()
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return path
+
+    def _remove_empty(self, path: Path) -> None:
+        """Remove a fresh directory that is of no use."""
+        if path == self._fresh:
+            try:
+                path.rmdir()
+            except OSError:  # it is not empty, or gone
+                pass
 
 
-def take_notes() -> list[str]:
-    """Return what is to be said of where runs are kept, once."""
-    notes, _notes[:] = list(_notes), []
-    return notes
-
-
-def _note(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        _notes.append(text)
-
-
-def _roots(problems: list[str]) -> Iterator[Path]:
-    """Yield where runs may be kept, the best place first; add to `problems` why not elsewhere."""
-    global _fresh  # noqa: PLW0603 -- one for the process, so that its runs stay together
-    if (cache := cache_directory()) is not None:
-        yield cache
-    if _fresh is not None:
-        yield _fresh
-    for parent in _temporary_folders():
-        try:
-            _fresh = Path(tempfile.mkdtemp(prefix=f"{_NAME}-", dir=parent))
-        except OSError as error:
-            problems.append(f"{parent}: {error.strerror}")
-            continue
-        yield _fresh
+process_storage = RunStorage()  # of this process
 
 
 def cache_directory() -> Path | None:
@@ -157,47 +214,6 @@ def _private(root: Path) -> Path:
     return root
 
 
-def _new_directory(root: Path, room_bytes: int) -> Path:
-    """Make a run's directory, with room for it.
-
-    Raises:
-        OSError: It cannot be made there, or there is no room.
-    """
-    stamp = time.strftime("%m%d-%H%M%S")
-    while True:
-        path = root / f"{stamp}-{os.getpid()}-{next(_numbers)}"
-        try:
-            path.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
-        break
-    try:
-        probe = path / "room"
-        probe.write_bytes(bytes(room_bytes))
-        probe.unlink()
-    except OSError:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    return path
-
-
-def prune_in_background() -> threading.Thread | None:
-    """Remove old runs in a thread of its own: with thousands of them it takes a while.
-
-    Returns:
-        The thread; None where it has been done less than `PRUNE_EVERY_S` ago.
-    """
-    global _pruned  # noqa: PLW0603 -- one clock for the process
-    now = time.monotonic()
-    if _pruned is not None and now - _pruned < PRUNE_EVERY_S:
-        return None
-    _pruned = now
-    roots = [root for root in (cache_directory(), _fresh) if root is not None and root.is_dir()]
-    thread = threading.Thread(target=_prune_all, args=(roots,), daemon=True)
-    thread.start()
-    return thread
-
-
 def _prune_all(roots: list[Path]) -> None:
     for root in roots:
         prune(root)
@@ -214,15 +230,6 @@ def _is_ours(path: Path) -> bool:
         return False
     private = stat.S_ISDIR(status.st_mode) and status.st_mode & 0o777 == 0o700
     return private and status.st_uid == os.getuid()
-
-
-def _remove_empty(path: Path) -> None:
-    """Remove a fresh directory that is of no use."""
-    if path == _fresh:
-        try:
-            path.rmdir()
-        except OSError:  # it is not empty, or gone
-            pass
 
 
 def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -> None:

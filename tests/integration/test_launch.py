@@ -54,7 +54,7 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import os, sys, time
-            from ddp_magic.system import storage
+            from ddp_magic.system.storage import process_storage
             from ddp_magic.wire.messages import Exit, RunCell, Stream
             from ddp_magic.engines.local import LocalEngine
             from ddp_magic.engines.torchrun import Torchrun
@@ -64,7 +64,7 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
             engine = LocalEngine(fallback=Torchrun())
             groups = []
             for _ in range(10):
-                directory = storage.new_run_directory()
+                directory = process_storage.new_run_directory()
                 cell = directory.cell
                 cell.write_text("import torch, torch.distributed as dist\\n" + sys.argv[1])
                 group = WorkerGroup(directory, nproc=2, device="cpu")

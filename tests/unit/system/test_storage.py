@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -15,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.errors import LaunchError
-from ddp_magic.system import storage
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.storage import RunStorage, prune
 from ddp_magic.wire.channel import Listener
 
 
@@ -29,13 +28,15 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             (base / folder).mkdir()
         monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
         monkeypatch.setattr(tempfile, "tempdir", str(base / "tmp"))
-        monkeypatch.setattr(storage, "_fresh", None)
-        monkeypatch.setattr(storage, "_said", set())
-        storage.take_notes()
         yield base
 
 
-def test_a_run_directory_is_private_and_in_the_cache(place: Path) -> None:
+@pytest.fixture
+def storage(place: Path) -> RunStorage:  # noqa: ARG001 -- it looks at the place when it is used
+    return RunStorage()
+
+
+def test_a_run_directory_is_private_and_in_the_cache(place: Path, storage: RunStorage) -> None:
     """Closed to others, as is the directory that holds all."""
     path = storage.new_run_directory().path
     assert path.parent == place / "cache" / "ddp_magic"
@@ -46,7 +47,7 @@ def test_a_run_directory_is_private_and_in_the_cache(place: Path) -> None:
     assert storage.take_notes() == []
 
 
-def test_an_open_directory_is_closed(place: Path) -> None:
+def test_an_open_directory_is_closed(place: Path, storage: RunStorage) -> None:
     """A mode that somebody has widened is set right."""
     root = storage.new_run_directory().path.parent
     root.chmod(0o755)
@@ -99,7 +100,9 @@ NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="makes things another 
         _file_above,
     ],
 )
-def test_something_in_its_place(place: Path, put: Callable[[Path], None]) -> None:
+def test_something_in_its_place(
+    place: Path, put: Callable[[Path], None], storage: RunStorage
+) -> None:
     """It is left as it is and said once; runs go to a fresh private directory, all to the same."""
     name = place / "cache" / "ddp_magic"
     put(name)
@@ -117,14 +120,18 @@ def test_something_in_its_place(place: Path, put: Callable[[Path], None]) -> Non
 
 
 @pytest.mark.parametrize("value", ["/nowhere/at/all", "/x" * 60])
-def test_a_cache_that_is_no_place(place: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_cache_that_is_no_place(
+    place: Path, monkeypatch: pytest.MonkeyPatch, value: str, storage: RunStorage
+) -> None:
     """Runs go to the temporary folder, and no folder is made to hold a cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert storage.new_run_directory().path.parent.parent == place / "tmp"
     assert not Path(value).exists()
 
 
-def test_a_home_that_is_not_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_is_not_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch, storage: RunStorage
+) -> None:
     """A container's user has none: it is not made."""
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(place / "home"))
@@ -135,7 +142,7 @@ def test_a_home_that_is_not_there(place: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @NEEDS_ROOT
-def test_another_users_home(place: Path) -> None:
+def test_another_users_home(place: Path, storage: RunStorage) -> None:
     """Nothing of ours gets in their way (sudo keeps HOME)."""
     os.chown(place / "cache", 12345, 12345)
     assert storage.new_run_directory().path.parent.parent == place / "tmp"
@@ -148,11 +155,13 @@ def test_a_socket_fits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = place / ("x" * length)
         folder.mkdir()
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-        monkeypatch.setattr(storage, "_numbers", itertools.count(10**4 - 1))
+        storage = RunStorage(first=10**4 - 1)
         Listener(storage.new_run_directory().socket).close()
 
 
-def test_a_temporary_folder_that_is_too_long(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_that_is_too_long(
+    place: Path, monkeypatch: pytest.MonkeyPatch, storage: RunStorage
+) -> None:
     """The system's own is taken."""
     long = place / ("x" * 90)
     long.mkdir()
@@ -172,7 +181,7 @@ def test_no_place_at_all() -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "try:\n"
-        "    storage.new_run_directory()\n"
+        "    storage.process_storage.new_run_directory()\n"
         "except storage.LaunchError as error:\n"
         "    print(error)\n"
     )
@@ -184,7 +193,7 @@ def test_no_place_at_all() -> None:
     assert issubclass(LaunchError, Exception)
 
 
-def test_what_a_cleaner_removed_is_made_again(place: Path) -> None:
+def test_what_a_cleaner_removed_is_made_again(place: Path, storage: RunStorage) -> None:
     """The root between two runs, the fresh directory too."""
     shutil.rmtree(storage.new_run_directory().path.parent)
     assert storage.new_run_directory().path.parent == place / "cache" / "ddp_magic"
@@ -196,10 +205,10 @@ def test_what_a_cleaner_removed_is_made_again(place: Path) -> None:
     shutil.rmtree(fresh)
     assert storage.new_run_directory().path.parent == fresh
     RunDirectory(place / "nowhere").tidy()
-    storage.prune(place / "nowhere")
+    prune(place / "nowhere")
 
 
-def test_old_and_big_runs_go() -> None:
+def test_old_and_big_runs_go(storage: RunStorage) -> None:
     """By age, and beyond the sum of sizes the oldest first; a run under way stays."""
     runs = [storage.new_run_directory().path for _ in range(4)]
     for age, run in enumerate(reversed(runs)):
@@ -207,25 +216,25 @@ def test_old_and_big_runs_go() -> None:
         log.write_bytes(b"x" * 1000)
         when = time.time() - 100 * age
         os.utime(log, (when, when))
-    storage.prune(runs[0].parent, keep_s=250, keep_bytes=10**9)
+    prune(runs[0].parent, keep_s=250, keep_bytes=10**9)
     assert [run.exists() for run in runs] == [False, True, True, True]
     (runs[1] / "socket").touch()
     when = time.time() - 200
     os.utime(runs[1] / "socket", (when, when))
-    storage.prune(runs[0].parent, keep_s=10**9, keep_bytes=1500)
+    prune(runs[0].parent, keep_s=10**9, keep_bytes=1500)
     assert [run.exists() for run in runs] == [False, True, False, True]
 
 
-def test_what_is_no_run_stays() -> None:
+def test_what_is_no_run_stays(storage: RunStorage) -> None:
     """Whatever else somebody keeps there."""
     root = storage.new_run_directory().path.parent
     (root / "notes").mkdir()
     os.utime(root / "notes", (0, 0))
-    storage.prune(root)
+    prune(root)
     assert (root / "notes").exists()
 
 
-def test_a_run_that_has_ended_leaves_what_somebody_reads() -> None:
+def test_a_run_that_has_ended_leaves_what_somebody_reads(storage: RunStorage) -> None:
     """The cell and the ranks' output stay; empty logs and the group's store go."""
     run = storage.new_run_directory().path
     for name, text in {"cell.py": "x", "rank0.log": "y", "rank1.log": "", "store0": "z"}.items():
@@ -234,9 +243,8 @@ def test_a_run_that_has_ended_leaves_what_somebody_reads() -> None:
     assert sorted(path.name for path in run.iterdir()) == ["cell.py", "rank0.log"]
 
 
-def test_old_runs_are_looked_for_now_and_then(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_runs_are_looked_for_now_and_then(place: Path, storage: RunStorage) -> None:
     """Once at the first start, and not again at each of the next; other kernels' fresh ones too."""
-    monkeypatch.setattr(storage, "_pruned", None)
     old = storage.new_run_directory().path
     elsewhere = place / "tmp" / "ddp_magic-abcd1234" / old.name
     elsewhere.parent.mkdir(mode=0o700)
