@@ -63,8 +63,6 @@ def test_a_victim_is_not_the_culprit(kernel: Kernel) -> None:
         ("os._exit(3)", "WorkerLostError", "rank 1 exited with code 3"),
         ("sys.exit('no data')", "WorkerLostError", "rank 1 ended by sys.exit with code 1: no data"),
         ("os.kill(os.getpid(), 9)", "WorkerLostError", "rank 1 was killed by SIGKILL (exit -9)"),
-        ("import ctypes; ctypes.string_at(0)", "WorkerLostError", "rank 1 was killed by SIGSEGV"),
-        ("raise KeyError('k')", "WorkerError", "rank 1 raised KeyError at line 4: 'k'"),
         ("input('name? ')", "WorkerError", "rank 1 called input('name? ')"),
     ],
 )
@@ -152,7 +150,7 @@ def test_left_over_processes_are_ended(kernel: Kernel) -> None:
 
 def test_time_limit(kernel: Kernel) -> None:
     """The whole run ends, with each rank's line."""
-    result = kernel.run(f"%%ddp -n 2 --time-limit 6\nprint('up')\n{BUSY}")
+    result = kernel.run(f"%%ddp -n 2 --time-limit 3\nprint('up')\n{BUSY}")
     assert result.error["ename"] == "TimeLimitError"
     assert "did not answer at line 3" in result.error["evalue"]
 
@@ -188,10 +186,9 @@ def test_stop_after_the_last_line(kernel: Kernel, what: str) -> None:
     assert kernel.run("%%ddp -n 2\nprint('again')").text.count("again") == 2
 
 
-@pytest.mark.parametrize("what", AFTERWARDS)
-def test_a_time_limit_after_the_last_line(kernel: Kernel, what: str) -> None:
+def test_a_time_limit_after_the_last_line(kernel: Kernel) -> None:
     """It holds for the whole of a rank's life."""
-    result = kernel.run(f"%%ddp -n 2 --time-limit 2\n{AFTERWARDS[what]}")
+    result = kernel.run(f"%%ddp -n 2 --time-limit 2\n{AFTERWARDS['exit handler']}")
     assert result.error["ename"] == "TimeLimitError"
     assert not frames_of_ours(result.text + result.traceback)
 
@@ -200,16 +197,6 @@ SLOW_ERROR = (
     "class Slow(Exception):\n    def __str__(self):\n"
     "        import time; time.sleep(1000); return 'text'\n"
 )
-
-
-def test_a_time_limit_does_not_lose_an_error(kernel: Kernel) -> None:
-    """It is being formatted, which takes for ever: its class and its line are known."""
-    result = kernel.run(
-        f"%%ddp -n 2 --time-limit 3\n{SLOW_ERROR}if rank == 0: raise Slow()\ndist.barrier()"
-    )
-    assert result.error["ename"] == "WorkerError"
-    assert "rank 0 raised Slow at line 5" in result.error["evalue"]
-    assert not frames_of_ours(result.text + result.traceback)
 
 
 def test_stop_does_not_lose_an_error(kernel: Kernel) -> None:
@@ -226,21 +213,6 @@ def test_stop_does_not_lose_an_error(kernel: Kernel) -> None:
     assert "rank 0 raised Slow at line 6" in result.error["evalue"]
     assert "rank 0 of 2 had raised:" in result.traceback
     assert not frames_of_ours(result.text + result.traceback)
-
-
-def test_stop_after_an_error_does_not_lose_it(kernel: Kernel) -> None:
-    """A rank of a session has failed, and its deaf peer is waited for, when Stop is pressed."""
-    kernel.run("%%ddp -n 2 --session failing\nprint(rank)")
-    message = kernel.start(
-        f"%%ddp --session failing\nprint('go', flush=True)\nif rank == 0: {BUSY}\n1 / 0"
-    )
-    kernel.finish(message, until="go")
-    time.sleep(2.0)
-    kernel.interrupt()
-    result = kernel.finish(message)
-    kernel.run("%ddp_stop --all")
-    assert "KeyboardInterrupt: " in result.traceback
-    assert "rank 1 raised ZeroDivisionError at line 4: division by zero" in result.traceback
 
 
 def test_what_the_user_sees_of_an_interrupt(kernel: Kernel) -> None:
@@ -279,7 +251,7 @@ def test_an_interrupt_that_a_destructor_swallows_comes_again(kernel: Kernel) -> 
 
 def test_who_waits_for_a_rank_that_has_finished_is_no_victim_of_ours(kernel: Kernel) -> None:
     """Ranks are ended while they format their complaint; none is blamed for that."""
-    for _ in range(6):
+    for _ in range(2):
         result = kernel.run(
             "%%ddp -n 4\nt = torch.ones(1)\ndist.all_reduce(t)\nif rank: dist.all_reduce(t)"
         )
@@ -288,20 +260,14 @@ def test_who_waits_for_a_rank_that_has_finished_is_no_victim_of_ours(kernel: Ker
         assert "rank 0: finished" in result.traceback
 
 
-@pytest.mark.parametrize(
-    ("whom", "words"),
-    [
-        ("os.getppid()", "the agent was ended by SIGTERM from outside"),
-        ("os.getpid()", "rank 1 was killed by SIGTERM"),
-    ],
-)
-def test_what_is_ended_from_outside_is_named(kernel: Kernel, whom: str, words: str) -> None:
+def test_an_agent_that_is_ended_from_outside_is_named(kernel: Kernel) -> None:
     """And not a rank that ended with it."""
     result = kernel.run(
         "%%ddp -n 3\nimport os, signal, time\n"
-        f"if rank == 1: time.sleep(0.5); os.kill({whom}, signal.SIGTERM)\n"
+        "if rank == 1: time.sleep(0.5); os.kill(os.getppid(), signal.SIGTERM)\n"
         "if rank == 2: dist.recv(torch.ones(1), src=1)\ntime.sleep(1000)"
     )
+    words = "the agent was ended by SIGTERM from outside"
     assert result.error["evalue"].startswith(words), result.error
 
 

@@ -41,19 +41,6 @@ def test_c_code_and_child_processes(kernel: Kernel) -> None:
     assert shown == [f"[rank 0] {word}" for word in words]
 
 
-def test_utf8_split_over_reads(kernel: Kernel) -> None:
-    """A character whose bytes arrive one by one is that character, and nothing after it is lost.
-
-    IPython's own %%script takes a split character for the end of the stream.
-    """
-    result = kernel.run(
-        "%%ddp -n 1\nimport os, time\n"
-        "for byte in 'grün 🎉'.encode():\n    os.write(1, bytes([byte])); time.sleep(0.03)\n"
-        "print()\nprint('after')"
-    )
-    assert result.text == "[rank 0] grün 🎉\n[rank 0] after\n"
-
-
 def test_much_to_stderr_at_once(kernel: Kernel) -> None:
     """200 KB to stderr in one write neither wedge the rank nor get lost."""
     result = kernel.run(
@@ -67,22 +54,6 @@ def test_much_to_stderr_at_once(kernel: Kernel) -> None:
         assert _log(kernel, rank).decode() == wanted
         assert f"[rank {rank}] done" in result.lines
         assert f"[rank {rank}] {900:>9}" in result.lines
-
-
-def test_a_burst_of_lines(kernel: Kernel) -> None:
-    """10^5 lines: head and tail on the screen with a word on the rest, all of it in the log."""
-    result = kernel.run("%%ddp -n 1\nfor i in range(100_000): print('line', i)")
-    assert result.status == "ok"
-    assert _log(kernel, 0).decode() == "".join(f"line {i}\n" for i in range(100_000))
-    assert result.lines[:3] == ["[rank 0] line 0", "[rank 0] line 1", "[rank 0] line 2"]
-    assert result.lines[-1] == "[rank 0] line 99999"
-    left_out = [line for line in result.lines if "lines left out here" in line]
-    assert left_out
-    assert (
-        sum(int(line.split()[3].replace(",", "")) for line in left_out)
-        + len([line for line in result.lines if "] line " in line])
-        == 100_000
-    )
 
 
 def test_figures_are_in_order_with_the_text(kernel: Kernel) -> None:
@@ -144,16 +115,6 @@ def test_clear_output_redraws_in_place(kernel: Kernel) -> None:
     assert last == {0: "<p>0.2</p>", 1: "<p>1.2</p>"}
 
 
-def test_display_ids_of_ranks_do_not_meet(kernel: Kernel) -> None:
-    """Two ranks that update a display of the same id each update their own."""
-    result = kernel.run(
-        "%%ddp -n 2\nfrom IPython.display import HTML\n"
-        "h = display(HTML('start'), display_id='x')\nh.update(HTML(f'end {rank}'))"
-    )
-    ids = {c["transient"]["display_id"] for c in result.displays}
-    assert len(ids) == 2
-
-
 def test_a_progress_bar_leaves_its_last_state(kernel: Kernel) -> None:
     """Carriage returns make one line of a bar, and the table shows it while it runs."""
     result = kernel.run(
@@ -187,34 +148,15 @@ def test_last_words_before_sigkill(kernel: Kernel) -> None:
     assert result.error["ename"] == "WorkerLostError"
 
 
-def test_escape_sequences_of_any_size(kernel: Kernel) -> None:
-    """None of them is an error in the kernel, and the text around them is shown."""
-    result = kernel.run(
-        "%%ddp -n 1\n"
-        "print('\\x1b[' + '9' * 5000 + 'A')\n"
-        "print('\\x1b[' + '9' * 20_000 + 'A')\n"
-        "print('\\x1b[99999999999999999999B\\x1b[' + '8' * 5000 + 'K\\x1b[?' + '7' * 5000 + 'h')\n"
-        "import sys, time\n"
-        "for piece in ('a\\x1b', '[', '2', 'K', 'b\\n'):\n"
-        "    print(piece, end='', flush=True)\n"
-        "    time.sleep(0.3)\n"
-        "sys.stdout.buffer.write(b'\\xff\\xfe\\xc3(\\x80\\n')\n"
-        "print('end')"
-    )
-    assert result.status == "ok", result.traceback
-    assert result.lines[-1] == "[rank 0] end", result.lines[-3:]
-    assert "[rank 0] ab" in result.lines, result.lines[-5:]
-
-
-def test_a_line_of_60_mb(kernel: Kernel) -> None:
+def test_lines_of_10_mb(kernel: Kernel) -> None:
     """Cut on the screen, with a word where it is whole; with and without an end, and as a bar."""
     result = kernel.run(
-        "%%ddp -n 1\nimport time\nprint('x' * 60_000_000)\n"
-        "print('y' * 60_000_000, end='', flush=True)\ntime.sleep(1)\nprint()\n"
-        "print('\\r' + 'z' * 60_000_000)\nprint('end')"
+        "%%ddp -n 1\nimport time\nprint('x' * 10_000_000)\n"
+        "print('y' * 10_000_000, end='', flush=True)\ntime.sleep(1)\nprint()\n"
+        "print('\\r' + 'z' * 10_000_000)\nprint('end')"
     )
     assert result.status == "ok", result.traceback
-    assert result.text.count("60,000,000 characters; the whole line is in ") == 3, result.text[
+    assert result.text.count("10,000,000 characters; the whole line is in ") == 3, result.text[
         -200:
     ]
     assert len(result.text) < 1_000_000

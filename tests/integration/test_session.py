@@ -69,16 +69,6 @@ def test_a_later_cell_finds_what_an_earlier_one_made(lab: Kernel) -> None:
     assert "session lab" in str(second.outputs[0])
 
 
-def test_another_number_of_ranks_is_refused(lab: Kernel) -> None:
-    lab.run("%%ddp -n 2 -s lab\nx = 1")
-    result = lab.run("%%ddp -n 3 -s lab\nx")
-    assert (
-        "%%ddp --nproc-per-node: session 'lab' already runs with 2 ranks: omit it, run %ddp_stop "
-        "lab first, or use another session name"
-    ) in str(result.error)
-    assert lab.run("%%ddp -n 2 -s lab\nx").status == "ok"
-
-
 def test_a_failed_cell_keeps_the_session_and_the_sums_right(lab: Kernel) -> None:
     """Rank 0 raises while rank 1 waits in a collective: the next sum is not a stale one."""
     lab.run(f"%%ddp -n 2 -s lab\nkept = 'here'\n{SUM}")
@@ -111,8 +101,8 @@ def test_a_ddp_object_does_not_stand_in_the_way(lab: Kernel) -> None:
 def test_many_failures(lab: Kernel) -> None:
     """Every one leaves a session whose ranks are in step."""
     lab.run("%%ddp -n 2 -s lab\nx = 1")
-    for i in range(6):
-        lab.run(f"%%ddp -s lab\nif rank == {i % 2}: raise ValueError\ndist.barrier()")
+    for i in range(2):
+        lab.run(f"%%ddp -s lab\nif rank == {i}: raise ValueError\ndist.barrier()")
     _sums(lab)
 
 
@@ -151,15 +141,16 @@ def test_stop_between_cells_does_nothing(lab: Kernel) -> None:
 
 
 def test_a_deaf_rank_ends_the_session(lab: Kernel) -> None:
-    """It is killed after 2 s, and the session with it; that is said."""
+    """It shows its stack and is killed after 2 s, and the session with it; that is said."""
     lab.run("%%ddp -n 2 -s lab\nx = 7")
     result = _stopped(
         lab,
-        "%%ddp -s lab\nimport signal, time\nprint('started')\n"
-        "if rank == 1:\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(1000)",
-        until="started",
-        wait_s=0.5,
+        "%%ddp -s lab\nprint('up', flush=True)\ndef deaf():\n    sum(range(10**11))\n"
+        "if rank == 1: deaf()\nimport time; time.sleep(1000)",
+        until="up",
+        wait_s=0.7,
     )
+    assert "line 4 in deaf" in result.text, result
     assert "rank 1 did not answer" in str(result.error)
     assert "session lab ended" in result.text
     assert lab.run("%%ddp -n 2 -s lab\nprint('x' in globals())").text.count("False") == 2
@@ -194,9 +185,8 @@ def test_captured_names_follow_the_notebook(lab: Kernel) -> None:
     }, result.text
     lab.run("own = 'changed'\ndata.append(5)\narray[0] = 4\ndef f(): return 'new'")
     result = lab.run(show)
-    assert set(result.lines) == {
-        f"[rank {r}] notebook and ranks [1] 2 new 4.0" for r in range(2)
-    }, result.text
+    lines = {line for line in result.lines if line.startswith("[rank")}  # a slow capture says so
+    assert lines == {f"[rank {r}] notebook and ranks [1] 2 new 4.0" for r in range(2)}, result.text
 
 
 def test_a_name_of_a_sessions(lab: Kernel) -> None:
@@ -349,8 +339,8 @@ def test_a_failed_cell_keeps_the_users_handler_of_sigterm(lab: Kernel) -> None:
 def test_heartbeats_in_a_later_cell(lab: Kernel) -> None:
     """State and line are those of the cell that runs now."""
     lab.run("%%ddp -n 2 -s lab\nimport time")
-    for _ in range(3):
-        message = lab.start("%%ddp -s lab\nprint('up')\n\n\nfor _ in range(25): time.sleep(0.1)")
+    for _ in range(2):
+        message = lab.start("%%ddp -s lab\nprint('up')\n\n\nfor _ in range(15): time.sleep(0.1)")
         result = lab.finish(message)
         tables = [
             content["data"]["text/plain"]
@@ -364,25 +354,14 @@ def test_heartbeats_in_a_later_cell(lab: Kernel) -> None:
         assert {row[4] for row in rows[-2:]} == {"5"}, tables
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        ("os._exit(3)", "rank 1 exited with code 3"),
-        ("os.kill(os.getpid(), 9)", "rank 1 was killed by SIGKILL"),
-        ("os.closerange(3, 2000)", "rank 1"),
-    ],
-)
-def test_a_rank_that_dies_ends_the_session_with_the_reason(
-    lab: Kernel, code: str, words: str
-) -> None:
+def test_a_rank_without_connections_ends_the_session(lab: Kernel) -> None:
     """Its peer, which sleeps, is ended with it; nobody waits for a new process group."""
     lab.run("%%ddp -n 2 -s lab\nimport os, time")
-    result = lab.run(f"%%ddp -s lab\nif rank == 1: {code}\ntime.sleep(1000)")
-    assert result.error["evalue"].startswith(words), result.error
+    result = lab.run("%%ddp -s lab\nif rank == 1: os.closerange(3, 2000)\ntime.sleep(1000)")
+    assert result.error["evalue"].startswith("rank 1"), result.error
     assert "session lab ended with its ranks" in result.text
-    assert "anew" not in result.text
-    _sums_of_new = lab.run(f"%%ddp -n 2 -s lab\n{SUM}")
-    assert _sums_of_new.text.count("sum 3.0") == 2
+    assert "re-created" not in result.text
+    assert lab.run(f"%%ddp -n 2 -s lab\n{SUM}").text.count("sum 3.0") == 2
 
 
 def test_a_rank_that_leaves_a_session(lab: Kernel) -> None:
@@ -405,19 +384,6 @@ def test_files_that_a_session_names_are_there(lab: Kernel) -> None:
         logs = re.search(r"logs in (\S+)", status)
         assert logs is not None
         assert (Path(logs.group(1)) / "rank0.log").exists()
-
-
-def test_a_deaf_rank_of_a_session_shows_its_stack(lab: Kernel) -> None:
-    """In a later cell too."""
-    lab.run("%%ddp -n 2 -s lab\nx = 1")
-    result = _stopped(
-        lab,
-        "%%ddp -s lab\nprint('up', flush=True)\ndef deaf():\n    sum(range(10**11))\n"
-        "if rank == 1: deaf()",
-        "up",
-        0.7,
-    )
-    assert "line 4 in deaf" in result.text, result
 
 
 def test_stop_while_a_session_formats_an_error(lab: Kernel) -> None:

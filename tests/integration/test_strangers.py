@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.kernel import Kernel
-from tests.unit.kernel.test_strangers import NONSENSE
+from tests.unit.kernel.test_connections import NONSENSE
 
 WAITING = """
 import time
@@ -48,7 +48,7 @@ def test_strangers_at_a_runs_socket(new_kernel: Callable[..., Kernel], tmp_path:
     silent.close()
     assert result.status == "ok", result
     assert result.text.count("sum 2.0") == 2, result
-    assert "a connection was closed, because it sent an invalid message" in result.text
+    assert "a connection was closed because it sent an invalid message" in result.text
     assert kernel.processes() == []
 
 

@@ -466,6 +466,30 @@ def test_stop_keeps_the_session(tmp_path: Path) -> None:
     assert not group.ended
 
 
+def test_stop_while_a_failed_ranks_peer_is_waited_for(tmp_path: Path) -> None:
+    """The peer does not answer: the press raises KeyboardInterrupt, below the rank's error."""
+    raised: Batch = [error(1), idle(1)]
+    ends: Batch = [press_stop, idle(0)]
+    on = {"interrupt": [ends], "renew_process_group": [[ready(0), ready(1)]]}
+    group = _session(tmp_path, raised, on=on)
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.FAILED
+    assert isinstance(run.error, RunInterrupted)
+    assert "after the run failed: rank 1 raised ValueError at line 3: boom" in str(run.error)
+    assert "Cell In[1], line 3" in run.error.details
+
+
+def test_a_rank_that_leaves_a_session(tmp_path: Path) -> None:
+    """`os._exit(0)` is no failure; the session ends when the others have finished the cell."""
+    group = _session(tmp_path, [exited(1, 0)], [], [finished(0), idle(0)])
+    run = _run(group)
+    screen = _execute(run)
+    assert run.state is State.SUCCEEDED
+    assert screen.notes == ["session lab ended with its ranks"]
+    assert group.ended
+
+
 def test_a_press_during_the_renewal_ends_the_session(tmp_path: Path) -> None:
     """And the run keeps its own error above the interrupt."""
     raised: Batch = [error(0), idle(0), error(1), idle(1)]
