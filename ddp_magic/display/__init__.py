@@ -1,1 +1,1 @@
-"""What a person sees: outputs, tables, verdicts. Imports no process."""
+"""What a user sees: outputs, tables, verdicts. No module here starts or ends a process."""

@@ -1,4 +1,4 @@
-"""From what is known of the ranks to what went wrong. Pure, but for `read_stack`."""
+"""From what is known of the ranks to what went wrong. Pure, except `read_stack`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.messages import LOST_CONNECTION, Error, Finished
 
-# What a rank says when its peer is gone: gloo's and NCCL's words. Such a rank is a victim.
+# Errors of gloo and NCCL when a peer is gone. A rank that raises one is a victim.
 _LOST_PEER = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Connection refused|remote process exited|"
     r"remote error|unhandled system error|recvValue failed|sendBytes failed|failed to recv|"
@@ -22,18 +22,18 @@ _LOST_PEER = re.compile(
 _HINTS = {
     signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
     signal.SIGSEGV: "a crash in C code",
-    signal.SIGABRT: "C code gave up; the rank's output above may say why",
+    signal.SIGABRT: "C code aborted; the rank's output above may say why",
     signal.SIGBUS: "often /dev/shm is full: give DataLoader fewer workers",
     signal.SIGILL: "a library was built for another processor",
     signal.SIGFPE: "a crash in C code",
 }
 
-DUMPED_CHARS = 500  # of a file's name in a stack that faulthandler writes
+DUMPED_CHARS = 500  # of a file name in a stack dump of faulthandler
 _MAIN = (
     r"(?:__main__|__mp_main__|ddp_magic\.worker\.child_main)"  # the last is a rank's, by its spec
 )
-# How an error names what `__main__` lacks; of AttributeErrors, those of pickle, which looks for a
-# class there.
+# The errors for a name that `__main__` does not have; the AttributeErrors are pickle's, which looks
+# up classes there.
 _MISSING = {
     "NameError": re.compile(r"^name '(\w+)'"),
     "AttributeError": re.compile(
@@ -43,8 +43,8 @@ _MISSING = {
 }
 _NEVER = re.compile(r"(?!)")
 
-# What the prelude's function raises where another one was meant. Anything else comes of a call that
-# went right, where its owner would be noise.
+# What a function of the prelude raises if the user meant another one. Other errors come from a
+# correct call; naming the prelude there would be noise.
 _MISTAKEN = ("AttributeError", "TypeError")
 
 
@@ -53,10 +53,10 @@ class Failure:
     """How one rank failed.
 
     Attributes:
-        time: When, s since the epoch.
-        code: Its exit code; the negative number of a signal; None while it has not ended.
-        error: What it raised, if it raised.
-        finished: Its `sys.exit`, if it called that.
+        time: When, in seconds since the epoch.
+        code: Its exit code, or the negative number of a signal; None if it has not ended.
+        error: What it raised; None if it did not raise.
+        finished: Its `sys.exit`; None if it did not call it.
         ended_by_us: Whether the agent or the kernel ended its process.
     """
 
@@ -69,21 +69,21 @@ class Failure:
 
     @property
     def lost_its_peer(self) -> bool:
-        """Whether it only felt another rank's end."""
+        """Whether it failed because another rank ended."""
         return self.error is not None and bool(_LOST_PEER.search(self.error.evalue))
 
     @property
     def is_victim(self) -> bool:
-        """Whether its end only follows from another's."""
+        """Whether another rank's end or the kernel caused its failure."""
         return self.lost_its_peer or self.ended_by_us
 
 
 def first_failure(failures: Collection[Failure]) -> Failure:
-    """Return the failure that the others follow from.
+    """Return the failure that caused the others.
 
-    The earliest one; but a rank that found its peer gone is a victim as long as there is another
-    explanation, since the news of a dead process can come after its peers' complaints. A rank that
-    we have ended explains nothing.
+    It is the earliest one. But a rank that lost its peer is a victim if there is any other
+    explanation: a process's death can be reported after the errors of its peers. A rank that the
+    agent or the kernel ended explains nothing.
     """
     culprits = [f for f in failures if not f.is_victim]
     culprits = culprits or [f for f in failures if not f.ended_by_us] or list(failures)
@@ -91,7 +91,7 @@ def first_failure(failures: Collection[Failure]) -> Failure:
 
 
 def describe(failure: Failure) -> str:
-    """Say in one line how a rank failed, and what may be done."""
+    """Return a line on how a rank failed, with a hint where there is one."""
     rank = f"rank {failure.rank}"
     if failure.error is not None:
         return f"{rank} {describe_error(failure.error)}"
@@ -102,7 +102,7 @@ def describe(failure: Failure) -> str:
 
 
 def describe_error(error: Error) -> str:
-    """Say in one line what a rank raised, and where."""
+    """Return a line on what a rank raised, and where."""
     where = f" at line {error.line}" if error.line else ""
     text = f": {error.evalue}" if error.evalue else ""
     return f"raised {error.ename}{where}{text}"
@@ -114,8 +114,8 @@ class Surroundings:
 
     Attributes:
         notebook: The names that the notebook defines.
-        elsewhere: Says in which cell a name was last given a value in other ranks, and in which
-            session it still is; both are empty if nowhere.
+        elsewhere: Returns the cell that last assigned a name in other ranks, and the session that
+            still has it; both are empty if there is none.
     """
 
     notebook: Mapping[str, object] = field(default_factory=dict)
@@ -125,18 +125,18 @@ class Surroundings:
 def name_hints(
     error: Error, cell_source: str, surroundings: Surroundings, prelude: Collection[str]
 ) -> list[str]:
-    """Say what names have to do with an error, where they may.
+    """Return hints on names that may have caused an error.
 
     Args:
         error: What the rank raised.
-        cell_source: The cell's text.
+        cell_source: The cell's source.
         surroundings: Where names could have come from.
-        prelude: Names of ddp_magic's own (not torch's) that the cell took from the prelude.
+        prelude: Names of ddp_magic's own (not torch's) that the cell uses from the prelude.
     """
     notebook = surroundings.notebook
     hints = _hints_of_children(error, cell_source)
     if hints:
-        pass  # the name is not a rank's that is missing
+        pass  # the name is missing in a child, not in the rank
     elif found := _MISSING.get(error.ename, _NEVER).search(error.evalue):
         name = next(filter(None, found.groups()))
         if name in notebook:
@@ -161,8 +161,8 @@ def name_hints(
     return hints
 
 
-# How an error shows that it comes from a `multiprocessing` child: of a pool or an executor, of a
-# DataLoader, of `torch.multiprocessing.spawn`.
+# Marks of errors that come from a `multiprocessing` child: of a pool or an executor, a DataLoader,
+# `torch.multiprocessing.spawn`.
 _OF_A_CHILD = ("RemoteTraceback", "worker process", "terminated with the following error")
 
 
@@ -194,7 +194,7 @@ def _where_it_is(name: str, cell: str, session: str) -> str:
 
 
 def exit_words(code: int | None) -> str:
-    """Say what an exit code means."""
+    """Return what an exit code means."""
     if code is None:
         return "has not ended"
     if code == LOST_CONNECTION:
@@ -218,12 +218,12 @@ def signal_name(number: int) -> str:
 
 
 def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
-    """Return the thread that is in the cell, from a faulthandler dump, innermost frame first.
+    """Return the frames of the thread that runs the cell, innermost first.
 
     Args:
-        dump: What faulthandler wrote; the last dump in it counts.
-        cell_path: What the cell calls itself.
-        label: What to call that file.
+        dump: One or more dumps of faulthandler; the last one is used.
+        cell_path: The cell's file name in the ranks.
+        label: The name to show in its place.
         limit: Most frames to return.
     """
     threads: list[list[str]] = []
@@ -242,7 +242,7 @@ def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
 
 
 def _as_dumped(path: str) -> str:
-    """Return a file's name as faulthandler writes it, which knows only ASCII."""
+    """Return a file name as faulthandler writes it, in ASCII."""
     text = ""
     for char in path[:DUMPED_CHARS]:
         code = ord(char)
@@ -256,7 +256,7 @@ def _as_dumped(path: str) -> str:
 
 
 def cell_line(frames: Sequence[str], label: str) -> int | None:
-    """Return the innermost line of the cell in the frames that `stack` returned."""
+    """Return the innermost line of the cell in frames from `stack`; None if there is none."""
     for frame in frames:
         if found := re.search(re.escape(label) + r", line (\d+)", frame):
             return int(found.group(1))
@@ -266,13 +266,13 @@ def cell_line(frames: Sequence[str], label: str) -> int | None:
 def read_stack(
     directory: RunDirectory, rank: int, cell_path: str, label: str
 ) -> StackDumped | None:
-    """Return what a rank wrote when it was last asked for its stack; None if it wrote nothing.
+    """Return a rank's last stack dump; None if there is none.
 
     Args:
         directory: Directory of the run, or of its session.
         rank: Which rank.
-        cell_path: What the cell calls itself.
-        label: What to call that file.
+        cell_path: The cell's file name in the ranks.
+        label: The name to show in its place.
     """
     try:
         dump = directory.stacks(rank).read_text(errors="replace")

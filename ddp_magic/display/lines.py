@@ -1,45 +1,45 @@
-"""A rank's text, as a terminal would show it: finished lines and one live line. Pure."""
+"""A rank's text as a terminal shows it: finished lines and one live line. Pure."""
 
 from __future__ import annotations
 
 import re
 
-_MAX_PARAMETERS = 10_000  # characters of an escape sequence's; beyond, it is text
-# "Cursor up"; and show and hide the cursor, erase in the line, which mean nothing in a notebook.
+_MAX_PARAMETERS = 10_000  # most digits in an escape sequence; a longer one is text
+# "Cursor up"; also "show cursor", "hide cursor" and "erase in line", which have no effect in a
+# notebook.
 _DIGITS = f"[0-9]{{0,{_MAX_PARAMETERS}}}"
 _CONTROL = re.compile(
     rf"\r+|\n|\x1b\[(?P<up>{_DIGITS})A|\x1b\[(?:\?(?=[0-9]){_DIGITS}[hl]|{_DIGITS}K)"
 )
-# What may be the beginning of one of those.
+# A possible beginning of one of those.
 _BEGINNING = re.compile(rf"\x1b(?:\[\??{_DIGITS})?\Z")
 TAIL_CHARS = 1000
 _MANY_DIGITS = 6  # more rows than any screen has
 
 
 class Row:
-    """One row of text, kept in the pieces that it came in: joining each would copy the row."""
+    """One row of text, kept in pieces: joining each new piece would copy the row."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self._pieces: list[str] = []
 
     def add(self, piece: str) -> None:
-        """Append to it."""
+        """Append text."""
         self._pieces.append(piece)
 
     def clear(self) -> None:
-        """Make it empty."""
+        """Remove all text."""
         self._pieces = []
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """All text of the row."""
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
     def tail(self) -> str:
-        """Return its end, which is all that a table has room for."""
+        """Return the last `TAIL_CHARS` characters, for the table."""
         end: list[str] = []
         size = 0
         for piece in reversed(self._pieces):
@@ -51,24 +51,23 @@ class Row:
 
 
 class LineAssembler:
-    r"""Turn a rank's text into finished lines and one live line.
+    """Split a rank's text into finished lines and one live line.
 
-    A carriage return starts the line afresh, as on a terminal, so that of a progress bar only the
-    last state becomes a line; "cursor up" (nested bars) goes back to rows that are not yet
-    finished. The text may be cut anywhere, also within an escape sequence. Its cost grows with the
-    text, however long the lines are.
+    A carriage return overwrites the line, as on a terminal, so only the last state of a progress
+    bar becomes a line. "Cursor up" (nested bars) returns to rows that are not finished. The text
+    can be cut anywhere, even within an escape sequence. The cost is linear in the text, however
+    long the lines are.
     """
 
     def __init__(self) -> None:
-        """Begin with an empty row."""
         self._rows = [Row()]
         self._row = 0
         self._overwrite = False
         self._is_bar = False
-        self._beginning = ""  # of an escape sequence, whose rest is still to come
+        self._beginning = ""  # of an escape sequence whose rest has not arrived
 
     def feed(self, text: str) -> list[str]:
-        """Take text and return the lines that it finishes."""
+        """Add text and return the lines that it finishes."""
         text = self._keep_beginning(self._beginning + text)
         if "\r" not in text and "\x1b" not in text and len(self._rows) == 1:
             return self._feed_plain(text)
@@ -89,8 +88,8 @@ class LineAssembler:
         return [row.text for row in finished]
 
     def _keep_beginning(self, text: str) -> str:
-        """Hold back what may be the beginning of an escape sequence; return the text before it."""
-        # Only the end is searched: a regular expression would look at all of the text.
+        """Store a possible beginning of an escape sequence; return the text before it."""
+        # Search only the end: a regular expression would scan all of the text.
         last = text.rfind("\x1b", max(0, len(text) - _MAX_PARAMETERS - 3))
         if last < 0 or not _BEGINNING.match(text, last):
             last = len(text)
@@ -132,24 +131,24 @@ class LineAssembler:
 
     @property
     def progress(self) -> str:
-        """The live line, where it is a progress bar; else empty."""
+        """The live line if it is a progress bar; else empty."""
         if not self._is_bar:
             return ""
         return self._rows[-1].tail().rstrip() or self._rows[0].tail().rstrip()
 
     @property
     def partial(self) -> str:
-        """The unfinished line, where it is no progress bar; else empty."""
+        """The unfinished line if it is not a progress bar; else empty."""
         return "" if self._is_bar or len(self._rows) > 1 else self._rows[0].text
 
     def take_partial(self) -> str:
-        """Give the unfinished line away: what follows is a new piece of text."""
+        """Return the unfinished line and remove it; later text continues after it."""
         if text := self.partial:
             self._rows[0].clear()
         return text
 
     def end(self) -> list[str]:
-        """Give all rows back, at the end of the stream."""
+        """Return all remaining rows, at the end of the stream."""
         if self._beginning:
             self._write(self._beginning)
         rows, self._rows, self._row, self._beginning = self._rows, [Row()], 0, ""
@@ -157,6 +156,6 @@ class LineAssembler:
 
 
 def _number(digits: str) -> int:
-    """Return how far a cursor is to go: at least one row, as terminals do."""
+    """Return how many rows the cursor moves: at least one, as in terminals."""
     digits = digits.lstrip("0")
     return int(digits or 1) if len(digits) <= _MANY_DIGITS else 10**_MANY_DIGITS

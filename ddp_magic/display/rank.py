@@ -1,4 +1,4 @@
-"""What is known of one rank, event by event. Pure, but for `stdout`, which reads the log."""
+"""What is known of one rank, updated by events. Pure, except `stdout`, which reads the log."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Rank:
 
     Attributes:
         phase: What it is doing.
-        line: The cell's line that it is in, or was in when it failed.
-        heard: When it was last heard of, in seconds since the epoch.
-        lost: When it lost its connection while it lived, in seconds since the epoch.
-        answered: Whether it has taken the interrupt.
+        line: The line of the cell that it is in, or was in when it failed.
+        heard: Time of its last heartbeat, in seconds since the epoch.
+        lost: When it lost its connection while its process ran, in seconds since the epoch.
+        answered: Whether it answered the interrupt.
         killed: Whether the kernel killed it.
-        idle: Whether it is a session's, and has ended its cell.
+        idle: Whether it belongs to a session and has ended its cell.
         has_group: Whether a session's rank still has its default process group after its cell.
         log: File with all its text.
         log_span: Where in the file the run's text begins and ends, in bytes.
-        stack: Its frames when it was last asked for them, innermost first.
+        stack: The frames of its last stack dump, innermost first.
     """
 
     rank: int
@@ -65,7 +65,7 @@ class Rank:
     stack: tuple[str, ...] = ()
 
     def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 -- one case for each event
-        """Update what is known by an event of this rank."""
+        """Update the state from an event of this rank."""
         match event:
             case WorkerHello(pid=pid):
                 self.pid, self.phase = pid, Phase.STARTING
@@ -102,24 +102,24 @@ class Rank:
     def _take_heartbeat(self, event: Heartbeat) -> None:
         self.heard = event.time
         self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
-        # One from before a session's cell may come late.
+        # A heartbeat sent before a session's cell may arrive late.
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:
             self.phase = event.phase
         if event.phase is Phase.RUNNING and self.error is None:
-            self.line = event.line  # a rank on its way out keeps the line it failed in
+            self.line = event.line  # a rank that exits keeps the line it failed in
 
     @property
     def busy(self) -> bool:
-        """Whether its cell has not ended."""
+        """Whether it is still running its cell."""
         return self.code is None and not self.idle
 
     @property
     def stdout(self) -> str:
-        """All that it wrote in this run, to stdout and stderr, in order."""
+        """Everything it wrote to stdout and stderr in this run, in order."""
         if self.log is None or not self.log.exists():
             return ""
         begin, end = self.log_span
-        if end is not None and end < begin:  # the file was made again meanwhile
+        if end is not None and end < begin:  # the file was created again meanwhile
             begin = 0
         with self.log.open("rb") as file:
             file.seek(begin)
@@ -127,7 +127,7 @@ class Rank:
 
     @property
     def exit(self) -> int | None:
-        """Exit code; of a session's rank that of the cell; None while it is busy."""
+        """Exit code; for a rank of a session, that of the cell; None while it is busy."""
         if self.code is not None or self.busy:
             return self.code
         failure = self.failure
@@ -135,7 +135,7 @@ class Rank:
 
     @property
     def failure(self) -> Failure | None:
-        """How this rank failed, if it did."""
+        """How this rank failed; None if it did not."""
         if self.error is not None:
             return Failure(rank=self.rank, time=self.error.time, code=self.code, error=self.error)
         if self.lost is not None:
@@ -155,22 +155,22 @@ class Rank:
 
     @property
     def where(self) -> str:
-        """Its line, as the end of a phrase; empty where it is not known."""
+        """Its line as a phrase, ` at line 3`; empty if unknown."""
         return "" if self.line is None else f" at line {self.line}"
 
     @property
     def left_early(self) -> bool:
-        """Whether it ended well before the cell did (`os._exit(0)`)."""
+        """Whether it exited with code 0 before the end of the cell (`os._exit(0)`)."""
         return self.ran and self.code == 0 and self.finished is None and self.error is None
 
     @property
     def ran(self) -> bool:
-        """Whether it has begun its cell, which begins when all ranks are ready."""
+        """Whether it was ready for the cell."""
         return bool(self.device)
 
     @property
     def succeeded(self) -> bool:
-        """Whether it said that it ran its cell to the end, or left it with exit code 0."""
+        """Whether it reported the end of its cell, or exited from it with code 0."""
         if self.error is not None or self.busy:
             return False
         return self.left_early or (self.finished is not None and self.finished.code == 0)

@@ -1,4 +1,4 @@
-"""One rank's text on its way to the screen."""
+"""The state of one rank's text on the screen: lines, pages, limits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ PAGE_CHARS = 20_000
 
 
 class RankText:
-    """One rank's text on its way to the screen."""
+    """The state of one rank's text on the screen."""
 
     def __init__(self, rank: int, log: str, size: Bucket) -> None:
-        """Begin with none."""
         self.rank = rank
         self.log = log
         self.lines = LineAssembler()
@@ -29,14 +28,15 @@ class RankText:
 
 
 class Page:
-    """What a rank prints between two `clear_output()`: one output, which the next one replaces.
+    """The text a rank prints between two calls of `clear_output()`, shown as one output.
+
+    The next page replaces it.
 
     Args:
-        log: Where the rank's whole text is, for the word that says so.
+        log: Path of the rank's log, for the message on lines left out.
     """
 
     def __init__(self, log: str) -> None:
-        """Begin empty."""
         self._log = log
         self._lines: deque[str] = deque()
         self._left_out = 0
@@ -45,11 +45,11 @@ class Page:
         self.shown = False
 
     def clear(self) -> None:
-        """Let the next line be the first. Until then, the page stays (`wait=True`)."""
+        """Remove all lines when the next line arrives (`wait=True`)."""
         self._cleared = True
 
     def add(self, lines: Iterable[str]) -> None:
-        """Put lines below the others."""
+        """Append lines."""
         for line in lines:
             if self._cleared:
                 self._lines.clear()
@@ -62,7 +62,7 @@ class Page:
             self._left_out += 1
 
     def text(self, rank: int) -> str:
-        """Return the page as it is now."""
+        """Return the page, each line with its rank."""
         lines = list(self._lines)
         if self._left_out:
             lines.insert(0, f"... {self._left_out:,} lines left out here; all are in {self._log}")

@@ -1,4 +1,4 @@
-"""What is known of one run, event by event: all that a screen, a table or a verdict needs. Pure."""
+"""What is known of one run, updated by events: what screens, tables and verdicts need. Pure."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class RunRecord:
         show: Ranks whose output is shown; None for all.
         ranks: What is known of each rank, in the order of the ranks.
         state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
-        error: Why the run did not succeed; None if it did, or goes on.
-        started: When it began, in seconds since the epoch.
-        ended: When it ended, in seconds since the epoch; None while it goes on.
-        doing: What the whole run is doing, if that is worth a word: `importing transformers`.
+        error: Why the run did not succeed; None if it succeeded or is running.
+        started: When it started, in seconds since the epoch.
+        ended: When it ended, in seconds since the epoch; None while it is running.
+        doing: What the whole run is waiting for: `importing transformers`; empty for nothing.
         imported: Installed libraries that the cell imported.
         bound: All names that the cell bound on rank 0.
-        stayed: Names of values that ended with the ranks.
-        group_end: How the group ended; None while it lives.
-        progress: The ranks' progress bars, by rank, where a screen shows the run.
+        stayed: Names of values that were not sent to the notebook and ended with the ranks.
+        group_end: How the group ended; None while it is running.
+        progress: The ranks' progress bars, by rank; empty without a screen.
     """
 
     id: str
@@ -59,7 +59,7 @@ class RunRecord:
     progress: Mapping[int, str] = field(default_factory=dict)
 
     def take(self, event: RunEvent) -> None:
-        """Update what is known by an event."""
+        """Update the state from an event."""
         if (rank := getattr(event, "rank", None)) is not None:
             self.ranks[rank].take(event)
         match event:
@@ -81,12 +81,12 @@ class RunRecord:
 
     @property
     def swept(self) -> int:
-        """Number of processes that the ranks left behind, and that were ended."""
+        """Number of processes that the ranks left behind and the agent ended."""
         return self.group_end.swept if self.group_end else 0
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the start to the end, or to now."""
+        """Seconds from the start to the end, or until now."""
         return (self.ended or time.time()) - self.started
 
 

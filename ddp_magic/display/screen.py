@@ -1,9 +1,9 @@
-"""From events to what a person sees: lines, figures, the status table; in a notebook or a terminal.
+"""Shows events in a notebook or a terminal: lines, figures, the status table.
 
-Everything is text or plain HTML, so that a saved notebook, nbconvert and a terminal show the same
-facts. Text goes through `sys.stdout` and displays through the shell's own publisher, so that
-`%%capture` works; it is written at most every `FLUSH_S` in one piece, because a Jupyter server
-silently drops messages that come faster than 1000 a second.
+All output is text or plain HTML, so a saved notebook, nbconvert and a terminal show the same. Text
+goes through `sys.stdout` and displays through the shell's publisher, so `%%capture` works. Text is
+written at most every `FLUSH_S` seconds, in one piece, because a Jupyter server silently drops
+messages that arrive faster than 1000 a second.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ddp_magic.wire.messages import ClearOutput, DisplayData, Stream
 
 FLUSH_S = 0.05
 TABLE_S = 0.25
-TABLE_AFTER_S = 0.5  # a quick run needs no table
-PARTIAL_S = 0.2  # an unfinished line is shown when nothing has followed for so long
+TABLE_AFTER_S = 0.5  # a shorter run shows no table
+PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
 LABEL_CHARS = 80
-PAGE_S = 0.5  # between two states of a page
+PAGE_S = 0.5  # between two updates of a page
 
 
 class CellScreen:
@@ -47,7 +47,7 @@ class CellScreen:
         self._progress: dict[int, str] = {}
         self._incoming: list[tuple[int, str]] = []
         self._out: list[str] = []
-        self._open_rank: int | None = None  # whose unfinished line the screen ends in
+        self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
         self._last_flush = 0.0
         self._last_table = 0.0
         self._last_pages = 0.0
@@ -58,7 +58,7 @@ class CellScreen:
     # --- what a run calls ---------------------------------------------------------------------
 
     def start(self, record: RunRecord) -> None:
-        """Say which devices the ranks run on."""
+        """Show which devices the ranks run on."""
         size = Bucket(BYTES_BURST, BYTES_PER_S)
         self._id, self._show = record.id, record.show
         for rank in record.ranks:
@@ -69,7 +69,7 @@ class CellScreen:
             print(record.devices, flush=True)  # noqa: T201 -- this is the screen
 
     def take(self, event: RunEvent) -> None:
-        """Show an event, or keep it for the next `tick`."""
+        """Show an event now or at the next `tick`."""
         match event:
             case Stream(rank=rank, text=text):
                 self._incoming.append((rank, text))
@@ -85,9 +85,9 @@ class CellScreen:
                 pass
 
     def _clear(self, text: RankText) -> None:
-        """Let the rank's next output replace its last.
+        """Replace the rank's last output by its next one.
 
-        What it printed before its first `clear_output()` is among the other ranks' text, and stays.
+        Text from before its first `clear_output()` is mixed with other ranks' text and stays.
         """
         text.replace_last = True
         if not self._live:
@@ -99,7 +99,7 @@ class CellScreen:
         text.page.clear()
 
     def tick(self, record: RunRecord) -> None:
-        """Write what has come in, and update the table, if it is time."""
+        """Write pending text and update the table, if it is time."""
         now = self._clock()
         if now - self._last_flush >= FLUSH_S:
             self._flush()
@@ -113,17 +113,17 @@ class CellScreen:
 
     @property
     def progress(self) -> Mapping[int, str]:
-        """The ranks' progress bars, by rank; kept up to date."""
+        """The ranks' progress bars, by rank; updated at each `tick`."""
         return self._progress
 
     def finish(self, record: RunRecord) -> None:
-        """Show the rest, and one line in the table's place."""
+        """Show the remaining output, and replace the table by the closing line."""
         self._flush()
         for text in self._texts.values():
             lines = text.throttle.admit(text.lines.end(), self._clock())
             lines += text.throttle.release(self._clock(), final=True)
             if text.rank == self._open_rank and lines:
-                self._out.append(lines.pop(0))  # the rest of the line that is on the screen
+                self._out.append(lines.pop(0))  # the rest of the line on the screen
             self._write_rank_lines(text.rank, lines)
         self._publish_pages(float("inf"))
         if self._open_rank is not None:
@@ -153,7 +153,7 @@ class CellScreen:
             text.last_text = now
             lines = text.lines.feed(joined)
             if lines and self._open_rank == rank:
-                # The beginning of this line is on the screen already.
+                # The beginning of this line is already on the screen.
                 self._out.append(lines.pop(0) + "\n")
                 self._open_rank = None
             admitted = lines if text.page is not None else text.throttle.admit(lines, now)
@@ -177,7 +177,7 @@ class CellScreen:
         for line in lines:
             if self._open_rank is not None:
                 self._out.append("\n")
-                # That rank's line was broken by another's: what follows of it is a new one.
+                # Another rank's line breaks it: the rest of it starts a new line.
                 self._open_rank = None
             self._out.append(line + "\n")
 
@@ -276,12 +276,12 @@ class CellScreen:
 
 
 def is_notebook(shell: InteractiveShell | None) -> bool:
-    """Tell whether displays can be updated in place; a terminal would only print them again."""
+    """Return whether displays can be updated in place; a terminal would print them again."""
     return hasattr(shell, "kernel")
 
 
 def _join(pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Join what one rank wrote without another in between."""
+    """Join consecutive pieces of the same rank."""
     joined: list[tuple[int, list[str]]] = []
     for rank, text in pieces:
         if joined and joined[-1][0] == rank:

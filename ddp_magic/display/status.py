@@ -1,4 +1,4 @@
-"""What is said of runs: the live table, the line at the end, `%ddp_status`. Text and HTML alike."""
+"""The live table, the closing line and `%ddp_status`, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.states import State
 
-SILENT_S = 5.0  # without a heartbeat, something holds the interpreter lock
+SILENT_S = 5.0  # without a heartbeat for this long, something holds the interpreter lock
 MAX_ROWS = 8
 MAX_NAMES = 8
 
@@ -30,7 +30,7 @@ _OUTCOMES = {
 
 
 def summary(run: RunRecord) -> str:
-    """Say in one line what became of a run: `4 ranks · 5.5 s · ok`."""
+    """Return a run's closing line: `4 ranks · 5.5 s · ok`."""
     count = len(run.ranks)
     ranks = f"{count} rank{'s' if count > 1 else ''}"
     words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
@@ -50,7 +50,7 @@ def _duration(seconds: float) -> str:
 
 
 def rank_state(rank: Rank, now: float) -> str:
-    """Say in a few words what a rank is doing, or how it ended."""
+    """Return what a rank is doing, or how it ended, in a few words."""
     if rank.error is not None:
         return f"raised {rank.error.ename}"
     if rank.code == 0 or rank.idle:
@@ -75,7 +75,7 @@ _COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
 
 
 def _cells(rank: Rank, now: float) -> tuple[str, ...]:
-    """Return what both tables begin with: rank, pid, device, state, line."""
+    """Return the columns that both tables share: rank, pid, device, state, line."""
     pid, line = str(rank.pid or ""), str(rank.line or "")
     return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
 
@@ -98,12 +98,12 @@ def _headline(run: RunRecord) -> str:
 
 
 def table_text(run: RunRecord) -> str:
-    """Draw the live table as text."""
+    """Return the live table as text."""
     return "\n".join([_headline(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
 
 
 def table_html(run: RunRecord) -> str:
-    """Draw the live table as HTML."""
+    """Return the live table as HTML."""
     return html_line(_headline(run)) + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
 
 
@@ -118,7 +118,7 @@ def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def html_line(text: str) -> str:
-    """One line in the table's own font and margin, which are the text outputs' too."""
+    """Return a line as HTML, in the table's font and margin."""
     return f'<div style="padding:1px 8px;font-family:monospace">{html.escape(text)}</div>'
 
 
@@ -134,7 +134,13 @@ def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 class Status:
-    """What `%ddp_status` shows: HTML in a notebook, text in a terminal."""
+    """The output of `%ddp_status`: HTML in a notebook, text in a terminal.
+
+    Args:
+        runs: The runs to show, newest first.
+        preloading: The forkserver's status, shown above the runs; None to omit it.
+        sessions: The sessions, shown above the runs.
+    """
 
     def __init__(
         self,
@@ -142,7 +148,6 @@ class Status:
         preloading: ForkserverStatus | None = None,
         sessions: Iterable[SessionStatus] = (),
     ) -> None:
-        """Show these runs, the newest first; above them the forkserver and the sessions."""
         self._runs = runs
         self._head = forkserver_lines(preloading) if preloading is not None else []
         self._head += [line for session in sessions for line in session_lines(session)]
@@ -175,7 +180,7 @@ class Status:
 
 
 def forkserver_lines(preloading: ForkserverStatus) -> list[str]:
-    """Say how the forkserver is, and what it holds."""
+    """Return the forkserver's state, its preloaded libraries and those left to the ranks."""
     words = ["forkserver", preloading.state]
     if preloading.pid is not None:
         words += [f"pid {preloading.pid}", f"{preloading.pss_mib:,.0f} MiB"]
@@ -189,11 +194,11 @@ def forkserver_lines(preloading: ForkserverStatus) -> list[str]:
 
 @dataclass(frozen=True)
 class SessionStatus:
-    """What `%ddp_status` shows of a session.
+    """A session in `%ddp_status`.
 
     Attributes:
         name: The user's name for it.
-        devices: One line that says which devices its ranks run on.
+        devices: A line that names the devices of its ranks.
         pids: The ranks' process ids, by rank.
     """
 
@@ -203,7 +208,7 @@ class SessionStatus:
 
 
 def session_lines(session: SessionStatus) -> list[str]:
-    """Describe a session and its ranks."""
+    """Return a line for a session and one for each of its ranks."""
     lines = [f"session {session.name} · {session.devices} · %ddp_stop {session.name}"]
     for rank, pid in sorted(session.pids.items()):
         try:

@@ -1,6 +1,6 @@
-"""Keeps what is shown live below the limits of a Jupyter server. Pure.
+"""Limits the live output to what a Jupyter server accepts. Pure.
 
-A server drops everything above 1 MB/s over 3 s, the final exception included.
+A server drops all messages above 1 MB/s over 3 s, including the final exception.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ class Bucket:
     """A token bucket.
 
     Args:
-        capacity: Tokens when full, which it is at first.
-        per_s: Tokens that flow in each second.
+        capacity: Most tokens that it holds; it starts full.
+        per_s: Tokens added each second.
     """
 
     def __init__(self, capacity: float, per_s: float) -> None:
-        """Begin full."""
         self._capacity = capacity
         self._per_s = per_s
         self._tokens = capacity
         self._time: float | None = None
 
     def has(self, tokens: float, now: float) -> bool:
-        """Tell whether that many tokens are there."""
+        """Return whether that many tokens are available."""
         if self._time is not None:
             self._tokens = min(self._capacity, self._tokens + (now - self._time) * self._per_s)
         self._time = now
         return self._tokens >= tokens
 
     def take(self, tokens: float) -> None:
-        """Use that many tokens; debts are allowed."""
+        """Remove that many tokens; the balance may become negative."""
         self._tokens -= tokens
 
 
@@ -41,22 +40,21 @@ LINES_PER_S = 50
 TAIL_LINES = 100
 BYTES_BURST = 800_000
 BYTES_PER_S = 400_000
-LINE_BYTES = 200_000  # a longer line is shown up to here; the log has it whole
+LINE_BYTES = 200_000  # a longer line is cut here; the log has all of it
 
 
 class Throttle:
-    """Decide which of one rank's lines are shown live.
+    """Decides which lines of one rank are shown live.
 
-    A flood shows its beginning, then every few seconds a word on how much is left out and its
-    last lines. What is left out is in the rank's log, always.
+    Of a flood it shows the beginning, then every few seconds the number of lines left out and the
+    last lines. The rank's log always has every line.
 
     Args:
-        log: Where the rank's whole text is, for the word that says so.
+        log: Path of the rank's log, for the message.
         size: The bucket of bytes that all ranks of a run share.
     """
 
     def __init__(self, log: str, size: Bucket) -> None:
-        """Begin with nothing held back."""
         self._log = log
         self._size = size
         self._lines = Bucket(LINES_BURST, LINES_PER_S)
@@ -64,7 +62,7 @@ class Throttle:
         self._held = 0
 
     def admit(self, lines: Iterable[str], now: float) -> list[str]:
-        """Return those of `lines` that are to be shown now; hold back the others."""
+        """Return the lines to show now; hold back the others."""
         shown = []
         for line in lines:
             short = self._shorten(line)
@@ -78,11 +76,11 @@ class Throttle:
         return shown
 
     def release(self, now: float, *, final: bool = False) -> list[str]:
-        """Return what was held back: a word on what is left out, and the last lines.
+        """Return a message on the lines left out, and the last of the lines held back.
 
         Args:
-            now: Time, s.
-            final: Nothing will follow: do not wait until there is room.
+            now: Time, in seconds.
+            final: Whether nothing will follow: then do not wait for room.
         """
         if not self._held:
             return []
@@ -93,14 +91,15 @@ class Throttle:
         self._lines.take(len(self._tail))
         self._size.take(size)
         left_out = self._held - len(self._tail)
-        word = [f"... {left_out:,} lines left out here; all are in {self._log}"] if left_out else []
-        lines = word + list(self._tail)
+        lines = list(self._tail)
+        if left_out:
+            lines.insert(0, f"... {left_out:,} lines left out here; all are in {self._log}")
         self._tail.clear()
         self._held = 0
         return lines
 
     def admit_partial(self, piece: str, now: float) -> str:
-        """Return what is to be shown now of an unfinished line; empty if there is no room."""
+        """Return the part of an unfinished line to show now; empty if there is no room."""
         short = self._shorten(piece)
         if self._held or not self._size.has(len(short), now):
             return ""

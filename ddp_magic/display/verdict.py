@@ -1,6 +1,6 @@
-"""How a run ended: what is known of its ranks -> state, error, words. Pure.
+"""How a run ended: from what is known of its ranks to its state and its error. Pure.
 
-Success is what every rank has reported, never what nobody has contradicted.
+A run has succeeded only if every rank reported success; a missing report is a failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ddp_magic.wire.kernel_events import GroupEnded
 from ddp_magic.wire.messages import NOT_STARTED
 from ddp_magic.wire.states import State
 
-AGENT_LINES = 20  # of the agent's own words
+AGENT_LINES = 20  # of the agent's log, in the error
 _AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
 
 
@@ -47,15 +47,15 @@ class Evidence:
     """What is known of a run at its end.
 
     Attributes:
-        ranks: What each reported, and how its process ended.
+        ranks: What each rank reported, and how its process ended.
         stop: Why the kernel ended the run; None if it did not.
-        stopped: When that was, in seconds since the epoch.
+        stopped: When the kernel ended it, in seconds since the epoch.
         time_limit_s: The run's time limit, in seconds.
-        group: How the group ended, if it did.
+        group: How the group ended, if it ended.
         logs: Directory of the logs of the agent and the ranks.
-        source: The cell's text.
+        source: The cell's source.
         around: Where its names could have come from.
-        prelude: Names of ddp_magic's own that it took from the prelude.
+        prelude: Names of ddp_magic's own (not torch's) that the cell uses from the prelude.
     """
 
     ranks: Sequence[Rank]
@@ -70,7 +70,7 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | None]:
-    """Return how a run ended, and the error that says why."""
+    """Return the state of a run at its end, and the error that explains it."""
     failures = [f for f in (rank.failure for rank in evidence.ranks) if f is not None]
     # A rank that failed before the kernel ended the run failed by itself.
     own = [f for f in failures if f.time < evidence.stopped and not f.ended_by_us]
@@ -98,7 +98,7 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
     if not culprits:
         return RunInterrupted(message)
     first = diagnose.first_failure(culprits)
-    assert first.error is not None  # noqa: S101 -- so they were chosen
+    assert first.error is not None  # noqa: S101 -- `culprits` have one
     head = f"rank {first.rank} of {len(evidence.ranks)} had raised:"
     return RunInterrupted(message, details=[head, *first.error.traceback])
 
@@ -155,7 +155,7 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
 
 
 def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each end
-    """Say in a few words what became of a rank that was not the first to fail."""
+    """Return in a few words how a rank ended that was not the first to fail."""
     failure, where = rank.failure, rank.where
     if failure is None:
         if rank.succeeded or rank.finished is not None:

@@ -1,10 +1,9 @@
-"""Whether a message makes sense, coming from that end of a connection.
+"""Whether a message is valid from a given end of a connection.
 
-Each connection to a group's socket is a stranger's until its first message. What it says then, it
-is: one rank, which speaks of itself, or an agent, which speaks of its ranks' ends. The socket lies
-in a private directory, so that strangers are the user's own processes: a library that connects to
-what it finds open, a launcher inside a rank, a script that has gone wrong. They must not harm a
-run.
+A connection to a group's socket is unknown until its first message. That message identifies it as a
+rank, which may only report on itself, or as an agent, which reports how its ranks ended. The socket
+is in a private directory, so unknown connections come from the user's own processes: a library that
+connects to any open socket, a launcher inside a rank, a faulty script. They must not harm a run.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ _OF_RANKS = tuple(kind for kind in get_args(WorkerEvent) if kind is not WorkerHe
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What a group knows when a message comes.
+    """What a group knows when a message arrives.
 
     Attributes:
         nproc: Number of ranks.
-        present: Ranks that are connected, or were.
+        present: Ranks that are or were connected.
         exited: Ranks whose end an agent has reported.
-        rank: Whose connection the message has come over; None if it is no rank's.
-        agent: Whether it is an agent's.
+        rank: The rank that sent the message; None if the connection is not a rank's.
+        agent: Whether the connection is an agent's.
     """
 
     nproc: int
@@ -51,17 +50,17 @@ class Standing:
 
 
 def check(message: Command | Event, standing: Standing) -> None:
-    """Check who says what.
+    """Check a message against the connection that it arrived on.
 
     Raises:
-        ProtocolError: It makes no sense from there.
+        ProtocolError: It is invalid on that connection.
     """
     kind = type(message).__name__
     match message:
         case WorkerHello() if standing.rank is None and not standing.agent:
             _check_hello(message, standing)
         case AgentHello() if standing.rank is None and not standing.agent:
-            # An agent starts the ranks: it comes before the last of them.
+            # An agent starts the ranks, so it connects before the last of them.
             if len(standing.present) == standing.nproc:
                 raise ProtocolError(f"{kind}, but every rank is connected already")
         case WorkerExited(rank=rank) if standing.agent:
@@ -94,22 +93,21 @@ def check_pipe(fd: int) -> None:
     """Check that a descriptor is the read end of a pipe.
 
     Raises:
-        ProtocolError: It is something else.
+        ProtocolError: It is not.
     """
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     if not stat.S_ISFIFO(os.fstat(fd).st_mode) or mode == os.O_WRONLY:
-        raise ProtocolError("the descriptor that came with it is not the read end of a pipe")
+        raise ProtocolError("its descriptor is not the read end of a pipe")
 
 
 def check_buffers(fd: int, sizes: Sequence[int]) -> None:
-    """Check that a descriptor is that of a file with buffers of these sizes, in bytes.
+    """Check that a descriptor is a file with buffers of these sizes, in bytes.
 
     Raises:
-        ProtocolError: It is something else.
+        ProtocolError: It is not.
     """
     status = os.fstat(fd)
     if not sizes or not stat.S_ISREG(status.st_mode) or sum(sizes) > status.st_size:
         raise ProtocolError(
-            f"the descriptor that came with it does not hold {sum(sizes)} bytes in "
-            f"{len(sizes)} buffers"
+            f"its descriptor does not hold {sum(sizes)} bytes in {len(sizes)} buffers"
         )

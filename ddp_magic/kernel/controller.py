@@ -1,4 +1,4 @@
-"""What outlives a cell in the notebook's process: runs, sessions, the forkserver, the names."""
+"""State of the notebook's process that outlives a cell: runs, sessions, forkserver, names."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from ddp_magic.kernel.session import Session, Sessions
 
 current: Controller | None = None  # of this process
 
-# What IPython gives a notebook: its results, inputs.
+# IPython's own names in a notebook: results and inputs.
 _RESULTS = re.compile(r"_{1,3}|_\d+|_oh|Out|_i{1,3}|_i\d+|_ih|In")
 
 
 class Controller:
-    """The kernel's side of everything.
+    """Runs cells, and keeps what later cells need.
 
     Args:
-        notebook: Its names.
+        notebook: The notebook's names.
     """
 
     def __init__(self, notebook: Notebook) -> None:
@@ -47,8 +47,8 @@ class Controller:
         """Start the forkserver in the background, or end it.
 
         Args:
-            wanted: Whether there is to be one; or names of libraries that it imports beside those
-                that the notebook uses.
+            wanted: Whether to have one; or names of libraries to import beside those that the
+                notebook uses.
         """
         if sys.platform == "win32":
             return
@@ -63,18 +63,18 @@ class Controller:
         self.forkserver.follow(sys.modules)
 
     def follow(self) -> None:
-        """Keep up with the notebook, after one of its cells."""
+        """Follow the imports and names of the notebook, after each of its cells."""
         self.forkserver.follow(sys.modules)
         self.notebook.forget_unbound()
 
     def join(self, args: SimpleNamespace) -> Options | None:
-        """Return a session's options for another cell; None if it is still to be started.
+        """Return the options of a session's later cell; None if the session does not exist yet.
 
         Args:
             args: The values of the options.
 
         Raises:
-            OptionError: One contradicts what the session was started with.
+            OptionError: One contradicts the options that the session was started with.
         """
         session = None if args.session is None else self.sessions.get(args.session)
         if session is None:
@@ -110,19 +110,19 @@ class Controller:
         settings: dict[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Make a cell's run, in a session's ranks or in its own.
+        """Create a cell's run, in a session's ranks or in its own.
 
         Args:
             cell: What to run.
             options: How.
-            only: Names of the notebook's that it may take along; None for all.
+            only: Names of the notebook that may be sent to the ranks; None for all.
             execution_count: The number in the notebook's `In[n]`.
-            settings: What the notebook's shell is set to.
-            extra: Names that the cell has beside the notebook's.
+            settings: Settings of the notebook's shell.
+            extra: Further names to send.
 
         Raises:
-            CaptureError: A name that the cell reads cannot travel.
-            LaunchError: There is no torch.
+            CaptureError: A value that the cell needs cannot be sent to the ranks.
+            LaunchError: torch is not installed.
         """
         if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
             raise LaunchError(
@@ -158,7 +158,7 @@ class Controller:
         return run
 
     def _results_left(self, cell: Cell) -> list[str]:
-        """Say that IPython's own names (`_`, `Out`) mean something else in the ranks."""
+        """Return a note if the cell reads IPython's own names (`_`, `Out`), which are not sent."""
         read = cell.names.reads - cell.names.assigns  # not the `_` of `for _ in range(3)`
         names = sorted(name for name in read if _RESULTS.fullmatch(name))
         names = [n for n in names if n in self.notebook.names and not self.notebook.defines(n)]
@@ -177,19 +177,19 @@ class Controller:
         return run.label, session.name if session and name in session.held.bound else ""
 
     def execute(self, run: Run, screen: Screen, *, cold: bool = False) -> None:
-        """Run to the end.
+        """Run a cell to its end.
 
         Args:
-            run: What `make` has returned.
+            run: A run from `make`.
             screen: Where it is shown.
-            cold: Start the ranks by torchrun.
+            cold: Whether to start the ranks by torchrun.
         """
         run.execute(screen, Torchrun() if cold else self.forkserver, list(sys.path))
         self.runs.without_results(run)
         self.forkserver.want(run.imported)
         if session := self.sessions.get(run.options.session):
             session.held.bound.update(run.bound)
-        self.sessions.lost.pop(run.options.session, None)  # the run has said it
+        self.sessions.lost.pop(run.options.session, None)  # the run has reported it
 
     def close(self) -> None:
         """End the sessions and the forkserver."""

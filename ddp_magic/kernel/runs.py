@@ -18,22 +18,22 @@ class Runs:
         self._runs: deque[Run] = deque(maxlen=KEEP_RUNS)
 
     def add(self, run: Run) -> None:
-        """Take up a new run."""
+        """Add a run."""
         self._runs.appendleft(run)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._runs))
 
     def without_results(self, run: Run) -> None:
-        """Keep a run for its status only: its results are whoever asked for them."""
+        """Drop the results of the stored run; the caller's own `Run` keeps them."""
         kept = copy.copy(run)
         kept.results = {}
         self._runs[self._runs.index(run)] = kept
 
     def last_binding(self, name: str) -> Run | None:
-        """Return the newest run that has given this name a value."""
+        """Return the newest run whose cell assigned this name; None if there is none."""
         return next((run for run in self._runs if name in run.bound), None)
 
     def find(self, run_id: str) -> Run | None:
-        """Return the run of that id (or the end of it), the newest one first."""
+        """Return the newest run whose id ends with `run_id`; None if there is none."""
         return next((run for run in self._runs if run.id.endswith(run_id)), None)

@@ -1,4 +1,4 @@
-"""Sessions: ranks that are kept, so that a later cell finds what an earlier one has made."""
+"""Sessions: ranks that are kept, so that later cells can use the variables of earlier ones."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ddp_magic.kernel.needed_values import Held
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.system.storage import process_storage
 
-END_S = 30.0  # for the exit handlers of its ranks
+END_S = 30.0  # for the exit handlers of the ranks
 
 
 @dataclass
 class Session:
-    """Ranks that are kept.
+    """A worker group that is kept.
 
     Attributes:
-        options: Those of its first cell that hold for all: ranks, devices, process group.
-        group: The ranks.
-        held: What they have.
-        cell_files: What its cells call themselves.
+        options: Options of its first cell: ranks, devices, process group.
+        group: The worker group.
+        held: The names that its ranks already have.
+        cell_files: File names of its cells in the ranks.
     """
 
     options: Options
@@ -34,20 +34,20 @@ class Session:
 
     @property
     def name(self) -> str:
-        """The user's name for it."""
+        """The name given by the user."""
         return self.options.session
 
     @classmethod
     def of(cls, options: Options) -> Session:
-        """Describe a session; its first run starts it."""
+        """Return a new session; its first run starts the ranks."""
         return cls(options, group_of(options, process_storage.new_run_directory()))
 
     def status(self) -> SessionStatus:
-        """Return what `%ddp_status` shows of it."""
+        """Return its entry in `%ddp_status`."""
         return SessionStatus(self.name, self.options.devices, self.group.pids)
 
     def alive(self) -> bool:
-        """Return whether its ranks are still there."""
+        """Return whether its ranks are running."""
         if self.group.started:
             with deferred():
                 self.group.look()
@@ -61,13 +61,13 @@ class Session:
         return f"rank {first.rank} {diagnose.exit_words(first.code)}"
 
     def end(self) -> str:
-        """Ask the ranks to end, wait, kill; return what ended."""
+        """End the ranks, by force if they do not end in time; return a message for the user."""
         ranks = f"{self.options.nproc} rank{'s' if self.options.nproc > 1 else ''}"
         in_time = True
         try:
             if self.group.started:
                 in_time = self.group.finish(END_S)
-        finally:  # Stop, while it waits, ends the wait
+        finally:  # Stop ends the wait
             with deferred():
                 self.group.close()
         how = "ended" if in_time else f"did not end within {END_S:g} s and was killed"
@@ -78,7 +78,7 @@ class Sessions:
     """The sessions of this kernel.
 
     Attributes:
-        lost: Why a session ended that nobody ended, by its name, until the user is told.
+        lost: Why a session ended by itself, by its name, until that is reported.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Sessions:
         self.lost: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Session]:
-        """Iterate over those that are alive."""
+        """Iterate over the sessions that are alive."""
         for name, session in list(self._sessions.items()):
             if session.alive():
                 yield session
@@ -95,17 +95,17 @@ class Sessions:
                 del self._sessions[name]
 
     def get(self, name: str) -> Session | None:
-        """Return the session of this name, if it is alive."""
+        """Return the session of this name; None if there is none alive."""
         return next((session for session in self if session.name == name), None)
 
     def add(self, session: Session) -> None:
-        """Add a new one."""
+        """Add a session."""
         self._sessions[session.name] = session
 
     def end(self, name: str) -> str:
-        """End one; return what ended."""
+        """End a session; return a message for the user."""
         return self._sessions.pop(name).end()
 
     def end_all(self) -> list[str]:
-        """End all; return what ended."""
+        """End all sessions; return messages for the user."""
         return [self.end(name) for name in list(self._sessions)]
