@@ -162,10 +162,13 @@ AFTERWARDS = {
     "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()",
     "deaf child": (
         "import multiprocessing, signal, time\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "deaf = context.Event()\n"
         "def child():\n"
         "    for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, signal.SIG_IGN)\n"
-        "    time.sleep(1000)\n"
-        "multiprocessing.get_context('fork').Process(target=child, daemon=rank == 0).start()"
+        "    deaf.set(); time.sleep(1000)\n"
+        "context.Process(target=child, daemon=rank == 0).start()\n"
+        "deaf.wait()"
     ),
     "deaf exit handler": "import atexit; atexit.register(sum, range(10**11))",
 }
