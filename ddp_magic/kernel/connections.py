@@ -50,17 +50,19 @@ class Connections:
     Args:
         directory: Where the socket and the logs go; of mode 0700.
         nproc: Number of ranks.
+        hello_s: How long a connection may send nothing, in seconds.
 
     Attributes:
         members: The ranks that are connected, or were.
         agents: The connections of the agent, or with torchrun of each rank's keeper.
     """
 
-    def __init__(self, directory: RunDirectory, nproc: int) -> None:
+    def __init__(self, directory: RunDirectory, nproc: int, hello_s: float = HELLO_S) -> None:
         self.members: dict[int, Member] = {}
         self.agents: list[Channel] = []
         self._directory = directory
         self._nproc = nproc
+        self._hello_s = hello_s
         self._exited: set[int] = set()
         self._ranks: dict[Channel, int] = {}
         self._strangers: dict[Channel, float] = {}  # and when each connected, monotonic, s
@@ -279,10 +281,10 @@ class Connections:
     def _close_silent(self) -> Iterator[RunEvent]:
         """Close connections that have not said who they are for a while."""
         for channel, since in list(self._strangers.items()):
-            if time.monotonic() - since > HELLO_S:
+            if time.monotonic() - since > self._hello_s:
                 self._drop(channel)
                 yield from self._complain(
-                    f"a connection was closed because it sent nothing for {HELLO_S:g} s"
+                    f"a connection was closed because it sent nothing for {self._hello_s:g} s"
                 )
 
     # --- text ---------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ class FakeAgent:
         self.dead = False
         self.waiting = ""
         self.words = ""
+        self.fd = -1
 
     def fileno(self) -> int:
-        return -1
+        return self.fd
 
     def ended(self) -> bool:
         return self.dead

@@ -13,11 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.connections import HELLO_BYTES, MAX_COMPLAINTS, MAX_STRANGERS
+from ddp_magic.kernel.connections import (
+    HELLO_BYTES,
+    MAX_COMPLAINTS,
+    MAX_STRANGERS,
+    MAX_UNUSED_FDS,
+    Connections,
+)
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import encode
+from ddp_magic.wire.kernel_events import Note
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
@@ -337,3 +344,27 @@ def test_a_channel_keeps_what_nobody_took(tmp_path: Path) -> None:
         os.fstat(fd)
     ours.close()
     theirs.close()
+
+
+def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
+    """After a while; that is said."""
+    directory = RunDirectory(tmp_path)
+    connections = Connections(directory, nproc=1, hello_s=0.0)
+    connections.listen()
+    stranger = connect(str(directory.socket))
+    (note,) = connections.poll(0)
+    assert note == Note(text="a connection was closed because it sent nothing for 0 s")
+    assert stranger.receive() is None
+    stranger.close()
+    connections.close()
+
+
+def test_descriptors_without_a_use_are_closed(scene: Scene, tmp_path: Path) -> None:
+    """A rank that sends one with each message must not use up the kernel's."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    fd = _some_file(tmp_path)
+    for _ in range(3 * MAX_UNUSED_FDS):
+        scene.ranks[0].channel.send(Idle(rank=0, time=1.0), fd=fd)
+        scene.poll()
+    os.close(fd)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + MAX_UNUSED_FDS

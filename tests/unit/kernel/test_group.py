@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
+import pytest
+
+from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
@@ -24,6 +28,7 @@ from ddp_magic.wire.messages import (
     SharedMemory,
     Stream,
 )
+from tests.limits import HANG_S, within
 from tests.unit.fakes import exited, ready
 from tests.unit.kernel.scene import FakeEngine, FakeRank, Scene
 
@@ -270,4 +275,26 @@ def test_each_keeper_of_torchruns_reports(tmp_path: Path) -> None:
     engine.agent.dead = True
     (ended,) = [event for event in group.poll(0) if isinstance(event, GroupEnded)]
     assert ended.agent_died
+    group.close()
+
+
+def test_the_agents_end_wakes_the_group(scene: Scene) -> None:
+    """Nobody waits for a poll to time out."""
+    scene.engine.agent.fd, write_end = os.pipe()
+    scene.poll()
+    os.close(write_end)
+    began = time.monotonic()
+    scene.group.poll(HANG_S)
+    assert within(time.monotonic() - began, 1.0)
+    fd, scene.engine.agent.fd = scene.engine.agent.fd, -1
+    scene.poll()
+    os.close(fd)
+
+
+def test_a_socket_that_cannot_be_created(tmp_path: Path) -> None:
+    """The error names the place."""
+    (tmp_path / "file").touch()
+    group = WorkerGroup(RunDirectory(tmp_path / "file"), nproc=1, device="cpu")
+    with pytest.raises(LaunchError, match=r"cannot create the ranks' socket in .*/file"):
+        group.start(FakeEngine(), {}, [], ())
     group.close()
