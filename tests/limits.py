@@ -27,7 +27,7 @@ def slowness() -> float:
 
 
 def within(elapsed_s: float, promise_s: float) -> bool:
-    """Tell whether a promise was kept; on a slow or loaded machine it is stretched."""
+    """Return whether a promise was kept; on a slow or loaded machine it is stretched."""
     return elapsed_s < promise_s or elapsed_s < promise_s * slowness()
 
 

@@ -94,7 +94,7 @@ class Notebook:
         self._reported_hidden: set[tuple[str, int]] = set()
 
     def defines(self, name: str) -> bool:
-        """Tell whether the user has defined this name."""
+        """Return whether the user has defined this name."""
         if name not in self.names:
             return False
         return name not in self._hidden or self._hidden[name] is not self.names[name]

@@ -25,7 +25,7 @@ class Namespace(Protocol):
     names: dict[str, Any]
 
     def defines(self, name: str) -> bool:
-        """Tell whether the user has defined this name."""
+        """Return whether the user has defined this name."""
 
 
 @dataclass
@@ -157,7 +157,7 @@ class NeededValues:
         return self._extra[name] if name in self._extra else self._notebook.names[name]
 
     def _is_type(self, name: str) -> bool:
-        """Tell whether an annotation that mentions this name may mean the notebook's."""
+        """Return whether an annotation that mentions this name may mean the notebook's."""
         if not self._defines(name):
             return False
         kinds = (type, types.ModuleType, types.FunctionType)

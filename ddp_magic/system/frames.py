@@ -16,7 +16,7 @@ _LIBRARY = _PACKAGE + "sam/"
 
 
 def is_ours(file: str) -> bool:
-    """Tell whether a file is ddp_magic's own, `ddp_magic.sam` excepted."""
+    """Return whether a file is ddp_magic's own, `ddp_magic.sam` excepted."""
     return file.startswith(_PACKAGE) and not file.startswith(_LIBRARY)
 
 

@@ -68,7 +68,7 @@ class Storage:
 
 
 def has_plain_storage(tensor: Any) -> bool:  # noqa: ANN401 -- a torch.Tensor
-    """Tell whether `reduce_tensor` can take this tensor apart."""
+    """Return whether `reduce_tensor` can take this tensor apart."""
     torch = sys.modules["torch"]
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
     return plain and not tensor.is_quantized and tensor.device.type != "meta"

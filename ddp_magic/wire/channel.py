@@ -154,7 +154,7 @@ class Channel:
         self._inode = os.fstat(self._socket.fileno()).st_ino
 
     def intact(self) -> bool:
-        """Tell whether the descriptor is still this channel's.
+        """Return whether the descriptor is still this channel's.
 
         The user's code may have closed it, and its number may belong to another file by now.
         """

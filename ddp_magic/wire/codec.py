@@ -105,7 +105,7 @@ def _types(name: str) -> dict[str, Any]:
 
 
 def _fits(value: object, wanted: Any, *, signed: bool) -> bool:  # noqa: ANN401 -- a type, as written
-    """Tell whether a value from JSON is of a field's type."""
+    """Return whether a value from JSON is of a field's type."""
     items: list[object]
     match get_origin(wanted), get_args(wanted):
         case (types.UnionType, options):

@@ -23,7 +23,6 @@ class MarkSplitter:
     """
 
     def __init__(self, marker: bytes) -> None:
-        """Begin with an empty buffer."""
         self._marker = marker
         self._buffer = b""
 

@@ -73,7 +73,7 @@ class Segment:
         ]
 
     def holds(self, buffers: Sequence[memoryview]) -> bool:
-        """Tell whether it contains exactly these bytes."""
+        """Return whether it contains exactly these bytes."""
         if [buffer.nbytes for buffer in buffers] != list(self.sizes):
             return False
         pairs = zip(self.views(), buffers, strict=True)

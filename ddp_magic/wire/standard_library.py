@@ -54,7 +54,7 @@ def reduce(obj: Any) -> Any:  # noqa: ANN401, PLR0911 -- any object; a case for 
 
 
 def _is_dispatcher(function: types.FunctionType) -> bool:
-    """Tell whether `functools.singledispatch` made this of a function of the notebook's."""
+    """Return whether `functools.singledispatch` made this of a function of the notebook's."""
     own = function.__module__ == "__main__" and function.__globals__ is vars(functools)
     return own and vars(function).keys() >= _DISPATCHER_ATTRIBUTES
 

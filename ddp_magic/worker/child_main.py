@@ -129,7 +129,7 @@ def names_bound(tree: ast.Module) -> set[str]:
 
 
 def _defines(statement: ast.stmt, known: set[str]) -> bool:
-    """Tell whether a statement only defines; add to `known` the names that constants may use."""
+    """Return whether a statement only defines; add to `known` the names that constants may use."""
     parts: list[ast.stmt] = []
     constant = True
     match statement:
@@ -174,7 +174,7 @@ def _bind_constant(targets: Collection[ast.expr], value: ast.expr, known: set[st
 
 
 def _is_name(target: ast.expr) -> bool:
-    """Tell whether a target is a name or names; `config.lr = 1` needs an object of the cell."""
+    """Return whether a target is a name or names; `config.lr = 1` needs an object of the cell."""
     if isinstance(target, (ast.Tuple, ast.List)):
         return all(map(_is_name, target.elts))
     return isinstance(target, ast.Name)

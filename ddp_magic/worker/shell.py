@@ -89,7 +89,7 @@ class RankDisplayHook(DisplayHook):
     source = ""
 
     def quiet(self) -> bool:
-        """Tell whether the cell ends in a semicolon."""
+        """Return whether the cell ends in a semicolon."""
         return bool(self.semicolon_at_end_of_expression(self.source))
 
     def write_output_prompt(self) -> None:
@@ -221,7 +221,7 @@ class CellShell(InteractiveShell):
 
 
 def _holds_group(error: BaseException | None) -> bool:
-    """Tell whether an exception, or one in its chain, is an exception group."""
+    """Return whether an exception, or one in its chain, is an exception group."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

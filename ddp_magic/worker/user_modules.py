@@ -81,7 +81,7 @@ class UserModules:
         return ordered
 
     def _is_edited(self, name: str) -> bool:
-        """Tell whether the text of a module's file has changed since the last call."""
+        """Return whether the text of a module's file has changed since the last call."""
         file, state, checksum = self._files[name]
         now = _state(file)
         if now is None or now == state:
@@ -108,7 +108,7 @@ class UserModules:
 
 
 def _uses(name: str, others: Collection[str]) -> bool:
-    """Tell whether a module has imported one of the others, or a name that is defined there."""
+    """Return whether a module has imported one of the others, or a name that is defined there."""
     for value in list(vars(sys.modules[name]).values()):
         if isinstance(value, ModuleType) and value.__name__ in others:
             return True

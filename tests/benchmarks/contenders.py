@@ -42,7 +42,7 @@ class Contender:
 
     @property
     def installed(self) -> bool:
-        """Tell whether it can run here."""
+        """Return whether it can run here."""
         return importlib.util.find_spec(self.module) is not None
 
 

@@ -28,7 +28,7 @@ from tests.limits import within
 
 
 def exists(pid: int) -> bool:
-    """Tell whether a process lives; a zombie does not."""
+    """Return whether a process lives; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

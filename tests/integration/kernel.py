@@ -223,7 +223,7 @@ def wait_gone(pids: Iterable[int], timeout_s: float) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
+    """Return whether a process runs (a zombie does not)."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

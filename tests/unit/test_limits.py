@@ -18,7 +18,7 @@ CLOCKS = {"monotonic", "perf_counter", "time"}
 
 
 def _too_tight(node: ast.AST) -> bool:
-    """Tell whether an expression bounds something by seconds that a slow machine may need."""
+    """Return whether an expression bounds something by seconds that a slow machine may need."""
     match node:
         case ast.keyword(
             arg="timeout" | "timeout_s", value=ast.Constant(value=int() | float() as s)
