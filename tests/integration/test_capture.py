@@ -506,7 +506,7 @@ def test_a_whole_model_without_its_class(new_names: Kernel, tmp_path: Path) -> N
         f"%%ddp -n 1\ntorch.load({path!r}, weights_only=False)",
     )
     assert "Can't get attribute 'Net'" in result.traceback
-    assert "the notebook defines `Net`, but it was not sent to the ranks" in result.traceback
+    assert "your notebook defines `Net`, but it was not sent to the ranks" in result.traceback
     found = new_names.run(f"%%ddp -n 1\nNet\nprint(torch.load({path!r}, weights_only=False))")
     assert found.text.count("Net(in_features=1") == 1, found
 
