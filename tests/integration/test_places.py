@@ -76,7 +76,7 @@ def test_a_disk_that_becomes_full(
     assert flood.text.count("sum 2.0") == 2
     said = [line for line in flood.lines if "No space left on device" in line]
     assert len(said) == 1, said
-    assert said[0].startswith("not all that the ranks write is kept in ")
+    assert said[0].startswith("the ranks' logs in ")
     again = kernel.run(f"%%ddp {options.replace('--cold', '-n 2 --cold') or '-n 2'}\n{SUM}")
     assert again.status == "ok", again.traceback
     assert again.text.count("sum 2.0") == 2, again
