@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ddp_magic.system.processes import signal_name
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.messages import LOST_CONNECTION, Error, Finished
@@ -98,7 +99,7 @@ def describe(failure: Failure) -> str:
     if failure.finished is not None:
         said = f": {failure.finished.message}" if failure.finished.message else ""
         return f"{rank} ended by sys.exit with code {failure.finished.code}{said}"
-    return f"{rank} {exit_words(failure.code)}"
+    return f"{rank} {describe_exit(failure.code)}"
 
 
 def describe_error(error: Error) -> str:
@@ -193,7 +194,7 @@ def _where_it_is(name: str, cell: str, session: str) -> str:
     )
 
 
-def exit_words(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """Return what an exit code means."""
     if code is None:
         return "has not ended"
@@ -207,14 +208,6 @@ def exit_words(code: int | None) -> str:
     name = signal_name(-code)
     hint = _HINTS.get(-code, "")  # type: ignore[call-overload]
     return f"was killed by {name} (exit {code})" + (f": {hint}" if hint else "")
-
-
-def signal_name(number: int) -> str:
-    """Return a signal's name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 
-from ddp_magic.display.diagnose import exit_words, signal_name
+from ddp_magic.display.diagnose import describe_exit
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
+from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.states import State
 
@@ -57,8 +58,8 @@ def rank_state(rank: Rank, now: float) -> str:
         return "finished"
     if rank.code is not None:
         if rank.code < 0:
-            return f"killed by {signal_name(-rank.code)}"
-        return f"exit code {rank.code}" if rank.finished else exit_words(rank.code).split(",")[0]
+            return exit_words(rank.code)
+        return f"exit code {rank.code}" if rank.finished else describe_exit(rank.code).split(",")[0]
     if rank.heard and now - rank.heard > SILENT_S:
         return f"silent for {now - rank.heard:.0f} s"
     return rank.phase.value

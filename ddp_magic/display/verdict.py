@@ -25,6 +25,7 @@ from ddp_magic.errors import (
     of_class,
 )
 from ddp_magic.system.frames import text_without_ours
+from ddp_magic.system.processes import signal_name
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import GroupEnded
 from ddp_magic.wire.messages import NOT_STARTED
@@ -109,7 +110,7 @@ def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     reasons = [x for x in evidence.group.agent_words.splitlines() if x.startswith(NOT_STARTED)]
     words = text_without_ours(lines)[-AGENT_LINES:]
     if found := _AGENT_SIGNALED.search(evidence.group.agent_error):
-        name = diagnose.signal_name(int(found.group(1)))
+        name = signal_name(int(found.group(1)))
         what, words = f"the agent was ended by {name} from outside, and the ranks with it", []
     elif any(rank.pid is not None for rank in evidence.ranks):
         what = (

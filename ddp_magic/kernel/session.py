@@ -58,7 +58,7 @@ class Session:
         first = self.group.first_exit
         if first is None:
             return "its agent died"
-        return f"rank {first.rank} {diagnose.exit_words(first.code)}"
+        return f"rank {first.rank} {diagnose.describe_exit(first.code)}"
 
     def end(self) -> str:
         """End the ranks, by force if they do not end in time; return a message for the user."""

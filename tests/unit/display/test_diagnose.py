@@ -35,10 +35,9 @@ def test_a_victim_is_blamed_only_if_there_is_nobody_else() -> None:
 
 def test_every_end_has_words() -> None:
     """Signal names, codes and what was said."""
-    assert "SIGKILL (exit -9): often the machine ran out of memory" in diagnose.exit_words(-9)
-    assert "killed by SIGTERM" in diagnose.exit_words(-15)
-    assert "code 3" in diagnose.exit_words(3)
-    assert diagnose.signal_name(250) == "signal 250"
+    assert "SIGKILL (exit -9): often the machine ran out of memory" in diagnose.describe_exit(-9)
+    assert "killed by SIGTERM" in diagnose.describe_exit(-15)
+    assert "code 3" in diagnose.describe_exit(3)
     said = Finished(rank=2, time=0.0, code=1, message="no data")
     text = diagnose.describe(Failure(rank=2, time=0.0, code=1, finished=said))
     assert text == "rank 2 ended by sys.exit with code 1: no data"

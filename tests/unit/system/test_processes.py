@@ -63,3 +63,4 @@ def test_exit_words() -> None:
     """A signal has its name."""
     assert exit_words(3) == "exit code 3"
     assert exit_words(-9) == "killed by SIGKILL"
+    assert exit_words(-40) == "killed by signal 40"  # a real-time signal
