@@ -250,5 +250,6 @@ def _parse(magic: str, line: str, options: tuple[Option, ...]) -> SimpleNamespac
 
 def _execution_count(shell: InteractiveShell) -> int | None:
     """Return n of the running cell's In[n]; the shell's own counter is at the next cell already."""
-    inputs = shell.user_ns.get("In", [])
-    return len(inputs) - 1 if len(inputs) > 1 else None
+    inputs = shell.user_ns.get("In")
+    # The name may be the user's own: `In, Out = 3, 5`.
+    return len(inputs) - 1 if isinstance(inputs, list) and len(inputs) > 1 else None

@@ -53,3 +53,11 @@ def test_syntax_errors_are_found_in_the_kernel(kernel: Kernel, cell: str, line: 
     assert result.error["ename"] in ("SyntaxError", "IndentationError")
     assert f"Cell In[{number}], line {line}" in shown, shown
     assert kernel.value(RUNS) == runs
+
+
+def test_a_notebook_with_its_own_in(kernel: Kernel) -> None:
+    """`In, Out = 3, 5` are numbers of a user's, and a cell runs all the same."""
+    assert kernel.run("history = In; In = 3").status == "ok"
+    result = kernel.run("%%ddp -n 1\nprint(rank)")
+    kernel.run("In = history")
+    assert result.status == "ok", result.traceback
