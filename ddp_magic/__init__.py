@@ -1,6 +1,6 @@
 """ddp_magic: a notebook cell as a real distributed PyTorch program.
 
-The folder says which process a line runs in. Rooms import only those of the floors below::
+The folder says which process a line runs in. Folders import only from folders below them::
 
     kernel     the notebook's process: magics, runs, sessions, worker groups
     display    what a person sees: outputs, tables, how a run ended

@@ -1,4 +1,4 @@
-"""From what is known of the ranks to what went wrong. Pure, except `read_stack`."""
+"""Which rank failed first, and how to say why: messages, hints, stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank's text as a terminal shows it: finished lines and one live line. Pure."""
+"""Splits a rank's text into finished lines, and the progress bar or partial line at its end."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import re
 import signal
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from ddp_magic.wire.kernel_events import GroupEnded
 from ddp_magic.wire.messages import NOT_STARTED
 from ddp_magic.wire.states import State
 
+MANY_RANKS = 8  # more than these are counted, not listed
 AGENT_LINES = 20  # of the agent's log, in the error
 _AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
 
@@ -159,6 +161,8 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
     """Return in a few words how a rank ended that was not the first to fail."""
     failure, where = rank.failure, rank.where
     if failure is None:
+        if rank.left_early:
+            return "left early: os._exit(0) in the cell"
         if rank.succeeded or rank.finished is not None:
             return "finished"
         return f"had not started{where}"
@@ -177,7 +181,10 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
 
 
 def _how_they_stopped(ranks: Sequence[Rank]) -> str:
-    return "; ".join(f"rank {rank.rank} {_how_it_stopped(rank)}" for rank in ranks)
+    if len(ranks) <= MANY_RANKS:
+        return "; ".join(f"rank {rank.rank} {_how_it_stopped(rank)}" for rank in ranks)
+    counts = Counter(map(_how_it_stopped, ranks))
+    return "; ".join(f"{n} rank{'s' if n > 1 else ''} {how}" for how, n in counts.most_common())
 
 
 def _how_it_stopped(rank: Rank) -> str:  # noqa: PLR0911 -- one for each end

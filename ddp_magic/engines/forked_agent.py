@@ -1,4 +1,4 @@
-"""An agent that a forkserver forks: a pidfd, once there is one."""
+"""The kernel's handle of an agent that the forkserver forks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a message is valid from a given end of a connection.
+"""Which messages a rank, an agent or an unknown connection may send.
 
 A connection to a group's socket is unknown until its first message. That message identifies it as a
 rank, which may only report on itself, or as an agent, which reports how its ranks ended. The socket

@@ -1,4 +1,4 @@
-"""Which of the notebook's names a cell needs, and their values on the way to the ranks.
+"""`Notebook.capture`: copies the values that a cell needs to shared memory, for its ranks.
 
 `Notebook.capture` follows the names that a cell reads, and those that the functions among them read
 in turn (`needed_values`), and copies their values into shared memory (`shared_values`).

@@ -1,4 +1,4 @@
-"""One rank as its kernel sees it: the connection, the text pipe, the process, the log."""
+"""One connected rank: connection, process and log, and its text and figures in their order."""
 
 from __future__ import annotations
 

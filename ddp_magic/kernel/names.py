@@ -1,4 +1,4 @@
-"""Which names a cell may read before it has certainly assigned them. Pure."""
+"""Static analysis of a cell: which global names it reads before it assigns them. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the notebook's values a cell needs: those that it reads, and what those need in turn."""
+"""Decides which names are sent: those that the cell reads, and those that these read in turn."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ words of the message.
 
 from __future__ import annotations
 
+import keyword
 import math
 import numbers
 import re
@@ -87,7 +88,7 @@ def ranks(value: object) -> frozenset[int]:
 
 def name(value: object) -> str:
     """Read one Python name."""
-    if not (isinstance(value, str) and value.isidentifier()):
+    if not (isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)):
         raise InvalidValueError
     return value
 

@@ -21,14 +21,15 @@ class Outbox:
     def __init__(self, members: Mapping[int, Member], nproc: int) -> None:
         self._members = members
         self._nproc = nproc
+        self._welcomed: set[int] = set()
         self._kept: list[tuple[Command, int | None]] = []
         self._segments: set[int] = set()
 
     def send(self, command: Command, fd: int | None = None) -> None:
         """Send a command, and a descriptor with it, to every rank."""
-        for member in self._members.values():
-            member.channel.send(command, fd)
-        if len(self._members) < self._nproc:
+        for rank in self._welcomed:
+            self._members[rank].channel.send(command, fd)
+        if len(self._welcomed) < self._nproc:
             self._kept.append((command, None if fd is None else os.dup(fd)))
 
     def share(self, number: int, segment: Segment) -> None:
@@ -41,7 +42,9 @@ class Outbox:
         """Send a rank that has just connected what was sent before."""
         for command, fd in self._kept:
             self._members[rank].channel.send(command, fd)
-        if len(self._members) == self._nproc:
+        # Not all members: several may connect at once, and be welcomed one after the other.
+        self._welcomed.add(rank)
+        if len(self._welcomed) == self._nproc:
             self.close()
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ without another copy.
 
 from __future__ import annotations
 
+import keyword
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def parse(text: str) -> tuple[Pull, ...]:
     pulls = []
     for part in text.split(","):
         path, at, rank = part.strip().partition("@")
-        if not path or not all(word.isidentifier() for word in path.split(".")):
+        if not path or not all(
+            word.isidentifier() and not keyword.iskeyword(word) for word in path.split(".")
+        ):
             raise ValueError(
                 f"invalid name {part.strip()!r}: use names such as loss, loss@all or "
                 "trainer.state@2"

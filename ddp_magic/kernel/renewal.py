@@ -42,7 +42,7 @@ def prepare_next_cell(
     """
     if group.ended or any(rank.code is not None for rank in ranks):
         group.close()  # without one of its ranks it could run no other cell
-        yield [Note(text=f"session {name} ended with its ranks")]
+        yield [Note(text=f"session {name} ended because its ranks ended")]
         return
     if not wants_process_group or (succeeded and all(rank.has_group for rank in ranks)):
         return

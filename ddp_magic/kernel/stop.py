@@ -1,4 +1,8 @@
-"""From a press of Stop, or the end of a time limit, to the end of the ranks: ask, wait, kill."""
+"""From a press of Stop, or the end of a time limit, to the end of the ranks: ask, wait, kill.
+
+A rank that does not answer is killed after 2 s (`ANSWER_S`), one that answers after 30 s
+(`FINISH_S`), and all at the second press.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Marks: how a rank says where in its text a rich output belongs.
 
+`worker.displays` writes the marks; `kernel.member` puts the outputs back in order.
+
 A rank's stdout and stderr are one pipe, so that their order is the order of writing. A figure
 travels over the socket beside it. To keep it in its place, the rank writes a *mark* into the pipe
 right after it has sent the figure: an operating system command (OSC) that holds a token known to

@@ -159,7 +159,7 @@ def refuse(obj: object) -> None:
         case threading.Thread() | subprocess.Popen():
             raise Refused(obj, f"a running {type(obj).__name__}")
         case types.GeneratorType():
-            raise Refused(obj, "a generator", "create it in the cell, or convert it to a list")
+            raise Refused(obj, "a generator", "convert it to a list")
     if isinstance(obj, _ASYNCHRONOUS):
         raise Refused(obj, f"an asynchronous object ({type(obj).__name__})")
     if isinstance(obj, _LOCKS):

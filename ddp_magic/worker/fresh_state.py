@@ -1,4 +1,4 @@
-"""What a rank must take anew, where a fork has its parent's state: seeds, threads, keyboard."""
+"""Resets what a fork inherits: seeds, thread pools, MASTER_PORT, keyboard."""
 
 from __future__ import annotations
 

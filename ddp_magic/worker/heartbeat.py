@@ -18,7 +18,7 @@ from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import LOST_CONNECTION, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import device
-from ddp_magic.worker.progress import Progress
+from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.streams import move_high
 
 HEARTBEAT_S = 0.25
@@ -31,7 +31,7 @@ class HeartbeatThread:
     It is woken through a pipe, since a signal handler may take no lock.
     """
 
-    def __init__(self, rank: int, channel: Channel, progress: Progress) -> None:
+    def __init__(self, rank: int, channel: Channel, progress: Activity) -> None:
         self._rank = rank
         self._channel = channel
         self._progress = progress
@@ -80,7 +80,7 @@ class HeartbeatThread:
             pass  # 64 KB unread: this one is not needed
 
 
-def observe(rank: int, progress: Progress) -> Heartbeat:
+def observe(rank: int, progress: Activity) -> Heartbeat:
     """Return a heartbeat with the rank's phase, line and memory of now."""
     return Heartbeat(
         rank=rank,

@@ -1,4 +1,4 @@
-"""Interrupts of a rank: they reach the user's code, and nothing else.
+"""Interrupts of a rank: SIGINT to its main thread, raised only in the user's code.
 
 While the user's code runs, Python's own `default_int_handler` handles SIGINT, as in a script. It
 is written in C, so that no frame of ours is in the traceback of a KeyboardInterrupt. At all other

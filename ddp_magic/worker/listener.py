@@ -1,4 +1,4 @@
-"""The thread that receives the kernel's commands."""
+"""The thread that receives the kernel's commands: interrupts at once, the rest in a queue."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import interrupts
+from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.notebook_values import NotebookValues
-from ddp_magic.worker.progress import Progress
 
 ABORT_AFTER_S = 0.3  # for Python code to handle an interrupt itself
 
@@ -44,7 +44,7 @@ class CommandListener:
     def __init__(
         self,
         channel: Channel,
-        progress: Progress,
+        progress: Activity,
         values: NotebookValues,
         *,
         abort_collectives: Callable[[], None],

@@ -1,4 +1,4 @@
-"""Values that the notebook pulls from a rank (`--pull`), copied into shared memory.
+"""Sends the values that the notebook pulls: unwrapped from DDP and `torch.compile`.
 
 A value that cannot be sent is saved in the run directory, if possible.
 """

@@ -41,6 +41,7 @@ from ddp_magic.wire.messages import (
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import child_main, error_report, fresh_state, interrupts, sent_values, stacks
+from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.cell_names import NamesBefore
 from ddp_magic.worker.device import set_device
 from ddp_magic.worker.displays import Displays
@@ -51,7 +52,6 @@ from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.listener import CommandListener, MainCommand
 from ddp_magic.worker.notebook_values import NotebookValues
 from ddp_magic.worker.process_group import ProcessGroups
-from ddp_magic.worker.progress import Progress
 from ddp_magic.worker.shell import CellShell, start_shell
 from ddp_magic.worker.streams import TextPipe, flush, move_high
 from ddp_magic.worker.user_modules import UserModules, imported_since
@@ -82,7 +82,7 @@ class Worker:
         self._settings = settings
         self._newest_module = next(reversed(sys.modules))
         self._modules = UserModules(self._newest_module)
-        self._progress = Progress()
+        self._progress = Activity()
         self._place = CellPlace()
         self._groups: ProcessGroups | None = None
         self._directory = RunDirectory(Path(settings.directory))

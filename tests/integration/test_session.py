@@ -359,7 +359,7 @@ def test_a_rank_without_connections_ends_the_session(lab: Kernel) -> None:
     lab.run("%%ddp -n 2 -s lab\nimport os, time")
     result = lab.run("%%ddp -s lab\nif rank == 1: os.closerange(3, 2000)\ntime.sleep(1000)")
     assert result.error["evalue"].startswith("rank 1"), result.error
-    assert "session lab ended with its ranks" in result.text
+    assert "session lab ended because its ranks ended" in result.text
     assert "re-created" not in result.text
     assert lab.run(f"%%ddp -n 2 -s lab\n{SUM}").text.count("sum 3.0") == 2
 
@@ -370,7 +370,7 @@ def test_a_rank_that_leaves_a_session(lab: Kernel) -> None:
     result = lab.run("%%ddp -s lab\nif rank == 1: os._exit(0)\ntime.sleep(1); print('end')")
     assert result.status == "ok", result
     assert "[rank 0] end" in result.lines
-    assert "session lab ended with its ranks" in result.text
+    assert "session lab ended because its ranks ended" in result.text
 
 
 def test_files_that_a_session_names_are_there(lab: Kernel) -> None:

@@ -187,6 +187,14 @@ def test_how_a_rank_stopped(events: tuple[RunEvent, ...], words: str) -> None:
     assert f"rank 0 {words}" in str(found)
 
 
+def test_many_ranks_are_counted() -> None:
+    """A list of hundreds would hide what differs."""
+    ranks = [_rank(r, exited(r, 0)) for r in range(30)]
+    ranks[7] = _rank(7, error(7))
+    _, why = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
+    assert str(why) == "29 ranks finished; 1 rank raised ValueError at line 3: boom"
+
+
 def test_a_rank_that_was_stuck_at_its_end() -> None:
     """Killed in its exit handlers, which do not stand in a line of the cell."""
     rank = _rank(0, finished(0), exited(0, -9))

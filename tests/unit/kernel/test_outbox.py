@@ -36,10 +36,25 @@ class Ranks(dict[int, Any]):
 
 def test_ranks_that_are_up_get_a_command_at_once() -> None:
     ranks = Ranks()
+    outbox = Outbox(ranks, 2)
+    for rank in range(2):
+        ranks.connect(rank)
+        outbox.welcome(rank)
+    outbox.send(Exit())
+    assert ranks.sent == {0: [Exit()], 1: [Exit()]}
+
+
+def test_ranks_that_connect_at_once_all_get_what_was_sent() -> None:
+    """The first that is welcomed takes nothing from the others."""
+    ranks = Ranks()
+    outbox = Outbox(ranks, 2)
+    outbox.send(NewGroup(number=1))
     ranks.connect(0)
     ranks.connect(1)
-    Outbox(ranks, 2).send(Exit())
-    assert ranks.sent == {0: [Exit()], 1: [Exit()]}
+    outbox.welcome(0)
+    outbox.send(Exit())
+    outbox.welcome(1)
+    assert ranks.sent == {rank: [NewGroup(number=1), Exit()] for rank in range(2)}
 
 
 def test_a_later_rank_gets_what_was_sent_before_it_connected() -> None:
@@ -63,6 +78,7 @@ def test_the_same_memory_is_sent_once() -> None:
     ranks = Ranks()
     ranks.connect(0)
     outbox = Outbox(ranks, 1)
+    outbox.welcome(0)
     segment = Segment.of([memoryview(b"abc")])
     outbox.share(5, segment)
     outbox.share(5, segment)

@@ -114,7 +114,7 @@ def test_a_session_that_lost_a_rank_ends(tmp_path: Path, succeeded: bool) -> Non
     """Nobody waits for a new process group."""
     group = FakeGroup(tmp_path, kept=True)
     events = _prepare(group, _ranks(exited(1, 0)), succeeded=succeeded)
-    assert events == [Note(text="session lab ended with its ranks")]
+    assert events == [Note(text="session lab ended because its ranks ended")]
     assert group.names == ["close"]
 
 
@@ -122,4 +122,4 @@ def test_a_session_whose_group_has_ended_is_closed(tmp_path: Path) -> None:
     """Its agent died: no rank's end was reported."""
     group = FakeGroup(tmp_path, kept=True)
     group.ended = True
-    assert _prepare(group, _ranks()) == [Note(text="session lab ended with its ranks")]
+    assert _prepare(group, _ranks()) == [Note(text="session lab ended because its ranks ended")]

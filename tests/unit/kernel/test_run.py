@@ -450,7 +450,7 @@ def test_a_rank_of_a_session_dies(tmp_path: Path) -> None:
     run = _run(group)
     screen = _execute(run)
     assert isinstance(run.error, WorkerLostError)
-    assert screen.notes == ["session lab ended with its ranks"]
+    assert screen.notes == ["session lab ended because its ranks ended"]
     assert group.ended
 
 
@@ -486,7 +486,7 @@ def test_a_rank_that_leaves_a_session(tmp_path: Path) -> None:
     run = _run(group)
     screen = _execute(run)
     assert run.state is State.SUCCEEDED
-    assert screen.notes == ["session lab ended with its ranks"]
+    assert screen.notes == ["session lab ended because its ranks ended"]
     assert group.ended
 
 

@@ -9,19 +9,19 @@ from typing import Any, cast
 
 from ddp_magic.wire.messages import Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
+from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.heartbeat import HEARTBEAT_S, HeartbeatThread, observe
-from ddp_magic.worker.progress import Progress
 from tests.unit.worker.fakes import FakeChannel
 
 
-def _thread(progress: Progress) -> tuple[HeartbeatThread, FakeChannel]:
+def _thread(progress: Activity) -> tuple[HeartbeatThread, FakeChannel]:
     channel = FakeChannel()
     return HeartbeatThread(2, cast("Any", channel), progress), channel
 
 
 def test_a_heartbeat_carries_phase_line_and_memory() -> None:
     """Of the main thread, wherever it is called."""
-    progress = Progress(Phase.RUNNING, 1, "/run/cell.py")
+    progress = Activity(Phase.RUNNING, 1, "/run/cell.py")
     beats: list[Heartbeat] = []
 
     def beat() -> None:
@@ -36,12 +36,12 @@ def test_a_heartbeat_carries_phase_line_and_memory() -> None:
 
 
 def test_outside_of_the_cell_there_is_no_line() -> None:
-    assert observe(0, Progress(Phase.EXITING, 1, "/run/cell.py")).line is None
-    assert observe(0, Progress()).line is None
+    assert observe(0, Activity(Phase.EXITING, 1, "/run/cell.py")).line is None
+    assert observe(0, Activity()).line is None
 
 
 def test_one_is_sent_when_its_time_has_come() -> None:
-    heartbeats, channel = _thread(Progress(Phase.RUNNING))
+    heartbeats, channel = _thread(Activity(Phase.RUNNING))
     began = time.monotonic()
     assert heartbeats.beat()
     assert time.monotonic() - began >= HEARTBEAT_S * 0.9
@@ -50,7 +50,7 @@ def test_one_is_sent_when_its_time_has_come() -> None:
 
 def test_an_idle_rank_sends_one_when_it_is_woken() -> None:
     """By a command; it waits for ever otherwise."""
-    heartbeats, channel = _thread(Progress(Phase.IDLE))
+    heartbeats, channel = _thread(Activity(Phase.IDLE))
     heartbeats.beat_now()
     assert heartbeats.beat()
     assert [event.phase for event in channel.sent] == [Phase.IDLE]
@@ -58,7 +58,7 @@ def test_an_idle_rank_sends_one_when_it_is_woken() -> None:
 
 def test_an_interrupt_is_acknowledged_before_the_heartbeat() -> None:
     """Once, however often the thread was woken."""
-    heartbeats, channel = _thread(Progress(Phase.IDLE))
+    heartbeats, channel = _thread(Activity(Phase.IDLE))
     for wake in (heartbeats.beat_now, heartbeats.interrupt_taken, heartbeats.interrupt_taken):
         wake()
     assert heartbeats.beat()
@@ -67,14 +67,14 @@ def test_an_interrupt_is_acknowledged_before_the_heartbeat() -> None:
 
 def test_a_storm_of_interrupts_does_not_block() -> None:
     """The signal handler must return, though nothing reads the pipe."""
-    heartbeats, _ = _thread(Progress())
+    heartbeats, _ = _thread(Activity())
     for _ in range(70_000):
         heartbeats.interrupt_taken()
 
 
 def test_a_rank_whose_descriptor_was_closed_sends_nothing() -> None:
     """Its number may be a file of the user's by now."""
-    heartbeats, channel = _thread(Progress(Phase.IDLE))
+    heartbeats, channel = _thread(Activity(Phase.IDLE))
     channel.owned = False
     heartbeats.beat_now()
     assert not heartbeats.beat()
@@ -82,5 +82,5 @@ def test_a_rank_whose_descriptor_was_closed_sends_nothing() -> None:
 
 
 def test_its_pipe_is_not_inherited_by_programs() -> None:
-    heartbeats, _ = _thread(Progress())
+    heartbeats, _ = _thread(Activity())
     assert not os.get_inheritable(heartbeats._wake_w)

@@ -18,8 +18,8 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import interrupts
+from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.listener import CommandListener
-from ddp_magic.worker.progress import Progress
 from tests.unit.worker.fakes import FakeChannel
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
@@ -43,7 +43,7 @@ class Rank:
 
     def __init__(self, phase: Phase = Phase.RUNNING) -> None:
         self.channel, self.values = FakeChannel(), FakeValues()
-        self.progress = Progress(phase, cells=1)
+        self.progress = Activity(phase, cells=1)
         self.woken = self.aborted = 0
         self.listener = CommandListener(
             cast("Any", self.channel),

@@ -72,7 +72,7 @@ def test_what_cannot_be_sent_is_saved_for_torch_load(directory: RunDirectory) ->
     segment.close()
     file = directory.saved_value("model", 0, ".pt")
     assert event.failed == {
-        "model": "cannot be pulled: it holds a generator; create it in the cell, or convert it to "
+        "model": "cannot be pulled: it holds a generator; convert it to "
         f"a list; saved for torch.load: {file}"
     }
     assert torch.load(file).keys() == {"weight", "bias"}

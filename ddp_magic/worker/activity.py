@@ -8,7 +8,7 @@ from ddp_magic.wire.states import Phase
 
 
 @dataclass
-class Progress:
+class Activity:
     """What the main thread is doing.
 
     Attributes:
