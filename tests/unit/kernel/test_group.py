@@ -40,7 +40,7 @@ def _received(channel: Channel) -> list[Command | Event]:
 def _shared_memories() -> int:
     """Return how many descriptors of shared memory this process holds."""
     paths = list(Path("/proc/self/fd").iterdir())
-    return sum("memfd:ddp_magic" in os.readlink(path) for path in paths if path.is_symlink())
+    return sum("memfd:ddp_magic" in str(path.readlink()) for path in paths if path.is_symlink())
 
 
 def _end(scene: Scene, *codes: int) -> None:
