@@ -8,9 +8,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
-
-from ddp_magic.node import imports
 
 THREAD = "threading.Thread(target=threading.Event().wait, args=(9,), daemon=True)"
 NAMED = """
@@ -87,6 +84,18 @@ def test_what_an_import_leaves(source: str, words: tuple[str, str], tmp_path: Pa
 
 
 def test_torch_knows_in_a_fork_whether_cuda_can_begin() -> None:
-    """Its private function, which `cuda_survives_fork` asks."""
-    assert torch.cuda._is_in_bad_fork() is False
-    assert imports.cuda_survives_fork()
+    """Its private function, which `cuda_survives_fork` asks; in a process that has asked no GPU."""
+    program = """
+        import torch
+        from ddp_magic.node import imports
+
+        print(torch.cuda._is_in_bad_fork(), imports.cuda_survives_fork())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
