@@ -4,7 +4,7 @@
 
     DDPMagicError
       x CellSyntaxError   a cell is not Python
-      x CaptureError      a name of the notebook's cannot travel to the ranks
+      x CaptureError      a value of the notebook cannot be sent to the ranks
       x LaunchError       no worker group came up: the agent died, a rank could not join
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
@@ -78,7 +78,7 @@ def one_line(error: Exception) -> DDPMagicError:
 
 
 class CaptureError(DDPMagicError):
-    """A name of the notebook's cannot travel to the ranks; none was started."""
+    """A value of the notebook cannot be sent to the ranks; none was started."""
 
 
 class LaunchError(DDPMagicError):

@@ -44,6 +44,7 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 
+POLL_S = 0.05  # longest wait for news of a group
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
@@ -333,25 +334,27 @@ class WorkerGroup:
 
     def _finish(self, agent: PlacedAgent) -> list[RunEvent]:
         """Collect what is left once the agent has ended, and end what it could not."""
-        agent_died = len(self._agents_done) < max(1, len(self._connections.agents))
-        if agent_died:
+        if self._agent_died:
             self._sweep_sessions()
         events = self._connections.read_rest(DRAIN_S)
         for event in events:
             self._heed(event)
-        # Its report may have arrived with the rest.
-        agent_died = len(self._agents_done) < max(1, len(self._connections.agents))
         self.ended = True
         errors = [done.error for done in self._agents_done if done.error]
         events.append(
             GroupEnded(
-                agent_died=agent_died,
+                agent_died=self._agent_died,  # asked again: its report may be among the rest
                 agent_error=errors[0] if errors else "",
                 agent_words=agent.last_words(),
                 swept=sum(done.swept for done in self._agents_done),
             )
         )
         return events
+
+    @property
+    def _agent_died(self) -> bool:
+        """Whether the agent, or a keeper of torchrun's, has not reported its end."""
+        return len(self._agents_done) < max(1, len(self._connections.agents))
 
     def _sweep_sessions(self) -> None:
         """End what the ranks had started, after an agent that was killed before it could."""
@@ -364,7 +367,7 @@ class WorkerGroup:
     def _wait_until_ended(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not self.ended and time.monotonic() < deadline:
-            _discard(self.poll(0.05))
+            _discard(self.poll(POLL_S))
 
 
 def _discard(events: Iterable[RunEvent]) -> None:

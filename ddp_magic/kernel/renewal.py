@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from ddp_magic.display.rank import Rank
-from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.group import POLL_S, WorkerGroup
 from ddp_magic.wire.kernel_events import Doing, Note, RunEvent
 from ddp_magic.wire.messages import Error, WorkerExited, WorkerReady
 
-POLL_S = 0.05
 # For the ranks to create their process group again. On a GPU, what was asked of it before is done
 # first: a thousand products of large matrices took 20 s.
 RENEW_S = 60.0

@@ -17,7 +17,7 @@ from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
-from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.group import POLL_S, WorkerGroup
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.pull import Pulls
 from ddp_magic.kernel.renewal import prepare_next_cell
@@ -38,7 +38,6 @@ from ddp_magic.wire.kernel_events import (
 from ddp_magic.wire.messages import Error, Exit, Heartbeat, RunCell
 from ddp_magic.wire.states import State
 
-POLL_S = 0.05
 PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
 PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
 

@@ -31,10 +31,10 @@ class HeartbeatThread:
     It is woken through a pipe, since a signal handler may take no lock.
     """
 
-    def __init__(self, rank: int, channel: Channel, progress: Activity) -> None:
+    def __init__(self, rank: int, channel: Channel, activity: Activity) -> None:
         self._rank = rank
         self._channel = channel
-        self._progress = progress
+        self._activity = activity
         self._wake_r, self._wake_w = map(move_high, os.pipe())
         os.set_blocking(self._wake_w, False)
 
@@ -52,13 +52,13 @@ class HeartbeatThread:
             False if the connection was closed by something else in this process.
         """
         # An idle rank sends none: no one shows them, and nothing happens.
-        timeout_s = None if self._progress.phase is Phase.IDLE else HEARTBEAT_S
+        timeout_s = None if self._activity.phase is Phase.IDLE else HEARTBEAT_S
         ready = select.select([self._wake_r], [], [], timeout_s)[0]
         if not self._channel.intact():
             return False
         if ready and _INTERRUPTED in os.read(self._wake_r, 64):
             self.report_interrupted()
-        self._channel.send(observe(self._rank, self._progress))
+        self._channel.send(observe(self._rank, self._activity))
         return True
 
     def beat_now(self) -> None:
@@ -80,13 +80,13 @@ class HeartbeatThread:
             pass  # 64 KB unread: this one is not needed
 
 
-def observe(rank: int, progress: Activity) -> Heartbeat:
+def observe(rank: int, activity: Activity) -> Heartbeat:
     """Return a heartbeat with the rank's phase, line and memory of now."""
     return Heartbeat(
         rank=rank,
         time=now(),
-        phase=progress.phase,
-        line=_main_thread_line(progress.cell_file),
+        phase=activity.phase,
+        line=_main_thread_line(activity.cell_file),
         rss_mib=_rss_mib(),
         device_mib=device.reserved_mib(),
     )

@@ -35,7 +35,7 @@ class CommandListener:
 
     Args:
         channel: To the kernel.
-        progress: What the main thread is doing.
+        activity: What the main thread is doing.
         values: Where the notebook's values go.
         abort_collectives: Called in a thread of its own, to end a wait in a collective.
         on_command: Called after a command has been queued.
@@ -44,14 +44,14 @@ class CommandListener:
     def __init__(
         self,
         channel: Channel,
-        progress: Activity,
+        activity: Activity,
         values: NotebookValues,
         *,
         abort_collectives: Callable[[], None],
         on_command: Callable[[], None],
     ) -> None:
         self._channel = channel
-        self._progress = progress
+        self._activity = activity
         self._values = values
         self._abort_collectives = abort_collectives
         self._on_command = on_command
@@ -80,7 +80,7 @@ class CommandListener:
             case Captured():
                 self._values.announce(command)
             case RunCell() | NewGroup() | Exit():
-                if self._progress.phase is Phase.IDLE:
+                if self._activity.phase is Phase.IDLE:
                     interrupts.forget_missed()
                 self._queue.put(command)
                 self._on_command()
@@ -88,11 +88,11 @@ class CommandListener:
     def _interrupt(self, *, abort_collectives: bool) -> None:
         interrupts.send()
         if abort_collectives:
-            timer = threading.Timer(ABORT_AFTER_S, self._abort, (self._progress.cells,))
+            timer = threading.Timer(ABORT_AFTER_S, self._abort, (self._activity.cells,))
             timer.daemon = True
             timer.start()
 
     def _abort(self, cell: int) -> None:
         """Let the cell go on to its KeyboardInterrupt, if it is still the one that was running."""
-        if self._progress.phase is Phase.RUNNING and self._progress.cells == cell:
+        if self._activity.phase is Phase.RUNNING and self._activity.cells == cell:
             self._abort_collectives()

@@ -82,7 +82,7 @@ class Worker:
         self._settings = settings
         self._newest_module = next(reversed(sys.modules))
         self._modules = UserModules(self._newest_module)
-        self._progress = Activity()
+        self._activity = Activity()
         self._place = CellPlace()
         self._groups: ProcessGroups | None = None
         self._directory = RunDirectory(Path(settings.directory))
@@ -90,10 +90,10 @@ class Worker:
         self._values = NotebookValues(self._for_children)
         self._channel = connect(settings.socket)
         self._channel.move(move_high)
-        self._heartbeats = HeartbeatThread(self._rank, self._channel, self._progress)
+        self._heartbeats = HeartbeatThread(self._rank, self._channel, self._activity)
         self._listener = CommandListener(
             self._channel,
-            self._progress,
+            self._activity,
             self._values,
             abort_collectives=self._abort_collectives,
             on_command=self._heartbeats.beat_now,
@@ -107,7 +107,7 @@ class Worker:
         interrupts.install(self._heartbeats.interrupt_taken)
         interrupts.watch_destructors(
             self._heartbeats.report_interrupted,
-            is_exiting=lambda: self._progress.phase is Phase.EXITING,
+            is_exiting=lambda: self._activity.phase is Phase.EXITING,
         )
         self._start_threads()
 
@@ -191,14 +191,14 @@ class Worker:
 
     def _run_cell(self, shell: CellShell, command: RunCell) -> int:
         self._place = CellPlace.of(command)
-        self._progress.start_cell(command.name)
+        self._activity.start_cell(command.name)
         # Again for each cell: an earlier one of the session may have changed them.
         self._pipe.open_standard_streams()
         interrupts.install(self._heartbeats.interrupt_taken)
         sys.argv[:] = [command.name, *command.argv]
         self._for_children.add_cell(command.path, command.prelude, command.name)
         fresh_state.seed(command.seed)
-        self._progress.phase = Phase.RUNNING
+        self._activity.phase = Phase.RUNNING
         self._heartbeats.beat_now()  # there was none while the rank was idle
         before = NamesBefore({})
 
@@ -211,7 +211,7 @@ class Worker:
             return shell.run_file(command)
 
         error, interrupted = user_code(run, heed_missed=True)
-        self._progress.phase = Phase.EXITING
+        self._activity.phase = Phase.EXITING
         flush()
         code = self._report_end(error or interrupted, shell)
         self._report_imports()
@@ -271,7 +271,7 @@ class Worker:
 
     def _report_idle(self) -> None:
         """Report, in a session, that the rank waits for the next cell."""
-        self._progress.phase = Phase.IDLE
+        self._activity.phase = Phase.IDLE
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
         self._channel.send(Idle(rank=self._rank, time=now(), group=has_group))
 
@@ -294,5 +294,5 @@ class Worker:
 
     def exit(self, code: int) -> NoReturn:
         """End the process."""
-        self._progress.phase = Phase.EXITING
+        self._activity.phase = Phase.EXITING
         end_process(code, self._heartbeats.report_interrupted)
