@@ -37,6 +37,7 @@ class Rank:
         killed: Whether the kernel killed it.
         idle: Whether it belongs to a session and has ended its cell.
         has_group: Whether a session's rank still has its default process group after its cell.
+        cuda_error: Why a session's rank can no longer use CUDA; empty if it can.
         log: File with all its text.
         log_span: Where in the file the run's text begins and ends, in bytes.
         stack: The frames of its last stack dump, innermost first.
@@ -60,6 +61,7 @@ class Rank:
     killed: bool = False
     idle: bool = False
     has_group: bool = True
+    cuda_error: str = ""
     log: Path | None = None
     log_span: tuple[int, int | None] = (0, None)
     stack: tuple[str, ...] = ()
@@ -80,9 +82,9 @@ class Rank:
                 self.log_span = (self.log_span[0], log_bytes)
             case Interrupted():
                 self.answered = True
-            case Idle(group=has_group):
+            case Idle(group=has_group, cuda_error=cuda_error):
                 self.idle, self.ended, self.phase = True, event.time, Phase.IDLE
-                self.has_group = has_group
+                self.has_group, self.cuda_error = has_group, cuda_error
             case Error(line=line):
                 self.error, self.line = event, line
             case Finished():

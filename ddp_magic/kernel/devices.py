@@ -114,12 +114,17 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
         else:
             raise ValueError(f"invalid GPU {entry!r}: use numbers, UUIDs, or none")
         if not found:
-            there = f"GPUs 0 to {len(gpus) - 1} are visible" if gpus else "no GPU is visible"
-            raise ValueError(f"GPU {entry} does not exist: {there}")
+            raise ValueError(f"GPU {entry} does not exist: {_what_is_there(len(gpus))}")
         if found[0] in chosen:
             raise ValueError(f"GPU {entry} is listed twice")
         chosen += found[:1]
     return chosen
+
+
+def _what_is_there(count: int) -> str:
+    if count < 2:
+        return "only GPU 0 is visible" if count else "no GPU is visible"
+    return f"GPUs 0 to {count - 1} are visible"
 
 
 def describe(gpus: list[Gpu], nproc: int) -> str:

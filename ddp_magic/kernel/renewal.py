@@ -43,6 +43,14 @@ def prepare_next_cell(
         group.close()  # without one of its ranks it could run no other cell
         yield [Note(text=f"session {name} ended because its ranks ended")]
         return
+    if broken := {rank.rank: rank.cuda_error for rank in ranks if rank.cuda_error}:
+        rank, problem = next(iter(broken.items()))
+        text = (
+            f"session {name}: rank {rank} can no longer use its GPU ({problem}), and its values "
+            "there are lost. Pull what you need from the CPU, then end the session with "
+            f"%ddp_stop {name} and run its cells again"
+        )
+        yield [Note(text=text)]
     if not wants_process_group or (succeeded and all(rank.has_group for rank in ranks)):
         return
     yield [Doing(text="re-creating the process group")]

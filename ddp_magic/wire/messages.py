@@ -406,11 +406,13 @@ class Idle:
 
     Attributes:
         group: Whether the default process group, if wanted, is initialized.
+        cuda_error: Why every use of CUDA fails from now on in this rank; empty if it does not.
     """
 
     rank: int
     time: float
     group: bool = True
+    cuda_error: str = ""
 
 
 # --- made in the kernel, from what it reads of a rank's stdout and stderr, and from its silence ---

@@ -31,6 +31,22 @@ def set_device(wanted: str, backend: str | None) -> torch.device:
     return device
 
 
+def cuda_error() -> str:
+    """Return why every use of CUDA fails from now on in this process; empty if it does not.
+
+    A failed assertion or an illegal address in a kernel leaves CUDA's context unusable until the
+    process ends: https://docs.nvidia.com/cuda/cuda-runtime-api (cudaErrorAssert). To ask for it
+    does not wait for kernels that are still running.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ""
+    try:
+        torch.cuda.current_stream().query()
+    except RuntimeError as error:  # torch 2.8 and later: AcceleratorError
+        return str(error).partition("\n")[0]
+    return ""
+
+
 def reserved_mib() -> float | None:
     """Return the memory that torch holds on the current GPU, in MiB; None if it uses none."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -43,7 +43,7 @@ from ddp_magic.wire.states import Phase
 from ddp_magic.worker import child_main, error_report, fresh_state, interrupts, sent_values, stacks
 from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.cell_names import NamesBefore
-from ddp_magic.worker.device import set_device
+from ddp_magic.worker.device import cuda_error, set_device
 from ddp_magic.worker.displays import Displays
 from ddp_magic.worker.error_report import CellPlace
 from ddp_magic.worker.exit import end_process
@@ -273,7 +273,8 @@ class Worker:
         """Report, in a session, that the rank waits for the next cell."""
         self._activity.phase = Phase.IDLE
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
-        self._channel.send(Idle(rank=self._rank, time=now(), group=has_group))
+        idle = Idle(rank=self._rank, time=now(), group=has_group, cuda_error=cuda_error())
+        self._channel.send(idle)
 
     # --- end ----------------------------------------------------------------------------------
 

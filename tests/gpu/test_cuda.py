@@ -68,6 +68,19 @@ def test_a_session_goes_on_after_a_failed_cell(kernel: Kernel) -> None:
     kernel.run("%ddp_stop lab")
 
 
+def test_a_session_whose_cuda_context_is_lost(kernel: Kernel) -> None:
+    """CUDA fails in it until its process ends, which is said; what lies on the CPU comes back."""
+    kernel.run("%%ddp -g 0 -s lab\nhistory = [0.5, 0.25]\nx = torch.zeros(4, device=device)")
+    failed = kernel.run("%%ddp -s lab\nx[torch.tensor([9], device=device)].sum().item()")
+    assert "rank 0 can no longer use its GPU (CUDA error: device-side assert" in failed.text, failed
+    assert kernel.run("%%ddp -s lab --pull history\npass").status == "ok"
+    assert kernel.value("history") == [0.5, 0.25]
+    assert kernel.run("%ddp_stop lab").status == "ok"
+    again = kernel.run("%%ddp -g 0 -s lab\nprint(torch.ones(1, device=device).item())")
+    assert again.lines == ["[rank 0] 1.0"], again
+    kernel.run("%ddp_stop lab")
+
+
 def test_the_cpu_on_a_gpu_machine(kernel: Kernel) -> None:
     """-g none hides the GPUs."""
     result = kernel.run("%%ddp -n 2 -g none\nprint(device, torch.cuda.is_available())")

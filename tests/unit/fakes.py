@@ -269,8 +269,8 @@ def finished(rank: int, code: int = 0, message: str = "") -> Finished:
     return Finished(rank=rank, time=EARLY, code=code, message=message)
 
 
-def idle(rank: int, *, group: bool = True) -> Idle:
-    return Idle(rank=rank, time=EARLY + 1, group=group)
+def idle(rank: int, *, group: bool = True, cuda_error: str = "") -> Idle:
+    return Idle(rank=rank, time=EARLY + 1, group=group, cuda_error=cuda_error)
 
 
 def exited(

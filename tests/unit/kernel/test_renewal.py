@@ -68,6 +68,20 @@ def test_a_group_that_the_cell_destroyed_is_renewed(tmp_path: Path) -> None:
     assert "re-created because the cell destroyed it" in note.text
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_rank_whose_cuda_context_is_lost_is_told(tmp_path: Path, wanted: bool) -> None:
+    """With or without a process group; the session is kept for what lies on the CPU."""
+    group = FakeGroup(tmp_path, kept=True, on=_renewal([ready(0), ready(1)]))
+    ranks = _ranks(idle(1, cuda_error="CUDA error: device-side assert triggered"))
+    events = _prepare(group, ranks, succeeded=False, wants_process_group=wanted)
+    assert events[0] == Note(
+        text="session lab: rank 1 can no longer use its GPU (CUDA error: device-side assert "
+        "triggered), and its values there are lost. Pull what you need from the CPU, then end the "
+        "session with %ddp_stop lab and run its cells again"
+    )
+    assert not group.ended
+
+
 def test_what_ranks_write_meanwhile_is_shown(tmp_path: Path) -> None:
     """But not their readiness, which is no news of a cell."""
     group = FakeGroup(tmp_path, kept=True, on=_renewal([text(0, "late\n"), ready(0), ready(1)]))

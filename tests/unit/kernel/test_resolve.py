@@ -42,6 +42,7 @@ def test_numbers_of_ranks(line: str, gpus: int, ranks: int) -> None:
         ("-n gpu", 0, "nproc_per_node: gpu needs a GPU, and there is none here: use a number"),
         ("-n gpu -g none", 1, "nproc_per_node: gpu needs a GPU, and none was chosen: use a number"),
         ("-g 3", 0, "gpus: GPU 3 does not exist: no GPU is visible"),
+        ("-g 1", 1, "gpus: GPU 1 does not exist: only GPU 0 is visible"),
         ("-g 3", 2, "gpus: GPU 3 does not exist: GPUs 0 to 1 are visible"),
         ("-g 0,0", 2, "gpus: GPU 0 is listed twice"),
         ("--backend nccl", 0, "backend: nccl needs a GPU for each rank, and there is none here"),
