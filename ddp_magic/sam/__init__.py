@@ -5,26 +5,37 @@ group. Each name is imported on its first use.
 
 The modules (each imports only modules below it):
 
-    training       the training loop
-    checkpoint     checkpoints and the log
-    tuning         the parameters that are trained: all, the decoder, LoRA; moving average
-    optimizers     AdamW and Muon
-    embeddings     embeddings of a frozen encoder, stored on disk
-    evaluation     scores of held-out objects
-    inference      `predict` and `segment`
-    losses         training losses
-    auxiliary      an auxiliary task for the encoder
-    model          a tiny SAM, and the forward pass
-    prompts        simulated prompts
-    adapter        the differences between SAM, SAM-HQ, SAM 2 and SAM 3
-    layers         faster versions of layers of transformers and torch
-    plots          figures of results and learning curves
-    batches        from items of a data set to the input of a model
-    data           the data set
-    arrays, files  checking arrays, reading files
-    metrics        one score per object
-    process_group  process group, device, mixed precision
-    samples        sample data: real nuclei, synthetic cells (NumPy only)
+    training        the training loop
+    segmentation    `segment`: all objects of an image, in tiles
+    inference       `predict`: masks of prompted objects
+    evaluation      scores of held-out objects
+    checkpoint      checkpoints and the log
+    embeddings      embeddings of a frozen encoder, stored on disk
+    dry_run         finds parameters that get no gradient, before training
+    tuning          the parameters that are trained: all, the decoder, LoRA; moving average
+    model           the forward pass that training, evaluation and inference share
+    postprocessing  from the output of a model to masks at the original size
+    losses          training losses
+    prompts         simulated prompts
+    plots           figures of results and learning curves
+    adapter         the differences between SAM, SAM-HQ, SAM 2 and SAM 3
+    batches         from items of a data set to the input of a model
+    sampling        sampling objects, and augmenting images, in each epoch
+    dataset_access  reading parts of items from any data set
+    data            the data set
+    gray_levels     from images of any dtype to uint8
+    checks          checks of images, masks and prompts
+    masks           the objects of a label map or a stack of masks
+    items           an item of a data set
+    files           reading images and masks from files
+    metrics         one score per object
+    optimizers      AdamW, Muon, and the learning rate
+    progress        the printed rows, and early stopping
+    auxiliary       an auxiliary task for the encoder
+    layers          faster versions of layers of transformers and torch
+    tiny            a tiny SAM with random weights
+    samples         sample data: real nuclei, synthetic cells (NumPy only)
+    process_group   process group, device, mixed precision
 """
 
 from __future__ import annotations
@@ -36,12 +47,13 @@ if TYPE_CHECKING:
     from ddp_magic.sam.batches import collate, prepare
     from ddp_magic.sam.data import SamDataset
     from ddp_magic.sam.evaluation import evaluate, show_predictions
-    from ddp_magic.sam.inference import predict, segment
+    from ddp_magic.sam.inference import predict
     from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
-    from ddp_magic.sam.model import tiny_sam
     from ddp_magic.sam.plots import show_history, show_results
     from ddp_magic.sam.process_group import GradScaler, autocast, cleanup, setup
     from ddp_magic.sam.samples import cells, nuclei
+    from ddp_magic.sam.segmentation import segment
+    from ddp_magic.sam.tiny import tiny_sam
     from ddp_magic.sam.training import train
 
 __all__ = [
@@ -82,12 +94,12 @@ HOMES = {
     "pixel_accuracy": "metrics",
     "predict": "inference",
     "prepare": "batches",
-    "segment": "inference",
+    "segment": "segmentation",
     "setup": "process_group",
     "show_history": "plots",
     "show_predictions": "evaluation",
     "show_results": "plots",
-    "tiny_sam": "model",
+    "tiny_sam": "tiny",
     "train": "training",
 }
 

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ddp_magic.sam.arrays import PAD
-from ddp_magic.sam.data import Item
+from ddp_magic.sam.items import PAD, Item
 
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet, in gray levels, as in SamProcessor
 STD = (58.395, 57.12, 57.375)

@@ -16,31 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from ddp_magic.sam.arrays import (
-    FOREGROUND,
+from ddp_magic.sam.checks import check_click, check_pair, on_background, prompt_rows, sketch
+from ddp_magic.sam.files import Files, check_names, open_files
+from ddp_magic.sam.gray_levels import gray_window, to_rgb
+from ddp_magic.sam.items import FOREGROUND, Item, no_prompts
+from ddp_magic.sam.masks import (
     any_object,
     box_iou,
     box_of,
-    check_click,
-    check_pair,
-    gray_window,
     object_at,
     object_labels,
     object_mask,
     object_masks,
-    on_background,
     pixel,
-    prompt_rows,
-    sketch,
-    to_rgb,
 )
-from ddp_magic.sam.files import Files, check_names, open_files
 
 Images = Sequence[ArrayLike] | NDArray[Any] | str | Path
-Item = dict[str, Any]
 
 
 class SamDataset(Dataset[Item]):
@@ -240,166 +233,3 @@ def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
     order = np.argsort(rows[:, 0], kind="stable")
     images, first = np.unique(rows[order, 0], return_index=True)
     return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
-
-
-def no_prompts(objects: int) -> Item:
-    """Return the prompts of an item whose objects have none."""
-    return {
-        "points": torch.zeros(0, 2),
-        "labels": torch.zeros(0, dtype=torch.long),
-        "counts": torch.zeros(objects, dtype=torch.long),
-        "boxes": torch.full((objects, 4), torch.nan),
-    }
-
-
-def without_objects(image: NDArray[np.uint8]) -> Item:
-    """Return an image (3, H, W) as an item without objects."""
-    return {
-        "image": torch.from_numpy(np.ascontiguousarray(image)),
-        "masks": torch.zeros(0, *image.shape[1:], dtype=torch.bool),
-        "keys": torch.zeros(0, dtype=torch.long),
-        **no_prompts(0),
-    }
-
-
-def size_of(dataset: object, name: str = "dataset") -> int:
-    """Return the number of images of a data set.
-
-    Raises:
-        TypeError: `dataset` is not a data set, but for example arrays or a loader.
-    """
-    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
-        what = type(dataset).__name__
-        raise TypeError(f"{name} must be a data set such as SamDataset(...), not a {what}")
-    return len(dataset)
-
-
-def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
-    """Return the image of an item, (3, H, W), if possible without reading its masks.
-
-    Args:
-        dataset: a `SamDataset`, a torch `Subset` of one (as `random_split` returns), or any data
-            set with such items.
-        index: index of the item.
-    """
-    own, number = _origin(dataset, index)
-    image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
-    return image
-
-
-def target_of(dataset: Dataset[Item], index: int) -> Item:
-    """Return an item without its image, if the data set can skip reading it.
-
-    Args:
-        dataset: see `image_of`.
-        index: index of the item.
-    """
-    own, number = _origin(dataset, index)
-    return dict(dataset[index]) if own is None else own.target(number)
-
-
-def may_have_boxes(dataset: Dataset[Item]) -> bool:
-    """Return whether objects of a data set may have boxes; see `image_of`."""
-    own, _ = _origin(dataset, 0)
-    return own is None or not np.isnan(own.boxes).all()
-
-
-def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
-    """Return the dtype of the images and the values that are scaled to 0 and 255, for JSON.
-
-    Args:
-        dataset: see `image_of`; not empty.
-
-    Returns:
-        `dtype` and `window`, which is None for uint8; or None if they are not known.
-    """
-    own, number = _origin(dataset, 0)
-    if own is None:
-        return None
-    window = None if own.window is None else list(own.window)
-    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": window}
-
-
-def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
-    """Return the `SamDataset` that an item comes from unchanged (or None), and its index there."""
-    found: Any = dataset
-    while isinstance(found, Subset):
-        found, index = found.dataset, found.indices[index]
-    # A subclass with its own __getitem__ may return other items.
-    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
-    return (found if as_it_is else None), index
-
-
-class Sampled(Dataset[Item]):
-    """A data set that samples objects, and augments images, differently in each epoch.
-
-    The choices for an image depend only on the seed, the epoch and its index: they are the same for
-    any number of ranks and workers, and after an interruption. Set `epoch` at the start of each
-    epoch.
-    """
-
-    def __init__(
-        self, dataset: Dataset[Item], seed: int, *, objects: int = 0, augment: bool = False
-    ) -> None:
-        """Wrap a data set.
-
-        Args:
-            dataset: the data set to sample from.
-            seed: seed for all choices.
-            objects: maximum number of objects per image; 0: all.
-            augment: whether to flip images and rotate them by multiples of 90 degrees.
-        """
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
-        self.objects, self.augment = objects, augment
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return size_of(self.dataset)
-
-    def __getitem__(self, index: int) -> Item:
-        """Return one item with the objects sampled for this epoch, augmented if requested."""
-        item = dict(self.dataset[index])
-        if 0 < self.objects < len(item["keys"]):
-            rng = np.random.default_rng([self.seed, self.epoch, index, 1])
-            chosen = rng.permutation(len(item["keys"]))[: self.objects]
-            item = pick_objects(item, torch.from_numpy(np.sort(chosen)))
-        item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**36
-        if not self.augment:
-            return item
-        position = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
-        return turn(item, mirror=position >= 4, quarters=position % 4)
-
-
-def pick_objects(item: Item, chosen: Tensor) -> Item:
-    """Return an item with only the objects `chosen`, (n,) indices."""
-    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,)
-    clicks = torch.isin(owner, chosen)
-    some = {name: item[name][chosen] for name in ("masks", "keys", "counts", "boxes")}
-    return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
-
-
-def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
-    """Flip an item of a `SamDataset` horizontally, then rotate it counterclockwise.
-
-    Args:
-        item: image, masks and prompts.
-        mirror: whether to flip.
-        quarters: number of rotations by 90 degrees.
-
-    Returns:
-        The transformed item.
-    """
-    image, masks = item["image"], item["masks"]
-    points = torch.cat([item["points"], item["boxes"].view(-1, 2)])  # boxes as two corners
-    if mirror:
-        right = image.shape[2] - 1
-        image, masks = image.flip(2), masks.flip(2)
-        points = torch.stack([right - points[:, 0], points[:, 1]], 1)
-    for _ in range(quarters):
-        right = image.shape[2] - 1
-        image, masks = image.rot90(1, (1, 2)), masks.rot90(1, (1, 2))
-        points = torch.stack([points[:, 1], right - points[:, 0]], 1)
-    points, corners = points[: len(item["points"])], points[len(item["points"]) :]
-    corners = corners.view(-1, 2, 2)
-    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
-    return {**item, "image": image, "masks": masks, "points": points, "boxes": boxes}

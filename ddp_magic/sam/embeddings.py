@@ -6,18 +6,24 @@ With ViT-B at 1024 pixels, encoding takes 99 % of the time of a training step.
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.std import tqdm
 
 from ddp_magic.sam.adapter import fingerprint
 from ddp_magic.sam.batches import collate, prepare
-from ddp_magic.sam.data import Item, image_of, size_of, target_of, without_objects
+from ddp_magic.sam.dataset_access import image_of, size_of, target_of
+from ddp_magic.sam.items import Item, without_objects
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.process_group import barrier, rank_and_world
 
@@ -166,3 +172,17 @@ def _fits(path: Path, shape: tuple[int, ...], kind: type) -> bool:
         return False
     stored = np.load(path, mmap_mode="r")
     return bool(stored.shape == shape and stored.dtype == kind)
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """Create a temporary folder for all ranks, and remove it at the end."""
+    rank, world = rank_and_world()
+    made = [tempfile.mkdtemp(prefix="sam-embeddings-") if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(made, src=0)
+    try:
+        yield Path(str(made[0]))
+    finally:
+        if rank == 0:
+            shutil.rmtree(str(made[0]), ignore_errors=True)

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddp_magic.sam.batches import Geometry, by_size, collate, load, prepare
-from ddp_magic.sam.data import Item, size_of
+from ddp_magic.sam.dataset_access import size_of
+from ddp_magic.sam.items import Item
 from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
-from ddp_magic.sam.model import PromptedSam, at_original_size, cost, in_pieces, masks_at
+from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.plots import show_results
+from ddp_magic.sam.postprocessing import at_original_size, cost, in_pieces, masks_at
 from ddp_magic.sam.process_group import rank_and_world
 from ddp_magic.sam.prompts import first_prompts
 

@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    SamConfig,
-    SamMaskDecoderConfig,
-    SamModel,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-)
 
 from ddp_magic.sam.adapter import (
     Maps,
@@ -25,75 +17,20 @@ from ddp_magic.sam.adapter import (
     geometry_of,
     mask_size_of,
 )
-from ddp_magic.sam.arrays import FOREGROUND, PAD
 from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import PER_OBJECT, Geometry
+from ddp_magic.sam.items import FOREGROUND, PAD
 from ddp_magic.sam.layers import faster_decoder
+from ddp_magic.sam.postprocessing import best_mask, in_pieces
 from ddp_magic.sam.process_group import unwrapped
 from ddp_magic.sam.prompts import Prompts, first_prompts, kinds_of, next_click
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-ROOM = 2**31  # bytes for the objects that are processed at once outside of training
 
 # Number of clicks, of boxes, of masks; indices of the objects that have these, (m,).
 Alike = tuple[tuple[int, int, int], Tensor]
 Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and predicted IoU (M, C); C is 1 or 3
-
-
-def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: int = 0) -> SamModel:
-    """Create a SAM with 0.8 million parameters and random weights, the same on all ranks.
-
-    The default initialization of transformers is meant for loading Meta's weights. A model trained
-    from it does not learn to use the prompt: the encoder starts at zero (initializer_range 1e-10);
-    the frequencies of the positional encoding are so high (scale width / 2) that neighboring pixels
-    are unrelated; and the embeddings that distinguish clicks, boxes and labels, with a standard
-    deviation of initializer_range, are negligible beside the positional encoding, with 0.7. Here
-    the first and the last are close to Meta's trained weights, and the scale of the frequencies is
-    0.5, half of Meta's: after the first epoch of the demo, Dice was .76, and .53 with Meta's scale.
-
-    Args:
-        image_size: side of the input square, in pixels; a multiple of `patch_size`.
-        patch_size: side of a patch, in pixels. Masks have 4 pixels per patch and axis.
-        width: number of channels; a multiple of 8.
-        seed: seed for the weights. The global random state does not change.
-
-    Returns:
-        The model, on the CPU.
-    """
-    vision = SamVisionConfig(
-        hidden_size=width,
-        output_channels=width,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=image_size,
-        patch_size=patch_size,
-        window_size=6,
-        global_attn_indexes=[0, 1, 2],
-        num_pos_feats=width // 2,
-        initializer_range=0.08,
-    )
-    vision.scale = 0.5  # type: ignore[assignment]  # SamVisionConfig(scale=...) is overwritten
-    prompt = SamPromptEncoderConfig(hidden_size=width, image_size=image_size, patch_size=patch_size)
-    decoder = SamMaskDecoderConfig(
-        hidden_size=width, mlp_dim=2 * width, num_attention_heads=4, iou_head_hidden_dim=width
-    )
-    config = SamConfig(
-        vision_config=vision,
-        prompt_encoder_config=prompt,
-        mask_decoder_config=decoder,
-        initializer_range=0.08,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sam = SamModel(config)
-        positions = sam.shared_image_embedding
-        # transformers 4 ignores vision.scale and uses half the width.
-        positions.positional_embedding.data *= vision.scale / positions.scale
-        for module in sam.modules():
-            if isinstance(module, nn.Embedding):  # of prompts, of masks and of IoU
-                module.reset_parameters()  # to a standard deviation of 1
-        return sam
 
 
 class PromptedSam(nn.Module):
@@ -249,12 +186,6 @@ class PromptedSam(nn.Module):
         return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
 
 
-def in_pieces(objects: int, each: int) -> list[slice]:
-    """Split objects that take `each` bytes into slices that fit into `ROOM` bytes."""
-    step = max(1, ROOM // each)
-    return [slice(start, start + step) for start in range(0, max(objects, 1), step)]
-
-
 def _alike(prompts: Prompts) -> list[Alike]:
     """Group objects by their number of clicks, and by whether they have a box or a mask.
 
@@ -281,37 +212,3 @@ def _one_object(batch: dict[str, Any]) -> dict[str, Any]:
         "inside": blank == 0,
         "prompts": None,
     }
-
-
-def best_mask(logits: Tensor, iou: Tensor) -> Tensor:
-    """Return the mask (M, 1, s, s) with the highest IoU (M, C) of masks (M, C, s, s)."""
-    return logits[torch.arange(len(iou), device=iou.device), iou.argmax(1)][:, None]
-
-
-def at_original_size(logits: Tensor, size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """Undo the resizing and padding.
-
-    Args:
-        logits: output of the model, (m, 1, s, s).
-        size: height and width of the original image, in pixels.
-        geometry: how the image was resized.
-
-    Returns:
-        Logits (m, H, W).
-    """
-    height, width = geometry.resized(size)
-    side = geometry.image_size
-    square = F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
-    crop = square[..., :height, :width]
-    return F.interpolate(crop, size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def cost(size: tuple[int, int]) -> int:
-    """Return the memory in bytes that `at_original_size` and a score need for one object."""
-    return 16 * size[0] * size[1]
-
-
-def masks_at(logits: Tensor, size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """Return masks (m, H, W), bool: the result of `at_original_size`, computed in chunks."""
-    pieces = in_pieces(len(logits), cost(size))
-    return torch.cat([at_original_size(logits[rows], size, geometry) > 0 for rows in pieces])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -138,3 +139,17 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices)
+
+
+def learning_rate(step: int, steps: int, peak: float, hold: float = 0.0) -> float:
+    """Return the learning rate at `step`.
+
+    It rises linearly during the first 5 % of the steps, stays at `peak` until the fraction `hold`
+    of the steps, and then decays to 0 along a cosine.
+    """
+    warm = max(1, steps // 20)
+    if step < warm:
+        return peak * (step + 1) / warm
+    start = max(warm, round(hold * steps))
+    fallen = max(0, step - start) / max(1, steps - start)
+    return peak * 0.5 * (1 + math.cos(math.pi * fallen))

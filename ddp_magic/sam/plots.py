@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ddp_magic.sam.arrays import PAD, object_labels, object_masks
+from ddp_magic.sam.items import PAD
+from ddp_magic.sam.masks import object_labels, object_masks
 from ddp_magic.sam.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them

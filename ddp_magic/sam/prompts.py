@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_magic.sam.arrays import PAD
+from ddp_magic.sam.items import PAD
 from ddp_magic.sam.layers import resized
 
 KINDS = ("points", "boxes", "masks", "none")
@@ -218,3 +218,8 @@ def normal(keys: Tensor, stream: int) -> Tensor:
     """Return a standard normal random number for each key, (M,) float64; see `uniform`."""
     found: Tensor = torch.special.ndtri(uniform(keys, stream).clamp(1e-6, 1 - 1e-6))
     return found
+
+
+def most_common(shares: dict[str, float]) -> str:
+    """Return the kind of first prompt to evaluate with: "points" if they are trained."""
+    return "points" if "points" in shares else max(shares, key=lambda kind: shares[kind])

@@ -6,19 +6,15 @@ copy `train`: the losses are in `losses`, the prompts in `prompts`, and the forw
 
 from __future__ import annotations
 
-import math
-import shutil
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import Dataset, DistributedSampler
@@ -27,18 +23,14 @@ from tqdm.std import tqdm
 from ddp_magic.sam import checkpoint
 from ddp_magic.sam.adapter import is_frozen, without_fallback
 from ddp_magic.sam.auxiliary import PlaceInObject
-from ddp_magic.sam.batches import collate, load, prepare
-from ddp_magic.sam.data import (
-    Item,
-    Sampled,
+from ddp_magic.sam.batches import load, prepare
+from ddp_magic.sam.dataset_access import (
+    first_with_objects,
     levels_of,
-    may_have_boxes,
-    no_prompts,
-    pick_objects,
     size_of,
-    target_of,
 )
-from ddp_magic.sam.embeddings import store_embeddings
+from ddp_magic.sam.dry_run import find_unused, one_of_each
+from ddp_magic.sam.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.evaluation import (
     CLICKS,
     mean_scores,
@@ -46,12 +38,16 @@ from ddp_magic.sam.evaluation import (
     show_predictions,
     worst_images,
 )
+from ddp_magic.sam.items import Item
 from ddp_magic.sam.losses import LOSSES, step_losses
 from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.optimizers import OPTIMIZERS, make_optimizer
+from ddp_magic.sam.optimizers import OPTIMIZERS, learning_rate, make_optimizer
 from ddp_magic.sam.plots import show_history
 from ddp_magic.sam.process_group import all_reduce_sum, barrier, print0, rank_and_world, setup
-from ddp_magic.sam.tuning import Averages, choose_trained, find_unused, restore
+from ddp_magic.sam.progress import is_stuck, report
+from ddp_magic.sam.prompts import most_common
+from ddp_magic.sam.sampling import Sampled
+from ddp_magic.sam.tuning import Averages, choose_trained, restore
 
 
 def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one visible loop
@@ -199,7 +195,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
     size, held_out = size_of(train_set, "train_set"), size_of(val_set, "val_set")
     if not size:
         raise ValueError("train_set has no images: check the paths or arrays it was made from")
-    shown = _first_with_objects(train_set)
+    shown = first_with_objects(train_set)
     if resume and out_dir is None:
         raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
     folder = None if out_dir is None else Path(out_dir)
@@ -237,7 +233,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
                     "auxiliary needs an encoder that is trained, and this one is frozen: remove "
                     "auxiliary, or use tune='lora' or 'full'"
                 )
-            stored = folder / "embeddings" if folder else at_end.enter_context(_shared_folder())
+            stored = folder / "embeddings" if folder else at_end.enter_context(shared_folder())
             train_images, val_images = (
                 store_embeddings(wrapper, images, stored / name, workers=workers)
                 for name, images in (("train", train_set), ("val", val_set))
@@ -248,12 +244,12 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
         images = Sampled(train_images, seed, objects=objects, augment=augment)
         order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
-        one_of_each = _one_of_each(images[shown], train_set, wrapper, device)
-        frozen += find_unused(wrapper.train(), one_of_each, each_rounds)
+        dry_batches = one_of_each(images[shown], train_set, wrapper, device)
+        frozen += find_unused(wrapper.train(), dry_batches, each_rounds)
         if auxiliary:
             channels = sam.config.prompt_encoder_config.hidden_size
             wrapper.auxiliary = PlaceInObject(channels, auxiliary).to(device)
-        first = _most_common(wrapper.shares)
+        first = most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first, multimask=wrapper.multimask)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
         descent = make_optimizer(optimizer, wrapper, lr, weight_decay)
@@ -362,81 +358,3 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         averages.adopt()
     barrier()  # after this, every rank can read what rank 0 has written
     return history
-
-
-def learning_rate(step: int, steps: int, peak: float, hold: float = 0.0) -> float:
-    """Return the learning rate at `step`.
-
-    It rises linearly during the first 5 % of the steps, stays at `peak` until the fraction `hold`
-    of the steps, and then decays to 0 along a cosine.
-    """
-    warm = max(1, steps // 20)
-    if step < warm:
-        return peak * (step + 1) / warm
-    start = max(warm, round(hold * steps))
-    fallen = max(0, step - start) / max(1, steps - start)
-    return peak * 0.5 * (1 + math.cos(math.pi * fallen))
-
-
-def is_stuck(history: list[dict[str, float]], patience: int) -> bool:
-    """Return whether held-out Dice has not improved in the last `patience` epochs; 0: False."""
-    dice = [row["dice"] for row in history]
-    return 0 < patience < len(dice) and max(dice[-patience:]) <= max(dice[:-patience])
-
-
-def report(history: list[dict[str, float]], epochs: int, *, header: bool) -> None:
-    """Print the row of the last epoch, with the column names above it if `header` is True."""
-    row = history[-1]
-    if header:
-        print0(
-            "epoch      loss  Dice@1     @2     @3     @5    IoU    acc  wrong images/s  wait     s"
-        )
-    scores = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
-    print0(
-        f"{row['epoch']:3.0f}/{epochs:<3} {row['train_loss']:7.3f}  "
-        + " ".join(f"{row[name]:6.3f}" for name in scores)
-        + f" {row['images_per_s']:8.1f} {row['data_wait']:5.0%} {row['seconds']:5.1f}"
-    )
-
-
-def _most_common(shares: dict[str, float]) -> str:
-    """Return the kind of first prompt to evaluate with: "points" if they are trained."""
-    return "points" if "points" in shares else max(shares, key=lambda kind: shares[kind])
-
-
-def _first_with_objects(train_set: Dataset[Item]) -> int:
-    """Return the index of the first image with a prompted object.
-
-    Raises:
-        ValueError: No image has one.
-    """
-    for number in range(size_of(train_set)):
-        if len(target_of(train_set, number)["keys"]):
-            return number
-    raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
-
-
-def _one_of_each(
-    item: Item, train_set: Dataset[Item], wrapper: PromptedSam, device: torch.device
-) -> dict[str, dict[str, Any]]:
-    """Prepare a batch with one object for each kind of first prompt that training will use."""
-    one = pick_objects(item, torch.tensor([0])) | no_prompts(1)
-    batch = prepare(collate([one]), wrapper.geometry, device)
-    kinds = dict.fromkeys(wrapper.shares, batch)
-    if "points" in kinds and may_have_boxes(train_set):  # those of the data set
-        kinds["boxes"] = batch
-    return kinds
-
-
-@contextmanager
-def _shared_folder() -> Iterator[Path]:
-    """Create a temporary folder for all ranks, and remove it at the end."""
-    rank, world = rank_and_world()
-    made = [tempfile.mkdtemp(prefix="sam-embeddings-") if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(made, src=0)
-    try:
-        yield Path(str(made[0]))
-    finally:
-        if rank == 0:
-            shutil.rmtree(str(made[0]), ignore_errors=True)

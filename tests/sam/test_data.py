@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from ddp_magic.sam.arrays import object_masks
 from ddp_magic.sam.batches import MEAN, STD, Geometry, collate, prepare
-from ddp_magic.sam.data import SamDataset, Sampled, turn
+from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.masks import object_masks
 from ddp_magic.sam.samples import cells
+from ddp_magic.sam.sampling import Sampled, turn
 
 
 def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

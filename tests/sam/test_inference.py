@@ -25,13 +25,13 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
-from ddp_magic.sam import inference
+from ddp_magic.sam import segmentation
 from ddp_magic.sam.adapter import geometry_of
-from ddp_magic.sam.arrays import to_rgb
 from ddp_magic.sam.batches import collate, prepare
 from ddp_magic.sam.checkpoint import save_model
-from ddp_magic.sam.data import without_objects
-from ddp_magic.sam.inference import Found, _is_cut, _paint
+from ddp_magic.sam.gray_levels import to_rgb
+from ddp_magic.sam.items import without_objects
+from ddp_magic.sam.segmentation import Found, _is_cut, _paint
 
 from .family import FAMILY, build
 
@@ -179,7 +179,7 @@ def test_every_tile_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         clicked[y : y + side, x : x + side] += 1
         return []
 
-    monkeypatch.setattr(inference, "_click_grid", look)
+    monkeypatch.setattr(segmentation, "_click_grid", look)
     assert segment(tiny_sam(), picture, tile=64).max() == 0
     assert (clicked == 1).all()
 

@@ -14,12 +14,15 @@ from transformers.models.sam.modeling_sam import SamPositionalEmbedding
 
 from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.dry_run import find_unused
 from ddp_magic.sam.inference import predict
 from ddp_magic.sam.layers import resized
-from ddp_magic.sam.model import PromptedSam, at_original_size, best_mask, tiny_sam
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.postprocessing import at_original_size, best_mask
 from ddp_magic.sam.prompts import next_click
 from ddp_magic.sam.samples import cells
-from ddp_magic.sam.tuning import choose_trained, find_unused
+from ddp_magic.sam.tiny import tiny_sam
+from ddp_magic.sam.tuning import choose_trained
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import matplotlib.pyplot as plt
 from ddp_magic.sam.batches import collate
 from ddp_magic.sam.data import SamDataset
 from ddp_magic.sam.evaluation import show_predictions
-from ddp_magic.sam.model import tiny_sam
 from ddp_magic.sam.plots import show_history, show_results
 from ddp_magic.sam.samples import cells
+from ddp_magic.sam.tiny import tiny_sam
 
 
 @pytest.fixture

@@ -21,14 +21,16 @@ from ddp_magic.sam import optimizers
 from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.dry_run import find_unused
 from ddp_magic.sam.embeddings import store_embeddings
 from ddp_magic.sam.evaluation import evaluate
 from ddp_magic.sam.losses import step_losses
-from ddp_magic.sam.model import PromptedSam, tiny_sam
+from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.process_group import cleanup, setup
 from ddp_magic.sam.samples import cells
+from ddp_magic.sam.tiny import tiny_sam
 from ddp_magic.sam.training import train
-from ddp_magic.sam.tuning import choose_trained, find_unused
+from ddp_magic.sam.tuning import choose_trained
 from tests.limits import HANG_S
 
 

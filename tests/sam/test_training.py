@@ -21,9 +21,11 @@ from ddp_magic.sam.data import SamDataset
 from ddp_magic.sam.evaluation import evaluate, neighbors
 from ddp_magic.sam.inference import predict
 from ddp_magic.sam.losses import object_losses, step_losses
-from ddp_magic.sam.model import PromptedSam, tiny_sam
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.optimizers import learning_rate
 from ddp_magic.sam.samples import cells
-from ddp_magic.sam.training import learning_rate, train
+from ddp_magic.sam.tiny import tiny_sam
+from ddp_magic.sam.training import train
 
 logging.disable_progress_bar()
 
@@ -275,7 +277,7 @@ def test_many_objects_are_scored_some_at_a_time(
         return forward(self, batch)
 
     monkeypatch.setattr(PromptedSam, "forward", spy)
-    monkeypatch.setattr("ddp_magic.sam.model.ROOM", 5 * 1024 * 32**2)
+    monkeypatch.setattr("ddp_magic.sam.postprocessing.ROOM", 5 * 1024 * 32**2)
     assert evaluate(tiny_sam(), sets[1]) == pytest.approx(scores, abs=1e-6)
     assert max(asked) == 5
     assert sum(asked) == 36

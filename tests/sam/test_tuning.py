@@ -14,7 +14,7 @@ from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam import training
 from ddp_magic.sam.losses import object_losses, step_losses
 from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.training import is_stuck
+from ddp_magic.sam.progress import is_stuck
 from ddp_magic.sam.tuning import Averages, choose_trained, plain_state, restore
 
 Sets = tuple[SamDataset, SamDataset]

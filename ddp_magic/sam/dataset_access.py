@@ -1,0 +1,92 @@
+"""Reading parts of items from a `SamDataset`, a torch `Subset` of one, or any other data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Subset
+
+from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.items import Item
+
+
+def size_of(dataset: object, name: str = "dataset") -> int:
+    """Return the number of images of a data set.
+
+    Raises:
+        TypeError: `dataset` is not a data set, but for example arrays or a loader.
+    """
+    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
+        what = type(dataset).__name__
+        raise TypeError(f"{name} must be a data set such as SamDataset(...), not a {what}")
+    return len(dataset)
+
+
+def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
+    """Return the image of an item, (3, H, W), if possible without reading its masks.
+
+    Args:
+        dataset: a `SamDataset`, a torch `Subset` of one (as `random_split` returns), or any data
+            set with such items.
+        index: index of the item.
+    """
+    own, number = _origin(dataset, index)
+    image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
+    return image
+
+
+def target_of(dataset: Dataset[Item], index: int) -> Item:
+    """Return an item without its image, if the data set can skip reading it.
+
+    Args:
+        dataset: see `image_of`.
+        index: index of the item.
+    """
+    own, number = _origin(dataset, index)
+    return dict(dataset[index]) if own is None else own.target(number)
+
+
+def may_have_boxes(dataset: Dataset[Item]) -> bool:
+    """Return whether objects of a data set may have boxes; see `image_of`."""
+    own, _ = _origin(dataset, 0)
+    return own is None or not np.isnan(own.boxes).all()
+
+
+def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
+    """Return the dtype of the images and the values that are scaled to 0 and 255, for JSON.
+
+    Args:
+        dataset: see `image_of`; not empty.
+
+    Returns:
+        `dtype` and `window`, which is None for uint8; or None if they are not known.
+    """
+    own, number = _origin(dataset, 0)
+    if own is None:
+        return None
+    window = None if own.window is None else list(own.window)
+    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": window}
+
+
+def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
+    """Return the `SamDataset` that an item comes from unchanged (or None), and its index there."""
+    found: Any = dataset
+    while isinstance(found, Subset):
+        found, index = found.dataset, found.indices[index]
+    # A subclass with its own __getitem__ may return other items.
+    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
+    return (found if as_it_is else None), index
+
+
+def first_with_objects(train_set: Dataset[Item]) -> int:
+    """Return the index of the first image with a prompted object.
+
+    Raises:
+        ValueError: No image has one.
+    """
+    for number in range(size_of(train_set)):
+        if len(target_of(train_set, number)["keys"]):
+            return number
+    raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")

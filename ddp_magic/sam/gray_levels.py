@@ -1,0 +1,96 @@
+"""Conversion of images of any dtype to uint8, by one rule for the whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddp_magic.sam.checks import check_shape, sketch
+from ddp_magic.sam.files import Files
+from ddp_magic.sam.process_group import print0
+
+
+def gray_window(
+    images: Sequence[Any] | NDArray[Any], given: tuple[float, float] | None = None
+) -> tuple[float, float] | None:
+    """Choose, and print, the values that are scaled to 0 and 255 in all images.
+
+    Args:
+        images: images of the same dtype. If they are files, up to 64 are read.
+        given: the values, if they are known.
+
+    Returns:
+        (low, high) in the units of the images; None for uint8 images, which are not scaled.
+
+    Raises:
+        ValueError: The dtypes are different, values are not finite, or all values are so small that
+            the images were probably divided by 255 twice.
+    """
+    step = -(-len(images) // 64) if isinstance(images, Files) else 1
+    looked = [np.asarray(images[i]) for i in range(0, len(images), step)]
+    types = {image.dtype for image in looked}
+    if len(types) > 1:
+        names = ", ".join(sorted(map(str, types)))
+        raise ValueError(f"images have different dtypes, {names}: convert them to one dtype")
+    if not types or not any(image.size for image in looked):
+        return None
+    kind = types.pop()
+    low = min(float(np.min(image)) for image in looked)
+    high = max(float(np.max(image)) for image in looked)
+    if not np.isfinite([low, high]).all():
+        raise ValueError("images contain values that are not finite: replace NaN and infinity")
+    if low < high and low >= 0 and high <= (1 if kind.kind in "iu" else 1.01 / 255):
+        brightest = next(i for i, image in enumerate(looked) if image.max() == high) * step
+        raise ValueError(
+            f"images of dtype {kind} with values {low:g}..{high:g} are nearly black: were they "
+            "divided by 255 twice, or converted to integers after the division, or are they masks? "
+            f"Image {brightest}:\n" + sketch(_plane(looked[brightest // step]) > high / 2)
+        )
+    if given is not None or kind == np.uint8:
+        return given
+    if kind.kind in "bf" and low >= 0 and high <= 1:
+        window, rule = (0.0, 1.0), "multiplied by 255"
+    elif low >= 0 and high <= 255:
+        window, rule = (0.0, 255.0), "used as gray levels 0..255"
+    else:  # percentiles, since microscopes have hot pixels; from at most ~4000 pixels per image
+        flat = [image.ravel() for image in looked]
+        sample = np.concatenate([pixels[:: 1 + pixels.size // 4096] for pixels in flat])
+        first, last = np.percentile(sample, (0.1, 99.9))
+        window = (float(first), float(last))
+        rule = f"{first:g}..{last:g} (percentiles 0.1 and 99.9) stretched to 0..255"
+    print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
+    return window
+
+
+def _plane(image: NDArray[Any]) -> NDArray[Any]:
+    return image if image.ndim == 2 else image.max(-1)
+
+
+def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Convert an image to three channels of uint8.
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3).
+        window: the values that are scaled to 0 and 255; None: the image is uint8.
+
+    Returns:
+        A copy, (3, H, W) uint8.
+
+    Raises:
+        ValueError: The shape is invalid, or the image is not uint8 and `window` is None.
+    """
+    pixels = np.asarray(image)
+    check_shape("an image", pixels.shape)
+    if window is not None:
+        low, high = window
+        gain = 255 / max(high - low, 1e-12)
+        pixels = np.rint(np.clip((pixels.astype(np.float32) - low) * gain, 0, 255))
+    elif pixels.dtype != np.uint8:
+        raise ValueError(f"an image has dtype {pixels.dtype}, but other images have dtype uint8")
+    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    full = np.broadcast_to(channels_first, (3, *pixels.shape[:2]))
+    # order="K" keeps channels last in memory, for which resizing takes two thirds of the time.
+    return np.array(full, dtype=np.uint8, order="K")

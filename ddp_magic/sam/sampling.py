@@ -1,0 +1,86 @@
+"""Sampling objects, and augmenting images, differently in each epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ddp_magic.sam.dataset_access import size_of
+from ddp_magic.sam.items import Item
+
+
+class Sampled(Dataset[Item]):
+    """A data set that samples objects, and augments images, differently in each epoch.
+
+    The choices for an image depend only on the seed, the epoch and its index: they are the same for
+    any number of ranks and workers, and after an interruption. Set `epoch` at the start of each
+    epoch.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Item], seed: int, *, objects: int = 0, augment: bool = False
+    ) -> None:
+        """Wrap a data set.
+
+        Args:
+            dataset: the data set to sample from.
+            seed: seed for all choices.
+            objects: maximum number of objects per image; 0: all.
+            augment: whether to flip images and rotate them by multiples of 90 degrees.
+        """
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.objects, self.augment = objects, augment
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return size_of(self.dataset)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return one item with the objects sampled for this epoch, augmented if requested."""
+        item = dict(self.dataset[index])
+        if 0 < self.objects < len(item["keys"]):
+            rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+            chosen = rng.permutation(len(item["keys"]))[: self.objects]
+            item = pick_objects(item, torch.from_numpy(np.sort(chosen)))
+        item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**36
+        if not self.augment:
+            return item
+        position = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
+        return turn(item, mirror=position >= 4, quarters=position % 4)
+
+
+def pick_objects(item: Item, chosen: Tensor) -> Item:
+    """Return an item with only the objects `chosen`, (n,) indices."""
+    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,)
+    clicks = torch.isin(owner, chosen)
+    some = {name: item[name][chosen] for name in ("masks", "keys", "counts", "boxes")}
+    return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
+
+
+def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
+    """Flip an item of a `SamDataset` horizontally, then rotate it counterclockwise.
+
+    Args:
+        item: image, masks and prompts.
+        mirror: whether to flip.
+        quarters: number of rotations by 90 degrees.
+
+    Returns:
+        The transformed item.
+    """
+    image, masks = item["image"], item["masks"]
+    points = torch.cat([item["points"], item["boxes"].view(-1, 2)])  # boxes as two corners
+    if mirror:
+        right = image.shape[2] - 1
+        image, masks = image.flip(2), masks.flip(2)
+        points = torch.stack([right - points[:, 0], points[:, 1]], 1)
+    for _ in range(quarters):
+        right = image.shape[2] - 1
+        image, masks = image.rot90(1, (1, 2)), masks.rot90(1, (1, 2))
+        points = torch.stack([points[:, 1], right - points[:, 0]], 1)
+    points, corners = points[: len(item["points"])], points[len(item["points"]) :]
+    corners = corners.view(-1, 2, 2)
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    return {**item, "image": image, "masks": masks, "points": points, "boxes": boxes}
