@@ -6,6 +6,7 @@ group. Each name is imported on its first use.
 The modules (each imports only modules below it):
 
     training        the training loop
+    progress        bar, rows and figures, the best epoch, early stopping
     segmentation    `segment`: all objects of an image, in tiles
     inference       `predict`: masks of prompted objects
     evaluation      scores of held-out objects
@@ -30,11 +31,11 @@ The modules (each imports only modules below it):
     files           reading images and masks from files
     metrics         one score per object
     optimizers      AdamW, Muon, and the learning rate
-    progress        the printed rows, and early stopping
     auxiliary       an auxiliary task for the encoder
     layers          faster versions of layers of transformers and torch
     tiny            a tiny SAM with random weights
     samples         sample data: real nuclei, synthetic cells (NumPy only)
+    arguments       checks of words and numbers
     process_group   process group, device, mixed precision
 """
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 
 from ddp_magic.sam.data import SamDataset
 from ddp_magic.sam.items import Item
+from ddp_magic.sam.process_group import print0
 
 
 def size_of(dataset: object, name: str = "dataset") -> int:
@@ -70,6 +71,25 @@ def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
     return {"dtype": str(np.asarray(own.images[number]).dtype), "window": window}
 
 
+def common_levels(train_set: Dataset[Item], val_set: Dataset[Item]) -> dict[str, Any] | None:
+    """Return the gray levels of the training set, and print a warning if the others differ.
+
+    Args:
+        train_set: see `image_of`; not empty.
+        val_set: see `image_of`.
+
+    Returns:
+        See `levels_of`.
+    """
+    levels, other = levels_of(train_set), levels_of(val_set) if size_of(val_set) else None
+    if levels and other and other != levels:
+        print0(
+            "val_set and train_set have different gray levels: create val_set with "
+            "SamDataset(..., window=train_set.window)"
+        )
+    return levels
+
+
 def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
     """Return the `SamDataset` that an item comes from unchanged (or None), and its index there."""
     found: Any = dataset
@@ -84,8 +104,10 @@ def first_with_objects(train_set: Dataset[Item]) -> int:
     """Return the index of the first image with a prompted object.
 
     Raises:
-        ValueError: No image has one.
+        ValueError: There are no images, or none has one.
     """
+    if not size_of(train_set):
+        raise ValueError("train_set has no images: check the paths or arrays it was made from")
     for number in range(size_of(train_set)):
         if len(target_of(train_set, number)["keys"]):
             return number

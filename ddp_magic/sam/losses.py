@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from ddp_magic.sam.arguments import check_choice
 from ddp_magic.sam.auxiliary import place_losses
 from ddp_magic.sam.layers import resized
 from ddp_magic.sam.metrics import iou_score
@@ -39,8 +40,7 @@ def object_losses(logits: Tensor, iou: Tensor, target: Tensor, loss: str = "dice
     Source:
         Kirillov et al., "Segment Anything", ICCV 2023, appendix A.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"invalid loss {loss!r}: use {' or '.join(LOSSES)}")
+    check_choice("loss", loss, LOSSES)
     logits = logits.float()  # in float16, sums over a 256 x 256 mask overflow
     true = target.expand_as(logits)
     mask_loss = DiceLoss(sigmoid=True, reduction="none")(logits, true).flatten(2).mean(2)  # (M, C)

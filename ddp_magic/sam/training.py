@@ -6,7 +6,6 @@ copy `train`: the losses are in `losses`, the prompts in `prompts`, and the forw
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,33 +17,22 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import Dataset, DistributedSampler
-from tqdm.std import tqdm
 
 from ddp_magic.sam import checkpoint
-from ddp_magic.sam.adapter import is_frozen, without_fallback
+from ddp_magic.sam.adapter import check_frozen, is_frozen, without_fallback
+from ddp_magic.sam.arguments import check_choice, check_fraction, check_minimum, rounds_per_epoch
 from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import load, prepare
-from ddp_magic.sam.dataset_access import (
-    first_with_objects,
-    levels_of,
-    size_of,
-)
+from ddp_magic.sam.dataset_access import common_levels, first_with_objects, size_of
 from ddp_magic.sam.dry_run import find_unused, one_of_each
 from ddp_magic.sam.embeddings import shared_folder, store_embeddings
-from ddp_magic.sam.evaluation import (
-    CLICKS,
-    mean_scores,
-    score_objects,
-    show_predictions,
-    worst_images,
-)
+from ddp_magic.sam.evaluation import CLICKS, score_objects
 from ddp_magic.sam.items import Item
 from ddp_magic.sam.losses import LOSSES, step_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.optimizers import OPTIMIZERS, learning_rate, make_optimizer
-from ddp_magic.sam.plots import show_history
 from ddp_magic.sam.process_group import all_reduce_sum, barrier, print0, rank_and_world, setup
-from ddp_magic.sam.progress import is_stuck, report
+from ddp_magic.sam.progress import epoch_row, is_best, is_stuck, progress_bar, report, show_progress
 from ddp_magic.sam.prompts import most_common
 from ddp_magic.sam.sampling import Sampled
 from ddp_magic.sam.tuning import Averages, choose_trained, restore
@@ -91,10 +79,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
     - `log.csv`, and TensorBoard files if TensorBoard is installed;
     - `best`, the checkpoint with the highest held-out Dice, and `last`, the latest one, both for
       `from_pretrained`;
-    - `last/trainer.pt`, the state that `resume` needs.
-
-    If the encoder is frozen, each image is encoded once, and the embeddings are stored in
-    `out_dir/embeddings`, or in a temporary folder without `out_dir`.
+    - `last/trainer.pt`, the state that `resume` needs;
+    - `embeddings`, if the encoder is frozen: each image is encoded once. Without `out_dir`, they
+      are stored in a temporary folder.
 
     Args:
         model: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel with the same weights on all
@@ -106,9 +93,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         epochs: total number of epochs, including those before `resume`.
         batch_size: number of images per rank and batch.
         lr: peak learning rate. 3e-3 suits `tiny_sam()`, 1e-5 to 1e-4 pretrained weights.
-        hold: fraction of the steps during which the learning rate stays at its peak before it
-            decays along a cosine. 0: it decays right after the warm-up. Training from random
-            weights makes most of its progress at the peak rate.
+        hold: fraction of the steps after which the learning rate starts to decay along a cosine.
+            0: right after the warm-up. From random weights, most progress is at the peak rate.
         optimizer: "adamw" or "muon". From random weights, Muon may need far fewer steps, for
             example `tiny_sam()` at 5e-3.
         tune: the parameters to train. "full": all; "decoder": the mask decoder; "lora": the mask
@@ -121,20 +107,18 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             predicted mask is wrong. A model trained with 1 gets worse with further clicks. A
             sequence gives one number per epoch, and the last one holds for the remaining epochs:
             (1, 1, 3) starts with the cheap rounds.
-        objects: maximum number of objects per image and batch. If an image has more, each epoch
-            samples other ones. 0: no maximum. Each object takes memory: 0.1 GB per round with a SAM
-            at 1024 pixels.
+        objects: maximum number of objects per image and batch, sampled anew in each epoch; 0: no
+            maximum. An object takes 0.1 GB of memory per round with a SAM at 1024 pixels.
         multimask: whether the model predicts three masks for a single click, of which only the best
-            one is trained. The choice is stored in the config of the model, where `evaluate`,
-            `predict` and `segment` find it. None: the stored choice, or three masks if there is
-            none. The mask-generation pipeline of transformers always uses three masks, which a
-            model trained with False has not learned: use `segment` instead. After training, SAM 2
-            and SAM 3 no longer replace an unstable single mask by one of the three.
+            one is trained. The choice is stored in the config of the model, and `evaluate`,
+            `predict` and `segment` use it. None: the stored choice, or True if there is none. After
+            training with False, use `segment` instead of the mask-generation pipeline of
+            transformers, which always uses three masks.
         loss: "dice+bce" or "dice+focal".
-        auxiliary: weight of an auxiliary task, such as 1. A linear layer, which is discarded after
+        auxiliary: weight of an auxiliary task, such as 1; 0: none. A linear layer, discarded after
             training, predicts from the image embeddings alone where in its object each pixel is.
-            This helps an encoder with random weights to separate touching objects. For overlapping
-            objects the targets contradict each other. 0: no auxiliary task.
+            This helps an encoder with random weights to separate touching objects. Do not use it
+            for overlapping objects.
         weight_decay: weight decay of the optimizer. It also shrinks the parameters that a single
             mask does not use.
         clip: maximum norm of the gradient; 0: no clipping.
@@ -148,7 +132,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             differently in each epoch. Use it if the orientation has no meaning, as in microscopy.
         lora_rank: rank of the low-rank updates.
         compile: whether to compile the image encoder with torch.compile, unless it is frozen; or
-            the backend to use, by name or as a function. Compiling takes about a minute; it is
+            the backend to use, by name or as a function. Compiling takes about a minute, which is
             worth it for large encoders on GPUs.
         out_dir: folder for checkpoints and logs; None: nothing is written.
         seed: seed for the order of the images, the clicks and the boxes.
@@ -157,8 +141,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             held-out images; 0: none.
         save_every: number of steps between checkpoints `last`, in addition to the one after each
             epoch; 0: none.
-        resume: whether to continue from `out_dir/last` exactly as if training had not been
-            interrupted. `tune`, `optimizer`, `auxiliary`, `amp` and `ema` must be the same; within
+        resume: whether to continue from `out_dir/last`, with the same result as without the
+            interruption. `tune`, `optimizer`, `auxiliary`, `amp` and `ema` must be the same; within
             an epoch, the batches and the number of ranks too.
 
     Returns:
@@ -173,40 +157,21 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         FileNotFoundError: There is no checkpoint to resume from.
         TypeError: `model` is not of the SAM family, or an argument is not a data set.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"invalid loss {loss!r}: use {' or '.join(LOSSES)}")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"invalid optimizer {optimizer!r}: use {' or '.join(OPTIMIZERS)}")
-    each_rounds = [rounds] if isinstance(rounds, int) else list(rounds)
-    if min(each_rounds, default=0) < 1:
-        raise ValueError(
-            f"invalid rounds {rounds!r}: use an integer of 1 or more, or one such integer per epoch"
-        )
-    for name, value in {"batch_size": batch_size, "accumulate": accumulate}.items():
-        if value < 1:
-            raise ValueError(f"invalid {name} {value!r}: use 1 or more")
-    for name, limit in {"objects": objects, "auxiliary": auxiliary}.items():
-        if limit < 0:
-            raise ValueError(f"invalid {name} {limit!r}: use 0 or more")
-    if not 0 <= ema < 1:
-        raise ValueError(f"invalid ema {ema!r}: use a number from 0 to below 1")
-    if not 0 <= hold <= 1:
-        raise ValueError(f"invalid hold {hold!r}: use a number from 0 to 1")
-    size, held_out = size_of(train_set, "train_set"), size_of(val_set, "val_set")
-    if not size:
-        raise ValueError("train_set has no images: check the paths or arrays it was made from")
-    shown = first_with_objects(train_set)
+    check_choice("loss", loss, LOSSES)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_minimum(1, batch_size=batch_size, accumulate=accumulate)
+    check_minimum(0, objects=objects, auxiliary=auxiliary)
+    check_fraction("ema", ema, one_allowed=False)
+    check_fraction("hold", hold)
+    each_rounds = rounds_per_epoch(rounds)
+    size, _ = size_of(train_set, "train_set"), size_of(val_set, "val_set")
+    example = first_with_objects(train_set)
     if resume and out_dir is None:
         raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
     folder = None if out_dir is None else Path(out_dir)
     device = setup()
     rank, world = rank_and_world()
-    levels, other = levels_of(train_set), levels_of(val_set) if held_out else None
-    if levels and other and other != levels:
-        print0(
-            "val_set and train_set have different gray levels: create val_set with "
-            "SamDataset(..., window=train_set.window)"
-        )
+    levels = common_levels(train_set, val_set)
     choices = {"tune": tune, "optimizer": optimizer, "amp": amp, "ema": ema, "auxiliary": auxiliary}
     choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
     choices |= {"images": size, "ranks": world, "batch_size": batch_size}
@@ -223,16 +188,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         at_end.callback(restore, sam, frozen)
         train_images, val_images = train_set, val_set
         if is_frozen(sam):
-            if augment:
-                raise ValueError(
-                    "augment=True needs an encoder that is trained; a frozen one encodes each "
-                    "image only once: remove augment, or use tune='lora' or 'full'"
-                )
-            if auxiliary:
-                raise ValueError(
-                    "auxiliary needs an encoder that is trained, and this one is frozen: remove "
-                    "auxiliary, or use tune='lora' or 'full'"
-                )
+            check_frozen(augment=augment, auxiliary=auxiliary)
             stored = folder / "embeddings" if folder else at_end.enter_context(shared_folder())
             train_images, val_images = (
                 store_embeddings(wrapper, images, stored / name, workers=workers)
@@ -243,44 +199,42 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             sam.vision_encoder.compile(backend=backend)
             at_end.callback(setattr, sam.vision_encoder, "_compiled_call_impl", None)
         images = Sampled(train_images, seed, objects=objects, augment=augment)
-        order: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
-        dry_batches = one_of_each(images[shown], train_set, wrapper, device)
+        sampler: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
+        dry_batches = one_of_each(images[example], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), dry_batches, each_rounds)
         if auxiliary:
             channels = sam.config.prompt_encoder_config.hidden_size
             wrapper.auxiliary = PlaceInObject(channels, auxiliary).to(device)
-        first = most_common(wrapper.shares)
-        scorer = PromptedSam(sam, amp, max(CLICKS), first, multimask=wrapper.multimask)
+        first_prompt = most_common(wrapper.shares)
+        scorer = PromptedSam(sam, amp, max(CLICKS), first_prompt, multimask=wrapper.multimask)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
-        descent = make_optimizer(optimizer, wrapper, lr, weight_decay)
+        opt = make_optimizer(optimizer, wrapper, lr, weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         # DDP broadcasts the weights of rank 0, so the states are loaded after it.
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper
         averages = Averages(trained, ema)
-        parts = {"model": sam, "optimizer": descent, "scaler": scaler, "averages": averages}
+        parts = {"model": sam, "optimizer": opt, "scaler": scaler, "averages": averages}
         parts |= {"auxiliary": wrapper.auxiliary} if wrapper.auxiliary else {}
         position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
         history = position.history
-        begun = len(history)
+        first_epoch = len(history)
         # After all checks, so that a failed call does not change the config.
         sam.config.multimask_output = wrapper.multimask
         sam.config.gray_levels = levels
         without_fallback(sam)
 
-        batches = -(-len(order) // batch_size)
+        batches = -(-len(sampler) // batch_size)
         steps = -(-batches // accumulate)
-        bar = tqdm(
-            total=epochs * batches, disable=rank != 0, file=sys.stdout, mininterval=0.5, ncols=60
-        )
+        bar = progress_bar(epochs * batches)
         at_end.callback(bar.close)  # also after an error, so that the next output starts a new line
-        for epoch in range(begun, epochs):
+        for epoch in range(first_epoch, epochs):
             if is_stuck(history, patience):
                 print0(f"stopped: held-out Dice has not improved in {patience} epochs")
                 break
-            order.set_epoch(epoch)  # shuffles differently in each epoch
+            sampler.set_epoch(epoch)  # shuffles differently in each epoch
             images.epoch = epoch
             wrapper.rounds = each_rounds[min(epoch, len(each_rounds) - 1)]
-            rest = list(order)[position.batches * batch_size :]
+            rest = list(sampler)[position.batches * batch_size :]
             # Sum of losses, number of objects; rank 0 starts from those before `resume`.
             sums = torch.tensor(position.sums, dtype=torch.float64, device=device) * (rank == 0)
             step_objects = torch.zeros(1, device=device)
@@ -301,58 +255,48 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
                 step_objects += len(losses)
                 if is_step:
                     # Mean over all *objects*: batches and ranks have different numbers of them.
-                    in_step = all_reduce_sum(step_objects).clamp(min=1)
-                    scaler.unscale_(descent)
+                    objects_in_step = all_reduce_sum(step_objects).clamp(min=1)
+                    scaler.unscale_(opt)
                     for parameter in trained:
                         if parameter.grad is not None:
-                            parameter.grad.div_(in_step)
+                            parameter.grad.div_(objects_in_step)
                     if clip:
                         nn.utils.clip_grad_norm_(trained, clip)
                     step = (number - 1) // accumulate  # of this epoch, from 0
                     rate = learning_rate(epoch * steps + step, epochs * steps, lr, hold)
-                    for group in descent.param_groups:
+                    for group in opt.param_groups:
                         group["lr"] = rate
-                    scaler.step(descent)
+                    scaler.step(opt)
                     scaler.update()
-                    descent.zero_grad(set_to_none=True)
+                    opt.zero_grad(set_to_none=True)
                     averages.update()
                     step_objects.zero_()
                     if folder and save_every and (step + 1) % save_every == 0:
                         total = all_reduce_sum(sums.clone()).tolist()
-                        seconds = time.perf_counter() - start
-                        here = checkpoint.Position(history, number, total, seconds)
+                        spent_s = time.perf_counter() - start
+                        here = checkpoint.Position(history, number, total, spent_s)
                         checkpoint.save(folder, parts, here, choices, sam)
                 bar.update(epoch * batches + number - bar.n)
                 asked = time.perf_counter()
             seconds = time.perf_counter() - start
             total_loss, objects_seen = all_reduce_sum(sums).tolist()
+            mean_loss = total_loss / max(objects_seen, 1)
             with averages.in_place():
                 table = score_objects(scorer, val_images, batch_size=batch_size, workers=workers)
-                history.append(
-                    {
-                        "epoch": epoch + 1,
-                        "lr": descent.param_groups[0]["lr"],
-                        "train_loss": total_loss / max(objects_seen, 1),
-                        **mean_scores(table),
-                        "seconds": seconds,
-                        "images_per_s": size / seconds,
-                        "data_wait": waited / seconds,
-                    }
-                )
+                rate = opt.param_groups[0]["lr"]
+                row = epoch_row(epoch, rate, mean_loss, table, size, seconds, waited)
+                history.append(row)
                 if rank == 0:
                     bar.clear()
-                    report(history, epochs, header=epoch == begun)
-                    # Without held-out objects Dice is NaN, and the last checkpoint is the best.
-                    if folder and not history[-1]["dice"] < max(row["dice"] for row in history):
+                    report(history, epochs, header=epoch == first_epoch)
+                    if folder and is_best(history):
                         checkpoint.save_model(folder / "best", sam)
             position = checkpoint.Position(history)
             if folder:
                 checkpoint.save(folder, parts, position, choices, sam)
             if rank == 0 and figures_every and (epoch + 1) % figures_every == 0:
-                show_history(history)
-                title, worst = f"worst held-out images, epoch {epoch + 1}", worst_images(table)
                 with averages.in_place():
-                    show_predictions(sam, val_set, worst, title=title, prompts=first)
+                    show_progress(history, table, sam, val_set, first_prompt)
         # A DDP object that outlives its gloo group can hang the process at exit.
         del ddp
         averages.adopt()

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ddp_magic.sam.adapter import encoder_parameters, positional_encoding
+from ddp_magic.sam.arguments import check_choice
 
 TUNES = ("full", "decoder", "lora")
 ATTENTION = ("qkv", "q_proj", "k_proj", "v_proj")  # layers of the encoders that LoRA adapts
@@ -52,8 +53,7 @@ def choose_trained(sam: nn.Module, tune: str, lora_rank: int = 4) -> list[nn.Par
     Raises:
         ValueError: `tune` is invalid.
     """
-    if tune not in TUNES:
-        raise ValueError(f"invalid tune {tune!r}: use {', '.join(TUNES[:-1])} or {TUNES[-1]}")
+    check_choice("tune", tune, TUNES)
     frozen = positional_encoding(sam)
     if tune != "full":
         part: Any = sam.prompt_encoder

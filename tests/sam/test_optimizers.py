@@ -73,7 +73,7 @@ def test_words() -> None:
     data = SamDataset(*cells(n=4))
     kinds = {name: type(make_optimizer(name, tiny_sam(), 1e-3)) for name in ("adamw", "muon")}
     assert kinds == {"adamw": optim.AdamW, "muon": Muon}
-    with pytest.raises(ValueError, match="'sgd': use adamw or muon"):
+    with pytest.raises(ValueError, match="'sgd': use 'adamw' or 'muon'"):
         train(tiny_sam(), data, data, optimizer="sgd")
 
 
