@@ -18,7 +18,13 @@ from ddp_magic.sam.items import Item
 from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.plots import show_results
-from ddp_magic.sam.postprocessing import at_original_size, cost, in_pieces, masks_at
+from ddp_magic.sam.postprocessing import (
+    MEMORY_BYTES,
+    at_original_size,
+    bytes_per_mask,
+    in_pieces,
+    masks_at,
+)
 from ddp_magic.sam.process_group import rank_and_world
 from ddp_magic.sam.prompts import first_prompts
 
@@ -75,7 +81,12 @@ def mean_scores(table: Table) -> dict[str, float]:
 
 @torch.no_grad()
 def score_objects(
-    wrapper: PromptedSam, dataset: Dataset[Item], *, batch_size: int = 16, workers: int = 0
+    wrapper: PromptedSam,
+    dataset: Dataset[Item],
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Table:
     """Compute the scores of every object. Collective: each rank takes a part of the images.
 
@@ -84,6 +95,7 @@ def score_objects(
         dataset: the same data set on all ranks.
         batch_size: number of images per batch.
         workers: number of data loading processes per rank.
+        memory_bytes: memory for the objects that are processed at once.
 
     Returns:
         The same columns on all ranks, float64, with one row per object in the order of the data
@@ -98,8 +110,9 @@ def score_objects(
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     for step, raw in enumerate(loader):
         batch = prepare(raw, wrapper.geometry, device)
-        logits = wrapper.draw(batch)
-        scores = _scores([logits[k - 1] for k in CLICKS], batch, wrapper.geometry)  # (M, scores)
+        logits = wrapper.draw(batch, memory_bytes)
+        of_clicks = [logits[k - 1] for k in CLICKS]
+        scores = _scores(of_clicks, batch, wrapper.geometry, memory_bytes)  # (M, scores)
         image_index = raw["image_index"]
         image = numbers[0] + (step * batch_size + image_index.double()) * world  # (M,)
         number = torch.arange(len(image)) - torch.searchsorted(image_index, image_index)
@@ -114,7 +127,9 @@ def score_objects(
     return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
 
 
-def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:
+def _scores(
+    logits: list[Tensor], batch: dict[str, Any], geometry: Geometry, memory_bytes: int
+) -> Tensor:
     """Return the scores (M, scores) of a batch, given the logits for each number in `CLICKS`."""
     image_index, masks = batch["image_index"], batch["masks"]
     scores = torch.full((len(masks), len(SCORES)), torch.nan, dtype=torch.float64)
@@ -122,7 +137,11 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
     other = neighbors(image_index)  # (M,)
     alone = other == torch.arange(len(other), device=other.device)
     groups = by_size(batch["sizes"][image_index.cpu()])
-    pieces = [(hw, rows[some]) for hw, rows in groups for some in in_pieces(len(rows), cost(hw))]
+    pieces = [
+        (size, rows[some])
+        for size, rows in groups
+        for some in in_pieces(len(rows), bytes_per_mask(size), memory_bytes)
+    ]
     for (h, w), on_cpu in pieces:
         rows = on_cpu.to(masks.device)  # (m,)
         true = masks[rows, :h, :w]  # (m, h, w)

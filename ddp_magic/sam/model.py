@@ -17,11 +17,12 @@ from ddp_magic.sam.adapter import (
     geometry_of,
     mask_size_of,
 )
+from ddp_magic.sam.arguments import check_choice
 from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import PER_OBJECT, Geometry
 from ddp_magic.sam.items import FOREGROUND, PAD
 from ddp_magic.sam.layers import faster_decoder
-from ddp_magic.sam.postprocessing import best_mask, in_pieces
+from ddp_magic.sam.postprocessing import MEMORY_BYTES, best_mask, in_pieces
 from ddp_magic.sam.process_group import unwrapped
 from ddp_magic.sam.prompts import Prompts, first_prompts, kinds_of, next_click
 
@@ -66,8 +67,7 @@ class PromptedSam(nn.Module):
             TypeError: `sam` is not of the SAM family.
         """
         super().__init__()
-        if amp not in DTYPES:
-            raise ValueError(f'invalid amp {amp!r}: use "fp32", "bf16" or "fp16"')
+        check_choice("amp", amp, list(DTYPES))
         self.sam: Sam = unwrapped(sam)
         self.geometry: Geometry = geometry_of(self.sam)
         self.amp, self.rounds = amp, rounds
@@ -125,11 +125,12 @@ class PromptedSam(nn.Module):
         return out
 
     @torch.no_grad()
-    def draw(self, batch: dict[str, Any]) -> list[Tensor]:
+    def draw(self, batch: dict[str, Any], memory_bytes: int = MEMORY_BYTES) -> list[Tensor]:
         """Predict masks without gradients, in chunks of objects that fit into memory.
 
         Args:
             batch: see `forward`.
+            memory_bytes: memory for the objects of a chunk.
 
         Returns:
             For each round, the logits (M, 1, s, s) of the mask with the highest predicted IoU.
@@ -138,7 +139,7 @@ class PromptedSam(nn.Module):
         prompts, objects = batch.get("prompts"), len(batch["image_index"])
         pieces = []
         # Measured with the decoder of ViT-B: 58 MB per object with a mask of 256 x 256 pixels.
-        for rows in in_pieces(objects, 1024 * self.mask_size**2):
+        for rows in in_pieces(objects, 1024 * self.mask_size**2, memory_bytes):
             own = {name: batch[name][rows] for name in PER_OBJECT if name in batch}
             own |= {"prompts": Prompts(*(each[rows] for each in prompts))} if prompts else {}
             pieces.append([best_mask(*out) for out in self(batch | own | known)])

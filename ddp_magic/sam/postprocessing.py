@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddp_magic.sam.batches import Geometry
 
-ROOM = 2**31  # bytes for the objects that are processed at once outside of training
+MEMORY_BYTES = 2**31  # for the objects that are processed at once outside of training
 
 
 def best_mask(logits: Tensor, iou: Tensor) -> Tensor:
@@ -34,18 +34,18 @@ def at_original_size(logits: Tensor, size: tuple[int, int], geometry: Geometry) 
     return F.interpolate(crop, size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def cost(size: tuple[int, int]) -> int:
+def bytes_per_mask(size: tuple[int, int]) -> int:
     """Return the memory in bytes that `at_original_size` and a score need for one object."""
     return 16 * size[0] * size[1]
 
 
 def masks_at(logits: Tensor, size: tuple[int, int], geometry: Geometry) -> Tensor:
     """Return masks (m, H, W), bool: the result of `at_original_size`, computed in chunks."""
-    pieces = in_pieces(len(logits), cost(size))
+    pieces = in_pieces(len(logits), bytes_per_mask(size))
     return torch.cat([at_original_size(logits[rows], size, geometry) > 0 for rows in pieces])
 
 
-def in_pieces(objects: int, each: int) -> list[slice]:
-    """Split objects that take `each` bytes into slices that fit into `ROOM` bytes."""
-    step = max(1, ROOM // each)
+def in_pieces(objects: int, bytes_per_object: int, memory_bytes: int = MEMORY_BYTES) -> list[slice]:
+    """Split objects into slices that fit into `memory_bytes`."""
+    step = max(1, memory_bytes // bytes_per_object)
     return [slice(start, start + step) for start in range(0, max(objects, 1), step)]

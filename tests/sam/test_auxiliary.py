@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,21 +78,15 @@ def test_the_encoder_is_taught_by_it() -> None:
     assert weight.grad.abs().max() > 0
 
 
-def test_it_is_learned_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places are told better than by zeros; the model has the parts that it had."""
-    layers: list[PlaceInObject] = []
-
-    class Noted(PlaceInObject):
-        def __init__(self, channels: int, weight: float) -> None:
-            super().__init__(channels, weight)
-            layers.append(self)
-
-    monkeypatch.setattr("ddp_magic.sam.training.PlaceInObject", Noted)
+def test_it_is_learned_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    """The predictions are better than zeros; the model has the same parameters as before."""
     data, sam = SamDataset(*cells(n=64)), tiny_sam()
     val_set = SamDataset(*cells(n=2, seed=1))
     steps: dict[str, Any] = {"epochs": 4, "batch_size": 4, "rounds": 1}
-    train(sam, data, val_set, **steps, optimizer="muon", lr=5e-3, auxiliary=1.0)
-    (layer,) = layers
+    train(sam, data, val_set, **steps, optimizer="muon", lr=5e-3, auxiliary=1.0, out_dir=tmp_path)
+    state = torch.load(tmp_path / "last" / "trainer.pt", weights_only=False)["auxiliary"]
+    layer = PlaceInObject(96, weight=1.0)
+    layer.load_state_dict(state)
     assert sam.state_dict().keys() == tiny_sam().state_dict().keys()
     wrapper = PromptedSam(sam).eval()
     batch = prepare(collate([data[i] for i in range(64)]), Geometry(64))
@@ -105,7 +100,7 @@ def test_it_is_learned_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_frozen_encoder_and_a_negative_weight_are_refused() -> None:
     """The first has nothing to learn."""
     data = SamDataset(*cells(n=2))
-    with pytest.raises(ValueError, match="auxiliary needs an encoder that is trained"):
+    with pytest.raises(ValueError, match=r"auxiliary=1\.0 needs an encoder that is trained"):
         train(tiny_sam(), data, data, tune="decoder", auxiliary=1.0)
     with pytest.raises(ValueError, match="invalid auxiliary -1"):
         train(tiny_sam(), data, data, auxiliary=-1)

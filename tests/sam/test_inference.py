@@ -25,9 +25,8 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
-from ddp_magic.sam import segmentation
 from ddp_magic.sam.adapter import geometry_of
-from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.batches import MEAN, STD, collate, prepare
 from ddp_magic.sam.checkpoint import save_model
 from ddp_magic.sam.gray_levels import to_rgb
 from ddp_magic.sam.items import without_objects
@@ -166,22 +165,29 @@ def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:
     assert segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0).max() == 0
 
 
-def test_every_tile_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the picture's edges too the model sees squares of a tile; each place is clicked once."""
+def test_tiles_are_whole_and_click_on_each_place_once() -> None:
+    """Also at the border the model sees a full tile; the clicks of all tiles form one grid."""
     picture = np.zeros((100, 140, 3), dtype=np.uint8)
-    picture[..., 0], picture[..., 1] = np.mgrid[:100, :140]  # a pixel tells its place
-    clicked = np.zeros((100, 140), dtype=int)
+    picture[..., 0], picture[..., 1] = np.mgrid[:100, :140]  # a pixel contains its coordinates
+    tile = np.zeros(2)  # (y, x) of the current tile
+    clicked: list[tuple[int, int]] = []
+    mean, std = (torch.tensor(levels).view(3, 1, 1) for levels in (MEAN, STD))
 
-    def look(_model: Any, piece: Any, inner: tuple[int, int, int], *_rest: Any) -> list[Any]:
-        assert piece.shape == (3, 64, 64)
-        top, left, side = inner
-        y, x = int(piece[0, 0, 0]) + top, int(piece[1, 0, 0]) + left
-        clicked[y : y + side, x : x + side] += 1
-        return []
+    def see_tile(_encoder: Any, args: Any) -> None:
+        pixels = (args[0][0] * std + mean).round().permute(1, 2, 0).numpy()
+        tile[:] = pixels[0, 0, :2]
+        top, left = tile.astype(int)
+        assert np.array_equal(pixels, picture[top : top + 64, left : left + 64])
 
-    monkeypatch.setattr(segmentation, "_click_grid", look)
-    assert segment(tiny_sam(), picture, tile=64).max() == 0
-    assert (clicked == 1).all()
+    def see_clicks(_sam: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        for x, y in kwargs["input_points"].reshape(-1, 2).tolist():
+            clicked.append((int(y + tile[0]), int(x + tile[1])))
+
+    model = tiny_sam()
+    model.vision_encoder.register_forward_pre_hook(see_tile)
+    model.register_forward_pre_hook(see_clicks, with_kwargs=True)
+    assert segment(model, picture, tile=64, points_per_side=16, min_iou=2).max() == 0
+    assert sorted(clicked) == [(y, x) for y in range(2, 100, 4) for x in range(2, 140, 4)]
 
 
 def test_overlaps_are_painted_once() -> None:

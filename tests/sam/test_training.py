@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.evaluation import evaluate, neighbors
+from ddp_magic.sam.evaluation import CLICKS, evaluate, neighbors, score_objects
 from ddp_magic.sam.inference import predict
-from ddp_magic.sam.losses import object_losses, step_losses
+from ddp_magic.sam.losses import object_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.optimizers import learning_rate
 from ddp_magic.sam.samples import cells
@@ -246,41 +246,40 @@ def test_unequal_images_are_scored_at_their_own_size() -> None:
     assert np.isnan(together["wrong_prompt_dice"])  # each object is alone in its image
 
 
-def test_no_image_brings_more_objects_than_memory_holds(
-    sets: tuple[SamDataset, SamDataset], monkeypatch: pytest.MonkeyPatch
+def test_training_uses_at_most_so_many_objects_per_image(
+    sets: tuple[SamDataset, SamDataset],
 ) -> None:
-    """A batch has at most `objects` of each image; what is scored are all."""
+    """A batch contains at most `objects` objects of each image; evaluation uses all objects."""
     most: list[int] = []
 
-    def spy(model: torch.nn.Module, batch: dict[str, Any], loss: str) -> torch.Tensor:
-        most.append(int(batch["image_index"].bincount().max()))
-        return step_losses(model, batch, loss)
+    def count_objects(sam: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        """Count the equal rows of the image embeddings, which are repeated for each object."""
+        if sam.training:
+            embeddings = kwargs["image_embeddings"].detach().flatten(1)
+            most.append(int(embeddings.unique(dim=0, return_counts=True)[1].max()))
 
-    monkeypatch.setattr("ddp_magic.sam.training.step_losses", spy)
-    (row,) = train(tiny_sam(), *sets, epochs=1, batch_size=16, rounds=1, objects=2)
-    assert most == [2, 2, 2]
+    sam = tiny_sam()
+    sam.register_forward_pre_hook(count_objects, with_kwargs=True)
+    (row,) = train(sam, *sets, epochs=1, batch_size=16, rounds=1, objects=2)
+    assert most == [1, 2, 2, 2]  # the dry run, then three batches
     assert row["count"] == 36
     with pytest.raises(ValueError, match="invalid objects -1"):
         train(tiny_sam(), *sets, objects=-1)
 
 
-def test_many_objects_are_scored_some_at_a_time(
-    sets: tuple[SamDataset, SamDataset], monkeypatch: pytest.MonkeyPatch
+def test_objects_are_scored_in_chunks_that_fit_into_memory(
+    sets: tuple[SamDataset, SamDataset],
 ) -> None:
-    """No forward has more of them than memory has room for, and the scores are the same."""
-    scores = evaluate(tiny_sam(), sets[1])
-    asked: list[int] = []
-    forward = PromptedSam.forward
-
-    def spy(self: PromptedSam, batch: dict[str, Any]) -> Any:
-        asked.append(len(batch["image_index"]))
-        return forward(self, batch)
-
-    monkeypatch.setattr(PromptedSam, "forward", spy)
-    monkeypatch.setattr("ddp_magic.sam.postprocessing.ROOM", 5 * 1024 * 32**2)
-    assert evaluate(tiny_sam(), sets[1]) == pytest.approx(scores, abs=1e-6)
-    assert max(asked) == 5
-    assert sum(asked) == 36
+    """No forward pass has more objects than fit into memory, and the scores are the same."""
+    wrapper = PromptedSam(tiny_sam(), rounds=max(CLICKS))
+    expected = score_objects(wrapper, sets[1])
+    chunks: list[int] = []
+    wrapper.register_forward_pre_hook(lambda _, args: chunks.append(len(args[0]["image_index"])))
+    scores = score_objects(wrapper, sets[1], memory_bytes=5 * 1024 * 32**2)
+    for name, column in expected.items():
+        np.testing.assert_allclose(scores[name], column, atol=1e-6)
+    assert max(chunks) == 5
+    assert sum(chunks) == 36
 
 
 def test_learning_rate_rises_and_falls() -> None:

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam import training
-from ddp_magic.sam.losses import object_losses, step_losses
+from ddp_magic.sam.losses import object_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.progress import is_stuck
 from ddp_magic.sam.tuning import Averages, choose_trained, plain_state, restore
@@ -25,17 +24,25 @@ def sets() -> Sets:
     return SamDataset(*cells(n=9)), SamDataset(*cells(n=3, seed=1))
 
 
-def test_each_epoch_has_its_rounds(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last number is for all epochs that follow; a number below 1 is refused."""
-    seen: list[int] = []
+def test_each_epoch_has_its_rounds(sets: Sets) -> None:
+    """The last number holds for the remaining epochs; a number below 1 is an error."""
+    rounds: list[int] = []  # of each training step, which encodes its images once
 
-    def count(model: Any, batch: dict[str, Any], loss: str) -> torch.Tensor:
-        seen.append(model.rounds)
-        return step_losses(model, batch, loss)
+    def count_step(encoder: Any, *_: Any) -> None:
+        if encoder.training:
+            rounds.append(0)
 
-    monkeypatch.setattr(training, "step_losses", count)
-    train(tiny_sam(), *sets, epochs=4, batch_size=9, rounds=(2, 1))
-    assert seen == [2, 1, 1, 1]
+    def count_round(sam: Any, *_: Any) -> None:
+        if sam.training:
+            rounds[-1] += 1
+
+    sam = tiny_sam()
+    sam.vision_encoder.register_forward_pre_hook(count_step)
+    sam.register_forward_pre_hook(count_round)
+    train(sam, *sets, epochs=4, batch_size=9, rounds=(2, 1))
+    dry_run, steps = rounds[:2], rounds[2:]
+    assert sorted(dry_run) == [1, 2]
+    assert steps == [2, 1, 1, 1]
     for wrong in (0, (), (3, 0)):
         with pytest.raises(ValueError, match="rounds"):
             train(tiny_sam(), *sets, rounds=wrong)
