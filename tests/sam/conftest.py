@@ -1,4 +1,4 @@
-"""What all tests of the prelude share."""
+"""Fixtures of all tests of ddp_magic.sam."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread for arithmetic: as fast with models this small.
+    """Use one thread for arithmetic, which is as fast with models this small.
 
-    Two threads beside another test's wait for each other, and take ten times as long.
+    With two threads, beside another test that runs at the same time, it takes ten times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

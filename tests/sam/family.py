@@ -108,7 +108,7 @@ def tiny_sam3() -> Any:
 
 
 def _same_positions(sam: Any) -> Any:
-    """Image and prompts share one positional encoding in real checkpoints, not in random ones."""
+    """Copy the positional encoding of the image to the prompts, as in real checkpoints."""
     with torch.no_grad():
         sam.prompt_encoder.shared_embedding.positional_embedding.copy_(
             sam.shared_image_embedding.positional_embedding

@@ -2,12 +2,13 @@
 
     PYTHONPATH=.venv/torchvision python -m tests.sam.mask_generation PICTURE CHECKPOINT...
 
-It prints a line of JSON: for each checkpoint the pipeline's image processor and how it prepares the
-picture, the processor of all that a model takes, the clicks, and the masks' sizes.
+It prints one line of JSON with, for each checkpoint, the image processor of the pipeline, the
+pixels that it makes of the picture, the processor, the clicks, and the sizes of the masks.
 
-PyPI's torchvision has compiled parts for the CUDA build of torch only, so that importing it beside
-the CPU build fails, and importing transformers with it. So it lies where only this program looks,
-and where those parts do not load, the one operator that is needed is ours.
+The compiled parts of torchvision on PyPI need the CUDA build of torch. Beside the CPU build,
+importing torchvision fails, and so does importing transformers. Torchvision is therefore installed
+where only this program finds it. If its compiled parts cannot be loaded, this program defines the
+only operator that it needs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GRID = {"points_per_crop": 4}
 
 
 def stand_in_for_compiled_parts() -> torch.library.Library | None:
-    """Register what torchvision's import looks for; the operators live as long as the result."""
+    """Register the operators that importing torchvision needs, for the lifetime of the result."""
     found = find_spec("torchvision")
     assert found is not None
     assert found.origin is not None
@@ -36,7 +37,7 @@ def stand_in_for_compiled_parts() -> torch.library.Library | None:
         for compiled in Path(found.origin).parent.glob("_C*.so"):
             torch.ops.load_library(compiled)
     except OSError:
-        pass  # it is for another torch
+        pass  # compiled for another torch
     else:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -50,7 +51,7 @@ def stand_in_for_compiled_parts() -> torch.library.Library | None:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Keep of boxes (n, 4) that overlap the one with the best score; return their numbers."""
+    """Keep the best of overlapping boxes (n, 4), and return the indices of the kept ones."""
     kept: list[int] = []
     for number in scores.argsort(descending=True).tolist():
         ious = box_iou(boxes[number].numpy(), boxes[kept].numpy())

@@ -1,4 +1,4 @@
-"""The encoder's second task: what it asks for, that it is learned, and that nothing stays of it."""
+"""The auxiliary task of the encoder: its targets, and that training with it works."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ddp_magic.sam.model import PromptedSam
 
 
 def _rectangles() -> torch.Tensor:
-    """Targets of 16 pixels for masks of 8: 5 x 3 mask pixels, one mask pixel, and nothing."""
+    """Return three targets of 16 pixels; as masks of 8 pixels: 5 x 3 pixels, 1 pixel, empty."""
     target = torch.zeros(3, 1, 16, 16)
     target[0, :, 2:12, 4:10] = 1
     target[1, :, 6:8, 6:8] = 1
     return target
 
 
-def test_places_are_shares_of_the_way_from_the_middle() -> None:
-    """Down and to the right are positive, the borders are 1 away, and outside there is nothing."""
+def test_targets_are_offsets_from_the_center_relative_to_the_largest() -> None:
+    """Down and to the right are positive, 1 at the border of the object, and 0 outside."""
     places, own = place_in_object(_rectangles(), 8)
     assert own.sum((1, 2, 3)).tolist() == [15, 1, 0]
     assert own[0, 0, 1:6, 2:5].all()
@@ -33,34 +33,34 @@ def test_places_are_shares_of_the_way_from_the_middle() -> None:
     assert down[1:6, 3].tolist() == [-1, -0.5, 0, 0.5, 1]
     assert right[3, 2:5].tolist() == [-1, 0, 1]
     assert not (places * (1 - own)).any()
-    assert not places[1:].any()  # one pixel is its own middle
+    assert not places[1:].any()  # a single pixel is its own center
 
 
 def test_only_an_objects_own_pixels_count() -> None:
-    """Of the image that it is in; an object without a pixel costs nothing."""
+    """The loss of an object uses its pixels in its image; without pixels it is 0."""
     target = _rectangles()
     truth, own = place_in_object(target, 8)
-    told = torch.stack([truth[0] + 9 * (1 - own[0]), torch.ones(2, 8, 8)])  # of two images
-    losses = place_losses(told, target, torch.tensor([0, 1, 1]))
+    predicted = torch.stack([truth[0] + 9 * (1 - own[0]), torch.ones(2, 8, 8)])  # of two images
+    losses = place_losses(predicted, target, torch.tensor([0, 1, 1]))
     assert losses.tolist() == pytest.approx([0, 0.95, 0])  # smooth L1 of 1, beta 0.1
-    assert place_losses(told, target[:0], torch.zeros(0, dtype=torch.long)).shape == (0,)
+    assert place_losses(predicted, target[:0], torch.zeros(0, dtype=torch.long)).shape == (0,)
 
 
-def test_the_layer_puts_a_tokens_answers_where_it_lies() -> None:
-    """Each token tells of its own 4 x 4 pixels, at first nothing."""
+def test_the_output_of_a_token_is_at_its_position() -> None:
+    """Each token predicts its own 4 x 4 pixels, at first zeros."""
     layer = PlaceInObject(3, weight=1.0)
     tokens = torch.zeros(1, 3, 2, 5)
     assert not layer(tokens).any()
     nn.init.ones_(layer.linear.weight)
     tokens[0, :, 1, 2] = 1
-    told = layer(tokens)
-    assert told.shape == (1, 2, 8, 20)
-    assert told[:, :, 4:8, 8:12].eq(3).all()
-    assert told.sum() == 2 * 16 * 3
+    predicted = layer(tokens)
+    assert predicted.shape == (1, 2, 8, 20)
+    assert predicted[:, :, 4:8, 8:12].eq(3).all()
+    assert predicted.sum() == 2 * 16 * 3
 
 
-def test_the_encoder_is_taught_by_it() -> None:
-    """A step's losses have it in them, as often as its weight says, and so do their gradients."""
+def test_the_loss_and_the_gradient_include_the_auxiliary_loss() -> None:
+    """The losses of a step include it with its weight, and its gradient reaches the encoder."""
     data = SamDataset(*cells(n=4))
     wrapper = PromptedSam(tiny_sam())
     batch = prepare(collate([data[i] for i in range(4)]), Geometry(64))
@@ -82,7 +82,7 @@ def test_it_is_learned_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
     """The predictions are better than zeros; the model has the same parameters as before."""
     data, sam = SamDataset(*cells(n=64)), tiny_sam()
     val_set = SamDataset(*cells(n=2, seed=1))
-    steps: dict[str, Any] = {"epochs": 4, "batch_size": 4, "rounds": 1}
+    steps: dict[str, Any] = {"epochs": 3, "batch_size": 4, "rounds": 1}
     train(sam, data, val_set, **steps, optimizer="muon", lr=5e-3, auxiliary=1.0, out_dir=tmp_path)
     state = torch.load(tmp_path / "last" / "trainer.pt", weights_only=False)["auxiliary"]
     layer = PlaceInObject(96, weight=1.0)
@@ -91,14 +91,14 @@ def test_it_is_learned_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
     wrapper = PromptedSam(sam).eval()
     batch = prepare(collate([data[i] for i in range(64)]), Geometry(64))
     with torch.no_grad():
-        told = layer(wrapper.encode(batch["pixel_values"])[0])
+        predicted = layer(wrapper.encode(batch["pixel_values"])[0])
     objects = batch["target"], batch["image_index"]
-    learned, nothing = place_losses(told, *objects), place_losses(told * 0, *objects)
-    assert learned.mean() < 0.3 * nothing.mean()  # measured: a seventh
+    learned, nothing = place_losses(predicted, *objects), place_losses(predicted * 0, *objects)
+    assert learned.mean() < 0.4 * nothing.mean()  # measured: .26
 
 
 def test_a_frozen_encoder_and_a_negative_weight_are_refused() -> None:
-    """The first has nothing to learn."""
+    """A frozen encoder cannot learn the task."""
     data = SamDataset(*cells(n=2))
     with pytest.raises(ValueError, match=r"auxiliary=1\.0 needs an encoder that is trained"):
         train(tiny_sam(), data, data, tune="decoder", auxiliary=1.0)

@@ -1,4 +1,4 @@
-"""SamDataset, collate and prepare: what reaches the model is what was meant."""
+"""SamDataset, collate and prepare: the model gets the right images, masks and prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddp_magic.sam.sampling import Sampled, turn
 
 
 def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Two images of 6 x 9 pixels; objects 1 and 2 in the first, 5 in the second."""
+    """Return two images of 6 x 9 pixels with objects 1 and 2 in the first, 5 in the second."""
     images = np.arange(2 * 6 * 9, dtype=np.uint8).reshape(2, 6, 9)
     masks = np.zeros((2, 6, 9), dtype=np.int32)
     masks[0, :2, :3], masks[0, 4:, 5:], masks[1, 2, 8] = 1, 2, 5
@@ -26,7 +26,7 @@ def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def test_clicks_on_one_object_are_one_prompt() -> None:
-    """Rows in any order: clicks gather by object under them, as (x, y), in order of first click."""
+    """Clicks in any order are grouped by the object under them, as (x, y), by first click."""
     images, masks = _small()
     data = SamDataset(images, masks, [(1, 2, 8), (0, 5, 6), (0, 1, 2), (0, 4, 5)])
     item = data[0]
@@ -53,14 +53,14 @@ def test_clicks_on_one_object_are_one_prompt() -> None:
     ],
 )
 def test_bad_clicks_are_refused_by_row(row: tuple[float, ...], message: str) -> None:
-    """A click off the image, on background or in no image is named, with its numbers."""
+    """The error for a click outside, on background or in no image contains its row and values."""
     images, masks = _small()
     with pytest.raises(ValueError, match=message):
         SamDataset(images, masks, [(1, 2, 8), row])
 
 
-def test_images_and_masks_must_fit() -> None:
-    """Counts, sizes, channel order and fractions in masks are checked before training begins."""
+def test_images_and_masks_must_match() -> None:
+    """Counts, sizes, channel order and fractions in masks are checked on construction."""
     images, masks = _small()
     with pytest.raises(ValueError, match="2 images but 1 masks"):
         SamDataset(images, masks[:1], [])
@@ -78,7 +78,7 @@ def test_images_and_masks_must_fit() -> None:
     ("mask", "factor"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.float32, 1)]
 )
 def test_single_object_masks(mask: type, factor: int) -> None:
-    """Boolean, 0/1 and 0/255 masks all mean the one object, and come out boolean."""
+    """Boolean, 0/1 and 0/255 masks all contain one object, and become boolean."""
     images, masks = _small()
     single = (masks == 2).astype(mask) * mask(factor)
     item = SamDataset(images[:1], single[:1], [(0, 4, 5)])[0]
@@ -87,7 +87,7 @@ def test_single_object_masks(mask: type, factor: int) -> None:
 
 
 def test_images_without_clicks_stay() -> None:
-    """An image nobody clicked on is an item without objects, and batches with the others."""
+    """An image without clicks is an item without objects, and can be in a batch."""
     images, masks = _small()
     data = SamDataset(images, masks, [(1, 2, 8)])
     batch = collate([data[0], data[1]])
@@ -97,12 +97,12 @@ def test_images_without_clicks_stay() -> None:
     assert prepare(nothing, Geometry(64))["points"].shape == (0, 0, 2)
 
 
-def test_many_images_take_no_search() -> None:
-    """An item's clicks are looked up, not searched for: as fast among 1,000 times as many."""
-    few, many = 100, 100_000
+def test_finding_the_prompts_of_an_image_takes_constant_time() -> None:
+    """The clicks of an item are not searched for: with 100 times as many it takes as long."""
+    few, many = 100, 10_000
     sets = {n: _five_clicks_an_image(n) for n in (few, many)}
     seconds = dict.fromkeys(sets, np.inf)
-    for _ in range(20):  # in turns, so that what else runs falls on both
+    for _ in range(20):  # in turns, so that other programs slow down both
         for n, data in sets.items():
             start = time.perf_counter()
             for i in range(100):
@@ -130,10 +130,10 @@ def _five_clicks_an_image(n: int) -> SamDataset:
         (bool, 1, "multiplied by 255"),
     ],
 )
-def test_intensity_rule_is_said_once(
+def test_the_intensity_rule_is_printed_once(
     dtype: type, factor: float, rule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another type than uint8 is brought to 0..255 by one rule for all images, in one line."""
+    """Other dtypes than uint8 are scaled to 0..255 by one rule, printed in one line."""
     levels = np.zeros((3, 16, 16))
     levels[1:], levels[2, :8] = 100, 255
     images = (levels * factor).astype(dtype)
@@ -153,7 +153,7 @@ def test_intensity_rule_is_said_once(
 
 
 def test_uint8_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    """uint8 images are not rescaled, however dark, and nothing is said."""
+    """uint8 images are not scaled, even if they are dark, and nothing is printed."""
     image = np.full((1, 4, 4, 3), 1, np.uint8)
     item = SamDataset(image, np.ones((1, 4, 4), bool), [])[0]
     assert item["image"].unique().tolist() == [1]
@@ -161,7 +161,7 @@ def test_uint8_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mixed_or_broken_values_are_refused() -> None:
-    """Types that differ within a set, and NaN, have no one rule."""
+    """Different dtypes in one data set, and NaN, are errors."""
     mask = np.ones((4, 4), bool)
     with pytest.raises(ValueError, match="float64, uint8"):
         SamDataset([np.zeros((4, 4), np.uint8), np.zeros((4, 4))], [mask, mask], [])
@@ -186,9 +186,9 @@ def test_collate_pads_and_flattens() -> None:
 
 @pytest.mark.parametrize("size", [(40, 60), (100, 37), (128, 128), (211, 300), (64, 64)])
 def test_prepare_equals_sam_processor(size: tuple[int, int]) -> None:
-    """Pixels are those of transformers' processor, also beside a larger image.
+    """Pixels equal those of the processor of transformers, also beside a larger image.
 
-    But for rounding: one gray level, in one pixel of eight hundred at most.
+    Because of rounding, at most one pixel in 800 differs by one gray level.
     """
     side = 128
     rng = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def test_prepare_equals_sam_processor(size: tuple[int, int]) -> None:
 
 
 def test_float_images_are_not_black() -> None:
-    """The same picture as uint8 and as floats in [0, 1] gives the same pixels to the model."""
+    """An image as uint8 and as floats from 0 to 1 gives the same pixels."""
     image = np.random.default_rng(0).integers(0, 256, (1, 20, 30), dtype=np.uint8)
     mask = np.ones((1, 20, 30), bool)
     a, b = (
@@ -231,7 +231,7 @@ def test_float_images_are_not_black() -> None:
 
 @pytest.mark.parametrize("position", range(8))
 def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
-    """In all 8 positions a click shows the same gray level, and lies in its object's mask."""
+    """In all 8 orientations a click has the same gray level under it, and is in its mask."""
     image = np.arange(6 * 9, dtype=np.uint8).reshape(1, 6, 9)
     mask = np.zeros((1, 6, 9), int)
     mask[0, 1:3, 4:8] = 3
@@ -246,7 +246,7 @@ def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
 
 
 def test_turning_depends_on_seed_epoch_and_image_only() -> None:
-    """The same item in the same epoch is turned the same way; epochs differ."""
+    """An item is transformed in the same way in the same epoch; epochs differ."""
     data = SamDataset(*cells(n=8, size=32))
     a, b = (Sampled(data, seed=1, augment=True) for _ in range(2))
     first = [a[i]["image"] for i in range(8)]
@@ -255,8 +255,8 @@ def test_turning_depends_on_seed_epoch_and_image_only() -> None:
     assert not all(torch.equal(first[i], a[i]["image"]) for i in range(8))
 
 
-def test_of_many_objects_some_are_drawn_in_each_epoch() -> None:
-    """Each with its own prompts, the same for all who ask, and in time all of them."""
+def test_each_epoch_samples_some_objects() -> None:
+    """The samples are the same on each call, have their own prompts, and vary over epochs."""
     image, mask = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.int32)
     for label in range(1, 7):
         mask[6 * label - 5 : 6 * label - 2] = label
@@ -281,7 +281,7 @@ def test_of_many_objects_some_are_drawn_in_each_epoch() -> None:
 
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.int32, np.int64, np.float32])
 def test_masks_of_a_label_map_are_each_objects_own(kind: type) -> None:
-    """In any order of labels, with some of them only, and with none."""
+    """Labels can be in any order, only some of them, or none."""
     mask = np.random.default_rng(0).integers(0, 6, (20, 30)).astype(kind)
     for labels in ([1], [5, 1, 3], list(range(1, 6)), []):
         masks = object_masks(mask, np.array(labels, dtype=np.int64))
@@ -297,15 +297,15 @@ def test_masks_of_a_label_map_are_each_objects_own(kind: type) -> None:
     ],
 )
 def test_images_divided_too_often_are_refused(images: Any, message: str) -> None:
-    """What would be black to the model, as with a second rescaling, is refused and shown."""
+    """Nearly black images, as after a second division by 255, are an error that shows one."""
     with pytest.raises(ValueError, match=message) as caught:
         SamDataset(images, np.ones((2, 30, 30), bool))
     assert "#" in str(caught.value)
-    assert "." in str(caught.value).splitlines()[-1]  # what is bright is told from what is not
+    assert "." in str(caught.value).splitlines()[-1]  # bright and dark regions differ
 
 
-def test_what_is_shown_of_a_black_image_is_its_bright_part() -> None:
-    """A background that is not quite black is none of it."""
+def test_the_error_shows_the_bright_part_of_a_nearly_black_image() -> None:
+    """A dark gray background is not part of it."""
     images = np.full((1, 40, 40), 0.1)
     images[0, 20:] = 1
     with pytest.raises(ValueError, match="nearly black") as caught:
@@ -314,14 +314,14 @@ def test_what_is_shown_of_a_black_image_is_its_bright_part() -> None:
     assert lines == ["." * 40] * 6 + ["#" * 40] * 6
 
 
-def test_gray_pictures_of_masks_are_refused() -> None:
-    """A mask saved as a JPEG or resized smoothly would have hundreds of thin objects."""
+def test_grayscale_images_of_masks_are_refused() -> None:
+    """A mask saved as JPEG, or resized smoothly, would contain many thin objects."""
     soft = np.zeros((1, 40, 40), np.uint8)
     soft[0, 10:30, 10:30] = 255
     soft[0, 9, 10:30] = np.arange(20) * 12 + 5
     with pytest.raises(ValueError, match="between 0 and 255 there are 20 values"):
         SamDataset(np.zeros((1, 40, 40), np.uint8), soft, [(0, 20, 20)])
-    soft[soft == 255] = 254  # as smoothing and cutting to whole numbers leaves it
+    soft[soft == 255] = 254  # as after smoothing and conversion to integers
     soft[0, 10, 10:20] = np.arange(244, 254)
     with pytest.raises(ValueError, match="between 0 and 254 there are 30 values"):
         SamDataset(np.zeros((1, 40, 40), np.uint8), soft)
@@ -331,7 +331,7 @@ def test_gray_pictures_of_masks_are_refused() -> None:
 
 
 def test_clicks_of_another_size_are_noticed() -> None:
-    """Clicks in pixels of the resized image, of swapped axes, and transposed masks are named."""
+    """Errors name clicks for another image size, swapped axes, and transposed masks."""
     image, mask = np.zeros((1, 30, 40), np.uint8), np.ones((1, 30, 40), bool)
     shown = r"\n#{40}\n"  # the mask, too
     with pytest.raises(ValueError, match=r"coordinates for another image size\?\)" + shown):

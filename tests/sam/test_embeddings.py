@@ -1,4 +1,4 @@
-"""A frozen encoder runs once an image."""
+"""A frozen encoder encodes each image once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _count(sam: Any) -> list[int]:
 
 
 def test_stored_equals_computed(tmp_path: Path) -> None:
-    """Masks from stored embeddings are those from the image, to float16."""
+    """Masks from stored embeddings equal those from the image, up to float16 precision."""
     data, wrapper = SamDataset(*cells(n=5)), PromptedSam(tiny_sam().eval())
     stored = store_embeddings(wrapper, data, tmp_path, batch_size=2)
     assert isinstance(stored, Embedded)
@@ -36,7 +36,7 @@ def test_stored_equals_computed(tmp_path: Path) -> None:
 
 
 def test_each_image_is_encoded_once(tmp_path: Path) -> None:
-    """However many epochs; another training with the same encoder encodes none."""
+    """Further epochs, and another training with the same encoder, encode no image again."""
     sets = SamDataset(*cells(n=6)), SamDataset(*cells(n=3, seed=1))
     sam = tiny_sam()
     seen = _count(sam)
@@ -61,16 +61,16 @@ def test_each_image_is_encoded_once(tmp_path: Path) -> None:
 
 
 def test_augmentation_is_refused() -> None:
-    """Turned images would need other embeddings: the error says what to do."""
+    """Augmented images would need new embeddings; the error says what to do."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
     sam = tiny_sam()
     with pytest.raises(ValueError, match="image only once: remove augment"):
         train(sam, *sets, epochs=1, tune="decoder", augment=True)
-    assert all(p.requires_grad for p in sam.parameters())  # and nothing stays frozen
+    assert all(p.requires_grad for p in sam.parameters())  # nothing stays frozen
 
 
-def test_a_part_of_a_set_is_a_set(tmp_path: Path) -> None:
-    """random_split's halves, parts of parts, two sets as one: with a frozen encoder too."""
+def test_subsets_and_concatenated_sets_are_data_sets(tmp_path: Path) -> None:
+    """With a frozen encoder, parts of random_split, nested Subsets and ConcatDataset work."""
     data = SamDataset(*cells(n=8))
     train_set, val_set = random_split(data, [6, 2])
     row = train(tiny_sam(), train_set, val_set, epochs=1, batch_size=3, tune="decoder")[-1]
@@ -89,8 +89,8 @@ def test_a_part_of_a_set_is_a_set(tmp_path: Path) -> None:
             assert (item["embeddings"][0] - true[0]).abs().max() < 0.01
 
 
-def test_a_set_of_the_users_own_is_heeded(tmp_path: Path) -> None:
-    """What its __getitem__ changes in images and masks is what is encoded and learned."""
+def test_a_subclass_of_the_users_own_is_respected(tmp_path: Path) -> None:
+    """The images and masks that its __getitem__ returns are encoded and trained."""
 
     class Inverted(SamDataset):
         def __getitem__(self, index: int) -> Any:
@@ -105,8 +105,8 @@ def test_a_set_of_the_users_own_is_heeded(tmp_path: Path) -> None:
     assert torch.equal(own[1]["masks"], plain[1]["masks"].flip(2))
 
 
-def test_a_set_that_draws_its_images_is_refused() -> None:
-    """Masks that are turned beside embeddings that are not: nothing good would be learned."""
+def test_a_set_with_random_images_is_refused() -> None:
+    """Flipped masks would not match the stored embeddings."""
 
     class Drawn(SamDataset):
         def __getitem__(self, index: int) -> Any:
@@ -123,7 +123,7 @@ def test_a_set_that_draws_its_images_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["set", "part of a part", "two sets as one"])
 def test_boxes_in_parts_of_sets_are_learned(kind: str) -> None:
-    """What only boxes use is trained where any object of the set may have one."""
+    """Parameters that only boxes use are trained if any object of the data set has a box."""
     images, masks, clicks = cells(n=4)
     corners = [np.argwhere(masks[i] == masks[i, y, x]) for i, y, x in clicks]
     boxes = [(i, *at.min(0), *at.max(0)) for (i, *_), at in zip(clicks, corners, strict=True)]

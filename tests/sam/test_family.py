@@ -1,4 +1,4 @@
-"""One prelude for SamModel, SamHQModel, Sam2Model and Sam3TrackerModel."""
+"""The same functions for SamModel, SamHQModel, Sam2Model and Sam3TrackerModel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data() -> SamDataset:
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
-    """Maps equal get_image_embeddings, and give the masks that pixels give."""
+    """Embeddings equal get_image_embeddings, and give the same masks as pixels."""
     sam = build(kind).eval()
     batch = prepare(collate([data[0]]), geometry_of(sam))
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
 
 @pytest.mark.parametrize("kind", ["sam", "sam_hq"])
 def test_the_faster_encoder_is_the_models_own(kind: str, data: SamDataset) -> None:
-    """With tables of relative positions that have learned: same maps, same gradients, no trace."""
+    """With random relative positions: equal embeddings and gradients; the model is unchanged."""
     sam = build(kind)
     tables = [p for name, p in sam.vision_encoder.named_parameters() if "rel_pos" in name]
     with torch.no_grad():
@@ -71,13 +71,13 @@ def test_the_faster_encoder_is_the_models_own(kind: str, data: SamDataset) -> No
     for ours, theirs in zip(*found, strict=True):
         assert theirs.any()
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-    assert in_order == [True, False]  # where transformers mends that, `_in_order` may go
+    assert in_order == [True, False]  # if transformers fixes this, remove `_in_order`
     assert [type(module) for module in sam.modules()] == classes
 
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_faster_decoder_changes_no_value(kind: str, data: SamDataset) -> None:
-    """Masks and gradients are those of the model by itself, and nothing stays in the user's."""
+    """Masks and gradients equal those of the plain model, which has no hooks afterwards."""
     sam = build(kind).eval()
     batch = prepare(collate([data[0]]), geometry_of(sam))
     prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
@@ -100,10 +100,10 @@ def test_the_faster_decoder_changes_no_value(kind: str, data: SamDataset) -> Non
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-def test_positions_are_made_once_and_anew_for_other_weights(
+def test_positions_are_computed_once_until_the_weights_change(
     kind: str, data: SamDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All rounds and steps share them, until what they are made of has changed."""
+    """All rounds and steps share them until the weights that they depend on change."""
     sam = build(kind).eval().requires_grad_(False)
     batch, made = prepare(collate([data[0]]), geometry_of(sam)), []
     own = type(sam).get_image_wide_positional_embeddings
@@ -126,7 +126,7 @@ def test_positions_are_made_once_and_anew_for_other_weights(
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_encoder_learns(kind: str, data: SamDataset) -> None:
-    """Gradients reach the encoder, which get_image_embeddings would cut off without a word."""
+    """Gradients reach the encoder; get_image_embeddings would silently detach them."""
     sam = build(kind)
     ((logits, _),) = PromptedSam(sam)(prepare(collate([data[0]]), geometry_of(sam)))
     logits.square().mean().backward()
@@ -149,14 +149,14 @@ def test_each_is_trained_saved_and_used(
     assert (tmp_path / "embeddings").exists() == (tune == "decoder")
     assert all(p.requires_grad for p in sam.parameters())
     loaded = AutoModel.from_pretrained(tmp_path / "last")
-    assert PromptedSam(loaded).multimask == three  # nobody has to say again how it was trained
+    assert PromptedSam(loaded).multimask == three  # stored in the checkpoint
     image, click = cells(n=1)[0][0], [(20, 20)]
     assert np.array_equal(predict(sam, image, click), predict(loaded, image, click))
 
 
 @pytest.mark.parametrize("kind", ["sam2", "sam3_tracker"])
-def test_what_was_trained_answers(kind: str, data: SamDataset, tmp_path: Path) -> None:
-    """Of a model trained for single masks no other is taken, where those waver too."""
+def test_the_trained_mask_is_returned(kind: str, data: SamDataset, tmp_path: Path) -> None:
+    """A model trained for single masks returns them, even if they are unstable."""
     sam = build(kind)
     train(sam, data, data, epochs=1, rounds=1, multimask=False, out_dir=tmp_path)
     batch = prepare(collate([data[0]]), geometry_of(sam))
@@ -168,7 +168,7 @@ def test_what_was_trained_answers(kind: str, data: SamDataset, tmp_path: Path) -
 
 
 def test_geometry_of_sam2_is_stretched() -> None:
-    """SAM 2 and 3 see the whole square; points scale by each side's own factor."""
+    """SAM 2 and 3 stretch images to a square; each axis of the points has its own scale."""
     geometry = geometry_of(build("sam2"))
     mask = np.ones((1, 30, 60), bool)
     data = SamDataset(np.zeros((1, 30, 60), np.uint8), mask, [(0, 15, 30)])
@@ -179,7 +179,7 @@ def test_geometry_of_sam2_is_stretched() -> None:
 
 
 def test_sam3_normalization() -> None:
-    """SAM 3 takes gray levels 0 to 255 as -1 to 1."""
+    """SAM 3 scales gray levels 0 to 255 to -1 to 1."""
     images = np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)])
     data = SamDataset(images, np.ones((2, 8, 8), bool))
     batch = prepare(collate([data[0], data[1]]), geometry_of(build("sam3_tracker")))
@@ -187,13 +187,13 @@ def test_sam3_normalization() -> None:
 
 
 def test_other_models_are_refused() -> None:
-    """A model of another family is named."""
+    """The error for a model of another family contains its class."""
     with pytest.raises(TypeError, match="unsupported model Linear"):
         PromptedSam(torch.nn.Linear(1, 1))
 
 
-def test_frozen_by_hand_is_noticed() -> None:
-    """Freezing all of the encoder is what makes it frozen, not a word."""
+def test_an_encoder_frozen_by_the_user_is_frozen() -> None:
+    """The encoder is frozen only when all its parameters are."""
     sam = build("sam")
     for parameter in encoder_parameters(sam):
         assert not is_frozen(sam)

@@ -17,7 +17,7 @@ from ddp_magic.sam.files import open_files
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three drawn images and their label maps, named as people name them."""
+    """Three synthetic images and their label maps, with usual file names."""
     images, masks, _ = cells(n=3)
     for sub in ("images", "masks"):
         (tmp_path / sub).mkdir()
@@ -28,8 +28,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_folders_are_the_arrays(folder: Path) -> None:
-    """Two folders give the same items as the arrays, in natural order, and travel to workers."""
+def test_folders_equal_arrays(folder: Path) -> None:
+    """Two folders give the same items as arrays, in natural order, and can be pickled."""
     images, masks, clicks = cells(n=3)
     data: Any = SamDataset(folder / "images", str(folder / "masks"), clicks)
     data = pickle.loads(pickle.dumps(data))
@@ -42,7 +42,7 @@ def test_folders_are_the_arrays(folder: Path) -> None:
 
 
 def test_tiff_pages_and_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each page of a TIFF is an image; uint16 is stretched by one rule, said once."""
+    """Each page of a TIFF is an image; uint16 is scaled by one rule, printed once."""
     images, masks, clicks = cells(n=3)
     pages = [Image.fromarray(image.astype(np.uint16) * 200) for image in images]
     pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
@@ -53,7 +53,7 @@ def test_tiff_pages_and_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_nifti_slices(tmp_path: Path) -> None:
-    """Each slice of a volume is an image, rows downward, as the arrays it was made of."""
+    """Each slice of a volume is an image, with y downward, equal to the original arrays."""
     nibabel = pytest.importorskip("nibabel")
     images, masks, clicks = cells(n=3, size=48)
     for name, arrays in (("scan.nii.gz", images), ("scan_seg.nii.gz", masks.astype(np.uint8))):
@@ -67,7 +67,7 @@ def test_nifti_slices(tmp_path: Path) -> None:
 
 
 def test_palettes_and_colors(tmp_path: Path) -> None:
-    """A palette's numbers are labels; gray saved as RGB is read; colors are refused as a mask."""
+    """Palette indices are labels; gray RGB masks are read; colored masks are refused."""
     label = np.zeros((8, 8), np.uint8)
     label[2:5, 2:5] = 3
     palette = Image.fromarray(label).convert("P")
@@ -84,8 +84,8 @@ def test_palettes_and_colors(tmp_path: Path) -> None:
     assert open_files([tmp_path / "color.png"], labels=False)[0].shape == (8, 8, 3)
 
 
-def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
-    """Missing files, empty folders, other names, and an image of another size than its mask."""
+def test_files_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Missing files, empty folders, and different names or sizes of image and mask."""
     with pytest.raises(FileNotFoundError, match="no such file"):
         SamDataset([folder / "nothing.png"], [folder / "nothing.png"])
     (tmp_path / "empty").mkdir()

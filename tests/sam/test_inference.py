@@ -1,4 +1,4 @@
-"""A trained model at work: predict, segment, and transformers' own pipeline."""
+"""Inference with a trained model: predict, segment, and the pipeline of transformers."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from .family import FAMILY, build
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned drawn cells well enough to find some."""
+    """A model that was trained on synthetic cells until it finds most of them."""
     folder = tmp_path_factory.mktemp("trained")
-    sets = SamDataset(*cells(n=320)), SamDataset(*cells(n=16, seed=1))
+    sets = SamDataset(*cells(n=192)), SamDataset(*cells(n=8, seed=1))
     history = train(
         tiny_sam(),
         *sets,
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
-    """A click, clicks of both signs, a box, a rough mask, and lists of them."""
+    """Clicks with label 1 and 0, boxes, rough masks, and lists of them work."""
     model = SamModel.from_pretrained(trained / "best")
     images, masks, clicks = cells(n=6, seed=1)
     scores: dict[str, list[float]] = {"click": [], "signed": [], "box": [], "mask": []}
@@ -87,7 +87,7 @@ def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
 def test_gray_levels_are_those_of_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dark picture of a microscope's set is as dark as it was there, in a loaded model too."""
+    """An image is scaled as the training images, also by a model loaded from a checkpoint."""
     images, masks, clicks = cells(n=4)
     raw = images.astype(np.uint16) * 16 + 100
     train_set = SamDataset(raw, masks, clicks)
@@ -102,14 +102,14 @@ def test_gray_levels_are_those_of_training(
         seen = predict(model, dark, (9, 9))
         assert np.array_equal(seen, predict(model, as_trained.transpose(1, 2, 0), (9, 9)))
     assert "stretched" not in capsys.readouterr().out
-    predict(sam, dark.astype(np.float32), (9, 9))  # another type: its values mean something else
+    predict(sam, dark.astype(np.float32), (9, 9))  # another dtype is scaled by its own values
     assert "stretched" in capsys.readouterr().out
-    joined: Any = ConcatDataset([train_set])  # of which nothing is known
+    joined: Any = ConcatDataset([train_set])  # whose gray levels are unknown
     train(sam, train_set, joined, **options)
     assert "different gray levels" not in capsys.readouterr().out
     train(sam, SamDataset(images, masks, clicks), train_set, **options)
     assert "different gray levels" in capsys.readouterr().out
-    predict(sam, dark, (9, 9))  # and what was trained last counts
+    predict(sam, dark, (9, 9))  # the last training counts
     assert "stretched" in capsys.readouterr().out
 
 
@@ -128,21 +128,21 @@ def test_gray_levels_are_those_of_training(
         ({"masks": np.ones((9, 9), bool)}, "64 x 64 pixels"),
     ],
 )
-def test_prompts_that_make_no_sense_are_refused(prompts: dict[str, Any], words: str) -> None:
-    """Without a word they would be an error of torch's, or a mask of something else."""
+def test_invalid_prompts_are_refused(prompts: dict[str, Any], words: str) -> None:
+    """Otherwise they would cause an error in torch, or a mask of something else."""
     with pytest.raises(ValueError, match=words):
         predict(tiny_sam(), np.zeros((64, 64), np.uint8), **prompts)
 
 
-def test_pictures_of_other_shapes_are_refused() -> None:
-    """Several images at once, or a transparent one."""
+def test_images_of_other_shapes_are_refused() -> None:
+    """Several images at once, four channels, or one dimension."""
     for shape in ((2, 64, 64), (64, 64, 4), (64,)):
         with pytest.raises(ValueError, match="has shape"):
             segment(tiny_sam(), np.zeros(shape, np.uint8))
 
 
-def test_a_large_picture_is_segmented_in_tiles(trained: Path) -> None:
-    """Most cells of a mosaic are found, each once, as many numbers as objects."""
+def test_a_large_image_is_segmented_in_tiles(trained: Path) -> None:
+    """Most cells of a mosaic are found, each once, with consecutive labels."""
     images, masks, _ = cells(n=6, seed=1)
     picture = np.block([[images[0], images[1], images[2]], [images[3], images[4], images[5]]])
     model = SamModel.from_pretrained(trained / "best").train()
@@ -191,7 +191,7 @@ def test_tiles_are_whole_and_click_on_each_place_once() -> None:
 
 
 def test_overlaps_are_painted_once() -> None:
-    """The better of two masks of one object wins; what lies beside it keeps its free pixels."""
+    """Of two masks of an object, only the better one is kept; another keeps its free pixels."""
     a = np.zeros((8, 8), bool)
     a[:4] = True
     b, c = a.copy(), np.zeros((8, 8), bool)
@@ -204,8 +204,8 @@ def test_overlaps_are_painted_once() -> None:
     assert not labels[4].any()
 
 
-def test_masks_that_go_on_beyond_their_piece_are_cut() -> None:
-    """At the picture's own edge an object is whole; at a tile's it is not."""
+def test_masks_that_continue_outside_the_tile_are_cut() -> None:
+    """An object at the border of the image is whole; at the border of a tile it is not."""
     mask = np.zeros((4, 4), bool)
     mask[0] = True
     assert not _is_cut(mask, 0, 0, 9, 4)
@@ -225,11 +225,11 @@ PROCESSORS = {
 }
 
 
-def test_the_pipeline_of_transformers_takes_the_checkpoints(trained: Path, tmp_path: Path) -> None:
-    """mask-generation reads model and image processor of each family.
+def test_the_pipeline_of_transformers_loads_the_checkpoints(trained: Path, tmp_path: Path) -> None:
+    """The mask-generation pipeline loads model and image processor of each family.
 
-    The image processor does to a picture what training did; the grid of clicks covers the picture,
-    and the masks are of its size.
+    The image processor prepares an image as in training, the grid of clicks covers the image, and
+    the masks have its size.
     """
     image = SamDataset(*cells(n=1, seed=1)).image(0)[:, :48]  # (3, 48, 64)
     Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "picture.png")
@@ -257,5 +257,5 @@ def test_the_pipeline_of_transformers_takes_the_checkpoints(trained: Path, tmp_p
         assert 0.75 * geometry.image_size < found["farthest_click"] <= geometry.image_size
         assert 0 < len(found["masks"]) == found["scores"] <= 3 * 4 * 4
         assert all(size == [48, 64] for size in found["masks"])
-        if name == "trained":  # several clicks find one object, which is told once
+        if name == "trained":  # several clicks find the same object, which is returned once
             assert found["scores"] < 3 * 4 * 4

@@ -1,4 +1,4 @@
-"""Scores of masks, against MONAI and scikit-learn."""
+"""Scores of masks, compared with MONAI and scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def _pairs() -> Pair:
-    """Random masks, and every degenerate one; (M, H, W) each."""
+    """Return random masks and all degenerate cases, (M, H, W) each."""
     rng = torch.Generator().manual_seed(0)
     density = torch.rand(2, 20, 1, 1, generator=rng)
     pred, true = torch.rand(2, 20, 9, 7, generator=rng) < density
@@ -28,7 +28,7 @@ def _pairs() -> Pair:
 
 
 def test_dice_and_iou_agree_with_monai() -> None:
-    """Per object, empty masks included, the scores are MONAI's with ignore_empty=False."""
+    """The score of each object equals that of MONAI with ignore_empty=False."""
     pred, true = _pairs()
     p, t = pred[:, None].float(), true[:, None].float()
     dice = compute_dice(p, t, include_background=True, ignore_empty=False)[:, 0]
@@ -38,7 +38,7 @@ def test_dice_and_iou_agree_with_monai() -> None:
 
 
 def test_all_scores_agree_with_scikit_learn() -> None:
-    """Per object, the scores are scikit-learn's with zero_division=1, to the last bit or so."""
+    """The score of each object equals that of scikit-learn with zero_division=1."""
     pred, true = _pairs()
     for p, t in zip(pred, true, strict=True):
         a, b = t.numpy().ravel(), p.numpy().ravel()
@@ -49,7 +49,7 @@ def test_all_scores_agree_with_scikit_learn() -> None:
 
 
 def test_dice_follows_from_iou() -> None:
-    """The identity dice = 2 iou / (1 + iou) holds everywhere, also where both masks are empty."""
+    """dice = 2 iou / (1 + iou) holds for all masks, also if both are empty."""
     pred, true = _pairs()
     iou = iou_score(pred, true)
     torch.testing.assert_close(dice_score(pred, true), 2 * iou / (1 + iou), rtol=0, atol=1e-15)
@@ -57,7 +57,7 @@ def test_dice_follows_from_iou() -> None:
 
 @pytest.mark.parametrize("score", [dice_score, iou_score, pixel_accuracy])
 def test_empty_against_empty_is_perfect(score: object) -> None:
-    """Nothing predicted where nothing is scores 1, all three; also in pictures of no pixels."""
+    """An empty prediction of an empty mask scores 1, also in images without pixels."""
     assert callable(score)
     for size in ((4, 4), (0, 0)):
         empty = torch.zeros(2, *size, dtype=torch.bool)
@@ -65,18 +65,18 @@ def test_empty_against_empty_is_perfect(score: object) -> None:
 
 
 def test_logits_are_thresholded_at_zero() -> None:
-    """Logits of +8 and -8 score as full and empty masks, not as 1.78 and 2.29."""
+    """Logits of +8 and -8 are full and empty masks."""
     full = torch.ones(1, 8, 8, dtype=torch.bool)
     assert dice_score(torch.full((1, 8, 8), 8.0), full).item() == 1.0
     assert dice_score(torch.full((1, 8, 8), -8.0), full).item() == 0.0
     half = torch.full((1, 8, 8), -3.0)
     half[:, :4] = 3.0
-    assert iou_score(half, full).item() == 0.5  # .bool() would call every non-zero logit inside
+    assert iou_score(half, full).item() == 0.5  # with .bool(), every nonzero logit would be inside
     assert pixel_accuracy(half, full).item() == 0.5
 
 
 def test_shapes_must_agree() -> None:
-    """(B, 1, H, W) against (B, H, W) is refused; broadcast, a mask against itself had Dice 2.22."""
+    """(B, 1, H, W) with (B, H, W) is an error; broadcasting would give a Dice above 1."""
     mask = torch.ones(3, 4, 4, dtype=torch.bool)
     for score in (dice_score, iou_score, pixel_accuracy):
         with pytest.raises(ValueError, match=r"\(3, 1, 4, 4\).*\(3, 4, 4\)"):
@@ -84,7 +84,7 @@ def test_shapes_must_agree() -> None:
 
 
 def test_scores_are_per_object() -> None:
-    """A small missed object weighs as much as a large one that was found."""
+    """A small object that is missed counts as much as a large one that is found."""
     pred, true = torch.zeros(2, 16, 16, dtype=torch.bool), torch.zeros(2, 16, 16, dtype=torch.bool)
     pred[0] = true[0] = True
     true[1, 0, 0] = True
@@ -94,14 +94,14 @@ def test_scores_are_per_object() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int16])
 def test_large_masks_do_not_overflow(dtype: torch.dtype) -> None:
-    """A full mask of 512 x 512 scores 1 in every type; float16 sums end at 65504."""
+    """A full mask of 512 x 512 scores 1 in each dtype; float16 overflows above 65504."""
     full = torch.ones(1, 512, 512, dtype=dtype)
     assert dice_score(full, full.bool()).item() == 1.0
     assert iou_score(full, full.bool()).item() == 1.0
 
 
 def test_any_memory_layout_and_numpy() -> None:
-    """Transposed tensors and NumPy arrays, 0/255 or uint16 labels too, are read as they are."""
+    """Transposed tensors, and NumPy arrays with 0/255 or uint16 labels, are supported."""
     pred, true = _pairs()
     turned = dice_score(pred.transpose(1, 2), true.transpose(1, 2))
     assert torch.equal(turned, dice_score(pred, true))

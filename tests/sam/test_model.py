@@ -1,4 +1,4 @@
-"""The tiny SAM, its one forward, prediction."""
+"""The tiny SAM, the forward pass of PromptedSam, and predict."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def sam() -> SamModel:
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 64), (64, 256), (72, 64), (30, 64), (16, 16)])
-def test_masks_are_resized_as_torch_does(side: int, size: int) -> None:
-    """The same values and gradients, in half precision and under autocast too."""
-    with torch.inference_mode():  # what is kept from here must not spoil training
+def test_masks_are_resized_as_by_torch(side: int, size: int) -> None:
+    """Values and gradients are equal, also in half precision and under autocast."""
+    with torch.inference_mode():  # tensors cached here are used in training
         resized(torch.zeros(1, 1, side, side), size)
     logits = torch.randn(3, 2, side, side, requires_grad=True)
     weights = torch.randn(3, 2, size, size)
@@ -49,7 +49,7 @@ def test_masks_are_resized_as_torch_does(side: int, size: int) -> None:
 
 
 def test_tiny_sam_is_the_same_everywhere(sam: SamModel) -> None:
-    """Two calls give equal weights, and the global random state does not notice."""
+    """Two calls give equal weights, and leave the global random state unchanged."""
     state = torch.random.get_rng_state()
     again = tiny_sam()
     assert torch.equal(state, torch.random.get_rng_state())
@@ -58,18 +58,18 @@ def test_tiny_sam_is_the_same_everywhere(sam: SamModel) -> None:
     assert sum(p.numel() for p in again.parameters()) == 810_516
 
 
-def test_tiny_sam_avoids_the_defaults_that_never_learn(sam: SamModel) -> None:
-    """The encoder does not start at zero, and positions vary slowly enough to tell places apart."""
+def test_tiny_sam_avoids_the_defaults_that_do_not_learn(sam: SamModel) -> None:
+    """The encoder does not start at zero, and the positional encoding varies slowly."""
     scale = sam.config.vision_config.scale
     assert scale == 0.5
-    # A model made anew from the configuration encodes positions as finely as this one.
+    # A model created from the config has the same scale of positions.
     positions = sam.shared_image_embedding.positional_embedding.detach()
     assert float(positions.std()) == pytest.approx(scale, rel=0.2)
     assert sam.vision_encoder.layers[0].mlp.lin1.weight.std() > 0.05
 
 
 def test_tiny_sam_is_the_same_with_transformers_4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the scale of positions is no matter of the configuration, and far too large."""
+    """transformers 4 ignores the scale of positions in the config."""
     init = SamPositionalEmbedding.__init__
 
     def of_transformers_4(self: SamPositionalEmbedding, config: SamVisionConfig) -> None:
@@ -82,8 +82,8 @@ def test_tiny_sam_is_the_same_with_transformers_4(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(found, expected)
 
 
-def test_the_kind_of_a_click_is_as_loud_as_its_place(sam: SamModel) -> None:
-    """A click on and one off the object, at one place, differ as much as two places do."""
+def test_labels_of_clicks_matter_as_much_as_positions(sam: SamModel) -> None:
+    """Embeddings of labels 1 and 0 at one position differ as much as those of two positions."""
     points = torch.tensor([[[[20.0, 20.0]], [[20.0, 20.0]], [[44.0, 44.0]]]])  # (1, 3, 1, 2)
     labels = torch.tensor([[[1], [0], [1]]])
     with torch.no_grad():
@@ -92,8 +92,8 @@ def test_the_kind_of_a_click_is_as_loud_as_its_place(sam: SamModel) -> None:
     assert (on - off).norm() > 0.7 * (on - elsewhere).norm()
 
 
-def test_gradients_do_not_depend_on_how_threads_take_turns() -> None:
-    """With more threads than cores, several objects of an image, and again the same gradients."""
+def test_gradients_do_not_depend_on_the_order_of_threads() -> None:
+    """With more threads than cores, repeated backward passes give equal gradients."""
     data, wrapper = SamDataset(*cells(n=4)), PromptedSam(tiny_sam())
     batch = prepare(collate([data[i] for i in range(4)]), wrapper.geometry)
 
@@ -124,8 +124,8 @@ def _batch(clicks: list[tuple[int, int, int]], which: list[int]) -> dict[str, to
     return prepare(collate([data[i] for i in which]), Geometry(64))
 
 
-def test_an_object_does_not_feel_its_batch(sam: SamModel) -> None:
-    """Alone or beside objects with more clicks in larger images, an object has the same logits."""
+def test_an_object_does_not_depend_on_its_batch(sam: SamModel) -> None:
+    """Beside objects with more clicks and larger images, an object has the same logits."""
     one, three = [(0, 3, 4)], [(1, 30, 40), (1, 31, 50), (1, 35, 60)]
     wrapper = PromptedSam(sam)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_an_object_does_not_feel_its_batch(sam: SamModel) -> None:
 
 
 def test_flat_forward_is_sam_itself(sam: SamModel) -> None:
-    """The flat layout gives what SamModel gives for the same prompts in its nested layout."""
+    """The result equals that of SamModel for the same prompts in its nested layout."""
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
     with torch.no_grad():
         ((logits, iou),) = PromptedSam(sam)(batch)
@@ -151,7 +151,7 @@ def test_flat_forward_is_sam_itself(sam: SamModel) -> None:
 
 
 def test_freezing_leaves_no_parameter_without_gradient() -> None:
-    """After find_unused, each parameter left to train gets a gradient, which DDP insists on."""
+    """After find_unused, each trained parameter gets a gradient, as DDP requires."""
     wrapper = PromptedSam(tiny_sam())
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
     frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, {"points": batch}, [1])
@@ -164,7 +164,7 @@ def test_freezing_leaves_no_parameter_without_gradient() -> None:
 
 
 def test_mixed_prompts_leave_no_parameter_without_gradient() -> None:
-    """Whatever kind of prompt a batch has, what only other kinds use gets a zero gradient."""
+    """Parameters that only other kinds of prompts use get a zero gradient."""
     wrapper = PromptedSam(tiny_sam(), prompts={"points": 1, "boxes": 1, "masks": 1})
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
     kinds = {"points": batch, "boxes": batch, "masks": batch}
@@ -179,7 +179,7 @@ def test_mixed_prompts_leave_no_parameter_without_gradient() -> None:
 
 
 def test_fewer_rounds_leave_no_parameter_without_gradient() -> None:
-    """An epoch of one round has zero gradients for what only further rounds use."""
+    """With one round, parameters that only further rounds use get a zero gradient."""
     wrapper = PromptedSam(tiny_sam(), rounds=3)
     batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
     frozen = choose_trained(wrapper.sam, "full") + find_unused(wrapper, {"points": batch}, [1, 3])
@@ -192,7 +192,7 @@ def test_fewer_rounds_leave_no_parameter_without_gradient() -> None:
 
 
 def test_a_batch_without_objects_has_zero_gradients() -> None:
-    """A rank that got no objects still walks through every parameter, and adds nothing."""
+    """On a rank without objects, each parameter gets a zero gradient."""
     wrapper = PromptedSam(tiny_sam())
     ((logits, iou),) = wrapper(_batch([], [0]))
     assert logits.shape[0] == iou.shape[0] == 0
@@ -210,7 +210,7 @@ def _square(rows: slice, columns: slice, size: int = 16) -> torch.Tensor:
 
 @pytest.mark.parametrize("keys", [None, torch.tensor([7])])
 def test_the_next_click_is_where_the_mask_is_wrong(keys: torch.Tensor | None) -> None:
-    """With label 1 on what was missed, 0 on what was drawn too much; never on padding."""
+    """Its label is 1 on a missed pixel, and 0 on a wrongly predicted one; never on padding."""
     everywhere = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     true, missed = _square(slice(2, 8), slice(2, 14)), _square(slice(2, 8), slice(8, 14))
     point, label = next_click(20 * (true - missed) - 10, true, everywhere, keys, 16)
@@ -230,8 +230,8 @@ def test_the_next_click_is_where_the_mask_is_wrong(keys: torch.Tensor | None) ->
     assert one == 1
 
 
-def test_the_middle_of_the_largest_part_comes_first() -> None:
-    """Of two missed parts the larger one is clicked on, away from its edge."""
+def test_the_click_is_in_the_middle_of_the_largest_part() -> None:
+    """The larger of two missed parts gets the click, away from its border."""
     true = _square(slice(2, 9), slice(2, 9), 32) + _square(slice(20, 22), slice(20, 22), 32)
     inside = torch.ones_like(true, dtype=torch.bool)
     point, _ = next_click(torch.full((1, 1, 32, 32), -9.0), true, inside, None, 32)
@@ -239,9 +239,9 @@ def test_the_middle_of_the_largest_part_comes_first() -> None:
 
 
 def test_the_middle_does_not_depend_on_the_batch() -> None:
-    """Clicks of 20 objects at once, of each alone, and of none: ties too are broken alike."""
+    """Clicks of 20 objects at once equal those of each alone, also for ties."""
     coarse = torch.randn(2, 20, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    logits = F.interpolate(coarse[0], (32, 32))  # in blocks, so that many places are as good
+    logits = F.interpolate(coarse[0], (32, 32))  # in blocks, so that there are ties
     true = (F.interpolate(coarse[1], (96, 96)) > 0).float()
     inside = torch.ones_like(true, dtype=torch.bool)
     together, _ = next_click(logits, true, inside, None, 96)
@@ -254,7 +254,7 @@ def test_the_middle_does_not_depend_on_the_batch() -> None:
 
 
 def test_random_clicks_are_even_and_follow_their_keys() -> None:
-    """Each wrong pixel is as likely as another, and a key's click is its own in any batch."""
+    """Wrong pixels are equally likely, and a key gives the same click in each batch."""
     true = _square(slice(4, 8), slice(4, 8)).repeat(4000, 1, 1, 1)
     logits, inside = -torch.ones_like(true), torch.ones_like(true, dtype=torch.bool)
     keys = torch.arange(4000)
@@ -269,7 +269,7 @@ def test_random_clicks_are_even_and_follow_their_keys() -> None:
 
 
 def test_more_rounds_add_clicks_and_leave_the_first_alone(sam: SamModel) -> None:
-    """The first of three rounds is what one round gives; each object keeps to itself."""
+    """The first of three rounds equals a single round; objects are independent."""
     batch = _batch([(1, 30, 40), (1, 31, 50), (0, 3, 4), (0, 40, 4)], [1, 0])
     with torch.no_grad():
         ((one, _),) = PromptedSam(sam)(batch)
@@ -283,8 +283,8 @@ def test_more_rounds_add_clicks_and_leave_the_first_alone(sam: SamModel) -> None
         torch.testing.assert_close(logits[1:], own, rtol=1e-3, atol=1e-4)
 
 
-def test_original_size_is_what_transformers_makes() -> None:
-    """Undoing the resizing equals SamProcessor's post_process_masks, bit for bit."""
+def test_masks_at_original_size_equal_those_of_transformers() -> None:
+    """The result equals post_process_masks of SamProcessor, bit for bit."""
     processor = SamImageProcessorPil(
         size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
     )
@@ -296,7 +296,7 @@ def test_original_size_is_what_transformers_makes() -> None:
 
 
 def test_predict_follows_the_training_path(sam: SamModel) -> None:
-    """predict() takes (y, x), gives a mask an object at the image's size, and restores the mode."""
+    """predict() takes (y, x), returns masks of the size of the image, and restores the mode."""
     images, masks, clicks = cells(n=1)
     data = SamDataset(images, masks, clicks)
     wrapper = PromptedSam(sam)

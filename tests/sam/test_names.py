@@ -1,4 +1,4 @@
-"""The lazy namespace."""
+"""The names of the prelude, which are imported on first use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OURS = (
 
 
 def test_import_is_light() -> None:
-    """`import ddp_magic.prelude` loads nothing heavy; drawing samples does not need torch."""
+    """`import ddp_magic.prelude` imports no large library; cells() does not need torch."""
     code = (
         "import sys, ddp_magic.prelude as p\n"
         "heavy = {'torch', 'numpy', 'transformers', 'monai', 'matplotlib', 'IPython'}\n"
@@ -36,32 +36,32 @@ def test_import_is_light() -> None:
 
 
 def test_every_name_resolves() -> None:
-    """`__all__`, `dir()` and what can be had agree; the guide's names and ours are among them."""
+    """`__all__`, `dir()` and the table agree, and contain the names of the guide and ours."""
     assert set(prelude.__all__) == set(prelude.HOMES) == set(dir(prelude))
     assert set((GUIDE + " " + OURS).split()) <= set(prelude.__all__)
     for name in prelude.__all__:
         assert getattr(prelude, name) is not None
-        assert name in vars(prelude)  # the second use costs nothing
+        assert name in vars(prelude)  # the second use is a plain lookup
     assert prelude.DDP is torch.nn.parallel.DistributedDataParallel
     assert prelude.F is torch.nn.functional
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    """So that hasattr() and misspelled imports behave as with any module."""
+    """hasattr() and misspelled imports work as with any module."""
     assert not hasattr(prelude, "trian")
 
 
 def test_missing_package_says_what_to_install() -> None:
-    """Without monai, `train` names the package and the extra; other names still work."""
+    """Without matplotlib, the error names the package and the extra; other names still work."""
     code = (
         "import sys\n"
-        "sys.modules['monai'] = sys.modules['monai.losses'] = None\n"
+        "sys.modules['matplotlib'] = sys.modules['matplotlib.pyplot'] = None\n"
         "import ddp_magic.prelude as p\n"
-        "p.dice_score\n"
+        "p.cells\n"
         "try:\n"
-        "    p.train\n"
+        "    p.show_history\n"
         "except ImportError as error:\n"
-        "    assert 'monai' in str(error) and 'ddp-magic[sam]' in str(error), error\n"
+        "    assert 'matplotlib' in str(error) and 'ddp-magic[sam]' in str(error), error\n"
         "else:\n"
         "    raise SystemExit('no error')\n"
     )

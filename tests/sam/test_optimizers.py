@@ -1,4 +1,4 @@
-"""Muon, beside torch's own optimizers."""
+"""Muon, compared with the optimizers of torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddp_magic.sam.optimizers import Muon, make_optimizer, orthogonalize
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 24, 8), (2, 8, 40)])
 def test_singular_values_end_up_near_one(shape: tuple[int, int, int]) -> None:
-    """All directions become about equally long, and stay where they were."""
+    """Singular values become about 1; singular vectors stay the same."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     turned = orthogonalize(matrices)
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
@@ -27,7 +27,7 @@ def test_singular_values_end_up_near_one(shape: tuple[int, int, int]) -> None:
 @pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
 def test_a_matrix_goes_where_torchs_muon_goes(shape: tuple[int, int]) -> None:
-    """Beside torch.optim.Muon, which computes in bfloat16, with momentum and weight decay."""
+    """The result is close to torch.optim.Muon, which computes in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -68,8 +68,8 @@ def test_the_rest_goes_where_adamw_goes() -> None:
     assert torch.equal(matrices[1], before[1])
 
 
-def test_words() -> None:
-    """A model is trained by either; another word is refused before anything is done."""
+def test_optimizers_by_name() -> None:
+    """Both names work; another name is an error."""
     data = SamDataset(*cells(n=4))
     kinds = {name: type(make_optimizer(name, tiny_sam(), 1e-3)) for name in ("adamw", "muon")}
     assert kinds == {"adamw": optim.AdamW, "muon": Muon}
@@ -78,9 +78,9 @@ def test_words() -> None:
 
 
 def test_muon_learns_in_fewer_steps() -> None:
-    """From random weights a few epochs bring the loss lower than AdamW's."""
+    """From random weights, the loss after a few epochs is lower than with AdamW."""
     sets = SamDataset(*cells(n=32)), SamDataset(*cells(n=2, seed=1))
-    options = {"epochs": 6, "batch_size": 4, "rounds": 1, "multimask": False}
+    options = {"epochs": 4, "batch_size": 4, "rounds": 1, "multimask": False}
     losses = {
         name: train(tiny_sam(), *sets, **options, lr=lr, optimizer=name)[-1]["train_loss"]
         for name, lr in (("adamw", 3e-3), ("muon", 5e-3))

@@ -1,4 +1,4 @@
-"""Figures are drawn from batches and from arrays, small, and closed."""
+"""Figures of batches and arrays are small, and closed after they are shown."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from ddp_magic.sam.tiny import tiny_sam
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The figures that plt.show() was called with."""
+    """The figures for which plt.show() was called."""
     figures: list[Any] = []
     monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield figures
-    assert plt.get_fignums() == []  # each was closed
+    assert plt.get_fignums() == []  # all are closed
 
 
 def test_a_batch_is_drawn_with_its_clicks(shown: list[Any]) -> None:
-    """A row an image: clicks in green with their object's number, true masks, predicted ones."""
+    """A row has the image with clicks and object numbers, the true and the predicted masks."""
     data = SamDataset(*cells(n=7))
     batch = collate([data[i] for i in range(7)])
     show_results(batch, predictions=batch["masks"], title="held out", rows=9)
     (figure,) = shown
-    assert len(figure.axes) == 3 * 5  # never more than five rows
+    assert len(figure.axes) == 3 * 5  # at most five rows
     assert figure.get_size_inches()[0] < 7
     picture = figure.axes[0].get_images()[0].get_array()
     assert np.array_equal(picture, batch["images"][0].permute(1, 2, 0))  # not normalized
@@ -50,7 +50,7 @@ def test_a_batch_is_drawn_with_its_clicks(shown: list[Any]) -> None:
 
 
 def test_arrays_are_drawn(shown: list[Any]) -> None:
-    """Images channels first or last, or gray, single masks and logits: as the guide passes them."""
+    """Images can have channels first, last or none; masks can be single masks or logits."""
     images = [torch.rand(3, 8, 9), np.zeros((8, 9, 3), np.uint8), np.zeros((8, 9))]
     points = [torch.tensor([[1.0, 2.0]]), np.zeros((0, 2)), [np.ones((2, 2)), np.ones((1, 2))]]
     masks = [torch.ones(1, 8, 9), np.zeros((8, 9), bool), np.ones((2, 8, 9), bool)]
@@ -60,15 +60,15 @@ def test_arrays_are_drawn(shown: list[Any]) -> None:
     assert len(shown) == 2
     show_results(images[:1], masks=[np.ones((3, 8, 9), bool)], predictions=[np.ones((2, 8, 9))])
     assert [axis.get_title() for axis in shown[1].axes] == ["image", "", ""]
-    assert shown[2].axes[2].get_xlabel() == ""  # other objects than those that are true: no score
+    assert shown[2].axes[2].get_xlabel() == ""  # the numbers of objects differ: no score
     show_results([np.zeros((20, 40))], predictions=[np.ones((2, 20, 40))])
-    assert [axis.get_title() for axis in shown[3].axes] == ["image", "predicted"]  # no gap between
+    assert [axis.get_title() for axis in shown[3].axes] == ["image", "predicted"]  # no empty column
     wide, tall = shown[3].get_size_inches()
     assert wide > 2 * tall
 
 
 def test_history_is_drawn(shown: list[Any]) -> None:
-    """One small figure with the loss, the scores and the control."""
+    """The figure has the loss, the scores and the score of wrong prompts."""
     row = {"epoch": 1, "train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
     show_history([row, {**row, "epoch": 2}], title="run")
     assert [line.get_label() for line in shown[0].axes[1].lines] == [
@@ -78,8 +78,8 @@ def test_history_is_drawn(shown: list[Any]) -> None:
     ]
 
 
-def test_predictions_are_drawn_with_the_prompts_they_answer(shown: list[Any]) -> None:
-    """Drawn clicks and boxes are shown in the image's own pixels, with no click of the set's."""
+def test_predictions_are_drawn_with_their_prompts(shown: list[Any]) -> None:
+    """Simulated clicks and boxes are shown in pixels of the original image."""
     images, masks, _ = cells(n=2, size=96)
     data, model = SamDataset(images, masks), tiny_sam()
     show_predictions(model, data, [1])
@@ -92,12 +92,12 @@ def test_predictions_are_drawn_with_the_prompts_they_answer(shown: list[Any]) ->
     y, x = np.argwhere(data[1]["masks"][0].numpy()).min(0)
     assert abs(box.get_x() - x) < 2
     assert abs(box.get_y() - y) < 2
-    show_predictions(model, SamDataset(images, masks, []), title="nothing is asked for")
+    show_predictions(model, SamDataset(images, masks, []), title="no prompts")
     assert len(shown) == 3
 
 
 def test_label_maps_are_drawn_object_by_object(shown: list[Any]) -> None:
-    """As they come from `segment`, with objects or without; a boolean plane is one mask."""
+    """Label maps as from `segment` can be empty; a boolean array is one mask."""
     labels = np.zeros((3, 20, 20), np.int32)
     labels[0, 2:8, 2:8], labels[0, 12:18, 12:18] = 3, 7
     show_results(

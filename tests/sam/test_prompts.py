@@ -1,4 +1,4 @@
-"""Prompts: the data set's own, drawn ones, and each anchor's way."""
+"""Prompts: those of the data set, simulated ones, and the schemes of other tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _two() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def test_negative_clicks_belong_to_the_click_before() -> None:
-    """Label 0 joins the object of the positive click before it in the same image."""
+    """A click with label 0 belongs to the object of the last click with label 1 in the image."""
     images, masks = _two()
     rows = [(0, 6, 6, 1), (0, 18, 10, 0), (0, 25, 35, 1), (0, 6, 6, 0), (0, 8, 8, 1)]
     item = SamDataset(images, masks, rows)[0]
@@ -48,8 +48,8 @@ def test_a_negative_click_on_its_object_is_refused_and_shown() -> None:
         SamDataset(*_two(), [(0, 6, 6, 1), (0, 8, 8, 0)])
 
 
-def test_the_offending_sample_is_shown() -> None:
-    """Swapped axes that stay inside the image are noticed where they miss, and drawn."""
+def test_the_error_shows_the_mask_and_the_click() -> None:
+    """A click with swapped axes inside the image is an error if it misses the object."""
     with pytest.raises(ValueError, match="are the axes swapped") as caught:
         SamDataset(*_two(), [(0, 22, 12)])
     sketch = str(caught.value).splitlines()[1:]
@@ -58,8 +58,8 @@ def test_the_offending_sample_is_shown() -> None:
     assert sum(line.count("#") for line in sketch) > 50
 
 
-def test_boxes_ask_for_the_object_they_are_around() -> None:
-    """A box, and a click on the same object, are one prompt; a box around nothing is refused."""
+def test_a_box_prompts_the_object_inside() -> None:
+    """A box and a click on the same object are one prompt; a box around none is an error."""
     images, masks = _two()
     data = SamDataset(images, masks, [(0, 25, 35)], boxes=[(0, 4, 4, 15, 26), (0, 19, 30, 37, 50)])
     item = data[0]
@@ -72,7 +72,7 @@ def test_boxes_ask_for_the_object_they_are_around() -> None:
 
 
 def test_stacks_of_masks_may_overlap() -> None:
-    """One mask an object: a click means the smallest under it, and a box its own."""
+    """A click prompts the smallest mask under it, and a box the mask that fits it."""
     stack = np.zeros((1, 2, 20, 20), bool)
     stack[0, 0, 2:18, 2:18] = True
     stack[0, 1, 8:12, 8:12] = True
@@ -90,7 +90,7 @@ def _batch() -> dict[str, Any]:
 
 
 def test_without_prompts_objects_are_clicked_on() -> None:
-    """In evaluation in the middle, in training anywhere on the object, anew with other keys."""
+    """The click is in the middle in evaluation, and depends on the key in training."""
     batch = _batch()
     assert batch["labels"].shape == (2, 0)
     given = first_prompts(batch, kinds_of("points"), 32, 64, random=False)
@@ -108,7 +108,7 @@ def test_without_prompts_objects_are_clicked_on() -> None:
 
 
 def test_boxes_fit_in_evaluation_and_are_rough_in_training() -> None:
-    """Exact, they end at the mask's edge; rough, they are off by about a tenth of a side."""
+    """In evaluation, boxes are tight; in training, they are off by about a tenth of a side."""
     target = _batch()["target"].repeat(500, 1, 1, 1)
     exact = box_around(target, None, 64)
     assert (exact[0] - torch.tensor([5, 5, 26, 15.5])).abs().max() < 1
@@ -119,13 +119,13 @@ def test_boxes_fit_in_evaluation_and_are_rough_in_training() -> None:
 
 
 def test_boxes_of_another_square_are_scaled() -> None:
-    """A pixel of a coarser square is in the middle of those it stands for."""
+    """A pixel of a coarser square is at the center of the pixels that it covers."""
     assert to_square(torch.tensor([0, 255]), 256, 1024).tolist() == [1.5, 1021.5]
     assert to_square(torch.tensor([3.0]), 64, 64).tolist() == [3]
 
 
 def test_rough_masks_are_near_the_true_ones() -> None:
-    """Never empty, never exact, always overlapping."""
+    """Rough masks vary, are not empty, and overlap the true masks."""
     target = _batch()["target"].repeat(50, 1, 1, 1)
     rough = rough_mask(target, 32, torch.arange(100))
     true = rough_mask(target, 32, None) > 0
@@ -136,7 +136,7 @@ def test_rough_masks_are_near_the_true_ones() -> None:
 
 
 def test_shares_of_kinds() -> None:
-    """Kinds come as often as asked, follow from the keys, and unknown ones are refused."""
+    """Each kind has the requested fraction, and unknown kinds are errors."""
     batch = _batch()
     many = {k: v for k, v in batch.items() if k not in {"target", "inside"}}
     n = 2000
@@ -156,7 +156,7 @@ def test_shares_of_kinds() -> None:
             kinds_of(wrong)
 
 
-ANCHORS: dict[str, dict[str, Any]] = {
+TOOLS: dict[str, dict[str, Any]] = {
     "Transformers notebook: a rough box": {"prompts": "boxes", "rounds": 1},
     "MedSAM: a rough box, or one click": {"prompts": {"boxes": 1, "points": 1}, "rounds": 1},
     "lightning-sam: boxes, focal loss": {"prompts": "boxes", "rounds": 1, "loss": "dice+focal"},
@@ -174,17 +174,17 @@ ANCHORS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("anchor", ANCHORS)
-def test_each_anchors_way_of_prompting(anchor: str) -> None:
-    """What others train with is a line here, and runs."""
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_prompts_of_other_tools(tool: str) -> None:
+    """The training scheme of each tool is a few arguments of `train`, and runs."""
     sets = SamDataset(*cells(n=4)[:2]), SamDataset(*cells(n=2, seed=1))
-    (row,) = train(tiny_sam(), *sets, epochs=1, batch_size=2, lr=1e-3, **ANCHORS[anchor])
+    (row,) = train(tiny_sam(), *sets, epochs=1, batch_size=2, lr=1e-3, **TOOLS[tool])
     assert np.isfinite(row["train_loss"])
     assert 0 <= row["dice_5"] <= 1
 
 
 def test_a_single_click_gets_three_masks_and_more_gets_one() -> None:
-    """A click is ambiguous; a click and a correction, a box, or a mask are not."""
+    """A single click is ambiguous; two clicks, a box or a mask are not."""
     sam = tiny_sam().eval()
     data = SamDataset(*_two(), [(0, 6, 6), (0, 25, 35)])
     batch = prepare(collate([data[0]]), Geometry(64))

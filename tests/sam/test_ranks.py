@@ -1,4 +1,4 @@
-"""Several ranks, as real gloo processes: same scores, same gradients, no hang at the end."""
+"""Several ranks as processes with gloo: equal scores, equal gradients, no hang at the end."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ from ddp_magic.sam.training import train
 from ddp_magic.sam.tuning import choose_trained
 from tests.limits import HANG_S
 
+# The forkserver imports once; then each rank is a fork. It starts with the first test.
+mp.set_forkserver_preload(["tests.sam.test_ranks"])
+
 
 def _rank(rank: int, world: int, folder: str, work: Callable[[int, int], Any]) -> None:
     torch.set_num_threads(1)
@@ -49,8 +52,7 @@ def _rank(rank: int, world: int, folder: str, work: Callable[[int, int], Any]) -
 def run_ranks(world: int, folder: Path, work: Callable[[int, int], Any]) -> list[Any]:
     """Run `work(rank, world)` in `world` processes; return the results by rank."""
     folder.mkdir()
-    context = mp.get_context("forkserver")  # imports once, then forks
-    context.set_forkserver_preload(["ddp_magic.sam.training"])
+    context = mp.get_context("forkserver")
     ranks = [
         context.Process(target=_rank, args=(r, world, str(folder), work), daemon=True)
         for r in range(world)
@@ -69,7 +71,7 @@ def run_ranks(world: int, folder: Path, work: Callable[[int, int], Any]) -> list
 
 
 def _uneven() -> SamDataset:
-    """Seven images, of which number 1 has no prompt and number 3 only one."""
+    """Return seven images; image 1 has no prompt, and image 3 only one."""
     images, masks, clicks = cells(n=7)
     limits = [3, 0, 3, 1, 3, 3, 3]
     kept = [row for i in range(7) for row in clicks[clicks[:, 0] == i][: limits[i]]]
@@ -77,7 +79,7 @@ def _uneven() -> SamDataset:
 
 
 def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
-    """The gradient of one step on the first images, dealt out to the ranks."""
+    """Return the gradient of one step, with the images distributed over the ranks."""
     wrapper, data = PromptedSam(tiny_sam(), rounds=3), _uneven()
     choose_trained(wrapper.sam, "full")
     find_unused(wrapper, {"points": prepare(collate([data[0]]), Geometry(64))}, [3])
@@ -96,7 +98,7 @@ def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
 
 
 def _train(rank: int, world: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:  # noqa: ARG001
-    """One epoch, from weights that differ between the ranks: rank 0's must win."""
+    """Train one epoch from weights that differ between ranks; those of rank 0 are used."""
     data, model = _uneven(), tiny_sam(seed=rank)
     history = train(model, data, data, epochs=1, batch_size=2, lr=1e-4)
     return history, {name: value.clone() for name, value in model.state_dict().items()}
@@ -107,7 +109,7 @@ def _evaluate(rank: int, world: int) -> dict[str, float]:  # noqa: ARG001
 
 
 def test_scores_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
-    """1, 2 and 4 ranks agree, though 7 images do not divide evenly."""
+    """1, 2 and 4 ranks agree, although 7 images are not divisible by 2 and 4."""
     one = _evaluate(0, 1)
     for world in (2, 4):
         for scores in run_ranks(world, tmp_path / str(world), _evaluate):
@@ -119,7 +121,7 @@ def test_scores_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
 def test_gradients_do_not_depend_on_the_number_of_ranks(
     tmp_path: Path, world: int, images: int
 ) -> None:
-    """Ranks with 3 and 0, or 6 and 1 objects get the gradient of the mean over all objects."""
+    """The gradient is that of the mean over all objects, even if a rank has none."""
     expected = _gradients(0, 1, images)
     for got in run_ranks(world, tmp_path / "ranks", partial(_gradients, images=images)):
         assert got.keys() == expected.keys()
@@ -137,7 +139,7 @@ def test_training_keeps_the_ranks_equal(tmp_path: Path) -> None:
 
 
 def _train_all_ways(rank: int, world: int, folder: str) -> list[Any]:  # noqa: ARG001
-    """Mixed prompts, averages, accumulation; Muon, more rounds later; LoRA; a frozen encoder."""
+    """Train with mixed prompts, averages, Muon, LoRA, a frozen encoder, and others."""
     data = _uneven()
     mixed = {"points": 1, "boxes": 1, "masks": 1}
     out: list[Any] = []
@@ -157,7 +159,7 @@ def _train_all_ways(rank: int, world: int, folder: str) -> list[Any]:  # noqa: A
 
 
 def test_ranks_stay_equal_with_every_option(tmp_path: Path) -> None:
-    """Whatever the first prompts of a rank's objects are, no rank waits and all end the same."""
+    """No rank hangs, and all ranks end with the same weights and scores."""
     work = partial(_train_all_ways, folder=str(tmp_path / "out"))
     first, second = run_ranks(2, tmp_path / "2", work)
     for (dice, loss, state), (dice2, loss2, state2) in zip(first, second, strict=True):
@@ -202,22 +204,22 @@ def test_ranks_share_the_work_of_muon(tmp_path: Path) -> None:
 
 
 def _store(rank: int, world: int, folder: str) -> list[int]:  # noqa: ARG001
-    """Store embeddings; return the numbers of images that this rank encoded."""
+    """Return how many images this rank encoded, how many there are, and which have embeddings."""
     wrapper, seen = PromptedSam(tiny_sam().eval()), []
     wrapper.sam.vision_encoder.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     stored = store_embeddings(wrapper, _uneven(), Path(folder))
     return [sum(seen), len(stored), *(int(stored.maps[0][i].any()) for i in range(7))]
 
 
-def test_embeddings_are_dealt_out_over_the_ranks(tmp_path: Path) -> None:
-    """Each image is encoded by one rank (and one more by all, for its shape); all ranks see all."""
+def test_the_ranks_share_the_encoding(tmp_path: Path) -> None:
+    """One rank encodes each image (and all encode one for its shape); all ranks read all."""
     first, second = run_ranks(2, tmp_path / "2", partial(_store, folder=str(tmp_path / "maps")))
     assert (first[0], second[0]) == (1 + 4, 1 + 3)
     assert first[1:] == second[1:] == [7] + [1] * 7
 
 
 def _wrapped(rank: int, world: int) -> tuple[float, float]:  # noqa: ARG001
-    """A model that the user has wrapped in DDP already, as one does."""
+    """Train and evaluate a model that is already wrapped in DDP."""
     data, model = _uneven(), tiny_sam()
     ddp: Any = DDP(model)
     (row,) = train(ddp, data, data, epochs=1, batch_size=2, lr=1e-4)
@@ -226,8 +228,8 @@ def _wrapped(rank: int, world: int) -> tuple[float, float]:  # noqa: ARG001
     return row["dice"], scores["dice"]
 
 
-def test_a_model_in_ddp_is_taken_too(tmp_path: Path) -> None:
-    """train() and evaluate() unwrap what the user has put into DDP, and the ranks agree."""
+def test_a_model_in_ddp_is_supported(tmp_path: Path) -> None:
+    """train() and evaluate() unwrap the model, and the ranks agree."""
     first, second = run_ranks(2, tmp_path / "2", _wrapped)
     assert first == second
     assert first[0] == pytest.approx(first[1], abs=1e-3)
@@ -237,7 +239,7 @@ def _guide(rank: int, world: int, port: int, folder: str) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
     device = setup(rank, world, port)
-    assert setup() == device  # once more does no harm
+    assert setup() == device  # a second call changes nothing
     total = torch.ones(1)
     dist.all_reduce(total)
     cleanup()
@@ -245,8 +247,8 @@ def _guide(rank: int, world: int, port: int, folder: str) -> None:
     Path(folder, str(rank)).write_text(str(total.item()))
 
 
-def test_setup_takes_the_guides_arguments(tmp_path: Path) -> None:
-    """setup(rank, world_size, port) joins a group with gloo where there is no GPU."""
+def test_setup_with_rank_world_size_and_port(tmp_path: Path) -> None:
+    """setup(rank, world_size, port) initializes a process group, with gloo without a GPU."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -255,7 +257,7 @@ def test_setup_takes_the_guides_arguments(tmp_path: Path) -> None:
 
 
 def test_setup_without_a_launcher_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a plain process there is a device and no group; half of the arguments is an error."""
+    """In a plain process there is no process group; passing some of the arguments is an error."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert setup().type in {"cpu", "cuda"}
@@ -266,7 +268,7 @@ def test_setup_without_a_launcher_makes_no_group(monkeypatch: pytest.MonkeyPatch
 
 
 def test_setup_reads_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under torchrun's variables the group is made from them."""
+    """With the variables of torchrun, the process group is initialized from them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

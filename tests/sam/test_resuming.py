@@ -1,4 +1,4 @@
-"""An interrupted training goes on as if nothing had been, or not at all."""
+"""Resuming an interrupted training gives the same result, or is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.model import PromptedSam
 
-READ_FIRST = 2  # items, before the first epoch: one to see what it asks for, one for the dry step
+READ_FIRST = 2  # items before the first epoch: to find one with objects, and for the dry run
 
 
 class PowerCutError(Exception):
@@ -43,6 +43,7 @@ class NoisyCut(Cut):
         return item | {"image": item["image"] // 2 + noise}
 
 
+IMAGES = 5  # three batches of two, of which two make the first step
 EVERYTHING: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 2,
@@ -53,23 +54,23 @@ EVERYTHING: dict[str, Any] = {
     "augment": True,
     "weight_decay": 0.01,
     "prompts": {"points": 1, "boxes": 1, "masks": 1},
-    "rounds": (1, 2),  # the interruptions come where there are two
+    "rounds": (1, 2),  # the interruptions are in epochs with two
 }
 
 
 @pytest.mark.parametrize(
-    ("tune", "optimizer", "done"),  # what was saved: epochs, and batches of the next one
+    ("tune", "optimizer", "done"),  # saved epochs, and batches of the next one
     [
         ("full", "adamw", (2, 0)),
-        ("full", "muon", (1, 4)),
+        ("full", "muon", (1, 2)),
         ("lora", "adamw", (2, 0)),
-        ("lora", "adamw", (1, 4)),
+        ("lora", "adamw", (1, 2)),
     ],
 )
 def test_resuming_is_exact(
     tmp_path: Path, tune: str, optimizer: str, done: tuple[int, int]
 ) -> None:
-    """An interruption changes no bit of weights, averages, scores or random numbers."""
+    """Weights, averages, scores and random numbers equal those without an interruption."""
     val = SamDataset(*cells(n=3, seed=1))
     options = EVERYTHING | {"tune": tune, "optimizer": optimizer}
 
@@ -77,23 +78,23 @@ def test_resuming_is_exact(
         torch.manual_seed(5)
         random.seed(5)
         np.random.seed(5)
-        return NoisyCut(*cells(n=9))
+        return NoisyCut(*cells(n=IMAGES))
 
     whole = tiny_sam()
     expected = train(whole, fresh(), val, **options)
     after = torch.rand(3), random.random(), np.random.rand()
 
     data = fresh()
-    saved = 9 * done[0] + 2 * done[1]  # items
+    saved = IMAGES * done[0] + 2 * done[1]  # items
     data.left = READ_FIRST + saved
     with pytest.raises(PowerCutError):
-        train(tiny_sam(), data, val, **options, out_dir=tmp_path, save_every=2)
+        train(tiny_sam(), data, val, **options, out_dir=tmp_path, save_every=1)
     state = torch.load(tmp_path / "last" / "trainer.pt", weights_only=False)["position"]
     assert (len(state["history"]), state["batches"]) == done
     rest = fresh()
-    torch.rand(99)  # a new process is anywhere in its random numbers
+    torch.rand(99)  # a new process has another random state
     resumed = tiny_sam(seed=7)
-    history = train(resumed, rest, val, **options, out_dir=tmp_path, save_every=2, resume=True)
+    history = train(resumed, rest, val, **options, out_dir=tmp_path, save_every=1, resume=True)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     timing = {"seconds", "images_per_s", "data_wait"}
@@ -103,7 +104,7 @@ def test_resuming_is_exact(
     now = torch.rand(3), random.random(), np.random.rand()
     assert torch.equal(now[0], after[0])
     assert now[1:] == after[1:]
-    assert 10**9 - rest.left == READ_FIRST + 3 * 9 - saved  # nothing was done again
+    assert 10**9 - rest.left == READ_FIRST + 3 * IMAGES - saved  # no item is read again
 
 
 def test_resuming_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,8 +131,8 @@ def test_resuming_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert torch.equal(a, b)
 
 
-def test_resume_needs_something(tmp_path: Path) -> None:
-    """Resuming from nowhere is an error, not a fresh start."""
+def test_resume_needs_a_checkpoint(tmp_path: Path) -> None:
+    """Resuming without a checkpoint is an error, not a new training."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
     with pytest.raises(FileNotFoundError):
         train(tiny_sam(), *sets, out_dir=tmp_path / "none", resume=True)
@@ -150,8 +151,8 @@ def test_resume_needs_something(tmp_path: Path) -> None:
         {"amp": "bf16"},
     ],
 )
-def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
-    """Before an image is encoded or a weight changed, and by the name of what differs."""
+def test_resuming_with_other_arguments_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    """The error names the argument, and comes before images are encoded or weights change."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
     train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
     sam, ((name, value),) = tiny_sam(), other.items()
@@ -161,11 +162,11 @@ def test_resuming_otherwise_is_refused(tmp_path: Path, other: dict[str, Any]) ->
     before = dict(tiny_sam().named_parameters())
     assert all(torch.equal(now, before[name]) for name, now in sam.named_parameters())
     assert not (tmp_path / "embeddings").exists()
-    assert PromptedSam(sam).multimask  # nor is noted what was not trained
+    assert PromptedSam(sam).multimask  # the config is unchanged
 
 
-def test_what_an_older_checkpoint_does_not_know_was_off(tmp_path: Path) -> None:
-    """Training goes on without it, and not with it."""
+def test_options_missing_in_an_older_checkpoint_were_off(tmp_path: Path) -> None:
+    """Training can be resumed without the option, but not with it."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
     train(tiny_sam(), *sets, epochs=1, rounds=1, out_dir=tmp_path)
     path = tmp_path / "last" / "trainer.pt"
@@ -179,7 +180,7 @@ def test_what_an_older_checkpoint_does_not_know_was_off(tmp_path: Path) -> None:
 
 
 def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    """While the error is looked at, too: what is printed then is on a line of its own."""
+    """The next output starts on a new line, also while the exception is handled."""
     data, out = Cut(*cells(n=6)), ""
     data.left = READ_FIRST + 4
     try:
@@ -190,8 +191,8 @@ def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[s
     assert out.endswith("\n")
 
 
-def test_within_an_epoch_its_batches_stay(tmp_path: Path) -> None:
-    """They would be others: some images twice, some never. Between epochs they may change."""
+def test_within_an_epoch_the_batches_must_stay_the_same(tmp_path: Path) -> None:
+    """Otherwise some images would be used twice, others never. Between epochs they may change."""
     sets = Cut(*cells(n=6)), SamDataset(*cells(n=2, seed=1))
     sets[0].left = READ_FIRST + 6 + 4  # an epoch, two batches
     options: dict[str, Any] = {"rounds": 1, "out_dir": tmp_path, "save_every": 1}

@@ -1,4 +1,4 @@
-"""The data to try things on."""
+"""The sample data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ needs_stardist = pytest.mark.skipif(
 
 
 def test_cells_are_the_same_for_the_same_seed() -> None:
-    """All ranks draw the same data; another seed gives other data."""
+    """All ranks get the same data; another seed gives other data."""
     a, b, c = samples.cells(n=4), samples.cells(n=4), samples.cells(n=4, seed=1)
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert not np.array_equal(a[0], c[0])
 
 
 def test_cells_are_clicked_inside() -> None:
-    """Each click lies on an object, no object is clicked twice, and an image has at most three."""
+    """Each click is on another object, and an image has at most three clicks."""
     images, masks, clicks = samples.cells(n=20)
     assert images.dtype == np.uint8
     labels = masks[tuple(clicks.T)]
@@ -35,7 +35,7 @@ def test_cells_are_clicked_inside() -> None:
 
 @needs_stardist
 def test_nuclei_splits_do_not_touch() -> None:
-    """Held-out nuclei are 30 that no training crop shows; each crop has three prompts."""
+    """The 30 held-out nuclei are in no training crop; each crop has three prompts."""
     images, masks, clicks = samples.nuclei("val")
     assert images.shape == masks.shape == (127, 64, 64)
     assert len(clicks) == 381
@@ -49,7 +49,7 @@ def test_nuclei_splits_do_not_touch() -> None:
 
 @needs_stardist
 def test_nuclei_of_several_sizes() -> None:
-    """Each crop has one of the sizes, and its clicks are in it; all ranks cut the same ones."""
+    """Each crop has one of the sizes and its own clicks; all ranks get the same crops."""
     images, masks, clicks = samples.nuclei("train", crops=24, size=(48, 64, 96))
     assert {image.shape for image in images} == {(48, 48), (64, 64), (96, 96)}
     assert [mask.shape for mask in masks] == [image.shape for image in images]
@@ -61,7 +61,7 @@ def test_nuclei_of_several_sizes() -> None:
 
 @needs_stardist
 def test_nuclei_rejects_an_unknown_split() -> None:
-    """A misspelled split is an error, not the training data."""
+    """A misspelled split is an error."""
     with pytest.raises(ValueError, match="test"):
         samples.nuclei("test")  # type: ignore[arg-type]
 

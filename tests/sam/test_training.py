@@ -1,4 +1,4 @@
-"""The loop on one process: it learns, it can be continued, its checkpoints load."""
+"""The training loop in one process: it learns, and its checkpoints can be loaded."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Run = tuple[SamModel, list[dict[str, float]], Path]
 
 @pytest.fixture(scope="module")
 def sets() -> tuple[SamDataset, SamDataset]:
-    """Few drawn cells, for training and held out."""
+    """A few synthetic cells, for training and validation."""
     return SamDataset(*cells(n=48)), SamDataset(*cells(n=12, seed=1))
 
 
 @pytest.fixture(scope="module")
 def run(sets: tuple[SamDataset, SamDataset], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two epochs on one process, without a process group, without a warning."""
+    """Two epochs in one process, without a process group and without a warning."""
     folder = tmp_path_factory.mktemp("run")
     assert not dist.is_initialized()
     model = tiny_sam()
@@ -59,12 +59,12 @@ def test_training_reduces_the_loss(run: Run) -> None:
 
 
 def test_nothing_stays_frozen(run: Run) -> None:
-    """What training froze for its own sake can be trained again afterwards."""
+    """All parameters can be trained afterwards."""
     assert all(p.requires_grad for p in run[0].parameters())
 
 
 def test_log_is_the_history(run: Run) -> None:
-    """log.csv has the rows that train() returned, with the columns people plot."""
+    """log.csv contains the rows that train() returned."""
     _, history, folder = run
     with (folder / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -75,11 +75,11 @@ def test_log_is_the_history(run: Run) -> None:
     )
     assert set(columns.split()) <= set(rows[0])
     names = {p.name for p in folder.iterdir()}
-    assert names == {"best", "last", "log.csv", "tensorboard"}  # nothing half done
+    assert names == {"best", "last", "log.csv", "tensorboard"}  # no incomplete files
 
 
 def test_tensorboard_has_the_scores(run: Run) -> None:
-    """Each epoch's row is there as scalars, where tensorboard is installed."""
+    """Each row is stored as scalars if TensorBoard is installed."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _, history, folder = run
@@ -94,7 +94,7 @@ def test_tensorboard_has_the_scores(run: Run) -> None:
 def test_checkpoints_load_with_transformers(
     run: Run, sets: tuple[SamDataset, SamDataset], name: str
 ) -> None:
-    """SamModel.from_pretrained reads both; `last` is bit for bit the model, with the same masks."""
+    """SamModel.from_pretrained loads both; `last` has the weights of the model."""
     model, history, folder = run
     loaded = SamModel.from_pretrained(folder / name)
     best = max(row["dice"] for row in history)
@@ -108,8 +108,8 @@ def test_checkpoints_load_with_transformers(
     assert np.array_equal(ours, theirs)
 
 
-def test_the_saved_processor_makes_targets_of_the_masks_size(run: Run) -> None:
-    """So that a loop of one's own, with transformers' processor, goes on from a checkpoint."""
+def test_the_saved_processor_resizes_masks_to_the_output_size(run: Run) -> None:
+    """A loop with the processor of transformers can continue from a checkpoint."""
     model, _, folder = run
     processor = SamImageProcessorPil.from_pretrained(folder / "best")
     images, masks, _ = cells(n=1)
@@ -121,7 +121,7 @@ def test_the_saved_processor_makes_targets_of_the_masks_size(run: Run) -> None:
 
 @pytest.mark.parametrize("three", [True, False])
 def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
-    """With as many masks a click as are trained, which nobody has to say again."""
+    """evaluate() uses the stored `multimask`."""
     sets = SamDataset(*cells(n=4)), SamDataset(*cells(n=4, seed=1))
     sam = tiny_sam()
     row = train(sam, *sets, epochs=1, batch_size=2, rounds=1, multimask=three)[-1]
@@ -187,7 +187,7 @@ def test_mixed_precision_leaves_clicks_alone() -> None:
 
 
 def test_loss_of_half_precision_logits_is_finite() -> None:
-    """Float16 logits of 512 x 512, whose sums overflow, still have a finite loss."""
+    """float16 logits of 512 x 512, whose sums overflow, have a finite loss."""
     logits = torch.full((1, 1, 512, 512), 9.0, dtype=torch.float16)
     loss = object_losses(logits, torch.ones(1, 1), torch.ones(1, 1, 512, 512))
     assert loss.shape == (1,)
@@ -195,7 +195,7 @@ def test_loss_of_half_precision_logits_is_finite() -> None:
 
 
 def test_a_better_mask_has_a_smaller_loss() -> None:
-    """The loss is one number an object, and falls with the error."""
+    """The loss is one number per object, and lower for a better mask."""
     target = torch.zeros(2, 1, 16, 16)
     target[:, :, 4:12, 4:12] = 1
     logits = torch.where(target > 0, 6.0, -6.0)
@@ -206,13 +206,13 @@ def test_a_better_mask_has_a_smaller_loss() -> None:
 
 
 def test_neighbors_stay_in_their_image() -> None:
-    """The control prompt of an object is another one's of the same image, if there is another."""
+    """The wrong prompt of an object belongs to another object of the image, if there is one."""
     assert neighbors(torch.tensor([0, 0, 0, 2, 3, 3])).tolist() == [1, 2, 0, 3, 5, 4]
     assert neighbors(torch.tensor([], dtype=torch.long)).tolist() == []
 
 
-def test_the_control_prompts_with_another_object(sets: tuple[SamDataset, SamDataset]) -> None:
-    """wrong_prompt_dice is what predict() gets with a neighbor's click, object by object."""
+def test_the_wrong_prompt_is_that_of_another_object(sets: tuple[SamDataset, SamDataset]) -> None:
+    """wrong_prompt_dice equals the Dice of predict() with the click of a neighbor."""
     model = tiny_sam()
     images, masks, clicks = cells(n=12, seed=1)
     expected = []
@@ -227,7 +227,7 @@ def test_the_control_prompts_with_another_object(sets: tuple[SamDataset, SamData
 
 
 def test_unequal_images_are_scored_at_their_own_size() -> None:
-    """In one batch with larger images, an object's scores are those it has alone."""
+    """Beside larger images, an object has the same scores as alone."""
     rng = np.random.default_rng(0)
     images = [
         rng.integers(0, 255, size, dtype=np.uint8) for size in ((64, 64), (100, 50), (30, 70))
@@ -283,7 +283,7 @@ def test_objects_are_scored_in_chunks_that_fit_into_memory(
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    """From a twentieth of the peak up, then down to nearly 0."""
+    """It rises to the peak, stays there with `hold`, then falls to nearly 0."""
     rates = [learning_rate(step, 100, 1.0) for step in range(100)]
     assert rates[0] == 0.2
     assert max(rates) == rates[4] == 1.0

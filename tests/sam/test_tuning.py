@@ -1,4 +1,4 @@
-"""Options of training: each does what it says."""
+"""The options of training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_epoch_has_its_rounds(sets: Sets) -> None:
 
 
 def test_accumulation_is_a_larger_batch(sets: Sets) -> None:
-    """Two batches of 2 images step as one of 4, though their objects are unequal in number."""
+    """Two batches of 2 images give the step of one batch of 4, with unequal objects."""
     images, masks, clicks = cells(n=8)
     few = [row for row in clicks if row[0] % 3 or row[2] > 30]
     data = SamDataset(images, masks, few)
@@ -65,8 +65,8 @@ def test_accumulation_is_a_larger_batch(sets: Sets) -> None:
             assert (a - b).abs().mean() < 0.05 * (a - c).abs().mean()
 
 
-def test_the_average_is_what_is_left(sets: Sets, tmp_path: Path) -> None:
-    """With ema the model ends with the average, `best` is it, and `last` are the weights."""
+def test_the_average_remains_in_the_model(sets: Sets, tmp_path: Path) -> None:
+    """With ema the model ends with the average, and `last` has the weights."""
     plain, averaged = tiny_sam(), tiny_sam()
     train(plain, *sets, epochs=2, batch_size=2)
     train(averaged, *sets, epochs=2, batch_size=2, ema=0.99, out_dir=tmp_path)
@@ -78,7 +78,7 @@ def test_the_average_is_what_is_left(sets: Sets, tmp_path: Path) -> None:
 
 
 def test_averages_follow_the_weights() -> None:
-    """A constant weight is its own average; in_place swaps and swaps back; early steps count."""
+    """The average converges to a constant weight; in_place() swaps temporarily."""
     weight = nn.Parameter(torch.zeros(2))
     averages = Averages([weight], 0.9)
     with torch.no_grad():
@@ -94,8 +94,8 @@ def test_averages_follow_the_weights() -> None:
     assert torch.allclose(weight, torch.ones(2), atol=1e-6)
 
 
-def test_low_rank_additions_begin_at_zero_and_are_merged() -> None:
-    """At first nothing changes; afterwards weights are plain, and do what they did."""
+def test_low_rank_updates_start_at_zero_and_are_merged() -> None:
+    """At first the weights are unchanged; `restore` merges the updates into them."""
     sam = tiny_sam()
     before = {name: value.clone() for name, value in sam.state_dict().items()}
     frozen = choose_trained(sam, "lora", lora_rank=2)
@@ -119,27 +119,27 @@ def test_low_rank_additions_begin_at_zero_and_are_merged() -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("tune", "half"), ("loss", "dice"), ("amp", "fp8")])
-def test_unknown_words_are_refused(sets: Sets, option: str, value: str) -> None:
-    """A misspelled option is an error that lists the right ones, and nothing stays frozen."""
+def test_unknown_choices_are_refused(sets: Sets, option: str, value: str) -> None:
+    """A misspelled choice is an error, and nothing stays frozen."""
     sam = tiny_sam()
     options: dict[str, Any] = {option: value}
     with pytest.raises(ValueError, match=value):
         train(sam, *sets, epochs=1, multimask=False, **options)
     assert all(p.requires_grad for p in sam.parameters())
-    assert PromptedSam(sam).multimask  # nor is noted what was not trained
+    assert PromptedSam(sam).multimask  # the config is unchanged
 
 
 @pytest.mark.parametrize(
     "option", [{"batch_size": 0}, {"accumulate": 0}, {"ema": 1.0}, {"hold": 1.5}]
 )
 def test_numbers_out_of_range_are_refused(sets: Sets, option: dict[str, Any]) -> None:
-    """A division by zero would say less, and an average that keeps everything learns nothing."""
+    """The error names the argument."""
     with pytest.raises(ValueError, match=f"invalid {next(iter(option))}"):
         train(tiny_sam(), *sets, epochs=1, **option)
 
 
-def test_nothing_to_train_on_is_refused(sets: Sets, tmp_path: Path) -> None:
-    """Its loss would be 0.000, epoch after epoch; nor are images encoded for it."""
+def test_a_training_set_without_objects_is_refused(sets: Sets, tmp_path: Path) -> None:
+    """The error comes before images are encoded."""
     images, masks = cells(n=2)[:2]
     for empty, words in (
         (SamDataset(images[:0], masks[:0]), "no images"),
@@ -153,7 +153,7 @@ def test_nothing_to_train_on_is_refused(sets: Sets, tmp_path: Path) -> None:
 
 
 def test_patience() -> None:
-    """Training stops after so many epochs without a better score, never by default."""
+    """Training stops after `patience` epochs without a better score; 0: never."""
     rows = [{"dice": x} for x in (0.1, 0.5, 0.4, 0.5)]
     assert is_stuck(rows, 2)
     assert not is_stuck(rows[:3], 2)
@@ -162,13 +162,13 @@ def test_patience() -> None:
 
 
 def test_early_stop_ends_training(sets: Sets) -> None:
-    """A rate of nothing brings nothing: it stops after the first epoch and the patience."""
+    """With a tiny learning rate, training stops after the first epoch and the patience."""
     history = train(tiny_sam(), *sets, epochs=9, batch_size=4, lr=1e-12, patience=2)
     assert len(history) == 3
 
 
-def test_only_the_best_of_three_masks_is_corrected() -> None:
-    """Two wrong masks beside a right one cost nothing but their guesses of IoU."""
+def test_only_the_best_of_three_masks_is_trained() -> None:
+    """Two wrong masks beside a correct one add only the loss of their predicted IoU."""
     target = torch.zeros(1, 1, 16, 16)
     target[..., 4:12, 4:12] = 1
     right = torch.where(target > 0, 9.0, -9.0)
@@ -183,7 +183,7 @@ def test_only_the_best_of_three_masks_is_corrected() -> None:
 
 
 def test_clipping_limits_the_step(sets: Sets) -> None:
-    """No step is made of a gradient longer than the bound."""
+    """The norm of the gradient is at most `clip`."""
     norms: list[float] = []
     real = nn.utils.clip_grad_norm_
 
@@ -201,7 +201,7 @@ def test_clipping_limits_the_step(sets: Sets) -> None:
 
 
 def test_the_encoder_is_compiled_while_it_is_trained(sets: Sets) -> None:
-    """With a backend that only traces, the result is the same, and afterwards nothing is left."""
+    """The result is the same, and the model is not compiled afterwards."""
     plain, compiled = tiny_sam(), tiny_sam()
     traced: list[int] = []
 
@@ -220,7 +220,7 @@ def test_the_encoder_is_compiled_while_it_is_trained(sets: Sets) -> None:
 
 
 class Noted(SamDataset):
-    """Writes down the random number that a loading process draws for each item."""
+    """Writes the random number that a loading process draws for each item to a file."""
 
     def __init__(self, *args: Any, folder: Path) -> None:
         super().__init__(*args)
@@ -232,10 +232,10 @@ class Noted(SamDataset):
         return super().__getitem__(index)
 
 
-def test_loading_processes_draw_anew_in_each_epoch(sets: Sets, tmp_path: Path) -> None:
-    """A user's own augmentation in a worker would otherwise be the same in all epochs."""
+def test_loading_processes_draw_new_numbers_in_each_epoch(sets: Sets, tmp_path: Path) -> None:
+    """Random augmentation in a worker differs between epochs."""
     data = Noted(*cells(n=2), folder=tmp_path)
     train(tiny_sam(), data, sets[1], epochs=3, rounds=1, workers=1)
     for index in range(2):
-        drawn = (tmp_path / str(index)).read_text().split()[-3:]  # before them, the dry step's
+        drawn = (tmp_path / str(index)).read_text().split()[-3:]  # those before are of the dry run
         assert len(set(drawn)) == 3
