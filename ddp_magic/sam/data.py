@@ -1,7 +1,6 @@
 """The data set: images, masks, and the prompts of the objects.
 
-An item is one image with its objects, as uint8 at its original size; `batches` makes batches of
-items.
+Its items are described in `items`; `batches` combines them into batches.
 
 In shapes, N is the number of objects of one image, P the number of clicks, and H x W the size in
 pixels.
@@ -86,69 +85,69 @@ class SamDataset(Dataset[Item]):
             for i in range(len(self.images)):
                 check_pair(i, np.shape(self.images[i]), np.asarray(self.masks[i]))
         self.window = gray_window(self.images, window)
-        self.drawn = coordinates is None and boxes is None
+        self.has_prompts = coordinates is not None or boxes is not None
         clicks = prompt_rows(
             coordinates, "coordinates", len(self.images), (3, 4), "(image, y, x[, label])"
         )
-        frames = prompt_rows(boxes, "boxes", len(self.images), (5,), "(image, y0, x0, y1, x1)")
+        box_rows = prompt_rows(boxes, "boxes", len(self.images), (5,), "(image, y0, x0, y1, x1)")
         of_click = self._objects_clicked(clicks)  # (P,)
-        of_frame = self._objects_framed(frames)  # (Q,)
-        self._index(clicks, of_click, frames, of_frame)
+        of_box = self._objects_in_boxes(box_rows)  # (Q,)
+        self._index(clicks, of_click, box_rows, of_box)
 
     def _index(
         self,
         clicks: NDArray[Any],
         of_click: NDArray[Any],
-        frames: NDArray[Any],
-        of_frame: NDArray[Any],
+        box_rows: NDArray[Any],
+        of_box: NDArray[Any],
     ) -> None:
         """Sort the prompts by object, so that the prompts of an item are slices."""
-        image = np.concatenate([clicks[:, 0], frames[:, 0]]).astype(np.int64)
-        label = np.concatenate([of_click, of_frame])
+        image = np.concatenate([clicks[:, 0], box_rows[:, 0]]).astype(np.int64)
+        label = np.concatenate([of_click, of_box])
         order = np.argsort(image, kind="stable")
         pairs = np.stack([image, label], 1)[order]  # (P + Q, 2)
         unique, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
         by_first = np.argsort(first)  # objects by image, then by their first prompt
         number = np.empty(len(order), dtype=np.int64)
         number[order] = np.argsort(by_first)[inverse.reshape(-1)]  # object of each prompt
-        asked = unique[by_first]  # (objects, 2)
+        prompted = unique[by_first]  # (objects, 2)
         ends = np.arange(len(self.images) + 1)
-        self.object_labels = asked[:, 1]
-        self.object_starts = np.searchsorted(asked[:, 0], ends)  # (n + 1,)
+        self.object_labels = prompted[:, 1]
+        self.object_starts = np.searchsorted(prompted[:, 0], ends)  # (n + 1,)
         own = number[: len(clicks)]
         order = np.argsort(own, kind="stable")
         self.points = clicks[order][:, [2, 1]].astype(np.float32)  # (P, 2), (x, y) as in SAM
         self.point_labels = clicks[order, 3].astype(np.int64)  # (P,)
-        self.point_counts = np.bincount(own, minlength=len(asked)).astype(np.int64)
+        self.point_counts = np.bincount(own, minlength=len(prompted)).astype(np.int64)
         self.point_starts = np.searchsorted(clicks[order, 0], ends)  # (n + 1,)
-        self.boxes = np.full((len(asked), 4), np.nan, dtype=np.float32)  # (x0, y0, x1, y1)
-        self.boxes[number[len(clicks) :]] = frames[:, [2, 1, 4, 3]]
+        self.boxes = np.full((len(prompted), 4), np.nan, dtype=np.float32)  # (x0, y0, x1, y1)
+        self.boxes[number[len(clicks) :]] = box_rows[:, [2, 1, 4, 3]]
 
     def _objects_clicked(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return the label of the object that each click belongs to, (P,)."""
         labels = np.zeros(len(rows), dtype=np.int64)
         for image, numbers in _by_image(rows):
-            mask, belongs = np.asarray(self.masks[image]), 0
+            mask, current = np.asarray(self.masks[image]), 0
             check_pair(image, None, mask)
             for row in numbers:
                 _, y, x, label = rows[row]
                 where = f"coordinates row {row}: image {image}, "
                 check_click(y, x, mask.shape[-2:], where, mask)
                 if label == FOREGROUND:
-                    belongs = object_at(mask, y, x)
-                    if not belongs:
+                    current = object_at(mask, y, x)
+                    if not current:
                         raise ValueError(on_background(row, rows[row], mask))
-                elif not belongs:
+                elif not current:
                     raise ValueError(f"{where}label 0 needs a click with label 1 before it")
-                elif object_mask(mask, belongs)[pixel(y), pixel(x)]:
+                elif object_mask(mask, current)[pixel(y), pixel(x)]:
                     raise ValueError(
                         f"{where}a click with label 0 must be off its object, but is on it\n"
-                        + sketch(object_mask(mask, belongs), y, x)
+                        + sketch(object_mask(mask, current), y, x)
                     )
-                labels[row] = belongs
+                labels[row] = current
         return labels
 
-    def _objects_framed(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def _objects_in_boxes(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return the label of the object inside each box, (Q,)."""
         labels = np.zeros(len(rows), dtype=np.int64)
         for image, numbers in _by_image(rows):
@@ -177,14 +176,7 @@ class SamDataset(Dataset[Item]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
-        """Return one image and its objects.
-
-        Returns:
-            `image` (3, H, W) uint8; `masks` (N, H, W) bool; `points` (P, 2) float32, clicks (x, y)
-            ordered by object; `labels` (P,), 1 on the object and 0 off it; `counts` (N,), the
-            number of clicks of each object; `boxes` (N, 4) float32 (x0, y0, x1, y1), NaN without a
-            box; `keys` (N,), a number for each object that is unique in the data set.
-        """
+        """Return one image and its objects; see `ddp_magic.sam.items`."""
         target, image = self.target(index), self.image(index)
         check_pair(index, image.shape[1:], target["masks"].numpy())
         return {**target, "image": torch.from_numpy(image)}
@@ -198,11 +190,11 @@ class SamDataset(Dataset[Item]):
         index = range(len(self))[index]  # supports negative indices; raises IndexError
         mask = np.asarray(self.masks[index])
         check_pair(index, None, mask)
-        if self.drawn:
+        if self.has_prompts:
+            labels, prompts = self.prompts(index)
+        else:
             labels = object_labels(mask)
             prompts = no_prompts(len(labels))
-        else:
-            labels, prompts = self.prompts(index)
         masks = object_masks(mask, labels)  # (N, H, W)
         keys = index * 4096 + torch.arange(len(labels))
         return {**prompts, "masks": torch.from_numpy(masks), "keys": keys}

@@ -110,7 +110,7 @@ def score_objects(
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     for step, raw in enumerate(loader):
         batch = prepare(raw, wrapper.geometry, device)
-        logits = wrapper.draw(batch, memory_bytes)
+        logits = wrapper.predict_logits(batch, memory_bytes)
         of_clicks = [logits[k - 1] for k in CLICKS]
         scores = _scores(of_clicks, batch, wrapper.geometry, memory_bytes)  # (M, scores)
         image_index = raw["image_index"]
@@ -214,7 +214,7 @@ def show_predictions(
     batch = prepare(raw, geometry, next(model.parameters()).device)
     side = geometry.image_size
     given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)
-    (logits,) = wrapper.draw(batch | {"prompts": given})
+    (logits,) = wrapper.predict_logits(batch | {"prompts": given})
     # The prompts, in pixels of the original images.
     inside = torch.tensor([geometry.resized((h, w)) for h, w in raw["sizes"].tolist()])
     scale = (inside / raw["sizes"]).flip(1)[raw["image_index"]]  # (M, 2), x and y

@@ -76,47 +76,47 @@ def predict(
         ValueError: There is no prompt; a prompt is invalid or outside the image; or points, labels,
             boxes and masks are for different numbers of objects.
     """
-    clicks, several = _each(points, 2)
-    signs, _ = _each(labels, 1)
-    frames, several_boxes = _each(boxes, 1)
-    rough, several_masks = _each(masks, 2)
+    click_list, several = _each(points, 2)
+    label_list, _ = _each(labels, 1)
+    box_list, several_boxes = _each(boxes, 1)
+    mask_list, several_masks = _each(masks, 2)
     rgb = scaled_as_trained(model, image)  # (3, H, W)
-    (height, width), n = rgb.shape[1:], max(map(len, (clicks, frames, rough)))
-    if n == 0 or any(len(each) not in {0, n} for each in (clicks, frames, rough)):
+    (height, width), n = rgb.shape[1:], max(map(len, (click_list, box_list, mask_list)))
+    if n == 0 or any(len(each) not in {0, n} for each in (click_list, box_list, mask_list)):
         raise ValueError("predict() needs clicks, a box or a mask for each object")
-    clicks = clicks or [np.zeros((0, 2))] * n
-    signs = signs or [np.full(len(own), FOREGROUND) for own in clicks]
-    _check_prompts(clicks, signs, frames, rough, (height, width))
+    click_list = click_list or [np.zeros((0, 2))] * n
+    label_list = label_list or [np.full(len(own), FOREGROUND) for own in click_list]
+    _check_prompts(click_list, label_list, box_list, mask_list, (height, width))
     item = without_objects(rgb) | {
         "masks": torch.zeros(n, height, width, dtype=torch.bool),
-        "points": torch.tensor(np.concatenate(clicks)[:, ::-1].copy()).float(),
-        "labels": torch.tensor(np.concatenate(signs)).long(),
-        "counts": torch.tensor([len(own) for own in clicks]),
+        "points": torch.tensor(np.concatenate(click_list)[:, ::-1].copy()).float(),
+        "labels": torch.tensor(np.concatenate(label_list)).long(),
+        "counts": torch.tensor([len(own) for own in click_list]),
         "boxes": torch.full((n, 4), torch.nan),
         "keys": torch.arange(n),
     }
-    if frames:
-        item["boxes"] = torch.tensor(np.stack(frames)[:, [1, 0, 3, 2]]).float()
-    if rough:
-        item["masks"] = torch.tensor(np.stack(rough)) != 0
+    if box_list:
+        item["boxes"] = torch.tensor(np.stack(box_list)[:, [1, 0, 3, 2]]).float()
+    if mask_list:
+        item["masks"] = torch.tensor(np.stack(mask_list)) != 0
     with evaluating(model, multimask=multimask) as (wrapper, device):
         batch = prepare(collate([item]), wrapper.geometry, device)
         size = wrapper.mask_size
         given = batch["target"].new_full((n, 1, size, size), torch.nan)
-        if rough:
+        if mask_list:
             given = F.interpolate(batch["target"], (size, size), mode="area") * 16 - 8
         batch["prompts"] = Prompts(batch["points"], batch["labels"], batch["boxes"], given)
-        (logits,) = wrapper.draw(batch)
-    drawn = masks_at(logits, (height, width), wrapper.geometry)
-    result: NDArray[np.bool_] = drawn.cpu().numpy()  # (N, H, W)
+        (logits,) = wrapper.predict_logits(batch)
+    predicted = masks_at(logits, (height, width), wrapper.geometry)
+    result: NDArray[np.bool_] = predicted.cpu().numpy()  # (N, H, W)
     return result if several or several_boxes or several_masks else result[0]
 
 
 def _check_prompts(
-    clicks: list[NDArray[Any]],
-    signs: list[NDArray[Any]],
-    frames: list[NDArray[Any]],
-    rough: list[NDArray[Any]],
+    click_list: list[NDArray[Any]],
+    label_list: list[NDArray[Any]],
+    box_list: list[NDArray[Any]],
+    mask_list: list[NDArray[Any]],
     size: tuple[int, int],
 ) -> None:
     """Check the prompts.
@@ -124,18 +124,20 @@ def _check_prompts(
     Raises:
         ValueError: A prompt is invalid.
     """
-    if any(own.shape[1:] != (2,) for own in clicks) or any(box.shape != (4,) for box in frames):
+    if any(own.shape[1:] != (2,) for own in click_list) or any(
+        box.shape != (4,) for box in box_list
+    ):
         raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
-    corners = [corner for box in frames for corner in box.reshape(2, 2)]
-    for y, x in [*(click for own in clicks for click in own), *corners]:
+    corners = [corner for box in box_list for corner in box.reshape(2, 2)]
+    for y, x in [*(click for own in click_list for click in own), *corners]:
         check_click(y, x, size)
-    if [len(own) for own in signs] != [len(own) for own in clicks]:
+    if [len(own) for own in label_list] != [len(own) for own in click_list]:
         raise ValueError("labels and clicks have different lengths: pass one label per click")
-    if not np.isin(np.concatenate(signs), (FOREGROUND, BACKGROUND)).all():
+    if not np.isin(np.concatenate(label_list), (FOREGROUND, BACKGROUND)).all():
         raise ValueError("labels of clicks must be 1 (on the object) or 0 (off it)")
-    if any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in frames):
+    if any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in box_list):
         raise ValueError("boxes must be (y0, x0, y1, x1) with y0 < y1 and x0 < x1")
-    if any(each.shape != size for each in rough):
+    if any(each.shape != size for each in mask_list):
         raise ValueError(f"masks must have the size of the image, {size[0]} x {size[1]} pixels")
 
 

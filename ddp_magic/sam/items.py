@@ -1,4 +1,15 @@
-"""An item of a data set: one image with its objects and their prompts."""
+"""An item of a data set: one image with its objects and their prompts.
+
+An item is a dict of tensors, for an image of H x W pixels with N objects and P clicks:
+
+    image   (3, H, W) uint8, at its original size
+    masks   (N, H, W) bool
+    points  (P, 2) float32, clicks (x, y) in pixels, ordered by object
+    labels  (P,), 1 on the object and 0 off it
+    counts  (N,), the number of clicks of each object
+    boxes   (N, 4) float32, (x0, y0, x1, y1), NaN without a box
+    keys    (N,), a number for each object that is unique in the data set
+"""
 
 from __future__ import annotations
 
@@ -10,7 +21,7 @@ from numpy.typing import NDArray
 
 Item = dict[str, Any]
 
-FOREGROUND, BACKGROUND, PAD = 1, 0, -10  # labels of clicks in SAM; PAD: no click
+FOREGROUND, BACKGROUND, PAD = 1, 0, -10  # labels of clicks in SAM; PAD: no click, in batches
 
 
 def no_prompts(objects: int) -> Item:

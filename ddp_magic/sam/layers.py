@@ -88,7 +88,7 @@ def _distances(layer: Any, table: Tensor, n: int) -> Tensor:  # noqa: ANN401
 _ATTENTIONS = ("SamVisionSdpaAttention", "SamHQVisionSdpaAttention")
 
 
-def _in_order(self: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 -- one of two classes
+def _contiguous_tokens(self: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 -- one of two classes
     """Return tokens (B, h, w, C) that are contiguous in memory."""
     tokens: Tensor = self.own_forward(pixels)
     return tokens.contiguous()
@@ -98,11 +98,14 @@ def _in_order(self: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 -- one of tw
 def faster_encoder(encoder: Any) -> Iterator[None]:  # noqa: ANN401 -- of any of the families
     """Use the faster layers in the image encoder of a SAM or SAM-HQ in a `with` block."""
     known = [m for m in encoder.modules() if type(m).__name__ in _ATTENTIONS]
-    with _doing(_attend, known), _doing(_in_order, [encoder.patch_embed] if known else []):
+    with (
+        _replaced_forward(_attend, known),
+        _replaced_forward(_contiguous_tokens, [encoder.patch_embed] if known else []),
+    ):
         yield
 
 
-def _enlarge(
+def _upscale(
     self: nn.ConvTranspose2d,
     x: Tensor,
     output_size: list[int] | None = None,
@@ -136,21 +139,21 @@ def faster_decoder(sam: Any, positions: Tensor) -> Iterator[None]:  # noqa: ANN4
     def tokens(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:  # noqa: ANN401
         images = kwargs["image_embeddings"].contiguous(memory_format=torch.channels_last)
         places = positions.expand(len(images), -1, -1, -1)
-        news = {"image_embeddings": images, "image_positional_embeddings": places}
-        return args, kwargs | news
+        changes = {"image_embeddings": images, "image_positional_embeddings": places}
+        return args, kwargs | changes
 
-    def picture(_module: nn.Module, _args: Any, upscaled: Tensor) -> Tensor:  # noqa: ANN401
+    def contiguous_masks(_module: nn.Module, _args: Any, upscaled: Tensor) -> Tensor:  # noqa: ANN401
         return upscaled.contiguous()  # for the product with the weights of each mask
 
     decoder = sam.mask_decoder
     hooks = (
         decoder.transformer.register_forward_pre_hook(tokens, with_kwargs=True),
-        decoder.upscale_conv2.register_forward_hook(picture),
+        decoder.upscale_conv2.register_forward_hook(contiguous_masks),
     )
     # The model copies these for each object, and `tokens` replaces the copies: so keep them small.
     sam.get_image_wide_positional_embeddings = lambda: positions[:, :1, :1, :1]
     try:
-        with _doing(_enlarge, [decoder.upscale_conv1, decoder.upscale_conv2]):
+        with _replaced_forward(_upscale, [decoder.upscale_conv1, decoder.upscale_conv2]):
             yield
     finally:
         del sam.get_image_wide_positional_embeddings
@@ -185,13 +188,14 @@ def _lines(side: int, size: int, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _doing(forward: Forward, modules: list[nn.Module]) -> Iterator[None]:
+def _replaced_forward(forward: Forward, modules: list[nn.Module]) -> Iterator[None]:
     """Replace the forward pass of modules in a `with` block."""
     replaced = [(module, type(module)) for module in modules]
-    for module, own in replaced:  # the class: torch.compile ignores an instance's forward
+    # Replace the class, because torch.compile ignores the `forward` of an instance.
+    for module, own in replaced:
         if own not in _FASTER:
-            news = {"forward": forward, "own_forward": own.forward}
-            _FASTER[own] = type(f"Faster{own.__name__}", (own,), news)
+            changes = {"forward": forward, "own_forward": own.forward}
+            _FASTER[own] = type(f"Faster{own.__name__}", (own,), changes)
         module.__class__ = _FASTER[own]
     try:
         yield

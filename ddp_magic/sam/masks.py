@@ -46,8 +46,8 @@ def object_masks(mask: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
         at = np.flatnonzero(mask)  # pixels of any object
         own, order = mask.ravel()[at].astype(np.int64), np.argsort(labels)
         row = order[np.searchsorted(labels, own, sorter=order).clip(max=len(labels) - 1)]
-        asked = labels[row] == own
-        masks.reshape(len(labels), -1)[row[asked], at[asked]] = True
+        requested = labels[row] == own
+        masks.reshape(len(labels), -1)[row[requested], at[requested]] = True
     return masks
 
 

@@ -1,7 +1,7 @@
 """Segmentation metrics: one score per object, from integer pixel counts.
 
 Boolean and integer tensors are masks, in which every nonzero pixel is inside. Floating-point
-tensors are logits, thresholded at 0 (probability 0.5). A floating-point mask of zeros and ones thus
+tensors are logits, thresholded at 0 (probability 0.5). A floating-point mask of zeros and ones
 gives the right result, but probabilities do not: every positive one counts as inside.
 """
 

@@ -30,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 # Number of clicks, of boxes, of masks; indices of the objects that have these, (m,).
-Alike = tuple[tuple[int, int, int], Tensor]
+Group = tuple[tuple[int, int, int], Tensor]
 Round = tuple[Tensor, Tensor]  # logits (M, C, s, s) and predicted IoU (M, C); C is 1 or 3
 
 
@@ -107,11 +107,11 @@ class PromptedSam(nn.Module):
         prompts = batch.get("prompts") or first_prompts(
             batch, self.shares, self.mask_size, self.geometry.image_size, random=self.training
         )
-        alike = _alike(prompts)
+        groups = _group_by_prompts(prompts)
         maps = self._maps(batch)
         if self.auxiliary is not None:
             self.auxiliary_output = self.auxiliary(embeddings_of(self.sam, maps))
-        out = [self._decode(maps, batch["image_index"], prompts, alike)]
+        out = [self._decode(maps, batch["image_index"], prompts, groups)]
         if self.partly_used:  # DDP needs a gradient, possibly zero, for each of them on each rank
             zero = torch.stack([parameter.sum() for parameter in self.partly_used]).sum() * 0
             out = [(logits + zero, iou) for logits, iou in out]
@@ -121,11 +121,15 @@ class PromptedSam(nn.Module):
             side = self.geometry.image_size
             click = next_click(logits, batch["target"], batch["inside"], keys, side)
             prompts = prompts.clicked(*click, logits)
-            out.append(self._decode(maps, batch["image_index"], prompts, _alike(prompts)))
+            out.append(
+                self._decode(maps, batch["image_index"], prompts, _group_by_prompts(prompts))
+            )
         return out
 
     @torch.no_grad()
-    def draw(self, batch: dict[str, Any], memory_bytes: int = MEMORY_BYTES) -> list[Tensor]:
+    def predict_logits(
+        self, batch: dict[str, Any], memory_bytes: int = MEMORY_BYTES
+    ) -> list[Tensor]:
         """Predict masks without gradients, in chunks of objects that fit into memory.
 
         Args:
@@ -161,11 +165,11 @@ class PromptedSam(nn.Module):
         return cached[1]
 
     def _decode(
-        self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, alike: list[Alike]
+        self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, groups: list[Group]
     ) -> Round:
         """Predict masks for prompts."""
         logits, iou, order = [], [], []
-        for (k, box, mask), rows in alike:
+        for (k, box, mask), rows in groups:
             # Not maps[index], whose gradient on a CPU is summed in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
             with faster_decoder(self.sam, self._positions()):
@@ -187,7 +191,7 @@ class PromptedSam(nn.Module):
         return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
 
 
-def _alike(prompts: Prompts) -> list[Alike]:
+def _group_by_prompts(prompts: Prompts) -> list[Group]:
     """Group objects by their number of clicks, and by whether they have a box or a mask.
 
     SAM attends to padding clicks. With one pass per group, the result of an object does not depend

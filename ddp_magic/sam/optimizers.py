@@ -88,7 +88,7 @@ class Muon(optim.Optimizer):
         # AdamW shares the state and the groups, so that saving and loading includes it.
         self.adamw.param_groups, self.adamw.state = rest, self.state
         self.adamw.step()
-        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # grouped by shape
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # grouped by shape
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
@@ -96,10 +96,10 @@ class Muon(optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-            alike.setdefault(ahead.shape, []).append((parameter, ahead))
-        stacks = [torch.stack([ahead for _, ahead in pairs]) for pairs in alike.values()]
-        for pairs, directions in zip(alike.values(), _orthogonalize_all(stacks), strict=True):
+            update = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+            by_shape.setdefault(update.shape, []).append((parameter, update))
+        stacks = [torch.stack([update for _, update in pairs]) for pairs in by_shape.values()]
+        for pairs, directions in zip(by_shape.values(), _orthogonalize_all(stacks), strict=True):
             for (parameter, _), direction in zip(pairs, directions, strict=True):
                 # The root mean square of the entries is 0.2, as in AdamW.
                 length = 0.2 * max(direction.shape) ** 0.5
@@ -114,13 +114,13 @@ def _orthogonalize_all(stacks: list[Tensor]) -> list[Tensor]:
         return [orthogonalize(stack) for stack in stacks]
     done = stacks[0].new_zeros(sum(map(Tensor.numel, stacks)))  # one all_reduce for all
     parts = torch.split(done, list(map(Tensor.numel, stacks)))
-    turned = [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
-    for number, (own, stack) in enumerate(zip(turned, stacks, strict=True)):
+    results = [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
+    for number, (own, stack) in enumerate(zip(results, stacks, strict=True)):
         mine = slice((rank + number) % world, None, world)  # spreads small stacks
         if len(stack[mine]):
             own[mine] = orthogonalize(stack[mine])
     all_reduce_sum(done)
-    return turned
+    return results
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

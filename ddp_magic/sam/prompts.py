@@ -82,27 +82,31 @@ def first_prompts(
         right=True,
     )  # (M,)
     is_kind = {name: kind == number for number, name in enumerate(shares)}
-    nobody = torch.zeros_like(kind, dtype=torch.bool)
-    own, boxed = is_kind.get("points", nobody), is_kind.get("boxes", nobody)
+    no_object = torch.zeros_like(kind, dtype=torch.bool)
+    own, boxed = is_kind.get("points", no_object), is_kind.get("boxes", no_object)
     labels = torch.where(own[:, None], labels, PAD)
     boxes = torch.where((own | boxed)[:, None], boxes, torch.nan)
     unboxed = boxed & boxes.isnan().any(1)
     if unboxed.any():
         boxes = boxes.clone()
         boxes[unboxed] = box_around(target[unboxed], keys[unboxed] if random else None, image_size)
-    rough = is_kind.get("masks", nobody)
+    rough = is_kind.get("masks", no_object)
     if rough.any():
         masks[rough] = rough_mask(target[rough], size, keys[rough] if random else None)
-    bare = own & boxes.isnan().any(1) & (labels == PAD).all(1)
-    if bare.any():
-        nothing = torch.full_like(masks[bare], -1.0)
+    unprompted = own & boxes.isnan().any(1) & (labels == PAD).all(1)
+    if unprompted.any():
+        empty = torch.full_like(masks[unprompted], -1.0)
         point, label = next_click(
-            nothing, target[bare], batch["inside"][bare], keys[bare] if random else None, image_size
+            empty,
+            target[unprompted],
+            batch["inside"][unprompted],
+            keys[unprompted] if random else None,
+            image_size,
         )
         if labels.shape[1] == 0:
             points, labels = points.new_zeros(len(keys), 1, 2), labels.new_full((len(keys), 1), PAD)
         points, labels = points.clone(), labels.clone()
-        points[bare, 0], labels[bare, 0] = point, label
+        points[unprompted, 0], labels[unprompted, 0] = point, label
     return Prompts(points, labels, boxes, masks)
 
 
@@ -159,11 +163,11 @@ def next_click(
         the error region"; Sofiiuk et al., "Reviving iterative training", 2021, for its middle.
     """
     size = target.shape[-1]
-    drawn = resized(logits, size) > 0
+    predicted = resized(logits, size) > 0
     true = target > 0.5
     vanished = ~true.flatten(1).any(1).view(-1, 1, 1, 1)  # smaller than half a pixel at this size
     true |= vanished & (target > 0) & (target == target.amax((1, 2, 3), keepdim=True))
-    wrong = (drawn != true) & inside  # (M, 1, T, T)
+    wrong = (predicted != true) & inside  # (M, 1, T, T)
     perfect = ~wrong.flatten(1).any(1)
     wrong = torch.where(perfect.view(-1, 1, 1, 1), true & inside, wrong)
     flat = wrong.flatten(1)  # (M, T * T)

@@ -50,7 +50,7 @@ def nuclei(
 
     All crops come from one image of 512 x 512 pixels with 125 nuclei: training crops from columns 0
     to 351, held-out crops from columns 352 to 511. Nuclei that cross the border are removed from
-    the held-out masks. Scores on "val" are thus for a held-out region of the same image, not for
+    the held-out masks. Scores on "val" are for a held-out region of the same image, not for
     other experiments.
 
     Args:

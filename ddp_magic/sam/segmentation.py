@@ -86,9 +86,9 @@ def segment(  # noqa: PLR0913 -- options with defaults
                     good = (iou >= min_iou) & (_stability(logits) >= min_stability)  # (m, C)
                     rows, masks = torch.where(good)
                     size = piece.shape[1:]
-                    drawn = masks_at(logits[rows, masks, None], size, wrapper.geometry)
+                    predicted = masks_at(logits[rows, masks, None], size, wrapper.geometry)
                     for mask, score, (x, y) in zip(
-                        drawn.cpu().numpy(),
+                        predicted.cpu().numpy(),
                         iou[good].tolist(),
                         clicks[rows.cpu()].tolist(),
                         strict=True,

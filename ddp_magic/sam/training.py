@@ -1,7 +1,7 @@
 """The training loop.
 
-The same code runs in one process without a process group and on many ranks. To change the training,
-copy `train`: the losses are in `losses`, the prompts in `prompts`, and the forward pass in `model`.
+It runs in one process without a process group, or on many ranks. To change the training, copy
+`train`: the losses are in `losses`, the prompts in `prompts`, and the forward pass in `model`.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             predicted mask is wrong. A model trained with 1 gets worse with further clicks. A
             sequence gives one number per epoch, and the last one holds for the remaining epochs:
             (1, 1, 3) starts with the cheap rounds.
-        objects: maximum number of objects per image and batch, sampled anew in each epoch; 0: no
-            maximum. An object takes 0.1 GB of memory per round with a SAM at 1024 pixels.
+        objects: maximum number of objects per image and batch, sampled again in each epoch; 0:
+            no maximum. An object takes 0.1 GB of memory per round with a SAM at 1024 pixels.
         multimask: whether the model predicts three masks for a single click, of which only the best
             one is trained. The choice is stored in the config of the model, and `evaluate`,
             `predict` and `segment` use it. None: the stored choice, or True if there is none. After
@@ -132,8 +132,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             differently in each epoch. Use it if the orientation has no meaning, as in microscopy.
         lora_rank: rank of the low-rank updates.
         compile: whether to compile the image encoder with torch.compile, unless it is frozen; or
-            the backend to use, by name or as a function. Compiling takes about a minute, which is
-            worth it for large encoders on GPUs.
+            the backend to use, by name or as a function. For large encoders on GPUs: compiling
+            takes about a minute.
         out_dir: folder for checkpoints and logs; None: nothing is written.
         seed: seed for the order of the images, the clicks and the boxes.
         workers: number of data loading processes per rank.
@@ -146,9 +146,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             an epoch, the batches and the number of ranks too.
 
     Returns:
-        One row per epoch: epoch, lr, train_loss (including the weighted auxiliary loss), the scores
-        of `evaluate`, seconds, images_per_s, and data_wait, the fraction of the time during which
-        rank 0 waited for images.
+        One row per epoch: epoch, lr, train_loss (with the weighted auxiliary loss), the scores of
+        `evaluate`, seconds, images_per_s, data_wait (fraction of the time waiting for images).
 
     Raises:
         ValueError: `resume` is used without `out_dir` or with other choices, `augment` or
@@ -216,8 +215,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         parts = {"model": sam, "optimizer": opt, "scaler": scaler, "averages": averages}
         parts |= {"auxiliary": wrapper.auxiliary} if wrapper.auxiliary else {}
         position = checkpoint.load(folder, parts) if resume and folder else checkpoint.Position()
-        history = position.history
-        first_epoch = len(history)
+        history, first_epoch = position.history, len(position.history)
         # After all checks, so that a failed call does not change the config.
         sam.config.multimask_output = wrapper.multimask
         sam.config.gray_levels = levels
@@ -239,11 +237,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             sums = torch.tensor(position.sums, dtype=torch.float64, device=device) * (rank == 0)
             step_objects = torch.zeros(1, device=device)
             start = time.perf_counter() - position.seconds
-            waited, asked = 0.0, time.perf_counter()
+            waited_s, requested = 0.0, time.perf_counter()
             ddp.train()
             loader = load(images, rest, batch_size, workers, device, seed * 10_000 + epoch)
             for number, raw in enumerate(loader, start=position.batches + 1):
-                waited += time.perf_counter() - asked
+                waited_s += time.perf_counter() - requested
                 is_step = number % accumulate == 0 or number == batches
                 batch = prepare(raw, wrapper.geometry, device)
                 with nullcontext() if is_step or world == 1 else ddp.no_sync():  # type: ignore[operator]
@@ -272,20 +270,18 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
                     averages.update()
                     step_objects.zero_()
                     if folder and save_every and (step + 1) % save_every == 0:
-                        total = all_reduce_sum(sums.clone()).tolist()
-                        spent_s = time.perf_counter() - start
-                        here = checkpoint.Position(history, number, total, spent_s)
+                        total, spent_s = all_reduce_sum(sums.clone()), time.perf_counter() - start
+                        here = checkpoint.Position(history, number, total.tolist(), spent_s)
                         checkpoint.save(folder, parts, here, choices, sam)
                 bar.update(epoch * batches + number - bar.n)
-                asked = time.perf_counter()
+                requested = time.perf_counter()
             seconds = time.perf_counter() - start
             total_loss, objects_seen = all_reduce_sum(sums).tolist()
             mean_loss = total_loss / max(objects_seen, 1)
             with averages.in_place():
                 table = score_objects(scorer, val_images, batch_size=batch_size, workers=workers)
                 rate = opt.param_groups[0]["lr"]
-                row = epoch_row(epoch, rate, mean_loss, table, size, seconds, waited)
-                history.append(row)
+                history.append(epoch_row(epoch, rate, mean_loss, table, size, seconds, waited_s))
                 if rank == 0:
                     bar.clear()
                     report(history, epochs, header=epoch == first_epoch)

@@ -61,9 +61,9 @@ def test_the_faster_encoder_is_the_models_own(kind: str, data: SamDataset) -> No
             table.normal_()
     pixels = prepare(collate([data[0], data[1]]), geometry_of(sam))["pixel_values"]
     classes = [type(module) for module in sam.modules()]
-    found, in_order = [], []
+    found, contiguous = [], []
     sam.vision_encoder.layers[1].register_forward_pre_hook(
-        lambda _module, args: in_order.append(args[0].is_contiguous())
+        lambda _module, args: contiguous.append(args[0].is_contiguous())
     )
     for maps in (encode(sam, pixels), (sam.vision_encoder(pixels).last_hidden_state,)):
         weights = torch.linspace(-1, 1, maps[0].numel()).view_as(maps[0])
@@ -71,7 +71,7 @@ def test_the_faster_encoder_is_the_models_own(kind: str, data: SamDataset) -> No
     for ours, theirs in zip(*found, strict=True):
         assert theirs.any()
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-    assert in_order == [True, False]  # if transformers fixes this, remove `_in_order`
+    assert contiguous == [True, False]  # if transformers fixes this, remove `_contiguous_tokens`
     assert [type(module) for module in sam.modules()] == classes
 
 
@@ -82,15 +82,15 @@ def test_the_faster_decoder_changes_no_value(kind: str, data: SamDataset) -> Non
     batch = prepare(collate([data[0]]), geometry_of(sam))
     prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
     classes = [type(module) for module in sam.modules()]
-    drawing = [*sam.mask_decoder.upscale_conv1.parameters()]
-    drawing += sam.mask_decoder.upscale_conv2.parameters()
+    upscaling = [*sam.mask_decoder.upscale_conv1.parameters()]
+    upscaling += sam.mask_decoder.upscale_conv2.parameters()
     found = []
     positions = sam.get_image_wide_positional_embeddings()
     for way in (faster_decoder(sam, positions), nullcontext()):
         with way:
             masks = sam(pixel_values=batch["pixel_values"], **prompts).pred_masks
         weights = torch.linspace(-1, 1, masks.numel()).view_as(masks)
-        found.append([masks.detach(), *torch.autograd.grad((masks * weights).sum(), drawing)])
+        found.append([masks.detach(), *torch.autograd.grad((masks * weights).sum(), upscaling)])
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(*found, strict=True):
         assert theirs.any()
