@@ -28,7 +28,7 @@ from ddp_magic.sam.masks import box_iou
 GRID = {"points_per_crop": 4}
 
 
-def stand_in_for_compiled_parts() -> torch.library.Library | None:
+def register_operators() -> torch.library.Library | None:
     """Register the operators that importing torchvision needs, for the lifetime of the result."""
     found = find_spec("torchvision")
     assert found is not None
@@ -78,7 +78,7 @@ def generate(checkpoint: str, picture: Image.Image) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    operators = stand_in_for_compiled_parts()
+    operators = register_operators()
     with Image.open(sys.argv[1]) as file:
         shown = file.convert("RGB")
     print(json.dumps({checkpoint: generate(checkpoint, shown) for checkpoint in sys.argv[2:]}))

@@ -93,8 +93,8 @@ def test_it_is_learned_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
     with torch.no_grad():
         predicted = layer(wrapper.encode(batch["pixel_values"])[0])
     objects = batch["target"], batch["image_index"]
-    learned, nothing = place_losses(predicted, *objects), place_losses(predicted * 0, *objects)
-    assert learned.mean() < 0.4 * nothing.mean()  # measured: .26
+    learned, zeros = place_losses(predicted, *objects), place_losses(predicted * 0, *objects)
+    assert learned.mean() < 0.4 * zeros.mean()  # measured: .25
 
 
 def test_a_frozen_encoder_and_a_negative_weight_are_refused() -> None:

@@ -92,9 +92,9 @@ def test_images_without_clicks_stay() -> None:
     data = SamDataset(images, masks, [(1, 2, 8)])
     batch = collate([data[0], data[1]])
     assert batch["image_index"].tolist() == [1]
-    nothing = collate([SamDataset(images, masks, [])[0]])
-    assert nothing["masks"].shape == (0, 6, 9)
-    assert prepare(nothing, Geometry(64))["points"].shape == (0, 0, 2)
+    empty = collate([SamDataset(images, masks, [])[0]])
+    assert empty["masks"].shape == (0, 6, 9)
+    assert prepare(empty, Geometry(64))["points"].shape == (0, 0, 2)
 
 
 def test_finding_the_prompts_of_an_image_takes_constant_time() -> None:
@@ -138,9 +138,9 @@ def test_the_intensity_rule_is_printed_once(
     levels[1:], levels[2, :8] = 100, 255
     images = (levels * factor).astype(dtype)
     data = SamDataset(images, np.ones((3, 16, 16), bool), [(0, 1, 1)])
-    said = capsys.readouterr().out
-    assert rule in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().out
+    assert rule in printed
+    assert printed.count("\n") == 1
     got = torch.stack([data[i]["image"] for i in range(3)])
     assert capsys.readouterr().out == ""
     if dtype is bool:

@@ -75,8 +75,8 @@ def test_subsets_and_concatenated_sets_are_data_sets(tmp_path: Path) -> None:
     train_set, val_set = random_split(data, [6, 2])
     row = train(tiny_sam(), train_set, val_set, epochs=1, batch_size=3, tune="decoder")[-1]
     assert row["count"] == sum(len(data[i]["keys"]) for i in val_set.indices)
-    nothing = train(tiny_sam(), train_set, Subset(data, []), epochs=1, tune="decoder")[-1]
-    assert nothing["count"] == 0
+    unscored = train(tiny_sam(), train_set, Subset(data, []), epochs=1, tune="decoder")[-1]
+    assert unscored["count"] == 0
     both = ConcatDataset([data, SamDataset(*cells(n=2, seed=1))])
     for part, numbers in ((Subset(Subset(data, [5, 3, 1]), [2, 0]), [1, 5]), (both, range(10))):
         wrapper = PromptedSam(tiny_sam().eval())

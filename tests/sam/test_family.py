@@ -163,8 +163,8 @@ def test_the_trained_mask_is_returned(kind: str, data: SamDataset, tmp_path: Pat
     for model in (sam, AutoModel.from_pretrained(tmp_path / "last")):
         wrapper = PromptedSam(model)
         with torch.no_grad():
-            ((trained, _),), ((drawn, _),) = wrapper.train()(batch), wrapper.eval()(batch)
-        torch.testing.assert_close(drawn, trained)
+            ((trained, _),), ((evaluated, _),) = wrapper.train()(batch), wrapper.eval()(batch)
+        torch.testing.assert_close(evaluated, trained)
 
 
 def test_geometry_of_sam2_is_stretched() -> None:

@@ -67,13 +67,13 @@ def test_prompts_of_all_kinds_find_the_object(trained: Path) -> None:
         box = [*at.min(0), *at.max(0)]
         off = np.argwhere(~true)[0]
         image = images[number]
-        drawn = {
+        predicted = {
             "click": predict(model, image, [(y, x)]),
             "signed": predict(model, image, [(y, x), off], [1, 0]),
             "box": predict(model, image, boxes=box),
             "mask": predict(model, image, masks=true),
         }
-        for kind, mask in drawn.items():
+        for kind, mask in predicted.items():
             assert mask.shape == (64, 64)
             scores[kind].append(dice_score(mask, true).item())
     means = {kind: np.mean(values) for kind, values in scores.items()}

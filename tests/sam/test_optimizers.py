@@ -26,7 +26,7 @@ def test_singular_values_end_up_near_one(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
-def test_a_matrix_goes_where_torchs_muon_goes(shape: tuple[int, int]) -> None:
+def test_a_matrix_is_updated_as_by_muon_of_torch(shape: tuple[int, int]) -> None:
     """The result is close to torch.optim.Muon, which computes in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=generator)
@@ -46,8 +46,8 @@ def test_a_matrix_goes_where_torchs_muon_goes(shape: tuple[int, int]) -> None:
     assert moved == pytest.approx(0.01 * 0.2 * 4 * math.sqrt(start.numel()), rel=0.5)
 
 
-def test_the_rest_goes_where_adamw_goes() -> None:
-    """Biases, norms and embeddings are AdamW's, bit for bit; what has no gradient stays."""
+def test_other_parameters_are_updated_by_adamw() -> None:
+    """Biases, norms and embeddings equal AdamW, bit for bit; others without gradient stay."""
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3), nn.LayerNorm(3))
     model[3].bias.requires_grad_(False)
     muon = make_optimizer("muon", model, lr=0.01, weight_decay=0.1)

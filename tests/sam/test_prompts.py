@@ -66,9 +66,9 @@ def test_a_box_prompts_the_object_inside() -> None:
     assert item["counts"].tolist() == [1, 0]
     assert item["boxes"].tolist() == [[30, 19, 50, 37], [4, 4, 26, 15]]
     assert item["masks"][1, 10, 10]
-    for box, drawn in [((0, 0, 40, 10, 59), 1), ((0, 15, 26, 4, 4), 1), ((0, 4, 4, 15, 26), 0)]:
+    for box, present in [((0, 0, 40, 10, 59), 1), ((0, 15, 26, 4, 4), 1), ((0, 4, 4, 15, 26), 0)]:
         with pytest.raises(ValueError, match=r"boxes row 0: .* is not around any object"):
-            SamDataset(images, masks * drawn, boxes=[box])
+            SamDataset(images, masks * present, boxes=[box])
 
 
 def test_stacks_of_masks_may_overlap() -> None:
@@ -129,10 +129,10 @@ def test_rough_masks_are_near_the_true_ones() -> None:
     target = _batch()["target"].repeat(50, 1, 1, 1)
     rough = rough_mask(target, 32, torch.arange(100))
     true = rough_mask(target, 32, None) > 0
-    drawn = rough > 0
+    inside = rough > 0
     assert set(rough.unique().tolist()) == {-8.0, 8.0}
-    assert ((drawn & true).sum((1, 2, 3)) > 0.3 * drawn.sum((1, 2, 3))).all()
-    assert drawn.sum((1, 2, 3)).unique().numel() > 10
+    assert ((inside & true).sum((1, 2, 3)) > 0.3 * inside.sum((1, 2, 3))).all()
+    assert inside.sum((1, 2, 3)).unique().numel() > 10
 
 
 def test_shares_of_kinds() -> None:

@@ -115,8 +115,8 @@ def test_the_saved_processor_resizes_masks_to_the_output_size(run: Run) -> None:
     images, masks, _ = cells(n=1)
     rgb = np.stack([images[0]] * 3, -1)
     made = processor(rgb, segmentation_maps=masks[0], return_tensors="pt")
-    drawn = model(made["pixel_values"]).pred_masks
-    assert made["labels"].shape[-2:] == drawn.shape[-2:]
+    predicted = model(made["pixel_values"]).pred_masks
+    assert made["labels"].shape[-2:] == predicted.shape[-2:]
 
 
 @pytest.mark.parametrize("three", [True, False])
@@ -133,7 +133,7 @@ def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
 def test_without_held_out_objects_the_last_epoch_is_best(
     sets: tuple[SamDataset, SamDataset], tmp_path: Path
 ) -> None:
-    """There is nothing to choose by, but a checkpoint to load."""
+    """Without a held-out Dice, `best` is the last checkpoint."""
     empty = SamDataset(np.zeros((2, 64, 64), np.uint8), np.zeros((2, 64, 64), np.int32))
     model = tiny_sam()
     history = train(model, sets[0], empty, epochs=2, rounds=1, out_dir=tmp_path)
@@ -143,8 +143,8 @@ def test_without_held_out_objects_the_last_epoch_is_best(
         assert torch.equal(a, b)
 
 
-def test_what_is_no_set_is_refused() -> None:
-    """Arrays, a list, a loader: the error says what is wanted."""
+def test_other_types_than_data_sets_are_refused() -> None:
+    """Arrays, a list or a loader are errors that name the expected type."""
     data = SamDataset(*cells(n=2))
     for other in (cells(n=2), [data[0]], DataLoader(data)):
         words = f"such as SamDataset.*not a {type(other).__name__}"
@@ -157,7 +157,7 @@ def test_what_is_no_set_is_refused() -> None:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains(amp: str) -> None:
-    """bfloat16, and float16 with scaled gradients, step and stay finite."""
+    """With bfloat16, and float16 with gradient scaling, weights change and stay finite."""
     sets = SamDataset(*cells(n=8)), SamDataset(*cells(n=4, seed=1))
     model = tiny_sam()
     before = model.vision_encoder.layers[0].mlp.lin1.weight.clone()
@@ -168,8 +168,8 @@ def test_mixed_precision_trains(amp: str) -> None:
     assert not torch.equal(before, after)
 
 
-def test_mixed_precision_leaves_clicks_alone() -> None:
-    """Only the encoder computes in half precision: moving a click by a pixel in 1024 is seen."""
+def test_mixed_precision_is_for_the_encoder_only() -> None:
+    """Prompt encoder and decoder use float32, because bfloat16 would move clicks."""
     with pytest.raises(ValueError, match="fp8"):
         PromptedSam(tiny_sam(), "fp8")
     data = SamDataset(*cells(n=1))
