@@ -39,7 +39,7 @@ from .family import FAMILY, build
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was trained on synthetic cells until it finds most of them."""
     folder = tmp_path_factory.mktemp("trained")
-    sets = SamDataset(*cells(n=192)), SamDataset(*cells(n=8, seed=1))
+    sets = SamDataset(*cells(n=320)), SamDataset(*cells(n=16, seed=1))
     history = train(
         tiny_sam(),
         *sets,
