@@ -28,24 +28,26 @@ from collections.abc import Mapping, Sequence
 class DDPMagicError(Exception):
     """Root of everything ddp_magic raises."""
 
-    def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, details: Sequence[str] = (), shown: str = "") -> None:
         """Keep the message and the lines that explain it.
 
         Args:
-            message: One line: what happened, on which rank, what to do.
+            message: What happened, on which rank, what to do.
             details: Further lines, shown above the message in the notebook.
+            shown: The message in one line, for the notebook; empty for the message itself.
         """
         # Not super(): an error that is also of a rank's own class (`of_class`) has that above it.
         Exception.__init__(self, message)
         self.message = message
         self.details = tuple(details)
+        self._shown = shown or message
 
     def __str__(self) -> str:
         return self.message
 
     def _render_traceback_(self) -> list[str]:
         """Lines that IPython shows instead of ddp_magic's own frames."""
-        return [*self.details, f"{type(self).__name__}: {self}"]
+        return [*self.details, f"{type(self).__name__}: {self._shown}"]
 
 
 class CellSyntaxError(DDPMagicError):
@@ -107,9 +109,10 @@ class WorkerError(DDPMagicError):
         evalue: str,
         traceback: Sequence[str],
         details: Sequence[str] = (),
+        shown: str = "",
     ) -> None:
         """Keep the failing rank's own words; see the class for the meaning of each."""
-        super().__init__(message, details=details)
+        super().__init__(message, details=details, shown=shown)
         self.rank = rank
         self.ename = ename
         self.evalue = evalue

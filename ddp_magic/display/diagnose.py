@@ -20,6 +20,8 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 
+_NCCL_REASON = "Last error:"  # the line below it says what NCCL found
+
 _HINTS = {
     signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
     signal.SIGSEGV: "a crash in C code",
@@ -103,10 +105,29 @@ def describe(failure: Failure) -> str:
 
 
 def describe_error(error: Error) -> str:
-    """Return a line on what a rank raised, and where."""
+    """Return what a rank raised, and where."""
+    return _raised(error, error.evalue)
+
+
+def summarize_error(error: Error) -> str:
+    """Return `describe_error` with one line of the error's text."""
+    return _raised(error, headline(error.evalue))
+
+
+def _raised(error: Error, text: str) -> str:
     where = f" at line {error.line}" if error.line else ""
-    text = f": {error.evalue}" if error.evalue else ""
-    return f"raised {error.ename}{where}{text}"
+    return f"raised {error.ename}{where}" + (f": {text}" if text else "")
+
+
+def headline(text: str) -> str:
+    """Return the line of an error's text that says most, with ` ...` where others follow.
+
+    That is the first line; in an error of NCCL, the line below "Last error:".
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if _NCCL_REASON in lines[:-1]:
+        return lines[lines.index(_NCCL_REASON) + 1]
+    return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +252,13 @@ def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
         return []
     frames = in_cell[-1]
     last = max(i for i, frame in enumerate(frames) if place in frame)
-    return [frame.replace(place, label) for frame in frames[: last + 1]][:limit]
+    shown = frames[: last + 1][:limit]
+    return [_as_python(frame).replace(f"File {place}", label) for frame in shown]
+
+
+def _as_python(frame: str) -> str:
+    """Return a frame of faulthandler's as Python's tracebacks have it."""
+    return re.sub(r", line (\d+) in (?=\S+$)", r", line \1, in ", frame)
 
 
 def _as_dumped(path: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,3 +178,13 @@ class Rank:
         if self.error is not None or self.busy:
             return False
         return self.left_early or (self.finished is not None and self.finished.code == 0)
+
+
+def rank_names(ranks: Iterable[int]) -> str:
+    """Return what a person calls these ranks: `rank 2`, `ranks 0-3, 5`."""
+    numbers = sorted(ranks)
+    # Neighbors have the same distance from their positions.
+    runs = itertools.groupby(enumerate(numbers), lambda item: item[1] - item[0])
+    groups = [[number for _, number in run] for _, run in runs]
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in groups]
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Failure, Surroundings
-from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import (
     DDPMagicError,
     LaunchError,
@@ -130,11 +130,7 @@ def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
 
 def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     first = diagnose.first_failure(failures)
-    others = [
-        f"rank {rank.rank}: {_fate(rank, first)}"
-        for rank in evidence.ranks
-        if rank.rank != first.rank
-    ]
+    others = _fates([rank for rank in evidence.ranks if rank.rank != first.rank], first)
     message = diagnose.describe(first)
     if first.error is None:
         code = first.finished.code if first.finished else first.code or 0
@@ -154,7 +150,27 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         evalue=first.error.evalue,
         traceback=first.error.traceback,
         details=[head, *first.error.traceback, *others, *hints],
+        shown=f"rank {first.rank} {diagnose.summarize_error(first.error)}",
     )
+
+
+def _fates(ranks: Sequence[Rank], first: Failure) -> list[str]:
+    """Return a line for each rank that was not the first to fail; equal ones are joined."""
+    fates: dict[str, list[int]] = {}
+    for rank in ranks:
+        fates.setdefault(_fate(rank, first), []).append(rank.rank)
+    return [
+        f"{rank_names(numbers)}: {_plural(fate) if len(numbers) > 1 else fate}"
+        for fate, numbers in fates.items()
+    ]
+
+
+def _plural(how: str) -> str:
+    """Return how several ranks ended, from how one did; a rank's own error stays as it is."""
+    if how.startswith("raised "):
+        return how
+    how = re.sub(r"(^|and |exit )was\b", r"\1were", how)
+    return how.replace(" its ", " their ").replace(" it ", " they ")
 
 
 def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each end
@@ -173,7 +189,7 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
     if failure.error is not None:
         same = first.error is not None and failure.error.evalue == first.error.evalue
         text = "raised the same" if same else f"raised {failure.error.ename}"
-        return text + where + ("" if same else f": {failure.error.evalue}")
+        return text + where + ("" if same else f": {diagnose.headline(failure.error.evalue)}")
     sent = failure.code in (-signal.SIGTERM, -signal.SIGKILL)
     if failure.ended_by_us or (failure.finished is None and sent):
         return f"was stopped{where}"
@@ -184,17 +200,21 @@ def _how_they_stopped(ranks: Sequence[Rank]) -> str:
     if len(ranks) <= MANY_RANKS:
         return "; ".join(f"rank {rank.rank} {_how_it_stopped(rank)}" for rank in ranks)
     counts = Counter(map(_how_it_stopped, ranks))
-    return "; ".join(f"{n} rank{'s' if n > 1 else ''} {how}" for how, n in counts.most_common())
+    return "; ".join(
+        f"{n} ranks {_plural(how)}" if n > 1 else f"1 rank {how}" for how, n in counts.most_common()
+    )
 
 
 def _how_it_stopped(rank: Rank) -> str:  # noqa: PLR0911 -- one for each end
     where = rank.where if rank.finished is None else " after the end of its cell"
+    if rank.killed and not rank.ran:
+        return "had not started its cell"
     if rank.killed and not rank.answered:
         return f"did not answer{where} and was killed"
     if rank.killed:
         return f"was killed{where} while it cleaned up"
     if rank.error is not None and rank.error.ename != "KeyboardInterrupt":
-        return diagnose.describe_error(rank.error)
+        return diagnose.summarize_error(rank.error)
     if not rank.ran:
         return "had not started its cell"
     if rank.error is not None:

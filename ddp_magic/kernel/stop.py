@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.display.verdict import StopReason
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 
@@ -95,8 +95,9 @@ class Stop:
             events += self._kill(due, now)
         elif waited > ANSWER_S and not self._announced:
             self._announced = True
+            names = rank_names(rank.rank for rank in alive)
             text = (
-                f"stopping: {_names(alive)} answered and may take {self._finish_s:g} s to finish; "
+                f"stopping: {names} answered and may take {self._finish_s:g} s to finish; "
                 "press Stop again to kill now"
             )
             events.append(Note(text=text))
@@ -122,8 +123,3 @@ class Stop:
                 lines += [f"    {frame}" for frame in stack.frames]
                 events += [Note(text=line) for line in lines]
         return events
-
-
-def _names(ranks: Collection[Rank]) -> str:
-    numbers = ", ".join(str(rank.rank) for rank in ranks)
-    return f"rank{'s' if len(ranks) > 1 else ''} {numbers}"

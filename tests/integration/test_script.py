@@ -254,7 +254,7 @@ def test_a_stack_is_found_wherever_the_notebook_is(new_kernel: Callable[..., Ker
         kernel.finish(message, until="in ")
         kernel.interrupt()
         result = kernel.finish(message)
-        assert re.search(r"File Cell In\[\d+\], line 4 in <module>", result.text), result
+        assert re.search(r"Cell In\[\d+\], line 4, in <module>", result.text), result
         kernel.run("os.mkdir('../gone'); os.chdir('../gone'); os.rmdir('../gone')")
 
 

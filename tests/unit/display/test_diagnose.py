@@ -61,9 +61,9 @@ def test_the_stack_of_the_thread_in_the_cell() -> None:
     """Innermost first, down to the cell's own module level, under the notebook's name."""
     frames = diagnose.stack(DUMP * 2, "/run/cell.py", "Cell In[4]")
     assert frames == [
-        'File "/lib/torch/x.py", line 99 in all_reduce',
-        "File Cell In[4], line 7 in step",
-        "File Cell In[4], line 12 in <module>",
+        'File "/lib/torch/x.py", line 99, in all_reduce',
+        "Cell In[4], line 7, in step",
+        "Cell In[4], line 12, in <module>",
     ]
     assert diagnose.cell_line(frames, "Cell In[4]") == 7
     assert diagnose.stack("", "/run/cell.py", "Cell In[4]") == []
@@ -111,7 +111,7 @@ def test_a_stack_with_the_name_of_the_cell_as_faulthandler_writes_it(tmp_path: P
         with (tmp_path / "dump").open("w+") as file:
             exec(code, {"file": file})
         frames = diagnose.stack((tmp_path / "dump").read_text(), path, "Cell In[5]")
-        assert frames == ["File Cell In[5], line 2 in <module>"]
+        assert frames == ["Cell In[5], line 2, in <module>"]
 
 
 def test_a_name_that_a_spawned_child_lacks() -> None:
@@ -135,7 +135,7 @@ def test_a_stack_that_a_rank_wrote(tmp_path: Path) -> None:
     found = diagnose.read_stack(directory, 1, "/run/cell.py", "Cell In[4]")
     assert found is not None
     assert (found.rank, found.line) == (1, 7)
-    assert found.frames[-1] == "File Cell In[4], line 12 in <module>"
+    assert found.frames[-1] == "Cell In[4], line 12, in <module>"
     other = diagnose.read_stack(directory, 1, "/run/other.py", "Cell In[4]")
     assert other == StackDumped(rank=1, frames=(), line=None)
 
@@ -144,4 +144,4 @@ def test_a_deep_stack_is_cut() -> None:
     """Its innermost frames count."""
     frames = "".join(f'  File "/run/cell.py", line {i} in f\n' for i in range(30))
     found = diagnose.stack("Thread 0x1 (most):\n" + frames, "/run/cell.py", "Cell In[4]", limit=3)
-    assert found == [f"File Cell In[4], line {i} in f" for i in range(3)]
+    assert found == [f"Cell In[4], line {i}, in f" for i in range(3)]

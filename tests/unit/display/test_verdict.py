@@ -193,6 +193,12 @@ def test_many_ranks_are_counted() -> None:
     ranks[7] = _rank(7, error(7))
     _, why = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
     assert str(why) == "29 ranks finished; 1 rank raised ValueError at line 3: boom"
+    killed = [_rank(r, Killed(rank=r)) for r in range(30)]
+    _, why = judge(Evidence(ranks=killed, stop=StopReason.INTERRUPT, stopped=5.5))
+    assert str(why) == "30 ranks did not answer and were killed"
+    silent = [_rank(r, up=False) for r in range(30)]
+    _, why = judge(Evidence(ranks=silent, stop=StopReason.INTERRUPT, stopped=5.5))
+    assert str(why) == "30 ranks had not started their cell"
 
 
 def test_a_rank_that_was_stuck_at_its_end() -> None:
@@ -216,12 +222,12 @@ def test_a_rank_without_a_connection(how: str) -> None:
 def test_a_crash_shows_its_stack() -> None:
     """Where faulthandler left it, which C code does not outlive."""
     rank = _rank(0, exited(0, -signal.SIGSEGV))
-    rank.take(StackDumped(rank=0, frames=("File Cell In[1], line 7 in step",), line=7))
+    rank.take(StackDumped(rank=0, frames=("Cell In[1], line 7, in step",), line=7))
     _, found = judge(Evidence(ranks=[rank]))
     assert isinstance(found, WorkerLostError)
     assert found.details[:2] == (
         "rank 0 was in, innermost first:",
-        "    File Cell In[1], line 7 in step",
+        "    Cell In[1], line 7, in step",
     )
 
 
@@ -259,6 +265,60 @@ def test_what_became_of_the_others(events: tuple[RunEvent, ...], words: str) -> 
     assert found.rank == 1
     *_, line = found.details
     assert line.startswith(f"rank 0: {words}")
+
+
+def test_ranks_that_ended_alike_share_a_line() -> None:
+    """Only where every word is the same."""
+    alike = [_rank(r, error(r, time=LATE), exited(r, 1)) for r in (1, 2, 3, 5)]
+    other = _rank(4, error(4, "another", LATE), exited(4, 1))
+    ended = [_rank(r, exited(r, -15, by_agent=True)) for r in (6, 7)]
+    found = _failed(_rank(0, error(0, time=EARLY), exited(0, 1)), *alike, other, *ended)
+    assert found.details[-3:] == (
+        "ranks 1-3, 5: raised the same at line 3",
+        "rank 4: raised ValueError at line 3: another",
+        "ranks 6-7: were stopped",
+    )
+
+
+CUDA = """\
+CUDA error: device-side assert triggered
+Search for `cudaErrorAssert' in https://docs.nvidia.com/cuda/cuda-runtime-api for more.
+CUDA kernel errors might be asynchronously reported at some other API call.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+NCCL = """\
+NCCL error in: NCCLUtils.cpp:94, invalid usage (run with NCCL_DEBUG=WARN for details)
+ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
+Last error:
+Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 60
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (CUDA, "CUDA error: device-side assert triggered ..."),
+        (NCCL, "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 60"),
+        ("\n  Missing key(s)\n", "Missing key(s)"),
+    ],
+)
+def test_an_error_of_many_lines_is_shown_whole_once(text: str, line: str) -> None:
+    """In the traceback; other lines name it by one of its own. `str(error)` has all of it."""
+    ranks = [
+        _rank(0, error(0, text, EARLY, traceback=("Cell In[1], line 3", text)), exited(0, 1)),
+        _rank(1, error(1, f"{text} ", LATE), exited(1, 1)),
+    ]
+    found = _failed(*ranks)
+    assert isinstance(found, WorkerError)
+    assert found.evalue == text
+    assert str(found) == f"rank 0 raised ValueError at line 3: {text}"
+    assert found._render_traceback_() == [
+        "rank 0 of 2 raised:",
+        "Cell In[1], line 3",
+        text,
+        f"rank 1: raised ValueError at line 3: {line}",
+        f"WorkerError: rank 0 raised ValueError at line 3: {line}",
+    ]
 
 
 def test_a_peer_that_had_not_started() -> None:

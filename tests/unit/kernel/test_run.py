@@ -200,7 +200,7 @@ def test_one_rank_dies_and_shows_its_stack(tmp_path: Path) -> None:
     assert str(run.error).startswith("rank 1 was killed by SIGSEGV (exit -11)")
     assert run.error.details[:2] == (
         "rank 1 was in, innermost first:",
-        "    File Cell In[1], line 7 in f",
+        "    Cell In[1], line 7, in f",
     )
     assert [event.line for event in screen.events if isinstance(event, StackDumped)] == [7]
 

@@ -69,7 +69,7 @@ def test_a_silent_rank_shows_its_stack_and_is_killed(tmp_path: Path) -> None:
     """After 2 s; its peer that has answered is not."""
     scene = Scene(tmp_path)
     scene.answer(0)
-    scene.stacks[1] = StackDumped(rank=1, frames=("File Cell In[1], line 7",), line=7)
+    scene.stacks[1] = StackDumped(rank=1, frames=("Cell In[1], line 7",), line=7)
     assert scene.step(ANSWER_S + 0.1) == []
     assert scene.group.commands[1:] == [("dump_stack", 1)]
     assert scene.step(ANSWER_S + 0.1 + STACK_S / 2) == []
@@ -77,7 +77,7 @@ def test_a_silent_rank_shows_its_stack_and_is_killed(tmp_path: Path) -> None:
         Killed(rank=1),
         scene.stacks[1],
         Note(text="rank 1 was in, innermost first:"),
-        Note(text="    File Cell In[1], line 7"),
+        Note(text="    Cell In[1], line 7"),
     ]
     assert scene.group.commands[2:] == [("kill", (1,))]
 
@@ -98,7 +98,7 @@ def test_ranks_that_answered_have_30_s(tmp_path: Path) -> None:
     scene.answer(1)
     (note,) = scene.step(ANSWER_S + 0.1)
     assert note == Note(
-        text="stopping: ranks 0, 1 answered and may take 30 s to finish; "
+        text="stopping: ranks 0-1 answered and may take 30 s to finish; "
         "press Stop again to kill now"
     )
     assert scene.step(FINISH_S - 1) == []
