@@ -1,15 +1,19 @@
-"""Tracebacks without the frames of ddp_magic: a user sees the user's own code.
+"""Tracebacks and warnings without the frames of ddp_magic: a user sees the user's own code.
 
 The frames of `ddp_magic.sam` stay, as those of any library that the user calls.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import linecache
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 _PACKAGE = str(Path(__file__).parents[1]) + "/"
 _LIBRARY = _PACKAGE + "sam/"
@@ -61,6 +65,32 @@ def _joined(steps: Iterable[TracebackType]) -> TracebackType | None:
     for step in reversed(list(steps)):
         joined = TracebackType(joined, step.tb_frame, step.tb_lasti, step.tb_lineno)
     return joined
+
+
+@contextlib.contextmanager
+def warnings_without_ours() -> Iterator[None]:
+    """Show a warning that arises in our code without a place, as `sys:1: UserWarning: ...`.
+
+    It arises there if our code runs the user's (`stacklevel=2` in a `__reduce__`) or drops an
+    object of the user's (a coroutine that was never awaited). Python writes `sys:1` where no code
+    runs, such as at the interpreter's end.
+    """
+    names: Any = warnings
+    # Python 3.10 to 3.13: tests/unit/system/test_frames.py. `formatwarning`, which is public, is
+    # not told where the object was allocated.
+    original = names._formatwarnmsg_impl
+
+    def formatted(message: warnings.WarningMessage) -> Any:  # noqa: ANN401 -- Python's own text
+        if is_ours(message.filename):
+            message = copy.copy(message)
+            message.filename, message.lineno, message.line = "sys", 1, ""
+        return original(message)
+
+    names._formatwarnmsg_impl = formatted
+    try:
+        yield
+    finally:
+        names._formatwarnmsg_impl = original
 
 
 def text_without_ours(lines: Iterable[str]) -> list[str]:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddp_magic.system.frames import know_source
+from ddp_magic.system.frames import know_source, warnings_without_ours, without_ours
 
 VARIABLE = "DDP_MAGIC_MAIN"  # names the file that a rank leaves for its children
 
@@ -230,5 +232,16 @@ def _execute(tree: ast.Module, path: str, namespace: dict[str, Any]) -> None:
     exec(compile(tree, path, "exec"), namespace)  # noqa: S102 -- the user's own cell
 
 
+def _become_child() -> None:
+    """Restore the cell in this child; if that fails, end it as an uncaught error does."""
+    try:
+        with warnings_without_ours():
+            restore(globals(), json.loads(Path(os.environ[VARIABLE]).read_text()))
+    except BaseException as error:  # noqa: BLE001 -- whatever a definition of the cell's raises
+        traceback.print_exception(without_ours(error))  # raised on, it would get our frames again
+        sys.stderr.flush()
+        os._exit(1)
+
+
 if __name__ == "__mp_main__" and VARIABLE in os.environ:
-    restore(globals(), json.loads(Path(os.environ[VARIABLE]).read_text()))
+    _become_child()

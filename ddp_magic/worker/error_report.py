@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import traceback
 import types
 from collections.abc import Callable
@@ -120,6 +122,36 @@ def describe_exit(error: SystemExit, rank: int) -> Finished:
     code = error.code if isinstance(error.code, int) else int(bool(message))
     code &= 0xFF  # the operating system keeps 8 bits
     return Finished(rank=rank, time=now(), code=code, message=_shorten(message))
+
+
+def print_error(
+    error: BaseException | None, rank: int, cell: CellPlace, format_error: Formatter
+) -> int:
+    """Write what ended a process that a rank has forked to stderr, as an interpreter does.
+
+    Args:
+        error: What ended it; None for the end of the cell.
+        rank: The rank that has forked it.
+        cell: The cell that it has left.
+        format_error: IPython's formatter.
+
+    Returns:
+        The process's exit code.
+    """
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        finished = describe_exit(error, rank)
+        text, code = finished.message, finished.code
+    else:
+        full = describe_in_full(describe(error, rank, cell), error, cell, format_error)
+        head = f"process {os.getpid()}, forked by rank {rank}, raised:"
+        text, code = "\n".join([head, *full.traceback]), 1
+    if text:
+        # The cell may have closed or replaced stderr.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 -- as Python does
+    return code
 
 
 def last_line(error: BaseException) -> str:

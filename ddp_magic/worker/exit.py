@@ -12,6 +12,7 @@ from time import monotonic  # bound here: a cell may replace the module's
 from typing import NamedTuple, NoReturn
 
 from ddp_magic.worker import interrupts
+from ddp_magic.worker.error_report import CellPlace, Formatter, print_error
 from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.shell import end_names
 from ddp_magic.worker.streams import flush
@@ -49,6 +50,13 @@ def end_process(code: int, on_interrupt: Callable[[], None]) -> NoReturn:
     run_steps(steps(code), on_interrupt)
     flush()
     os._exit(code)
+
+
+def end_forked(
+    error: BaseException | None, rank: int, cell: CellPlace, format_error: Formatter
+) -> NoReturn:
+    """End a process that a cell has forked and that has left the cell; see `print_error`."""
+    end_process(print_error(error, rank, cell, format_error), lambda: None)
 
 
 def steps(code: int) -> list[Step]:

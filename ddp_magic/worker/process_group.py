@@ -107,7 +107,7 @@ class ProcessGroups:
         """Create the default group that the cell finds, or none for `--no-init`."""
         if self._backend is None:
             return
-        self._torch_init(
+        self._create(
             backend=self._backend,
             timeout=self._timeout,
             store=self._next_store(),
@@ -115,6 +115,14 @@ class ProcessGroups:
             world_size=int(os.environ["WORLD_SIZE"]),
         )
         self._ours = dist.group.WORLD
+
+    def _create(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's own
+        hook = sys.excepthook
+        try:
+            self._torch_init(*args, **kwargs)
+        finally:
+            # torch has put one there that labels each line "[rank0]:"; our lines have a label.
+            sys.excepthook = hook
 
     def renew(self, number: int) -> None:
         """Create the default group again, after a cell that left the ranks out of step.
@@ -174,9 +182,7 @@ class ProcessGroups:
     ) -> None:
         if not self._in_rank:
             self._forget()
-            self._torch_init(
-                backend, init_method, timeout, world_size, rank, store, *args, **kwargs
-            )
+            self._create(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
             return
         self._replace_ours()
         size = int(os.environ.get("WORLD_SIZE", "-1")) if world_size < 0 else world_size
@@ -187,7 +193,7 @@ class ProcessGroups:
             store, init_method = self._next_store(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
             world_size = size
-        self._torch_init(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
+        self._create(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
         if ours:
             # A rank that closes its connections would look dead to one that is still connecting.
             # This barrier is torch's own remedy, which it does not use by default.

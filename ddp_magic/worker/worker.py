@@ -24,6 +24,7 @@ from typing import NoReturn
 import torch
 
 from ddp_magic.system import libraries
+from ddp_magic.system.frames import warnings_without_ours
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
 from ddp_magic.wire.messages import (
@@ -46,7 +47,7 @@ from ddp_magic.worker.cell_names import NamesBefore
 from ddp_magic.worker.device import cuda_error, set_device
 from ddp_magic.worker.displays import Displays
 from ddp_magic.worker.error_report import CellPlace
-from ddp_magic.worker.exit import end_process
+from ddp_magic.worker.exit import end_forked, end_process
 from ddp_magic.worker.heartbeat import HeartbeatThread
 from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.listener import CommandListener, MainCommand
@@ -66,11 +67,12 @@ def main(settings: WorkerSettings) -> NoReturn:
         reason = error_report.last_line(error)
         os.write(2, f"{NOT_STARTED} {os.environ['RANK']}: {reason}\n".encode())
         os._exit(1)
-    try:
-        code = worker.serve()
-    except Exception as error:  # noqa: BLE001 -- a cell may have broken anything; it is reported
-        code = worker.give_up(error)
-    worker.exit(code)
+    with warnings_without_ours():
+        try:
+            code = worker.serve()
+        except Exception as error:  # noqa: BLE001 -- a cell may have broken anything; it is reported
+            code = worker.give_up(error)
+        worker.exit(code)
 
 
 class Worker:
@@ -211,6 +213,8 @@ class Worker:
             return shell.run_file(command)
 
         error, interrupted = user_code(run, heed_missed=True)
+        if self._channel.closed:  # a process that the cell has forked (`os.fork`) has left it too
+            end_forked(error or interrupted, self._rank, self._place, shell.format_error)
         self._activity.phase = Phase.EXITING
         flush()
         code = self._report_end(error or interrupted, shell)
@@ -259,7 +263,7 @@ class Worker:
         return 1
 
     def _report_error(self, error: BaseException, shell: CellShell | None) -> None:
-        format_error = None if shell is None else shell.format_error
+        format_error = shell and shell.format_error
         error_report.send_error(error, self._rank, self._place, self._channel.send, format_error)
 
     def _report_imports(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel import Kernel
+from tests.integration.kernel import Kernel, frames_of_ours, plain
 
 
 def test_a_rank_is_not_interactive(kernel: Kernel) -> None:
@@ -256,6 +256,36 @@ def test_a_stack_is_found_wherever_the_notebook_is(new_kernel: Callable[..., Ker
         result = kernel.finish(message)
         assert re.search(r"Cell In\[\d+\], line 4, in <module>", result.text), result
         kernel.run("os.mkdir('../gone'); os.chdir('../gone'); os.rmdir('../gone')")
+
+
+def test_a_process_that_a_rank_forks_ends_as_in_a_script(kernel: Kernel) -> None:
+    """In a session too, whose rank would wait for its next cell: error shown, ended, code 1."""
+    for options in ("-n 1", "-n 1 -s forks"):
+        result = kernel.run(
+            f"""
+%%ddp {options}
+import os
+pid = os.fork()
+if pid == 0:
+    raise ValueError("in the child")
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+if os.fork():
+    print(os.waitstatus_to_exitcode(os.wait()[1]), "of one that ran on")
+""".strip()
+        )
+        assert result.status == "ok", result.traceback
+        assert re.search(r"Cell In\[\d+\], line 5\n", plain(result.text)), result.text
+        assert "[rank 0] ValueError: in the child" in plain(result.text)
+        assert result.lines[-2:] == ["[rank 0] 1", "[rank 0] 0 of one that ran on"]
+        assert frames_of_ours(result.text) == []
+    kernel.run("%ddp_stop forks")
+
+
+def test_a_warning_at_the_end_of_a_rank_has_no_frame_of_ours(kernel: Kernel) -> None:
+    """As Python's own of a coroutine that was never awaited."""
+    result = kernel.run("%%ddp -n 1\nasync def f(): ...\nx = f()")
+    assert "[rank 0] sys:1: RuntimeWarning: coroutine 'f' was never awaited" in result.lines
+    assert frames_of_ours(result.text) == []
 
 
 def test_functions_called_by_launch_begin_their_traceback(kernel: Kernel) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from pathlib import Path
 from types import CodeType
 
 import pytest
 
 import ddp_magic
-from ddp_magic.system.frames import is_ours, text_without_ours, without_ours
+from ddp_magic.system.frames import is_ours, text_without_ours, warnings_without_ours, without_ours
 
 PACKAGE = Path(ddp_magic.__file__).parent
 
@@ -84,3 +85,18 @@ def test_text(indent: str) -> None:
     ]
     kept = text_without_ours(indent + line for line in lines)
     assert kept == [indent + lines[i] for i in (0, 4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [
+        (f"{PACKAGE}/worker/shell.py", "sys:1: UserWarning: hm\n"),
+        (f"{PACKAGE}/sam/model.py", f"{PACKAGE}/sam/model.py:5: UserWarning: hm\n"),
+        ("/nb/cell.py", "/nb/cell.py:5: UserWarning: hm\n"),
+    ],
+)
+def test_a_warning_has_no_place_of_ours(file: str, place: str) -> None:
+    """`warnings._formatwarnmsg_impl` is what every way to show a warning calls in the end."""
+    with warnings_without_ours():
+        assert warnings.formatwarning("hm", UserWarning, file, 5).startswith(place)
+    assert warnings.formatwarning("hm", UserWarning, file, 5).startswith(f"{file}:5: ")

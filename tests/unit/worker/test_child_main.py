@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +125,24 @@ def test_restored_definitions_go_by_the_cells_own_name(tmp_path: Path) -> None:
     restore(namespace, {**_left(path), "files": {str(path): name}})
     assert namespace["f"]() == namespace["f"].__code__.co_filename == name
     assert inspect.getsource(namespace["f"]) == "def f(): return __file__\n"
+
+
+@pytest.mark.parametrize(
+    "cell", ["class A(make()): pass", "def deco(f): 1 / 0\n@deco\ndef g(): pass", "import no_such"]
+)
+def test_a_child_that_cannot_be_made_shows_the_cell_only(tmp_path: Path, cell: str) -> None:
+    """No frame of ours, and none of the machinery between; it ends with code 1."""
+    (tmp_path / "cell.py").write_text(cell)
+    (tmp_path / "left.json").write_text(json.dumps(_left(tmp_path / "cell.py")))
+    run = "import runpy; runpy.run_module('ddp_magic.worker.child_main', run_name='__mp_main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", run],
+        env={**os.environ, VARIABLE: str(tmp_path / "left.json")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f'File "{tmp_path}/cell.py", line ' in done.stderr
+    assert not re.search(r"child_main|runpy", done.stderr), done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import traceback
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from ddp_magic.worker.error_report import (
     describe_exit,
     describe_in_full,
     last_line,
+    print_error,
     send_error,
 )
 
@@ -258,3 +260,35 @@ def test_the_last_line() -> None:
     """One line for the agent's log."""
     assert last_line(OSError("no\nway")).startswith("OSError: no")
     assert re.fullmatch(r"ZeroDivisionError: .*", last_line(_raised_in("1 / 0")))
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "text"),
+    [
+        (
+            "1 / 0",
+            1,
+            r"process \d+, forked by rank 1, raised:\n.*line 1.*: division by zero\n+",
+        ),
+        ("raise SystemExit('bye')", 1, "bye\n"),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit", 0, ""),
+    ],
+)
+def test_a_forked_process_that_leaves_the_cell_ends_as_an_interpreter(
+    source: str, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def format_error(error: BaseException, tb: TracebackType | None) -> list[str]:
+        return traceback.format_exception(type(error), error, tb)
+
+    assert print_error(_raised_in(source), 1, CELL, format_error) == code
+    shown = capsys.readouterr().err
+    assert re.fullmatch(text, shown, re.DOTALL), shown
+    assert not is_ours(shown)
+
+
+def test_a_forked_process_at_the_end_of_the_cell_says_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert print_error(None, 1, CELL, lambda _error, _tb: []) == 0
+    assert capsys.readouterr() == ("", "")
