@@ -1,6 +1,20 @@
 """ddp_magic: a notebook cell as a real distributed PyTorch program.
 
-The folder says which process a line runs in. Folders import only from folders below them::
+In a notebook::
+
+    %load_ext ddp_magic          # once
+
+    %%ddp -n 4                   # in the first line of a cell: run it on 4 ranks
+    print(rank, world_size, device)
+
+    %%ddp --help                 # every option
+
+The cell finds `rank`, `local_rank`, `world_size` and `device`, an initialized process group, and
+the names of the notebook that it uses. `%ddp_status` shows the runs, `%ddp_stop` ends a session.
+In Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the same.
+
+Map of the package. A folder says which process its lines run in, and imports only from folders
+below it::
 
     kernel     the notebook's process: magics, runs, sessions, worker groups
     display    what a person sees: outputs, tables, how a run ended

@@ -10,11 +10,13 @@ import difflib
 import re
 import shlex
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from ddp_magic.kernel.expansion import ExpansionError
 from ddp_magic.kernel.options import KEYWORDS, OPTIONS, Option, OptionError
+from ddp_magic.kernel.unsupported_options import instead_of
 
 _NUMBER = re.compile(r"-\.?\d")  # a negative number is a value, not an option
 
@@ -47,19 +49,27 @@ def _instead_of_keyword(name: str) -> str:
     return f"did you mean {near.name}?" if near else f"use one of {', '.join(KEYWORDS)}"
 
 
-def parse_line(magic: str, line: str, options: Sequence[Option] = OPTIONS) -> SimpleNamespace:
+def parse_line(
+    magic: str,
+    line: str,
+    options: Sequence[Option] = OPTIONS,
+    split: Callable[[str], list[str]] = shlex.split,
+) -> SimpleNamespace:
     """Read the line of a magic.
 
     Args:
         magic: Its name, for messages: `%%ddp`.
         line: What follows the name.
         options: What it takes.
+        split: Splits the line into words.
 
     Raises:
         ValueError: The line is wrong; the text is the message to show.
     """
     try:
-        words = deque(shlex.split(line))
+        words = deque(split(line))
+    except ExpansionError as error:
+        raise ValueError(f"{magic}: {error}") from None
     except ValueError as error:
         quote = "quot" in str(error)
         problem = "missing closing quote" if quote else "nothing follows the last backslash"
@@ -101,10 +111,7 @@ def _checked(magic: str, option: Option, flag: str, text: str) -> Any:  # noqa: 
     try:
         return option.value(text)
     except ValueError as error:
-        problem = str(error)
-        if "{" in text or text.startswith("$"):  # IPython leaves what it cannot expand
-            problem = f"cannot expand {text}: define its names in your notebook first"
-        raise ValueError(f"{f'{magic} {flag}'.rstrip()}: {problem}") from None
+        raise ValueError(f"{f'{magic} {flag}'.rstrip()}: {error}") from None
 
 
 def _split(magic: str, word: str, flags: Mapping[str, Option]) -> tuple[str, str | None]:
@@ -112,6 +119,8 @@ def _split(magic: str, word: str, flags: Mapping[str, Option]) -> tuple[str, str
     if not word.startswith("--"):
         return _split_short(magic, word, flags)
     name, equals, text = word.partition("=")
+    if name == "--":  # --=3
+        raise ValueError(_unrecognized(magic, word, flags))
     candidates = [name] if name in flags else matching(name, flags)
     if len(candidates) > 1:
         several = f"{', '.join(candidates[:-1])} or {candidates[-1]}"
@@ -145,9 +154,13 @@ def matching(start: str, flags: Collection[str]) -> list[str]:
 
 
 def _unrecognized(magic: str, word: str, flags: Mapping[str, Option]) -> str:
-    near = nearest(word, flags.values())
-    instead = f"did you mean {near.spelling}?" if near else f"{magic} --help lists the options"
-    return f"{magic}: unrecognized option {word}: {instead}"
+    if "--" in flags and (instead := instead_of(word)):
+        return f"{magic}: {instead}"
+    head = f"{magic}: unrecognized option {word}: "
+    if near := nearest(word, flags.values()):
+        return f"{head}did you mean {near.spelling}?"
+    arguments = "; put arguments of the cell after --" if "--" in flags else ""
+    return f"{head}{magic} --help lists the options{arguments}"
 
 
 def _unexpected(magic: str, word: str, flags: Mapping[str, Option]) -> str:
@@ -167,12 +180,12 @@ def nearest(word: str, options: Collection[Option]) -> Option | None:
     spellings = {
         flag: option for option in options for flag in (*option.flags, *option.also) if flag != "--"
     }
-    if word in spellings:
-        return spellings[word]
+    if option := spellings.get(word) or spellings.get(word.lower()):
+        return option
     name = "--" + word.lstrip("-").replace("_", "-").lower()
     if name in spellings:
         return spellings[name]
-    if len(starts := matching(name, spellings)) == 1:
+    if len(name) > 3 and len(starts := matching(name, spellings)) == 1:
         return spellings[starts[0]]
     # Compared without the dashes, which would make all alike.
     names = {flag.lstrip("-"): option for flag, option in spellings.items() if len(flag) > 2}

@@ -102,6 +102,8 @@ class Completion:
             line = lines[context.cursor_line][: context.cursor_position]
             found = complete(line, sources, "\n".join(lines[context.cursor_line + 1 :]))
             fragment, texts = found or ("", [])
+            if found and not texts:
+                texts = [fragment]  # without any, IPython offers its own names as values
             return {
                 "completions": [SimpleCompletion(text=text, type="magic") for text in texts],
                 "matched_fragment": fragment,

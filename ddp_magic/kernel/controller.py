@@ -80,7 +80,7 @@ class Controller:
         if session is None:
             return None
         nproc = session.options.nproc
-        other = f"omit it, run %ddp_stop {session.name} first, or use another session name"
+        other = f"omit the option, run %ddp_stop {session.name} first, or use another session name"
         if args.nproc_per_node not in (None, nproc):
             ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
             problem = f"session {session.name!r} already runs with {ranks}: {other}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import Bool, List, Unicode, Union, observe
 
 from ddp_magic.display.screen import CellScreen
@@ -22,7 +23,7 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.kernel import cell, controller
+from ddp_magic.kernel import cell, controller, expansion
 from ddp_magic.kernel.arguments import parse_line
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.completion import Completion
@@ -40,6 +41,7 @@ from ddp_magic.kernel.options import (
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.system.frames import warnings_without_ours
 
 
 def documented(text: str) -> Callable[[Any], Any]:
@@ -120,12 +122,15 @@ class DDPMagics(Magics):
         self.controller.close()
 
     @line_cell_magic
+    @no_var_expand  # `expansion` does it
     @documented(DDP_HELP)
     def ddp(self, line: str, body: str | None = None) -> None:
         """Run a cell."""
         if body is None and line.strip() not in ("", "-h", "--help"):
             raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
-        args = _parse("%%ddp", line, OPTIONS)
+        # The names that IPython expands: of the caller of `run_cell_magic`, and the notebook's.
+        names = {**self.shell.user_ns, **sys._getframe(2).f_locals}
+        args = _parse("%%ddp", line, OPTIONS, lambda text: expansion.split(text, names))
         if args.help or not (line + (body or "")).strip():
             print(DDP_HELP)  # noqa: T201 -- the answer
             return
@@ -141,7 +146,7 @@ class DDPMagics(Magics):
     def _run(self, args: SimpleNamespace, body: str) -> DDPMagicError | RunInterrupted | None:
         """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
-        with without_frames(lambda: interrupted_words(run)):
+        with without_frames(lambda: interrupted_words(run)), warnings_without_ours():
             try:
                 options = self.controller.join(args) or resolve(args)
             except OptionError as error:
@@ -241,9 +246,14 @@ class DDPMagics(Magics):
         return own(line) if body is None else own(line, body)
 
 
-def _parse(magic: str, line: str, options: tuple[Option, ...]) -> SimpleNamespace:
+def _parse(
+    magic: str,
+    line: str,
+    options: tuple[Option, ...],
+    split: Callable[[str], list[str]] = shlex.split,
+) -> SimpleNamespace:
     try:
-        return parse_line(magic, line, options)
+        return parse_line(magic, line, options, split)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

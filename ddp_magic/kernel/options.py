@@ -177,7 +177,7 @@ OPTIONS = (
         metavar="S",
         read=read.seed,
         what="seed",
-        use="an integer, such as 0 or 42",
+        use="an integer from -2**63 to 2**64 - 1, such as 42",
         help="Seed Python, NumPy and torch, the same on all ranks. Default: each rank draws its "
         "own.",
     ),

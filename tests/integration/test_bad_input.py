@@ -13,7 +13,8 @@ RUNS = "len(list(get_ipython().magics_manager.registry['DDPMagics'].controller.r
     ("cell", "message"),
     [
         ("%%ddp -n 0\n1", "%%ddp -n: invalid rank count '0': use 1, 2, ..., gpu, cpu or auto"),
-        ("%%ddp -n {N}\n1", "%%ddp -n: cannot expand {N}: define its names in your notebook first"),
+        ("%%ddp -n {N}\n1", "%%ddp: cannot expand {N}: NameError: name 'N' is not defined"),
+        ("%%ddp -n {1/0}\n1", "%%ddp: cannot expand {1/0}: ZeroDivisionError: division by zero"),
         (
             "%%ddp --nprocs 2\n1",
             "%%ddp: unrecognized option --nprocs: did you mean --nproc-per-node?",

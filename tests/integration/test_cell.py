@@ -65,6 +65,18 @@ def test_argv_follows_two_dashes(kernel: Kernel) -> None:
     assert result.text == "[rank 0] Namespace(lr=0.1, x='two words') True\n", result
 
 
+def test_a_variable_in_the_arguments_arrives_as_it_is(kernel: Kernel) -> None:
+    """Spaces, quotes, backslashes and braces of its value are the cell's; locals count too."""
+    kernel.run("cfg = '{\"a b\": \"C:\\\\\\\\x\"}'; text = 'two words'; N = 1")
+    result = kernel.run("%%ddp -n $N -- {cfg} $text '$text' {{x}}\nimport sys; print(sys.argv[1:])")
+    expected = [kernel.value("cfg"), "two words", "$text", "{x}"]
+    assert result.text == f"[rank 0] {expected}\n", result
+    kernel.run(
+        "def call(n):\n    get_ipython().run_cell_magic('ddp', '-n {n}', 'print(world_size)')"
+    )
+    assert sorted(kernel.run("call(2)").lines) == ["[rank 0] 2", "[rank 1] 2"]
+
+
 def test_source_has_the_notebooks_lines(kernel: Kernel) -> None:
     """`inspect.getsource` and line numbers agree with the notebook cell."""
     result = kernel.run(

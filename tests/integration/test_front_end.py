@@ -26,6 +26,9 @@ def test_completion(kernel: Kernel) -> None:
     assert _complete(kernel, "%%ddp -s ") == ("", ["lab"])
     assert _complete(kernel, "%%ddp --capture none,im") == ("im", ["images"])
     assert _complete(kernel, "%%ddp --pull loss@a") == ("a", ["all"])
+    for line in ("%%ddp --seed ", "%%ddp --timeout ", "%%ddp -o "):
+        assert _complete(kernel, line) == ("", [""]), "IPython's own names are no values"
+    assert _complete(kernel, "%%ddp --seed i") == ("i", ["i"])
     assert _complete(kernel, "%ddp_stop l") == ("l", ["lab"])
     assert len(_complete(kernel, "%ddp_status 1")[1]) == 1
     assert "images" in _complete(kernel, "%%ddp -n 2\nprint(im")[1]

@@ -13,7 +13,7 @@ from ddp_magic.kernel.options import OptionError
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
 
-ADVICE = "omit it, run %ddp_stop lab first, or use another session name"
+ADVICE = "omit the option, run %ddp_stop lab first, or use another session name"
 
 
 class _Kept:

@@ -1,0 +1,34 @@
+"""Options that `%%ddp` does not have but users try, most of them torchrun's: what to do instead."""
+
+from __future__ import annotations
+
+_ONE_MACHINE = (
+    "ranks run on this machine only, so omit the option; for several machines, write the program "
+    "to a file and start it there with torchrun"
+)
+_BY_ITSELF = "%%ddp does this by itself, so omit the option"
+_LOGS = "every rank's text is shown and logged; --show chooses the ranks to show"
+_CELL = "%%ddp runs the cell, so import the module there and call its functions"
+_OMIT = "omit the option"
+
+_OF_TORCHRUN = {
+    ("--nnodes", "-N", "--node-rank"): _ONE_MACHINE,
+    ("--standalone", "--master-addr", "--master-port", "--local-addr"): _BY_ITSELF,
+    ("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--use-env"): _BY_ITSELF,
+    ("--log-dir", "--redirects", "-r", "--tee", "-t", "--local-ranks-filter"): _LOGS,
+    ("--module", "-m", "--no-python", "--run-path"): _CELL,
+    ("--max-restarts",): "ranks are not restarted, so omit the option and run the cell again",
+    ("--monitor-interval", "--start-method", "--role", "--logs-specs"): _OMIT,
+    ("--event-log-handler", "--numa-binding", "--signals-to-handle"): _OMIT,
+    ("--virtual-local-rank", "--shutdown-timeout", "--duplicate-stdout-filters"): _OMIT,
+}
+_ADVICE = {flag: advice for flags, advice in _OF_TORCHRUN.items() for flag in flags}
+
+
+def instead_of(flag: str) -> str:
+    """Return that an option is not supported and what to do; empty if it is unknown here too."""
+    if flag in ("-V", "--version"):
+        return f"unsupported option {flag}: %pip show ddp-magic shows the version"
+    long = "--" + flag[2:].replace("_", "-")  # torchrun takes both
+    advice = _ADVICE.get(flag) or _ADVICE.get(long)
+    return f"unsupported option {flag} of torchrun: {advice}" if advice else ""
