@@ -1,17 +1,16 @@
 """ddp_magic: a notebook cell as a real distributed PyTorch program.
 
-In a notebook::
+In a notebook, load the extension once, then begin a cell with `%%ddp`::
 
-    %load_ext ddp_magic          # once
+    %load_ext ddp_magic
 
-    %%ddp -n 4                   # in the first line of a cell: run it on 4 ranks
+    %%ddp -n 4
     print(rank, world_size, device)
 
-    %%ddp --help                 # every option
-
-The cell finds `rank`, `local_rank`, `world_size` and `device`, an initialized process group, and
-the names of the notebook that it uses. `%ddp_status` shows the runs, `%ddp_stop` ends a session.
-In Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the same.
+It runs on 4 ranks; `%%ddp --help` lists the options. The cell finds `rank`, `local_rank`,
+`world_size` and `device`, an initialized process group, and the names of the notebook that it
+uses. `%ddp_status` shows the runs, `%ddp_stop` ends a session. In Python,
+`ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the same.
 
 Map of the package. A folder says which process its lines run in, and imports only from folders
 below it::

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -160,6 +161,8 @@ def refuse(obj: object) -> None:
             raise Refused(obj, f"a running {type(obj).__name__}")
         case types.GeneratorType():
             raise Refused(obj, "a generator", "convert it to a list")
+        case weakref.WeakMethod():
+            raise Refused(obj, "a weak reference to a method", "use the method itself")
     if isinstance(obj, _ASYNCHRONOUS):
         raise Refused(obj, f"an asynchronous object ({type(obj).__name__})")
     if isinstance(obj, _LOCKS):

@@ -46,7 +46,7 @@ def reduce(obj: Any) -> Any:  # noqa: ANN401, PLR0911 -- any object; a case for 
         items = list(obj) if isinstance(obj, weakref.WeakSet) else dict(obj)
         return type(obj), (), items, None, None, update
     if type(obj) in (weakref.ref, Reference):
-        return Reference.to, (obj(),)
+        return reference, (obj(),)
     if isinstance(obj, _NAMED) and obj.__module__ == "__main__":  # pickle would look for it there
         bound = () if not isinstance(obj, typing.NewType) else (obj.__supertype__,)
         return named, (type(obj), obj.__name__, *bound)
@@ -102,17 +102,28 @@ class Reference(weakref.ref[Any]):
 
     obj: Any
 
-    @classmethod
-    def to(cls, obj: Any) -> Reference:  # noqa: ANN401 -- any object at all
-        """Return a reference to an object; a dead one for None."""
-        made = cls(set() if obj is None else obj)  # the set is collected at once
-        made.obj = obj
-        return made
-
     def __del__(self) -> None:
         # While this is whole: CPython 3.11 crashes if its attributes are cleared first, and its
         # object, of which it was the last owner, has other weak references with callbacks.
         self.obj = None
+
+    def __copy__(self) -> Reference:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Reference:  # as that of `weakref.ref`
+        return self
+
+
+# What `type` and `help` show to a user, who has sent the standard library's.
+Reference.__module__, Reference.__qualname__ = "weakref", weakref.ReferenceType.__qualname__
+Reference.__name__ = weakref.ReferenceType.__name__
+
+
+def reference(obj: Any) -> Reference:  # noqa: ANN401 -- any object at all
+    """Return a reference to an object; a dead one for None."""
+    made = Reference(set() if obj is None else obj)  # the set is collected at once
+    made.obj = obj
+    return made
 
 
 def named(kind: Any, *args: Any) -> Any:  # noqa: ANN401 -- of `kind`

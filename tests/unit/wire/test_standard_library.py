@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import os
@@ -87,6 +88,17 @@ def test_weak_references_and_containers() -> None:
     assert by_name["k"] is found
     assert dead() is None
     assert _received([found, reference])[1]() is not None  # and can be sent on
+
+
+def test_a_reference_goes_by_the_standard_librarys_name() -> None:
+    """And is copied as one: it is itself its copy."""
+    node = _Node()
+    found, reference = _received([node, weakref.ref(node)])
+    assert isinstance(reference, weakref.ref)
+    assert repr(type(reference)) == repr(weakref.ref)
+    assert copy.deepcopy([reference]) == [reference]
+    assert copy.copy(reference) is reference
+    assert reference() is found
 
 
 def test_a_reference_keeps_its_object_until_its_own_end() -> None:
