@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from ddp_magic.kernel import devices
 from ddp_magic.kernel.devices import Gpu
+from ddp_magic.kernel.machine_limits import most_ranks, too_many
 from ddp_magic.kernel.options import DEFAULT_CPU_RANKS, OptionError
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.wire.specs import default_backend
@@ -33,6 +34,8 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         raise OptionError("gpus", str(error)) from None
     nproc = _number_of_ranks(asked, len(gpus))
     _check_nccl(asked, nproc, len(gpus))
+    if problem := too_many(nproc, most_ranks()):
+        raise OptionError("nproc_per_node", problem)
     check_ranks(asked, nproc)
     return Options(
         nproc=nproc,

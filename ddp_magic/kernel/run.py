@@ -294,13 +294,14 @@ class Run(RunRecord):
         return None
 
     def _begin_stop(self, reason: StopReason, finish_s: float) -> Stop:
+        starting = self.state is State.PENDING  # no cell to finish, no session to keep yet
         return Stop(
             self._group,
             self.ranks,
             stack_of=self._stack_of,
             reason=reason,
-            finish_s=finish_s,
-            keep=self._group.kept,
+            finish_s=0.0 if starting else finish_s,
+            keep=self._group.kept and not starting,
             now=time.monotonic(),
         )
 

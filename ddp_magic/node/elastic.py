@@ -101,6 +101,8 @@ class ForkContext(PContext):
         gc.collect()
         gc.freeze()  # shared pages stay shared: the collector does not touch what is frozen
         for local_rank in range(self.nprocs):
+            if self._ranks.ending:
+                break  # Stop was pressed: hundreds of forks take seconds
             env = self.envs[local_rank]
             self._ranks.fork(local_rank, functools.partial(run_worker, self._settings, env))
 

@@ -41,9 +41,14 @@ class Ranks:
         # Stop was pressed: ranks that answered may finish saving, so the end of one rank no longer
         # ends the others.
         self.interrupted = False
-        self._doomed = False
+        self._doomed = False  # the run has been killed
         self._ended_here: set[int] = set()
         self._pidfds: dict[int, int] = {}
+
+    @property
+    def ending(self) -> bool:
+        """Whether the run is being stopped: no other rank needs to start."""
+        return self._doomed or self.interrupted
 
     def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
         """Fork a rank. It runs `main` and nothing else of this process."""
@@ -92,7 +97,10 @@ class Ranks:
         if len(self._pidfds) < len(self.alive()):
             time.sleep(min(timeout_s, POLL_S))
         elif self._pidfds:
-            select.select(list(self._pidfds.values()), [], [], timeout_s)
+            poll = select.poll()  # unlike `select`, also for descriptors from 1024 on
+            for pidfd in self._pidfds.values():
+                poll.register(pidfd, select.POLLIN)
+            poll.poll(timeout_s * 1000)
 
     def alive(self) -> list[int]:
         """Return the local ranks that have not been reaped."""

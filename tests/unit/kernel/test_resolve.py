@@ -47,6 +47,7 @@ def test_numbers_of_ranks(line: str, gpus: int, ranks: int) -> None:
         ("-g 0,0", 2, "gpus: GPU 0 is listed twice"),
         ("--backend nccl", 0, "backend: nccl needs a GPU for each rank, and there is none here"),
         ("-n 4", 1, "nproc_per_node: nccl needs a GPU for each rank, but there are 4 ranks and 1"),
+        ("-n 99999999", 0, "nproc_per_node: 99,999,999 ranks are too many for this machine, which"),
         ("-n 2 --show 5", 0, "show: invalid rank 5: this run has ranks 0 to 1"),
         ("-n 1 --pull a@1", 0, "pull: invalid rank 1: this run has only rank 0"),
         ("--no-init --backend gloo", 0, "no_init: backend has no effect without a process group"),

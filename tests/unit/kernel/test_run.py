@@ -291,6 +291,18 @@ def test_stop_while_the_ranks_start(tmp_path: Path) -> None:
     assert "RunCell" not in group.names
 
 
+def test_stop_while_a_session_starts(tmp_path: Path) -> None:
+    """There is no cell to finish and no session to keep: the ranks are not waited for."""
+    end = [exited(0, 1), exited(1, 1), NOTHING_WAS]
+    group = FakeGroup(
+        tmp_path, [hello(0), hello(1), press_stop], kept=True, on={"interrupt": [end]}
+    )
+    run = _run(group)
+    _execute(run)
+    assert run.state is State.CANCELLED
+    assert ("interrupt", (0, 1), False) in group.commands
+
+
 def test_stop_while_the_cell_runs(tmp_path: Path) -> None:
     """The ranks are asked, answer, and say where they were."""
     answers = [*interrupted(0, 3), *interrupted(1, 4), exited(0, 1), exited(1, 1)]

@@ -81,8 +81,25 @@ def test_a_rank_that_ignores_the_signal_is_killed() -> None:
 def test_after_a_kill_no_rank_starts() -> None:
     """Those that are still to be forked are killed too."""
     lines = _run("""
+        print(ranks.ending)
         ranks.kill(())
+        print(ranks.ending)
         ranks.fork(0, lambda: time.sleep(1000))
         until_all_have_ended()
     """)
-    assert lines == ["0 -9 True"]
+    assert lines == ["0 -9 True", "False", "True"]
+
+
+def test_a_rank_with_a_high_descriptor_is_waited_for() -> None:
+    """`select` takes none from 1024 on; each rank has one."""
+    lines = _run("""
+        import resource
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+        read, _ = os.pipe()
+        while os.dup(read) < 1100:
+            pass
+        ranks.fork(0, lambda: os._exit(3))
+        until_all_have_ended()
+    """)
+    assert lines == ["0 3 False"]
