@@ -193,7 +193,7 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
     sent = failure.code in (-signal.SIGTERM, -signal.SIGKILL)
     if failure.ended_by_us or (failure.finished is None and sent):
         return f"was stopped{where}"
-    return diagnose.describe(failure).partition(" ")[2].partition(" ")[2]
+    return diagnose.headline(diagnose.describe(failure).partition(" ")[2].partition(" ")[2])
 
 
 def _how_they_stopped(ranks: Sequence[Rank]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,9 +128,7 @@ class DDPMagics(Magics):
         """Run a cell."""
         if body is None and line.strip() not in ("", "-h", "--help"):
             raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
-        # The names that IPython expands: of the caller of `run_cell_magic`, and the notebook's.
-        names = {**self.shell.user_ns, **sys._getframe(2).f_locals}
-        args = _parse("%%ddp", line, OPTIONS, lambda text: expansion.split(text, names))
+        args = self._parse_expanded(line, sys._getframe(2).f_locals)
         if args.help or not (line + (body or "")).strip():
             print(DDP_HELP)  # noqa: T201 -- the answer
             return
@@ -142,6 +140,16 @@ class DDPMagics(Magics):
         if (error := self._run(args, body)) is not None:
             # From here: a frame that a traceback keeps must not keep the run's results alive.
             raise error
+
+    def _parse_expanded(self, line: str, local: Mapping[str, Any]) -> SimpleNamespace:
+        """Parse the line with the names that IPython would expand.
+
+        Args:
+            line: The line as typed.
+            local: Names of the caller of `run_cell_magic`; they hide the notebook's.
+        """
+        names = {**self.shell.user_ns, **local}
+        return _parse("%%ddp", line, OPTIONS, lambda text: expansion.split(text, names))
 
     def _run(self, args: SimpleNamespace, body: str) -> DDPMagicError | RunInterrupted | None:
         """Run a cell; return the error that fails the notebook's cell, if any."""

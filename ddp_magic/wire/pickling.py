@@ -164,7 +164,9 @@ def refuse(obj: object) -> None:
         case weakref.WeakMethod():
             raise Refused(obj, "a weak reference to a method", "use the method itself")
     if isinstance(obj, _ASYNCHRONOUS):
-        raise Refused(obj, f"an asynchronous object ({type(obj).__name__})")
+        generator = isinstance(obj, types.AsyncGeneratorType)
+        remedy = "collect its items in a list" if generator else "await it, and use its result"
+        raise Refused(obj, f"an asynchronous object ({type(obj).__name__})", remedy)
     if isinstance(obj, _LOCKS):
         raise Refused(obj, f"a lock ({type(obj).__name__})")
 

@@ -254,6 +254,7 @@ def _failed(*ranks: Rank, **evidence: Any) -> WorkerError | WorkerLostError:
         ((*interrupted(0, 7), idle(0)), "was interrupted at line 7"),
         ((error(0, GLOO, line=2), exited(0, 1)), "lost its connection to rank 1 at line 2 (ValueE"),
         ((finished(0, 2, "why"), exited(0, 2)), "ended by sys.exit with code 2: why"),
+        ((finished(0, 1, "a\nb"), exited(0, 1)), "ended by sys.exit with code 1: a ..."),
         ((exited(0, 3),), "exited with code 3, without a traceback"),
     ],
 )

@@ -314,7 +314,10 @@ _SINGLE = "an object that was set up for a single process"
         ("import threading; x = threading.Condition()", "it is a lock (Condition); create it in"),
         ("import threading; x = [threading.Event()]", "it holds a lock (Event); create it in the"),
         ("x = (i for i in ())", "it is a generator; convert it to a lis"),
-        ("async def a(): yield\nx = a()", "it is an asynchronous object (async_generator); create"),
+        (
+            "async def a(): yield\nx = a()",
+            "it is an asynchronous object (async_generator); collect",
+        ),
         ("import socket; x = socket.socket(); x.close()", "it is a socket; create it in the cell"),
         ("import threading; x = threading.Thread()", "it is a running Thread; create it in the c"),
         ("class C:\n    def __reduce__(self): 1 / 0\nx = C()", "ZeroDivisionError: division by z"),
