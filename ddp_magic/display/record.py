@@ -23,6 +23,7 @@ class RunRecord:
     Attributes:
         id: Name of the run and of its directory.
         label: What the notebook calls the cell: `Cell In[3]`.
+        cell_labels: The same for each file that its code is found in, a session's other cells too.
         log_directory: Where the logs of the ranks and of the agent are; a session's cells share it.
         devices: One line that says which devices the ranks run on.
         session: Name of the session; empty for a run with ranks of its own.
@@ -46,6 +47,7 @@ class RunRecord:
     devices: str = ""
     session: str = ""
     show: frozenset[int] | None = None
+    cell_labels: Mapping[str, str] = field(default_factory=dict)
     ranks: list[Rank]
     state: State = State.PENDING
     error: DDPMagicError | RunInterrupted | None = None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank_text import Page, RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import html_line, summary, table_html, table_text
@@ -53,6 +54,7 @@ class CellScreen:
         self._last_pages = 0.0
         self._shown_table = ""
         self._show: frozenset[int] | None = None
+        self._cell_labels: Mapping[str, str] = {}
         self._id = ""
 
     # --- what a run calls ---------------------------------------------------------------------
@@ -60,7 +62,7 @@ class CellScreen:
     def start(self, record: RunRecord) -> None:
         """Show which devices the ranks run on."""
         size = Bucket(BYTES_BURST, BYTES_PER_S)
-        self._id, self._show = record.id, record.show
+        self._id, self._show, self._cell_labels = record.id, record.show, record.cell_labels
         for rank in record.ranks:
             self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
         if self._live:
@@ -167,6 +169,7 @@ class CellScreen:
         self._write()
 
     def _write_rank_lines(self, rank: int, lines: Iterable[str]) -> None:
+        lines = [with_cell_names(line, self._cell_labels) for line in lines]
         page = self._texts[rank].page
         if page is not None:
             page.add(lines)

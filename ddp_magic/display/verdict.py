@@ -9,12 +9,13 @@ import enum
 import re
 import signal
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Failure, Surroundings
+from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import (
     DDPMagicError,
@@ -59,6 +60,7 @@ class Evidence:
         source: The cell's source.
         around: Where its names could have come from.
         prelude: Names of ddp_magic's own (not torch's) that the cell uses from the prelude.
+        cell_labels: What a person calls the cells, by the files of their code.
     """
 
     ranks: Sequence[Rank]
@@ -70,6 +72,7 @@ class Evidence:
     source: str = ""
     around: Surroundings = field(default_factory=Surroundings)
     prelude: Collection[str] = ()
+    cell_labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | None]:
@@ -143,13 +146,15 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         return WorkerLostError(message, rank=first.rank, code=code, details=[*stack, *others])
     hints = diagnose.name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
+    # A child of the rank has written its own traceback into the error's text.
+    lines = [with_cell_names(line, evidence.cell_labels) for line in first.error.traceback]
     return of_class(WorkerError, first.error.classes, evidence.around.notebook)(
         message,
         rank=first.rank,
         ename=first.error.ename,
         evalue=first.error.evalue,
-        traceback=first.error.traceback,
-        details=[head, *first.error.traceback, *others, *hints],
+        traceback=lines,
+        details=[head, *lines, *others, *hints],
         shown=f"rank {first.rank} {diagnose.summarize_error(first.error)}",
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Surroundings
+from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord, Screen
 from ddp_magic.display.verdict import Evidence, StopReason, judge
@@ -99,6 +100,7 @@ class Run(RunRecord):
         taken = set() if cell_files is None else cell_files
         file = cell_file(self.directory.cell, execution_count, taken)
         taken.add(file)
+        self.cell_labels = cell_labels(taken)
         self._command = RunCell(
             path=str(self.directory.cell),
             file=file,
@@ -324,4 +326,5 @@ class Run(RunRecord):
             source=self._cell.source,
             around=self._around,
             prelude=OWN_NAMES & set(self._command.prelude),
+            cell_labels=self.cell_labels,
         )

@@ -338,3 +338,10 @@ def test_a_script_has_no_shell(capsys: pytest.CaptureFixture[str]) -> None:
     cell.screen.start(cell.record)
     cell.show(text(0, "a\n"), _html(0))
     assert cell.finish() == "3 ranks · 5.5 s · ok\n"
+
+
+def test_a_place_in_a_cell_has_the_cells_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the tracebacks that IPython writes."""
+    cell = Cell(capsys, cell_labels={"/nb/cell_5.py": "Cell In[5]"})
+    shown = cell.show(text(1, '  File "/nb/cell_5.py", line 4, in work\n'))
+    assert shown == "[rank 1]   Cell In[5], line 4, in work\n"

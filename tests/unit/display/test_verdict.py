@@ -337,6 +337,15 @@ def test_the_error_has_the_ranks_traceback() -> None:
     assert found.details == ("rank 0 of 1 raised:", "Cell In[1], line 3", "boom")
 
 
+def test_a_traceback_within_the_error_has_the_cells_names() -> None:
+    """That of a process pool's worker, which is one string of many lines."""
+    child = 'Traceback:\n  File "/nb/cell_1.py", line 3, in work\nValueError: x'
+    found = _failed(
+        _rank(0, error(0, traceback=(child, "boom"))), cell_labels={"/nb/cell_1.py": "Cell In[1]"}
+    )
+    assert found.details[1] == "Traceback:\n  Cell In[1], line 3, in work\nValueError: x"
+
+
 def test_the_error_is_of_the_ranks_class() -> None:
     """`except KeyError` finds it, and so does one of the notebook's own classes."""
     assert isinstance(_failed(_rank(0, error(0, classes=("builtins:KeyError",)))), KeyError)

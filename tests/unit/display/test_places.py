@@ -1,0 +1,37 @@
+"""What a person reads where Python names the file of a cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddp_magic.display.places import cell_labels, with_cell_names
+
+LABELS = cell_labels(["/nb/cell_5.py", "/nb/cell_5_2.py", "/nb/1127-1.py"])
+
+
+def test_labels() -> None:
+    assert list(LABELS.values()) == ["Cell In[5]", "Cell In[5]", "Cell"]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ('  File "/nb/cell_5.py", line 4, in work', "  Cell In[5], line 4, in work"),
+        ('  File "/nb/1127-1.py", line 4, in <module>', "  Cell, line 4, in <module>"),
+        ("/nb/cell_5_2.py:3: UserWarning: hm", "Cell In[5], line 3: UserWarning: hm"),
+        *[
+            (text, text)
+            for text in (
+                '  File "/nb/cell_6.py", line 4, in work',
+                "/nb/cell_6.py:3: UserWarning: hm",
+                "saved /nb/cell_5.py",
+                "/nb/cell_5.py:3: 5",
+                "loss 0.5",
+                "",
+            )
+        ],
+    ],
+)
+def test_lines(line: str, shown: str) -> None:
+    """Only a place is renamed; what a cell prints stays as it is."""
+    assert with_cell_names(line, LABELS) == shown
