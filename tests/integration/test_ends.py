@@ -31,7 +31,7 @@ def test_the_first_failing_rank_is_shown(kernel: Kernel) -> None:
     assert f"Cell In[{number}], line 8" in traceback
     assert f"Cell In[{number}], line 5" in traceback
     assert "return 1 / x" in traceback
-    assert "rank 0: was stopped at line 9" in traceback
+    assert "ranks 0, 2: were stopped at line 9" in traceback
     assert not frames_of_ours(traceback)
 
 
@@ -298,7 +298,7 @@ def test_a_crash_shows_where_it_was(kernel: Kernel) -> None:
     """The cell's line, from C code that took the interpreter with it; no frame of ours."""
     result = kernel.run("%%ddp -n 1\nimport ctypes\ndef f():\n    ctypes.string_at(0)\nf()")
     assert "was killed by SIGSEGV" in result.error["evalue"]
-    assert "line 4 in f" in result.traceback
+    assert "line 4, in f" in result.traceback
     assert not frames_of_ours(result.text + result.traceback)
 
 
@@ -405,7 +405,7 @@ def test_a_deaf_rank_shows_its_stack_and_is_killed(kernel: Kernel) -> None:
     assert elapsed_s > 1.5
     assert within(elapsed_s, 5), elapsed_s
     assert "rank 1 did not answer at line 4 and was killed" in result.error["evalue"]
-    assert "line 4 in <module>" in result.text
+    assert "line 4, in <module>" in result.text
     assert not wait_gone(pids_in(seen.text + result.text), 0.5)
 
 

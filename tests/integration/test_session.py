@@ -150,7 +150,7 @@ def test_a_deaf_rank_ends_the_session(lab: Kernel) -> None:
         until="up",
         wait_s=0.7,
     )
-    assert "line 4 in deaf" in result.text, result
+    assert "line 4, in deaf" in result.text, result
     assert "rank 1 did not answer" in str(result.error)
     assert "session lab ended" in result.text
     assert lab.run("%%ddp -n 2 -s lab\nprint('x' in globals())").text.count("False") == 2
