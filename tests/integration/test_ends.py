@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def test_the_first_failing_rank_is_shown(kernel: Kernel) -> None:
     assert f"Cell In[{number}], line 8" in traceback
     assert f"Cell In[{number}], line 5" in traceback
     assert "return 1 / x" in traceback
-    assert "ranks 0, 2: were stopped at line 9" in traceback
+    assert re.search(r"ranks? 0(, 2)?: (was|were) stopped at line 9", traceback)
     assert not frames_of_ours(traceback)
 
 
