@@ -197,7 +197,7 @@ def test_the_cells_file_is_in_the_notebooks_directory(
         "warnings.warn('careful')"
     )
     assert result.lines[0] == "[rank 0] 1 True", result
-    assert ".py:9: UserWarning: careful" in result.text
+    assert "], line 9: UserWarning: careful" in result.text
     assert (shared_kernel_directory / "beside.pt").exists()
     assert not list(shared_kernel_directory.glob("cell_*"))
 
