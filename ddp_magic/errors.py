@@ -5,7 +5,8 @@
     DDPMagicError
       x CellSyntaxError   a cell is not Python
       x CaptureError      a value of the notebook cannot be sent to the ranks
-      x LaunchError       no worker group came up: the agent died, a rank could not join
+      x LaunchError       no worker group came up (the agent died, a rank could not join), or the
+                          session is in use by another thread
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
       x TimeLimitError    the run exceeded its --time-limit

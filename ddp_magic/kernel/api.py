@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import dataclasses
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from ddp_magic.kernel.options import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
 
+_creation = threading.Lock()  # the first runs of several threads share one controller
 _CALL = "_result = _function(*_arguments)"
 
 
@@ -105,8 +107,10 @@ def _misuse_in_one_line() -> Iterator[None]:
 
 def _run(text: str, wanted: SimpleNamespace, extra: dict[str, Any]) -> Run:
     made: Run | None = None
-    with without_frames(lambda: interrupted_words(made)):
-        home = _kernel()
+    with (
+        without_frames(lambda: interrupted_words(made)),
+        (home := _kernel()).sessions.claim(wanted.session),
+    ):
         shell = get_ipython()
         with _misuse_in_one_line():
             options = home.join(wanted) or resolve(wanted)
@@ -135,8 +139,9 @@ def _failure(
 
 def _kernel() -> controller.Controller:
     """Return the notebook's controller; in a plain script, make one."""
-    if controller.current is None:
-        controller.current = controller.Controller(Notebook(vars(sys.modules["__main__"])))
-        controller.current.preload(wanted=True)
-        atexit.register(controller.current.close)
-    return controller.current
+    with _creation:
+        if controller.current is None:
+            controller.current = controller.Controller(Notebook(vars(sys.modules["__main__"])))
+            controller.current.preload(wanted=True)
+            atexit.register(controller.current.close)
+        return controller.current

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -65,9 +66,10 @@ class Capture:
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
-        """Close the memory that no later cell can use."""
-        if self.command is not None and self.command.stream in self.segments:
-            self.segments.pop(self.command.stream).close()
+        """Close the memory; the notebook keeps what later cells can use."""
+        for segment in self.segments.values():
+            segment.close()
+        self.segments = {}
 
 
 class Notebook:
@@ -92,6 +94,7 @@ class Notebook:
         self._cells = cells
         self._shared = SharedValues(free_bytes)
         self._reported_hidden: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()  # several threads may capture at once
 
     def defines(self, name: str) -> bool:
         """Return whether the user has defined this name."""
@@ -105,7 +108,8 @@ class Notebook:
 
     def forget_unbound(self) -> None:
         """Give back the memory of names that the notebook no longer defines."""
-        self._shared.free([n for n in self._shared.kept_names() if not self.defines(n)])
+        with self._lock:
+            self._shared.free([n for n in self._shared.kept_names() if not self.defines(n)])
 
     def capture(
         self,
@@ -125,10 +129,20 @@ class Notebook:
         Raises:
             CaptureError: A value cannot be sent.
         """
+        with self._lock:
+            return self._capture(cell, only, held, extra or {})
+
+    def _capture(
+        self,
+        cell: Names,
+        only: Collection[str] | None,
+        held: Held | None,
+        extra: Mapping[str, Any],
+    ) -> Capture:
         began = time.monotonic()
-        if unknown := [n for n in only or () if n not in (extra or {}) and not self.defines(n)]:
+        if unknown := [n for n in only or () if n not in extra and not self.defines(n)]:
             raise CaptureError(f"--capture: `{unknown[0]}` is not defined in the notebook")
-        needed = NeededValues(self, self._shared, only, held or Held(), extra or {})
+        needed = NeededValues(self, self._shared, only, held or Held(), extra)
         needed.follow(cell)
         stream = needed.stream
         capture = Capture(prelude=needed.prelude)

@@ -189,9 +189,10 @@ class Controller:
         self.forkserver.want(run.imported)
         if session := self.sessions.get(run.options.session):
             session.held.bound.update(run.bound)
-        self.sessions.lost.pop(run.options.session, None)  # the run has reported it
+        else:
+            self.sessions.forget(run.options.session)
 
     def close(self) -> None:
         """End the sessions and the forkserver."""
-        self.sessions.end_all()
+        self.sessions.close()
         self.forkserver.close()

@@ -260,7 +260,7 @@ class WorkerGroup:
     @property
     def pids(self) -> Mapping[int, int]:
         """The ranks' process ids, by rank, as far as they are known."""
-        members = self._connections.members.items()
+        members = list(self._connections.members.items())  # another thread may ask, for a status
         return {rank: member.process.pid for rank, member in members if member.process}
 
     @property

@@ -19,6 +19,7 @@ from ddp_magic.display.status import Status
 from ddp_magic.errors import (
     CellSyntaxError,
     DDPMagicError,
+    LaunchError,
     RunInterrupted,
     WorkerError,
     WorkerLostError,
@@ -154,7 +155,11 @@ class DDPMagics(Magics):
     def _run(self, args: SimpleNamespace, body: str) -> DDPMagicError | RunInterrupted | None:
         """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
-        with without_frames(lambda: interrupted_words(run)), warnings_without_ours():
+        with (
+            without_frames(lambda: interrupted_words(run)),
+            warnings_without_ours(),
+            self.controller.sessions.claim(args.session),
+        ):
             try:
                 options = self.controller.join(args) or resolve(args)
             except OptionError as error:
@@ -239,7 +244,10 @@ class DDPMagics(Magics):
             raise UsageError(f"%ddp_stop: missing session: give its name, or --all ({there})")
         if args.session not in names:
             raise UsageError(f"%ddp_stop: unknown session {args.session!r}: {there}")
-        return [sessions.end(args.session)]
+        try:
+            return [sessions.end(args.session)]
+        except LaunchError as error:
+            raise UsageError(f"%ddp_stop: {error}") from error
 
     @line_cell_magic
     def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own

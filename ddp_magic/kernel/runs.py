@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import deque
 from collections.abc import Iterator
 
@@ -12,28 +13,32 @@ KEEP_RUNS = 200
 
 
 class Runs:
-    """The runs of this kernel, newest first."""
+    """The runs of this kernel, newest first. Several threads may add to them."""
 
     def __init__(self) -> None:
         self._runs: deque[Run] = deque(maxlen=KEEP_RUNS)
+        self._lock = threading.Lock()
 
     def add(self, run: Run) -> None:
         """Add a run."""
-        self._runs.appendleft(run)
+        with self._lock:
+            self._runs.appendleft(run)
 
     def __iter__(self) -> Iterator[Run]:
-        return iter(list(self._runs))
+        with self._lock:
+            return iter(list(self._runs))
 
     def without_results(self, run: Run) -> None:
         """Drop the results of the stored run; the caller's own `Run` keeps them."""
         kept = copy.copy(run)
         kept.results = {}
-        self._runs[self._runs.index(run)] = kept
+        with self._lock:  # other threads' runs move it
+            self._runs = deque((kept if r is run else r for r in self._runs), maxlen=KEEP_RUNS)
 
     def last_binding(self, name: str) -> Run | None:
         """Return the newest run whose cell assigned this name; None if there is none."""
-        return next((run for run in self._runs if name in run.bound), None)
+        return next((run for run in self if name in run.bound), None)
 
     def find(self, run_id: str) -> Run | None:
         """Return the newest run whose id ends with `run_id`; None if there is none."""
-        return next((run for run in self._runs if run.id.endswith(run_id)), None)
+        return next((run for run in self if run.id.endswith(run_id)), None)

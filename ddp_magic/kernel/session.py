@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.status import SessionStatus
+from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.interrupts import deferred
 from ddp_magic.kernel.needed_values import Held
@@ -77,35 +80,99 @@ class Session:
 class Sessions:
     """The sessions of this kernel.
 
+    Several threads may use them: Python threads that call `run`, the subshells of a notebook. A
+    session serves one of them at a time, which claims it by its name for its whole cell; everyone
+    else is refused at once. To wait would be worse: Stop does not reach a thread that waits.
+
     Attributes:
         lost: Why a session ended by itself, by its name, until that is reported.
     """
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
+        self._claims: dict[str, object] = {}
+        self._lock = threading.Lock()
         self.lost: dict[str, str] = {}
+
+    @contextmanager
+    def claim(self, name: str | None) -> Iterator[None]:
+        """Use, start or end the session of this name; no other thread can meanwhile.
+
+        Args:
+            name: Its name; None or empty for no session.
+
+        Raises:
+            LaunchError: Another thread uses it.
+        """
+        if not name:
+            yield
+            return
+        claim = object()
+        try:
+            with self._lock:
+                if name in self._claims:
+                    raise LaunchError(
+                        f"session {name} is in use by another thread or subshell: try again "
+                        "when its cell has ended"
+                    )
+                self._claims[name] = claim
+                self._look(name)
+            yield
+        finally:
+            if self._claims.get(name) is claim:
+                del self._claims[name]
+
+    def _look(self, name: str) -> None:
+        """Drop the session of this name if it has ended since it was last used."""
+        session = self._sessions.get(name)
+        if session is not None and not session.alive():
+            self.lost[name] = session.why_it_ended()
+            del self._sessions[name]
 
     def __iter__(self) -> Iterator[Session]:
         """Iterate over the sessions that are alive."""
-        for name, session in list(self._sessions.items()):
-            if session.alive():
-                yield session
-            else:
-                self.lost[name] = session.why_it_ended()
-                del self._sessions[name]
+        with self._lock:
+            for name in list(self._sessions):
+                if name not in self._claims:  # else the thread that uses it looks itself
+                    self._look(name)
+            return iter(list(self._sessions.values()))
 
     def get(self, name: str) -> Session | None:
-        """Return the session of this name; None if there is none alive."""
-        return next((session for session in self if session.name == name), None)
+        """Return the session of this name; None if there is none. For the thread that uses it."""
+        session = self._sessions.get(name)
+        return None if session is None or session.group.ended else session
 
     def add(self, session: Session) -> None:
         """Add a session."""
         self._sessions[session.name] = session
 
+    def forget(self, name: str) -> None:
+        """Drop a session that ended in a cell; the cell has reported it."""
+        self._sessions.pop(name, None)
+
     def end(self, name: str) -> str:
-        """End a session; return a message for the user."""
-        return self._sessions.pop(name).end()
+        """End a session; return a message for the user.
+
+        Raises:
+            LaunchError: Another thread uses it.
+        """
+        with self.claim(name):
+            session = self._sessions.pop(name, None)
+            return f"session {name} has ended already" if session is None else session.end()
 
     def end_all(self) -> list[str]:
-        """End all sessions; return messages for the user."""
-        return [self.end(name) for name in list(self._sessions)]
+        """End all sessions that are not in use; return messages for the user."""
+        messages = []
+        for name in list(self._sessions):
+            try:
+                messages.append(self.end(name))
+            except LaunchError as error:
+                messages.append(str(error))
+        return messages
+
+    def close(self) -> None:
+        """End all sessions; those in use at once."""
+        for name in list(self._claims):
+            if (session := self._sessions.get(name)) is not None:
+                session.group.kill()  # the thread that uses it sees its end
+        self.end_all()

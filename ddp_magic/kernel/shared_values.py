@@ -56,7 +56,8 @@ class SharedValues:
             sources: Text and cell number of the code of functions, by the file's name.
 
         Returns:
-            The command for the ranks, and the shared memory that it names, by number.
+            The command for the ranks, and the shared memory that it names, by number. It is the
+            caller's, also after another thread has had it given back here.
 
         Raises:
             CaptureError: There is not enough memory.
@@ -79,7 +80,7 @@ class SharedValues:
             if name in fresh:
                 self._keep(name, buffers)
             number, segment = self._kept[name]
-            segments[number] = segment
+            segments[number] = segment.duplicate()
             parts.append([number, 0, len(buffers)])
         segments[common] = _segment(small)
         command = Captured(

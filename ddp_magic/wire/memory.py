@@ -52,6 +52,10 @@ class Segment:
             raise
         return cls(fd, [buffer.nbytes for buffer in buffers])
 
+    def duplicate(self) -> Segment:
+        """Return the same memory with a descriptor of its own."""
+        return Segment(os.dup(self.fd), self.sizes)
+
     @property
     def nbytes(self) -> int:
         """Total size of its buffers, in bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -235,6 +236,39 @@ def test_two_sessions_and_a_run_between(lab: Kernel) -> None:
     assert lab.run("%ddp_stop a").text.strip() == "session a (1 rank) ended"
     assert lab.run("%ddp_stop --all").text.strip() == "session b (2 ranks) ended"
     assert "unknown session 'a': there is no session" in str(lab.run("%ddp_stop a").error)
+
+
+def test_threads_that_use_a_session_at_once(lab: Kernel) -> None:
+    """One runs, whether it starts the session or not; the others and a stop are refused at once."""
+    result = lab.run(
+        textwrap.dedent("""
+        import ddp_magic, threading, time
+        from concurrent.futures import ThreadPoolExecutor
+        from IPython.core.error import UsageError
+        shell = get_ipython()
+        def outcome(call):
+            try:
+                call()
+            except (ddp_magic.LaunchError, UsageError) as error:
+                return "refused" if "in use by another thread" in str(error) else str(error)
+            return "ok"
+        def cell(ranks):
+            text = "import time; time.sleep(2); made = rank"
+            ddp_magic.run(text, session="lab", nproc_per_node=ranks)
+        def stop():
+            time.sleep(1)
+            shell.run_line_magic("ddp_stop", "lab")
+        def status():
+            time.sleep(1)
+            shell.run_line_magic("ddp_status", "")
+        for ranks in (2, None):
+            calls = [lambda: cell(ranks), lambda: cell(ranks), lambda: cell(ranks), stop, status]
+            with ThreadPoolExecutor(len(calls)) as pool:
+                print(sorted(pool.map(outcome, calls)), flush=True)
+        """)
+    )
+    assert result.text.count("['ok', 'ok', 'refused', 'refused', 'refused']") == 2, result
+    _sums(lab)
 
 
 def test_exit_handlers_run_at_the_end(lab: Kernel) -> None:

@@ -77,7 +77,7 @@ class FakeGroup:
         self.commands: list[tuple[Any, ...]] = []
         self._batches = deque(batches)
         self._reactions = dict(on or {})
-        self._between, self._late = between, late
+        self.between, self._late = between, late
         self._unseen: list[RunEvent] = []
         self._empty_polls = 0
 
@@ -134,7 +134,7 @@ class FakeGroup:
         return self._play(late)
 
     def look(self) -> None:
-        between, self._between = self._between, ()
+        between, self.between = self.between, ()
         self._unseen += self._play(between)
 
     def rejoin(self) -> list[RunEvent]:

@@ -18,7 +18,7 @@ from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
 from ddp_magic.wire.kernel_events import GroupEnded, Note
 from ddp_magic.wire.messages import CellNames
-from tests.unit.fakes import FakeGroup, FakeScreen, finished, idle
+from tests.unit.fakes import FakeGroup, FakeScreen, exited, finished, idle
 
 NOTHING: dict[str, Any] = {
     "argv": (),
@@ -117,8 +117,9 @@ def test_a_new_session_in_place_of_a_lost_one(tmp_path: Path) -> None:
     group = FakeGroup(tmp_path, kept=True, started=True, between=[GroupEnded(agent_died=True)])
     options = Options(nproc=2, session="lab")
     controller.sessions.add(Session(options, group))  # type: ignore[arg-type]
-    assert controller.join(_args(session="lab")) is None
-    run = controller.make(_cell(), options, None)
+    with controller.sessions.claim("lab"):
+        assert controller.join(_args(session="lab")) is None
+        run = controller.make(_cell(), options, None)
     (note,) = run._capture.notes
     assert note.startswith("session lab had ended since its last cell: its agent died")
     assert controller.sessions.lost == {}
@@ -160,6 +161,21 @@ def test_what_a_sessions_cell_bound_is_its_own(lab: tuple[Controller, FakeGroup]
     around = controller.make(_cell(), Options(nproc=1), None)._around
     assert around.elsewhere("model") == ("Cell In[4]", "lab")
     assert around.elsewhere("other") == ("", "")
+
+
+def test_a_session_that_ends_in_a_cell(tmp_path: Path) -> None:
+    """The cell has said so; the next one starts the session again without a word."""
+    controller = _controller()
+    ends = [exited(0, -9), exited(1, -9), GroupEnded()]
+    group = FakeGroup(tmp_path, kept=True, started=True, on={"RunCell": [ends]})
+    options = Options(nproc=2, session="lab")
+    controller.sessions.add(Session(options, group))  # type: ignore[arg-type]
+    with controller.sessions.claim("lab"):
+        controller.execute(controller.make(_cell(), options, None), FakeScreen())
+    assert list(controller.sessions) == []
+    with controller.sessions.claim("lab"):
+        assert controller.make(_cell(), options, None)._capture.notes == []
+    controller.close()
 
 
 def test_a_kept_run_holds_no_results(lab: tuple[Controller, FakeGroup]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
 
 import pytest
 
@@ -12,23 +12,15 @@ from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.options import OptionError
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
+from tests.unit.fakes import FakeGroup
 
 ADVICE = "omit the option, run %ddp_stop lab first, or use another session name"
 
 
-class _Kept:
-    """A session of two ranks, without them."""
-
-    name = "lab"
-    options = Options(nproc=2, session="lab", backend="gloo")
-
-    def alive(self) -> bool:
-        return True
-
-
 def _join(line: str) -> Options | None:
     controller = Controller(Notebook({}))
-    controller.sessions.add(cast("Session", _Kept()))
+    options = Options(nproc=2, session="lab", backend="gloo")
+    controller.sessions.add(Session(options, FakeGroup(Path("unused"))))  # type: ignore[arg-type]
     return controller.join(parse_line("%%ddp", line))
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import END_S, Session, Sessions
 from ddp_magic.wire.kernel_events import GroupEnded
+from tests.limits import HANG_S
 from tests.unit.fakes import FakeGroup, exited, hello, press_stop
 
 
@@ -44,10 +48,10 @@ def test_a_rank_that_dies_between_cells_ends_the_session(tmp_path: Path) -> None
     """It is gone from the list; why is kept until the user is told."""
     sessions = Sessions()
     sessions.add(_session(_group(tmp_path, between=[exited(1, -9), GroupEnded()])))
-    assert sessions.get("lab") is None
+    assert list(sessions) == []
     (why,) = sessions.lost.values()
     assert why.startswith("rank 1 was killed by SIGKILL (exit -9)")
-    assert list(sessions) == []
+    assert sessions.get("lab") is None
 
 
 def test_an_agent_that_dies_between_cells(tmp_path: Path) -> None:
@@ -96,6 +100,90 @@ def test_ending_all(tmp_path: Path) -> None:
         sessions.add(_session(_group(tmp_path, [GroupEnded()]), name))
     assert sessions.end_all() == ["session one (2 ranks) ended", "session two (2 ranks) ended"]
     assert sessions.end_all() == []
+
+
+# --- several threads --------------------------------------------------------------------------
+
+
+def test_a_session_serves_one_thread_at_a_time() -> None:
+    """Of all that start or use it at once, one goes on and the others are refused."""
+    sessions = Sessions()
+    together = threading.Barrier(8)
+
+    def one_thread(_: int) -> bool:
+        together.wait(HANG_S)
+        try:
+            with sessions.claim("lab"):
+                together.wait(HANG_S)
+        except LaunchError:
+            together.wait(HANG_S)
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(one_thread, range(8))) == 1
+
+
+def test_who_is_refused_learns_why() -> None:
+    sessions = Sessions()
+    why = "session lab is in use by another thread or subshell: try again when its cell has ended"
+    with sessions.claim("lab"), pytest.raises(LaunchError, match=f"^{why}$"), sessions.claim("lab"):
+        pass
+
+
+def test_other_sessions_and_runs_go_on_beside_it() -> None:
+    """None is a run with ranks of its own."""
+    sessions = Sessions()
+    with sessions.claim("lab"), sessions.claim("other"), sessions.claim(None), sessions.claim(None):
+        pass
+
+
+def test_a_session_is_free_after_an_error() -> None:
+    sessions = Sessions()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), sessions.claim("lab"):
+            raise ZeroDivisionError
+
+
+def test_a_session_in_use_is_left_alone(tmp_path: Path) -> None:
+    """A status does not take events from the thread that waits for them."""
+    sessions = Sessions()
+    group = _group(tmp_path)
+    session = _session(group)
+    sessions.add(session)
+    with sessions.claim("lab"):
+        group.between = [exited(1, -9), GroupEnded()]
+        assert list(sessions) == [session]
+        assert not group.ended
+    assert list(sessions) == []
+
+
+def test_a_session_in_use_is_not_ended(tmp_path: Path) -> None:
+    """`%ddp_stop --all` ends the others, and says which one is left."""
+    sessions = Sessions()
+    groups = {name: _group(tmp_path, [GroupEnded()]) for name in ("one", "two")}
+    for name, group in groups.items():
+        sessions.add(_session(group, name))
+    with sessions.claim("one"):
+        with pytest.raises(LaunchError, match="session one is in use"):
+            sessions.end("one")
+        busy, ended = sessions.end_all()
+    assert busy.startswith("session one is in use")
+    assert ended == "session two (2 ranks) ended"
+    assert [session.name for session in sessions] == ["one"]
+
+
+def test_the_kernels_end_is_that_of_a_session_in_use(tmp_path: Path) -> None:
+    """Its ranks are killed; the thread that waits for them sees it."""
+    sessions = Sessions()
+    group = _group(tmp_path)
+    sessions.add(_session(group))
+    with sessions.claim("lab"):
+        sessions.close()
+    assert group.commands == [("kill", ())]
+
+
+# --- its status -------------------------------------------------------------------------------
 
 
 def test_a_sessions_status(tmp_path: Path) -> None:
