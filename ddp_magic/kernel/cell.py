@@ -170,5 +170,5 @@ def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> st
     except FileNotFoundError:  # it has been removed
         here = cell_path.parent
     names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-    files = (str(here / f"{name}.py") for name in names)
+    files = (f"{here}/{name}.py" for name in names)
     return next(file for file in files if file not in taken and not os.path.lexists(file))

@@ -124,14 +124,10 @@ class Controller:
             CaptureError: A value that the cell needs cannot be sent to the ranks.
             LaunchError: torch is not installed.
         """
-        if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
-            raise LaunchError(
-                f"torch is not installed in the notebook's environment ({sys.prefix}): "
-                "run `%pip install torch` in a cell, then this one again"
-            )
         session = self.sessions.get(options.session) if options.session else None
-        if options.session and session is None:
-            session = Session.of(options)
+        if session is None:
+            _check_torch()
+            session = Session.of(options) if options.session else None
         held = session.held if session else None
         capture = self.notebook.capture(cell.names, only, held, extra)
         if session is None:
@@ -196,3 +192,16 @@ class Controller:
         """End the sessions and the forkserver."""
         self.sessions.close()
         self.forkserver.close()
+
+
+def _check_torch() -> None:
+    """Check that ranks could import torch.
+
+    Raises:
+        LaunchError: They could not.
+    """
+    if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
+        raise LaunchError(
+            f"torch is not installed in the notebook's environment ({sys.prefix}): "
+            "run `%pip install torch` in a cell, then this one again"
+        )

@@ -7,14 +7,14 @@ nothing is executed to read a message: what does not fit the class raises `Proto
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import enum
 import functools
 import json
 import re
 import reprlib
 import types
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.messages import (
@@ -42,6 +42,7 @@ _CLASSES: dict[str, type[Any]] = {
 }
 # Shown to a person; paths and environments keep bytes that are not UTF-8.
 _SHOWN = (AgentDone, DisplayData, Error, Finished, Heartbeat, Results, CellNames, WorkerReady)
+_Check: TypeAlias = Callable[[object], bool]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -52,8 +53,8 @@ def encode(message: Command | Event) -> bytes:
         ProtocolError: The reader would reject it: it is too long, or a display of the user's is
             invalid.
     """
-    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
-    payload = json.dumps({"type": type(message).__name__, **fields}, default=str).encode()
+    fields = {"type": type(message).__name__, **vars(message)}
+    payload = json.dumps(fields, default=str).encode()
     if len(payload) > MAX_BYTES:
         raise ProtocolError(
             f"{type(message).__name__} has {len(payload):,} bytes; the limit is {MAX_BYTES:,}"
@@ -77,56 +78,66 @@ def decode(payload: bytes) -> Command | Event:
             # A lone surrogate, which cannot be sent to a notebook.
             whole = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
             fields = json.loads(whole)
-        wanted = _types(cls.__name__)
+        enums = _enums(cls.__name__)
         message: Command | Event = cls(
-            **{name: _restored(value, wanted.get(name)) for name, value in fields.items()}
+            **{name: _restored(value, enums.get(name)) for name, value in fields.items()}
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r:.200}") from error
-    for name, kind in wanted.items():
+    for name, fits in _checks(cls.__name__):
         value = getattr(message, name)
-        if not _fits(value, kind, signed=name in _SIGNED):
+        if not fits(value):
             raise ProtocolError(f"invalid {cls.__name__}.{name}: {reprlib.repr(value)}")
     return message
 
 
-def _restored(value: object, wanted: Any) -> object:  # noqa: ANN401 -- a type, as written
+def _restored(value: object, kind: type[enum.Enum] | None) -> object:
     """Turn what JSON cannot express back into what was sent, so that messages compare equal."""
     if isinstance(value, list):
         return tuple(value)
-    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        return wanted(value)
-    return value
+    return value if kind is None else kind(value)
+
+
+# Types are examined once for each class: a rank that prints much sends thousands of messages.
 
 
 @functools.cache
-def _types(name: str) -> dict[str, Any]:
-    return get_type_hints(_CLASSES[name])
+def _enums(name: str) -> dict[str, type[enum.Enum]]:
+    """Return the fields of a message that are enums."""
+    kinds = get_type_hints(_CLASSES[name]).items()
+    return {n: kind for n, kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)}
 
 
-def _fits(value: object, wanted: Any, *, signed: bool) -> bool:  # noqa: ANN401 -- a type, as written
-    """Return whether a value from JSON is of a field's type."""
-    items: list[object]
+@functools.cache
+def _checks(name: str) -> tuple[tuple[str, _Check], ...]:
+    """Return, for each field of a message, what checks its value."""
+    kinds = get_type_hints(_CLASSES[name]).items()
+    return tuple((field, _check(kind, signed=field in _SIGNED)) for field, kind in kinds)
+
+
+def _check(wanted: Any, *, signed: bool) -> _Check:  # noqa: ANN401 -- a type, as written
+    """Return a function that returns whether a value from JSON is of a field's type."""
     match get_origin(wanted), get_args(wanted):
-        case (types.UnionType, options):
-            return any(_fits(value, option, signed=signed) for option in options)
-        case (builtins.tuple, (of, *_)):
-            items = list(value) if isinstance(value, tuple) else [_NOTHING]
-        case (builtins.list, (of,)):
-            items = list(value) if isinstance(value, list) else [_NOTHING]
-        case (builtins.dict, (_, of)):
-            items = list(value.values()) if isinstance(value, dict) else [_NOTHING]
+        case (types.UnionType, kinds):
+            options = [_check(kind, signed=signed) for kind in kinds]
+            return lambda value: any(fits(value) for fits in options)
+        case (builtins.tuple | builtins.list | builtins.dict as collection, kinds):
+            of = kinds[1] if collection is dict else kinds[0]
+            fits_all = _is_shallow if of is Any else _each(_check(of, signed=signed))
+            return lambda value: isinstance(value, collection) and fits_all(_items(value))
         case _:
-            return _is(value, wanted, signed=signed)
-    if of is Any:
-        return _NOTHING not in items[:1] and _is_shallow(items)
-    return all(_fits(item, of, signed=signed) for item in items)
+            return functools.partial(_is, wanted=wanted, signed=signed)
 
 
-_NOTHING = object()  # of no type
+def _each(fits: _Check) -> Callable[[list[object]], bool]:
+    return lambda items: all(fits(item) for item in items)
 
 
-def _is(value: object, wanted: Any, *, signed: bool) -> bool:  # noqa: ANN401 -- a type
+def _items(value: Any) -> list[object]:  # noqa: ANN401 -- a list, a tuple or a dictionary
+    return list(value.values() if isinstance(value, dict) else value)
+
+
+def _is(value: object, *, wanted: type, signed: bool) -> bool:
     if isinstance(value, bool):  # which Python counts as an int
         return wanted is bool
     if wanted is int:
@@ -142,5 +153,5 @@ def _is_shallow(items: list[object]) -> bool:
         below = [item for item in items if isinstance(item, (dict, list))]
         if not below:
             return True
-        items = [x for item in below for x in (item.values() if isinstance(item, dict) else item)]
+        items = [x for item in below for x in _items(item)]
     return False
