@@ -38,7 +38,6 @@ class CommandListener:
         activity: What the main thread is doing.
         values: Where the notebook's values go.
         abort_collectives: Called in a thread of its own, to end a wait in a collective.
-        on_command: Called after a command has been queued.
     """
 
     def __init__(
@@ -48,13 +47,11 @@ class CommandListener:
         values: NotebookValues,
         *,
         abort_collectives: Callable[[], None],
-        on_command: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._activity = activity
         self._values = values
         self._abort_collectives = abort_collectives
-        self._on_command = on_command
         self._queue: queue.SimpleQueue[MainCommand] = queue.SimpleQueue()
 
     def next_command(self) -> MainCommand:
@@ -83,7 +80,6 @@ class CommandListener:
                 if self._activity.phase is Phase.IDLE:
                     interrupts.forget_missed()
                 self._queue.put(command)
-                self._on_command()
 
     def _interrupt(self, *, abort_collectives: bool) -> None:
         interrupts.send()

@@ -98,7 +98,6 @@ class Worker:
             self._activity,
             self._values,
             abort_collectives=self._abort_collectives,
-            on_command=self._heartbeats.beat_now,
         )
         # Before the hello, since from then on the kernel may ask for stacks.
         stacks.register(self._directory.stacks(self._rank))
