@@ -8,35 +8,51 @@ import dataclasses
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic import errors
 from ddp_magic.display.screen import CellScreen
-from ddp_magic.kernel import cell, controller, pull
+from ddp_magic.kernel import call, cell, controller
 from ddp_magic.kernel.arguments import parse_keywords
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
+from ddp_magic.kernel.option_help import keyword_lines
 from ddp_magic.kernel.options import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.value_stream import Extra
 
 _creation = threading.Lock()  # the first runs of several threads share one controller
-_CALL = "_result = _function(*_arguments)"
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _lists_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
+    """Add the options to a function's docstring, which `?` and `help` show."""
+
+    def decorate(function: F) -> F:
+        if function.__doc__ is not None:  # python -OO
+            function.__doc__ += f"\n    Options:\n{keyword_lines(without)}\n"
+        return function
+
+    return decorate
+
+
+@_lists_options(without=["pull"])
 def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # noqa: ANN401
     """Call a function on every rank.
 
     Args:
         function: Any function: from the notebook, a script or a module, or a lambda.
         *args: Its arguments. Each rank gets its own copy; arrays share their memory.
-        **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `gpus="0,1"`,
-            `time_limit=60`, `session="lab"`, `no_raise_error=True`, ...
+        **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `time_limit=60`;
+            see below.
 
     Returns:
         The run. Its `results` are the values that the function returned, one for each rank.
@@ -55,22 +71,23 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
         if not callable(function):
             raise TypeError(f"launch takes a function, not {type(function).__name__}")
         wanted = parse_keywords(options)
-    wanted.pull = (pull.Pull("_result", None),)
-    made = _run(_CALL, wanted, {"_function": function, "_arguments": args})
-    made.results = made.results.get("_result", [])
+    wanted.pull = (call.PULL,)
+    made = _run(*call.cell_of_call(function, args), wanted)
+    made.results = call.results(made.results)
     if (error := _failure(made, wanted)) is not None:
         del made  # the traceback keeps this frame, which must not keep the results
         raise error
     return made
 
 
+@_lists_options()
 def run(text: str, **options: Any) -> Run:  # noqa: ANN401
     """Run the text of a cell, as `%%ddp` does.
 
     Args:
         text: The cell.
-        **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `pull="loss@all"`,
-            `argv=["--lr", "1"]`, ...
+        **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `pull="loss@all"`;
+            see below.
 
     Returns:
         The run. Its `results` are the pulled values, by name.
@@ -87,7 +104,7 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
         wanted = parse_keywords(options)
         if not isinstance(text, str):
             raise TypeError(f"run takes the text of a cell, not {type(text).__name__}")
-    made = _run(text, wanted, {})
+    made = _run(text, {}, wanted)
     if (error := _failure(made, wanted)) is not None:
         del made  # as in `launch`
         raise error
@@ -105,7 +122,7 @@ def _misuse_in_one_line() -> Iterator[None]:
         raise errors.one_line(error) from None
 
 
-def _run(text: str, wanted: SimpleNamespace, extra: dict[str, Any]) -> Run:
+def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run:
     made: Run | None = None
     with (
         without_frames(lambda: interrupted_words(made)),
@@ -114,7 +131,7 @@ def _run(text: str, wanted: SimpleNamespace, extra: dict[str, Any]) -> Run:
         shell = get_ipython()
         with _misuse_in_one_line():
             options = home.join(wanted) or resolve(wanted)
-        options = dataclasses.replace(options, call=bool(extra))
+        options = dataclasses.replace(options, call=bool(extra), from_python=True)
         manager = shell.input_transformer_manager if shell is not None else TransformerManager()
         try:
             ready = cell.prepare(

@@ -20,7 +20,7 @@ from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.needed_values import Held, NeededValues
 from ddp_magic.kernel.shared_values import SharedValues, available_bytes
-from ddp_magic.kernel.value_stream import nbytes
+from ddp_magic.kernel.value_stream import Extra, nbytes
 from ddp_magic.wire.memory import Segment, size_words
 from ddp_magic.wire.messages import Captured
 
@@ -33,7 +33,7 @@ class Value:
     """A value of the notebook's that was sent to the ranks.
 
     Attributes:
-        name: Its name.
+        name: Its name; that of the parameter for an argument of `launch`.
         type: Its value's class.
         nbytes: Size of its arrays and tensors, bytes.
     """
@@ -116,7 +116,8 @@ class Notebook:
         cell: Names,
         only: Collection[str] | None = None,
         held: Held | None = None,
-        extra: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Extra] | None = None,
+        option: str = "--capture",
     ) -> Capture:
         """Copy the values that a cell needs into shared memory.
 
@@ -125,23 +126,29 @@ class Notebook:
             only: Names that may be sent; None for all.
             held: What the ranks have already, if they are a session's; it is brought up to date.
             extra: Names that the cell has beside the notebook's.
+            option: What messages call `only`.
 
         Raises:
             CaptureError: A value cannot be sent.
         """
         with self._lock:
+            self._check_defined(only or (), extra or {}, option)
             return self._capture(cell, only, held, extra or {})
+
+    def _check_defined(
+        self, names: Collection[str], extra: Mapping[str, Extra], option: str
+    ) -> None:
+        if unknown := [n for n in names if n not in extra and not self.defines(n)]:
+            raise CaptureError(f"{option}: `{unknown[0]}` is not defined in the notebook")
 
     def _capture(
         self,
         cell: Names,
         only: Collection[str] | None,
         held: Held | None,
-        extra: Mapping[str, Any],
+        extra: Mapping[str, Extra],
     ) -> Capture:
         began = time.monotonic()
-        if unknown := [n for n in only or () if n not in extra and not self.defines(n)]:
-            raise CaptureError(f"--capture: `{unknown[0]}` is not defined in the notebook")
         needed = NeededValues(self, self._shared, only, held or Held(), extra)
         needed.follow(cell)
         stream = needed.stream
@@ -151,7 +158,11 @@ class Notebook:
             sources = self._sources(stream.pickler.code_files)
             capture.command, capture.segments = self._shared.pack(stream, sources)
             capture.values = [
-                Value(name=name, type=kind, nbytes=nbytes(stream.buffers[name]))
+                Value(
+                    name=extra[name].name if name in extra else name,
+                    type=kind,
+                    nbytes=nbytes(stream.buffers[name]),
+                )
                 for name, kind in stream.types.items()
             ]
             if held is not None:

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Collection, Mapping
 from types import SimpleNamespace
-from typing import Any
 
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.record import Screen
@@ -23,6 +22,7 @@ from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
+from ddp_magic.kernel.value_stream import Extra
 
 current: Controller | None = None  # of this process
 
@@ -108,7 +108,7 @@ class Controller:
         *,
         execution_count: int | None = None,
         settings: dict[str, str] | None = None,
-        extra: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Extra] | None = None,
     ) -> Run:
         """Create a cell's run, in a session's ranks or in its own.
 
@@ -129,7 +129,9 @@ class Controller:
             _check_torch()
             session = Session.of(options) if options.session else None
         held = session.held if session else None
-        capture = self.notebook.capture(cell.names, only, held, extra)
+        capture = self.notebook.capture(
+            cell.names, only, held, extra, option=options.spelled("capture")
+        )
         if session is None:
             capture.notes += self._results_left(cell)
         if session is not None:

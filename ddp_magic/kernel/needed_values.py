@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.shared_values import SharedValues
-from ddp_magic.kernel.value_stream import ValueStream
+from ddp_magic.kernel.value_stream import Extra, ValueStream
 from ddp_magic.prelude import HOMES
 
 RANK_NAMES = frozenset({"rank", "local_rank", "world_size", "device"})
@@ -63,9 +63,9 @@ class NeededValues:
         shared: SharedValues,
         only: Collection[str] | None,
         held: Held,
-        extra: Mapping[str, Any],
+        extra: Mapping[str, Extra],
     ) -> None:
-        self.stream = ValueStream(notebook.names)
+        self.stream = ValueStream(notebook.names, extra)
         self.prelude: set[str] = set()
         self.rank_names: list[str] = []
         self._notebook = notebook
@@ -98,7 +98,7 @@ class NeededValues:
 
     def fingerprint(self, name: str) -> tuple[bytes, list[str]]:
         """Return bytes that change with a value, and the global names that its functions read."""
-        alone = ValueStream(self._notebook.names)
+        alone = ValueStream(self._notebook.names, self._extra)
         needs = alone.write(name, self._value(name))
         digest = hashlib.sha1(alone.file.getbuffer(), usedforsecurity=False)
         buffers = alone.buffers[name]
@@ -144,7 +144,7 @@ class NeededValues:
             return []
         if optional and not self._can_be_sent(name):
             return []
-        if name in self._held.given:
+        if name in self._held.given and name not in self._extra:  # each call gets its own copy
             fingerprint, needs = self.fingerprint(name)
             if fingerprint == self._held.given[name]:
                 return needs
@@ -154,7 +154,7 @@ class NeededValues:
         return name in self._extra or self._notebook.defines(name)
 
     def _value(self, name: str) -> Any:  # noqa: ANN401 -- the user's
-        return self._extra[name] if name in self._extra else self._notebook.names[name]
+        return self._extra[name].value if name in self._extra else self._notebook.names[name]
 
     def _is_type(self, name: str) -> bool:
         """Return whether an annotation that mentions this name may mean the notebook's."""

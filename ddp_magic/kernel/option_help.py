@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+from ddp_magic.kernel.options import KEYWORDS, OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
 
 _WIDTH = 88
 _COLUMN = 29
@@ -23,6 +23,24 @@ def option_lines(options: Sequence[Option]) -> str:
         else:
             lines += [head, *(" " * _COLUMN + line for line in text)]
     return "\n".join(lines)
+
+
+def keyword_lines(without: Collection[str] = ()) -> str:
+    """Return the keywords of `launch` and `run`, for a docstring's section.
+
+    Args:
+        without: Those that the function does not take.
+    """
+    return "\n".join(
+        textwrap.fill(
+            f"{name}: {option.help.replace('`', '')}",
+            _WIDTH,
+            initial_indent=" " * 8,
+            subsequent_indent=" " * 12,
+        )
+        for name, option in KEYWORDS.items()
+        if name not in without
+    )
 
 
 def markdown_table() -> str:

@@ -26,10 +26,12 @@ class Pull:
     Attributes:
         path: A name in the cell, possibly dotted.
         rank: The rank whose value it is; None for a list of all ranks' values.
+        label: What messages call it; empty for the path.
     """
 
     path: str
     rank: int | None = 0
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -117,7 +119,7 @@ class Pulls:
             missing = [r for r in ranks if pull.path not in self._values.get(r, {})]
             if missing:
                 why = self._reasons.get((missing[0], pull.path), "did not arrive")
-                self.failed.append(f"`{pull.path}` of rank {missing[0]} {why}")
+                self.failed.append(f"{pull.label or f'`{pull.path}`'} of rank {missing[0]} {why}")
                 continue
             values = [self._values[r][pull.path] for r in ranks]
             found[pull.name] = values if pull.rank is None else values[0]

@@ -119,10 +119,10 @@ class Run(RunRecord):
         if self.error is not None:
             lines.append(f"  error: {type(self.error).__name__}: {self.error}")
         if self.results:
-            names = self.results if isinstance(self.results, dict) else ["one a rank"]
+            names = self.results if isinstance(self.results, dict) else ["one per rank"]
             lines.append(f"  results: {', '.join(names)}")
         if self.captured:
-            lines.append(f"  captured: {', '.join(map(str, self.captured))}")
+            lines.append(f"  captured: {', '.join(dict.fromkeys(map(str, self.captured)))}")
         lines.append(f"  logs: {self.logs}")
         return "\n".join(lines)
 
@@ -236,11 +236,13 @@ class Run(RunRecord):
         if self.error is None:
             self.results = values
             if self._pulls.failed:
+                prefix = "" if self.options.call else f"{self.options.spelled('pull')}: "
                 self.state = State.FAILED
-                self.error = PullError("--pull: " + "; ".join(self._pulls.failed))
+                self.error = PullError(prefix + "; ".join(self._pulls.failed))
         elif not self._pulls.failed:
             self.results = values
-            text = f"pulled, although the run did not succeed: {', '.join(values)}"
+            names = ", ".join(pull.label or pull.name for pull in self._pulls.asked)
+            text = f"pulled, although the run did not succeed: {names}"
             self._take([Note(text=text)], screen)
 
     def _end(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.options import spelling
 from ddp_magic.kernel.pull import Pull
 from ddp_magic.system.run_directory import RunDirectory
 
@@ -20,6 +21,7 @@ class Options:
         pull: What the notebook wants afterwards.
         session: Name of the session whose ranks run the cell; empty for ranks of its own.
         call: The cell is ours and calls a function: its lines are of no interest.
+        from_python: Python code asked for it, not a magic.
     """
 
     nproc: int
@@ -36,6 +38,11 @@ class Options:
     pull: tuple[Pull, ...] = ()
     session: str = ""
     call: bool = False
+    from_python: bool = False
+
+    def spelled(self, name: str) -> str:
+        """Return an option as it was written: `--time-limit` in a magic, `time_limit` in Python."""
+        return name if self.from_python else spelling(name)
 
 
 def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:

@@ -7,6 +7,7 @@ import itertools
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ddp_magic.errors import CaptureError
@@ -14,11 +15,26 @@ from ddp_magic.kernel.notebook_pickler import NotebookPickler
 from ddp_magic.wire.pickling import Refused
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A value that a cell has beside the notebook's: of `launch`, the function, an argument.
+
+    Attributes:
+        name: Its name in lists: `loader`.
+        label: What an error calls it: "argument 2 (`loader`)".
+    """
+
+    value: Any
+    name: str
+    label: str
+
+
 class ValueStream:
     """Values written one after the other, each with its buffers.
 
     Args:
         home: The notebook's namespace.
+        extra: Names that the cell has beside the notebook's.
 
     Attributes:
         file: The stream.
@@ -27,13 +43,14 @@ class ValueStream:
         pickler: What writes the values; it knows what their functions use.
     """
 
-    def __init__(self, home: Mapping[str, Any]) -> None:
+    def __init__(self, home: Mapping[str, Any], extra: Mapping[str, Extra] | None = None) -> None:
         self.file = io.BytesIO()
         self.types: dict[str, str] = {}
         self.buffers: dict[str, list[memoryview]] = {}
         self.pickler = NotebookPickler(self.file, home=home, on_buffer=self._add_buffer)
         self._current: list[memoryview] = []
         self._read_by: dict[str, str] = {}
+        self._extra = extra or {}
 
     def _add_buffer(self, buffer: Any) -> None:  # noqa: ANN401 -- a pickle.PickleBuffer
         self._current.append(buffer.raw())
@@ -58,13 +75,20 @@ class ValueStream:
         return needs
 
     def _reason(self, name: str, value: Any, error: Exception) -> str:  # noqa: ANN401
-        by = f", which `{self._read_by[name]}` reads," if name in self._read_by else ""
+        reader = self._read_by.get(name)
+        by = f", which {self._label(reader)} reads," if reader else ""
         what, remedy = f"{type(error).__name__}: {error}", ""
         if isinstance(error, Refused):
             what = f"it {'is' if error.value is value else 'holds'} {error}"
             remedy = error.remedy
         remedy = remedy or _import_line(name, value) or "create it in the cell"
-        return f"cannot send `{name}` ({type(value).__name__}){by} to the ranks: {what}; {remedy}"
+        if self._extra:  # the cell is ours: what it does is call a function
+            remedy = remedy.replace("in the cell", "in the function")
+        whole = f"{self._label(name)} ({type(value).__name__})"
+        return f"cannot send {whole}{by} to the ranks: {what}; {remedy}"
+
+    def _label(self, name: str) -> str:
+        return self._extra[name].label if name in self._extra else f"`{name}`"
 
 
 def _import_line(name: str, value: object) -> str:

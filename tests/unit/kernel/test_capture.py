@@ -20,6 +20,7 @@ from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.capture import Capture, Notebook
 from ddp_magic.kernel.names import names_of
 from ddp_magic.kernel.needed_values import Held
+from ddp_magic.kernel.value_stream import Extra
 from ddp_magic.worker.received_values import receive
 
 _numbers = itertools.count()
@@ -219,7 +220,8 @@ def test_the_notebook_is_never_written() -> None:
 def test_extra_names_are_the_cells_alone() -> None:
     """Beside the notebook's, even with `--capture none`; they are forgotten afterwards."""
     notebook = _notebook("a = 1")
-    assert _received(_capture(notebook, "a + b", only=(), extra={"b": 2}))["b"] == 2
+    extra = {"b": Extra(value=2, name="size", label="argument 1 (`size`)")}
+    assert _received(_capture(notebook, "a + b", only=(), extra=extra))["b"] == 2
     assert _sent(_capture(notebook, "a + b")) == {"a"}
 
 

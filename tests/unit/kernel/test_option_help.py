@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from ddp_magic.kernel import api
 from ddp_magic.kernel.magics import keep_empty_body
 from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
-from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+from ddp_magic.kernel.options import KEYWORDS, OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
 
 
 @pytest.mark.parametrize(
@@ -16,6 +21,15 @@ from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Opti
 def test_help_lists_every_option(text: str, options: tuple[Option, ...]) -> None:
     for option in options:
         assert " ".join([", ".join(option.flags), option.metavar]).strip() in text
+
+
+@pytest.mark.parametrize(("function", "without"), [(api.run, set()), (api.launch, {"pull"})])
+def test_docstrings_list_every_keyword(function: Callable[..., Any], without: set[str]) -> None:
+    """`launch?` and `help(launch)` show what it takes, and nothing else."""
+    listed = re.findall(
+        r"^        (\w+): ", str(function.__doc__).split("Options:")[1], re.MULTILINE
+    )
+    assert listed == [name for name in KEYWORDS if name not in without]
 
 
 def test_lines_fit_a_notebook() -> None:

@@ -543,17 +543,30 @@ def test_values_come_back(tmp_path: Path) -> None:
     assert run.state is State.SUCCEEDED
 
 
-def test_a_value_that_does_not_come_back_is_a_failure(tmp_path: Path) -> None:
-    """The cell succeeded; the run says what is missing, and why."""
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"pull": (Pull("loss"),)}, "--pull: `loss` of rank 0 is a generator"),
+        ({"pull": (Pull("loss"),), "from_python": True}, "pull: `loss` of rank 0 is a generator"),
+        (
+            {"pull": (Pull("loss", label="the return value"),), "call": True},
+            "the return value of rank 0 is a generator",
+        ),
+    ],
+)
+def test_a_value_that_does_not_come_back_is_a_failure(
+    tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    """The cell succeeded; the run says what is missing, and why, in words of whoever asked."""
     refused = Results(rank=0, failed={"loss": "is a generator"})
     group = _group(
         tmp_path, [PulledValues(results=refused, fd=None), *done(0), *done(1)], [NOTHING_WAS]
     )
-    run = _run(group, pull=(Pull("loss"),))
+    run = _run(group, **options)
     _execute(run)
     assert run.state is State.FAILED
     assert isinstance(run.error, PullError)
-    assert str(run.error) == "--pull: `loss` of rank 0 is a generator"
+    assert str(run.error) == text
 
 
 def test_values_of_a_failed_run_are_kept_if_all_are_there(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""A call of a function on every rank, as the cell that `launch` runs."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ddp_magic.kernel.pull import Pull
+from ddp_magic.kernel.value_stream import Extra
+
+# Names that no session's cell and no notebook has.
+_FUNCTION, _ARGUMENT, _RETURN_VALUE = "_function", "_argument", "_return_value"
+
+PULL = Pull(_RETURN_VALUE, None, label="the return value")
+
+
+def cell_of_call(
+    function: Callable[..., Any], arguments: Sequence[Any]
+) -> tuple[str, dict[str, Extra]]:
+    """Return the text of a cell that calls a function, and the values that it needs for that."""
+    name = getattr(function, "__name__", type(function).__name__)
+    extra = {_FUNCTION: Extra(value=function, name=name, label=f"the function `{name}`")}
+    for i, (parameter, value) in enumerate(zip(_parameters(function), arguments, strict=False), 1):
+        label = f"argument {i}" + (f" (`{parameter}`)" if parameter else "")
+        extra[f"{_ARGUMENT}_{i}"] = Extra(value=value, name=parameter or label, label=label)
+    given = ", ".join(name for name in extra if name != _FUNCTION)
+    return f"{_RETURN_VALUE} = {_FUNCTION}({given})", extra
+
+
+def results(found: dict[str, Any]) -> list[Any]:
+    """Return the values that the function returned, from those that came back from the ranks."""
+    return list(found.get(_RETURN_VALUE, []))
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[str]:
+    """Yield the name of each positional argument's parameter; empty where it has none."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return itertools.repeat("")
+    named = (p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
+    return itertools.chain(named, itertools.repeat(rest))
