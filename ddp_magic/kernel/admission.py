@@ -11,11 +11,12 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from ddp_magic.errors import ProtocolError
+from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
@@ -89,23 +90,41 @@ def _check_rank(kind: str, rank: int, standing: Standing) -> None:
         raise ProtocolError(f"{kind} names rank {rank}; the last rank is {standing.nproc - 1}")
 
 
-def check_pipe(fd: int) -> None:
-    """Check that a descriptor is the read end of a pipe.
+def take_pipe(channel: Channel) -> int:
+    """Return the read end of a pipe that came with a message.
 
     Raises:
-        ProtocolError: It is not.
+        ProtocolError: None came, or it is something else.
     """
+    return _take(channel, _check_pipe)
+
+
+def take_buffers(channel: Channel, sizes: Sequence[int]) -> int:
+    """Return the file with buffers of these sizes, in bytes, that came with a message.
+
+    Raises:
+        ProtocolError: None came, or it is something else.
+    """
+    return _take(channel, lambda fd: _check_buffers(fd, sizes))
+
+
+def _take(channel: Channel, check_fd: Callable[[int], None]) -> int:
+    fd = channel.take_fd()
+    try:
+        check_fd(fd)
+    except ProtocolError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_pipe(fd: int) -> None:
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     if not stat.S_ISFIFO(os.fstat(fd).st_mode) or mode == os.O_WRONLY:
         raise ProtocolError("its descriptor is not the read end of a pipe")
 
 
-def check_buffers(fd: int, sizes: Sequence[int]) -> None:
-    """Check that a descriptor is a file with buffers of these sizes, in bytes.
-
-    Raises:
-        ProtocolError: It is not.
-    """
+def _check_buffers(fd: int, sizes: Sequence[int]) -> None:
     status = os.fstat(fd)
     if not sizes or not stat.S_ISREG(status.st_mode) or sum(sizes) > status.st_size:
         raise ProtocolError(

@@ -14,8 +14,6 @@ import selectors
 import time
 from collections.abc import Iterator
 
-import psutil
-
 from ddp_magic.errors import LaunchError, ProtocolError
 from ddp_magic.kernel import admission
 from ddp_magic.kernel.admission import Standing
@@ -24,7 +22,6 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode
 from ddp_magic.wire.kernel_events import Note, PulledValues, RunEvent
-from ddp_magic.wire.marks import MarkSplitter
 from ddp_magic.wire.messages import (
     AgentHello,
     ClearOutput,
@@ -214,7 +211,8 @@ class Connections:
             case WorkerExited(rank=rank):
                 self._exited.add(rank)
             case Results(names=(_, *_)):
-                return [PulledValues(results=message, fd=_buffers_fd(channel, message))]
+                fd = admission.take_buffers(channel, message.sizes)
+                return [PulledValues(results=message, fd=fd)]
             case Results():
                 return [PulledValues(results=message, fd=None)]
             case DisplayData() | ClearOutput():
@@ -224,30 +222,11 @@ class Connections:
         return [message]  # type: ignore[list-item]  # commands never come up
 
     def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
-        pipe = channel.take_fd()
-        try:
-            admission.check_pipe(pipe)
-        except ProtocolError:
-            os.close(pipe)
-            raise
+        member = Member.of(hello, channel, self._directory.rank_log(hello.rank))
         self._prove(channel)
         self._ranks[channel] = hello.rank
-        os.set_blocking(pipe, False)
-        process = None
-        if channel.peer_pid() in (None, hello.pid):  # else it is not ours to signal
-            try:
-                process = psutil.Process(hello.pid)
-            except psutil.NoSuchProcess:
-                pass
-        self.members[hello.rank] = Member(
-            rank=hello.rank,
-            channel=channel,
-            pipe=pipe,
-            process=process,
-            splitter=MarkSplitter(hello.marker.encode()),
-            log=self._directory.rank_log(hello.rank),
-        )
-        self._selector.register(pipe, selectors.EVENT_READ, self._read_pipe)
+        self.members[hello.rank] = member
+        self._selector.register(member.pipe, selectors.EVENT_READ, self._read_pipe)
 
     def _prove(self, channel: Channel) -> None:
         """Accept that a stranger is what it says."""
@@ -307,18 +286,3 @@ class Connections:
         self._log_is_lost = True
         why = member.log_error.strerror
         return [Note(text=f"the ranks' logs in {self._directory} are incomplete: {why}")]
-
-
-def _buffers_fd(channel: Channel, results: Results) -> int:
-    """Return the descriptor of the shared memory that came with results.
-
-    Raises:
-        ProtocolError: None came, or it is something else.
-    """
-    fd = channel.take_fd()
-    try:
-        admission.check_buffers(fd, results.sizes)
-    except ProtocolError:
-        os.close(fd)
-        raise
-    return fd

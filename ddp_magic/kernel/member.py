@@ -11,10 +11,11 @@ from pathlib import Path
 
 import psutil
 
+from ddp_magic.kernel.admission import take_pipe
 from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.marks import MarkSplitter
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream
+from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream, WorkerHello
 
 
 def _utf8() -> codecs.IncrementalDecoder:
@@ -46,6 +47,24 @@ class Member:
     _text: deque[tuple[bytes, int] | int] = field(default_factory=deque)
     _outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
     _last_mark: int = 0  # of the outputs that have come, which come in their order
+
+    @classmethod
+    def of(cls, hello: WorkerHello, channel: Channel, log: Path) -> Member:
+        """Return the rank that has said hello on a connection.
+
+        Raises:
+            ProtocolError: The read end of its stdout and stderr did not come with the message.
+        """
+        pipe = take_pipe(channel)
+        os.set_blocking(pipe, False)
+        process = None
+        if channel.peer_pid() in (None, hello.pid):  # else it is not ours to signal
+            try:
+                process = psutil.Process(hello.pid)
+            except psutil.NoSuchProcess:
+                pass
+        splitter = MarkSplitter(hello.marker.encode())
+        return cls(hello.rank, channel, pipe, process, splitter, log)
 
     def take_text(self, data: bytes) -> Iterator[Event]:
         """Log what the rank wrote, and yield what is complete."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.kernel.admission import Standing, check, check_buffers, check_pipe
+from ddp_magic.kernel.admission import Standing, check, take_buffers, take_pipe
+from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import AgentDone, AgentHello, Command, Event, Interrupt, WorkerHello
 from tests.unit.fakes import exited, hello, idle, ready
 
@@ -65,21 +67,29 @@ def test_a_marker_that_is_none(marker: str) -> None:
         check(WorkerHello(rank=0, pid=1, marker=marker), STRANGER)
 
 
+def _came(fd: int) -> Channel:
+    """Return a connection on which a descriptor has come."""
+    return cast("Channel", SimpleNamespace(take_fd=lambda: fd))
+
+
 def test_the_end_of_a_pipe_that_is_read() -> None:
+    """The other end is closed: nobody would read it."""
     read_end, write_end = os.pipe()
-    check_pipe(read_end)
+    assert take_pipe(_came(read_end)) == read_end
     with pytest.raises(ProtocolError):
-        check_pipe(write_end)
+        take_pipe(_came(write_end))
+    assert os.read(read_end, 1) == b""
     os.close(read_end)
-    os.close(write_end)
 
 
 @pytest.mark.parametrize(("sizes", "fits"), [((3, 5), True), ((3, 6), False), ((), False)])
 def test_buffers_that_fit_into_their_file(tmp_path: Path, sizes: Any, fits: bool) -> None:
     (tmp_path / "memory").write_bytes(bytes(8))
     with (tmp_path / "memory").open() as file:
+        fd = os.dup(file.fileno())
         if fits:
-            check_buffers(file.fileno(), sizes)
+            assert take_buffers(_came(fd), sizes) == fd
+            os.close(fd)
         else:
             with pytest.raises(ProtocolError, match="does not hold"):
-                check_buffers(file.fileno(), sizes)
+                take_buffers(_came(fd), sizes)
