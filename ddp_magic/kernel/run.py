@@ -13,7 +13,7 @@ from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord, Screen
-from ddp_magic.display.verdict import Evidence, StopReason, judge
+from ddp_magic.display.verdict import Evidence, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel.capture import Capture
@@ -23,7 +23,7 @@ from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.pull import Pulls
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_options import Options, group_of
-from ddp_magic.kernel.stop import FINISH_S, Stop
+from ddp_magic.kernel.stop import Stop, reason_to_stop
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.frames import know_source
@@ -36,11 +36,8 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import Error, Exit, Heartbeat, RunCell
+from ddp_magic.wire.messages import Error, Exit, Heartbeat
 from ddp_magic.wire.states import State
-
-PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
-PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
 
 
 class Run(RunRecord):
@@ -101,16 +98,12 @@ class Run(RunRecord):
         file = cell_file(self.directory.cell, execution_count, taken)
         taken.add(file)
         self.cell_labels = cell_labels(taken)
-        self._command = RunCell(
+        self._command = options.command(
             path=str(self.directory.cell),
             file=file,
             execution_count=execution_count,
             prelude=tuple(sorted(self._capture.prelude)),
-            argv=options.argv,
-            seed=options.seed,
             shell=notebook_shell or {},
-            pull=tuple((pull.path, pull.rank) for pull in options.pull),
-            call=options.call,
         )
 
     def __repr__(self) -> str:
@@ -176,8 +169,7 @@ class Run(RunRecord):
                 self._send_cell()
             self._take(self._group.poll(POLL_S), screen)
             screen.tick(self)
-            if self._stop is None and (reason := self._reason_to_stop(counter)):
-                self._stop = self._begin_stop(*reason)
+            self._stop = self._stop or self._begin_stop(counter.count)
             if self._stop is not None:
                 self._take(self._stop.step(counter.count, time.monotonic()), screen)
         self._take(self._group.drain(), screen)
@@ -283,28 +275,22 @@ class Run(RunRecord):
 
     # --- how it ends --------------------------------------------------------------------------
 
-    def _reason_to_stop(self, counter: InterruptCounter) -> tuple[StopReason, float] | None:
-        """Return why the run must end, and how many seconds ranks that answer may go on."""
-        limit_s = self.options.time_limit_s
-        if counter.count:
-            return StopReason.INTERRUPT, FINISH_S
-        if limit_s is not None and self.elapsed_s > limit_s:
-            return StopReason.TIME_LIMIT, 0.0
-        if self._group.kept:
-            failures = [rank.failure.time for rank in self.ranks if rank.failure is not None]
-            # Its peers may wait for it for ever; those that have only to finish get their time.
-            if failures and time.time() - min(failures) > PEERS_S:
-                return StopReason.PEER_FAILED, PEERS_FINISH_S
-        return None
-
-    def _begin_stop(self, reason: StopReason, finish_s: float) -> Stop:
+    def _begin_stop(self, presses: int) -> Stop | None:
+        """Begin to end the ranks, if there is a reason to."""
+        reason = reason_to_stop(
+            self.ranks,
+            presses=presses,
+            elapsed_s=self.elapsed_s,
+            time_limit_s=self.options.time_limit_s,
+            kept=self._group.kept,
+        )
         starting = self.state is State.PENDING  # no cell to finish, no session to keep yet
-        return Stop(
+        return reason and Stop(
             self._group,
             self.ranks,
             stack_of=self._stack_of,
             reason=reason,
-            finish_s=0.0 if starting else finish_s,
+            starting=starting,
             keep=self._group.kept and not starting,
             now=time.monotonic(),
         )

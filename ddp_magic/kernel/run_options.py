@@ -8,6 +8,7 @@ from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.options import spelling
 from ddp_magic.kernel.pull import Pull
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.messages import RunCell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,28 @@ class Options:
     session: str = ""
     call: bool = False
     from_python: bool = False
+
+    def command(
+        self,
+        *,
+        path: str,
+        file: str,
+        execution_count: int | None,
+        prelude: tuple[str, ...],
+        shell: dict[str, str],
+    ) -> RunCell:
+        """Return the command that runs a cell so; for the arguments see `messages.RunCell`."""
+        return RunCell(
+            path=path,
+            file=file,
+            execution_count=execution_count,
+            prelude=prelude,
+            argv=self.argv,
+            seed=self.seed,
+            shell=shell,
+            pull=tuple((pull.path, pull.rank) for pull in self.pull),
+            call=self.call,
+        )
 
     def spelled(self, name: str) -> str:
         """Return an option as it was written: `--time-limit` in a magic, `time_limit` in Python."""

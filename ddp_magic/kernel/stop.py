@@ -7,7 +7,7 @@ A rank that does not answer is killed after 2 s (`ANSWER_S`), one that answers a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from ddp_magic.display.rank import Rank, rank_names
@@ -16,6 +16,14 @@ from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDum
 
 ANSWER_S = 2.0  # a rank that has not taken the interrupt by then does not answer
 FINISH_S = 30.0  # for a rank that has, to save what it saves
+PEERS_S = 1.0  # for a session's ranks to end a cell that one of them has failed in
+PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
+# How long a rank that has answered may go on; 0 for no longer than one that does not answer.
+_FINISH_S = {
+    StopReason.INTERRUPT: FINISH_S,
+    StopReason.TIME_LIMIT: 0.0,
+    StopReason.PEER_FAILED: PEERS_FINISH_S,
+}
 STACK_S = 0.3  # for the dump of a rank's stack
 
 
@@ -32,6 +40,35 @@ class Stoppable(Protocol):
         """Let a rank write its stack to its file."""
 
 
+def reason_to_stop(
+    ranks: Iterable[Rank],
+    *,
+    presses: int,
+    elapsed_s: float,
+    time_limit_s: float | None,
+    kept: bool,
+) -> StopReason | None:
+    """Return why a run must end; None if it may go on.
+
+    Args:
+        ranks: What is known of its ranks.
+        presses: How often Stop was pressed.
+        elapsed_s: How long it has been running, in seconds.
+        time_limit_s: How long it may run, in seconds; None for no limit.
+        kept: Whether the ranks are a session's: then nothing else ends them when one has failed.
+    """
+    if presses:
+        return StopReason.INTERRUPT
+    if time_limit_s is not None and elapsed_s > time_limit_s:
+        return StopReason.TIME_LIMIT
+    if kept:
+        failures = [rank.failure.time for rank in ranks if rank.failure is not None]
+        # Its peers may wait for it for ever; those that have only to finish get their time.
+        if failures and time.time() - min(failures) > PEERS_S:
+            return StopReason.PEER_FAILED
+    return None
+
+
 class Stop:
     """Ends the ranks: ask, wait, show the stack, kill. Waits for nothing itself; see `step`.
 
@@ -40,10 +77,9 @@ class Stop:
         ranks: What is known of its ranks.
         stack_of: Returns what a rank wrote when it was asked for its stack.
         reason: Why the run is ended.
-        finish_s: How long a rank that has answered may go on, in seconds; 0 for no longer than one
-            that does not answer.
         keep: Whether the ranks are a session's, and outlive the interrupt.
         now: Time on the monotonic clock, in seconds.
+        starting: Whether its cell has not begun: there is nothing to finish.
     """
 
     def __init__(
@@ -53,16 +89,16 @@ class Stop:
         *,
         stack_of: Callable[[int], StackDumped | None],
         reason: StopReason,
-        finish_s: float,
         keep: bool,
         now: float,
+        starting: bool = False,
     ) -> None:
         self.reason = reason
         self.began = time.time()
         self._group = group
         self._ranks = ranks
         self._stack_of = stack_of
-        self._finish_s = finish_s
+        self._finish_s = 0.0 if starting else _FINISH_S[reason]
         self._asked = now
         self._stacks_asked: float | None = None
         self._announced = False

@@ -5,12 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.verdict import StopReason
-from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop
+from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop, reason_to_stop
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 from ddp_magic.wire.messages import Interrupted
-from tests.unit.fakes import FakeGroup, exited, hello, idle, ready
+from tests.unit.fakes import EARLY, LATE, FakeGroup, error, exited, hello, idle, ready
+
+GOES_ON: dict[str, Any] = {"presses": 0, "elapsed_s": 5.0, "time_limit_s": None, "kept": False}
+
+
+@pytest.mark.parametrize(
+    ("how", "failed", "reason"),
+    [
+        ({}, EARLY, None),  # torch's agent ends the other ranks
+        ({"presses": 1}, EARLY, StopReason.INTERRUPT),
+        ({"time_limit_s": 4.0}, EARLY, StopReason.TIME_LIMIT),
+        ({"time_limit_s": 6.0}, EARLY, None),
+        ({"presses": 1, "time_limit_s": 4.0, "kept": True}, EARLY, StopReason.INTERRUPT),
+        ({"kept": True}, EARLY, StopReason.PEER_FAILED),
+        ({"kept": True}, LATE, None),  # its peers may have only to finish
+        ({"kept": True}, None, None),
+    ],
+)
+def test_why_a_run_ends(
+    how: dict[str, Any], failed: float | None, reason: StopReason | None
+) -> None:
+    """A press of Stop, a time limit; in a session a rank that has failed a while ago."""
+    ranks = [Rank(rank=0), Rank(rank=1)]
+    if failed is not None:
+        ranks[1].take(error(1, time=failed))
+    assert reason_to_stop(ranks, **{**GOES_ON, **how}) is reason
 
 
 class Scene:
@@ -29,7 +56,7 @@ class Scene:
             stack_of=self.stacks.get,
             keep=keep,
             now=0.0,
-            **{"reason": StopReason.INTERRUPT, "finish_s": FINISH_S, **how},
+            **{"reason": StopReason.INTERRUPT, **how},
         )
 
     def answer(self, rank: int) -> None:
@@ -129,7 +156,7 @@ def test_a_second_press_kills_now(tmp_path: Path) -> None:
 
 def test_a_time_limit_gives_no_time_to_finish(tmp_path: Path) -> None:
     """A rank that answered has as long as one that does not."""
-    scene = Scene(tmp_path, reason=StopReason.TIME_LIMIT, finish_s=0.0)
+    scene = Scene(tmp_path, reason=StopReason.TIME_LIMIT)
     scene.answer(0)
     assert scene.step(ANSWER_S) == []
     scene.step(ANSWER_S + 0.1)
@@ -170,5 +197,5 @@ def test_a_rank_of_a_session_that_has_finished_is_not_asked(tmp_path: Path) -> N
         rank.take(hello(rank.rank))
     ranks[0].take(idle(0))
     how: dict[str, Any] = {"stack_of": lambda _: None, "reason": StopReason.PEER_FAILED}
-    Stop(group, ranks, **how, finish_s=5.0, keep=True, now=0.0)
+    Stop(group, ranks, **how, keep=True, now=0.0)
     assert group.commands == [("interrupt", (1,), True)]
