@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_magic.display.diagnose import Failure
-from ddp_magic.wire.kernel_events import Killed, Rejoined, RunEvent, StackDumped
+from ddp_magic.wire.kernel_events import (
+    ConnectionLost,
+    Killed,
+    Rejoined,
+    RunEvent,
+    StackDumped,
+    Stream,
+)
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
-    ConnectionLost,
     Error,
     Finished,
     Heartbeat,
     Idle,
     Interrupted,
-    Stream,
     WorkerExited,
     WorkerHello,
     WorkerReady,

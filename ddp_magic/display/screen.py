@@ -19,8 +19,8 @@ from ddp_magic.display.rank_text import Page, RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import html_line, summary, table_html, table_text
 from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
-from ddp_magic.wire.kernel_events import Note, RunEvent
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Stream
+from ddp_magic.wire.kernel_events import Note, RunEvent, Stream
+from ddp_magic.wire.messages import ClearOutput, DisplayData
 
 FLUSH_S = 0.05
 TABLE_S = 0.25

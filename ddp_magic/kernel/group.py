@@ -19,25 +19,25 @@ from ddp_magic.kernel.outbox import Outbox
 from ddp_magic.system import processes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
+    ConnectionLost,
     Doing,
     GroupEnded,
     Note,
     PulledValues,
     Rejoined,
     RunEvent,
+    Stream,
 )
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.messages import (
     AgentDone,
     ClearOutput,
     Command,
-    ConnectionLost,
     DisplayData,
     Exit,
     Interrupt,
     Kill,
     NewGroup,
-    Stream,
     WorkerExited,
     WorkerHello,
     WorkerReady,

@@ -14,8 +14,9 @@ import psutil
 from ddp_magic.kernel.admission import take_pipe
 from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.kernel_events import RunEvent, Stream
 from ddp_magic.wire.marks import MarkSplitter
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream, WorkerHello
+from ddp_magic.wire.messages import ClearOutput, DisplayData, WorkerHello
 
 
 def _utf8() -> codecs.IncrementalDecoder:
@@ -66,13 +67,13 @@ class Member:
         splitter = MarkSplitter(hello.marker.encode())
         return cls(hello.rank, channel, pipe, process, splitter, log)
 
-    def take_text(self, data: bytes) -> Iterator[Event]:
+    def take_text(self, data: bytes) -> Iterator[RunEvent]:
         """Log what the rank wrote, and yield what is complete."""
         for item in self.splitter.feed(data):
             self._add(item)
         return self.ordered()
 
-    def take_end(self) -> Iterator[Event]:
+    def take_end(self) -> Iterator[RunEvent]:
         """Yield all that is left: nothing more will come."""
         if rest := self.splitter.end():
             self._add(rest)
@@ -88,13 +89,13 @@ class Member:
             self.log_error = error
         self._text.append((item, self.written))
 
-    def take_output(self, event: DisplayData | ClearOutput) -> Iterator[Event]:
+    def take_output(self, event: DisplayData | ClearOutput) -> Iterator[RunEvent]:
         """Take a rich output, and yield what is complete."""
         self._outputs[event.mark] = event
         self._last_mark = max(self._last_mark, event.mark)
         return self.ordered()
 
-    def ordered(self, *, final: bool = False) -> Iterator[Event]:
+    def ordered(self, *, final: bool = False) -> Iterator[RunEvent]:
         """Yield text and rich outputs in the order in which the rank made them.
 
         Args:

@@ -1,7 +1,8 @@
 """Events made in the kernel. They never travel over a socket.
 
 A run is one stream of events: those of its agents and ranks (`messages`), and these, which say
-what only the kernel knows: that it killed a rank, where a rank was, the end of the group.
+what only the kernel knows: what a rank has written, that it killed a rank, where a rank was, the
+end of the group.
 """
 
 from __future__ import annotations
@@ -54,6 +55,27 @@ class PulledValues:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Text from a rank, its C code or its child processes.
+
+    Attributes:
+        log_bytes: Size of the rank's log with this text in it, in bytes.
+    """
+
+    rank: int
+    text: str
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLost:
+    """A rank's connection has ended, but its process has not."""
+
+    rank: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Killed:
     """The kernel killed a rank that did not stop."""
 
@@ -92,5 +114,14 @@ class GroupEnded:
 
 
 RunEvent: TypeAlias = (
-    Event | Note | Doing | Rejoined | PulledValues | Killed | StackDumped | GroupEnded
+    Event
+    | Note
+    | Doing
+    | Rejoined
+    | PulledValues
+    | Stream
+    | ConnectionLost
+    | Killed
+    | StackDumped
+    | GroupEnded
 )

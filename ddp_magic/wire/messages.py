@@ -415,30 +415,6 @@ class Idle:
     cuda_error: str = ""
 
 
-# --- made in the kernel, from what it reads of a rank's stdout and stderr, and from its silence ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Text from a rank, its C code or its child processes.
-
-    Attributes:
-        log_bytes: Size of the rank's log with this text in it, in bytes.
-    """
-
-    rank: int
-    text: str
-    log_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectionLost:
-    """A rank's connection has ended, but its process has not."""
-
-    rank: int
-    time: float
-
-
 Command: TypeAlias = (
     SharedMemory | Captured | RunCell | Interrupt | NewGroup | Exit | Kill | Preload | ForkAgent
 )
@@ -458,5 +434,4 @@ WorkerEvent: TypeAlias = (
     | CellNames
     | Idle
 )
-KernelEvent: TypeAlias = Stream | ConnectionLost  # these never travel
-Event: TypeAlias = ForkserverEvent | AgentEvent | WorkerEvent | KernelEvent
+Event: TypeAlias = ForkserverEvent | AgentEvent | WorkerEvent

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from ddp_magic.display.record import RunRecord
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import GroupEnded, Note, Rejoined, RunEvent
+from ddp_magic.wire.kernel_events import GroupEnded, Note, Rejoined, RunEvent, Stream
 from ddp_magic.wire.messages import (
     Command,
     Error,
@@ -23,7 +23,6 @@ from ddp_magic.wire.messages import (
     Heartbeat,
     Idle,
     Interrupted,
-    Stream,
     WorkerExited,
     WorkerHello,
     WorkerReady,

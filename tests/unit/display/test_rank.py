@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from ddp_magic.display.rank import Rank, rank_names
-from ddp_magic.wire.kernel_events import Rejoined, RunEvent, StackDumped
+from ddp_magic.wire.kernel_events import ConnectionLost, Rejoined, RunEvent, StackDumped
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
-    ConnectionLost,
     Error,
     Finished,
     Heartbeat,

@@ -20,8 +20,8 @@ from ddp_magic.errors import (
     WorkerLostError,
 )
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import GroupEnded, Killed, RunEvent, StackDumped
-from ddp_magic.wire.messages import LOST_CONNECTION, ConnectionLost, Idle, Interrupted
+from ddp_magic.wire.kernel_events import ConnectionLost, GroupEnded, Killed, RunEvent, StackDumped
+from ddp_magic.wire.messages import LOST_CONNECTION, Idle, Interrupted
 from ddp_magic.wire.states import State
 from tests.unit.fakes import (
     EARLY,

@@ -24,7 +24,7 @@ from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import encode
-from ddp_magic.wire.kernel_events import Note
+from ddp_magic.wire.kernel_events import Note, Stream
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
@@ -35,7 +35,6 @@ from ddp_magic.wire.messages import (
     Idle,
     Results,
     RunCell,
-    Stream,
     WorkerExited,
     WorkerHello,
     WorkerReady,

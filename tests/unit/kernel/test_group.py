@@ -12,13 +12,20 @@ from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, PulledValues, Rejoined
+from ddp_magic.wire.kernel_events import (
+    ConnectionLost,
+    Doing,
+    GroupEnded,
+    Note,
+    PulledValues,
+    Rejoined,
+    Stream,
+)
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentHello,
     Command,
-    ConnectionLost,
     Event,
     Exit,
     Interrupt,
@@ -26,7 +33,6 @@ from ddp_magic.wire.messages import (
     NewGroup,
     Results,
     SharedMemory,
-    Stream,
 )
 from tests.limits import HANG_S, within
 from tests.unit.fakes import exited, ready

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ddp_magic.kernel.member import Member
 from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.kernel_events import Stream
 from ddp_magic.wire.marks import MarkSplitter
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Event, Stream
+from ddp_magic.wire.messages import ClearOutput, DisplayData, Event
 
 
 def _member(tmp_path: Path) -> Member:
