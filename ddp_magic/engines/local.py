@@ -50,7 +50,7 @@ class LocalEngine:
         self._seen: set[str] = set()  # modules of the notebook's process
         self._cell_words: set[str] = set()  # of all cells
         self._pending: list[ForkedAgent] = []
-        self._undecided: list[ForkedAgent] = []  # of these: whose variables an import may set
+        self._undecided: list[ForkedAgent] = []  # of these: not asked of the forkserver yet
         self._notes: list[str] = []  # for the next start
         self._restart_reason = ""
         self._gave_up_in: dict[str, str] | None = None  # the environment in which it gave up
@@ -100,7 +100,8 @@ class LocalEngine:
             self._drain()
             # Not while it imports: a library that the notebook has just imported may have set the
             # variable, and will set it in the forkserver too.
-            if self._forkserver is not None and self._forkserver.ready:
+            # Nor while it forks: nobody would hear of the agent's end without its pidfd.
+            if self._forkserver is not None and self._forkserver.ready and not self._pending:
                 self._retire_if_out_of_date(self._forkserver, sys.path)
             self.launch()
 
@@ -155,18 +156,30 @@ class LocalEngine:
                             self._decide(forkserver)
                     case Forked(run_id=run_id):
                         self._hand_over(run_id, fd)
+                        if forkserver.ready:
+                            self._decide(forkserver)
                     case _:
                         pass
 
     def _decide(self, forkserver: Forkserver) -> None:
-        """Fork the agents that waited until it was known who has set a variable."""
+        """Fork the agents that waited until it was known whether the forkserver is good for them.
+
+        Those that can be forked come first; when they have been, another forkserver takes the rest.
+        """
+        self._undecided = [agent for agent in self._undecided if agent in self._pending]
+        if not self._undecided or len(self._undecided) < len(self._pending):
+            return  # it has yet to fork others, and is asked again then
         agents, self._undecided = self._undecided, []
-        for agent in [agent for agent in agents if agent in self._pending]:
-            if self._retire_if_out_of_date(forkserver, agent.spec.sys_path, agent.env):
-                self._explain_slow_start(agent)
-                self._start_for_pending()
-                return
-            self._request(agent)
+        for agent in agents:
+            if forkserver.out_of_date(agent.spec.sys_path, agent.env):
+                self._undecided.append(agent)
+            else:
+                self._request(agent)
+        if len(self._undecided) == len(agents):
+            agent, self._undecided = agents[0], []
+            self._retire_if_out_of_date(forkserver, agent.spec.sys_path, agent.env)
+            self._explain_slow_start(agent)
+            self._start_for_pending()
 
     def _hand_over(self, run_id: str, pidfd: int) -> None:
         for agent in self._pending:
@@ -224,7 +237,9 @@ class LocalEngine:
             undecided = False
             if (forkserver := self._forkserver) is not None and not self.off:
                 undecided = forkserver.may_set_what_differs(env, self._cell_words)
-                if not undecided:
+                if self._pending:  # other threads' agents, which it has yet to fork
+                    undecided = undecided or bool(forkserver.out_of_date(spec.sys_path, env))
+                elif not undecided:
                     self._retire_if_out_of_date(forkserver, spec.sys_path, env)
             self.launch(env)
             agent = ForkedAgent(self, spec, env)

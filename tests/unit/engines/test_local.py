@@ -19,7 +19,8 @@ from tests.limits import HANG_S
 TALK = """
     import itertools, json, os, pathlib, socket, sys, time
     from ddp_magic.wire.channel import Channel
-    from ddp_magic.wire.messages import ForkAgent, Importing, Preload, Preloaded, ForkObstacle
+    from ddp_magic.wire.messages import ForkAgent, Forked, ForkObstacle
+    from ddp_magic.wire.messages import Importing, Preload, Preloaded
 
     start = json.loads(sys.stdin.read())
     channel = Channel(socket.socket(fileno=start["channel"]))
@@ -78,9 +79,9 @@ def _engine(says: str) -> tuple[LocalEngine, Elsewhere]:
     return LocalEngine(fallback, [sys.executable, "-c", code]), fallback
 
 
-def _spec(tmp_path: Path) -> AgentSpec:
+def _spec(tmp_path: Path, run_id: str = "r") -> AgentSpec:
     settings = WorkerSettings(socket="", directory=str(tmp_path), device="cpu")
-    return AgentSpec(run_id="r", kernel_pid=0, nproc=1, sys_path=(), worker=settings)
+    return AgentSpec(run_id=run_id, kernel_pid=0, nproc=1, sys_path=(), worker=settings)
 
 
 @pytest.mark.skipif(bool(unsupported()), reason="no forkserver here")
@@ -124,7 +125,9 @@ def test_who_has_set_a_variable_is_decided_by_the_import(tmp_path: Path, lives: 
                     report = {"environ": {"OF_A_LIBRARY": "x"}, "number": command.number}
                     channel.send(Preloaded(files={}, **report))
                 if isinstance(command, ForkAgent):
-                    pathlib.Path(json.loads(command.spec)["worker"]["directory"], "got").touch()
+                    spec = json.loads(command.spec)
+                    channel.send(Forked(run_id=spec["run_id"]), fd=os.pidfd_open(os.getpid()))
+                    pathlib.Path(spec["worker"]["directory"], "got").touch()
     """)
     env = {**os.environ, "A": "1"}
     engine.launch(env)
@@ -140,6 +143,36 @@ def test_who_has_set_a_variable_is_decided_by_the_import(tmp_path: Path, lives: 
     agent = engine.start(_spec(tmp_path), {**env, "A": "2", "OF_A_LIBRARY": "x"})  # the user's own
     while not (tmp_path / "got").exists():
         agent.ended()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert lives.read_text() == "xx"
+    engine.close()
+
+
+@pytest.mark.skipif(bool(unsupported()), reason="no forkserver here")
+def test_agents_of_two_environments_at_once(tmp_path: Path, lives: Path) -> None:
+    """The process that the first one needs forks it before another takes its place."""
+    engine, _ = _engine("""
+        channel.send(Preloaded(files={}, number=0))
+        while True:
+            for command in channel.receive() or os._exit(0):
+                if isinstance(command, ForkAgent):
+                    time.sleep(0.5)
+                    pidfd = os.pidfd_open(os.getpid())
+                    channel.send(Forked(run_id=json.loads(command.spec)["run_id"]), fd=pidfd)
+    """)
+    env = dict(os.environ)
+    deadline = time.monotonic() + 60
+    engine.launch(env)
+    while engine.describe().state != "ready":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first = engine.start(_spec(tmp_path, "first"), env)
+    second = engine.start(_spec(tmp_path, "second"), {**env, "A": "2"})
+    while first.fileno() < 0 or second.fileno() < 0:
+        first.ended()
+        second.ended()
+        engine.follow({})
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert lives.read_text() == "xx"
