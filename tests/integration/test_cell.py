@@ -101,7 +101,7 @@ def test_dataloader_workers(kernel: Kernel) -> None:
         "    def __getitem__(self, i): return torch.tensor(i * i), os.getpid()\n"
         "print('once')\n"
         "for how in ('fork', 'spawn', 'forkserver'):\n"
-        "    loader = DataLoader(Squares(), num_workers=2, multiprocessing_context=how)\n"
+        "    loader = DataLoader(Squares(), num_workers=1, multiprocessing_context=how)\n"
         "    rows = [(x.item(), pid.item()) for x, pid in loader]\n"
         "    print(how, [x for x, _ in rows], os.getpid() in {pid for _, pid in rows})"
     )

@@ -356,10 +356,9 @@ def test_current_state_of_the_notebook(kernel: Kernel) -> None:
     assert "[rank 0] deep blue True\n" in result.text, result
 
 
-def test_ranks_that_end_at_once(new_kernel: Callable[..., Kernel]) -> None:
+def test_ranks_that_end_at_once(kernel: Kernel) -> None:
     """None is gone while its peers still connect to it, which they would take for its death."""
-    kernel = new_kernel()
-    results = [kernel.run("%%ddp -n 4\npass") for _ in range(60)]
+    results = [kernel.run("%%ddp -n 4\npass") for _ in range(30)]
     assert [r.traceback for r in results if r.status != "ok"] == []
     own = (
         "for _ in range(30):\n    dist.init_process_group('gloo')\n    dist.destroy_process_group()"

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -95,23 +94,20 @@ def is_loopback(address: str) -> bool:
 @pytest.mark.parametrize(
     ("before", "options", "first"),
     [
-        ("", "", ""),
-        ("", "--cold", ""),
-        ("%config DDPMagics.preload = False", "", ""),
+        ("", "-s lab", ""),
+        ("", "--no-init", "dist.init_process_group('gloo', init_method='env://')"),
         # As Kubeflow sets torchrun's options, where it has started the notebook.
         ("import os; os.environ.update(PET_STANDALONE='1', PET_NNODES='2')", "--cold", ""),
-        ("", "-s lab", ""),
-        ("", "-s lab --cold", ""),
-        ("", "--no-init", "dist.init_process_group('gloo', init_method='env://')"),
-        ("", "--no-init --cold", "dist.init_process_group('gloo')"),
-        ("import os; os.environ['GLOO_SOCKET_IFNAME'] = 'eth0'", "", ""),
+        ("%config DDPMagics.preload = False", "--no-init", "dist.init_process_group('gloo')"),
     ],
+    ids=["forked", "forked, the cell's own group", "torchrun", "torchrun, the cell's own group"],
 )
 def test_nobody_else_is_listened_to(
-    new_kernel: Callable[..., Kernel], tmp_path: Path, before: str, options: str, first: str
+    kernel: Kernel, shared_kernel_directory: Path, before: str, options: str, first: str
 ) -> None:
     """All ports are those of the loopback interface, and what is written there is not run."""
-    kernel = new_kernel()
+    go = shared_kernel_directory / "go"
+    go.unlink(missing_ok=True)
     if before:
         kernel.run(before)
     message = kernel.start(f"%%ddp -n 2 {options}\n{first}\n{CELL}")
@@ -124,7 +120,7 @@ def test_nobody_else_is_listened_to(
     assert found != []  # gloo's
     assert [item for item in found if not is_loopback(item[0])] == []
 
-    ran = tmp_path / "ran"
+    ran = shared_kernel_directory / "ran"
     value = base64.b64encode(pickle.dumps(Payload(ran))).decode()
     keys = f"torch.rendezvous.{run_id},/torch.rendezvous.{run_id}"
     ports = [str(port) for _, port in found]
@@ -139,7 +135,8 @@ def test_nobody_else_is_listened_to(
     if "cold" in options or "preload" in before:  # torchrun's own
         time.sleep(HEARTBEAT_S + 1.0)
     assert not ran.exists()
-    (tmp_path / "go").touch()
+    go.touch()
     result = kernel.finish(message)
     assert result.status == "ok", result
     assert result.text.count("sum 2.0") == 2, result
+    kernel.run("%ddp_stop --all")

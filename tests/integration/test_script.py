@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel import Kernel, frames_of_ours, plain
+from tests.integration.kernel import DEAF, Kernel, frames_of_ours, plain
 
 
 def test_a_rank_is_not_interactive(kernel: Kernel) -> None:
@@ -49,16 +48,16 @@ def child(number, join, port):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "how"),
+    ("launcher", "how", "joins"),
     [
-        ("torch", "fork"),
-        ("torch", "spawn"),
-        ("multiprocessing", "fork"),
-        ("multiprocessing", "forkserver"),
+        ("torch", "fork", ("setup", "guides_setup")),
+        ("torch", "spawn", ("setup",)),
+        ("multiprocessing", "fork", ("setup", "guides_setup")),
+        ("multiprocessing", "forkserver", ("guides_setup",)),
     ],
 )
 def test_children_of_a_rank_make_groups_of_their_own(
-    kernel: Kernel, launcher: str, how: str
+    kernel: Kernel, launcher: str, how: str, joins: tuple[str, ...]
 ) -> None:
     """The prelude's setup, and a script's own, whatever the rank's own group is."""
     start = {
@@ -70,45 +69,59 @@ def test_children_of_a_rank_make_groups_of_their_own(
         ),
     }[launcher]
     result = kernel.run(
-        f"%%ddp -n 2\n{CHILD}\nfor join in (setup, guides_setup):\n    {start}\n"
+        f"%%ddp -n 2\n{CHILD}\nfor join in ({', '.join(joins)},):\n    {start}\n"
         "t = torch.ones(1)\ndist.all_reduce(t)\nprint('rank', t.item())"
     )
     assert result.status == "ok", result
     for rank in (0, 1):
         for number in (0, 1):
             line = f"[rank {rank}] child {number} of rank {rank}: 2.0"
-            assert result.lines.count(line) == 2, result
+            assert result.lines.count(line) == len(joins), result
         assert f"[rank {rank}] rank 2.0" in result.lines
 
 
-@pytest.mark.parametrize("options", ["", "--cold"])
-def test_programs_that_a_rank_starts(kernel: Kernel, options: str) -> None:
-    """With a port of its own, or all ranks' programs as one world, twice; or under torchrun."""
-    kernel.run(
-        "open('program.py', 'w').write('''\n"
+@pytest.fixture
+def program(shared_kernel_directory: Path) -> str:
+    """A script that makes a process group, in the kernel's directory."""
+    (shared_kernel_directory / "program.py").write_text(
         "import os, sys, torch, torch.distributed as dist\n"
         "if len(sys.argv) > 1: os.environ['MASTER_PORT'] = sys.argv[1]\n"
         "dist.init_process_group('gloo')\n"
         "t = torch.ones(1); dist.all_reduce(t)\n"
-        "os.write(1, f'{sys.argv[1:]} {t.item()}\\\\n'.encode())\n"
-        "dist.destroy_process_group()\n''')"
+        "os.write(1, f'{sys.argv[1:]} {t.item()}\\n'.encode())\n"
+        "dist.destroy_process_group()\n"
     )
+    return "program.py"
+
+
+def test_programs_that_a_rank_starts(kernel: Kernel, program: str) -> None:
+    """With a port of its own, or all ranks' programs as one world, twice; or under torchrun."""
     result = kernel.run(
-        f"%%ddp -n 2 {options}\n{CHILD}\n"
+        f"%%ddp -n 2\n{CHILD}\n"
         "port = [free_port()]\n"
         "dist.broadcast_object_list(port)\n"
         "import sys\n"
-        "!{sys.executable} program.py {port[0]}\n"
-        "!{sys.executable} program.py\n"
-        "!{sys.executable} program.py\n"
+        f"!{{sys.executable}} {program} {{port[0]}}\n"
+        f"!{{sys.executable}} {program}\n"
+        f"!{{sys.executable}} {program}\n"
         "if rank == 0:\n"
         "    torchrun = f'{sys.executable} -m torch.distributed.run --standalone'\n"
-        "    !{torchrun} --nproc-per-node 2 program.py\n"
+        f"    !{{torchrun}} --nproc-per-node 2 {program}\n"
         "dist.barrier()"
     )
     assert result.status == "ok", result
     assert result.text.count("'] 2.0\n") == 2, result
     assert result.text.count("[] 2.0\n") == 6, result
+
+
+def test_programs_that_a_rank_of_torchruns_starts(kernel: Kernel, program: str) -> None:
+    """They find an address of their own there too."""
+    result = kernel.run(
+        f"%%ddp -n 2 --cold\nimport sys\n!{{sys.executable}} {program}\n"
+        "t = torch.ones(1); dist.all_reduce(t)"
+    )
+    assert result.status == "ok", result
+    assert result.text.count("[] 2.0\n") == 2, result
 
 
 def test_a_world_of_the_cells_own(kernel: Kernel) -> None:
@@ -152,14 +165,14 @@ def test_torchs_own_launcher_in_a_rank(kernel: Kernel, how: str) -> None:
         "    t = torch.ones(1)\n"
         "    dist.all_reduce(t)\n"
         "    return dist.get_rank(), t.item(), x\n"
-        f"config = LaunchConfig(1, 1, 3, start_method={how!r}, run_id=f'mine{{rank}}',\n"
+        f"config = LaunchConfig(1, 1, 2, start_method={how!r}, run_id=f'mine{{rank}}',\n"
         "    rdzv_backend='c10d', rdzv_endpoint='127.0.0.1:0', monitor_interval=0.1)\n"
         "print(elastic_launch(config, main)(rank))\n"
         "t = torch.ones(1); dist.all_reduce(t); print('rank', t.item())"
     )
     assert result.status == "ok", result
     for rank in (0, 1):
-        values = {r: (r, 3.0, rank) for r in range(3)}
+        values = {r: (r, 2.0, rank) for r in range(2)}
         assert f"[rank {rank}] {values}" in result.lines, result
         assert f"[rank {rank}] rank 2.0" in result.lines
 
@@ -244,18 +257,18 @@ def test_a_function_that_comes_back_has_its_source(kernel: Kernel) -> None:
     assert "[rank 0] def twice(x): return 2 * x" in result.lines, result
 
 
-def test_a_stack_is_found_wherever_the_notebook_is(new_kernel: Callable[..., Kernel]) -> None:
+def test_a_stack_is_found_wherever_the_notebook_is(kernel: Kernel) -> None:
     """In a directory whose name is not ASCII, or that nobody may write to, or that is gone."""
-    kernel = new_kernel()
-    kernel.run("import os\nos.mkdir('josé ☃'); os.chdir('josé ☃'); os.chmod('.', 0o555)")
-    deaf = "\nsum(range(10**12))"
+    kernel.run("import os\nhome = os.getcwd()\nos.mkdir('josé ☃'); os.chdir('josé ☃')")
+    kernel.run("os.chmod('.', 0o555)")
     for _ in range(2):
-        message = kernel.start(f"%%ddp -n 1\nprint('in', __file__)\n{deaf}")
+        message = kernel.start(f"%%ddp -n 1\nprint('in', __file__)\n\n{DEAF}")
         kernel.finish(message, until="in ")
         kernel.interrupt()
         result = kernel.finish(message)
         assert re.search(r"Cell In\[\d+\], line 4, in <module>", result.text), result
         kernel.run("os.mkdir('../gone'); os.chdir('../gone'); os.rmdir('../gone')")
+    kernel.run("os.chdir(home)")
 
 
 def test_a_process_that_a_rank_forks_ends_as_in_a_script(kernel: Kernel) -> None:
@@ -428,11 +441,14 @@ def test_debug_says_where_the_failure_was(kernel: Kernel) -> None:
     assert "rank" not in str(kernel.run("%debug", timeout_s=60).error.get("evalue", ""))
 
 
-def test_without_torch(new_kernel: Callable[..., Kernel]) -> None:
+def test_without_torch(kernel: Kernel) -> None:
     """One line, before anything starts."""
-    kernel = new_kernel()
-    kernel.run("import sys\nsys.path[:] = [p for p in sys.path if 'site-packages' not in p]")
+    kernel.run(
+        "import sys\npath = list(sys.path)\n"
+        "sys.path[:] = [p for p in path if 'site-packages' not in p]"
+    )
     result = kernel.run("%%ddp -n 2\nprint(1)")
+    kernel.run("sys.path[:] = path")
     assert result.error["ename"] == "LaunchError", result
     assert "torch is not installed" in result.error["evalue"]
     assert "%pip install torch" in result.error["evalue"]

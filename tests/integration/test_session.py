@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.kernel import Kernel, Result, pids_in, wait_gone
+from tests.integration.kernel import DEAF, Kernel, Result, pids_in, wait_gone
 from tests.limits import within
 
 SUM = "t = torch.ones(1) * (rank + 1); dist.all_reduce(t); print('sum', t.item())"
@@ -146,7 +146,8 @@ def test_a_deaf_rank_ends_the_session(lab: Kernel) -> None:
     lab.run("%%ddp -n 2 -s lab\nx = 7")
     result = _stopped(
         lab,
-        "%%ddp -s lab\nprint('up', flush=True)\ndef deaf():\n    sum(range(10**11))\n"
+        "%%ddp -s lab\nprint('up', flush=True)\ndef deaf():\n"
+        f"    {DEAF}\n"
         "if rank == 1: deaf()\nimport time; time.sleep(1000)",
         until="up",
         wait_s=0.7,
@@ -309,25 +310,14 @@ def test_sys_exit_ends_the_cell(lab: Kernel) -> None:
     assert lab.run("%%ddp -s lab\nprint(x)").text.count("3") == 2
 
 
-def test_the_kernels_end_is_the_sessions(new_kernel: Callable[..., Kernel]) -> None:
-    """SIGKILL included: nothing is left 3 s later."""
-    kernel = new_kernel()
-    kernel.run("%%ddp -n 2 -s lab\nx = 1")
-    pids = [p.pid for p in kernel.processes()]
-    assert len(pids) == 3
-    kernel.kill()
-    assert wait_gone(pids, 3) == []
-
-
-def test_cold(new_kernel: Callable[..., Kernel]) -> None:
+def test_cold(lab: Kernel) -> None:
     """Ranks started by torchrun can be kept too."""
-    kernel = new_kernel()
-    kernel.run("%%ddp -n 2 -s lab --cold\nx = 5")
-    result = kernel.run("%%ddp -s lab\nprint(x)")
+    lab.run("%%ddp -n 2 -s lab --cold\nx = 5")
+    result = lab.run("%%ddp -s lab\nprint(x)")
     assert sorted(result.lines) == ["[rank 0] 5", "[rank 1] 5"], result.traceback
-    kernel.run("%%ddp -s lab\nif rank: 1 / 0\ndist.barrier()")
-    _sums(kernel)
-    assert "session lab (2 ranks) ended" in kernel.run("%ddp_stop lab").text
+    lab.run("%%ddp -s lab\nif rank: 1 / 0\ndist.barrier()")
+    _sums(lab)
+    assert "session lab (2 ranks) ended" in lab.run("%ddp_stop lab").text
 
 
 # --- what a cell does to its own process ----------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.integration.kernel import Kernel
@@ -21,9 +20,8 @@ print("sum", t.item())
 """
 
 
-def test_strangers_at_a_runs_socket(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
+def test_strangers_at_a_runs_socket(kernel: Kernel, shared_kernel_directory: Path) -> None:
     """Each is sent away; the run goes on to its end, and says so once each kind of line."""
-    kernel = new_kernel()
     message = kernel.start(f"%%ddp -n 2\n{WAITING}")
     text = ""
     while text.count("up ") < 2:
@@ -43,7 +41,7 @@ def test_strangers_at_a_runs_socket(new_kernel: Callable[..., Kernel], tmp_path:
                 assert raw.recv(1) == b""
             except ConnectionResetError:  # with some of it unread
                 pass
-    (tmp_path / "go").touch()
+    (shared_kernel_directory / "go").touch()
     result = kernel.finish(message)
     silent.close()
     assert result.status == "ok", result
