@@ -19,9 +19,17 @@ def shared_kernel_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared_kernel(shared_kernel_directory: Path) -> Iterator[Kernel]:
+def shared_kernel_env() -> dict[str, str]:
+    """Variables of the module's kernel beside this process's own. A module may have its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(
+    shared_kernel_directory: Path, shared_kernel_env: dict[str, str]
+) -> Iterator[Kernel]:
     """A kernel with the extension loaded, for all tests of a module."""
-    kernel = Kernel(shared_kernel_directory)
+    kernel = Kernel(shared_kernel_directory, shared_kernel_env)
     assert kernel.run("%load_ext ddp_magic").status == "ok"
     yield kernel
     kernel.stop()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from tests.integration.kernel import Kernel
+from tests.integration.kernel import Kernel, wait_gone
 from tests.limits import HANG_S
 
 
@@ -67,13 +65,17 @@ def test_an_empty_cell(kernel: Kernel) -> None:
     ]
 
 
-def test_unload_removes_all_of_it(new_kernel: Callable[..., Kernel]) -> None:
-    """Reloading neither loses nor doubles it."""
-    kernel = new_kernel()
+def test_unload_removes_all_of_it(kernel: Kernel) -> None:
+    """The forkserver too. Reloading neither loses nor doubles it."""
     assert kernel.run("%reload_ext ddp_magic").status == "ok"
     assert _complete(kernel, "%%ddp --se") == ("--se", ["--session", "--seed"])
     assert kernel.run("%%ddp -n 1\nprint('on')").text == "[rank 0] on\n"
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
     assert kernel.run("%unload_ext ddp_magic").status == "ok"
+    assert wait_gone([forkserver.pid], 3.0) == []
     assert "--session" not in _complete(kernel, "%%ddp --se")[1]
     gone = kernel.run("%%ddp --help")
     assert "Cell magic `%%ddp` not found" in gone.text + str(gone.error)
+    assert kernel.run("%load_ext ddp_magic").status == "ok"
+    assert kernel.run("%%ddp -n 1\nprint('again')").text == "[rank 0] again\n"
