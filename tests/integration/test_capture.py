@@ -151,9 +151,11 @@ HARD_CASES = {
     "a class in a spawned DataLoader's workers": (
         """
         import torch
+        table = torch.arange(4)
         class Squares(torch.utils.data.Dataset):
-            def __len__(self): return 4
-            def __getitem__(self, i): return i * i
+            def __len__(self): return len(table)
+            def __getitem__(self, i): return fetch(i)
+        def fetch(i): return int(table[i]) ** 2
         def total(rows): return sum(rows)
         loader = torch.utils.data.DataLoader(
             Squares(), 2, collate_fn=total, num_workers=1, multiprocessing_context="spawn"
@@ -353,28 +355,6 @@ def test_a_small_shared_memory_file_system(tmp_path: Path) -> None:
         kernel.stop()
 
 
-def test_spawned_children_find_the_captured_names(new_names: Kernel) -> None:
-    """A DataLoader whose workers are spawned has the notebook's classes and data."""
-    result = _cells(
-        new_names,
-        """
-        import numpy as np
-        from torch.utils.data import Dataset, DataLoader
-        table = np.arange(5) * 10
-        class Rows(Dataset):
-            def __len__(self): return len(table)
-            def __getitem__(self, i): return fetch(i)
-        def fetch(i): return int(table[i])
-        """,
-        """\
-        %%ddp -n 1
-        loader = DataLoader(Rows(), num_workers=1, multiprocessing_context='spawn', batch_size=5)
-        print(next(iter(loader)).tolist())
-        """,
-    )
-    assert result.lines == ["[rank 0] [0, 10, 20, 30, 40]"], result.traceback
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -383,18 +363,14 @@ def test_spawned_children_find_the_captured_names(new_names: Kernel) -> None:
     [
         ("x = open('/dev/null')", "cannot send `x` (TextIOWrapper) to the ranks: it is an open"),
         (
-            "from transformers import TrainingArguments\nx = TrainingArguments('/tmp/nowhere')",
-            "it is an object that was set up for a single process (TrainingArguments); create",
-        ),
-        (
             "from accelerate import Accelerator\nx = [Accelerator()]",
-            "it holds an object that was set up for a single process (Accelerator)",
+            "it holds an object that was set up for a single process (Accelerator); create",
         ),
     ],
 )
 def test_refused_before_a_rank_starts(notebook: str, words: str, new_names: Kernel) -> None:
     """In one line that names the variable, its type and the remedy."""
-    if "accelerate" in notebook or "TrainingArguments" in notebook:
+    if "accelerate" in notebook:
         pytest.importorskip("accelerate")
     result = _cells(new_names, notebook, "%%ddp -n 2\nprint('started', x)")
     assert result.status == "error"
@@ -439,7 +415,7 @@ def test_what_was_captured(new_names: Kernel) -> None:
     assert ("f", "function", 0) in captured
 
 
-def test_100_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> None:
+def test_many_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> None:
     """Neither descriptors nor shared memory, also after a rank was killed."""
     kernel = new_kernel()
     kernel.run(
@@ -455,9 +431,9 @@ def test_100_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> N
     assert kernel.value("memfds()") == 2  # what is kept of `big`, and `got`
     folder = Path("/dev/shm")
     before = set(folder.iterdir())
-    result = kernel.run("go(100, 'got = big + small.sum()')", timeout_s=LONG_S)
+    result = kernel.run("go(30, 'got = big + small.sum()')", timeout_s=LONG_S)
     assert result.status == "ok", result.traceback
-    assert kernel.value("float(got[0])") == 102.0
+    assert kernel.value("float(got[0])") == 32.0
     kernel.run("go(3, 'import os; os.kill(os.getpid(), 9)')")
     assert kernel.value("memfds()") == 2
     # Tests beside this one have files there too; theirs go, what is left behind stays.
@@ -481,11 +457,12 @@ def _shared_memory(pid: int | str = "[0-9]*") -> set[int]:
 
 
 def test_a_killed_kernel_leaves_no_memory(new_kernel: Callable[..., Kernel]) -> None:
-    """With a session's ranks that had mapped it."""
+    """With a session's ranks that had mapped it: they are gone 3 s later."""
     kernel = new_kernel()
     kernel.run("import numpy as np\nbig = np.ones(1_000_000)")
     kernel.run("%%ddp -n 2 -s lab\nbig.sum()")
     pids = [process.pid for process in kernel.processes()]
+    assert len(pids) == 3
     own = set().union(*map(_shared_memory, [kernel.pid, *pids]))
     assert own
     kernel.kill()
