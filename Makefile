@@ -15,9 +15,10 @@ demo: .venv/installed
 	@echo
 	@echo "Done: open notebooks/sam_finetune.ipynb, for example with $(BIN)/jupyter lab"
 
-# Two processes, since most tests wait; the tests of a file share a kernel and stay together.
+# Three processes on two cores, since most tests wait; the tests of a file share a kernel and stay
+# together. The files are in the order of collection, so that the small ones come last.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
 	$(BIN)/python -m pytest -m "alone and not gpu"
 
 # With the lowest versions that pyproject.toml allows. Warnings are not errors here: old libraries warn.
