@@ -642,7 +642,10 @@ def test_the_preludes_libraries_are_imported_once(kernel: Kernel) -> None:
 def test_a_name_server_that_does_not_answer(
     new_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
-    """torch's libuv store asks it for the name of each client, its agent for the machine's own."""
+    """Nor does the machine's own name resolve, which gloo would ask for.
+
+    torch's libuv store asks it for the name of each client, its agent for the machine's own.
+    """
     (tmp_path / "resolv.conf").write_text(
         "nameserver 192.0.2.1\noptions timeout:30 attempts:5\n"  # longer than any bound of ours
     )
