@@ -23,7 +23,8 @@ def execute(name: str, folder: Path) -> nbformat.NotebookNode:
     One thread for arithmetic: two beside another test's would wait for each other.
     """
     notebook = nbformat.read(shutil.copy(NOTEBOOKS / name, folder), as_version=4)
-    client = NotebookClient(notebook, timeout=LONG_S, resources={"metadata": {"path": str(folder)}})
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=2 * LONG_S, resources=place)
     client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
     return notebook
 
