@@ -92,7 +92,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """`%unload_ext ddp_magic`: take the magics away. No run is under way: cells run one by one."""
+    """`%unload_ext ddp_magic`: take the magics away, and end the sessions and the forkserver."""
     from ddp_magic.kernel.magics import DDPMagics
 
     magics = shell.magics_manager.registry.pop(DDPMagics.__name__, None)
