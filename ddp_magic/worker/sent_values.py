@@ -143,10 +143,10 @@ def _save(value: Any, directory: RunDirectory, name: str, rank: int) -> str:  # 
     """Save a value that cannot be sent, or its text; return the words that say where."""
     import torch
 
-    if hasattr(value, "state_dict"):  # for a sharded module, this rank's shard
-        value = value.state_dict()
     file = directory.saved_value(name, rank, ".pt")
     try:
+        if hasattr(value, "state_dict"):  # for a sharded module, this rank's shard
+            value = value.state_dict()
         torch.save(value, file)
     except Exception:  # noqa: BLE001 -- whatever the value's own code raises
         try:

@@ -99,10 +99,27 @@ class _Odd:
         raise ZeroDivisionError("x")
 
 
+class _Attributes(dict[str, Any]):
+    """Of many config libraries: a name that is not there is a KeyError."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
 def test_the_values_own_code_may_raise(directory: RunDirectory) -> None:
     event, _ = send(0, ["a", "a.broken", "b"], {"a": _Odd()}, directory)
     assert event.failed == {
         "a": "cannot be pulled: ValueError: no",
         "a.broken": "cannot be read: ZeroDivisionError: x",
         "b": "was never set",
+    }
+
+
+def test_a_lookup_that_raises_is_no_error_of_the_rank(directory: RunDirectory) -> None:
+    """The value is asked for a `state_dict`, and answers by another error than AttributeError."""
+    event, _ = send(0, ["config"], {"config": _Attributes(rows=(i for i in ()))}, directory)
+    text = directory.saved_value("config", 0, ".txt")
+    assert event.failed == {
+        "config": "cannot be pulled: it holds a generator; convert it to a list; "
+        f"its text is in {text}"
     }
