@@ -14,6 +14,8 @@ from __future__ import annotations
 import ast
 import itertools
 import os
+import threading
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ from pathlib import Path
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic.kernel.names import Names, names_of
+
+_WARNINGS = threading.Lock()  # several threads may prepare a cell; the filters are the process's
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,12 @@ def prepare(
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
         source = text = whole + transformer.transform_cell(text)
-        # Compiling also finds what parsing alone does not ('return' outside function).
-        compile(source, filename, "exec", flags=flags, dont_inherit=True)
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the ranks compile it too, and show them
+            # Compiling also finds what parsing alone does not ('return' outside function).
+            compile(source, filename, "exec", flags=flags, dont_inherit=True)
+            flags |= ast.PyCF_ONLY_AST
+            tree = compile(source, filename, "exec", flags=flags, dont_inherit=True)
     except SyntaxError as error:
         # The compiler leaves out the line if it has only text, and IPython the file name.
         error.filename = filename
@@ -114,7 +122,6 @@ def prepare(
         if error.text is None and error.lineno and error.lineno <= len(lines):
             error.text = lines[error.lineno - 1]
         raise
-    tree = compile(source, filename, "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
     return Cell(source, names_of(tree), environment_set(tree))
 
 

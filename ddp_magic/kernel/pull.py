@@ -98,7 +98,7 @@ class Pulls:
         segment = Segment(fd, event.sizes)
         try:
             self._values[event.rank] = _read(segment)
-        except Exception as error:  # noqa: BLE001 -- an import, a class's own code
+        except (Exception, SystemExit) as error:  # noqa: BLE001 -- an import, a class's own code
             saved = self._directory.unread_results(event.rank)
             why = f"cannot be read in the notebook ({type(error).__name__}: {error}); "
             try:

@@ -81,7 +81,8 @@ class ValueStream:
         if isinstance(error, Refused):
             what = f"it {'is' if error.value is value else 'holds'} {error}"
             remedy = error.remedy
-        remedy = remedy or _import_line(name, value) or "create it in the cell"
+        alias = self._extra[name].name if name in self._extra else name
+        remedy = remedy or _import_line(alias, value) or "create it in the cell"
         if self._extra:  # the cell is ours: what it does is call a function
             remedy = remedy.replace("in the cell", "in the function")
         whole = f"{self._label(name)} ({type(value).__name__})"

@@ -171,6 +171,15 @@ class CellShell(InteractiveShell):
         error: BaseException | None = result.error_before_exec or result.error_in_exec
         return error
 
+    def should_run_async(self, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401 -- IPython's
+        """Return whether the cell awaits, without the compiler's warnings.
+
+        IPython compiles the cell for that as the file "<>", and again, with warnings, to run it.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(super().should_run_async(*args, **kwargs))
+
     def know_sources(self, sources: dict[str, list[Any]]) -> None:
         """Let tracebacks and `inspect` find the text of the notebook's own cells.
 

@@ -58,6 +58,13 @@ def test_an_error_names_the_argument(
         _capture(function, *given)
 
 
+def test_an_error_says_where_an_argument_can_be_imported() -> None:
+    """Under the parameter's name, not one of ours."""
+    message = "; import it in the function: from threading import _main_thread as model"
+    with pytest.raises(CaptureError, match=f"{message}$"):
+        _capture(_fit, threading.main_thread())
+
+
 def test_an_error_names_the_function() -> None:
     lock = threading.Lock()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -50,6 +51,14 @@ def test_every_line_keeps_its_number(raw: str) -> None:
 def test_a_cell_magic_in_the_cell() -> None:
     """`%%time` below `%%ddp` is run, not a syntax error."""
     assert "run_cell_magic('time'" in _prepare("%%ddp\n%%time\nx = 1\n").source
+
+
+def test_a_warning_of_the_compiler_is_left_to_the_ranks() -> None:
+    """They name the cell; here it would be a file that does not exist."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        _prepare("%%ddp\nx = 1 is 1\ny = '\\d'")
+    assert shown == []
 
 
 def test_top_level_await_is_allowed() -> None:

@@ -120,6 +120,19 @@ def test_what_the_notebook_cannot_read_is_saved(
     assert pickle.loads(saved.read_bytes())["thing"].size == 3
 
 
+class _Exits:
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_a_value_that_exits_when_it_is_read(directory: RunDirectory) -> None:
+    """It ends neither the cell nor the kernel."""
+    pulls = Pulls(parse("thing"), 1, directory)
+    _pulled(pulls, [{"thing": _Exits()}], directory)
+    assert pulls.values() == {}
+    assert pulls.failed[0].startswith("`thing` of rank 0 cannot be read in the notebook (System")
+
+
 def test_what_cannot_be_saved_either(tmp_path: Path) -> None:
     pulls = Pulls(parse("a"), 1, RunDirectory(tmp_path / "gone"))
     pulls.take(Results(rank=0, names=("a",)), Segment.of([memoryview(b"garbage")]).fd)

@@ -34,6 +34,14 @@ def test_the_shell_has_no_prompts() -> None:
     )
 
 
+def test_a_warning_of_the_compiler_is_shown_once() -> None:
+    """Not also as of a file "<>", which IPython compiles to see whether the cell awaits."""
+    cell = "'1 is 1\\nawait x'"
+    asked = f"shell.CellShell.instance().should_run_async({cell}, transformed_cell={cell})"
+    code = f"import warnings; warnings.simplefilter('error'); print({asked})"
+    assert _in_a_rank(code) == "True\n"
+
+
 def test_cells_go_by_their_numbers_in_tracebacks() -> None:
     """One without a number by its file, which is not taken for In[1]; other files by themselves."""
     compiler = CellCompiler()
