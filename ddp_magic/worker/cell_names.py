@@ -1,4 +1,8 @@
-"""Which names a cell has bound in its rank, and which of their values end with it."""
+"""Which names a cell has bound in its rank, and which of their values end with it.
+
+The values are asked for nothing: `isinstance` would run code of theirs (`__class__`), and a dead
+`weakref.proxy` raises.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ class NamesBefore:
         values = [
             name
             for name in names
-            if not name.startswith("_") and not isinstance(after[name], _DEFINITIONS)
+            if not name.startswith("_") and not issubclass(type(after[name]), _DEFINITIONS)
         ]
         # A model of the notebook's may have been trained here.
         writes = _parameter_writes(self._values)
@@ -52,6 +56,6 @@ class NamesBefore:
 
 def _parameter_writes(namespace: Mapping[str, Any]) -> dict[str, int]:
     """Return how often the parameters of each module in a namespace have been written to."""
-    modules = {n: v for n, v in namespace.items() if isinstance(v, torch.nn.Module)}
+    modules = {n: v for n, v in namespace.items() if issubclass(type(v), torch.nn.Module)}
     # torch 2.6 to 2.13: tests/unit/worker/test_private_names.py
     return {n: sum(p._version for p in m.parameters()) for n, m in modules.items()}

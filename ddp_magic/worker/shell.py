@@ -274,7 +274,8 @@ def end_names() -> None:
         if isinstance(results, dict):
             results.clear()
     # Newest objects first, definitions last: destructors still find what they use.
-    objects = [n for n, value in namespace.items() if not isinstance(value, _LAST)][::-1]
+    # By type(), because `isinstance` of a dead `weakref.proxy` raises.
+    objects = [n for n, value in namespace.items() if not issubclass(type(value), _LAST)][::-1]
     for names in (objects, list(namespace)):
         for name in names:
             if name != "__builtins__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -37,3 +38,8 @@ def test_a_model_of_the_notebooks_that_was_trained_here() -> None:
     used(torch.zeros(1))
     names = before.compare(0, {"trained": trained, "used": used}, ())
     assert (names.names, names.values) == ((), ("trained",))
+
+
+def test_a_value_that_raises_when_it_is_asked_for_its_class() -> None:
+    gone = weakref.proxy(torch.nn.Linear(1, 1))
+    assert _compare({"old": gone}, {"old": gone, "new": gone}) == (("new",), ("new",))
