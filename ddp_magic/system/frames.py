@@ -9,10 +9,12 @@ import contextlib
 import copy
 import linecache
 import re
+import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 _PACKAGE = str(Path(__file__).parents[1]) + "/"
@@ -65,6 +67,26 @@ def _joined(steps: Iterable[TracebackType]) -> TracebackType | None:
     for step in reversed(list(steps)):
         joined = TracebackType(joined, step.tb_frame, step.tb_lasti, step.tb_lineno)
     return joined
+
+
+def end_stacks_at_ours() -> None:
+    """Let the stacks that Python prints in this process begin at the user's code.
+
+    `traceback.print_stack`, `logging` with `stack_info`, and torch's anomaly detection would show
+    the frames of the forkserver, the agent and the rank below it, and IPython's.
+    """
+    walk = traceback.walk_stack
+
+    def walk_stack(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+        steps = list(walk(sys._getframe(1) if frame is None else frame))  # Python 3.10 to 3.13
+        files = [step.f_code.co_filename for step, _ in steps]
+        end = next((i for i, file in enumerate(files) if is_ours(file)), len(files))
+        if end < len(files):
+            while end and "/IPython/core/" in files[end - 1]:
+                end -= 1
+        return iter(steps[:end])
+
+    traceback.walk_stack = walk_stack  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

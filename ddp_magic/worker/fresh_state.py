@@ -14,6 +14,7 @@ import torch
 
 from ddp_magic.system import processes
 from ddp_magic.system.environment import threads_wanted
+from ddp_magic.system.frames import end_stacks_at_ours
 from ddp_magic.worker import keyboard
 
 
@@ -30,6 +31,7 @@ def take(master_port: int) -> None:
     _reseed()
     _set_threads()
     keyboard.install()
+    end_stacks_at_ours()
 
 
 def seed(value: int | None) -> None:

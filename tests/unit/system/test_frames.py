@@ -10,7 +10,13 @@ from types import CodeType
 import pytest
 
 import ddp_magic
-from ddp_magic.system.frames import is_ours, text_without_ours, warnings_without_ours, without_ours
+from ddp_magic.system.frames import (
+    end_stacks_at_ours,
+    is_ours,
+    text_without_ours,
+    warnings_without_ours,
+    without_ours,
+)
 
 PACKAGE = Path(ddp_magic.__file__).parent
 
@@ -100,3 +106,44 @@ def test_a_warning_has_no_place_of_ours(file: str, place: str) -> None:
     with warnings_without_ours():
         assert warnings.formatwarning("hm", UserWarning, file, 5).startswith(place)
     assert warnings.formatwarning("hm", UserWarning, file, 5).startswith(f"{file}:5: ")
+
+
+@pytest.fixture
+def _ended_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traceback, "walk_stack", traceback.walk_stack)  # put back afterwards
+    end_stacks_at_ours()
+
+
+IPYTHON = _function("/site-packages/IPython/core/interactiveshell.py", "def f(g):\n    g()\n")["f"]
+
+
+@pytest.mark.usefixtures("_ended_stacks")
+def test_a_stack_begins_at_the_users_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is printed, extracted, or walked from here; IPython's frames above ours go too."""
+    seen: list[list[str]] = []
+
+    def inner() -> None:
+        traceback.print_stack()
+        seen.append([frame.name for frame in traceback.extract_stack()])
+        seen.append([frame.f_code.co_name for frame, _ in traceback.walk_stack(None)])
+
+    def outer() -> None:
+        inner()
+
+    OURS(lambda: IPYTHON(outer))  # type: ignore[operator]
+    names = [["<lambda>", "f", "outer", "inner"], ["inner", "outer", "f", "<lambda>"]]
+    assert seen == names  # the lambda stands between ours and IPython: it is the user's
+    seen.clear()
+    capsys.readouterr()
+    _function(str(PACKAGE / "worker.py"), "def f(g, h):\n    g(h)\n")["f"](IPYTHON, outer)  # type: ignore[operator]
+    assert seen == [["outer", "inner"], ["inner", "outer"]]
+    assert "ddp_magic/" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_ended_stacks")
+def test_a_stack_without_us_is_whole() -> None:
+    """In a thread of the user's."""
+    assert [frame.name for frame in traceback.extract_stack()][-1] == (
+        "test_a_stack_without_us_is_whole"
+    )
+    assert len(traceback.extract_stack()) > 5
