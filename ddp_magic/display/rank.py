@@ -19,6 +19,7 @@ from ddp_magic.wire.kernel_events import (
 )
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
+    Collectives,
     Error,
     Finished,
     Heartbeat,
@@ -38,6 +39,10 @@ class Rank:
     Attributes:
         phase: What it is doing.
         line: The line of the cell that it is in, or was in when it failed.
+        call: What that line has called.
+        still_s: For how long its main thread had been at one place at the last heartbeat, s.
+        cpu: Share of a processor that its main thread used between the last two heartbeats.
+        collectives: What it last reported of its process groups; None if it has moved on since.
         heard: Time of its last heartbeat, in seconds since the epoch.
         lost: When it lost its connection while its process ran, in seconds since the epoch.
         answered: Whether it answered the interrupt.
@@ -55,6 +60,10 @@ class Rank:
     device: str = ""
     phase: Phase = Phase.WAITING
     line: int | None = None
+    call: str = ""
+    still_s: float = 0.0
+    cpu: float = 0.0
+    collectives: Collectives | None = None
     rss_mib: float = 0.0
     device_mib: float | None = None
     heard: float = 0.0
@@ -72,6 +81,7 @@ class Rank:
     log: Path | None = None
     log_span: tuple[int, int | None] = (0, None)
     stack: tuple[str, ...] = ()
+    _cpu_s: float = 0.0
 
     def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 -- one case for each event
         """Update the state from an event of this rank."""
@@ -83,6 +93,8 @@ class Rank:
                 self.log_span = (log_bytes, log_bytes)
             case WorkerReady(device=device):
                 self.device, self.phase = device, Phase.RUNNING
+            case Collectives():
+                self.collectives = event
             case Heartbeat():
                 self._take_heartbeat(event)
             case Stream(log_bytes=log_bytes):
@@ -109,13 +121,16 @@ class Rank:
                 pass
 
     def _take_heartbeat(self, event: Heartbeat) -> None:
-        self.heard = event.time
+        if event.time > self.heard > 0.0:
+            self.cpu = max(0.0, event.cpu_s - self._cpu_s) / (event.time - self.heard)
+        self.heard, self._cpu_s = event.time, event.cpu_s
         self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
         # A heartbeat sent before a session's cell may arrive late.
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:
             self.phase = event.phase
         if event.phase is Phase.RUNNING and self.error is None:
             self.line = event.line  # a rank that exits keeps the line it failed in
+            self.call, self.still_s = event.call, event.still_s
 
     @property
     def busy(self) -> bool:

@@ -37,6 +37,7 @@ class RunRecord:
         imported: Installed libraries that the cell imported.
         bound: All names that the cell bound on rank 0.
         stayed: Names of values that were not sent to the notebook and ended with the ranks.
+        waits: A sentence for each wait of ranks for others that lasts at the moment.
         group_end: How the group ended; None while it is running.
         progress: The ranks' progress bars, by rank; empty without a screen.
     """
@@ -57,6 +58,7 @@ class RunRecord:
     imported: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
     stayed: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()
     group_end: GroupEnded | None = None
     progress: Mapping[int, str] = field(default_factory=dict)
 

@@ -100,12 +100,13 @@ def _headline(run: RunRecord) -> str:
 
 def table_text(run: RunRecord) -> str:
     """Return the live table as text."""
-    return "\n".join([_headline(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
+    return "\n".join([_headline(run), *run.waits, *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
 
 
 def table_html(run: RunRecord) -> str:
     """Return the live table as HTML."""
-    return html_line(_headline(run)) + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
+    lines = "".join(map(html_line, [_headline(run), *run.waits]))
+    return lines + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
 
 
 def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -157,7 +158,7 @@ class Status:
 
     def __repr__(self) -> str:
         runs = [
-            "\n".join([self._title(run), *_grid(_STATUS_COLUMNS, _status_rows(run))])
+            "\n".join([self._title(run), *run.waits, *_grid(_STATUS_COLUMNS, _status_rows(run))])
             for run in self._runs
         ]
         return "\n\n".join(["\n".join(self._head), *runs] if self._head else runs)
@@ -165,6 +166,7 @@ class Status:
     def _repr_html_(self) -> str:
         return "".join(html_line(line) for line in self._head) + "".join(
             f"<div><b>{html.escape(self._title(run))}</b></div>"
+            + "".join(map(html_line, run.waits))
             + _html_grid(_STATUS_COLUMNS, _status_rows(run))
             for run in self._runs
         )

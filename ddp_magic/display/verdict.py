@@ -58,6 +58,7 @@ class Evidence:
         group: How the group ended, if it ended.
         logs: Directory of the logs of the agent and the ranks.
         source: The cell's source.
+        waits: Sentences on who waited for whom, when the first rank failed or the run was ended.
         around: Where its names could have come from.
         prelude: Names of ddp_magic's own (not torch's) that the cell uses from the prelude.
         cell_labels: What a person calls the cells, by the files of their code.
@@ -70,6 +71,7 @@ class Evidence:
     group: GroupEnded = field(default_factory=GroupEnded)
     logs: RunDirectory = field(default_factory=lambda: RunDirectory(Path()))
     source: str = ""
+    waits: Sequence[str] = ()
     around: Surroundings = field(default_factory=Surroundings)
     prelude: Collection[str] = ()
     cell_labels: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +87,9 @@ def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | N
             return State.CANCELLED, _interrupted(evidence, own)
         case StopReason.TIME_LIMIT if not own:
             limit = f"the run exceeded its time limit of {evidence.time_limit_s:g} s; "
-            return State.FAILED, TimeLimitError(limit + _how_they_stopped(evidence.ranks))
+            return State.FAILED, TimeLimitError(
+                limit + _how_they_stopped(evidence.ranks), details=evidence.waits
+            )
         case StopReason.TIME_LIMIT | StopReason.PEER_FAILED:
             return State.FAILED, _failed(evidence, own or failures)
     # If the agent ended, its ranks died of that, and some reported the death of others before.
@@ -102,7 +106,7 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
     message = _how_they_stopped(evidence.ranks)
     culprits = [f for f in own if f.error is not None and f.error.ename != "KeyboardInterrupt"]
     if not culprits:
-        return RunInterrupted(message)
+        return RunInterrupted(message, details=evidence.waits)
     first = diagnose.first_failure(culprits)
     assert first.error is not None  # noqa: S101 -- `culprits` have one
     head = f"rank {first.rank} of {len(evidence.ranks)} had raised:"
@@ -143,7 +147,9 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         stack = [f"    {frame}" for frame in rank.stack]
         if stack:
             stack = [f"rank {first.rank} was in, innermost first:", *stack]
-        return WorkerLostError(message, rank=first.rank, code=code, details=[*stack, *others])
+        return WorkerLostError(
+            message, rank=first.rank, code=code, details=[*stack, *others, *evidence.waits]
+        )
     hints = diagnose.name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
     # A child of the rank has written its own traceback into the error's text.
@@ -154,7 +160,7 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         ename=first.error.ename,
         evalue=first.error.evalue,
         traceback=lines,
-        details=[head, *lines, *others, *hints],
+        details=[head, *lines, *others, *evidence.waits, *hints],
         shown=f"rank {first.rank} {diagnose.summarize_error(first.error)}",
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ddp_magic.display import diagnose
+from ddp_magic.display import diagnose, hangs
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
@@ -19,6 +19,7 @@ from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.group import POLL_S, WorkerGroup
+from ddp_magic.kernel.hang_watch import HangWatch
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.pull import Pulls
 from ddp_magic.kernel.renewal import prepare_next_cell
@@ -94,6 +95,8 @@ class Run(RunRecord):
         self.captured = tuple(self._capture.values)
         self._pulls = Pulls(options.pull, options.nproc, self.directory)
         self._stop: Stop | None = None
+        self._watch = HangWatch()
+        self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
         taken = set() if cell_files is None else cell_files
         file = cell_file(self.directory.cell, execution_count, taken)
         taken.add(file)
@@ -168,13 +171,19 @@ class Run(RunRecord):
             if self._stop is None and self._is_ready:
                 self._send_cell()
             self._take(self._group.poll(POLL_S), screen)
+            if self._watch.look(self.ranks):
+                self.waits = self._watch.sentences
             screen.tick(self)
             self._stop = self._stop or self._begin_stop(counter.count)
             if self._stop is not None:
                 self._take(self._stop.step(counter.count, time.monotonic()), screen)
         self._take(self._group.drain(), screen)
         self._take(self._stacks_of_crashes(), screen)
+        self.waits = ()
         self.state, self.error = judge(self._evidence())
+        if self.state is State.SUCCEEDED:
+            notes = [Note(text=f"warning: {text}") for text in hangs.mismatches(self.ranks)]
+            self._take(notes, screen)
         if self._group.kept:
             self._prepare_next_cell(screen, counter)
 
@@ -213,6 +222,8 @@ class Run(RunRecord):
                     continue  # news of the start: what is worth a word is that it stops
                 case PulledValues(results=results, fd=fd):
                     self._pulls.take(results, fd)
+                case Error() if self._stop is None:
+                    self._remember_waits()
             self.take(event)
             screen.take(event)
 
@@ -275,6 +286,10 @@ class Run(RunRecord):
 
     # --- how it ends --------------------------------------------------------------------------
 
+    def _remember_waits(self) -> None:
+        if not self._last_waits:
+            self._last_waits = self._watch.recent
+
     def _begin_stop(self, presses: int) -> Stop | None:
         """Begin to end the ranks, if there is a reason to."""
         reason = reason_to_stop(
@@ -284,6 +299,8 @@ class Run(RunRecord):
             time_limit_s=self.options.time_limit_s,
             kept=self._group.kept,
         )
+        if reason is not None:
+            self._remember_waits()
         starting = self.state is State.PENDING  # no cell to finish, no session to keep yet
         return reason and Stop(
             self._group,
@@ -313,6 +330,7 @@ class Run(RunRecord):
             logs=self.log_directory,
             source=self._cell.source,
             around=self._around,
+            waits=self._last_waits or tuple(hangs.mismatches(self.ranks)),
             prelude=OWN_NAMES & set(self._command.prelude),
             cell_labels=self.cell_labels,
         )

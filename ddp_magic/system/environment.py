@@ -72,7 +72,7 @@ LATE = frozenset(
     ]
 )
 # Read when a process group is made.
-_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
+_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
 
 
 def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:

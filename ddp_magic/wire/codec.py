@@ -7,6 +7,7 @@ nothing is executed to read a message: what does not fit the class raises `Proto
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import enum
 import functools
 import json
@@ -14,9 +15,10 @@ import re
 import reprlib
 import types
 from collections.abc import Callable
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
+from ddp_magic.wire.collectives import GroupRecord, Operation
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentEvent,
@@ -37,12 +39,14 @@ MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 200  # of nested lists and dictionaries: encoding them again is recursive
 _MAX_INT = 2**63
 _SIGNED = frozenset(["code", "seed"])  # all other integers are counts or indices
-_CLASSES: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in get_args(Command | ForkserverEvent | AgentEvent | WorkerEvent)
-}
+_MESSAGES = get_args(Command | ForkserverEvent | AgentEvent | WorkerEvent)
+_PARTS = (GroupRecord, Operation)  # of messages
+_CLASSES: dict[str, type[Any]] = {cls.__name__: cls for cls in _MESSAGES}
+_TYPES: dict[str, type[Any]] = {**_CLASSES, **{cls.__name__: cls for cls in _PARTS}}
 # Shown to a person; paths and environments keep bytes that are not UTF-8.
 _SHOWN = (AgentDone, DisplayData, Error, Finished, Heartbeat, Results, CellNames, WorkerReady)
 _Check: TypeAlias = Callable[[object], bool]
+_Restorer: TypeAlias = Callable[[Any], object]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -54,7 +58,7 @@ def encode(message: Command | Event) -> bytes:
             invalid.
     """
     fields = {"type": type(message).__name__, **vars(message)}
-    payload = json.dumps(fields, default=str).encode()
+    payload = json.dumps(fields, default=_plain).encode()
     if len(payload) > MAX_BYTES:
         raise ProtocolError(
             f"{type(message).__name__} has {len(payload):,} bytes; the limit is {MAX_BYTES:,}"
@@ -62,6 +66,10 @@ def encode(message: Command | Event) -> bytes:
     if isinstance(message, DisplayData):
         decode(payload)
     return payload
+
+
+def _plain(item: object) -> object:
+    return vars(item) if dataclasses.is_dataclass(item) else str(item)
 
 
 def decode(payload: bytes) -> Command | Event:
@@ -78,40 +86,61 @@ def decode(payload: bytes) -> Command | Event:
             # A lone surrogate, which cannot be sent to a notebook.
             whole = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
             fields = json.loads(whole)
-        enums = _enums(cls.__name__)
-        message: Command | Event = cls(
-            **{name: _restored(value, enums.get(name)) for name, value in fields.items()}
-        )
+        message: Command | Event = _built(cls.__name__, fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r:.200}") from error
-    for name, fits in _checks(cls.__name__):
-        value = getattr(message, name)
-        if not fits(value):
-            raise ProtocolError(f"invalid {cls.__name__}.{name}: {reprlib.repr(value)}")
+    if name := _misfit(message):
+        value = reprlib.repr(getattr(message, name))
+        raise ProtocolError(f"invalid {cls.__name__}.{name}: {value}")
     return message
 
 
-def _restored(value: object, kind: type[enum.Enum] | None) -> object:
+def _built(name: str, fields: dict[str, Any]) -> Any:  # noqa: ANN401 -- of the class of that name
     """Turn what JSON cannot express back into what was sent, so that messages compare equal."""
-    if isinstance(value, list):
-        return tuple(value)
-    return value if kind is None else kind(value)
+    restore = _restorers(name)
+    return _TYPES[name](**{n: restore.get(n, _as_tuple)(value) for n, value in fields.items()})
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _misfit(item: object) -> str:
+    """Return the first field that is not of its declared type; empty if there is none."""
+    checks = _checks(type(item).__name__)
+    return next((name for name, fits in checks if not fits(getattr(item, name))), "")
 
 
 # Types are examined once for each class: a rank that prints much sends thousands of messages.
 
 
 @functools.cache
-def _enums(name: str) -> dict[str, type[enum.Enum]]:
-    """Return the fields of a message that are enums."""
-    kinds = get_type_hints(_CLASSES[name]).items()
-    return {n: kind for n, kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)}
+def _restorers(name: str) -> dict[str, _Restorer]:
+    """Return, for those fields of a class that need it, what restores a value from JSON."""
+    kinds = get_type_hints(_TYPES[name]).items()
+    found = {field: _restorer(kind) for field, kind in kinds}
+    return {field: restore for field, restore in found.items() if restore is not None}
+
+
+def _restorer(kind: Any) -> _Restorer | None:  # noqa: ANN401 -- a type, as written
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind
+    if dataclasses.is_dataclass(kind):
+        name = cast("type", kind).__name__
+        return lambda value: _built(name, value) if isinstance(value, dict) else value
+    if get_origin(kind) is not tuple:
+        return None
+    of = get_args(kind)[0]
+    restore = _restorer(of) or (_as_tuple if get_origin(of) is tuple else None)
+    if restore is None:
+        return None
+    return lambda value: tuple(map(restore, value)) if isinstance(value, list) else value
 
 
 @functools.cache
 def _checks(name: str) -> tuple[tuple[str, _Check], ...]:
     """Return, for each field of a message, what checks its value."""
-    kinds = get_type_hints(_CLASSES[name]).items()
+    kinds = get_type_hints(_TYPES[name]).items()
     return tuple((field, _check(kind, signed=field in _SIGNED)) for field, kind in kinds)
 
 
@@ -125,6 +154,8 @@ def _check(wanted: Any, *, signed: bool) -> _Check:  # noqa: ANN401 -- a type, a
             of = kinds[1] if collection is dict else kinds[0]
             fits_all = _is_shallow if of is Any else _each(_check(of, signed=signed))
             return lambda value: isinstance(value, collection) and fits_all(_items(value))
+        case _ if dataclasses.is_dataclass(wanted):
+            return lambda value: type(value) is wanted and not _misfit(value)
         case _:
             return functools.partial(_is, wanted=wanted, signed=signed)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ddp_magic.wire.collectives import GroupRecord
 from ddp_magic.wire.states import Phase
 
 # Exit code of a rank that can no longer reach its kernel.
@@ -291,6 +292,9 @@ class Heartbeat:
     Attributes:
         phase: STARTING, RUNNING, IDLE or EXITING.
         line: The cell's line that its main thread is in; None outside the cell.
+        call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
+        still_s: For how long the main thread has been at the same place, in seconds.
+        cpu_s: Processor time that the main thread has used, in seconds.
         rss_mib: Resident memory, in MiB.
         device_mib: Memory that torch holds on the rank's GPU, in MiB; None on a CPU.
     """
@@ -301,6 +305,24 @@ class Heartbeat:
     line: int | None
     rss_mib: float
     device_mib: float | None = None
+    call: str = ""
+    still_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collectives:
+    """The rank's process groups: when it has waited for a while, and at the end of its cell.
+
+    Attributes:
+        peer: The rank that a send or a receive waits for; None if there is none.
+        groups: Its process groups, in the order in which they were created.
+    """
+
+    rank: int
+    time: float
+    peer: int | None = None
+    groups: tuple[GroupRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,6 +447,7 @@ WorkerEvent: TypeAlias = (
     | WorkerReady
     | Imported
     | Heartbeat
+    | Collectives
     | Interrupted
     | DisplayData
     | ClearOutput

@@ -1,6 +1,8 @@
 """The thread that sends heartbeats, and acknowledges interrupts.
 
-What a heartbeat carries is gathered in `observe`.
+Once the main thread has been at one place for `STILL_S`, or a collective has not completed for that
+long, it also sends what the rank's process groups are doing (`Collectives`), so that the kernel can
+explain who waits for whom.
 """
 
 from __future__ import annotations
@@ -8,20 +10,23 @@ from __future__ import annotations
 import os
 import resource
 import select
-import sys
-import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
 from typing import NoReturn
 
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import LOST_CONNECTION, Heartbeat, Interrupted
+from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
-from ddp_magic.worker import device
+from ddp_magic.worker import device, flight_recorder
 from ddp_magic.worker.activity import Activity
+from ddp_magic.worker.main_thread import MainThread
 from ddp_magic.worker.streams import move_high
 
 HEARTBEAT_S = 0.25
+STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
+REPEAT_S = 1.0  # and between two reports of what it waits for
 _BEAT, _INTERRUPTED = b"c", b"i"  # why the thread is woken
 
 
@@ -37,6 +42,9 @@ class HeartbeatThread:
         self._activity = activity
         self._wake_r, self._wake_w = map(move_high, os.pipe())
         os.set_blocking(self._wake_w, False)
+        self._main = MainThread()
+        self._stuck = Stuck()
+        self._reported = 0.0  # when the groups were reported last, monotonic, s
 
     def run(self) -> NoReturn:
         """Send heartbeats for ever. The process ends if its connection is no longer there."""
@@ -58,8 +66,39 @@ class HeartbeatThread:
             return False
         if ready and _INTERRUPTED in os.read(self._wake_r, 64):
             self.report_interrupted()
-        self._channel.send(observe(self._rank, self._activity))
+        self._channel.send(self._observe())
+        if self._waits() and time.monotonic() - self._reported > REPEAT_S:
+            self._reported = time.monotonic()
+            self.report_collectives()
         return True
+
+    def report_collectives(self) -> None:
+        """Report at once what the process groups are doing."""
+        groups = flight_recorder.groups(self._activity.started)
+        peer = self._main.place.peer
+        self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
+
+    def _waits(self) -> bool:
+        """Whether the rank may be waiting for others."""
+        if self._activity.phase is not Phase.RUNNING:
+            return False
+        stuck_s = self._stuck.look(flight_recorder.numbers(), time.monotonic())
+        return max(self._main.still_s, stuck_s) > STILL_S
+
+    def _observe(self) -> Heartbeat:
+        self._main.look(self._activity.cell_file)
+        place = self._main.place
+        return Heartbeat(
+            rank=self._rank,
+            time=now(),
+            phase=self._activity.phase,
+            line=place.line,
+            call=place.call,
+            still_s=self._main.still_s,
+            cpu_s=self._main.cpu_s(),
+            rss_mib=_rss_mib(),
+            device_mib=device.reserved_mib(),
+        )
 
     def beat_now(self) -> None:
         """Send a heartbeat without waiting for the next one's time."""
@@ -80,27 +119,27 @@ class HeartbeatThread:
             pass  # 64 KB unread: this one is not needed
 
 
-def observe(rank: int, activity: Activity) -> Heartbeat:
-    """Return a heartbeat with the rank's phase, line and memory of now."""
-    return Heartbeat(
-        rank=rank,
-        time=now(),
-        phase=activity.phase,
-        line=_main_thread_line(activity.cell_file),
-        rss_mib=_rss_mib(),
-        device_mib=device.reserved_mib(),
-    )
+class Stuck:
+    """For how long the oldest collective has not completed, from the recorder's numbers."""
 
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], tuple[int, float]] = {}
 
-def _main_thread_line(cell_file: str) -> int | None:
-    """Return the line of the cell that the main thread is in; None outside the cell."""
-    # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        if frame.f_code.co_filename == cell_file:
-            return frame.f_lineno
-        frame = frame.f_back
-    return None
+    def look(self, numbers: Mapping[tuple[str, str], tuple[int, int]], now: float) -> float:
+        """Return the seconds since which some group has had the same collective to complete.
+
+        Args:
+            numbers: The last collective enqueued and completed, by group.
+            now: Time on the monotonic clock, in seconds.
+        """
+        self._since = {
+            group: self._since[group]
+            if self._since.get(group, (-1, 0.0))[0] == completed
+            else (completed, now)
+            for group, (enqueued, completed) in numbers.items()
+            if enqueued > completed
+        }
+        return max((now - since for _, since in self._since.values()), default=0.0)
 
 
 def _rss_mib() -> float:

@@ -41,7 +41,15 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
-from ddp_magic.worker import child_main, error_report, fresh_state, interrupts, sent_values, stacks
+from ddp_magic.worker import (
+    child_main,
+    error_report,
+    flight_recorder,
+    fresh_state,
+    interrupts,
+    sent_values,
+    stacks,
+)
 from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.cell_names import NamesBefore
 from ddp_magic.worker.device import cuda_error, set_device
@@ -169,6 +177,7 @@ class Worker:
         return shell, groups, self._listener.next_command()
 
     def _process_groups(self) -> ProcessGroups:
+        flight_recorder.limit_size()
         settings = self._settings
         backend = settings.backend or default_backend(self._device.type)
         return ProcessGroups(
@@ -216,6 +225,8 @@ class Worker:
             end_forked(error or interrupted, self._rank, self._place, shell.format_error)
         self._activity.phase = Phase.EXITING
         flush()
+        if torch.distributed.is_initialized():
+            self._heartbeats.report_collectives()
         code = self._report_end(error or interrupted, shell)
         self._report_imports()
         if self._settings.kept:

@@ -1,0 +1,357 @@
+"""Who waits for whom, and why: from what is known of the ranks to sentences. Pure.
+
+Two facts explain most waits. All ranks of a process group must call the same collectives in the
+same order, and torch's Flight Recorder numbers those that each rank has called. So the first number
+at which two ranks have called different ones is a mismatch, of which all that follows is a
+consequence; and a rank whose last number is below that of a collective that others wait in has not
+joined it. What is not known is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ddp_magic.display.rank import Rank
+from ddp_magic.system.processes import exit_words
+from ddp_magic.wire.collectives import GroupRecord, Operation
+
+HANG_S = 5.0  # a wait that is shorter is not explained
+SILENT_S = 5.0  # without a heartbeat for so long, no Python code runs in the process
+BUSY = 0.2  # share of a processor above which a main thread computes
+
+# Functions of torch.distributed in which a rank waits for others, that the recorder does not know.
+_WAITS = frozenset(
+    [
+        "recv", "send", "batch_isend_irecv", "recv_object_list", "send_object_list",
+        "new_group", "init_process_group", "init_device_mesh", "monitored_barrier",
+        "_store_based_barrier", "split_group", "new_subgroups",
+    ]
+)  # fmt: skip
+# Operations whose inputs, or whose outputs, have the same size and type on all ranks.
+_SAME_INPUTS = frozenset(
+    [
+        "all_reduce", "allreduce_coalesced", "reduce", "broadcast", "all_gather", "gather",
+        "all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor",
+    ]
+)  # fmt: skip
+_SAME_OUTPUTS = frozenset(["scatter"])
+_DTYPES = {
+    "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16",
+    "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
+    "Bool": "bool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """What the operating system says of a rank's process.
+
+    Attributes:
+        stopped: Whether it was stopped, by SIGSTOP or a debugger.
+        in_system_call: Whether it waits in a system call that no signal interrupts.
+        busy: Whether it uses a processor.
+    """
+
+    stopped: bool = False
+    in_system_call: bool = False
+    busy: bool = False
+
+
+Processes = Mapping[int, ProcessState]
+
+
+def explain(
+    ranks: Sequence[Rank],
+    now: float,
+    wait_s: float = HANG_S,
+    processes: Processes | None = None,
+) -> list[str]:
+    """Return a sentence for each wait of ranks for others.
+
+    Args:
+        ranks: What is known of the ranks.
+        now: Time, in seconds since the epoch.
+        wait_s: A shorter wait is left out, in seconds.
+        processes: What the operating system says of their processes, by rank.
+    """
+    known = _Known(ranks, now, processes or {})
+    sentences = []
+    for group in known.groups:
+        waits = {r: op for r, op in group.pending.items() if now - op.created >= wait_s}
+        if not waits:
+            continue
+        if (found := group.mismatch(known)) is not None:
+            sentences.append(found)
+        else:
+            sentences.append(_missing(group, waits, known))
+    in_collectives = {rank for group in known.groups for rank in group.pending}
+    sentences += _without_record(known, wait_s, in_collectives)
+    return sentences
+
+
+def mismatches(ranks: Sequence[Rank]) -> list[str]:
+    """Return a sentence for each group whose ranks have called different collectives.
+
+    Args:
+        ranks: What is known of the ranks at the end of a run.
+    """
+    known = _Known(ranks, 0.0, {})
+    found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
+    return [sentence for sentence in found if sentence]
+
+
+class _Group:
+    """A process group, as its ranks see it.
+
+    Attributes:
+        records: By rank.
+        members: Its ranks.
+        pending: The first collective that has not completed, by rank.
+    """
+
+    def __init__(self, name: str, records: dict[int, GroupRecord]) -> None:
+        self.name = name
+        self.records = records
+        self.members = sorted({rank for r in records.values() for rank in r.ranks} or records)
+        self.pending = {
+            rank: operation
+            for rank, record in records.items()
+            if (operation := _first_pending(record)) is not None
+        }
+
+    def mismatch(self, known: _Known) -> str | None:
+        """Return a sentence on the first number at which ranks called different collectives."""
+        calls: dict[int, dict[int, Operation]] = defaultdict(dict)
+        for rank, record in self.records.items():
+            for operation in record.operations:
+                if not operation.point_to_point:
+                    calls[operation.number][rank] = operation
+        for number, by_rank in sorted(calls.items()):
+            if len({_signature(operation) for operation in by_rank.values()}) > 1:
+                return self._differ(number, by_rank, known)
+        return None
+
+    def _differ(self, number: int, by_rank: dict[int, Operation], known: _Known) -> str:
+        same: dict[str, list[int]] = defaultdict(list)
+        lines: dict[str, str] = {}
+        for rank, operation in by_rank.items():
+            words = _describe(operation)
+            same[words].append(rank)
+            if self.pending.get(rank) is operation or self._failed_in(rank, operation, known):
+                lines.setdefault(words, known.where(rank, operation))
+        calls = "; ".join(
+            f"{_ranks(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
+        )
+        done = any(operation.done for operation in by_rank.values())
+        return (
+            f"collective #{number}{self.name} differs between ranks: {calls}. "
+            + ("What it returned is wrong: all" if done else "All")
+            + " ranks must call the same collectives in the same order, with the same shapes and "
+            "dtypes"
+        )
+
+    def _failed_in(self, rank: int, operation: Operation, known: _Known) -> bool:
+        """Whether a rank raised in its last collective."""
+        last = self.records[rank].enqueued == operation.number
+        return last and known.ranks[rank].error is not None
+
+    def unequal(self, known: _Known) -> str | None:
+        """Return a sentence if ranks have called more collectives than others of the group."""
+        counts = {
+            rank: self.records[rank].enqueued if rank in self.records else 0
+            for rank in self.members
+            if rank < len(known.ranks) and known.ranks[rank].collectives is not None
+        }
+        if len(counts) < len(self.members) or len(set(counts.values())) < 2:
+            return None
+        number = min(counts.values()) + 1
+        called = [rank for rank, count in counts.items() if count >= number]
+        missing = [rank for rank in counts if rank not in called]
+        operations = [o for r in called for o in self.records[r].operations if o.number == number]
+        what = _short(operations[0]) if operations else f"collective #{number}"
+        at = ""
+        if failed := [r for r in called if known.ranks[r].error is not None]:
+            at = known.where(failed[0], operations[0] if operations else None)
+        return f"{_ranks(called)} called {what}{self.name}{at}, but {_ranks(missing)} did not"
+
+
+class _Known:
+    """What is known of all ranks, as the sentences need it."""
+
+    def __init__(self, ranks: Sequence[Rank], now: float, processes: Processes) -> None:
+        self.ranks = ranks
+        self.now = now
+        self._processes = processes
+        self.groups = list(_groups(ranks))
+
+    def where(self, rank: int, operation: Operation | None = None) -> str:
+        """Return ` (line 12, in backward)`, where a rank is; empty if that is not known.
+
+        Args:
+            rank: Which rank.
+            operation: What it waits in, which need not be named twice.
+        """
+        words = self._place(self.ranks[rank], "" if operation is None else operation.name)
+        return f" ({words})" if words else ""
+
+    def _place(self, rank: Rank, known: str = "") -> str:
+        line = f"line {rank.line}" if rank.line else ""
+        call = "" if rank.error is not None or rank.call == known else rank.call
+        return ", ".join(filter(None, [line, f"in {call}" if call else ""]))
+
+    def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each
+        """Return where a rank is that others wait for."""
+        rank = self.ranks[number]
+        place = self._place(rank)
+        if rank.error is not None:
+            return f"it raised {rank.error.ename}" + (f" at line {rank.line}" if rank.line else "")
+        if rank.finished is not None or rank.idle or rank.code == 0:
+            return "it has finished its cell"
+        if rank.code is not None:
+            return f"it has ended ({exit_words(rank.code)})"
+        state = self._processes.get(number, ProcessState())
+        if state.stopped:
+            return f"it is stopped: `kill -CONT {rank.pid}` continues it"
+        last = f"; it was last seen at {place}" if place else ""
+        if state.in_system_call:
+            return f"it is stuck in a system call, often of a disk or a network file system{last}"
+        if rank.heard and self.now - rank.heard > SILENT_S:
+            holds = "holds the interpreter lock in C code" if state.busy else "does not respond"
+            return f"it has been silent for {self.now - rank.heard:.0f} s and {holds}{last}"
+        for other in self.groups:
+            if other is not group and (operation := other.pending.get(number)) is not None:
+                return f"it waits in {_short(operation)}{other.name}" + self.where(
+                    number, operation
+                )
+        if not place:
+            return "it has not reported where it is"
+        return f"it {'computes' if rank.cpu > BUSY else 'is'} at {place}"
+
+
+def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
+    records: dict[tuple[str, str], dict[int, GroupRecord]] = defaultdict(dict)
+    for rank in ranks:
+        if rank.collectives is not None:
+            for record in rank.collectives.groups:
+                records[record.name, record.backend][rank.rank] = record
+    several = len({name for name, _ in records}) > 1
+    for (name, _), by_rank in records.items():
+        title = next((r.title for r in by_rank.values() if r.title), "")
+        shown = title if title not in {"", "default_pg", "undefined"} else name
+        default = title == "default_pg" or name == "0" or not several
+        yield _Group("" if default else f" of group {shown!r}", by_rank)
+
+
+def _first_pending(record: GroupRecord) -> Operation | None:
+    if record.enqueued <= record.completed:
+        return None
+    waiting = (o for o in record.operations if not o.done and not o.point_to_point)
+    return min(waiting, key=lambda o: o.number, default=None)
+
+
+def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
+    """Return who waits in which collective, and where the others are."""
+    number = min(operation.number for operation in waits.values())
+    waiting = [rank for rank, operation in waits.items() if operation.number == number]
+    seconds = known.now - min(waits[rank].created for rank in waiting)
+    head = (
+        f"{_ranks(waiting)} {_verb(waiting, 'wait')} in {_short(waits[waiting[0]])}{group.name}"
+        f"{known.where(waiting[0], waits[waiting[0]])} for {seconds:.0f} s"
+    )
+    missing = [
+        rank
+        for rank in group.members
+        if rank not in waiting
+        and (rank not in group.records or group.records[rank].enqueued < number)
+    ]
+    if not missing:
+        left = [rank for rank in group.members if rank not in waiting]
+        if not left:
+            return f"{head}; all its ranks have joined"
+        return f"{head}; all its ranks have joined, and {_ranks(left)} went on"
+    return "; ".join([head, *_absent(missing, known, group)])
+
+
+def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:
+    where: dict[str, list[int]] = defaultdict(list)
+    for rank in missing:
+        where[known.whereabouts(rank, group)].append(rank)
+    sentences = []
+    for words, who in where.items():
+        told = words if len(who) == 1 else words.replace("it ", "each ", 1)
+        sentences.append(f"{_ranks(who)} {_verb(who, 'has')} not joined: {told}")
+    return sentences
+
+
+def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[str]:
+    """Return sentences on ranks whose stack says that they wait for others."""
+    sentences = []
+    waiting: dict[tuple[str, int | None, int | None], list[Rank]] = defaultdict(list)
+    for rank in known.ranks:
+        busy = rank.error is None and rank.finished is None and not rank.idle and rank.code is None
+        if rank.call in _WAITS and rank.still_s >= wait_s and busy and rank.rank not in explained:
+            peer = rank.collectives.peer if rank.collectives else None
+            waiting[rank.call, rank.line, peer].append(rank)
+    for (call, line, peer), who in waiting.items():
+        numbers = [rank.rank for rank in who]
+        seconds = max(rank.still_s for rank in who)
+        at = f" (line {line})" if line else ""
+        partner = "" if peer is None else f" {'from' if 'recv' in call else 'to'} rank {peer}"
+        head = (
+            f"{_ranks(numbers)} {_verb(numbers, 'wait')} in {call}{partner}{at} for {seconds:.0f} s"
+        )
+        others = [r.rank for r in known.ranks if r.rank not in numbers] if peer is None else [peer]
+        others = [rank for rank in others if 0 <= rank < len(known.ranks)]
+        fates = [known.whereabouts(rank).replace("it ", f"rank {rank} ", 1) for rank in others]
+        sentences.append("; ".join([head, *fates]))
+    return sentences
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def _short(operation: Operation) -> str:
+    return f"{operation.name} #{operation.number}"
+
+
+def _describe(operation: Operation) -> str:
+    """Return an operation with what goes in: `all_reduce of float32 [3, 2]`."""
+    tensors = [
+        f"{_DTYPES.get(dtype, dtype)} {list(shape)}"
+        for dtype, shape in zip(operation.dtypes, operation.inputs, strict=False)
+    ]
+    shown = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+    return f"{operation.name} of {shown}" if shown else operation.name
+
+
+def _signature(operation: Operation) -> tuple[object, ...]:
+    """Return what must be the same on all ranks."""
+    if operation.name in _SAME_INPUTS:
+        return (operation.name, operation.dtypes, tuple(map(math.prod, operation.inputs)))
+    if operation.name in _SAME_OUTPUTS:
+        return (operation.name, tuple(map(math.prod, operation.outputs)))
+    return (operation.name,)
+
+
+def _ranks(numbers: Iterable[int]) -> str:
+    """Return `rank 1`, or `ranks 0, 2-4`."""
+    numbers = sorted(numbers)
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][-1] + 1:
+            spans[-1].append(n)
+        else:
+            spans.append([n])
+    words = [
+        f"{span[0]}-{span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
+    ]
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(words)}"
+
+
+def _verb(who: Sequence[int], verb: str) -> str:
+    if verb == "has":
+        return "have" if len(who) > 1 else "has"
+    return verb if len(who) > 1 else f"{verb}s"

@@ -1,0 +1,70 @@
+"""Looks, while a run goes on, whether ranks wait for others, and asks for the reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from ddp_magic.display import hangs
+from ddp_magic.display.hangs import ProcessState
+from ddp_magic.display.rank import Rank
+
+LOOK_S = 0.5  # between two looks
+RECENT_S = 1.0
+SILENT_S = 1.0  # a rank's process is asked about once it has been silent for so long
+
+
+class HangWatch:
+    """Explains the waits of one run.
+
+    Args:
+        hang_s: A shorter wait is not explained, in seconds.
+
+    Attributes:
+        sentences: The waits that last at the moment.
+        recent: The same at the last look, but those of `RECENT_S` too: for the error of a run that
+            ends before a wait is long enough to be shown.
+    """
+
+    def __init__(self, hang_s: float = hangs.HANG_S) -> None:
+        self.sentences: tuple[str, ...] = ()
+        self.recent: tuple[str, ...] = ()
+        self._hang_s = hang_s
+        self._looked = 0.0  # monotonic, s
+        self._cpu_s: dict[int, float] = {}
+
+    def look(self, ranks: Sequence[Rank]) -> bool:
+        """Look again, if it is time; return whether the sentences have changed."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return False
+        self._looked = time.monotonic()
+        before = self.sentences
+        self.recent = self.sentences = ()
+        if any(rank.collectives is not None for rank in ranks):  # else no rank waits
+            processes, now = self._processes(ranks), time.time()
+            self.recent = tuple(hangs.explain(ranks, now, RECENT_S, processes))
+            self.sentences = tuple(hangs.explain(ranks, now, self._hang_s, processes))
+        return self.sentences != before
+
+    def _processes(self, ranks: Sequence[Rank]) -> dict[int, ProcessState]:
+        """Return what the operating system says of the processes that are silent."""
+        now = time.time()
+        found = {}
+        for rank in ranks:
+            if rank.pid is None or not rank.busy or now - rank.heard < SILENT_S:
+                continue
+            try:
+                process = psutil.Process(rank.pid)
+                status, times = process.status(), process.cpu_times()
+            except psutil.Error:
+                continue
+            cpu_s = times.user + times.system
+            found[rank.rank] = ProcessState(
+                stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
+                in_system_call=status == psutil.STATUS_DISK_SLEEP,
+                busy=cpu_s > self._cpu_s.get(rank.rank, cpu_s),
+            )
+            self._cpu_s[rank.rank] = cpu_s
+        return found

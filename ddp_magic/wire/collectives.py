@@ -1,0 +1,55 @@
+"""What torch's Flight Recorder knows of a rank's process groups, as it travels to the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One collective, or one send or receive, that a rank has called.
+
+    Attributes:
+        number: Its place in the group's sequence of collectives, from 1; every rank of the group
+            counts the same. Sends and receives are counted apart.
+        name: torch's name for it, without the backend: `all_reduce`, `recv 0<-1`.
+        inputs: Shapes of the tensors that go in.
+        outputs: Shapes of the tensors that come out.
+        dtypes: The types of the inputs, as torch's C++ code names them: `Float`, `Long`.
+        created: When it was called, in seconds since the epoch.
+        done: Whether it has completed on this rank.
+        point_to_point: Whether it is a send or a receive.
+    """
+
+    number: int
+    name: str
+    created: float
+    done: bool
+    inputs: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[tuple[int, ...], ...] = ()
+    dtypes: tuple[str, ...] = ()
+    point_to_point: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRecord:
+    """One process group on one rank.
+
+    Attributes:
+        name: The group's name, the same on all its ranks.
+        backend: `gloo` or `nccl`. A group with both has a record, and a sequence, for each.
+        title: What a person calls it: torch's description, such as `default_pg`.
+        ranks: Its members, by their rank in the world.
+        enqueued: Number of the last collective that was called.
+        completed: Number of the last one that has completed.
+        operations: The last ones, in the order of the calls; how many is set by
+            TORCH_FR_BUFFER_SIZE.
+    """
+
+    name: str
+    backend: str
+    title: str
+    ranks: tuple[int, ...]
+    enqueued: int
+    completed: int
+    operations: tuple[Operation, ...] = ()

@@ -1,0 +1,142 @@
+"""What torch's Flight Recorder knows of this rank's collectives: the one adapter to it.
+
+torch records every collective that a process group is asked for, with gloo since 2.9 and with NCCL
+since 2.5, also those that C++ calls, as DDP's. The records can be read from another thread while
+the main thread waits in one of them, and while it runs. An older torch, or one built without it,
+has no records: `groups` returns none, and what a rank waits for is told from its stack.
+
+Facts that this file relies on, measured on torch 2.11 (NCCL) and 2.13 (gloo): gloo's `state` stays
+`scheduled`, so `retired` tells what has completed; NCCL's watchdog sets `retired` within 0.1 s. A
+record of 64 operations costs under 2 ms, the numbers alone 0.1 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch._C import _distributed_c10d as c10d
+from torch.distributed import distributed_c10d
+
+from ddp_magic.wire.collectives import GroupRecord, Operation
+
+# torch's default of 2000 makes a record cost 26 ms with NCCL, and hundreds with gloo.
+OPERATIONS = 64
+
+# In torch's names of an operation, those that are not what a user calls.
+_NAMES = {
+    "_all_gather_base": "all_gather_into_tensor",
+    "_allgather_base": "all_gather_into_tensor",
+    "_reduce_scatter_base": "reduce_scatter_tensor",
+    "all_to_all_base": "all_to_all_single",
+    "alltoall_base": "all_to_all_single",
+}
+
+
+def limit_size() -> None:
+    """Let the recorder keep few operations, unless the user has said how many.
+
+    torch reads the variable when the first process group is created.
+    """
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(OPERATIONS))
+
+
+def numbers() -> dict[tuple[str, str], tuple[int, int]]:
+    """Return the numbers of the last collective enqueued and completed, by (backend, group)."""
+    return {
+        (backend, name): _status(status)
+        for backend, read in _readers()
+        for name, status in _read(read, operations=False).get("pg_status", {}).items()
+    }
+
+
+def groups(since: float = 0.0) -> tuple[GroupRecord, ...]:
+    """Return the records of this rank's process groups.
+
+    Args:
+        since: Leave out operations that completed and were called before, in seconds since the
+            epoch.
+    """
+    found = []
+    members = _members()
+    for backend, read in _readers():
+        record = _read(read, operations=True)
+        operations: dict[str, list[Operation]] = {}
+        titles: dict[str, str] = {}
+        for entry in record.get("entries", []):
+            name, title = map(str, entry["process_group"])
+            titles[name] = title
+            operation = _operation(entry)
+            if operation.created >= since or not operation.done:
+                operations.setdefault(name, []).append(operation)
+        for name, status in record.get("pg_status", {}).items():
+            enqueued, completed = _status(status)
+            found.append(
+                GroupRecord(
+                    name=name,
+                    backend=backend,
+                    title=titles.get(name, ""),
+                    ranks=members.get(name, ()),
+                    enqueued=enqueued,
+                    completed=completed,
+                    operations=tuple(operations.get(name, ())),
+                )
+            )
+    return tuple(found)
+
+
+def _readers() -> list[tuple[str, Callable[[bool, bool], bytes | str]]]:
+    """Return (backend, function of torch) for each recorder that this torch has."""
+    names = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json"}
+    return [(key, getattr(c10d, name)) for key, name in names.items() if hasattr(c10d, name)]
+
+
+def _read(read: Callable[[bool, bool], bytes | str], *, operations: bool) -> dict[str, Any]:
+    try:
+        record = json.loads(read(operations, False))
+    except (RuntimeError, ValueError):  # torch's, at the end of the process; not UTF-8
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _status(status: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the numbers of the last collective enqueued and completed; torch's -1 becomes 0."""
+    names = ("last_enqueued_collective", "last_completed_collective")
+    enqueued, completed = (max(0, int(status[name])) for name in names)
+    return enqueued, completed
+
+
+def _operation(entry: Mapping[str, Any]) -> Operation:
+    """Read one operation of a record."""
+    point_to_point = bool(entry["is_p2p"])
+    name = str(entry["profiling_name"]).partition(":")[2]
+    return Operation(
+        number=int(entry["p2p_seq_id" if point_to_point else "collective_seq_id"]),
+        name=_NAMES.get(name, name),
+        created=int(entry["time_created_ns"]) / 1e9,
+        done=bool(entry["retired"]) or entry["state"] == "completed",
+        inputs=_sizes(entry["input_sizes"]),
+        outputs=_sizes(entry["output_sizes"]),
+        dtypes=tuple(map(str, entry["input_dtypes"])),
+        point_to_point=point_to_point,
+    )
+
+
+def _sizes(sizes: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(max(0, int(n)) for n in size) for size in sizes)
+
+
+def _members() -> dict[str, tuple[int, ...]]:
+    """Return the members of each process group, by the group's name."""
+    try:
+        ranks = dict(distributed_c10d._world.pg_group_ranks)
+    except RuntimeError:  # the main thread creates a group at this moment
+        return {}
+    # A group that the rank is no member of is a number.
+    return {
+        str(group.group_name): tuple(sorted(members))
+        for group, members in ranks.items()
+        if isinstance(group, distributed_c10d.ProcessGroup)
+    }

@@ -1,0 +1,146 @@
+"""Where the main thread is, and for how long it has been there; asked by the heartbeat's thread.
+
+It reads the frames of the running thread (`sys._current_frames`), which costs the main thread
+nothing but the time of holding the interpreter lock, some 20 us.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import CodeType, FrameType
+
+from ddp_magic.system.frames import is_ours
+
+_DISTRIBUTED = "/torch/distributed/distributed_c10d.py"
+# Frames whose name says less than that of the class that a user knows, by the end of the file.
+_KNOWN = {
+    "/torch/utils/data/dataloader.py": "DataLoader",
+    "/torch/optim/optimizer.py": "optimizer",
+}
+_WRAPPERS = frozenset(["wrapper", "_wrapped_call_impl", "_call_impl", "decorate_context", "inner"])
+_MAX_FRAMES = 200
+_MAX_CHARS = 60
+# The argument that names the partner, by function of torch.distributed.
+_PEER = {"recv": ("src", "group_src"), "send": ("dst", "group_dst")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the main thread is.
+
+    Attributes:
+        line: The cell's line; None outside the cell.
+        call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
+        peer: The rank that a send or a receive waits for; None if there is none.
+    """
+
+    line: int | None = None
+    call: str = ""
+    peer: int | None = None
+
+
+class MainThread:
+    """Looks at the main thread again and again.
+
+    Attributes:
+        place: Where it was at the last look.
+        still_s: For how long it has been at exactly the same place, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.place = Place()
+        self.still_s = 0.0
+        self._at: tuple[tuple[CodeType, int], ...] = ()
+        self._since = time.monotonic()
+        ident = threading.main_thread().ident or 0
+        self._clock = (
+            time.pthread_getcpuclockid(ident) if hasattr(time, "pthread_getcpuclockid") else None
+        )
+
+    def look(self, cell_file: str) -> None:
+        """Look where it is now.
+
+        Args:
+            cell_file: File name of the cell's code.
+        """
+        frames = _frames()
+        now = time.monotonic()
+        at = tuple((frame.f_code, frame.f_lasti) for frame in frames)
+        if at != self._at:
+            self._at, self._since = at, now
+            self.place = _place(frames, cell_file)
+        self.still_s = now - self._since
+
+    def cpu_s(self) -> float:
+        """Return the processor time that it has used, in seconds."""
+        return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+
+
+def _frames() -> list[FrameType]:
+    """Return the main thread's frames, innermost first."""
+    # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames: list[FrameType] = []
+    while frame is not None and len(frames) < _MAX_FRAMES:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _place(frames: list[FrameType], cell_file: str) -> Place:
+    inner: list[FrameType] = []  # those below the cell's innermost frame, innermost first
+    for frame in frames:
+        if frame.f_code.co_filename == cell_file:
+            return Place(frame.f_lineno, _call(frame, inner), _peer(inner))
+        inner.append(frame)
+    return Place()
+
+
+def _call(cell: FrameType, inner: list[FrameType]) -> str:
+    """Return what the cell's line has called.
+
+    Args:
+        cell: The cell's frame.
+        inner: The frames below it, innermost first.
+    """
+    outward = [frame for frame in reversed(inner) if not is_ours(frame.f_code.co_filename)]
+    for frame in outward:
+        code = frame.f_code
+        if code.co_filename.endswith(_DISTRIBUTED) and code.co_name not in _WRAPPERS:
+            return code.co_name
+        if name := next((n for end, n in _KNOWN.items() if code.co_filename.endswith(end)), ""):
+            return name
+    named = [frame.f_code for frame in outward if frame.f_code.co_name not in _WRAPPERS]
+    if named:
+        return str(getattr(named[0], "co_qualname", named[0].co_name))  # Python 3.11 and later
+    return _called_expression(cell)
+
+
+def _called_expression(frame: FrameType) -> str:
+    """Return the source of the call that a frame is in, if C code has been called: `time.sleep`."""
+    if not hasattr(frame.f_code, "co_positions"):  # Python 3.10
+        return ""
+    positions = list(frame.f_code.co_positions())
+    line, end_line, start, end = positions[frame.f_lasti // 2]
+    if line is None or line != end_line or start is None or end is None:
+        return ""
+    source = linecache.getline(frame.f_code.co_filename, line).encode()
+    expression = source[start:end].decode(errors="replace")  # columns count bytes
+    found = re.match(r"[\w.]+(?=\()", expression)
+    return found.group()[:_MAX_CHARS] if found else ""
+
+
+def _peer(inner: list[FrameType]) -> int | None:
+    for frame in inner:
+        if not frame.f_code.co_filename.endswith(_DISTRIBUTED):
+            continue
+        for name in _PEER.get(frame.f_code.co_name, ()):
+            value = frame.f_locals.get(name)
+            if isinstance(value, int) and value >= 0:
+                return value
+    return None
