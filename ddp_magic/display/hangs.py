@@ -19,9 +19,11 @@ from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.collectives import GroupRecord, Operation
 
 HANG_S = 5.0  # a wait that is shorter is not explained
-SILENT_S = 5.0  # without a heartbeat for so long, no Python code runs in the process
+SILENT_S = 2.0  # without a heartbeat for so long, no Python code runs in the process
+LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
 BUSY = 0.2  # share of a processor above which a main thread computes
 
+_UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
 # Functions of torch.distributed in which a rank waits for others, that the recorder does not know.
 _WAITS = frozenset(
     [
@@ -80,7 +82,11 @@ def explain(
     known = _Known(ranks, now, processes or {})
     sentences = []
     for group in known.groups:
-        waits = {r: op for r, op in group.pending.items() if now - op.created >= wait_s}
+        waits = {
+            rank: operation
+            for rank, operation in group.pending.items()
+            if now - operation.created >= wait_s and ranks[rank].still_s >= wait_s - LAG_S
+        }
         if not waits:
             continue
         if (found := group.mismatch(known)) is not None:
@@ -107,12 +113,15 @@ class _Group:
     """A process group, as its ranks see it.
 
     Attributes:
+        key: As in `GroupRecord`.
+        name: ` of group 'tensor'`, to be added to a collective; empty for the default group.
         records: By rank.
         members: Its ranks.
         pending: The first collective that has not completed, by rank.
     """
 
-    def __init__(self, name: str, records: dict[int, GroupRecord]) -> None:
+    def __init__(self, key: str, name: str, records: dict[int, GroupRecord]) -> None:
+        self.key = key
         self.name = name
         self.records = records
         self.members = sorted({rank for r in records.values() for rank in r.ranks} or records)
@@ -152,6 +161,13 @@ class _Group:
             + " ranks must call the same collectives in the same order, with the same shapes and "
             "dtypes"
         )
+
+    def called(self, rank: int, known: _Known) -> int:
+        """Return the number of the last collective that a rank is known to have called."""
+        if rank >= len(known.ranks):
+            return 0
+        enqueued = known.ranks[rank].enqueued.get(self.key, 0)
+        return max(enqueued, self.records[rank].enqueued if rank in self.records else 0)
 
     def _failed_in(self, rank: int, operation: Operation, known: _Known) -> bool:
         """Whether a rank raised in its last collective."""
@@ -202,6 +218,11 @@ class _Known:
         call = "" if rank.error is not None or rank.call == known else rank.call
         return ", ".join(filter(None, [line, f"in {call}" if call else ""]))
 
+    def is_silent(self, number: int) -> bool:
+        """Whether a running rank has sent no heartbeat for some time."""
+        rank = self.ranks[number]
+        return rank.busy and rank.heard > 0.0 and self.now - rank.heard > SILENT_S
+
     def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each
         """Return where a rank is that others wait for."""
         rank = self.ranks[number]
@@ -218,7 +239,7 @@ class _Known:
         last = f"; it was last seen at {place}" if place else ""
         if state.in_system_call:
             return f"it is stuck in a system call, often of a disk or a network file system{last}"
-        if rank.heard and self.now - rank.heard > SILENT_S:
+        if self.is_silent(number):
             holds = "holds the interpreter lock in C code" if state.busy else "does not respond"
             return f"it has been silent for {self.now - rank.heard:.0f} s and {holds}{last}"
         for other in self.groups:
@@ -232,17 +253,16 @@ class _Known:
 
 
 def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
-    records: dict[tuple[str, str], dict[int, GroupRecord]] = defaultdict(dict)
+    records: dict[str, dict[int, GroupRecord]] = defaultdict(dict)
     for rank in ranks:
-        if rank.collectives is not None:
-            for record in rank.collectives.groups:
-                records[record.name, record.backend][rank.rank] = record
-    several = len({name for name, _ in records}) > 1
-    for (name, _), by_rank in records.items():
-        title = next((r.title for r in by_rank.values() if r.title), "")
-        shown = title if title not in {"", "default_pg", "undefined"} else name
-        default = title == "default_pg" or name == "0" or not several
-        yield _Group("" if default else f" of group {shown!r}", by_rank)
+        for record in rank.collectives.groups if rank.collectives else ():
+            records[record.key][rank.rank] = record
+    several = len({key.partition(":")[2] for key in records}) > 1
+    for key, by_rank in records.items():
+        title = next((record.title for record in by_rank.values() if record.title), "")
+        shown = key.partition(":")[2] if title in _UNTITLED else title
+        is_default = title == "default_pg" or not several
+        yield _Group(key, "" if is_default else f" of group {shown!r}", by_rank)
 
 
 def _first_pending(record: GroupRecord) -> Operation | None:
@@ -261,18 +281,12 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
         f"{_ranks(waiting)} {_verb(waiting, 'wait')} in {_short(waits[waiting[0]])}{group.name}"
         f"{known.where(waiting[0], waits[waiting[0]])} for {seconds:.0f} s"
     )
-    missing = [
-        rank
-        for rank in group.members
-        if rank not in waiting
-        and (rank not in group.records or group.records[rank].enqueued < number)
-    ]
-    if not missing:
-        left = [rank for rank in group.members if rank not in waiting]
-        if not left:
-            return f"{head}; all its ranks have joined"
-        return f"{head}; all its ranks have joined, and {_ranks(left)} went on"
-    return "; ".join([head, *_absent(missing, known, group)])
+    others = [rank for rank in group.members if rank not in waiting]
+    silent = [rank for rank in others if known.is_silent(rank)]
+    missing = [r for r in others if r not in silent and group.called(r, known) < number]
+    fates = _absent(missing, known, group)
+    fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
+    return "; ".join([head, *(fates or ["all its ranks have joined"])])
 
 
 def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:

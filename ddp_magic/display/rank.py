@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.display.diagnose import Failure
@@ -42,7 +42,8 @@ class Rank:
         call: What that line has called.
         still_s: For how long its main thread had been at one place at the last heartbeat, s.
         cpu: Share of a processor that its main thread used between the last two heartbeats.
-        collectives: What it last reported of its process groups; None if it has moved on since.
+        collectives: What it last reported of its process groups; None if it never has.
+        enqueued: Number of the last collective that it has called, by group.
         heard: Time of its last heartbeat, in seconds since the epoch.
         lost: When it lost its connection while its process ran, in seconds since the epoch.
         answered: Whether it answered the interrupt.
@@ -81,6 +82,7 @@ class Rank:
     log: Path | None = None
     log_span: tuple[int, int | None] = (0, None)
     stack: tuple[str, ...] = ()
+    enqueued: Mapping[str, int] = field(default_factory=dict)
     _cpu_s: float = 0.0
 
     def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 -- one case for each event
@@ -124,6 +126,7 @@ class Rank:
         if event.time > self.heard > 0.0:
             self.cpu = max(0.0, event.cpu_s - self._cpu_s) / (event.time - self.heard)
         self.heard, self._cpu_s = event.time, event.cpu_s
+        self.enqueued = event.enqueued
         self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
         # A heartbeat sent before a session's cell may arrive late.
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:

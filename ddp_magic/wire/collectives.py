@@ -53,3 +53,8 @@ class GroupRecord:
     enqueued: int
     completed: int
     operations: tuple[Operation, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Backend and name."""
+        return f"{self.backend}:{self.name}"

@@ -295,6 +295,8 @@ class Heartbeat:
         call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
         still_s: For how long the main thread has been at the same place, in seconds.
         cpu_s: Processor time that the main thread has used, in seconds.
+        enqueued: Number of the last collective that the rank has called, by group; see
+            `GroupRecord.key`.
         rss_mib: Resident memory, in MiB.
         device_mib: Memory that torch holds on the rank's GPU, in MiB; None on a CPU.
     """
@@ -308,6 +310,7 @@ class Heartbeat:
     call: str = ""
     still_s: float = 0.0
     cpu_s: float = 0.0
+    enqueued: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

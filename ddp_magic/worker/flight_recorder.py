@@ -43,10 +43,10 @@ def limit_size() -> None:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(OPERATIONS))
 
 
-def numbers() -> dict[tuple[str, str], tuple[int, int]]:
-    """Return the numbers of the last collective enqueued and completed, by (backend, group)."""
+def numbers() -> dict[str, tuple[int, int]]:
+    """Return the numbers of the last collective enqueued and completed, by `GroupRecord.key`."""
     return {
-        (backend, name): _status(status)
+        f"{backend}:{name}": _status(status)
         for backend, read in _readers()
         for name, status in _read(read, operations=False).get("pg_status", {}).items()
     }
@@ -96,7 +96,7 @@ def _readers() -> list[tuple[str, Callable[[bool, bool], bytes | str]]]:
 def _read(read: Callable[[bool, bool], bytes | str], *, operations: bool) -> dict[str, Any]:
     try:
         record = json.loads(read(operations, False))
-    except (RuntimeError, ValueError):  # torch's, at the end of the process; not UTF-8
+    except (RuntimeError, ValueError, TypeError):  # torch's own; no JSON; other arguments
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -131,7 +131,7 @@ def _sizes(sizes: list[list[int]]) -> tuple[tuple[int, ...], ...]:
 def _members() -> dict[str, tuple[int, ...]]:
     """Return the members of each process group, by the group's name."""
     try:
-        ranks = dict(distributed_c10d._world.pg_group_ranks)
+        ranks: dict[Any, Any] = dict(distributed_c10d._world.pg_group_ranks)
     except RuntimeError:  # the main thread creates a group at this moment
         return {}
     # A group that the rank is no member of is a number.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
@@ -27,6 +27,8 @@ from ddp_magic.worker.streams import move_high
 HEARTBEAT_S = 0.25
 STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
 REPEAT_S = 1.0  # and between two reports of what it waits for
+# The last collective enqueued and completed, by group: see `flight_recorder.numbers`.
+Numbers: TypeAlias = Mapping[str, tuple[int, int]]
 _BEAT, _INTERRUPTED = b"c", b"i"  # why the thread is woken
 
 
@@ -66,8 +68,9 @@ class HeartbeatThread:
             return False
         if ready and _INTERRUPTED in os.read(self._wake_r, 64):
             self.report_interrupted()
-        self._channel.send(self._observe())
-        if self._waits() and time.monotonic() - self._reported > REPEAT_S:
+        numbers = flight_recorder.numbers()
+        self._channel.send(self._observe(numbers))
+        if self._waits(numbers) and time.monotonic() - self._reported > REPEAT_S:
             self._reported = time.monotonic()
             self.report_collectives()
         return True
@@ -78,14 +81,14 @@ class HeartbeatThread:
         peer = self._main.place.peer
         self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
 
-    def _waits(self) -> bool:
+    def _waits(self, numbers: Numbers) -> bool:
         """Whether the rank may be waiting for others."""
         if self._activity.phase is not Phase.RUNNING:
             return False
-        stuck_s = self._stuck.look(flight_recorder.numbers(), time.monotonic())
+        stuck_s = self._stuck.look(numbers, time.monotonic())
         return max(self._main.still_s, stuck_s) > STILL_S
 
-    def _observe(self) -> Heartbeat:
+    def _observe(self, numbers: Numbers) -> Heartbeat:
         self._main.look(self._activity.cell_file)
         place = self._main.place
         return Heartbeat(
@@ -96,6 +99,7 @@ class HeartbeatThread:
             call=place.call,
             still_s=self._main.still_s,
             cpu_s=self._main.cpu_s(),
+            enqueued={group: enqueued for group, (enqueued, _) in numbers.items()},
             rss_mib=_rss_mib(),
             device_mib=device.reserved_mib(),
         )
@@ -123,9 +127,9 @@ class Stuck:
     """For how long the oldest collective has not completed, from the recorder's numbers."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str, str], tuple[int, float]] = {}
+        self._since: dict[str, tuple[int, float]] = {}
 
-    def look(self, numbers: Mapping[tuple[str, str], tuple[int, int]], now: float) -> float:
+    def look(self, numbers: Numbers, now: float) -> float:
         """Return the seconds since which some group has had the same collective to complete.
 
         Args:

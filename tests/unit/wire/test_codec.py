@@ -10,10 +10,12 @@ import pytest
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode
+from ddp_magic.wire.collectives import GroupRecord, Operation
 from ddp_magic.wire.messages import (
     AgentEvent,
     Captured,
     CellNames,
+    Collectives,
     DisplayData,
     Error,
     Exit,
@@ -84,7 +86,8 @@ def test_garbage_is_refused(payload: bytes) -> None:
 
 
 _RIGHT = {
-    "by_agent": True, "group": False, "cuda_error": "",
+    "by_agent": True, "group": False, "cuda_error": "", "call": "", "still_s": 0.0, "cpu_s": 0.0,
+    "enqueued": {"gloo:0": 1}, "peer": None, "groups": [],
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "phase": "running", "line": 3, "rss_mib": 1.0, "device_mib": None, "mark": 1, "ename": "E",
     "data": {"text/plain": "x"}, "metadata": {}, "display_id": None, "update": False,
@@ -111,6 +114,7 @@ _GOOD: dict[object, list[object]] = {
     int: [1], float: [1.5, 1, -1], str: ["x"], bool: [True], int | None: [1, None],
     float | None: [1.5, 1, -1, None], str | None: ["x", None],
     tuple[str, ...]: [[], ["x"]], tuple[int, ...]: [[], [1]],
+    tuple[GroupRecord, ...]: [[]], dict[str, int]: [{}, {"a": 1}],
     dict[str, str]: [{}, {"a": "b"}], dict[str, list[Any]]: [{}, {"a": [1]}],
     Phase: [],
     dict[str, Any]: [{}, {"a": 1}, {"a": "b"}, {"a": None}, {"a": [1]}],
@@ -130,6 +134,47 @@ def test_every_field_has_its_own_type(cls: type) -> None:
             else:
                 with pytest.raises(ProtocolError):
                     decode(payload)
+
+
+_OPERATION = {
+    "number": 3, "name": "all_reduce", "created": 1.0, "done": False, "inputs": [[3, 2], []],
+    "outputs": [[3, 2]], "dtypes": ["Float"], "point_to_point": False,
+}  # fmt: skip
+_RECORD = {
+    "name": "0", "backend": "gloo", "title": "default_pg", "ranks": [0, 1], "enqueued": 3,
+    "completed": 2, "operations": [_OPERATION],
+}  # fmt: skip
+
+
+def test_a_message_has_parts_of_their_own_classes() -> None:
+    """As they were sent, tuples again."""
+    operation = Operation(
+        number=3, name="all_reduce", created=1.0, done=False, inputs=((3, 2), ()),
+        outputs=((3, 2),), dtypes=("Float",),
+    )  # fmt: skip
+    group = GroupRecord(
+        name="0", backend="gloo", title="default_pg", ranks=(0, 1), enqueued=3, completed=2,
+        operations=(operation,),
+    )  # fmt: skip
+    sent = Collectives(rank=1, time=2.0, groups=(group,))
+    assert decode(encode(sent)) == sent
+    assert decode(_payload(Collectives, rank=1, time=2.0, groups=[_RECORD])) == sent
+
+
+@pytest.mark.parametrize("where", ["record", "operation"])
+@pytest.mark.parametrize("wrong", [{"name": 1}, {"more": 1}, {"outputs": [["x"]]}, {"ranks": [-1]}])
+def test_the_parts_of_a_message_are_checked(where: str, wrong: dict[str, object]) -> None:
+    """A field of another type, and one that does not exist."""
+    operation = {**_OPERATION, **wrong} if where == "operation" else _OPERATION
+    record = {**_RECORD, "operations": [operation], **(wrong if where == "record" else {})}
+    with pytest.raises(ProtocolError):
+        decode(_payload(Collectives, groups=[record]))
+
+
+@pytest.mark.parametrize("part", [1, "x", [], {}, None])
+def test_a_part_is_an_object(part: object) -> None:
+    with pytest.raises(ProtocolError):
+        decode(_payload(Collectives, groups=[part]))
 
 
 def test_a_rank_is_a_whole_number() -> None:

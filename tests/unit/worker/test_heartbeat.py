@@ -7,10 +7,13 @@ import threading
 import time
 from typing import Any, cast
 
-from ddp_magic.wire.messages import Heartbeat, Interrupted
+import pytest
+
+from ddp_magic.wire.messages import Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker.activity import Activity
-from ddp_magic.worker.heartbeat import HEARTBEAT_S, HeartbeatThread, observe
+from ddp_magic.worker.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread, Stuck
+from tests.limits import HANG_S
 from tests.unit.worker.fakes import FakeChannel
 
 
@@ -19,25 +22,62 @@ def _thread(progress: Activity) -> tuple[HeartbeatThread, FakeChannel]:
     return HeartbeatThread(2, cast("Any", channel), progress), channel
 
 
-def test_a_heartbeat_carries_phase_line_and_memory() -> None:
-    """Of the main thread, wherever it is called."""
-    progress = Activity(Phase.RUNNING, 1, "/run/cell.py")
-    beats: list[Heartbeat] = []
+def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
+    """Of the main thread, while another one sends it."""
+    heartbeats, channel = _thread(Activity(Phase.RUNNING, 1, "/run/cell.py"))
 
     def beat() -> None:
-        thread = threading.Thread(target=lambda: beats.append(observe(2, progress)))
+        thread = threading.Thread(target=heartbeats.beat)
+        heartbeats.beat_now()
         thread.start()
         thread.join()
 
     exec(compile("\n\ndef f():\n    beat()\nf()", "/run/cell.py", "exec"), {"beat": beat})
-    (sent,) = beats
+    (sent,) = channel.sent
     assert (sent.rank, sent.phase, sent.line, sent.device_mib) == (2, Phase.RUNNING, 4, None)
+    assert sent.call.endswith("beat")
     assert 1 < sent.rss_mib < 100_000
+    assert sent.cpu_s > 0
 
 
-def test_outside_of_the_cell_there_is_no_line() -> None:
-    assert observe(0, Activity(Phase.EXITING, 1, "/run/cell.py")).line is None
-    assert observe(0, Activity()).line is None
+@pytest.mark.parametrize("activity", [Activity(Phase.EXITING, 1, "/run/cell.py"), Activity()])
+def test_outside_of_the_cell_there_is_no_line(activity: Activity) -> None:
+    heartbeats, channel = _thread(activity)
+    heartbeats.beat_now()
+    heartbeats.beat()
+    assert (channel.sent[0].line, channel.sent[0].call) == (None, "")
+
+
+def test_a_rank_that_stands_still_reports_its_groups() -> None:
+    """Once it has for a while, and from then on once a second."""
+    heartbeats, channel = _thread(Activity(Phase.RUNNING))
+    done = threading.Event()
+
+    def beat() -> None:
+        deadline = time.monotonic() + HANG_S
+        while (
+            sum(isinstance(e, Collectives) for e in channel.sent) < 2
+            and time.monotonic() < deadline
+        ):
+            heartbeats.beat()
+        done.set()
+
+    threading.Thread(target=beat).start()
+    assert done.wait(HANG_S)  # the main thread is here all the time
+    kinds = [type(event) for event in channel.sent]
+    first, second = (i for i, kind in enumerate(kinds) if kind is Collectives)
+    assert channel.sent[first - 1].still_s > STILL_S
+    assert second - first > REPEAT_S / HEARTBEAT_S / 2
+
+
+def test_for_how_long_a_collective_has_not_completed() -> None:
+    """Of the group that has waited longest; a new one begins anew."""
+    stuck = Stuck()
+    assert stuck.look({"gloo:0": (1, 1)}, 10.0) == 0.0
+    assert stuck.look({"gloo:0": (2, 1), "gloo:1": (1, 0)}, 11.0) == 0.0
+    assert stuck.look({"gloo:0": (3, 1), "gloo:1": (2, 1)}, 15.0) == 4.0
+    assert stuck.look({"gloo:0": (3, 2), "gloo:1": (2, 2)}, 16.0) == 0.0
+    assert stuck.look({"gloo:0": (3, 3), "gloo:1": (2, 2)}, 30.0) == 0.0
 
 
 def test_one_is_sent_when_its_time_has_come() -> None:
