@@ -154,7 +154,8 @@ class _Group:
         calls = "; ".join(
             f"{_ranks(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
         )
-        done = any(operation.done for operation in by_rank.values())
+        # In a rank that raised in it, torch calls it completed too.
+        done = any(o.done and known.ranks[rank].error is None for rank, o in by_rank.items())
         return (
             f"collective #{number}{self.name} differs between ranks: {calls}. "
             + ("What it returned is wrong: all" if done else "All")

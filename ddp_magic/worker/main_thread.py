@@ -26,7 +26,7 @@ _WRAPPERS = frozenset(["wrapper", "_wrapped_call_impl", "_call_impl", "decorate_
 _MAX_FRAMES = 200
 _MAX_CHARS = 60
 # The argument that names the partner, by function of torch.distributed.
-_PEER = {"recv": ("src", "group_src"), "send": ("dst", "group_dst")}
+_PEER = {"recv": "src", "send": "dst", "recv_object_list": "src", "send_object_list": "dst"}
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def _peer(inner: list[FrameType]) -> int | None:
     for frame in inner:
         if not frame.f_code.co_filename.endswith(_DISTRIBUTED):
             continue
-        for name in _PEER.get(frame.f_code.co_name, ()):
-            value = frame.f_locals.get(name)
-            if isinstance(value, int) and value >= 0:
-                return value
+        value = frame.f_locals.get(_PEER.get(frame.f_code.co_name, ""))
+        if isinstance(value, int) and value >= 0:
+            return value
     return None
