@@ -1,0 +1,102 @@
+"""What is said about programs that hang or compute garbage: `python -m tests.benchmarks.hangs`.
+
+Each cell runs on three ranks in a real Jupyter kernel until the right words are shown. It prints a
+table: whether they were, after how many seconds, and what was said last. The last table is the cost
+of watching: cells that are full of collectives, here and in another checkout, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.integration.kernel import Kernel
+from tests.mistakes import MISTAKES, Mistake, ask
+from tests.spoiled_programs import FALSE_ALARMS, PROGRAMS
+
+FALSE_ALARM_S = 60.0
+COSTS = {
+    "10^4 small all_reduces": (
+        "x = torch.ones(4)\ndist.barrier()\nfor _ in range(10_000): dist.all_reduce(x)"
+    ),
+    "training of a small network": (
+        "model = DDP(torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(8)]))\n"
+        "dist.barrier()\nfor _ in range(400): model(torch.randn(64, 256)).sum().backward()"
+    ),
+}
+TIMED = (
+    "import time\n{before}began = time.perf_counter()\n{loop}\n"
+    "print('took', time.perf_counter() - began)"
+)
+
+
+def new_kernel(tree: str = "") -> Kernel:
+    """A kernel with the extension loaded, of another checkout if one is named."""
+    env = {"PYTHONPATH": tree} if tree else None
+    kernel = Kernel(Path(tempfile.mkdtemp()), env)
+    kernel.run("%load_ext ddp_magic")
+    kernel.run("%%ddp -n 3\npass")  # the forkserver imports torch
+    return kernel
+
+
+def table(title: str, mistakes: Sequence[Mistake], only: str, options: str = "") -> None:
+    """Print what is said about each."""
+    print(f"\n| {title} | right | s | said |\n| --- | --- | --- | --- |")
+    chosen = [mistake for mistake in mistakes if only in mistake.name]
+    right = 0
+    for mistake in chosen:
+        kernel = new_kernel()  # none hears of another's end
+        answer = ask(kernel, mistake, options, FALSE_ALARM_S)
+        kernel.stop()
+        lines = answer.said.splitlines() or [""]
+        told = [line for line in lines if mistake.says and re.search(mistake.says, line)]
+        ok = bool(told) if mistake.says else not answer.said and answer.status == "ok"
+        right += ok
+        last = (told or lines)[-1]
+        print(
+            f"| {mistake.name} | {'yes' if ok else 'NO'} | {answer.seconds:.1f} | {last[:240]} |",
+            flush=True,
+        )
+    print(f"| **{right} of {len(chosen)}** | | | |")
+
+
+def cost(tree: str, turns: int) -> None:
+    """Print how much longer cells take with this checkout than with another one."""
+    print("\n| cost of watching, 2 ranks | there, s | here, s | ratio |\n| --- | --- | --- | --- |")
+    kernels = {"there": new_kernel(tree), "here": new_kernel(str(Path.cwd()))}
+    for name, text in COSTS.items():
+        before, loop = text.rsplit("\n", 1)
+        cell = TIMED.format(before=before + "\n", loop=loop)
+        seconds: dict[str, list[float]] = {key: [] for key in kernels}
+        for _ in range(turns):
+            for key, kernel in kernels.items():
+                shown = kernel.run(f"%%ddp -n 2 --show 0\n{cell}").text
+                seconds[key].append(float(shown.split("took")[1]))
+        there, here = (statistics.median(seconds[key]) for key in ("there", "here"))
+        print(f"| {name} | {there:.3f} | {here:.3f} | {here / there:.3f} |", flush=True)
+    for kernel in kernels.values():
+        kernel.stop()
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="part of a program's name")
+    parser.add_argument("--against", default="", help="a checkout for the cost of watching")
+    parser.add_argument("--turns", type=int, default=10)
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    table("mistake, 3 ranks", MISTAKES, options.only)
+    table("real program with a line spoiled", PROGRAMS, options.only)
+    table("no false alarm", FALSE_ALARMS, options.only)
+    if options.against:
+        cost(options.against, options.turns)
+
+
+if __name__ == "__main__":
+    main()

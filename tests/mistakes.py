@@ -1,0 +1,305 @@
+"""Classic mistakes of distributed programs, and what ddp_magic must say about each.
+
+The cells run on three ranks. `tests.benchmarks.hangs` prints what is said about all of them, and
+after how many seconds; `tests/integration/test_hangs.py` keeps some in the test suite.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import textwrap
+import time
+from dataclasses import dataclass
+
+from tests.integration.kernel import Kernel, plain
+from tests.limits import HANG_S
+
+RANKS = 3
+GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A program with a mistake, or one that only looks like it.
+
+    Attributes:
+        name: What is wrong with it.
+        cell: The cell's lines after `%%ddp`; the first of them is line 2.
+        says: A regular expression that what is said must match; empty if nothing must be said.
+    """
+
+    name: str
+    cell: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said about a cell.
+
+    Attributes:
+        said: All text of the table's lines of waits, of warnings and of the error.
+        seconds: Until the expected words, or the end of the cell.
+        status: "ok" or "error"; empty if the cell was interrupted.
+    """
+
+    said: str
+    seconds: float
+    status: str
+
+
+def ask(kernel: Kernel, mistake: Mistake, options: str = "", limit_s: float = HANG_S) -> Answer:
+    """Run a cell until the expected words are shown, or to its end, at most for `limit_s`."""
+    began = time.monotonic()
+    cell = textwrap.dedent(mistake.cell).strip("\n")
+    message = kernel.start(f"%%ddp -n {RANKS} {options}\n{cell}\n")
+    said = ""
+    while time.monotonic() - began < limit_s:
+        try:
+            event = kernel.client.get_iopub_msg(timeout=1)
+        except queue.Empty:
+            continue
+        if event["parent_header"].get("msg_id") != message:
+            continue
+        content = event["content"]
+        said += _text(event["msg_type"], content)
+        if mistake.says and re.search(mistake.says, said):
+            seconds = time.monotonic() - began
+            _end(kernel, message)
+            return Answer(said, seconds, "")
+        if content.get("execution_state") == "idle":
+            reply = kernel.client.get_shell_msg(timeout=HANG_S)
+            return Answer(said, time.monotonic() - began, reply["content"]["status"])
+    _end(kernel, message)
+    return Answer(said, time.monotonic() - began, "")
+
+
+def _end(kernel: Kernel, message: str) -> None:
+    """Wait for a cell that is about to end, and interrupt one that is not."""
+    try:
+        kernel.finish(message, GRACE_S)
+    except TimeoutError:
+        kernel.interrupt()
+        kernel.finish(message)
+
+
+def _text(kind: str, content: dict[str, object]) -> str:
+    """Return what is said about waits in an output of the notebook."""
+    match kind, content:
+        case "stream", {"text": str(text)}:
+            lines = text.splitlines()
+        case "error", {"traceback": list(lines)}:
+            lines = [line for block in lines for line in plain(str(block)).splitlines()]
+        case _, {"data": {"text/plain": str(text)}}:
+            lines = text.splitlines()
+        case _:
+            return ""
+    return "".join(f"{line}\n" for line in lines if re.search(_SAYS, line))
+
+
+_SAYS = r" waits? in | differs between ranks|, but ranks? | raised |was killed|exited with code"
+
+MISTAKES = [
+    Mistake(
+        "a collective under `if rank == 0`",
+        """
+        import time
+        if rank == 0:
+            dist.all_reduce(torch.ones(3))
+        else:
+            time.sleep(1000)
+        """,
+        r"rank 0 waits in all_reduce #1 \(line 4\).*"
+        r"ranks 1, 2 have not joined: each is at line 6, in time\.sleep",
+    ),
+    Mistake(
+        "the same, and the others end",
+        """
+        if rank == 0:
+            dist.all_reduce(torch.ones(3))
+        """,
+        r"rank 0 called all_reduce #1 \(line 3\), but ranks 1, 2 did not",
+    ),
+    Mistake(
+        "the same, and then another collective",
+        """
+        if rank == 0:
+            dist.all_reduce(torch.ones(3))
+        dist.barrier()
+        """,
+        r"collective #1 differs between ranks: rank 0 called all_reduce of float32 \[3\] "
+        r"\(line 3\); ranks 1, 2 called barrier \(line 4\)",
+    ),
+    Mistake(
+        "fewer batches on one rank",
+        """
+        model = DDP(torch.nn.Linear(4, 1))
+        for step in range(5 if rank != 2 else 4):
+            model(torch.randn(2, 4)).sum().backward()
+        """,
+        r"ranks 0, 1 called all_reduce #\d+ \(line 4\), but rank 2 did not",
+    ),
+    Mistake(
+        "fewer batches, and then a sum over ranks",
+        """
+        model = DDP(torch.nn.Linear(4, 1))
+        for step in range(5 if rank != 2 else 4):
+            model(torch.randn(2, 4)).sum().backward()
+        dist.all_reduce(score := torch.ones(1))
+        """,
+        r"collective #\d+ differs between ranks: ranks 0, 1 called all_reduce of float32 \[5\].*; "
+        r"rank 2 called all_reduce of float32 \[1\]",
+    ),
+    Mistake(
+        "other shapes",
+        "dist.all_reduce(torch.ones(3 + rank))",
+        r"rank 0 called all_reduce of float32 \[3\].*rank 1 called all_reduce of float32 \[4\]",
+    ),
+    Mistake(
+        "another dtype of another size",
+        "dist.all_reduce(torch.ones(4, dtype=torch.float64 if rank == 1 else torch.float32))",
+        r"ranks 0, 2 called all_reduce of float32 \[4\].*rank 1 called all_reduce of float64 \[4\]"
+        r"|rank \d (raised|was killed)",
+    ),
+    Mistake(
+        "another dtype of the same size",
+        "dist.all_reduce(torch.ones(4, dtype=torch.int32 if rank == 1 else torch.float32))",
+        r"warning: .*rank 1 called all_reduce of int32 \[4\].*What it returned is wrong",
+    ),
+    Mistake(
+        "another order",
+        """
+        a, b = torch.ones(2), torch.ones(2)
+        if rank == 0:
+            dist.all_reduce(a)
+            dist.broadcast(b, 0)
+        else:
+            dist.broadcast(b, 0)
+            dist.all_reduce(a)
+        """,
+        r"collective #1 differs between ranks: rank 0 called all_reduce of float32 \[2\].*; "
+        r"ranks 1, 2 called broadcast of float32 \[2\]",
+    ),
+    Mistake(
+        "a barrier in one branch",
+        """
+        if rank == 0:
+            dist.barrier()
+        dist.all_reduce(torch.ones(2))
+        dist.barrier()
+        """,
+        r"rank 0 called barrier.*ranks 1, 2 called all_reduce of float32 \[2\]",
+    ),
+    Mistake(
+        "an unused parameter",
+        """
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.used, self.unused = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+            def forward(self, x):
+                return self.used(x)
+        model = DDP(Net())
+        for step in range(2):
+            model(torch.randn(2, 4)).sum().backward()
+        """,
+        r"rank \d raised RuntimeError at line 10: Expected to have finished reduction",
+    ),
+    Mistake(
+        "a DataLoader worker that dies",
+        """
+        import os
+        from torch.utils.data import DataLoader, Dataset
+        class Data(Dataset):
+            def __len__(self):
+                return 8
+            def __getitem__(self, i):
+                if rank == 1:
+                    os._exit(1)
+                return torch.randn(4)
+        for x in DataLoader(Data(), num_workers=1):
+            dist.all_reduce(x)
+        """,
+        r"rank 1 raised RuntimeError at line 11: DataLoader worker .* exited unexpectedly",
+    ),
+    Mistake(
+        "a rank that ends early",
+        """
+        import sys
+        if rank == 1:
+            sys.exit()
+        dist.all_reduce(torch.ones(2))
+        """,
+        r"ranks 0, 2 called all_reduce #1 \(line 5\), but rank 1 did not",
+    ),
+    Mistake(
+        "an error that is swallowed, and then a barrier",
+        """
+        try:
+            if rank == 1:
+                raise ValueError("a bad batch")
+            dist.all_reduce(torch.ones(2))
+        except ValueError:
+            pass
+        dist.barrier()
+        """,
+        r"ranks 0, 2 called all_reduce of float32 \[2\] \(line 5\); "
+        r"rank 1 called barrier \(line 8\)",
+    ),
+    Mistake(
+        "a straggler",
+        """
+        if rank == 1:
+            while True:
+                torch.randn(100, 100) @ torch.randn(100, 100)
+        dist.all_reduce(torch.ones(2))
+        """,
+        r"ranks 0, 2 wait in all_reduce #1 \(line 5\).*"
+        r"rank 1 has not joined: it computes at line [34]",
+    ),
+    Mistake(
+        "a receive without its send",
+        """
+        import time
+        if rank == 0:
+            dist.recv(torch.ones(2), src=1)
+        time.sleep(1000)
+        """,
+        r"rank 0 waits in recv from rank 1 \(line 4\).*rank 1 is at line 5, in time\.sleep",
+    ),
+    Mistake(
+        "subgroups that wait for each other",
+        """
+        import time
+        a, b = dist.new_group([0, 1]), dist.new_group([1, 2])
+        if rank == 0:
+            dist.all_reduce(torch.ones(1), group=a)
+        if rank == 1:
+            dist.all_reduce(torch.ones(1), group=b)
+        time.sleep(1000)
+        """,
+        r"rank 0 waits in all_reduce #1 of group '\d' \(line 5\).*"
+        r"rank 1 has not joined: it waits in all_reduce #1 of group '\d' \(line 7\)",
+    ),
+    Mistake(
+        "the interpreter lock held in C code",
+        """
+        import re
+        if rank == 1:
+            re.match(r"(a+)+$", "a" * 60 + "b")
+        dist.all_reduce(torch.ones(2))
+        """,
+        r"rank 1 has been silent for \d+ s and holds the interpreter lock in C code",
+    ),
+    Mistake(
+        "a rank that is stopped",
+        """
+        import os, signal
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        dist.all_reduce(torch.ones(2))
+        """,
+        r"ranks 0, 2 wait in all_reduce #1 \(line 5\).*; rank 1 is stopped: `kill -CONT \d+`",
+    ),
+]
