@@ -10,9 +10,9 @@ import queue
 import re
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tests.integration.kernel import Kernel, plain
+from tests.integration.kernel import Kernel, Result, plain
 from tests.limits import HANG_S
 
 RANKS = 3
@@ -41,12 +41,14 @@ class Answer:
     Attributes:
         said: All text of the table's lines of waits, of warnings and of the error.
         seconds: Until the expected words, or the end of the cell.
-        status: "ok" or "error"; empty if the cell was interrupted.
+        status: "ok" or "error"; empty if the words came before the end.
+        rest: What the cell showed after the words, up to its end.
     """
 
     said: str
     seconds: float
     status: str
+    rest: Result = field(default_factory=Result)
 
 
 def ask(kernel: Kernel, mistake: Mistake, options: str = "", limit_s: float = HANG_S) -> Answer:
@@ -66,22 +68,20 @@ def ask(kernel: Kernel, mistake: Mistake, options: str = "", limit_s: float = HA
         said += _text(event["msg_type"], content)
         if mistake.says and re.search(mistake.says, said):
             seconds = time.monotonic() - began
-            _end(kernel, message)
-            return Answer(said, seconds, "")
+            return Answer(said, seconds, "", _end(kernel, message))
         if content.get("execution_state") == "idle":
             reply = kernel.client.get_shell_msg(timeout=HANG_S)
             return Answer(said, time.monotonic() - began, reply["content"]["status"])
-    _end(kernel, message)
-    return Answer(said, time.monotonic() - began, "")
+    return Answer(said, time.monotonic() - began, "", _end(kernel, message))
 
 
-def _end(kernel: Kernel, message: str) -> None:
+def _end(kernel: Kernel, message: str) -> Result:
     """Wait for a cell that is about to end, and interrupt one that is not."""
     try:
-        kernel.finish(message, GRACE_S)
+        return kernel.finish(message, GRACE_S)
     except TimeoutError:
         kernel.interrupt()
-        kernel.finish(message)
+        return kernel.finish(message)
 
 
 def _text(kind: str, content: dict[str, object]) -> str:

@@ -9,11 +9,11 @@ joined it. What is not known is left out.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ddp_magic.display.operations import describe, short, signature
 from ddp_magic.display.rank import Rank
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.collectives import GroupRecord, Operation
@@ -24,27 +24,18 @@ LAG_S = 1.0  # a main thread is seen at a place so much later at most than it ca
 BUSY = 0.2  # share of a processor above which a main thread computes
 
 _UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
-# Functions of torch.distributed in which a rank waits for others, that the recorder does not know.
+# Functions of torch.distributed in which a rank waits for others. Some the recorder does not know;
+# NCCL records a group's first collective only once all its ranks have come; old torch records none.
 _WAITS = frozenset(
     [
         "recv", "send", "batch_isend_irecv", "recv_object_list", "send_object_list",
         "new_group", "init_process_group", "init_device_mesh", "monitored_barrier",
-        "_store_based_barrier", "split_group", "new_subgroups",
+        "_store_based_barrier", "split_group", "new_subgroups", "all_reduce", "broadcast", "barrier",
+        "reduce", "all_gather", "gather", "scatter", "all_gather_into_tensor", "reduce_scatter",
+        "reduce_scatter_tensor", "all_to_all", "all_to_all_single", "all_gather_object",
+        "gather_object", "scatter_object_list", "broadcast_object_list",
     ]
 )  # fmt: skip
-# Operations whose inputs, or whose outputs, have the same size and type on all ranks.
-_SAME_INPUTS = frozenset(
-    [
-        "all_reduce", "allreduce_coalesced", "reduce", "broadcast", "all_gather", "gather",
-        "all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor",
-    ]
-)  # fmt: skip
-_SAME_OUTPUTS = frozenset(["scatter"])
-_DTYPES = {
-    "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16",
-    "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
-    "Bool": "bool",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ class _Group:
                 if not operation.point_to_point:
                     calls[operation.number][rank] = operation
         for number, by_rank in sorted(calls.items()):
-            if len({_signature(operation) for operation in by_rank.values()}) > 1:
+            if len({signature(operation) for operation in by_rank.values()}) > 1:
                 return self._differ(number, by_rank, known)
         return None
 
@@ -147,7 +138,7 @@ class _Group:
         same: dict[str, list[int]] = defaultdict(list)
         lines: dict[str, str] = {}
         for rank, operation in by_rank.items():
-            words = _describe(operation)
+            words = describe(operation)
             same[words].append(rank)
             if self.pending.get(rank) is operation or self._failed_in(rank, operation, known):
                 lines.setdefault(words, known.where(rank, operation))
@@ -188,7 +179,7 @@ class _Group:
         called = [rank for rank, count in counts.items() if count >= number]
         missing = [rank for rank in counts if rank not in called]
         operations = [o for r in called for o in self.records[r].operations if o.number == number]
-        what = _short(operations[0]) if operations else f"collective #{number}"
+        what = short(operations[0]) if operations else f"collective #{number}"
         at = ""
         if failed := [r for r in called if known.ranks[r].error is not None]:
             at = known.where(failed[0], operations[0] if operations else None)
@@ -245,9 +236,7 @@ class _Known:
             return f"it has been silent for {self.now - rank.heard:.0f} s and {holds}{last}"
         for other in self.groups:
             if other is not group and (operation := other.pending.get(number)) is not None:
-                return f"it waits in {_short(operation)}{other.name}" + self.where(
-                    number, operation
-                )
+                return f"it waits in {short(operation)}{other.name}" + self.where(number, operation)
         if not place:
             return "it has not reported where it is"
         return f"it {'computes' if rank.cpu > BUSY else 'is'} at {place}"
@@ -279,7 +268,7 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     waiting = [rank for rank, operation in waits.items() if operation.number == number]
     seconds = known.now - min(waits[rank].created for rank in waiting)
     head = (
-        f"{_ranks(waiting)} {_verb(waiting, 'wait')} in {_short(waits[waiting[0]])}{group.name}"
+        f"{_ranks(waiting)} {_verb(waiting, 'wait')} in {short(waits[waiting[0]])}{group.name}"
         f"{known.where(waiting[0], waits[waiting[0]])} for {seconds:.0f} s"
     )
     others = [rank for rank in group.members if rank not in waiting]
@@ -323,32 +312,6 @@ def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[s
         fates = [known.whereabouts(rank).replace("it ", f"rank {rank} ", 1) for rank in others]
         sentences.append("; ".join([head, *fates]))
     return sentences
-
-
-# --- words ------------------------------------------------------------------------------------
-
-
-def _short(operation: Operation) -> str:
-    return f"{operation.name} #{operation.number}"
-
-
-def _describe(operation: Operation) -> str:
-    """Return an operation with what goes in: `all_reduce of float32 [3, 2]`."""
-    tensors = [
-        f"{_DTYPES.get(dtype, dtype)} {list(shape)}"
-        for dtype, shape in zip(operation.dtypes, operation.inputs, strict=False)
-    ]
-    shown = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
-    return f"{operation.name} of {shown}" if shown else operation.name
-
-
-def _signature(operation: Operation) -> tuple[object, ...]:
-    """Return what must be the same on all ranks."""
-    if operation.name in _SAME_INPUTS:
-        return (operation.name, operation.dtypes, tuple(map(math.prod, operation.inputs)))
-    if operation.name in _SAME_OUTPUTS:
-        return (operation.name, tuple(map(math.prod, operation.outputs)))
-    return (operation.name,)
 
 
 def _ranks(numbers: Iterable[int]) -> str:

@@ -1,0 +1,50 @@
+"""Waits and wrong collectives are explained where they happen, on real ranks.
+
+What is said in each case is tested in tests/unit/display/test_hangs.py; these are the seams: from
+torch's recorder to the table, to the error, and to the warning of a run that succeeded.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.integration.kernel import Kernel
+from tests.mistakes import MISTAKES, ask
+from tests.spoiled_programs import FALSE_ALARMS
+
+BY_NAME = {mistake.name: mistake for mistake in [*MISTAKES, *FALSE_ALARMS]}
+
+
+def test_a_wait_is_explained_in_the_table_and_when_it_is_stopped(kernel: Kernel) -> None:
+    """The run goes on meanwhile; Stop repeats what was said."""
+    mistake = BY_NAME["a collective under `if rank == 0`"]
+    answer = ask(kernel, mistake)
+    assert re.search(mistake.says, answer.said), answer
+    end = answer.rest.traceback
+    assert re.search(mistake.says, end), end
+    assert "KeyboardInterrupt: rank 0 stopped at line 4" in end
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("another order", "--time-limit 5"),
+        ("a barrier in one branch", "--timeout 4"),
+        ("a rank that is stopped", "--time-limit 6"),
+        ("fewer batches, and then a sum over ranks", ""),
+        ("another dtype of the same size", ""),
+    ],
+)
+def test_the_end_of_a_run_says_why(kernel: Kernel, name: str, options: str) -> None:
+    """A time limit, a timeout of torch's, a peer that is gone; numbers that are wrong."""
+    mistake = BY_NAME[name]
+    answer = ask(kernel, mistake, f"{options} ")
+    assert re.search(mistake.says, answer.said), answer
+
+
+@pytest.mark.parametrize("name", ["objects of other sizes", "uneven inputs with Join"])
+def test_a_right_program_is_not_accused(kernel: Kernel, name: str) -> None:
+    answer = ask(kernel, BY_NAME[name])
+    assert (answer.said, answer.status) == ("", "ok")
