@@ -30,10 +30,10 @@ _WAITS = frozenset(
     [
         "recv", "send", "batch_isend_irecv", "recv_object_list", "send_object_list",
         "new_group", "init_process_group", "init_device_mesh", "monitored_barrier",
-        "_store_based_barrier", "split_group", "new_subgroups", "all_reduce", "broadcast", "barrier",
-        "reduce", "all_gather", "gather", "scatter", "all_gather_into_tensor", "reduce_scatter",
-        "reduce_scatter_tensor", "all_to_all", "all_to_all_single", "all_gather_object",
-        "gather_object", "scatter_object_list", "broadcast_object_list",
+        "_store_based_barrier", "split_group", "new_subgroups", "all_reduce", "broadcast",
+        "barrier", "reduce", "all_gather", "gather", "scatter", "all_gather_into_tensor",
+        "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single",
+        "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list",
     ]
 )  # fmt: skip
 
