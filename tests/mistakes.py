@@ -57,7 +57,8 @@ def ask(kernel: Kernel, mistake: Mistake, options: str = "", limit_s: float = HA
     cell = textwrap.dedent(mistake.cell).strip("\n")
     message = kernel.start(f"%%ddp -n {RANKS} {options}\n{cell}\n")
     said = ""
-    while time.monotonic() - began < limit_s:
+    deadline = began + limit_s
+    while time.monotonic() < deadline:
         try:
             event = kernel.client.get_iopub_msg(timeout=1)
         except queue.Empty:
