@@ -17,6 +17,7 @@ from tests.limits import HANG_S
 
 RANKS = 3
 GRACE_S = 2.0
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def ask(kernel: Kernel, mistake: Mistake, options: str = "", limit_s: float = HA
     deadline = began + limit_s
     while time.monotonic() < deadline:
         try:
-            event = kernel.client.get_iopub_msg(timeout=1)
+            event = kernel.client.get_iopub_msg(timeout=POLL_S)
         except queue.Empty:
             continue
         if event["parent_header"].get("msg_id") != message:

@@ -284,7 +284,7 @@ def cell_line(frames: Sequence[str], label: str) -> int | None:
 
 
 def read_stack(
-    directory: RunDirectory, rank: int, cell_path: str, label: str
+    directory: RunDirectory, rank: int, cell_path: str, label: str, limit: int = 8
 ) -> StackDumped | None:
     """Return a rank's last stack dump; None if there is none.
 
@@ -293,10 +293,11 @@ def read_stack(
         rank: Which rank.
         cell_path: The cell's file name in the ranks.
         label: The name to show in its place.
+        limit: Most frames to return.
     """
     try:
         dump = directory.stacks(rank).read_text(errors="replace")
     except OSError:
         return None
-    frames = tuple(stack(dump, cell_path, label))
+    frames = tuple(stack(dump, cell_path, label, limit))
     return StackDumped(rank=rank, frames=frames, line=cell_line(frames, label))

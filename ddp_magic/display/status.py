@@ -15,6 +15,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.forkserver_status import ForkserverStatus
+from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.states import State
 
 SILENT_S = 5.0  # without a heartbeat for this long, something holds the interpreter lock
@@ -158,14 +159,14 @@ class Status:
 
     def __repr__(self) -> str:
         runs = [
-            "\n".join([self._title(run), *run.waits, *_grid(_STATUS_COLUMNS, _status_rows(run))])
+            "\n".join([self.title(run), *run.waits, *_grid(_STATUS_COLUMNS, _status_rows(run))])
             for run in self._runs
         ]
         return "\n\n".join(["\n".join(self._head), *runs] if self._head else runs)
 
     def _repr_html_(self) -> str:
         return "".join(html_line(line) for line in self._head) + "".join(
-            f"<div><b>{html.escape(self._title(run))}</b></div>"
+            f"<div><b>{html.escape(self.title(run))}</b></div>"
             + "".join(map(html_line, run.waits))
             + _html_grid(_STATUS_COLUMNS, _status_rows(run))
             for run in self._runs
@@ -175,11 +176,32 @@ class Status:
         printer.text(repr(self))
 
     @staticmethod
-    def _title(run: RunRecord) -> str:
+    def title(run: RunRecord) -> str:
+        """Return a run's id, cell, state, start and logs, in a line."""
         started = time.strftime("%H:%M:%S", time.localtime(run.started))
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
         words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.logs}"]
         return " · ".join(words)
+
+
+def stack_lines(run: RunRecord, stacks: Iterable[StackDumped]) -> list[str]:
+    """Return the stacks of a run's ranks, and what its ranks wait for.
+
+    Args:
+        run: The run.
+        stacks: What its ranks wrote.
+    """
+    frames = {stack.rank: stack.frames for stack in stacks}
+    lines = [Status.title(run), *run.waits]
+    now = time.time()
+    for rank in run.ranks:
+        words = [f"rank {rank.rank}", f"pid {rank.pid}" if rank.pid else "", rank_state(rank, now)]
+        lines.append(" · ".join(filter(None, words)))
+        if rank.rank in frames:
+            lines += [f"    {frame}" for frame in frames[rank.rank]] or ["    not in the cell"]
+        elif rank.busy and rank.pid is not None:
+            lines.append("    it wrote no stack: its process may be stopped")
+    return lines
 
 
 def forkserver_lines(preloading: ForkserverStatus) -> list[str]:

@@ -10,12 +10,15 @@ from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 
 from ddp_magic.display.diagnose import Surroundings
+from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.record import Screen
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
+from ddp_magic.kernel.answers import Answers
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.control import ControlServer
 from ddp_magic.kernel.options import OPTIONS, OptionError
 from ddp_magic.kernel.resolve import check_ranks
 from ddp_magic.kernel.run import Run
@@ -23,6 +26,7 @@ from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 from ddp_magic.kernel.value_stream import Extra
+from ddp_magic.wire.forkserver_status import ForkserverStatus
 
 current: Controller | None = None  # of this process
 
@@ -42,6 +46,13 @@ class Controller:
         self.sessions = Sessions()
         self.notebook = notebook
         self.forkserver = LocalEngine(fallback=Torchrun())
+        self.hang_s = HANG_S
+        self.answers = Answers(self.runs, self.sessions, self.describe_forkserver)
+        self._control = ControlServer(self.answers.answer)
+
+    def describe_forkserver(self) -> ForkserverStatus:
+        """Return what the forkserver does."""
+        return self.forkserver.describe()
 
     def preload(self, wanted: bool | list[str]) -> None:
         """Start the forkserver in the background, or end it.
@@ -151,8 +162,10 @@ class Controller:
             notebook_shell=settings,
             group=session.group if session else None,
             cell_files=session.cell_files if session else None,
+            hang_s=self.hang_s,
         )
         self.runs.add(run)
+        self._control.start(run.directory.path.parent)
         return run
 
     def _results_left(self, cell: Cell) -> list[str]:
@@ -192,6 +205,7 @@ class Controller:
 
     def close(self) -> None:
         """End the sessions and the forkserver."""
+        self._control.close()
         self.sessions.close()
         self.forkserver.close()
 

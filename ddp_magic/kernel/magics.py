@@ -12,8 +12,9 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
-from traitlets import Bool, List, Unicode, Union, observe
+from traitlets import Bool, Float, List, Unicode, Union, observe
 
+from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.display.status import Status
 from ddp_magic.errors import (
@@ -76,6 +77,11 @@ class DDPMagics(Magics):
         "each rank imports for itself, as with torchrun.",
     ).tag(config=True)
 
+    hang_s = Float(
+        HANG_S,
+        help="Explain a wait of ranks for other ranks once it has lasted that long, in seconds.",
+    ).tag(config=True)
+
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell, parent=shell)
         notebook = Notebook(
@@ -96,6 +102,7 @@ class DDPMagics(Magics):
         shell.input_transformer_manager.line_transforms.insert(0, keep_empty_body)
         self._raw_cell = ""
         self._apply_preload()
+        self.controller.hang_s = self.hang_s
 
     def note_cell(self, info: ExecutionInfo) -> None:
         """Remember the cell as typed (IPython's pre_run_cell): the magic gets only its body."""
@@ -105,6 +112,10 @@ class DDPMagics(Magics):
     @observe("preload")
     def _preload_changed(self, _change: object) -> None:
         self._apply_preload()
+
+    @observe("hang_s")
+    def _hang_s_changed(self, _change: object) -> None:
+        self.controller.hang_s = self.hang_s
 
     def _apply_preload(self) -> None:
         self.controller.preload(self.preload)
@@ -208,18 +219,23 @@ class DDPMagics(Magics):
         if args.help:
             print(STATUS_HELP)  # noqa: T201 -- the answer
             return None
+        if args.stacks:
+            print(self._answer(["stacks", *filter(None, [args.run])]))  # noqa: T201 -- the answer
+            return None
         if args.run is None:
-            return Status(
-                list(self.controller.runs),
-                self.controller.forkserver.describe(),
-                [session.status() for session in self.controller.sessions],
-            )
+            return self.controller.answers.status()
         run = self.controller.runs.find(args.run)
         if run is None:
             raise UsageError(
                 f"%ddp_status: unknown run {args.run!r}: %ddp_status without it lists the runs"
             )
         return Status([run])
+
+    def _answer(self, words: list[str]) -> str:
+        try:
+            return self.controller.answers.answer(words)
+        except ValueError as error:
+            raise UsageError(f"%ddp_status: {error}") from error
 
     @line_magic
     @documented(STOP_HELP)

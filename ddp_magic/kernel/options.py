@@ -255,6 +255,12 @@ STATUS_OPTIONS = (
         use="the id of a run, or its end",
         help="The id of a run, or its end. Default: all runs.",
     ),
+    Option(
+        name="stacks",
+        flags=("--stacks",),
+        default=False,
+        help="Show the Python stack of every rank of the runs that go on.",
+    ),
     HELP,
 )
 

@@ -10,12 +10,14 @@ from typing import Any
 
 from ddp_magic.display import diagnose, hangs
 from ddp_magic.display.diagnose import Surroundings
+from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord, Screen
 from ddp_magic.display.verdict import Evidence, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
+from ddp_magic.kernel import stacks
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.group import POLL_S, WorkerGroup
@@ -53,6 +55,7 @@ class Run(RunRecord):
         notebook_shell: What the notebook's shell is set to; see `messages.RunCell`.
         group: A session's ranks; None for ranks of its own.
         cell_files: What the session's other cells call themselves; this one is added.
+        hang_s: A shorter wait of ranks for others is not explained, in seconds.
 
     Attributes:
         directory: Where the cell is, and every rank's whole output unless it is a session's.
@@ -72,6 +75,7 @@ class Run(RunRecord):
         notebook_shell: dict[str, str] | None = None,
         group: WorkerGroup | None = None,
         cell_files: set[str] | None = None,
+        hang_s: float = HANG_S,
     ) -> None:
         source = cell.source.encode()
         self.directory = process_storage.new_run_directory(len(source))
@@ -95,7 +99,8 @@ class Run(RunRecord):
         self.captured = tuple(self._capture.values)
         self._pulls = Pulls(options.pull, options.nproc, self.directory)
         self._stop: Stop | None = None
-        self._watch = HangWatch()
+        self._presses = InterruptCounter()  # of Stop
+        self._watch = HangWatch(hang_s)
         self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
         taken = set() if cell_files is None else cell_files
         file = cell_file(self.directory.cell, execution_count, taken)
@@ -137,7 +142,7 @@ class Run(RunRecord):
         screen.start(self)
         notes = (*process_storage.take_notes(), *self._capture.notes)
         self._take([Note(text=text) for text in notes], screen)
-        with InterruptCounter() as counter:
+        with self._presses as counter:
             try:
                 self._start(screen, engine, sys_path)
                 self._follow(screen, counter)
@@ -283,6 +288,22 @@ class Run(RunRecord):
                     self.doing = event.text
                 screen.take(event)
             screen.tick(self)
+
+    # --- asked by other threads ---------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop the ranks, as a press of Stop does; the second time they are killed."""
+        self._presses.count += 1
+
+    def stacks(self) -> list[StackDumped]:
+        """Return the stacks of the ranks that run."""
+        return stacks.ask(
+            [rank.rank for rank in self.ranks if rank.busy and rank.pid is not None],
+            self.log_directory,
+            self._group.dump_stack,
+            cell_path=self._command.name,
+            label=self.label,
+        )
 
     # --- how it ends --------------------------------------------------------------------------
 

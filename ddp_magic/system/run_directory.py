@@ -55,6 +55,14 @@ class RunDirectory:
         """All that a rank wrote to stdout and stderr."""
         return self.path / f"rank{rank}.log"
 
+    def rank_logs(self) -> dict[int, Path]:
+        """Return the logs that exist, by rank."""
+        found = {}
+        for path in self.path.glob("rank*.log"):
+            if (number := path.stem.removeprefix("rank")).isdigit():
+                found[int(number)] = path
+        return dict(sorted(found.items()))
+
     def stacks(self, rank: int) -> Path:
         """The stacks that a rank dumped (faulthandler)."""
         return self.path / f"rank{rank}.stacks"

@@ -214,6 +214,21 @@ def _private(root: Path) -> Path:
     return root
 
 
+def run_roots() -> list[Path]:
+    """Return the directories in which this user's runs lie, of all kernels."""
+    cache = cache_directory()
+    roots = [cache] if cache is not None and cache.is_dir() else []
+    for parent in _temporary_folders():
+        roots += [path for path in parent.glob(f"{_NAME}-*") if _is_ours(path)]
+    return roots
+
+
+def run_directories() -> list[RunDirectory]:
+    """Return the directories of this user's runs that are left, of all kernels."""
+    paths = [path for root in run_roots() for path in root.iterdir() if _ID.fullmatch(path.name)]
+    return [RunDirectory(path) for path in paths]
+
+
 def _prune_all(roots: list[Path]) -> None:
     for root in roots:
         prune(root)

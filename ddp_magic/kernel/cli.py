@@ -1,0 +1,122 @@
+"""The terminal's verbs: `ddp-magic status | stacks | stop | logs`.
+
+They work while a cell blocks its notebook, for every notebook of the user on this machine; `logs`
+also after the notebook has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ddp_magic.kernel import control
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.storage import run_directories
+
+NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out one verb; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.verb(arguments))
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ddp-magic", description="Ask about the runs of your notebooks, and end them."
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> None:
+        one = verbs.add_parser(name, help=text, description=text)
+        one.set_defaults(verb=verb)
+        one.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's id, or its end")
+        if name == "logs":
+            one.add_argument("-r", "--rank", type=int, help="one rank; default: all")
+            one.add_argument("-n", "--lines", type=int, help="the last N lines of each rank")
+
+    add("status", _ask("status"), "Show the runs and sessions of each notebook.")
+    add("stacks", _ask("stacks"), "Show the Python stack of every rank of the runs that go on.")
+    add("stop", _ask("stop"), "Stop a run, as the notebook's Stop does, or end a session.")
+    add("logs", _logs, "Print what the ranks of a run wrote; by default, of the newest run.")
+    return parser
+
+
+def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
+    def ask(arguments: argparse.Namespace) -> int:
+        words = [verb, *([arguments.run] if arguments.run else [])]
+        answers = list(_answers(words))
+        if not answers:
+            print(NO_KERNEL, file=sys.stderr)
+            return 1
+        right = [(pid, text) for pid, ok, text in answers if ok]
+        for pid, text in right:
+            print(f"kernel {pid}\n{text}\n" if verb == "status" else text)
+        if not right:  # a run is one kernel's: the others need not say that they do not have it
+            print("\n".join(dict.fromkeys(text for _, _, text in answers)), file=sys.stderr)
+        return 0 if right else 1
+
+    return ask
+
+
+def _answers(words: list[str]) -> Iterator[tuple[int, bool, str]]:
+    for pid, path in control.kernels():
+        try:
+            ok, text = control.ask(path, words)
+        except ConnectionError:
+            path.unlink(missing_ok=True)  # its kernel was killed
+            continue
+        except TimeoutError:
+            ok, text = False, f"kernel {pid} does not answer"
+        yield pid, ok, text
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    directory = _find(arguments.run)
+    if directory is None:
+        what = f"run {arguments.run!r}" if arguments.run else "run"
+        print(f"no {what} with logs is left: they are kept for 7 days", file=sys.stderr)
+        return 1
+    logs = directory.rank_logs()
+    if arguments.rank is not None:
+        if arguments.rank not in logs:
+            ranks = ", ".join(map(str, logs))
+            print(f"run {directory.id} has no rank {arguments.rank}: {ranks}", file=sys.stderr)
+            return 1
+        logs = {arguments.rank: logs[arguments.rank]}
+    for rank, path in logs.items():
+        lines = path.read_text(errors="replace").splitlines()
+        for line in lines[-arguments.lines :] if arguments.lines else lines:
+            print(f"[rank {rank}] {line}" if arguments.rank is None else line)
+    return 0
+
+
+def _find(run_id: str) -> RunDirectory | None:
+    """Return the newest run whose id ends so, and that has logs."""
+    found = [
+        directory
+        for directory in run_directories()
+        if directory.id.endswith(run_id) and directory.rank_logs()
+    ]
+    return max(found, key=_written, default=None)
+
+
+def _written(directory: RunDirectory) -> float:
+    def mtime(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return max(map(mtime, directory.rank_logs().values()), default=0.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
