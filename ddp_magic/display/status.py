@@ -20,6 +20,8 @@ from ddp_magic.wire.states import State
 
 SILENT_S = 5.0  # without a heartbeat for this long, something holds the interpreter lock
 MAX_ROWS = 8
+# The cell blocks the notebook: these answer nevertheless.
+STACKS_COMMAND = "`ddp-magic stacks` in a terminal, or %ddp_status --stacks in a subshell console"
 MAX_NAMES = 8
 
 _OUTCOMES = {
@@ -99,14 +101,20 @@ def _headline(run: RunRecord) -> str:
     return " · ".join([run.devices, doing, f"{run.elapsed_s:.0f} s"])
 
 
+def _head(run: RunRecord) -> list[str]:
+    """Return the lines above the live table: what the run does, and who waits for whom."""
+    lines = [_headline(run), *run.waits]
+    return [*lines, f"stacks of all ranks: {STACKS_COMMAND}"] if run.waits else lines
+
+
 def table_text(run: RunRecord) -> str:
     """Return the live table as text."""
-    return "\n".join([_headline(run), *run.waits, *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
+    return "\n".join([*_head(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
 
 
 def table_html(run: RunRecord) -> str:
     """Return the live table as HTML."""
-    lines = "".join(map(html_line, [_headline(run), *run.waits]))
+    lines = "".join(map(html_line, _head(run)))
     return lines + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
 
 

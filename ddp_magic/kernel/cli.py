@@ -13,14 +13,20 @@ from pathlib import Path
 
 from ddp_magic.kernel import control
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.system.storage import run_directories
+from ddp_magic.system.storage import run_directories, run_roots
 
 NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one verb; return the exit code."""
+def main(argv: Sequence[str] | None = None, roots: Sequence[Path] | None = None) -> int:
+    """Carry out one verb; return the exit code.
+
+    Args:
+        argv: The words after the program's name; None for those of this process.
+        roots: Where runs lie; None for all places of this user.
+    """
     arguments = _parser().parse_args(argv)
+    arguments.roots = run_roots() if roots is None else roots
     try:
         return int(arguments.verb(arguments))
     except BrokenPipeError:  # `| head` has seen enough
@@ -52,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
     def ask(arguments: argparse.Namespace) -> int:
         words = [verb, *([arguments.run] if arguments.run else [])]
-        answers = list(_answers(words))
+        answers = list(_answers(words, arguments.roots))
         if not answers:
             print(NO_KERNEL, file=sys.stderr)
             return 1
@@ -66,8 +72,8 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
     return ask
 
 
-def _answers(words: list[str]) -> Iterator[tuple[int, bool, str]]:
-    for pid, path in control.kernels():
+def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[int, bool, str]]:
+    for pid, path in control.kernels(roots):
         try:
             ok, text = control.ask(path, words)
         except ConnectionError:
@@ -79,7 +85,7 @@ def _answers(words: list[str]) -> Iterator[tuple[int, bool, str]]:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    directory = _find(arguments.run)
+    directory = _find(arguments.run, arguments.roots)
     if directory is None:
         what = f"run {arguments.run!r}" if arguments.run else "run"
         print(f"no {what} with logs is left: they are kept for 7 days", file=sys.stderr)
@@ -98,11 +104,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _find(run_id: str) -> RunDirectory | None:
+def _find(run_id: str, roots: Sequence[Path]) -> RunDirectory | None:
     """Return the newest run whose id ends so, and that has logs."""
     found = [
         directory
-        for directory in run_directories()
+        for directory in run_directories(roots)
         if directory.id.endswith(run_id) and directory.rank_logs()
     ]
     return max(found, key=_written, default=None)

@@ -11,10 +11,8 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-from ddp_magic.system.storage import run_roots
 
 QUESTION_S = 5.0  # for a question to arrive, and for an answer to be taken
 ANSWER_S = 30.0  # for a kernel to answer
@@ -28,10 +26,12 @@ class ControlServer:
     Args:
         answer: Returns the answer to a question's words; what it raises as ValueError is the answer
             to a wrong question. Called in the thread.
+        question_s: How long a question may take to arrive, in seconds.
     """
 
-    def __init__(self, answer: Callable[[list[str]], str]) -> None:
+    def __init__(self, answer: Callable[[list[str]], str], question_s: float = QUESTION_S) -> None:
         self._answer = answer
+        self._question_s = question_s
         self._socket: socket.socket | None = None
         self._path: Path | None = None
         self._lock = threading.Lock()
@@ -80,7 +80,7 @@ class ControlServer:
             except OSError:  # it was closed
                 return
             with connection:
-                connection.settimeout(QUESTION_S)
+                connection.settimeout(self._question_s)
                 try:
                     self._reply(connection)
                 except (OSError, ValueError):  # it hung up, or asked in no way of ours
@@ -134,9 +134,9 @@ def ask(path: Path, words: list[str]) -> tuple[bool, str]:
         raise ConnectionError("no answer") from error
 
 
-def kernels() -> Iterator[tuple[int, Path]]:
-    """Yield the process id and the socket of each kernel of this user that uses ddp_magic."""
-    for root in run_roots():
+def kernels(roots: Iterable[Path]) -> Iterator[tuple[int, Path]]:
+    """Yield the process id and the socket of each kernel that keeps its runs there."""
+    for root in roots:
         for path in sorted(root.glob(f"{_PREFIX}*{_SUFFIX}")):
             pid = path.name[len(_PREFIX) : -len(_SUFFIX)]
             if pid.isdigit():

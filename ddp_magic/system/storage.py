@@ -17,7 +17,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ddp_magic.errors import LaunchError
@@ -223,9 +223,9 @@ def run_roots() -> list[Path]:
     return roots
 
 
-def run_directories() -> list[RunDirectory]:
-    """Return the directories of this user's runs that are left, of all kernels."""
-    paths = [path for root in run_roots() for path in root.iterdir() if _ID.fullmatch(path.name)]
+def run_directories(roots: Iterable[Path]) -> list[RunDirectory]:
+    """Return the directories of the runs that lie there."""
+    paths = [path for root in roots for path in root.iterdir() if _ID.fullmatch(path.name)]
     return [RunDirectory(path) for path in paths]
 
 
