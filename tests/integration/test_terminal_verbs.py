@@ -1,0 +1,122 @@
+"""What a terminal and a subshell learn, and do, while a cell blocks the notebook."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kernel import Kernel, frames_of_ours, wait_gone
+from tests.limits import HANG_S
+
+STUCK = """%%ddp -n 3
+import re, time
+print('pid', __import__('os').getpid(), flush=True)
+def wait():
+    time.sleep(1000)
+if rank == 0:
+    dist.barrier()
+if rank == 1:
+    wait()
+re.match(r'(a+)+$', 'a' * 60 + 'b')
+"""
+
+
+def _verb(*words: str) -> tuple[int, str]:
+    """Run `ddp-magic`; return its exit code and all it printed."""
+    program = Path(sys.executable).with_name("ddp-magic")
+    done = subprocess.run(
+        [program, *words], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def _until_all_are_there(kernel: Kernel, message: str) -> list[int]:
+    text = ""
+    while len(pids := re.findall(r"pid (\d+)", text)) < 3:
+        text += kernel.finish(message, until="\n").text
+    return [int(pid) for pid in pids]
+
+
+def test_a_terminal_sees_the_stacks_and_stops_the_run(kernel: Kernel) -> None:
+    """Also of a rank whose C code holds the interpreter lock."""
+    message = kernel.start(STUCK)
+    pids = _until_all_are_there(kernel, message)
+    code, status = _verb("status")
+    assert code == 0
+    assert f"kernel {kernel.pid}" in status
+    run = re.search(r"run (\S+) · Cell In\[\d+\] · RUNNING · 3 ranks", status)
+    assert run, status
+    code, stacks = _verb("stacks", run[1])
+    assert code == 0
+    for frame in (r"line 7, in <module>", r"line 5, in wait\n .*line 9, in <module>", r"in match"):
+        assert re.search(frame, stacks), stacks
+    assert frames_of_ours(stacks) == []
+    code, logs = _verb("logs", run[1], "-r", "1")
+    assert code == 0
+    assert int(logs.split()[1]) in pids
+    assert _verb("stop", run[1])[0] == 0
+    result = kernel.finish(message)
+    assert "rank 1 stopped at line 5; rank 2 did not answer at line 10" in result.traceback
+    assert wait_gone(pids, 10) == []
+    assert _verb("stop", run[1]) == (1, f"run {run[1]} has ended\n")
+
+
+def test_a_terminal_ends_a_session(kernel: Kernel) -> None:
+    kernel.run("%%ddp -n 1 -s shell\nx = 1")
+    assert "session shell" in _verb("status")[1]
+    assert _verb("stop", "shell") == (0, "session shell (1 rank) ended\n")
+    assert _verb("stop", "shell")[0] == 1
+
+
+def test_the_magics_answer_in_a_subshell(kernel: Kernel) -> None:
+    """As in JupyterLab's subshell console, of ipykernel 7."""
+    shell = _new_subshell(kernel)
+    message = kernel.start(STUCK)
+    pids = _until_all_are_there(kernel, message)
+    assert "RUNNING" in shell("print(repr(get_ipython().run_line_magic('ddp_status', '')))")
+    assert "in wait" in shell("%ddp_status --stacks")
+    kernel.interrupt()
+    kernel.interrupt()
+    assert kernel.finish(message).status == "error"
+    assert wait_gone(pids, 10) == []
+
+
+def _new_subshell(kernel: Kernel):  # type: ignore[no-untyped-def]
+    """Return a function that runs code in a subshell and returns what it printed."""
+    client = kernel.client
+    control = client.session.msg("create_subshell_request", {})
+    client.control_channel.send(control)
+    try:
+        reply = client.get_control_msg(timeout=HANG_S)
+        subshell = reply["content"]["subshell_id"]
+    except KeyError:
+        pytest.skip("this ipykernel has no subshells")
+
+    def run(code: str) -> str:
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": False,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        request = client.session.msg("execute_request", content)
+        request["header"]["subshell_id"] = subshell
+        client.shell_channel.send(request)
+        text = ""
+        while True:
+            message = client.get_iopub_msg(timeout=HANG_S)
+            if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+                continue
+            if message["msg_type"] == "stream":
+                text += message["content"]["text"]
+            if message["content"].get("execution_state") == "idle":
+                client.get_shell_msg(timeout=HANG_S)
+                return text
+
+    return run
