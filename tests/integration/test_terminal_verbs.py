@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_the_magics_answer_in_a_subshell(kernel: Kernel) -> None:
     assert wait_gone(pids, 10) == []
 
 
-def _new_subshell(kernel: Kernel):  # type: ignore[no-untyped-def]
+def _new_subshell(kernel: Kernel) -> Callable[[str], str]:
     """Return a function that runs code in a subshell and returns what it printed."""
     client = kernel.client
     control = client.session.msg("create_subshell_request", {})
