@@ -52,25 +52,25 @@ def numbers() -> dict[str, tuple[int, int]]:
     }
 
 
-def groups(since: float = 0.0) -> tuple[GroupRecord, ...]:
+def groups(since: float = 0.0, *, operations: bool = True) -> tuple[GroupRecord, ...]:
     """Return the records of this rank's process groups.
 
     Args:
         since: Leave out operations that completed and were called before, in seconds since the
             epoch.
+        operations: Whether to return operations at all; the numbers alone cost next to nothing.
     """
     found = []
     members = _members()
     for backend, read in _readers():
-        record = _read(read, operations=True)
-        operations: dict[str, list[Operation]] = {}
+        record = _read(read, operations=operations)
+        called: dict[str, list[Operation]] = {}
         titles: dict[str, str] = {}
         for entry in record.get("entries", []):
             name, title = map(str, entry["process_group"])
             titles[name] = title
-            operation = _operation(entry)
-            if operation.created >= since or not operation.done:
-                operations.setdefault(name, []).append(operation)
+            if _created(entry) >= since or not _done(entry):
+                called.setdefault(name, []).append(_operation(entry))
         for name, status in record.get("pg_status", {}).items():
             enqueued, completed = _status(status)
             found.append(
@@ -81,7 +81,7 @@ def groups(since: float = 0.0) -> tuple[GroupRecord, ...]:
                     ranks=members.get(name, ()),
                     enqueued=enqueued,
                     completed=completed,
-                    operations=tuple(operations.get(name, ())),
+                    operations=tuple(called.get(name, ())),
                 )
             )
     return tuple(found)
@@ -108,6 +108,14 @@ def _status(status: Mapping[str, Any]) -> tuple[int, int]:
     return enqueued, completed
 
 
+def _created(entry: Mapping[str, Any]) -> float:
+    return int(entry["time_created_ns"]) / 1e9
+
+
+def _done(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["retired"]) or entry["state"] == "completed"
+
+
 def _operation(entry: Mapping[str, Any]) -> Operation:
     """Read one operation of a record."""
     point_to_point = bool(entry["is_p2p"])
@@ -115,8 +123,8 @@ def _operation(entry: Mapping[str, Any]) -> Operation:
     return Operation(
         number=int(entry["p2p_seq_id" if point_to_point else "collective_seq_id"]),
         name=_NAMES.get(name, name),
-        created=int(entry["time_created_ns"]) / 1e9,
-        done=bool(entry["retired"]) or entry["state"] == "completed",
+        created=_created(entry),
+        done=_done(entry),
         inputs=_sizes(entry["input_sizes"]),
         outputs=_sizes(entry["output_sizes"]),
         dtypes=tuple(map(str, entry["input_dtypes"])),

@@ -46,6 +46,7 @@ class HeartbeatThread:
         os.set_blocking(self._wake_w, False)
         self._main = MainThread()
         self._stuck = Stuck()
+        self._numbers: Numbers = {}  # at the end of the last cell
         self._reported = 0.0  # when the groups were reported last, monotonic, s
 
     def run(self) -> NoReturn:
@@ -72,12 +73,17 @@ class HeartbeatThread:
         self._channel.send(self._observe(numbers))
         if self._waits(numbers) and time.monotonic() - self._reported > REPEAT_S:
             self._reported = time.monotonic()
-            self.report_collectives()
+            self._report_collectives()
         return True
 
-    def report_collectives(self) -> None:
-        """Report at once what the process groups are doing."""
-        groups = flight_recorder.groups(self._activity.started)
+    def report_cell(self) -> None:
+        """Report at once what the process groups have done in the cell."""
+        numbers = flight_recorder.numbers()
+        self._report_collectives(operations=numbers != self._numbers)
+        self._numbers = numbers
+
+    def _report_collectives(self, *, operations: bool = True) -> None:
+        groups = flight_recorder.groups(self._activity.started, operations=operations)
         peer = self._main.place.peer
         self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
 

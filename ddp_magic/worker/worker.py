@@ -89,6 +89,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         """Connect, hand over the text pipe, and start the other threads."""
         self._rank = int(os.environ["RANK"])
+        self._has_peers = os.environ["WORLD_SIZE"] != "1"
         self._settings = settings
         self._newest_module = next(reversed(sys.modules))
         self._modules = UserModules(self._newest_module)
@@ -225,8 +226,8 @@ class Worker:
             end_forked(error or interrupted, self._rank, self._place, shell.format_error)
         self._activity.phase = Phase.EXITING
         flush()
-        if torch.distributed.is_initialized():
-            self._heartbeats.report_collectives()
+        if self._has_peers:
+            self._heartbeats.report_cell()
         code = self._report_end(error or interrupted, shell)
         self._report_imports()
         if self._settings.kept:
