@@ -202,6 +202,8 @@ class _Known:
             rank: Which rank.
             operation: What it waits in, which need not be named twice.
         """
+        if self.ranks[rank].finished is not None:
+            return ""  # the recorder may know a moment later that it has completed
         words = self._place(self.ranks[rank], "" if operation is None else operation.name)
         return f" ({words})" if words else ""
 

@@ -74,7 +74,8 @@ class Answers:
         if name in [session.name for session in self._sessions]:
             busy = [run for run in self._runs if run.ended is None and run.session == name]
             return _stop(busy[0]) if busy else self._sessions.end(name)
-        run = self._find(name)
+        if (run := self._runs.find(name)) is None:
+            raise ValueError(f"unknown session or run {name!r}")
         if run.ended is not None:
             raise ValueError(f"run {run.id} has ended")
         return _stop(run)

@@ -258,12 +258,12 @@ class DDPMagics(Magics):
             return sessions.end_all() or ["there is no session"]
         if args.session is None:
             raise UsageError(f"%ddp_stop: missing session: give its name, or --all ({there})")
-        if args.session not in names:
-            raise UsageError(f"%ddp_stop: unknown session {args.session!r}: {there}")
         try:
-            return [sessions.end(args.session)]
+            return [self.controller.answers.answer(["stop", args.session])]
         except LaunchError as error:
             raise UsageError(f"%ddp_stop: {error}") from error
+        except ValueError as error:
+            raise UsageError(f"%ddp_stop: {error}: {there}") from error
 
     @line_cell_magic
     def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own

@@ -94,7 +94,9 @@ Usage: %ddp_status [OPTIONS] [RUN]
 STOP_HELP = f"""\
 End a session: ask its ranks to end, wait for their exit handlers, then kill them.
 
-Usage: %ddp_stop [OPTIONS] [SESSION]
+A cell that runs blocks the notebook; in a subshell console, this stops it as the Stop button does.
+
+Usage: %ddp_stop [OPTIONS] [SESSION or RUN]
 
 {option_lines(STOP_OPTIONS)}
 """

@@ -78,10 +78,30 @@ def test_sam_your_data(tmp_path: Path) -> None:
     assert min(scores) > 0.5
 
 
-@pytest.mark.parametrize("name", ["sam_finetune.ipynb", "sam_your_data.ipynb"])
+EXPLAINED = [  # in the order of the cells
+    r"rank 0 waits in all_reduce #1 \(line 6\).*ranks 1, 2 have not joined: each is at line 12, in",
+    r"#1 differs between ranks: rank 0 called all_reduce.*ranks 1, 2 called broadcast",
+    r"#4 differs between ranks: ranks 0, 2 called all_reduce of float32 \[10\].*1 called barrier",
+    r"ranks 1, 2 wait in barrier #1.*rank 0 has not joined: it computes at line [34]",
+    r"rank 2 waits in recv from rank 1 \(line 5\) for \d+ s; rank 1 is at line 7, in time\.sleep",
+    r"warning: .*rank 1 called all_reduce of int32 \[4\]. What it returned is wrong",
+]
+
+
+@pytest.mark.timeout(3 * LONG_S)
+def test_deadlocks(tmp_path: Path) -> None:
+    """Each mistake is explained; as it was committed, and as it runs here."""
+    committed = nbformat.read(NOTEBOOKS / "deadlocks.ipynb", as_version=4)
+    for notebook in (committed, execute("deadlocks.ipynb", tmp_path)):
+        cells = [cell for cell in notebook.cells if cell.source.startswith("%%ddp")]
+        for cell, explained in zip(cells, EXPLAINED, strict=True):
+            assert re.search(explained, said_by(cell)), (explained, said_by(cell))
+
+
+@pytest.mark.parametrize("name", ["deadlocks.ipynb", "sam_finetune.ipynb", "sam_your_data.ipynb"])
 def test_committed_outputs_are_of_this_source(name: str) -> None:
     """The notebook is committed with its outputs: every code cell has run, in order."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
-    assert any(pictures_of(cell) for cell in notebook.cells if cell.get("outputs"))
+    assert any(said_by(cell) for cell in notebook.cells if cell.get("outputs"))

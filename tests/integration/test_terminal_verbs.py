@@ -78,10 +78,11 @@ def test_the_magics_answer_in_a_subshell(kernel: Kernel) -> None:
     shell = _new_subshell(kernel)
     message = kernel.start(STUCK)
     pids = _until_all_are_there(kernel, message)
-    assert "RUNNING" in shell("print(repr(get_ipython().run_line_magic('ddp_status', '')))")
+    shell("_status = lambda: repr(get_ipython().run_line_magic('ddp_status', ''))")
     assert "in wait" in shell("%ddp_status --stacks")
-    kernel.interrupt()
-    kernel.interrupt()
+    (run,) = re.findall(r"run (\S+) · .* · RUNNING", shell("print(_status())"))
+    assert "was asked to stop" in shell(f"%ddp_stop {run}")
+    assert "was asked to stop" in shell(f"%ddp_stop {run}")
     assert kernel.finish(message).status == "error"
     assert wait_gone(pids, 10) == []
 

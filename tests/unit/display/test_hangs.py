@@ -228,6 +228,15 @@ def test_more_collectives_on_some_ranks() -> None:
     assert mismatches(ranks) == ["rank 0 called broadcast #2, but ranks 1, 2 did not"]
 
 
+def test_a_rank_that_has_finished_is_at_no_line() -> None:
+    """torch notes a moment later that its last collective has completed."""
+    ranks = [_rank(n, _group(_op(1, dtypes=(dtype,)))) for n, dtype in enumerate(["Int", "Float"])]
+    for rank in ranks:
+        rank.take(finished(rank.rank))
+    (sentence,) = mismatches(ranks)
+    assert "(line" not in sentence
+
+
 def test_a_rank_without_a_report_is_not_counted() -> None:
     """It was killed: how many collectives it called is not known."""
     ranks = [_rank(0, WAITING), _rank(1), _rank(2, BEHIND)]

@@ -143,7 +143,7 @@ def test_line_magics() -> None:
     for line, message in {
         "--alll": "%ddp_stop: unrecognized option --alll: did you mean --all?",
         "a b": "%ddp_stop: unexpected argument 'b': %ddp_stop --help shows the usage",
-        "2": "%ddp_stop: invalid session name '2': use a Python name, such as lab",
+        "''": "%ddp_stop: invalid session '': use the name of a session, or the id of a run",
     }.items():
         with pytest.raises(ValueError, match="%ddp_stop") as caught:
             parse_line("%ddp_stop", line, STOP_OPTIONS)
