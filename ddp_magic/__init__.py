@@ -9,14 +9,14 @@ In a notebook, load the extension once, then begin a cell with `%%ddp`::
 
 It runs on 4 ranks; `%%ddp --help` lists the options. The cell finds `rank`, `local_rank`,
 `world_size` and `device`, an initialized process group, and the names of the notebook that it
-uses. `%ddp_status` shows the runs, `%ddp_stop` ends a session. In Python,
+uses. `%ddp_status` shows the runs, `%ddp_stop` ends one, or a session. In Python,
 `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the same.
 
 Map of the package. A folder says which process its lines run in, and imports only from folders
 below it::
 
     kernel     the notebook's process: magics, runs, sessions, worker groups
-    display    what a person sees: outputs, tables, how a run ended
+    display    what a person sees: outputs, tables, how a run ended, why ranks wait
     engines    how one agent gets onto each node: the forkserver, torchrun
     node       beside the ranks: the forkserver, the agent (torch elastic), the ranks' processes
     worker     one rank
