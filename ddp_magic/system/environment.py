@@ -72,7 +72,7 @@ LATE = frozenset(
     ]
 )
 # Read when a process group is made.
-_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
+_LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
 
 
 def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:
@@ -98,6 +98,9 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
     # to them. This overrides a cluster's own setting.
     loopback = "lo" if sys.platform == "linux" else "lo0"
     ours["GLOO_SOCKET_IFNAME"] = ours["NCCL_SOCKET_IFNAME"] = loopback
+    # How many operations torch's Flight Recorder keeps. It reads this when it is imported. With its
+    # default of 2000 a record costs 26 ms with NCCL, and hundreds with gloo; with 64, under 2 ms.
+    ours.setdefault("TORCH_FR_BUFFER_SIZE", "64")
     ours["PYTHONUNBUFFERED"] = "1"  # for Python programs that a cell starts
     # A rank's figures become displays only through IPython's own backend.
     ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")

@@ -13,7 +13,6 @@ record of 64 operations costs under 2 ms, the numbers alone 0.1 ms.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,9 +20,6 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 
 from ddp_magic.wire.collectives import GroupRecord, Operation
-
-# torch's default of 2000 makes a record cost 26 ms with NCCL, and hundreds with gloo.
-OPERATIONS = 64
 
 # In torch's names of an operation, those that are not what a user calls.
 _NAMES = {
@@ -33,14 +29,6 @@ _NAMES = {
     "all_to_all_base": "all_to_all_single",
     "alltoall_base": "all_to_all_single",
 }
-
-
-def limit_size() -> None:
-    """Let the recorder keep few operations, unless the user has said how many.
-
-    torch reads the variable when the first process group is created.
-    """
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(OPERATIONS))
 
 
 def numbers() -> dict[str, tuple[int, int]]:

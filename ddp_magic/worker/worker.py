@@ -44,7 +44,6 @@ from ddp_magic.wire.states import Phase
 from ddp_magic.worker import (
     child_main,
     error_report,
-    flight_recorder,
     fresh_state,
     interrupts,
     sent_values,
@@ -178,7 +177,6 @@ class Worker:
         return shell, groups, self._listener.next_command()
 
     def _process_groups(self) -> ProcessGroups:
-        flight_recorder.limit_size()
         settings = self._settings
         backend = settings.backend or default_backend(self._device.type)
         return ProcessGroups(

@@ -2,11 +2,4 @@
 
 from __future__ import annotations
 
-from tests.integration.conftest import (
-    kernel,
-    new_kernel,
-    shared_kernel,
-    shared_kernel_directory,
-)
-
-__all__ = ["kernel", "new_kernel", "shared_kernel", "shared_kernel_directory"]
+from tests.integration.conftest import *  # noqa: F403 -- all its fixtures, whichever need others

@@ -38,6 +38,13 @@ def test_the_ranks_environment() -> None:
     assert rank_environment(env, "2,0", 2)["CUDA_VISIBLE_DEVICES"] == "2,0"
 
 
+def test_torchs_recorder_keeps_few_operations() -> None:
+    """Unless the user has said how many."""
+    assert rank_environment({}, None, 2)["TORCH_FR_BUFFER_SIZE"] == "64"
+    own = rank_environment({"TORCH_FR_BUFFER_SIZE": "5000"}, None, 2)
+    assert own["TORCH_FR_BUFFER_SIZE"] == "5000"
+
+
 def test_ranks_speak_over_the_loopback_interface() -> None:
     """Whatever interface a cluster's settings name: all ranks are on this machine."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
