@@ -154,6 +154,11 @@ class _Group:
             "dtypes"
         )
 
+    def _called_in_cell(self, rank: int) -> int:
+        """Return how many collectives a rank has called in the cell."""
+        record = self.records.get(rank)
+        return 0 if record is None else record.enqueued - record.before
+
     def called(self, rank: int, known: _Known) -> int:
         """Return the number of the last collective that a rank is known to have called."""
         if rank >= len(known.ranks):
@@ -169,14 +174,15 @@ class _Group:
     def unequal(self, known: _Known) -> str | None:
         """Return a sentence if ranks have called more collectives than others of the group."""
         counts = {
-            rank: self.records[rank].enqueued if rank in self.records else 0
+            rank: self._called_in_cell(rank)
             for rank in self.members
             if rank < len(known.ranks) and known.ranks[rank].collectives is not None
         }
         if len(counts) < len(self.members) or len(set(counts.values())) < 2:
             return None
-        number = min(counts.values()) + 1
-        called = [rank for rank, count in counts.items() if count >= number]
+        fewest = min(counts.values())
+        called = [rank for rank, count in counts.items() if count > fewest]
+        number = self.records[called[0]].before + fewest + 1
         missing = [rank for rank in counts if rank not in called]
         operations = [o for r in called for o in self.records[r].operations if o.number == number]
         what = short(operations[0]) if operations else f"collective #{number}"

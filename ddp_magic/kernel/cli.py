@@ -65,8 +65,11 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
         right = [(pid, text) for pid, ok, text in answers if ok]
         for pid, text in right:
             print(f"kernel {pid}\n{text}\n" if verb == "status" else text)
-        if not right:  # a run is one kernel's: the others need not say that they do not have it
-            print("\n".join(dict.fromkeys(text for _, _, text in answers)), file=sys.stderr)
+        if not right:
+            # A run is one kernel's: the others need not say that they do not have it.
+            texts = dict.fromkeys(text for _, _, text in answers)
+            known = [text for text in texts if not text.startswith("unknown ")]
+            print("\n".join(known or texts), file=sys.stderr)
         return 0 if right else 1
 
     return ask

@@ -42,8 +42,9 @@ class GroupRecord:
         ranks: Its members, by their rank in the world.
         enqueued: Number of the last collective that was called.
         completed: Number of the last one that has completed.
-        operations: The last ones, in the order of the calls; how many is set by
-            TORCH_FR_BUFFER_SIZE.
+        before: Number of the last one that was called before the cell.
+        operations: The last ones that the cell has called, in the order of the calls; how many is
+            set by TORCH_FR_BUFFER_SIZE.
     """
 
     name: str
@@ -52,6 +53,7 @@ class GroupRecord:
     ranks: tuple[int, ...]
     enqueued: int
     completed: int
+    before: int = 0
     operations: tuple[Operation, ...] = ()
 
     @property

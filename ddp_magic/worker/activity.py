@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from time import time as now  # bound here: a cell may replace the module's
 
 from ddp_magic.wire.states import Phase
 
@@ -16,16 +15,13 @@ class Activity:
         phase: STARTING, RUNNING, IDLE or EXITING.
         cells: Number of cells that have started.
         cell_file: File name of the current cell's code; empty before the first cell.
-        started: When the current cell started, in seconds since the epoch.
     """
 
     phase: Phase = Phase.STARTING
     cells: int = 0
     cell_file: str = ""
-    started: float = 0.0
 
     def start_cell(self, cell_file: str) -> None:
         """Count a cell that is about to run."""
         self.cells += 1
         self.cell_file = cell_file
-        self.started = now()

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
@@ -31,7 +32,12 @@ _NAMES = {
 }
 
 
-def numbers() -> dict[str, tuple[int, int]]:
+# The last collective enqueued and completed, by `GroupRecord.key`.
+Numbers: TypeAlias = Mapping[str, tuple[int, int]]
+_NONE: Numbers = MappingProxyType({})
+
+
+def numbers() -> Numbers:
     """Return the numbers of the last collective enqueued and completed, by `GroupRecord.key`."""
     return {
         f"{backend}:{name}": _status(status)
@@ -40,12 +46,12 @@ def numbers() -> dict[str, tuple[int, int]]:
     }
 
 
-def groups(since: float = 0.0, *, operations: bool = True) -> tuple[GroupRecord, ...]:
+def groups(before: Numbers = _NONE, *, operations: bool = True) -> tuple[GroupRecord, ...]:
     """Return the records of this rank's process groups.
 
     Args:
-        since: Leave out operations that completed and were called before, in seconds since the
-            epoch.
+        before: The numbers before the cell: what was called earlier is left out. A group that was
+            aborted keeps collectives that never complete.
         operations: Whether to return operations at all; the numbers alone cost next to nothing.
     """
     found = []
@@ -57,7 +63,7 @@ def groups(since: float = 0.0, *, operations: bool = True) -> tuple[GroupRecord,
         for entry in record.get("entries", []):
             name, title = map(str, entry["process_group"])
             titles[name] = title
-            if _created(entry) >= since or not _done(entry):
+            if int(entry["collective_seq_id"]) > _last(before, backend, name):
                 called.setdefault(name, []).append(_operation(entry))
         for name, status in record.get("pg_status", {}).items():
             enqueued, completed = _status(status)
@@ -69,10 +75,15 @@ def groups(since: float = 0.0, *, operations: bool = True) -> tuple[GroupRecord,
                     ranks=members.get(name, ()),
                     enqueued=enqueued,
                     completed=completed,
+                    before=_last(before, backend, name),
                     operations=tuple(called.get(name, ())),
                 )
             )
     return tuple(found)
+
+
+def _last(numbers: Numbers, backend: str, name: str) -> int:
+    return numbers.get(f"{backend}:{name}", (0, 0))[0]
 
 
 def _readers() -> list[tuple[str, Callable[[bool, bool], bytes | str]]]:
@@ -96,14 +107,6 @@ def _status(status: Mapping[str, Any]) -> tuple[int, int]:
     return enqueued, completed
 
 
-def _created(entry: Mapping[str, Any]) -> float:
-    return int(entry["time_created_ns"]) / 1e9
-
-
-def _done(entry: Mapping[str, Any]) -> bool:
-    return bool(entry["retired"]) or entry["state"] == "completed"
-
-
 def _operation(entry: Mapping[str, Any]) -> Operation:
     """Read one operation of a record."""
     point_to_point = bool(entry["is_p2p"])
@@ -111,8 +114,8 @@ def _operation(entry: Mapping[str, Any]) -> Operation:
     return Operation(
         number=int(entry["p2p_seq_id" if point_to_point else "collective_seq_id"]),
         name=_NAMES.get(name, name),
-        created=_created(entry),
-        done=_done(entry),
+        created=int(entry["time_created_ns"]) / 1e9,
+        done=bool(entry["retired"]) or entry["state"] == "completed",
         inputs=_sizes(entry["input_sizes"]),
         outputs=_sizes(entry["output_sizes"]),
         dtypes=tuple(map(str, entry["input_dtypes"])),

@@ -11,24 +11,22 @@ import os
 import resource
 import select
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import device, flight_recorder
 from ddp_magic.worker.activity import Activity
+from ddp_magic.worker.flight_recorder import Numbers
 from ddp_magic.worker.main_thread import MainThread
 from ddp_magic.worker.streams import move_high
 
 HEARTBEAT_S = 0.25
 STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
 REPEAT_S = 1.0  # and between two reports of what it waits for
-# The last collective enqueued and completed, by group: see `flight_recorder.numbers`.
-Numbers: TypeAlias = Mapping[str, tuple[int, int]]
 _BEAT, _INTERRUPTED = b"c", b"i"  # why the thread is woken
 
 
@@ -83,7 +81,7 @@ class HeartbeatThread:
         self._numbers = numbers
 
     def _report_collectives(self, *, operations: bool = True) -> None:
-        groups = flight_recorder.groups(self._activity.started, operations=operations)
+        groups = flight_recorder.groups(self._numbers, operations=operations)
         peer = self._main.place.peer
         self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
 

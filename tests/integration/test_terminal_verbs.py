@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +28,32 @@ re.match(r'(a+)+$', 'a' * 60 + 'b')
 """
 
 
-def _verb(*words: str) -> tuple[int, str]:
+Verb = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def shared_kernel_env() -> Iterator[dict[str, str]]:
+    """A cache directory of the module's own: a terminal asks all kernels that use it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # short, for sockets
+        yield {"XDG_CACHE_HOME": directory}
+
+
+@pytest.fixture
+def verb(shared_kernel_env: dict[str, str]) -> Verb:
     """Run `ddp-magic`; return its exit code and all it printed."""
-    program = Path(sys.executable).with_name("ddp-magic")
-    done = subprocess.run(
-        [program, *words], capture_output=True, text=True, timeout=HANG_S, check=False
-    )
-    return done.returncode, done.stdout + done.stderr
+
+    def run(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ddp-magic"), *words],
+            env={**os.environ, **shared_kernel_env},
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
 
 
 def _until_all_are_there(kernel: Kernel, message: str) -> list[int]:
@@ -42,35 +63,35 @@ def _until_all_are_there(kernel: Kernel, message: str) -> list[int]:
     return [int(pid) for pid in pids]
 
 
-def test_a_terminal_sees_the_stacks_and_stops_the_run(kernel: Kernel) -> None:
+def test_a_terminal_sees_the_stacks_and_stops_the_run(kernel: Kernel, verb: Verb) -> None:
     """Also of a rank whose C code holds the interpreter lock."""
     message = kernel.start(STUCK)
     pids = _until_all_are_there(kernel, message)
-    code, status = _verb("status")
+    code, status = verb("status")
     assert code == 0
     assert f"kernel {kernel.pid}" in status
     run = re.search(r"run (\S+) · Cell In\[\d+\] · RUNNING · 3 ranks", status)
     assert run, status
-    code, stacks = _verb("stacks", run[1])
+    code, stacks = verb("stacks", run[1])
     assert code == 0
     for frame in (r"line 7, in <module>", r"line 5, in wait\n .*line 9, in <module>", r"in match"):
         assert re.search(frame, stacks), stacks
     assert frames_of_ours(stacks) == []
-    code, logs = _verb("logs", run[1], "-r", "1")
+    code, logs = verb("logs", run[1], "-r", "1")
     assert code == 0
     assert int(logs.split()[1]) in pids
-    assert _verb("stop", run[1])[0] == 0
+    assert verb("stop", run[1])[0] == 0
     result = kernel.finish(message)
     assert "rank 1 stopped at line 5; rank 2 did not answer at line 10" in result.traceback
     assert wait_gone(pids, 10) == []
-    assert _verb("stop", run[1]) == (1, f"run {run[1]} has ended\n")
+    assert verb("stop", run[1]) == (1, f"run {run[1]} has ended\n")
 
 
-def test_a_terminal_ends_a_session(kernel: Kernel) -> None:
+def test_a_terminal_ends_a_session(kernel: Kernel, verb: Verb) -> None:
     kernel.run("%%ddp -n 1 -s shell\nx = 1")
-    assert "session shell" in _verb("status")[1]
-    assert _verb("stop", "shell") == (0, "session shell (1 rank) ended\n")
-    assert _verb("stop", "shell")[0] == 1
+    assert "session shell" in verb("status")[1]
+    assert verb("stop", "shell") == (0, "session shell (1 rank) ended\n")
+    assert verb("stop", "shell")[0] == 1
 
 
 def test_the_magics_answer_in_a_subshell(kernel: Kernel) -> None:

@@ -228,6 +228,16 @@ def test_more_collectives_on_some_ranks() -> None:
     assert mismatches(ranks) == ["rank 0 called broadcast #2, but ranks 1, 2 did not"]
 
 
+def test_only_what_the_cell_called_is_counted() -> None:
+    """A failed cell of the session left a group of which one rank had called more."""
+    old = [_group(name="old", enqueued=n, before=n) for n in (1, 2)]
+    assert mismatches([_rank(n, group) for n, group in enumerate(old)]) == []
+    new = [_group(name="old", enqueued=n, before=5, ranks=(0, 1)) for n in (5, 6)]
+    assert mismatches([_rank(n, group) for n, group in enumerate(new)]) == [
+        "rank 1 called collective #6, but rank 0 did not"
+    ]
+
+
 def test_a_rank_that_has_finished_is_at_no_line() -> None:
     """torch notes a moment later that its last collective has completed."""
     ranks = [_rank(n, _group(_op(1, dtypes=(dtype,)))) for n, dtype in enumerate(["Int", "Float"])]

@@ -142,7 +142,7 @@ _OPERATION = {
 }  # fmt: skip
 _RECORD = {
     "name": "0", "backend": "gloo", "title": "default_pg", "ranks": [0, 1], "enqueued": 3,
-    "completed": 2, "operations": [_OPERATION],
+    "completed": 2, "before": 0, "operations": [_OPERATION],
 }  # fmt: skip
 
 
