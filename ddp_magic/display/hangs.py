@@ -219,8 +219,10 @@ class _Known:
         return ", ".join(filter(None, [line, f"in {call}" if call else ""]))
 
     def is_silent(self, number: int) -> bool:
-        """Whether a running rank has sent no heartbeat for some time."""
+        """Whether a running rank has sent no heartbeat for some time, or cannot send one."""
         rank = self.ranks[number]
+        if self._processes.get(number, ProcessState()).stopped:
+            return rank.busy
         return rank.busy and rank.heard > 0.0 and self.now - rank.heard > SILENT_S
 
     def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each

@@ -32,58 +32,97 @@ _NAMES = {
 }
 
 
-# The last collective enqueued and completed, by `GroupRecord.key`.
-Numbers: TypeAlias = Mapping[str, tuple[int, int]]
-_NONE: Numbers = MappingProxyType({})
+# The last collective enqueued and completed, by backend and torch's number of the group. Each rank
+# numbers its groups for itself: only a group's name is the same on all its ranks.
+Numbers: TypeAlias = Mapping[tuple[str, str], tuple[int, int]]
 
 
-def numbers() -> Numbers:
-    """Return the numbers of the last collective enqueued and completed, by `GroupRecord.key`."""
-    return {
-        f"{backend}:{name}": _status(status)
-        for backend, read in _readers()
-        for name, status in _read(read, operations=False).get("pg_status", {}).items()
-    }
+class FlightRecorder:
+    """Reads torch's records of this process."""
 
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], tuple[str, str]] = {}  # name and title
 
-def groups(before: Numbers = _NONE, *, operations: bool = True) -> tuple[GroupRecord, ...]:
-    """Return the records of this rank's process groups.
+    def numbers(self) -> Numbers:
+        """Return the numbers of the last collective enqueued and completed, for each group."""
+        return {
+            (backend, group): _status(status)
+            for backend, read in _readers()
+            for group, status in _read(read, operations=False).get("pg_status", {}).items()
+        }
 
-    Args:
-        before: The numbers before the cell: what was called earlier is left out. A group that was
-            aborted keeps collectives that never complete.
-        operations: Whether to return operations at all; the numbers alone cost next to nothing.
-    """
-    found = []
-    members = _members()
-    for backend, read in _readers():
-        record = _read(read, operations=operations)
-        called: dict[str, list[Operation]] = {}
-        titles: dict[str, str] = {}
-        for entry in record.get("entries", []):
-            name, title = map(str, entry["process_group"])
-            titles[name] = title
-            if int(entry["collective_seq_id"]) > _last(before, backend, name):
-                called.setdefault(name, []).append(_operation(entry))
-        for name, status in record.get("pg_status", {}).items():
-            enqueued, completed = _status(status)
+    def enqueued(self, numbers: Numbers) -> dict[str, int]:
+        """Return the number of the last collective that was called, by `GroupRecord.key`.
+
+        Args:
+            numbers: From `numbers`.
+        """
+        if not numbers.keys() <= self._names.keys():
+            self._learn_names()
+        return {
+            f"{backend}:{self._names[backend, group][0]}": enqueued
+            for (backend, group), (enqueued, _) in self._newest(numbers).items()
+        }
+
+    def groups(
+        self, before: Numbers = MappingProxyType({}), *, operations: bool = True
+    ) -> tuple[GroupRecord, ...]:
+        """Return the records of this rank's process groups.
+
+        Args:
+            before: The numbers before the cell: what was called earlier is left out. A group that
+                was aborted keeps collectives that never complete.
+            operations: Whether to return operations at all; the numbers alone cost next to nothing.
+        """
+        numbers = self.numbers()
+        called = self._operations(before) if operations else {}
+        if not numbers.keys() <= self._names.keys():
+            self._learn_names()
+        members = _members()
+        found = []
+        for key, (enqueued, completed) in self._newest(numbers).items():
+            name, title = self._names[key]
             found.append(
                 GroupRecord(
                     name=name,
-                    backend=backend,
-                    title=titles.get(name, ""),
+                    backend=key[0],
+                    title=title,
                     ranks=members.get(name, ()),
                     enqueued=enqueued,
                     completed=completed,
-                    before=_last(before, backend, name),
-                    operations=tuple(called.get(name, ())),
+                    before=before.get(key, (0, 0))[0],
+                    operations=tuple(called.get(key, ())),
                 )
             )
-    return tuple(found)
+        return tuple(found)
 
+    def _operations(self, before: Numbers) -> dict[tuple[str, str], list[Operation]]:
+        called: dict[tuple[str, str], list[Operation]] = {}
+        for backend, read in _readers():
+            for entry in _read(read, operations=True).get("entries", []):
+                key = (backend, str(entry["pg_id"]))
+                self._learn_name(key, entry)
+                if int(entry["collective_seq_id"]) > before.get(key, (0, 0))[0]:
+                    called.setdefault(key, []).append(_operation(entry))
+        return called
 
-def _last(numbers: Numbers, backend: str, name: str) -> int:
-    return numbers.get(f"{backend}:{name}", (0, 0))[0]
+    def _learn_names(self) -> None:
+        for backend, read in _readers():
+            for entry in _read(read, operations=True).get("entries", []):
+                self._learn_name((backend, str(entry["pg_id"])), entry)
+
+    def _learn_name(self, key: tuple[str, str], entry: Mapping[str, Any]) -> None:
+        name, title = map(str, entry["process_group"])
+        self._names[key] = name, title
+
+    def _newest(self, numbers: Numbers) -> Numbers:
+        """Return those groups whose name is known; of several of one name the last one."""
+        newest = {
+            (key[0], self._names[key][0]): key
+            for key in sorted(numbers, key=lambda key: int(key[1]))
+            if key in self._names
+        }
+        return {key: numbers[key] for key in newest.values()}
 
 
 def _readers() -> list[tuple[str, Callable[[bool, bool], bytes | str]]]:

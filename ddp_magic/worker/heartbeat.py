@@ -18,9 +18,9 @@ from typing import NoReturn
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
-from ddp_magic.worker import device, flight_recorder
+from ddp_magic.worker import device
 from ddp_magic.worker.activity import Activity
-from ddp_magic.worker.flight_recorder import Numbers
+from ddp_magic.worker.flight_recorder import FlightRecorder, Numbers
 from ddp_magic.worker.main_thread import MainThread
 from ddp_magic.worker.streams import move_high
 
@@ -44,6 +44,7 @@ class HeartbeatThread:
         os.set_blocking(self._wake_w, False)
         self._main = MainThread()
         self._stuck = Stuck()
+        self._recorder = FlightRecorder()
         self._numbers: Numbers = {}  # at the end of the last cell
         self._reported = 0.0  # when the groups were reported last, monotonic, s
 
@@ -67,7 +68,7 @@ class HeartbeatThread:
             return False
         if ready and _INTERRUPTED in os.read(self._wake_r, 64):
             self.report_interrupted()
-        numbers = flight_recorder.numbers()
+        numbers = self._recorder.numbers()
         self._channel.send(self._observe(numbers))
         if self._waits(numbers) and time.monotonic() - self._reported > REPEAT_S:
             self._reported = time.monotonic()
@@ -76,12 +77,12 @@ class HeartbeatThread:
 
     def report_cell(self) -> None:
         """Report at once what the process groups have done in the cell."""
-        numbers = flight_recorder.numbers()
+        numbers = self._recorder.numbers()
         self._report_collectives(operations=numbers != self._numbers)
         self._numbers = numbers
 
     def _report_collectives(self, *, operations: bool = True) -> None:
-        groups = flight_recorder.groups(self._numbers, operations=operations)
+        groups = self._recorder.groups(self._numbers, operations=operations)
         peer = self._main.place.peer
         self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
 
@@ -103,7 +104,7 @@ class HeartbeatThread:
             call=place.call,
             still_s=self._main.still_s,
             cpu_s=self._main.cpu_s(),
-            enqueued={group: enqueued for group, (enqueued, _) in numbers.items()},
+            enqueued=self._recorder.enqueued(numbers),
             rss_mib=_rss_mib(),
             device_mib=device.reserved_mib(),
         )
@@ -131,7 +132,7 @@ class Stuck:
     """For how long the oldest collective has not completed, from the recorder's numbers."""
 
     def __init__(self) -> None:
-        self._since: dict[str, tuple[int, float]] = {}
+        self._since: dict[tuple[str, str], tuple[int, float]] = {}
 
     def look(self, numbers: Numbers, now: float) -> float:
         """Return the seconds since which some group has had the same collective to complete.

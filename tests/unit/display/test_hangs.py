@@ -164,6 +164,12 @@ def test_a_silent_rank_may_have_joined(state: ProcessState, where: str) -> None:
     assert sentence.endswith(f"for 24 s; rank 1 {where}")
 
 
+def test_a_rank_that_was_stopped_at_once_has_sent_no_heartbeat() -> None:
+    ranks = [_rank(0, WAITING), _rank(1, heard=0.0), _rank(2, WAITING)]
+    (sentence,) = explain(ranks, NOW, processes={1: ProcessState(stopped=True)})
+    assert sentence.endswith("for 24 s; rank 1 is stopped: `kill -CONT 101` continues it")
+
+
 def test_a_rank_is_asked_by_its_heartbeat_too() -> None:
     """It runs, so it has reported no groups; but it has called the collective, and gone on."""
     rank = _rank(1)

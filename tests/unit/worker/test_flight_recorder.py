@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
-from ddp_magic.worker import flight_recorder
+from ddp_magic.worker.flight_recorder import FlightRecorder
 
 pytestmark = pytest.mark.skipif(
     not hasattr(c10d, "_dump_fr_trace_json"), reason="this torch records nothing of gloo"
@@ -27,10 +27,10 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("group")
 def test_a_record_says_what_was_called_with_what() -> None:
-    before = flight_recorder.numbers()
+    before = FlightRecorder().numbers()
     dist.all_reduce(torch.ones(2, 3))
     dist.broadcast(torch.ones(4, dtype=torch.int64), 0)
-    (record,) = [record for record in flight_recorder.groups(before) if record.operations]
+    (record,) = [record for record in FlightRecorder().groups(before) if record.operations]
     assert (record.backend, record.title, record.ranks) == ("gloo", "default_pg", (0,))
     assert record.enqueued == record.completed == record.operations[-1].number
     first, second = record.operations
@@ -43,22 +43,38 @@ def test_a_record_says_what_was_called_with_what() -> None:
 
 @pytest.mark.usefixtures("group")
 def test_the_numbers_are_those_of_the_records() -> None:
-    before = flight_recorder.numbers()
+    recorder = FlightRecorder()
+    before = recorder.numbers()
     dist.barrier()
-    (key,) = [key for key, value in flight_recorder.numbers().items() if before.get(key) != value]
-    (record,) = [record for record in flight_recorder.groups() if record.key == key]
-    assert flight_recorder.numbers()[key] == (record.enqueued, record.completed)
+    (key,) = [key for key, value in recorder.numbers().items() if before.get(key) != value]
+    (record,) = [record for record in recorder.groups(before) if record.operations]
+    assert recorder.numbers()[key] == (record.enqueued, record.completed)
+    assert recorder.enqueued(recorder.numbers())[record.key] == record.enqueued
+
+
+def test_a_group_of_the_same_name_is_another_group(tmp_path: Path) -> None:
+    """The default group of a session is created anew, and counts from 1 again."""
+    recorder = FlightRecorder()
+    for n in (3, 2):
+        store = dist.FileStore(str(tmp_path / f"store{n}"), 1)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        for _ in range(n):
+            dist.barrier()
+        (record,) = [r for r in recorder.groups() if r.title == "default_pg"]
+        assert (record.enqueued, len(record.operations)) == (n, n)
+        assert recorder.enqueued(recorder.numbers())[record.key] == n
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("group")
 def test_what_an_earlier_cell_called_is_left_out() -> None:
     """Its number is in the record, so that ranks can be compared."""
     dist.barrier()
-    before = flight_recorder.numbers()
+    before = FlightRecorder().numbers()
     dist.barrier()
-    (record,) = [r for r in flight_recorder.groups(before) if r.enqueued > r.before]
+    (record,) = [r for r in FlightRecorder().groups(before) if r.enqueued > r.before]
     assert [operation.number for operation in record.operations] == [record.before + 1]
-    for record in flight_recorder.groups(flight_recorder.numbers()):
+    for record in FlightRecorder().groups(FlightRecorder().numbers()):
         assert (record.operations, record.enqueued) == ((), record.before)
 
 
@@ -66,13 +82,13 @@ def test_a_torch_without_the_recorder_has_no_records(monkeypatch: pytest.MonkeyP
     """What a rank waits for is told from its stack then."""
     for name in ("_dump_fr_trace_json", "_dump_nccl_trace_json"):
         monkeypatch.delattr(c10d, name, raising=False)
-    assert flight_recorder.numbers() == {}
-    assert flight_recorder.groups() == ()
+    assert FlightRecorder().numbers() == {}
+    assert FlightRecorder().groups() == ()
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "{}", '{"pg_status": {}}', "\xff"])
 def test_a_record_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     monkeypatch.setattr(c10d, "_dump_fr_trace_json", lambda _entries, _active: answer)
     monkeypatch.delattr(c10d, "_dump_nccl_trace_json", raising=False)
-    assert flight_recorder.numbers() == {}
-    assert flight_recorder.groups() == ()
+    assert FlightRecorder().numbers() == {}
+    assert FlightRecorder().groups() == ()

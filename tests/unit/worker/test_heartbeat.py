@@ -73,11 +73,11 @@ def test_a_rank_that_stands_still_reports_its_groups() -> None:
 def test_for_how_long_a_collective_has_not_completed() -> None:
     """Of the group that has waited longest; a new one begins anew."""
     stuck = Stuck()
-    assert stuck.look({"gloo:0": (1, 1)}, 10.0) == 0.0
-    assert stuck.look({"gloo:0": (2, 1), "gloo:1": (1, 0)}, 11.0) == 0.0
-    assert stuck.look({"gloo:0": (3, 1), "gloo:1": (2, 1)}, 15.0) == 4.0
-    assert stuck.look({"gloo:0": (3, 2), "gloo:1": (2, 2)}, 16.0) == 0.0
-    assert stuck.look({"gloo:0": (3, 3), "gloo:1": (2, 2)}, 30.0) == 0.0
+    assert stuck.look({("gloo", "0"): (1, 1)}, 10.0) == 0.0
+    assert stuck.look({("gloo", "0"): (2, 1), ("gloo", "1"): (1, 0)}, 11.0) == 0.0
+    assert stuck.look({("gloo", "0"): (3, 1), ("gloo", "1"): (2, 1)}, 15.0) == 4.0
+    assert stuck.look({("gloo", "0"): (3, 2), ("gloo", "1"): (2, 2)}, 16.0) == 0.0
+    assert stuck.look({("gloo", "0"): (3, 3), ("gloo", "1"): (2, 2)}, 30.0) == 0.0
 
 
 def test_one_is_sent_when_its_time_has_come() -> None:
