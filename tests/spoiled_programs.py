@@ -259,4 +259,24 @@ FALSE_ALARMS = [
         """,
         r"",
     ),
+    Mistake(
+        "subgroups of which each rank has its own",
+        """
+        a, b, c = (dist.new_group(members) for members in ([0, 1], [1, 2], [0, 2]))
+        for group, times in ((a, 1), (b, 3), (c, 5)):
+            for _ in range(times if dist.get_rank(group) >= 0 else 0):
+                dist.all_reduce(torch.ones(times), group=group)
+        """,
+        r"",
+    ),
+    Mistake(
+        "messages between two ranks, and collectives of all",
+        """
+        for step in range(3):
+            if rank == 0: dist.send(torch.ones(3), 1)
+            if rank == 1: dist.recv(torch.ones(3), 0)
+            dist.all_reduce(torch.ones(2))
+        """,
+        r"",
+    ),
 ]

@@ -180,6 +180,8 @@ class _Group:
         }
         if len(counts) < len(self.members) or len(set(counts.values())) < 2:
             return None
+        if any(known.has_unnamed_groups(rank) for rank in counts.keys() - self.records.keys()):
+            return None  # one of them may be this group
         fewest = min(counts.values())
         called = [rank for rank, count in counts.items() if count > fewest]
         number = self.records[called[0]].before + fewest + 1
@@ -217,6 +219,11 @@ class _Known:
         line = f"line {rank.line}" if rank.line else ""
         call = "" if rank.error is not None or rank.call == known else rank.call
         return ", ".join(filter(None, [line, f"in {call}" if call else ""]))
+
+    def has_unnamed_groups(self, number: int) -> bool:
+        """Whether a rank has used groups whose name it does not know."""
+        reported = self.ranks[number].collectives
+        return reported is not None and any(not group.name for group in reported.groups)
 
     def is_silent(self, number: int) -> bool:
         """Whether a running rank has sent no heartbeat for some time, or cannot send one."""
@@ -256,7 +263,8 @@ def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
     records: dict[str, dict[int, GroupRecord]] = defaultdict(dict)
     for rank in ranks:
         for record in rank.collectives.groups if rank.collectives else ():
-            records[record.key][rank.rank] = record
+            if record.name:
+                records[record.key][rank.rank] = record
     several = len({key.partition(":")[2] for key in records}) > 1
     for key, by_rank in records.items():
         title = next((record.title for record in by_rank.values() if record.title), "")

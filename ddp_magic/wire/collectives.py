@@ -36,7 +36,7 @@ class GroupRecord:
     """One process group on one rank.
 
     Attributes:
-        name: The group's name, the same on all its ranks.
+        name: The group's name, the same on all its ranks; empty if it is not known any more.
         backend: `gloo` or `nccl`. A group with both has a record, and a sequence, for each.
         title: What a person calls it: torch's description, such as `default_pg`.
         ranks: Its members, by their rank in the world.

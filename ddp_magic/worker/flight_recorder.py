@@ -42,14 +42,20 @@ class FlightRecorder:
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, str], tuple[str, str]] = {}  # name and title
+        # By group, how many sends and receives gloo's numbers count before the last collective.
+        self._sends: dict[tuple[str, str], int] = {}
 
     def numbers(self) -> Numbers:
         """Return the numbers of the last collective enqueued and completed, for each group."""
-        return {
-            (backend, group): _status(status)
-            for backend, read in _readers()
-            for group, status in _read(read, operations=False).get("pg_status", {}).items()
-        }
+        found = {}
+        for backend, read in _readers():
+            record = _read(read, operations=any(self._sends.values()))
+            self._learn(backend, record)
+            for group, status in record.get("pg_status", {}).items():
+                sends = self._sends.get((backend, group), 0)
+                enqueued, completed = (max(0, number - sends) for number in _status(status))
+                found[backend, group] = enqueued, completed
+        return found
 
     def enqueued(self, numbers: Numbers) -> dict[str, int]:
         """Return the number of the last collective that was called, by `GroupRecord.key`.
@@ -74,8 +80,8 @@ class FlightRecorder:
                 was aborted keeps collectives that never complete.
             operations: Whether to return operations at all; the numbers alone cost next to nothing.
         """
-        numbers = self.numbers()
         called = self._operations(before) if operations else {}
+        numbers = self.numbers()
         if not numbers.keys() <= self._names.keys():
             self._learn_names()
         members = _members()
@@ -94,26 +100,32 @@ class FlightRecorder:
                     operations=tuple(called.get(key, ())),
                 )
             )
-        return tuple(found)
+        # Their names have left the record: nobody knows whether other ranks are in them too.
+        unnamed = [key for key in numbers if key not in self._names]
+        return (*found, *(_unnamed(key, numbers[key]) for key in unnamed))
 
     def _operations(self, before: Numbers) -> dict[tuple[str, str], list[Operation]]:
         called: dict[tuple[str, str], list[Operation]] = {}
         for backend, read in _readers():
-            for entry in _read(read, operations=True).get("entries", []):
+            record = _read(read, operations=True)
+            self._learn(backend, record)
+            for entry in record.get("entries", []):
                 key = (backend, str(entry["pg_id"]))
-                self._learn_name(key, entry)
                 if int(entry["collective_seq_id"]) > before.get(key, (0, 0))[0]:
                     called.setdefault(key, []).append(_operation(entry))
         return called
 
     def _learn_names(self) -> None:
         for backend, read in _readers():
-            for entry in _read(read, operations=True).get("entries", []):
-                self._learn_name((backend, str(entry["pg_id"])), entry)
+            self._learn(backend, _read(read, operations=True))
 
-    def _learn_name(self, key: tuple[str, str], entry: Mapping[str, Any]) -> None:
-        name, title = map(str, entry["process_group"])
-        self._names[key] = name, title
+    def _learn(self, backend: str, record: Mapping[str, Any]) -> None:
+        for entry in record.get("entries", []):
+            key = (backend, str(entry["pg_id"]))
+            name, title = map(str, entry["process_group"])
+            self._names[key] = name, title
+            if backend == "gloo" and not entry["is_p2p"]:
+                self._sends[key] = max(0, int(entry["op_id"]) - int(entry["collective_seq_id"]))
 
     def _newest(self, numbers: Numbers) -> Numbers:
         """Return those groups whose name is known; of several of one name the last one."""
@@ -123,6 +135,13 @@ class FlightRecorder:
             if key in self._names
         }
         return {key: numbers[key] for key in newest.values()}
+
+
+def _unnamed(key: tuple[str, str], numbers: tuple[int, int]) -> GroupRecord:
+    enqueued, completed = numbers
+    return GroupRecord(
+        name="", backend=key[0], title="", ranks=(), enqueued=enqueued, completed=completed
+    )
 
 
 def _readers() -> list[tuple[str, Callable[[bool, bool], bytes | str]]]:

@@ -44,7 +44,36 @@ def test_the_end_of_a_run_says_why(kernel: Kernel, name: str, options: str) -> N
     assert re.search(mistake.says, answer.said), answer
 
 
-@pytest.mark.parametrize("name", ["objects of other sizes", "uneven inputs with Join"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "objects of other sizes",
+        "uneven inputs with Join",
+        "subgroups of which each rank has its own",
+        "messages between two ranks, and collectives of all",
+    ],
+)
 def test_a_right_program_is_not_accused(kernel: Kernel, name: str) -> None:
     answer = ask(kernel, BY_NAME[name])
     assert (answer.said, answer.status) == ("", "ok")
+
+
+def test_a_cell_is_not_blamed_for_the_one_before_that_failed(kernel: Kernel) -> None:
+    """The session's new groups have the names of those before."""
+    failed = kernel.run(
+        "%%ddp -n 2 -s s\n"
+        "dist.all_reduce(torch.ones(1))\n"
+        "if rank == 1: 1 / 0\n"
+        "dist.all_reduce(torch.ones(4))\n"
+    )
+    assert "rank 0 called all_reduce #2 (line 4), but rank 1 did not" in failed.traceback
+    for times in (1, 100):
+        right = kernel.run(
+            f"%%ddp -n 2 -s s\nfor _ in range({times}): dist.all_reduce(torch.ones(3))"
+        )
+        assert (right.status, "warning" in right.text) == ("ok", False), right
+    wrong = kernel.run(
+        "%%ddp -n 2 -s s\ndist.all_reduce(torch.ones(4, dtype=(torch.int32, torch.float32)[rank]))"
+    )
+    assert "rank 1 called all_reduce of float32 [4]" in wrong.text, wrong
+    kernel.run("%ddp_stop s")

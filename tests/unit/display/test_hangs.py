@@ -234,6 +234,12 @@ def test_more_collectives_on_some_ranks() -> None:
     assert mismatches(ranks) == ["rank 0 called broadcast #2, but ranks 1, 2 did not"]
 
 
+def test_a_group_without_a_name_may_be_any() -> None:
+    """Its operations have left the record on that rank."""
+    ranks = [_rank(0, _group(_op(1, done=True), name="a", ranks=(0, 1))), _rank(1, _group(name=""))]
+    assert mismatches(ranks) == []
+
+
 def test_only_what_the_cell_called_is_counted() -> None:
     """A failed cell of the session left a group of which one rank had called more."""
     old = [_group(name="old", enqueued=n, before=n) for n in (1, 2)]
