@@ -27,8 +27,8 @@ class Answers:
         self._sessions = sessions
         self._forkserver = forkserver
 
-    def answer(self, words: list[str]) -> str:
-        """Return the answer to `status`, `stacks` or `stop`, each with the id of a run or without.
+    def answer(self, words: list[str]) -> str:  # noqa: PLR0911 -- one for each question
+        """Return the answer to `status`, `stacks`, `stop` or `running`; the first three take a run.
 
         Raises:
             ValueError: There is no such run or session, or no such question.
@@ -42,6 +42,8 @@ class Answers:
                 return _stacks(self._going_on())
             case ["stacks", run_id]:
                 return _stacks([self._find(run_id)])
+            case ["running"]:
+                return "\n".join(run.id for run in self._runs if run.ended is None)
             case ["stop"]:
                 return self._stop_only()
             case ["stop", name]:

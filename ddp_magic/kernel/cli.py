@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
     def ask(arguments: argparse.Namespace) -> int:
+        if verb == "stop" and not arguments.run:
+            running = [text for _, ok, text in _answers(["running"], arguments.roots) if ok]
+            ids = [run for text in running for run in text.split()]
+            if len(ids) > 1:  # also those of other notebooks
+                print(f"several runs are going on: give the id of one: {' '.join(ids)}")
+                return 1
         words = [verb, *([arguments.run] if arguments.run else [])]
         answers = list(_answers(words, arguments.roots))
         if not answers:

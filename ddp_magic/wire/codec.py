@@ -10,11 +10,11 @@ import builtins
 import dataclasses
 import enum
 import functools
-import json
 import re
 import reprlib
 import types
 from collections.abc import Callable
+from json import dumps, loads  # bound here: a cell may replace the module's
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
@@ -58,7 +58,7 @@ def encode(message: Command | Event) -> bytes:
             invalid.
     """
     fields = {"type": type(message).__name__, **vars(message)}
-    payload = json.dumps(fields, default=_plain).encode()
+    payload = dumps(fields, default=_plain).encode()
     if len(payload) > MAX_BYTES:
         raise ProtocolError(
             f"{type(message).__name__} has {len(payload):,} bytes; the limit is {MAX_BYTES:,}"
@@ -80,12 +80,12 @@ def decode(payload: bytes) -> Command | Event:
             class, each of its declared type.
     """
     try:
-        fields = json.loads(payload)
+        fields = loads(payload)
         cls = _CLASSES[fields.pop("type")]
         if cls in _SHOWN and _SURROGATE.search(payload):
             # A lone surrogate, which cannot be sent to a notebook.
-            whole = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
-            fields = json.loads(whole)
+            whole = dumps(fields, ensure_ascii=False).encode(errors="replace")
+            fields = loads(whole)
         message: Command | Event = _built(cls.__name__, fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r:.200}") from error

@@ -12,8 +12,8 @@ record of 64 operations costs under 2 ms, the numbers alone 0.1 ms.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from json import loads  # bound here: a cell may replace the module's
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -152,7 +152,7 @@ def _readers() -> list[tuple[str, Callable[[bool, bool], bytes | str]]]:
 
 def _read(read: Callable[[bool, bool], bytes | str], *, operations: bool) -> dict[str, Any]:
     try:
-        record = json.loads(read(operations, False))
+        record = loads(read(operations, False))
     except (RuntimeError, ValueError, TypeError):  # torch's own; no JSON; other arguments
         return {}
     return record if isinstance(record, dict) else {}

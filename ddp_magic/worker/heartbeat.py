@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import resource
 import select
-import time
 from pathlib import Path
-from time import time as now  # bound here: a cell may replace the module's
+from time import monotonic  # bound here: a cell may replace the module's
+from time import time as now
 from typing import NoReturn
 
 from ddp_magic.wire.channel import Channel
@@ -70,8 +70,8 @@ class HeartbeatThread:
             self.report_interrupted()
         numbers = self._recorder.numbers()
         self._channel.send(self._observe(numbers))
-        if self._waits(numbers) and time.monotonic() - self._reported > REPEAT_S:
-            self._reported = time.monotonic()
+        if self._waits(numbers) and monotonic() - self._reported > REPEAT_S:
+            self._reported = monotonic()
             self._report_collectives()
         return True
 
@@ -90,7 +90,7 @@ class HeartbeatThread:
         """Whether the rank may be waiting for others."""
         if self._activity.phase is not Phase.RUNNING:
             return False
-        stuck_s = self._stuck.look(numbers, time.monotonic())
+        stuck_s = self._stuck.look(numbers, monotonic())
         return max(self._main.still_s, stuck_s) > STILL_S
 
     def _observe(self, numbers: Numbers) -> Heartbeat:

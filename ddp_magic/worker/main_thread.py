@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import linecache
 import re
-import sys
 import threading
 import time
 from dataclasses import dataclass
+from sys import _current_frames
+from time import clock_gettime, monotonic  # bound here: a cell may replace the module's
 from types import CodeType, FrameType
 
 from ddp_magic.system.frames import is_ours
@@ -56,11 +57,10 @@ class MainThread:
         self.place = Place()
         self.still_s = 0.0
         self._at: tuple[tuple[CodeType, int], ...] = ()
-        self._since = time.monotonic()
+        self._since = monotonic()
         ident = threading.main_thread().ident or 0
-        self._clock = (
-            time.pthread_getcpuclockid(ident) if hasattr(time, "pthread_getcpuclockid") else None
-        )
+        getcpuclockid = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
+        self._clock = None if getcpuclockid is None else getcpuclockid(ident)
 
     def look(self, cell_file: str) -> None:
         """Look where it is now.
@@ -69,7 +69,7 @@ class MainThread:
             cell_file: File name of the cell's code.
         """
         frames = _frames()
-        now = time.monotonic()
+        now = monotonic()
         at = tuple((frame.f_code, frame.f_lasti) for frame in frames)
         if at != self._at:
             self._at, self._since = at, now
@@ -78,13 +78,13 @@ class MainThread:
 
     def cpu_s(self) -> float:
         """Return the processor time that it has used, in seconds."""
-        return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+        return 0.0 if self._clock is None else clock_gettime(self._clock)
 
 
 def _frames() -> list[FrameType]:
     """Return the main thread's frames, innermost first."""
     # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frame = _current_frames().get(threading.main_thread().ident or 0)
     frames: list[FrameType] = []
     while frame is not None and len(frames) < _MAX_FRAMES:
         frames.append(frame)

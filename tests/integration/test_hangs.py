@@ -11,7 +11,7 @@ import re
 import pytest
 
 from tests.integration.kernel import Kernel
-from tests.mistakes import MISTAKES, ask
+from tests.mistakes import MISTAKES, Mistake, ask
 from tests.spoiled_programs import FALSE_ALARMS
 
 BY_NAME = {mistake.name: mistake for mistake in [*MISTAKES, *FALSE_ALARMS]}
@@ -77,3 +77,19 @@ def test_a_cell_is_not_blamed_for_the_one_before_that_failed(kernel: Kernel) -> 
     )
     assert "rank 1 called all_reduce of float32 [4]" in wrong.text, wrong
     kernel.run("%ddp_stop s")
+
+
+def test_a_cell_may_replace_what_reads_its_ranks(kernel: Kernel) -> None:
+    mistake = Mistake(
+        "replaced functions",
+        """
+        import json, sys, time
+        json.loads = json.dumps = sys._current_frames = lambda *_, **__: 1 / 0
+        if rank == 0: dist.all_reduce(torch.ones(2))
+        time.sleep(1000)
+        """,
+        r"rank 0 waits in all_reduce #1 \(line 4\).*ranks 1, 2 have not joined: each is at line 5",
+    )
+    answer = ask(kernel, mistake)
+    assert re.search(mistake.says, answer.said), answer
+    assert "did not answer" not in answer.rest.traceback

@@ -49,7 +49,8 @@ def test_a_verb_asks_the_kernel(
 ) -> None:
     assert cli.main([verb], [root]) == 0
     assert cli.main([verb, "7-1"], [root]) == 0
-    assert kernel == [[verb], [verb, "7-1"]]
+    first = [["running"]] if verb == "stop" else []  # which are there?
+    assert kernel == [*first, [verb], [verb, "7-1"]]
     assert f"answer to {verb} 7-1" in capsys.readouterr().out
 
 
@@ -97,3 +98,20 @@ def test_logs_that_are_not_there(
     _log(root, "1127-103517-7-1", "text")
     assert cli.main(arguments, [root]) == 1
     assert error in capsys.readouterr().err
+
+
+def test_of_several_runs_none_is_stopped(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if they are of two notebooks: the one that is meant must be named."""
+    asked: list[list[str]] = []
+
+    def answer(words: list[str]) -> str:
+        asked.append(words)
+        return "7-1\n7-2" if words == ["running"] else "stopped"
+
+    server = ControlServer(answer)
+    server.start(root)
+    assert cli.main(["stop"], [root]) == 1
+    assert asked == [["running"]]
+    assert "give the id of one: 7-1 7-2" in capsys.readouterr().out
+    assert cli.main(["stop", "7-2"], [root]) == 0
+    server.close()
