@@ -29,7 +29,7 @@ def kernel(root: Path) -> Iterator[list[list[str]]]:
         asked.append(words)
         if len(words) > 1 and words[1] not in ("7-1", "lab"):
             raise ValueError(f"unknown run {words[1]!r}")
-        return "answer to " + " ".join(words)
+        return "7-1" if words == ["running"] else "answer to " + " ".join(words)
 
     server = ControlServer(answer)
     server.start(root)
