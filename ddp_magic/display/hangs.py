@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.operations import describe, short, signature
-from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.collectives import GroupRecord, Operation
 
@@ -313,7 +313,7 @@ def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[s
     sentences = []
     waiting: dict[tuple[str, int | None, int | None], list[Rank]] = defaultdict(list)
     for rank in known.ranks:
-        busy = rank.error is None and rank.finished is None and not rank.idle and rank.code is None
+        busy = rank.busy and rank.error is None and rank.finished is None
         if rank.call in _WAITS and rank.still_s >= wait_s and busy and rank.rank not in explained:
             peer = rank.collectives.peer if rank.collectives else None
             waiting[rank.call, rank.line, peer].append(rank)
@@ -333,18 +333,8 @@ def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[s
 
 
 def _ranks(numbers: Iterable[int]) -> str:
-    """Return `rank 1`, or `ranks 0, 2-4`."""
-    numbers = sorted(numbers)
-    spans: list[list[int]] = []
-    for n in numbers:
-        if spans and n == spans[-1][-1] + 1:
-            spans[-1].append(n)
-        else:
-            spans.append([n])
-    words = [
-        f"{span[0]}-{span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
-    ]
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(words)}"
+    """Return `rank 1`, or `ranks 0, 2-4`; two neighbors read better without a dash here."""
+    return rank_names(numbers, span=3)
 
 
 def _verb(who: Sequence[int], verb: str) -> str:

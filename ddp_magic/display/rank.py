@@ -203,11 +203,18 @@ class Rank:
         return self.left_early or (self.finished is not None and self.finished.code == 0)
 
 
-def rank_names(ranks: Iterable[int]) -> str:
-    """Return what a person calls these ranks: `rank 2`, `ranks 0-3, 5`."""
+def rank_names(ranks: Iterable[int], span: int = 2) -> str:
+    """Return what a person calls these ranks: `rank 2`, `ranks 0-3, 5`.
+
+    Args:
+        ranks: Which ranks.
+        span: So many neighbors or more are written with a dash.
+    """
     numbers = sorted(ranks)
     # Neighbors have the same distance from their positions.
     runs = itertools.groupby(enumerate(numbers), lambda item: item[1] - item[0])
     groups = [[number for _, number in run] for _, run in runs]
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in groups]
+    texts = [
+        f"{run[0]}-{run[-1]}" if len(run) >= span else ", ".join(map(str, run)) for run in groups
+    ]
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"

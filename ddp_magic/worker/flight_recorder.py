@@ -63,11 +63,10 @@ class FlightRecorder:
         Args:
             numbers: From `numbers`.
         """
-        if not numbers.keys() <= self._names.keys():
-            self._learn_names()
+        newest = self._newest(numbers)
         return {
             f"{backend}:{self._names[backend, group][0]}": enqueued
-            for (backend, group), (enqueued, _) in self._newest(numbers).items()
+            for (backend, group), (enqueued, _) in newest.items()
         }
 
     def groups(
@@ -82,8 +81,6 @@ class FlightRecorder:
         """
         called = self._operations(before) if operations else {}
         numbers = self.numbers()
-        if not numbers.keys() <= self._names.keys():
-            self._learn_names()
         members = _members()
         found = []
         for key, (enqueued, completed) in self._newest(numbers).items():
@@ -115,10 +112,6 @@ class FlightRecorder:
                     called.setdefault(key, []).append(_operation(entry))
         return called
 
-    def _learn_names(self) -> None:
-        for backend, read in _readers():
-            self._learn(backend, _read(read, operations=True))
-
     def _learn(self, backend: str, record: Mapping[str, Any]) -> None:
         for entry in record.get("entries", []):
             key = (backend, str(entry["pg_id"]))
@@ -129,6 +122,9 @@ class FlightRecorder:
 
     def _newest(self, numbers: Numbers) -> Numbers:
         """Return those groups whose name is known; of several of one name the last one."""
+        if not numbers.keys() <= self._names.keys():
+            for backend, read in _readers():
+                self._learn(backend, _read(read, operations=True))
         newest = {
             (key[0], self._names[key][0]): key
             for key in sorted(numbers, key=lambda key: int(key[1]))
