@@ -103,6 +103,8 @@ class _Attributes(dict[str, Any]):
     """Of many config libraries: a name that is not there is a KeyError."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # Python 3.10 looks up `__getstate__` to pickle it
         return self[name]
 
 
