@@ -83,7 +83,7 @@ def explain(
         if (found := group.mismatch(known)) is not None:
             sentences.append(found)
         else:
-            sentences.append(_missing(group, waits, known))
+            sentences += filter(None, [_missing(group, waits, known)])
     in_collectives = {rank for group in known.groups for rank in group.pending}
     sentences += _without_record(known, wait_s, in_collectives)
     return sentences
@@ -100,6 +100,18 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
+    """Return why a run failed, as far as its collectives tell, the most certain first.
+
+    Args:
+        ranks: What is known of the ranks at the end of the run.
+        waits: Who waited for whom when the first rank failed, or when the run was stopped.
+    """
+    known = _Known(ranks, 0.0, {})
+    different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
+    return different or list(waits) or mismatches(ranks)
+
+
 class _Group:
     """A process group, as its ranks see it.
 
@@ -111,7 +123,9 @@ class _Group:
         pending: The first collective that has not completed, by rank.
     """
 
-    def __init__(self, key: str, name: str, records: dict[int, GroupRecord]) -> None:
+    def __init__(
+        self, key: str, name: str, records: dict[int, GroupRecord], ranks: Sequence[Rank]
+    ) -> None:
         self.key = key
         self.name = name
         self.records = records
@@ -119,7 +133,7 @@ class _Group:
         self.pending = {
             rank: operation
             for rank, record in records.items()
-            if (operation := _first_pending(record)) is not None
+            if (operation := _first_pending(record, ranks[rank])) is not None
         }
 
     def mismatch(self, known: _Known) -> str | None:
@@ -212,6 +226,8 @@ class _Known:
         """
         if self.ranks[rank].finished is not None:
             return ""  # the recorder may know a moment later that it has completed
+        if operation is not None and self.ranks[rank].heard < operation.created:
+            return ""  # its last heartbeat came from another line
         words = self._place(self.ranks[rank], "" if operation is None else operation.name)
         return f" ({words})" if words else ""
 
@@ -270,18 +286,21 @@ def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
         title = next((record.title for record in by_rank.values() if record.title), "")
         shown = key.partition(":")[2] if title in _UNTITLED else title
         is_default = title == "default_pg" or not several
-        yield _Group(key, "" if is_default else f" of group {shown!r}", by_rank)
+        yield _Group(key, "" if is_default else f" of group {shown!r}", by_rank, ranks)
 
 
-def _first_pending(record: GroupRecord) -> Operation | None:
-    if record.enqueued <= record.completed:
+def _first_pending(record: GroupRecord, rank: Rank) -> Operation | None:
+    # A record is as old as the last report; each heartbeat brings the numbers of its time.
+    completed = max(record.completed, rank.completed.get(record.key, 0))
+    if record.enqueued <= completed:
         return None
-    waiting = (o for o in record.operations if not o.done and not o.point_to_point)
+    operations = (o for o in record.operations if not o.point_to_point)
+    waiting = (o for o in operations if not o.done and o.number > completed)
     return min(waiting, key=lambda o: o.number, default=None)
 
 
 def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
-    """Return who waits in which collective, and where the others are."""
+    """Return who waits in which collective, and where the others are; empty if that is usual."""
     number = min(operation.number for operation in waits.values())
     waiting = [rank for rank, operation in waits.items() if operation.number == number]
     seconds = known.now - min(waits[rank].created for rank in waiting)
@@ -294,6 +313,8 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     missing = [r for r in others if r not in silent and group.called(r, known) < number]
     fates = _absent(missing, known, group)
     fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
+    if not fates and seconds < HANG_S:
+        return ""  # it moves data, or the last rank has just come
     return "; ".join([head, *(fates or ["all its ranks have joined"])])
 
 

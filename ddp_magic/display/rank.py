@@ -44,6 +44,7 @@ class Rank:
         cpu: Share of a processor that its main thread used between the last two heartbeats.
         collectives: What it last reported of its process groups; None if it never has.
         enqueued: Number of the last collective that it has called, by group.
+        completed: Number of the last one that has completed, by group.
         heard: Time of its last heartbeat, in seconds since the epoch.
         lost: When it lost its connection while its process ran, in seconds since the epoch.
         answered: Whether it answered the interrupt.
@@ -83,6 +84,7 @@ class Rank:
     log_span: tuple[int, int | None] = (0, None)
     stack: tuple[str, ...] = ()
     enqueued: Mapping[str, int] = field(default_factory=dict)
+    completed: Mapping[str, int] = field(default_factory=dict)
     _cpu_s: float = 0.0
 
     def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 -- one case for each event
@@ -126,7 +128,7 @@ class Rank:
         if event.time > self.heard > 0.0:
             self.cpu = max(0.0, event.cpu_s - self._cpu_s) / (event.time - self.heard)
         self.heard, self._cpu_s = event.time, event.cpu_s
-        self.enqueued = event.enqueued
+        self.enqueued, self.completed = event.enqueued, event.completed
         self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
         # A heartbeat sent before a session's cell may arrive late.
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:

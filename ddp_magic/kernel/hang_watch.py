@@ -12,7 +12,7 @@ from ddp_magic.display.hangs import ProcessState
 from ddp_magic.display.rank import Rank
 
 LOOK_S = 0.5  # between two looks
-RECENT_S = 1.0
+RECENT_S = 2.0  # a wait that is shorter explains no end of a run
 SILENT_S = 1.0  # a rank's process is asked about once it has been silent for so long
 
 
@@ -24,13 +24,10 @@ class HangWatch:
 
     Attributes:
         sentences: The waits that last at the moment.
-        recent: The same at the last look, but those of `RECENT_S` too: for the error of a run that
-            ends before a wait is long enough to be shown.
     """
 
     def __init__(self, hang_s: float = hangs.HANG_S) -> None:
         self.sentences: tuple[str, ...] = ()
-        self.recent: tuple[str, ...] = ()
         self._hang_s = hang_s
         self._looked = 0.0  # monotonic, s
         self._cpu_s: dict[int, float] = {}
@@ -41,12 +38,20 @@ class HangWatch:
             return False
         self._looked = time.monotonic()
         before = self.sentences
-        self.recent = self.sentences = ()
-        if any(rank.collectives is not None for rank in ranks):  # else no rank waits
-            processes, now = self._processes(ranks), time.time()
-            self.recent = tuple(hangs.explain(ranks, now, RECENT_S, processes))
-            self.sentences = tuple(hangs.explain(ranks, now, self._hang_s, processes))
+        self.sentences = self._explain(ranks, self._hang_s)
         return self.sentences != before
+
+    def recent(self, ranks: Sequence[Rank]) -> tuple[str, ...]:
+        """Return the waits at this moment, for the error of a run that ends now.
+
+        Waits that are too short to be shown while the run goes on are among them.
+        """
+        return self._explain(ranks, min(RECENT_S, self._hang_s))
+
+    def _explain(self, ranks: Sequence[Rank], wait_s: float) -> tuple[str, ...]:
+        if all(rank.collectives is None for rank in ranks):
+            return ()  # no rank waits
+        return tuple(hangs.explain(ranks, time.time(), wait_s, self._processes(ranks)))
 
     def _processes(self, ranks: Sequence[Rank]) -> dict[int, ProcessState]:
         """Return what the operating system says of the processes that are silent."""

@@ -14,7 +14,7 @@ from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord, Screen
-from ddp_magic.display.verdict import Evidence, judge
+from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel import stacks
@@ -309,7 +309,7 @@ class Run(RunRecord):
 
     def _remember_waits(self) -> None:
         if not self._last_waits:
-            self._last_waits = self._watch.recent
+            self._last_waits = self._watch.recent(self.ranks)
 
     def _begin_stop(self, presses: int) -> Stop | None:
         """Begin to end the ranks, if there is a reason to."""
@@ -320,7 +320,7 @@ class Run(RunRecord):
             time_limit_s=self.options.time_limit_s,
             kept=self._group.kept,
         )
-        if reason is not None:
+        if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
             self._remember_waits()
         starting = self.state is State.PENDING  # no cell to finish, no session to keep yet
         return reason and Stop(
@@ -351,7 +351,7 @@ class Run(RunRecord):
             logs=self.log_directory,
             source=self._cell.source,
             around=self._around,
-            waits=self._last_waits or tuple(hangs.mismatches(self.ranks)),
+            waits=tuple(hangs.reasons(self.ranks, self._last_waits)),
             prelude=OWN_NAMES & set(self._command.prelude),
             cell_labels=self.cell_labels,
         )

@@ -297,6 +297,7 @@ class Heartbeat:
         cpu_s: Processor time that the main thread has used, in seconds.
         enqueued: Number of the last collective that the rank has called, by group; see
             `GroupRecord.key`.
+        completed: Number of the last one that has completed, by group.
         rss_mib: Resident memory, in MiB.
         device_mib: Memory that torch holds on the rank's GPU, in MiB; None on a CPU.
     """
@@ -311,6 +312,7 @@ class Heartbeat:
     still_s: float = 0.0
     cpu_s: float = 0.0
     enqueued: dict[str, int] = field(default_factory=dict)
+    completed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

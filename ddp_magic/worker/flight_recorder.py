@@ -57,16 +57,16 @@ class FlightRecorder:
                 found[backend, group] = enqueued, completed
         return found
 
-    def enqueued(self, numbers: Numbers) -> dict[str, int]:
-        """Return the number of the last collective that was called, by `GroupRecord.key`.
+    def by_key(self, numbers: Numbers) -> dict[str, tuple[int, int]]:
+        """Return the numbers by `GroupRecord.key`.
 
         Args:
             numbers: From `numbers`.
         """
         newest = self._newest(numbers)
         return {
-            f"{backend}:{self._names[backend, group][0]}": enqueued
-            for (backend, group), (enqueued, _) in newest.items()
+            f"{backend}:{self._names[backend, group][0]}": pair
+            for (backend, group), pair in newest.items()
         }
 
     def groups(

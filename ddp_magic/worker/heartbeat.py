@@ -96,6 +96,7 @@ class HeartbeatThread:
     def _observe(self, numbers: Numbers) -> Heartbeat:
         self._main.look(self._activity.cell_file)
         place = self._main.place
+        by_key = self._recorder.by_key(numbers)
         return Heartbeat(
             rank=self._rank,
             time=now(),
@@ -104,7 +105,8 @@ class HeartbeatThread:
             call=place.call,
             still_s=self._main.still_s,
             cpu_s=self._main.cpu_s(),
-            enqueued=self._recorder.enqueued(numbers),
+            enqueued={key: enqueued for key, (enqueued, _) in by_key.items()},
+            completed={key: completed for key, (_, completed) in by_key.items()},
             rss_mib=_rss_mib(),
             device_mib=device.reserved_mib(),
         )

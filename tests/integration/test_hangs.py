@@ -67,6 +67,14 @@ def test_a_cell_is_not_blamed_for_the_one_before_that_failed(kernel: Kernel) -> 
         "dist.all_reduce(torch.ones(4))\n"
     )
     assert "rank 0 called all_reduce #2 (line 4), but rank 1 did not" in failed.traceback
+    late = kernel.run(
+        "%%ddp -n 2 -s s\n"
+        "if rank == 1: __import__('time').sleep(2.5)\n"
+        "dist.all_reduce(torch.ones(1))\n"
+        "if rank == 1: 1 / 0\n"
+        "dist.all_reduce(torch.ones(4))\n"
+    )
+    assert "rank 0 called all_reduce #2 (line 5), but rank 1 did not" in late.traceback
     for times in (1, 100):
         right = kernel.run(
             f"%%ddp -n 2 -s s\nfor _ in range({times}): dist.all_reduce(torch.ones(3))"

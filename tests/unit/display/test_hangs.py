@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.hangs import ProcessState, explain, mismatches
+from ddp_magic.display.hangs import ProcessState, explain, mismatches, reasons
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Operation
 from ddp_magic.wire.messages import Collectives
@@ -178,6 +178,21 @@ def test_a_rank_is_asked_by_its_heartbeat_too() -> None:
     assert sentence.endswith("; all its ranks have joined")
 
 
+def test_a_report_may_be_older_than_the_last_heartbeat() -> None:
+    """The collective that was waited in when the rank reported has completed since."""
+    ranks = [_rank(0, WAITING), _rank(1, BEHIND), _rank(2, WAITING)]
+    for rank in ranks:
+        rank.enqueued, rank.completed = {"gloo:0": 3}, {"gloo:0": 2}
+    assert explain(ranks, NOW) == []
+
+
+def test_a_heartbeat_from_before_the_collective_names_no_line() -> None:
+    waiting = _group(*_done(_op(1, age=30)), _op(2, age=6))
+    ranks = [_rank(0, waiting, heard=NOW - 7), _rank(1, BEHIND, line=9), _rank(2, waiting)]
+    (sentence,) = explain(ranks, NOW)
+    assert sentence.startswith("ranks 0, 2 wait in all_reduce #2 for 6 s; rank 1 has not joined")
+
+
 def test_other_operations_are_a_mismatch() -> None:
     """What follows the first one is a consequence, and is left out."""
     ranks = [
@@ -304,3 +319,21 @@ def test_the_numbers_of_many_ranks_are_short() -> None:
     ranks[5] = _rank(5, line=9)
     (sentence,) = explain(ranks, NOW)
     assert sentence.startswith("ranks 0-4, 6, 7 wait in all_reduce #2")
+
+
+def test_of_several_reasons_the_most_certain_is_shown() -> None:
+    """A difference in the records; else who waited for whom; else who called more than others."""
+    barrier = _group(_op(1, "barrier", inputs=(), dtypes=()))
+    differ = [_rank(0, barrier), _rank(1, _group(_op(1))), _rank(2, _group(_op(1)))]
+    (sentence,) = reasons(differ, ["rank 0 waits"])
+    assert sentence.startswith("collective #1 differs between ranks")
+    unequal = [_rank(0, WAITING), _rank(1, BEHIND), _rank(2, WAITING)]
+    assert reasons(unequal, ["rank 0 waits"]) == ["rank 0 waits"]
+    assert reasons(unequal, []) == mismatches(unequal) != []
+
+
+def test_a_short_wait_that_all_have_joined_is_usual() -> None:
+    """It moves data, or the last rank has just come."""
+    for age, told in ((3, 0), (24, 1)):
+        waiting = _group(*_done(_op(1, age=30)), _op(2, age=age))
+        assert len(explain([_rank(n, waiting) for n in range(3)], NOW, wait_s=2.0)) == told

@@ -87,7 +87,7 @@ def test_garbage_is_refused(payload: bytes) -> None:
 
 _RIGHT = {
     "by_agent": True, "group": False, "cuda_error": "", "call": "", "still_s": 0.0, "cpu_s": 0.0,
-    "enqueued": {"gloo:0": 1}, "peer": None, "groups": [],
+    "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "peer": None, "groups": [],
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "phase": "running", "line": 3, "rss_mib": 1.0, "device_mib": None, "mark": 1, "ename": "E",
     "data": {"text/plain": "x"}, "metadata": {}, "display_id": None, "update": False,
