@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from ddp_magic.worker.flight_recorder import FlightRecorder, Numbers
 from tests.limits import HANG_S, within
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(c10d, "_dump_fr_trace_json"), reason="this torch records nothing of gloo"
+    not hasattr(c10d, "_dump_fr_trace"), reason="this torch records nothing of gloo"
 )
 
 
@@ -93,15 +95,29 @@ def test_what_an_earlier_cell_called_is_left_out() -> None:
 
 def test_a_torch_without_the_recorder_has_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a rank waits for is told from its stack then."""
-    for name in ("_dump_fr_trace_json", "_dump_nccl_trace_json"):
+    for name in ("_dump_fr_trace", "_dump_nccl_trace_json"):
         monkeypatch.delattr(c10d, name, raising=False)
     assert FlightRecorder().numbers() == {}
     assert FlightRecorder().groups() == ()
 
 
-@pytest.mark.parametrize("answer", ["", "[]", "{}", '{"pg_status": {}}', "\xff"])
-def test_a_record_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    monkeypatch.setattr(c10d, "_dump_fr_trace_json", lambda _entries, _active: answer)
-    monkeypatch.delattr(c10d, "_dump_nccl_trace_json", raising=False)
+@pytest.mark.parametrize("answer", [b"", b"[]", b"\xff", pickle.dumps([]), pickle.dumps({})])
+def test_a_record_that_cannot_be_read_is_none(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(c10d, "_dump_fr_trace", lambda *_: answer)
+    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda *_: answer, raising=False)
     assert FlightRecorder().numbers() == {}
     assert FlightRecorder().groups() == ()
+
+
+@pytest.mark.usefixtures("group")
+def test_both_forms_of_a_record_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's is read as JSON."""
+    dist.all_reduce(torch.ones(2, 3))
+    dist.barrier()
+    expected = _completed(FlightRecorder(), {})
+    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", c10d._dump_fr_trace_json, raising=False)
+    monkeypatch.delattr(c10d, "_dump_fr_trace")
+    (record,) = [record for record in FlightRecorder().groups() if record.operations]
+    assert record == replace(expected, backend="nccl")
