@@ -342,6 +342,7 @@ class Run(RunRecord):
         return diagnose.read_stack(self.log_directory, rank, self._command.name, self.label)
 
     def _evidence(self) -> Evidence:
+        failed = not all(rank.succeeded for rank in self.ranks)
         return Evidence(
             ranks=self.ranks,
             stop=self._stop.reason if self._stop else None,
@@ -351,7 +352,7 @@ class Run(RunRecord):
             logs=self.log_directory,
             source=self._cell.source,
             around=self._around,
-            waits=tuple(hangs.reasons(self.ranks, self._last_waits)),
+            waits=tuple(hangs.reasons(self.ranks, self._last_waits)) if failed else (),
             prelude=OWN_NAMES & set(self._command.prelude),
             cell_labels=self.cell_labels,
         )

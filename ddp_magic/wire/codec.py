@@ -98,7 +98,12 @@ def decode(payload: bytes) -> Command | Event:
 def _built(name: str, fields: dict[str, Any]) -> Any:  # noqa: ANN401 -- of the class of that name
     """Turn what JSON cannot express back into what was sent, so that messages compare equal."""
     restore = _restorers(name)
-    return _TYPES[name](**{n: restore.get(n, _as_tuple)(value) for n, value in fields.items()})
+    for field, value in fields.items():
+        if field in restore:
+            fields[field] = restore[field](value)
+        elif isinstance(value, list):
+            fields[field] = tuple(value)
+    return _TYPES[name](**fields)
 
 
 def _as_tuple(value: object) -> object:
@@ -107,8 +112,11 @@ def _as_tuple(value: object) -> object:
 
 def _misfit(item: object) -> str:
     """Return the first field that is not of its declared type; empty if there is none."""
-    checks = _checks(type(item).__name__)
-    return next((name for name, fits in checks if not fits(getattr(item, name))), "")
+    values = vars(item)
+    for name, fits in _checks(type(item).__name__):
+        if not fits(values[name]):
+            return name
+    return ""
 
 
 # Types are examined once for each class: a rank that prints much sends thousands of messages.
@@ -147,6 +155,9 @@ def _checks(name: str) -> tuple[tuple[str, _Check], ...]:
 def _check(wanted: Any, *, signed: bool) -> _Check:  # noqa: ANN401 -- a type, as written
     """Return a function that returns whether a value from JSON is of a field's type."""
     match get_origin(wanted), get_args(wanted):
+        case (types.UnionType, (kind, types.NoneType)):
+            fits_kind = _check(kind, signed=signed)
+            return lambda value: value is None or fits_kind(value)
         case (types.UnionType, kinds):
             options = [_check(kind, signed=signed) for kind in kinds]
             return lambda value: any(fits(value) for fits in options)
@@ -156,8 +167,10 @@ def _check(wanted: Any, *, signed: bool) -> _Check:  # noqa: ANN401 -- a type, a
             return lambda value: isinstance(value, collection) and fits_all(_items(value))
         case _ if dataclasses.is_dataclass(wanted):
             return lambda value: type(value) is wanted and not _misfit(value)
+        case _ if wanted is int:
+            return _is_signed if signed else _is_unsigned
         case _:
-            return functools.partial(_is, wanted=wanted, signed=signed)
+            return _TESTS.get(wanted) or (lambda value: isinstance(value, wanted))
 
 
 def _each(fits: _Check) -> Callable[[list[object]], bool]:
@@ -168,15 +181,27 @@ def _items(value: Any) -> list[object]:  # noqa: ANN401 -- a list, a tuple or a 
     return list(value.values() if isinstance(value, dict) else value)
 
 
-def _is(value: object, *, wanted: type, signed: bool) -> bool:
-    if isinstance(value, bool):  # which Python counts as an int
-        return wanted is bool
-    if wanted is int:
-        low = -_MAX_INT if signed else 0
-        return isinstance(value, int) and low <= value < _MAX_INT
-    if wanted is float:
-        return isinstance(value, (int, float)) and abs(value) < _MAX_INT  # neither inf nor nan
-    return isinstance(value, wanted)
+# By `type`, not `isinstance`: Python counts a bool as an int, and JSON knows no other subclasses.
+
+
+def _is_unsigned(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MAX_INT
+
+
+def _is_signed(value: object) -> bool:
+    return type(value) is int and -_MAX_INT <= value < _MAX_INT
+
+
+def _is_finite(value: object) -> bool:
+    # Neither inf nor nan.
+    return (type(value) is float or type(value) is int) and -_MAX_INT < value < _MAX_INT
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+_TESTS: dict[type, _Check] = {float: _is_finite, str: _is_text}
 
 
 def _is_shallow(items: list[object]) -> bool:
