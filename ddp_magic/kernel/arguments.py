@@ -18,6 +18,8 @@ from ddp_magic.kernel.expansion import ExpansionError
 from ddp_magic.kernel.options import KEYWORDS, OPTIONS, Option, OptionError
 from ddp_magic.kernel.unsupported_options import instead_of
 
+# What editors and chat programs make of one or two hyphens.
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 _NUMBER = re.compile(r"-\.?\d")  # a negative number is a value, not an option
 
 
@@ -165,6 +167,9 @@ def _unrecognized(magic: str, word: str, flags: Mapping[str, Option]) -> str:
 
 def _unexpected(magic: str, word: str, flags: Mapping[str, Option]) -> str:
     text = f"{magic}: unexpected argument {word!r}: "
+    if bare := word.lstrip(_DASHES + "-") if word[0] in _DASHES else "":
+        flag = f"-{bare}" if len(bare) == 1 else f"--{bare}"
+        return f"{text}it starts with a dash instead of a hyphen: type {flag}"
     if word.startswith("#"):
         return f"{text}put comments below this line"
     if count := flags.get("-n"):

@@ -236,6 +236,7 @@ OPTIONS = (
     Option(
         name="argv",
         flags=("--",),
+        also=("--args", "--arguments", "--script-args"),
         metavar="ARGS",
         read=read.arguments,
         what="arguments",

@@ -168,7 +168,8 @@ def refuse(obj: object) -> None:
         remedy = "collect its items in a list" if generator else "await it, and use its result"
         raise Refused(obj, f"an asynchronous object ({type(obj).__name__})", remedy)
     if isinstance(obj, _LOCKS):
-        raise Refused(obj, f"a lock ({type(obj).__name__})")
+        kind = type(obj).__name__
+        raise Refused(obj, "a lock" if kind == "lock" else f"a lock ({kind})")
 
 
 # --- the process that reads -----------------------------------------------------------------------

@@ -85,6 +85,14 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("--pull 3a", "%%ddp --pull: invalid name '3a': use names such as loss, loss@all"),
         ("--seed 1.5", "%%ddp --seed: invalid seed '1.5': use an integer from -2**63 to 2**64"),
         ("--cold=1", "%%ddp --cold: unexpected value '1': this option takes none"),
+        (
+            "\u2014n 2",
+            "%%ddp: unexpected argument '\u2014n': it starts with a dash instead of a hyphen",
+        ),
+        (
+            "\u2013\u2013seed 2",
+            "%%ddp: unexpected argument '\u2013\u2013seed': it starts with a dash",
+        ),
         ("2", "%%ddp: unexpected argument '2': did you mean -n 2?"),
         ("train.py", "%%ddp: unexpected argument 'train.py': put arguments of the cell after --"),
         ("-n 1 # one", "%%ddp: unexpected argument '#': put comments below this line"),

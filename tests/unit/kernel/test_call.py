@@ -53,7 +53,7 @@ def test_an_error_names_the_argument(
 ) -> None:
     """By its position and its parameter."""
     given = [threading.Lock() if argument == "lock" else argument for argument in arguments]
-    message = f"cannot send {what} (lock) to the ranks: it is a lock (lock); create it in the"
+    message = f"cannot send {what} (lock) to the ranks: it is a lock; create it in the"
     with pytest.raises(CaptureError, match=f"^{re.escape(message)} function$"):
         _capture(function, *given)
 

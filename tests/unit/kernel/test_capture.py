@@ -312,7 +312,7 @@ _SINGLE = "an object that was set up for a single process"
     [
         ("x = open('/dev/null')", "(TextIOWrapper) to the ranks: it is an open file; create it in"),
         ("x = [open('/dev/null', 'rb')]", "(list) to the ranks: it holds an open file; create it"),
-        ("import threading; x = threading.Lock()", "it is a lock (lock); create it in the cell"),
+        ("import threading; x = threading.Lock()", "it is a lock; create it in the cell"),
         ("import threading; x = [threading.RLock()]", "it holds a lock (RLock); create it in the"),
         ("import threading; x = threading.Condition()", "it is a lock (Condition); create it in"),
         ("import threading; x = [threading.Event()]", "it holds a lock (Event); create it in the"),
