@@ -9,6 +9,7 @@
                           session is in use by another thread
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
+      x MismatchError     --check found a collective on which the ranks differ
       x TimeLimitError    the run exceeded its --time-limit
       x PullError         a value that was asked for did not come back
       x ProtocolError     a frame that cannot be read: too long, no JSON, unknown
@@ -176,6 +177,10 @@ class WorkerLostError(DDPMagicError):
         super().__init__(message, details=details)
         self.rank = rank
         self.code = code
+
+
+class MismatchError(DDPMagicError):
+    """The ranks called different collectives, or with different arguments (`--check`)."""
 
 
 class TimeLimitError(DDPMagicError):

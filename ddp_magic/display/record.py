@@ -38,6 +38,7 @@ class RunRecord:
         bound: All names that the cell bound on rank 0.
         stayed: Names of values that were not sent to the notebook and ended with the ranks.
         waits: A sentence for each wait of ranks for others that lasts at the moment.
+        checked: Number of collectives that all ranks have called alike; None without `--check`.
         group_end: How the group ended; None while it is running.
         progress: The ranks' progress bars, by rank; empty without a screen.
     """
@@ -59,6 +60,7 @@ class RunRecord:
     bound: tuple[str, ...] = ()
     stayed: tuple[str, ...] = ()
     waits: tuple[str, ...] = ()
+    checked: int | None = None
     group_end: GroupEnded | None = None
     progress: Mapping[int, str] = field(default_factory=dict)
 

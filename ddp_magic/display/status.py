@@ -38,6 +38,8 @@ def summary(run: RunRecord) -> str:
     count = len(run.ranks)
     ranks = f"{count} rank{'s' if count > 1 else ''}"
     words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
+    if run.checked is not None:
+        words.append(f"checked {run.checked} collective{'s' if run.checked != 1 else ''}")
     if run.stayed and not run.session:
         shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
         names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")

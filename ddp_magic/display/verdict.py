@@ -20,6 +20,7 @@ from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import (
     DDPMagicError,
     LaunchError,
+    MismatchError,
     RunInterrupted,
     TimeLimitError,
     WorkerError,
@@ -42,6 +43,7 @@ class StopReason(enum.Enum):
     """Why the kernel ended a run."""
 
     INTERRUPT = "Stop was pressed"
+    MISMATCH = "the ranks called different collectives"
     TIME_LIMIT = "the time limit passed"
     PEER_FAILED = "a rank of a session failed"
 
@@ -59,6 +61,9 @@ class Evidence:
         logs: Directory of the logs of the agent and the ranks.
         source: The cell's source.
         waits: Sentences on who waited for whom, when the first rank failed or the run was ended.
+        mismatch: A sentence on the first collective on which the ranks differ; empty if there is
+            none, or none was looked for.
+        mismatch_lines: (ranks, line of the cell) from which it was called.
         around: Where its names could have come from.
         prelude: Names of ddp_magic's own (not torch's) that the cell uses from the prelude.
         cell_labels: What a person calls the cells, by the files of their code.
@@ -72,16 +77,22 @@ class Evidence:
     logs: RunDirectory = field(default_factory=lambda: RunDirectory(Path()))
     source: str = ""
     waits: Sequence[str] = ()
+    mismatch: str = ""
+    mismatch_lines: Sequence[tuple[str, int]] = ()
     around: Surroundings = field(default_factory=Surroundings)
     prelude: Collection[str] = ()
     cell_labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | None]:
+def judge(  # noqa: PLR0911 -- one for each end
+    evidence: Evidence,
+) -> tuple[State, DDPMagicError | RunInterrupted | None]:
     """Return the state of a run at its end, and the error that explains it."""
     failures = [f for f in (rank.failure for rank in evidence.ranks) if f is not None]
     # A rank that failed before the kernel ended the run failed by itself.
     own = [f for f in failures if f.time < evidence.stopped and not f.ended_by_us]
+    if evidence.mismatch and evidence.stop is not StopReason.INTERRUPT:
+        return State.FAILED, _mismatch(evidence, own)
     match evidence.stop:
         case StopReason.INTERRUPT:
             return State.CANCELLED, _interrupted(evidence, own)
@@ -90,7 +101,7 @@ def judge(evidence: Evidence) -> tuple[State, DDPMagicError | RunInterrupted | N
             return State.FAILED, TimeLimitError(
                 limit + _how_they_stopped(evidence.ranks), details=evidence.waits
             )
-        case StopReason.TIME_LIMIT | StopReason.PEER_FAILED:
+        case StopReason.TIME_LIMIT | StopReason.PEER_FAILED | StopReason.MISMATCH:
             return State.FAILED, _failed(evidence, own or failures)
     # If the agent ended, its ranks died of that, and some reported the death of others before.
     agent_ended = evidence.group.agent_died or _AGENT_SIGNALED.search(evidence.group.agent_error)
@@ -106,11 +117,33 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
     message = _how_they_stopped(evidence.ranks)
     culprits = [f for f in own if f.error is not None and f.error.ename != "KeyboardInterrupt"]
     if not culprits:
-        return RunInterrupted(message, details=evidence.waits)
+        found = [evidence.mismatch] if evidence.mismatch else evidence.waits
+        return RunInterrupted(message, details=found)
     first = diagnose.first_failure(culprits)
     assert first.error is not None  # noqa: S101 -- `culprits` have one
     head = f"rank {first.rank} of {len(evidence.ranks)} had raised:"
     return RunInterrupted(message, details=[head, *first.error.traceback])
+
+
+def _mismatch(evidence: Evidence, own: list[Failure]) -> MismatchError:
+    """Return the error of a run whose ranks differ in a collective: what follows is a consequence.
+
+    Args:
+        evidence: What is known of the run.
+        own: How ranks failed before the run was ended.
+    """
+    source = dict(enumerate(evidence.source.splitlines(), 1))
+    lines = [
+        f"{names}, line {line}:  {source[line].strip()}"
+        for names, line in evidence.mismatch_lines
+        if line in source
+    ]
+    raised = [
+        f"rank {failure.rank} {diagnose.summarize_error(failure.error)}"
+        for failure in own
+        if failure.error is not None and not failure.is_victim
+    ]
+    return MismatchError(evidence.mismatch, details=[*lines, *raised])
 
 
 def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:

@@ -109,6 +109,7 @@ class Controller:
             seed=args.seed,
             argv=args.argv,
             pull=args.pull,
+            check=args.check,
         )
 
     def make(

@@ -228,6 +228,13 @@ OPTIONS = (
         "imports for itself.",
     ),
     Option(
+        name="check",
+        flags=("--check",),
+        default=False,
+        help="Compare every collective of the ranks, and stop at the first on which they differ: "
+        "in order, operation, shapes, dtypes, reduction or root.",
+    ),
+    Option(
         name="no_raise_error",
         flags=("--no-raise-error",),
         default=False,

@@ -51,6 +51,7 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         argv=asked.argv,
         pull=asked.pull,
         session=asked.session or "",
+        check=asked.check,
     )
 
 

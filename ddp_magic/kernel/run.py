@@ -12,12 +12,13 @@ from ddp_magic.display import diagnose, hangs
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
-from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.display.record import RunRecord, Screen
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel import stacks
+from ddp_magic.kernel.call_check import CallCheck
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.group import POLL_S, WorkerGroup
@@ -101,6 +102,8 @@ class Run(RunRecord):
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
         self._watch = HangWatch(hang_s)
+        self._check = CallCheck(self.directory, options.nproc) if options.check else None
+        self._mismatch = ""
         self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
         taken = set() if cell_files is None else cell_files
         file = cell_file(self.directory.cell, execution_count, taken)
@@ -185,6 +188,7 @@ class Run(RunRecord):
         self._take(self._group.drain(), screen)
         self._take(self._stacks_of_crashes(), screen)
         self.waits = ()
+        self._take(self._end_check(), screen)
         self.state, self.error = judge(self._evidence())
         if self.state is State.SUCCEEDED:
             notes = [Note(text=f"warning: {text}") for text in hangs.mismatches(self.ranks)]
@@ -319,19 +323,34 @@ class Run(RunRecord):
             elapsed_s=self.elapsed_s,
             time_limit_s=self.options.time_limit_s,
             kept=self._group.kept,
+            mismatch=self._check is not None and self._check.look(),
         )
         if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
             self._remember_waits()
         starting = self.state is State.PENDING  # no cell to finish, no session to keep yet
+        # Ranks that wait in a collective which will not complete answer once it is aborted.
+        keep = self._group.kept or reason is StopReason.MISMATCH
         return reason and Stop(
             self._group,
             self.ranks,
             stack_of=self._stack_of,
             reason=reason,
             starting=starting,
-            keep=self._group.kept and not starting,
+            keep=keep and not starting,
             now=time.monotonic(),
         )
+
+    def _end_check(self) -> list[RunEvent]:
+        if self._check is None:
+            return []
+        succeeded = all(rank.succeeded for rank in self.ranks)
+        self._mismatch = self._check.finish(succeeded=succeeded)
+        self.checked = self._check.checked
+        if not self._check.unread:
+            return []
+        names = rank_names(self._check.unread)
+        text = f"warning: {self.options.spelled('check')} did not compare all calls of {names}"
+        return [Note(text=f"{text}: they could not be written or read")]
 
     def _stacks_of_crashes(self) -> list[RunEvent]:
         crashed = [r for r in self.ranks if r.code and r.error is None and r.finished is None]
@@ -353,6 +372,8 @@ class Run(RunRecord):
             source=self._cell.source,
             around=self._around,
             waits=tuple(hangs.reasons(self.ranks, self._last_waits)) if failed else (),
+            mismatch=self._mismatch,
+            mismatch_lines=self._check.lines if self._check else (),
             prelude=OWN_NAMES & set(self._command.prelude),
             cell_labels=self.cell_labels,
         )

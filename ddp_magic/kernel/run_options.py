@@ -21,6 +21,7 @@ class Options:
         show: Ranks whose output is shown; None for all.
         pull: What the notebook wants afterwards.
         session: Name of the session whose ranks run the cell; empty for ranks of its own.
+        check: Compare every collective of the ranks.
         call: The cell is ours and calls a function: its lines are of no interest.
         from_python: Python code asked for it, not a magic.
     """
@@ -38,6 +39,7 @@ class Options:
     argv: tuple[str, ...] = ()
     pull: tuple[Pull, ...] = ()
     session: str = ""
+    check: bool = False
     call: bool = False
     from_python: bool = False
 
@@ -61,6 +63,7 @@ class Options:
             shell=shell,
             pull=tuple((pull.path, pull.rank) for pull in self.pull),
             call=self.call,
+            check=self.check,
         )
 
     def spelled(self, name: str) -> str:

@@ -21,6 +21,7 @@ PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
 # How long a rank that has answered may go on; 0 for no longer than one that does not answer.
 _FINISH_S = {
     StopReason.INTERRUPT: FINISH_S,
+    StopReason.MISMATCH: PEERS_FINISH_S,
     StopReason.TIME_LIMIT: 0.0,
     StopReason.PEER_FAILED: PEERS_FINISH_S,
 }
@@ -47,6 +48,7 @@ def reason_to_stop(
     elapsed_s: float,
     time_limit_s: float | None,
     kept: bool,
+    mismatch: bool = False,
 ) -> StopReason | None:
     """Return why a run must end; None if it may go on.
 
@@ -56,9 +58,12 @@ def reason_to_stop(
         elapsed_s: How long it has been running, in seconds.
         time_limit_s: How long it may run, in seconds; None for no limit.
         kept: Whether the ranks are a session's: then nothing else ends them when one has failed.
+        mismatch: Whether they have called different collectives.
     """
     if presses:
         return StopReason.INTERRUPT
+    if mismatch:
+        return StopReason.MISMATCH
     if time_limit_s is not None and elapsed_s > time_limit_s:
         return StopReason.TIME_LIMIT
     if kept:

@@ -67,6 +67,10 @@ class RunDirectory:
         """The stacks that a rank dumped (faulthandler)."""
         return self.path / f"rank{rank}.stacks"
 
+    def calls(self, rank: int) -> Path:
+        """The collectives that a rank has called in a cell that is checked."""
+        return self.path / f"rank{rank}.calls"
+
     def children(self, rank: int) -> Path:
         """What a rank leaves for its `multiprocessing` children."""
         return self.path / f"{_CHILDREN}{rank}.json"

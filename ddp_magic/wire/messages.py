@@ -69,6 +69,7 @@ class RunCell:
         shell: Settings of the notebook's shell: "xmode", "theme", "ast_node_interactivity".
         pull: (dotted name, rank or None for all) of each value to send to the notebook.
         call: The cell is generated and calls a function: tracebacks leave it out.
+        check: Whether to write down every collective, beside the file `path`; see `wire.calls`.
     """
 
     path: str
@@ -80,6 +81,7 @@ class RunCell:
     shell: dict[str, str] = field(default_factory=dict)
     pull: tuple[Any, ...] = ()
     call: bool = False
+    check: bool = False
 
     @property
     def name(self) -> str:

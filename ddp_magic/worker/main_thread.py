@@ -81,6 +81,15 @@ class MainThread:
         return 0.0 if self._clock is None else clock_gettime(self._clock)
 
 
+def current_place(cell_file: str) -> Place:
+    """Return where the main thread is at this moment; for any thread.
+
+    Args:
+        cell_file: File name of the cell's code.
+    """
+    return _place(_frames(), cell_file)
+
+
 def _frames() -> list[FrameType]:
     """Return the main thread's frames, innermost first."""
     # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py

@@ -42,6 +42,7 @@ from ddp_magic.wire.messages import (
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import (
+    checked_calls,
     child_main,
     error_report,
     fresh_state,
@@ -217,7 +218,8 @@ class Worker:
             self._reload_modules()
             self._values.provide(shell)
             before = NamesBefore(shell.user_ns)
-            return shell.run_file(command)
+            with checked_calls.written(command, self._rank):
+                return shell.run_file(command)
 
         error, interrupted = user_code(run, heed_missed=True)
         if self._channel.closed:  # a process that the cell has forked (`os.fork`) has left it too
