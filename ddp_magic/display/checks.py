@@ -58,13 +58,13 @@ class Difference:
         """Return (ranks, line of the cell) for each line that ranks have called it from."""
         by_line: dict[int, list[int]] = defaultdict(list)
         for rank, call in sorted(self.calls.items()):
-            if call.line is not None:
+            if call.line is not None and not call.cell:
                 by_line[call.line].append(rank)
         return [(rank_names(who, span=3), line) for line, who in by_line.items()]
 
     def sentence(self) -> str:
         """Return what each rank has called."""
-        head = _numbered(self.number, self.calls.values()) + " differs between ranks"
+        head = _numbered("collective", self.number, self.calls.values()) + " differs between ranks"
         if self.pair is not None:
             return f"{head}: {_pair_words(self.pair, self.calls)}. {RULE}"
         shown = _telling(self.calls.values())
@@ -164,11 +164,11 @@ class Comparison:
             calls = sequence.open[0].calls
             absent = [rank for rank in sequence.ranks if rank not in calls]
             first = next(iter(calls.values()))
-            what = _numbered(sequence.before + sequence.matched + 1, [first]).partition(" ")[2]
+            number = sequence.before + sequence.matched + 1
+            called = _numbered(first.name, number, calls.values())
             return (
-                f"{rank_names(sorted(calls), span=3)} called {_words(first, frozenset())} "
-                f"({what}){_places(calls.values())}, but {rank_names(absent, span=3)} did not. "
-                f"{RULE}"
+                f"{rank_names(calls, span=3)} called {called}{_places(calls.values())}, but "
+                f"{rank_names(absent, span=3)} did not. {RULE}"
             )
         return ""
 
@@ -269,16 +269,11 @@ def _words(call: CollectiveCall, shown: Collection[str]) -> str:
 
 def _places(calls: Iterable[CollectiveCall]) -> str:
     """Return ` (line 12, in Tensor.backward)`; empty if no line is known."""
-    lines: dict[int, str] = {}
-    for call in calls:
-        if call.line is not None:
-            lines.setdefault(call.line, call.via)
-    if not lines:
-        return ""
-    if len(lines) > 1:
-        return f" (lines {', '.join(map(str, sorted(lines)))})"
-    ((line, via),) = lines.items()
-    return f" (line {line}{f', in {via}' if via else ''})"
+    places = {(call.cell, call.line): call.via for call in reversed(list(calls)) if call.line}
+    words = [f"{cell}, line {line}" if cell else f"line {line}" for cell, line in sorted(places)]
+    if len(places) == 1 and (via := next(iter(places.values()))):
+        words.append(f"in {via}")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _pair_words(pair: tuple[int, int], calls: dict[int, CollectiveCall]) -> str:
@@ -296,6 +291,7 @@ def _elements(count: int) -> str:
     return f"{count} element{'s' if count != 1 else ''}"
 
 
-def _numbered(number: int, calls: Iterable[CollectiveCall]) -> str:
+def _numbered(what: str, number: int, calls: Iterable[CollectiveCall]) -> str:
+    """Return `collective #7 of group 'tensor'`."""
     title = next((call.title for call in calls if call.title), "")
-    return f"collective #{number}" + (f" of group {title!r}" if title else "")
+    return f"{what} #{number}" + (f" of group {title!r}" if title else "")

@@ -20,15 +20,26 @@ class CallCheck:
     Args:
         directory: Where the ranks write what they call.
         nproc: Number of ranks.
+        look_s: Time between two looks, in seconds.
+        others_s: How long a difference waits for the ranks that have not come, in seconds.
 
     Attributes:
         unread: Ranks whose calls are not known: their files could not be written or read.
     """
 
-    def __init__(self, directory: RunDirectory, nproc: int) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        nproc: int,
+        *,
+        look_s: float = LOOK_S,
+        others_s: float = OTHERS_S,
+    ) -> None:
         self.unread: set[int] = set()
         self._directory = directory
         self._nproc = nproc
+        self._look_s = look_s
+        self._others_s = others_s
         self._comparison = Comparison()
         self._files: dict[int, BinaryIO] = {}
         self._open = ExitStack()
@@ -44,27 +55,27 @@ class CallCheck:
     def look(self) -> bool:
         """Read on, if it is time; return whether the run is to be stopped."""
         now = time.monotonic()
-        if now - self._looked >= LOOK_S:
+        if now - self._looked >= self._look_s:
             self._looked = now
             self._read()
         difference = self._comparison.difference
         if difference is None:
             return False
         self._differs_since = self._differs_since or now
-        return difference.complete or now - self._differs_since > OTHERS_S
+        return difference.complete or now - self._differs_since > self._others_s
 
-    def finish(self, *, succeeded: bool) -> str:
+    def finish(self, *, finished: bool) -> str:
         """Read the rest; return a sentence on a difference between the ranks, empty if none.
 
         Args:
-            succeeded: Whether all ranks ran their cell to its end: then none may have called more
-                than others.
+            finished: Whether no rank failed but for the end of another one: then none may have
+                called more than others.
         """
         self._read()
         self.close()
         if self._comparison.difference is not None:
             return self._comparison.difference.sentence()
-        return self._comparison.missing() if succeeded and not self.unread else ""
+        return self._comparison.missing() if finished and not self.unread else ""
 
     @property
     def lines(self) -> list[tuple[str, int]]:

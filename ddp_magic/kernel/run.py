@@ -343,8 +343,10 @@ class Run(RunRecord):
     def _end_check(self) -> list[RunEvent]:
         if self._check is None:
             return []
-        succeeded = all(rank.succeeded for rank in self.ranks)
-        self._mismatch = self._check.finish(succeeded=succeeded)
+        # A rank that waits for one which has finished loses its connection to it.
+        failures = [rank.failure for rank in self.ranks if not rank.succeeded]
+        finished = all(failure is not None and failure.lost_its_peer for failure in failures)
+        self._mismatch = self._check.finish(finished=finished)
         self.checked = self._check.checked
         if not self._check.unread:
             return []

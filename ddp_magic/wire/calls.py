@@ -33,7 +33,9 @@ class CollectiveCall:
         root: The source or the destination, by its rank in the world; None if there is none.
         sends: Number of elements for each rank of the group; empty if that cannot differ.
         receives: Number of elements expected from each rank of the group; likewise.
-        line: The cell's line; None if it is not known.
+        line: The line of the cell that it was called from; None if it is not known.
+        cell: Which other cell of the notebook the line is in: `Cell In[3]`; empty for the cell that
+            runs.
         via: What that line has called, if that is not the collective itself: `Tensor.backward`.
     """
 
@@ -52,6 +54,7 @@ class CollectiveCall:
     sends: tuple[int, ...] = ()
     receives: tuple[int, ...] = ()
     line: int | None = None
+    cell: str = ""
     via: str = ""
 
 
@@ -69,16 +72,16 @@ def read_line(line: bytes) -> tuple[int, CollectiveCall | None]:
     """Return the number of a call, and its description if this is the first time.
 
     Raises:
-        ValueError: The line is no such line.
+        ValueError: It is neither.
     """
     number, _, text = line.partition(b" ")
-    if not text:
-        return int(number), None
-    fields = json.loads(text)
     try:
+        if not text:
+            return int(number), None
+        fields = json.loads(text)
         return int(number), CollectiveCall(**{key: _frozen(fields[key]) for key in fields})
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    except (ValueError, TypeError):
+        raise ValueError(f"invalid description of a call: {line[:100]!r}") from None
 
 
 def _frozen(value: Any) -> Any:  # noqa: ANN401 -- JSON

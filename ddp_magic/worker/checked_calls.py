@@ -21,7 +21,7 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -59,6 +59,8 @@ _OPERATORS = {
 }
 # Sends and receives concern two ranks, and are not collectives.
 _POINT_TO_POINT = frozenset(["send", "recv_", "recv_any_source_"])
+_REDUCTIONS = {kind.value: name for name, kind in dist.ReduceOp.RedOpType.__members__.items()}
+_SPLITS = ("input_split_sizes", "output_split_sizes")  # of all_to_all_single
 _NO_PEER = -1
 _BACKEND_SELECT = torch._C.DispatchKey.BackendSelect
 _C10D = os.path.join("torch", "distributed", "distributed_c10d.py")  # noqa: PTH118 -- a suffix
@@ -82,12 +84,13 @@ class CallLog:
 
     Args:
         path: The file.
-        cell_file: File name of the cell's code.
+        cells: What a person calls the cells in whose code to look for the line of a call, by the
+            file of their code; empty for the cell that runs.
     """
 
-    def __init__(self, path: Path, cell_file: str) -> None:
+    def __init__(self, path: Path, cells: Mapping[str, str]) -> None:
         self._path = path
-        self._cell_file = cell_file
+        self._cells = cells
         self._pid = os.getpid()
         self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._numbers: dict[object, int] = {}  # of the descriptions, by what tells them apart
@@ -105,17 +108,15 @@ class CallLog:
         """
         name, inputs, outputs = _OPERATORS.get(operator, (operator.strip("_"), "", ""))
         given, taken = _tensors(arguments.get(inputs)), _tensors(arguments.get(outputs))
-        device = _device(arguments)
+        device = given[0].device.type if given else _device(arguments)
         group = ProcessGroup.unbox(arguments["process_group"])
         if device == "meta" or os.getpid() != self._pid or self._file is None:
             return  # a trial without data, or a process that the rank has forked
         root, reduce_op = arguments.get("root_rank"), _reduce_op(arguments)
-        splits = tuple(
-            tuple(arguments.get(f"{way}_split_sizes", ())) for way in ("input", "output")
-        )
-        line = self._line()
+        splits = tuple(tuple(arguments[name]) for name in _SPLITS if name in arguments)
+        place = self._place()
         key = (
-            operator, group, device, root, reduce_op, splits, line,
+            operator, group, device, root, reduce_op, splits, place,
             tuple((tensor.shape, tensor.dtype) for tensor in given),
             tuple((tensor.shape, tensor.dtype) for tensor in taken),
         )  # fmt: skip
@@ -126,7 +127,8 @@ class CallLog:
             return  # nobody could tell which ranks are its members
         here = group.rank()
         sends, receives = _exchange(name, here, len(known.ranks), root, given, taken, splits)
-        place = current_place(self._cell_file)
+        file, line = place or (next(iter(self._cells), ""), None)
+        main_thread = current_place(file)
         call = CollectiveCall(
             name=name,
             group=known.name,
@@ -142,8 +144,9 @@ class CallLog:
             root=None if root is None else known.ranks[root],
             sends=sends,
             receives=receives,
-            line=place.line if line is None else line,
-            via="" if place.call == name else place.call,
+            line=main_thread.line if line is None else line,
+            cell=self._cells.get(file, ""),
+            via="" if main_thread.call == name else main_thread.call,
         )
         number = self._numbers[key] = len(self._numbers)
         self._write(first_line(number, call))
@@ -172,12 +175,12 @@ class CallLog:
             file=sys.stderr,
         )
 
-    def _line(self) -> int | None:
-        """Return the cell's line that this thread is in; None in a thread of C++'s own."""
+    def _place(self) -> tuple[str, int] | None:
+        """Return the file and the line of a cell that this thread is in; None if it is in none."""
         frame: FrameType | None = sys._getframe(2)  # Python 3.10 to 3.13
         while frame is not None:
-            if frame.f_code.co_filename == self._cell_file:
-                return frame.f_lineno
+            if frame.f_code.co_filename in self._cells:
+                return frame.f_code.co_filename, frame.f_lineno
             frame = frame.f_back
         return None
 
@@ -207,18 +210,21 @@ class CallLog:
 
 
 @contextlib.contextmanager
-def written(command: RunCell, rank: int) -> Iterator[None]:
+def written(command: RunCell, rank: int, cells: Iterable[tuple[str, int]]) -> Iterator[None]:
     """Write down, in the body of the `with`, which collectives this rank calls, if that is wanted.
 
     Args:
         command: The cell that runs in the body.
         rank: This rank.
+        cells: Files and numbers of the notebook's cells: the code of a function that `launch` calls
+            is in one of them.
     """
     if not command.check:
         yield
         return
     path = RunDirectory(Path(command.path).parent).calls(rank)
-    with written_to(CallLog(path, command.name)):
+    others = {file: f"Cell In[{number}]" for file, number in cells}
+    with written_to(CallLog(path, others if command.call else {command.name: ""})):
         yield
 
 
@@ -250,11 +256,13 @@ def _parameters(operator: str) -> tuple[Any, list[str]]:
 def _kernel(operator: str, log: CallLog) -> Callable[..., Any]:
     overload, names = _parameters(operator)
     after = torch._C._dispatch_keyset_full_after(_BACKEND_SELECT)
+    # Not `overload.redispatch`, which would be one frame more in a user's traceback.
+    redispatch = overload._handle.redispatch_boxed
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any operator's
         if operator not in _POINT_TO_POINT:
             log.note(operator, dict(zip(names, args, strict=False), **kwargs))
-        return overload.redispatch(keys & after, *args, **kwargs)
+        return redispatch(keys & after, *args, **kwargs)
 
     return kernel
 
@@ -278,15 +286,12 @@ def _reduce_op(arguments: Arguments) -> str:
     found = arguments.get("reduce_op")
     if found is None:
         return ""
-    if hasattr(found, "op"):
-        kind: object = dist.ReduceOp.RedOpType(found.op())
-    else:  # older torch: as the function of Python was called; C++ does not tell
-        frame = sys._getframe(3)
-        if not frame.f_code.co_filename.endswith(_C10D):
-            return ""
-        kind = frame.f_locals.get("op")
-        kind = getattr(kind, "op", kind)
-    return str(kind).rpartition(".")[2]
+    frame = sys._getframe(3)
+    if frame.f_code.co_filename.endswith(_C10D) and "op" in frame.f_locals:
+        # As Python has called it: torch 2.6 does not tell, and later it takes 20 us to ask.
+        kind = frame.f_locals["op"]
+        return str(getattr(kind, "op", kind)).rpartition(".")[2]
+    return _REDUCTIONS.get(found.op(), "") if hasattr(found, "op") else ""
 
 
 def _exchange(

@@ -218,7 +218,7 @@ class Worker:
             self._reload_modules()
             self._values.provide(shell)
             before = NamesBefore(shell.user_ns)
-            with checked_calls.written(command, self._rank):
+            with checked_calls.written(command, self._rank, shell.compile.numbered_cells()):
                 return shell.run_file(command)
 
         error, interrupted = user_code(run, heed_missed=True)

@@ -2,7 +2,8 @@
 
 Each cell runs on three ranks in a real Jupyter kernel until the right words are shown. It prints a
 table: whether they were, after how many seconds, and what was said last. The last table is the cost
-of watching: cells that are full of collectives, here and in another checkout, in turns.
+of watching, or of `--check`: cells that are full of collectives, here and in another checkout, or
+without and with the option, in turns.
 """
 
 from __future__ import annotations
@@ -65,22 +66,19 @@ def table(title: str, mistakes: Sequence[Mistake], only: str, options: str = "")
     print(f"| **{right} of {len(chosen)}** | | | |")
 
 
-def cost(tree: str, turns: int) -> None:
-    """Print how much longer cells take with this checkout than with another one."""
-    print("\n| cost of watching, 2 ranks | there, s | here, s | ratio |\n| --- | --- | --- | --- |")
-    kernels = {"there": new_kernel(tree), "here": new_kernel(str(Path.cwd()))}
+def cost(title: str, there: tuple[Kernel, str], here: tuple[Kernel, str], turns: int) -> None:
+    """Print how much longer cells take in one kernel, with its options, than in another."""
+    print(f"\n| {title}, 2 ranks | there, s | here, s | ratio |\n| --- | --- | --- | --- |")
     for name, text in COSTS.items():
         before, loop = text.rsplit("\n", 1)
         cell = TIMED.format(before=before + "\n", loop=loop)
-        seconds: dict[str, list[float]] = {key: [] for key in kernels}
+        seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(turns):
-            for key, kernel in kernels.items():
-                shown = kernel.run(f"%%ddp -n 2 --show 0\n{cell}").text
-                seconds[key].append(float(shown.split("took")[1]))
-        there, here = (statistics.median(seconds[key]) for key in ("there", "here"))
-        print(f"| {name} | {there:.3f} | {here:.3f} | {here / there:.3f} |", flush=True)
-    for kernel in kernels.values():
-        kernel.stop()
+            for times, (kernel, options) in zip(seconds, (there, here), strict=True):
+                shown = kernel.run(f"%%ddp -n 2 --show 0 {options}\n{cell}").text
+                times.append(float(shown.split("took")[1]))
+        first, second = map(statistics.median, seconds)
+        print(f"| {name} | {first:.3f} | {second:.3f} | {second / first:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -88,14 +86,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of a program's name")
     parser.add_argument("--against", default="", help="a checkout for the cost of watching")
+    parser.add_argument("--cost-of-check", action="store_true", help="measure it")
     parser.add_argument("--turns", type=int, default=10)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     table("mistake, 3 ranks", MISTAKES, options.only)
     table("real program with a line spoiled", PROGRAMS, options.only)
     table("no false alarm", FALSE_ALARMS, options.only)
+    here = new_kernel(str(Path.cwd()))
     if options.against:
-        cost(options.against, options.turns)
+        there = new_kernel(options.against)
+        cost("cost of watching", (there, ""), (here, ""), options.turns)
+        there.stop()
+    if options.cost_of_check:
+        cost("cost of --check", (here, ""), (here, "--check"), options.turns)
+    here.stop()
 
 
 if __name__ == "__main__":
