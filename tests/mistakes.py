@@ -102,6 +102,113 @@ def _text(kind: str, content: dict[str, object]) -> str:
 
 _SAYS = r" waits? in | differs between ranks|, but ranks? | raised |was killed|exited with code"
 
+# What only `--check` sees, or sees at once.
+SILENT_MISTAKES = [
+    Mistake(
+        "another shape of the same size",
+        """
+        dist.all_reduce(torch.ones(2, 3))
+        dist.all_reduce(torch.ones(2, 3) if rank else torch.ones(3, 2))
+        """,
+        r"collective #2 differs between ranks: rank 0 called all_reduce of float32 \[3, 2\] "
+        r"\(line 3\); ranks 1, 2 called all_reduce of float32 \[2, 3\] \(line 3\)",
+    ),
+    Mistake(
+        "another dtype of the same size",
+        "dist.all_reduce(torch.ones(4, dtype=torch.int32 if rank == 1 else torch.float32))",
+        r"MismatchError: collective #1 differs.*; rank 1 called all_reduce of int32 \[4\] "
+        r"\(line 2\)",
+    ),
+    Mistake(
+        "another dtype of another size, which kills a rank",
+        "dist.all_reduce(torch.ones(4, dtype=torch.float64 if rank == 1 else torch.float32))",
+        r"MismatchError: collective #1 differs.*; rank 1 called all_reduce of float64 \[4\] "
+        r"\(line 2\)",
+    ),
+    Mistake(
+        "another reduction",
+        "dist.all_reduce(torch.ones(4), dist.ReduceOp.MAX if rank == 1 else dist.ReduceOp.SUM)",
+        r"collective #1 differs between ranks: ranks 0, 2 called all_reduce with SUM of float32 "
+        r"\[4\] \(line 2\); rank 1 called all_reduce with MAX",
+    ),
+    Mistake(
+        "a broadcast from another rank",
+        "dist.broadcast(torch.ones(4), src=int(rank == 2))",
+        r"ranks 0, 1 called broadcast from rank 0 of float32 \[4\] \(line 2\); "
+        r"rank 2 called broadcast from rank 1",
+    ),
+    Mistake(
+        "two collectives of equal tensors in another order",
+        """
+        a, b = torch.ones(2), torch.ones(2)
+        if rank == 2:
+            dist.broadcast(b, 0)
+            dist.all_reduce(a)
+        else:
+            dist.all_reduce(a)
+            dist.broadcast(b, 0)
+        """,
+        r"collective #1 differs between ranks: ranks 0, 1 called all_reduce of float32 \[2\] "
+        r"\(line 7\); rank 2 called broadcast of float32 \[2\] \(line 4\)",
+    ),
+    Mistake(
+        "one of 5000 collectives",
+        """
+        for step in range(5000):
+            x = torch.ones(4, dtype=torch.int32 if (rank, step) == (2, 499) else torch.float32)
+            dist.all_reduce(x)
+        """,
+        r"collective #500 differs between ranks: ranks 0, 1 called all_reduce of float32 \[4\] "
+        r"\(line 4\); rank 2 called all_reduce of int32 \[4\] \(line 4\)",
+    ),
+    Mistake(
+        "in a subgroup",
+        """
+        a, b = dist.new_group([0, 1], group_desc="a"), dist.new_group([1, 2], group_desc="b")
+        for step in range(3):
+            dist.all_reduce(torch.ones(2))
+        if rank > 0:
+            dist.all_reduce(torch.ones(2 + rank), group=b)
+        """,
+        r"collective #1 of group 'b' differs between ranks: rank 1 called all_reduce of float32 "
+        r"\[3\] \(line 6\); rank 2 called all_reduce of float32 \[4\] \(line 6\)",
+    ),
+    Mistake(
+        "all_gather of tensors that are not equal",
+        """
+        out = [torch.zeros(3) for _ in range(3)]
+        dist.all_gather(out, torch.ones(3 + (rank == 1)))
+        """,
+        r"rank 1 called all_gather with 4 elements for rank 0 \(line 3\); "
+        r"rank 0 called all_gather that expects 3 elements from rank 1 \(line 3\)",
+    ),
+    Mistake(
+        "all_to_all_single with splits that do not fit",
+        """
+        splits = [1, 2, 3] if rank == 0 else [2, 2, 2]
+        dist.all_to_all_single(torch.zeros(6), torch.ones(6), [2, 2, 2], splits)
+        """,
+        r"rank 0 called all_to_all_single with 3 elements for rank 2 \(line 3\); "
+        r"rank 2 called all_to_all_single that expects 2 elements from rank 0 \(line 3\)",
+    ),
+    Mistake(
+        "a broadcast that only its source calls",
+        "if rank == 0: dist.broadcast(torch.ones(2), 0)",
+        r"MismatchError: rank 0 called broadcast #1 \(line 2\), but ranks 1, 2 did not",
+    ),
+    Mistake(
+        "a reduction of DDP meets another one",
+        """
+        model = DDP(torch.nn.Linear(4, 1))
+        for step in range(5 if rank != 2 else 4):
+            model(torch.randn(2, 4)).sum().backward()
+        dist.all_reduce(score := torch.ones(1))
+        """,
+        r"ranks 0, 1 called all_reduce of float32 \[5\] \(line 4, in (Tensor\.)?backward\); "
+        r"rank 2 called all_reduce of float32 \[1\] \(line 5\)",
+    ),
+]
+
 MISTAKES = [
     Mistake(
         "a collective under `if rank == 0`",

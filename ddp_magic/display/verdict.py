@@ -116,13 +116,13 @@ def judge(  # noqa: PLR0911 -- one for each end
 def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
     message = _how_they_stopped(evidence.ranks)
     culprits = [f for f in own if f.error is not None and f.error.ename != "KeyboardInterrupt"]
+    found = [evidence.mismatch] if evidence.mismatch else []
     if not culprits:
-        found = [evidence.mismatch] if evidence.mismatch else evidence.waits
-        return RunInterrupted(message, details=found)
+        return RunInterrupted(message, details=found or evidence.waits)
     first = diagnose.first_failure(culprits)
     assert first.error is not None  # noqa: S101 -- `culprits` have one
     head = f"rank {first.rank} of {len(evidence.ranks)} had raised:"
-    return RunInterrupted(message, details=[head, *first.error.traceback])
+    return RunInterrupted(message, details=[head, *first.error.traceback, *found])
 
 
 def _mismatch(evidence: Evidence, own: list[Failure]) -> MismatchError:

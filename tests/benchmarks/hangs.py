@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.integration.kernel import Kernel
-from tests.mistakes import MISTAKES, Mistake, ask
+from tests.mistakes import MISTAKES, SILENT_MISTAKES, Mistake, ask
 from tests.spoiled_programs import FALSE_ALARMS, PROGRAMS
 
 FALSE_ALARM_S = 60.0
@@ -92,7 +92,9 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     table("mistake, 3 ranks", MISTAKES, options.only)
     table("real program with a line spoiled", PROGRAMS, options.only)
+    table("silent mistake, --check", SILENT_MISTAKES, options.only, "--check")
     table("no false alarm", FALSE_ALARMS, options.only)
+    table("no false alarm, --check", FALSE_ALARMS, options.only, "--check")
     here = new_kernel(str(Path.cwd()))
     if options.against:
         there = new_kernel(options.against)

@@ -106,6 +106,14 @@ def test_one_rank_is_one() -> None:
     assert status.summary(_record(1)).startswith("1 rank · ")
 
 
+def test_how_many_collectives_were_checked() -> None:
+    """Nothing without `--check`."""
+    for count, words in ((0, "0 collectives"), (1, "1 collective"), (12, "12 collectives")):
+        line = status.summary(_record(state=State.SUCCEEDED, checked=count))
+        assert line.endswith(f"ok · checked {words}")
+    assert "checked" not in status.summary(_record(state=State.SUCCEEDED))
+
+
 def test_what_stays_in_the_ranks_is_said_once() -> None:
     """Up to eight names; a session's are still there."""
     names = CellNames(rank=0, names=(), values=("model", "loss"))

@@ -14,6 +14,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.errors import (
     LaunchError,
+    MismatchError,
     RunInterrupted,
     TimeLimitError,
     WorkerError,
@@ -429,3 +430,42 @@ def test_a_run_that_nobody_ended_and_that_did_not_end() -> None:
     state, found = judge(Evidence(ranks=[_rank(0), _rank(1, finished(1), exited(1))]))
     assert state is State.FAILED
     assert isinstance(found, LaunchError)
+
+
+@pytest.mark.parametrize("stop", [None, *StopReason])
+def test_a_mismatch_is_the_cause_of_what_follows(stop: StopReason | None) -> None:
+    """Of errors, of crashes in C code, of a time limit; a press of Stop is the user's."""
+    ranks = [
+        _rank(0, error(0, GLOO), exited(0, 1)),
+        _rank(1, exited(1, -signal.SIGABRT)),
+        _rank(2, error(2, "", LATE, ename="KeyboardInterrupt"), exited(2, 1)),
+    ]
+    said = "collective #7 differs between ranks"
+    evidence = Evidence(ranks=ranks, stop=stop, stopped=EARLY + 1, mismatch=said, time_limit_s=1.0)
+    state, found = judge(evidence)
+    if stop is StopReason.INTERRUPT:
+        assert state is State.CANCELLED
+        assert isinstance(found, RunInterrupted)
+        assert said in found.details
+        return
+    assert state is State.FAILED
+    assert isinstance(found, MismatchError)
+    assert (found.message, found.details) == (said, ())
+
+
+def test_a_mismatch_shows_the_lines_and_what_a_rank_had_raised() -> None:
+    ranks = [_rank(0), _rank(1, error(1, "a bad batch", time=EARLY, line=1))]
+    evidence = Evidence(
+        ranks=ranks,
+        stopped=EARLY + 1,
+        stop=StopReason.MISMATCH,
+        source="if rank:\n    dist.barrier()\n",
+        mismatch="collective #1 differs",
+        mismatch_lines=[("rank 1", 2)],
+    )
+    _, found = judge(evidence)
+    assert found is not None
+    assert found.details == (
+        "rank 1, line 2:  dist.barrier()",
+        "rank 1 raised ValueError at line 1: a bad batch",
+    )

@@ -24,6 +24,7 @@ NOTHING: dict[str, Any] = {
     "argv": (),
     "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
     "no_init": False, "cold": False, "time_limit": None, "show": None, "seed": None, "pull": (),
+    "check": False,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 
 from ddp_magic.errors import (
     LaunchError,
+    MismatchError,
     PullError,
     RunInterrupted,
     TimeLimitError,
     WorkerError,
     WorkerLostError,
 )
+from ddp_magic.kernel.call_check import LOOK_S
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.interrupts import interrupted_words
@@ -23,6 +26,7 @@ from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.pull import Pull
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.wire.calls import CollectiveCall, first_line
 from ddp_magic.wire.kernel_events import (
     Doing,
     GroupEnded,
@@ -628,3 +632,65 @@ def test_what_a_cell_calls_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cell_file(cell, None, set()) == str(tmp_path / "1127-1.py")
     (tmp_path / "cell_5.py").touch()
     assert cell_file(cell, 5, {str(tmp_path / "cell_5_2.py")}) == str(tmp_path / "cell_5_3.py")
+
+
+# --- --check ----------------------------------------------------------------------------------
+
+
+def _calls(run: Run, *names: str) -> None:
+    """Write down what each rank calls."""
+    for rank, name in enumerate(names):
+        call = CollectiveCall(name=name, group="0", ranks=tuple(range(len(names))), line=1)
+        run.directory.calls(rank).write_bytes(first_line(0, call))
+
+
+def test_ranks_that_differ_are_stopped(tmp_path: Path) -> None:
+    """Also those that wait in a collective for ever: it is aborted."""
+    runs: list[Run] = []
+    differ: Batch = [
+        lambda: _calls(runs[0], "all_reduce", "barrier"),
+        lambda: time.sleep(LOOK_S),
+    ]
+    stopped: list[Batch] = [[*interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)]]
+    group = _group(tmp_path, differ, on={"interrupt": [*stopped, [NOTHING_WAS]]})
+    runs.append(_run(group, "dist.barrier()\n", check=True))
+    _execute(runs[0])
+    assert ("interrupt", (0, 1), True) in group.commands
+    assert isinstance(runs[0].error, MismatchError)
+    assert "rank 1 called barrier (line 1)" in runs[0].error.message
+    assert runs[0].error.details == ("ranks 0, 1, line 1:  dist.barrier()",)
+    assert runs[0].checked == 0
+
+
+def test_what_all_ranks_call_alike_is_counted(tmp_path: Path) -> None:
+    runs: list[Run] = []
+    same: Batch = [lambda: _calls(runs[0], "barrier", "barrier"), *done(0), *done(1)]
+    runs.append(_run(_group(tmp_path, same, [NOTHING_WAS]), check=True))
+    _execute(runs[0])
+    assert (runs[0].state, runs[0].checked) == (State.SUCCEEDED, 1)
+    assert not list(runs[0].directory.path.glob("*.calls"))
+
+
+def test_a_call_that_only_one_rank_has_made_fails_the_run(tmp_path: Path) -> None:
+    """A rank of gloo need not wait for others: a broadcast only sends."""
+    runs: list[Run] = []
+
+    def one_rank() -> None:
+        _calls(runs[0], "broadcast", "broadcast")
+        runs[0].directory.calls(1).unlink()
+
+    runs.append(_run(_group(tmp_path, [one_rank, *done(0), *done(1)], [NOTHING_WAS]), check=True))
+    _execute(runs[0])
+    assert isinstance(runs[0].error, MismatchError)
+    assert "rank 0 called broadcast #1 (line 1), but rank 1 did not" in runs[0].error.message
+
+
+def test_what_could_not_be_compared_is_said(tmp_path: Path) -> None:
+    runs: list[Run] = []
+    unreadable: Batch = [
+        lambda: runs[0].directory.calls(1).write_bytes(b"nonsense\n"), *done(0), *done(1),
+    ]  # fmt: skip
+    runs.append(_run(_group(tmp_path, unreadable, [NOTHING_WAS]), check=True))
+    screen = _execute(runs[0])
+    assert runs[0].state is State.SUCCEEDED
+    assert "warning: --check did not compare all calls of rank 1" in screen.notes[-1]

@@ -28,6 +28,8 @@ GOES_ON: dict[str, Any] = {"presses": 0, "elapsed_s": 5.0, "time_limit_s": None,
         ({"kept": True}, EARLY, StopReason.PEER_FAILED),
         ({"kept": True}, LATE, None),  # its peers may have only to finish
         ({"kept": True}, None, None),
+        ({"mismatch": True, "time_limit_s": 4.0}, EARLY, StopReason.MISMATCH),
+        ({"mismatch": True, "presses": 1}, None, StopReason.INTERRUPT),
     ],
 )
 def test_why_a_run_ends(
