@@ -8,8 +8,8 @@ the collective kills the process.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
+from json import dumps, loads  # bound here: a cell may replace the module's
 from typing import Any
 
 
@@ -60,7 +60,7 @@ class CollectiveCall:
 
 def first_line(number: int, call: CollectiveCall) -> bytes:
     """Return the line of a call that is described for the first time."""
-    return f"{number} {json.dumps(dataclasses.asdict(call))}\n".encode()
+    return f"{number} {dumps(dataclasses.asdict(call))}\n".encode()
 
 
 def next_line(number: int) -> bytes:
@@ -78,7 +78,7 @@ def read_line(line: bytes) -> tuple[int, CollectiveCall | None]:
     try:
         if not text:
             return int(number), None
-        fields = json.loads(text)
+        fields = loads(text)
         return int(number), CollectiveCall(**{key: _frozen(fields[key]) for key in fields})
     except (ValueError, TypeError):
         raise ValueError(f"invalid description of a call: {line[:100]!r}") from None

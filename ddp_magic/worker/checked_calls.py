@@ -20,12 +20,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from os import close, getpid, write  # bound here: a cell may replace the module's
 from pathlib import Path
+from sys import _current_frames, _getframe
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,38 +37,20 @@ from torch.distributed import ProcessGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.calls import CollectiveCall, first_line, next_line
 from ddp_magic.wire.messages import RunCell
+from ddp_magic.worker.call_arguments import (
+    OPERATORS,
+    POINT_TO_POINT,
+    Arguments,
+    device_type,
+    exchange,
+    reduction,
+    splits,
+    tensors,
+)
 from ddp_magic.worker.flight_recorder import FlightRecorder
 from ddp_magic.worker.main_thread import current_place
 
-# By torch's name of the operator: what a user calls it, and its arguments that go in and come out.
-_OPERATORS = {
-    "allreduce_": ("all_reduce", "tensors", ""),
-    "allreduce_coalesced_": ("all_reduce_coalesced", "tensors", ""),
-    "broadcast_": ("broadcast", "tensors", ""),
-    "reduce_": ("reduce", "tensors", ""),
-    "allgather_": ("all_gather", "input_tensors", "output_tensors"),
-    "_allgather_base_": ("all_gather_into_tensor", "input_tensor", "output_tensor"),
-    "allgather_coalesced_": ("all_gather_coalesced", "input_list", ""),
-    "allgather_into_tensor_coalesced_": ("all_gather_into_tensor_coalesced", "inputs", ""),
-    "reduce_scatter_": ("reduce_scatter", "input_tensors", "output_tensors"),
-    "_reduce_scatter_base_": ("reduce_scatter_tensor", "input_tensor", "output_tensor"),
-    "reduce_scatter_tensor_coalesced_": ("reduce_scatter_tensor_coalesced", "inputs", ""),
-    "gather_": ("gather", "input_tensors", "output_tensors"),
-    "scatter_": ("scatter", "input_tensors", "output_tensors"),
-    "alltoall_": ("all_to_all", "input_tensors", "output_tensors"),
-    "alltoall_base_": ("all_to_all_single", "input", "output"),
-    "barrier": ("barrier", "", ""),
-    "monitored_barrier_": ("monitored_barrier", "", ""),
-}
-# Sends and receives concern two ranks, and are not collectives.
-_POINT_TO_POINT = frozenset(["send", "recv_", "recv_any_source_"])
-_REDUCTIONS = {kind.value: name for name, kind in dist.ReduceOp.RedOpType.__members__.items()}
-_SPLITS = ("input_split_sizes", "output_split_sizes")  # of all_to_all_single
-_NO_PEER = -1
 _BACKEND_SELECT = torch._C.DispatchKey.BackendSelect
-_C10D = os.path.join("torch", "distributed", "distributed_c10d.py")  # noqa: PTH118 -- a suffix
-
-Arguments: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,8 @@ class CallLog:
     def __init__(self, path: Path, cells: Mapping[str, str]) -> None:
         self._path = path
         self._cells = cells
-        self._pid = os.getpid()
+        self._pid = getpid()
+        self._main_thread = threading.main_thread().ident or 0
         self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._numbers: dict[object, int] = {}  # of the descriptions, by what tells them apart
         self._groups: dict[ProcessGroup, _Group | None] = {}
@@ -99,36 +85,44 @@ class CallLog:
         recorder = FlightRecorder()
         self._before = recorder.enqueued(recorder.numbers())
 
-    def note(self, operator: str, arguments: Arguments) -> None:
+    def note(self, operator: str, arguments: Arguments, caller: FrameType | None) -> None:
         """Write down a call that is about to be made.
 
         Args:
             operator: torch's name of the operator.
             arguments: Its arguments, by name.
+            caller: The Python frame that calls it, or C++ code that does.
         """
-        name, inputs, outputs = _OPERATORS.get(operator, (operator.strip("_"), "", ""))
-        given, taken = _tensors(arguments.get(inputs)), _tensors(arguments.get(outputs))
-        device = given[0].device.type if given else _device(arguments)
+        if self._file is None or getpid() != self._pid:
+            return  # a process that the rank has forked
+        try:
+            line = self._line(operator, arguments, caller)
+            if line and write(self._file, line) < len(line):
+                self._give_up("the disk is full")
+        except Exception as error:  # noqa: BLE001 -- a cell that is right must not fail of its check
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _line(self, operator: str, arguments: Arguments, caller: FrameType | None) -> bytes:
+        """Return the line of a call; empty if it cannot be compared."""
+        name, inputs, outputs = OPERATORS.get(operator, (operator.strip("_"), "", ""))
+        given, taken = tensors(arguments.get(inputs)), tensors(arguments.get(outputs))
+        device = given[0].device.type if given else device_type(arguments)
         group = ProcessGroup.unbox(arguments["process_group"])
-        if device == "meta" or os.getpid() != self._pid or self._file is None:
-            return  # a trial without data, or a process that the rank has forked
-        root, reduce_op = arguments.get("root_rank"), _reduce_op(arguments)
-        splits = tuple(tuple(arguments[name]) for name in _SPLITS if name in arguments)
-        place = self._place()
+        root, parts = arguments.get("root_rank"), splits(arguments)
+        reduce_op, place = reduction(arguments, caller), self._place(caller)
         key = (
-            operator, group, device, root, reduce_op, splits, place,
+            operator, group, device, root, reduce_op, parts, place,
             tuple((tensor.shape, tensor.dtype) for tensor in given),
             tuple((tensor.shape, tensor.dtype) for tensor in taken),
         )  # fmt: skip
         if (number := self._numbers.get(key)) is not None:
-            self._write(next_line(number))
-            return
-        if (known := self._group(group)) is None:
-            return  # nobody could tell which ranks are its members
-        here = group.rank()
-        sends, receives = _exchange(name, here, len(known.ranks), root, given, taken, splits)
-        file, line = place or (next(iter(self._cells), ""), None)
-        main_thread = current_place(file)
+            return next_line(number)
+        # A trial without data; a group whose members nobody could tell.
+        if device == "meta" or (known := self._group(group)) is None:
+            return b""
+        sends, receives = exchange(name, group.rank(), len(known.ranks), root, given, taken, parts)
+        file, line = place
+        via = current_place(file).call
         call = CollectiveCall(
             name=name,
             group=known.name,
@@ -144,27 +138,18 @@ class CallLog:
             root=None if root is None else known.ranks[root],
             sends=sends,
             receives=receives,
-            line=main_thread.line if line is None else line,
+            line=line,
             cell=self._cells.get(file, ""),
-            via="" if main_thread.call == name else main_thread.call,
+            via="" if via == name else via,
         )
         number = self._numbers[key] = len(self._numbers)
-        self._write(first_line(number, call))
+        return first_line(number, call)
 
     def close(self) -> None:
         """Write nothing more."""
         if self._file is not None:
-            os.close(self._file)
+            close(self._file)
             self._file = None
-
-    def _write(self, line: bytes) -> None:
-        try:
-            written = 0 if self._file is None else os.write(self._file, line)
-        except OSError as error:
-            self._give_up(str(error))
-            return
-        if written < len(line):
-            self._give_up("the disk is full")
 
     def _give_up(self, reason: str) -> None:
         self.close()
@@ -175,14 +160,18 @@ class CallLog:
             file=sys.stderr,
         )
 
-    def _place(self) -> tuple[str, int] | None:
-        """Return the file and the line of a cell that this thread is in; None if it is in none."""
-        frame: FrameType | None = sys._getframe(2)  # Python 3.10 to 3.13
-        while frame is not None:
-            if frame.f_code.co_filename in self._cells:
-                return frame.f_code.co_filename, frame.f_lineno
-            frame = frame.f_back
-        return None
+    def _place(self, caller: FrameType | None) -> tuple[str, int | None]:
+        """Return the file and the line of the cell that calls.
+
+        If it is in another thread, as `backward` on a GPU, where the main thread is.
+        """
+        for innermost in (caller, _current_frames().get(self._main_thread)):
+            frame = innermost
+            while frame is not None:
+                if frame.f_code.co_filename in self._cells:
+                    return frame.f_code.co_filename, frame.f_lineno
+                frame = frame.f_back
+        return "", None
 
     def _group(self, group: ProcessGroup) -> _Group | None:
         if group not in self._groups:
@@ -233,7 +222,7 @@ def written_to(log: CallLog) -> Iterator[None]:
     """Write the collectives that this process calls in the body of the `with` to a log."""
     library: Any = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
     try:
-        for operator in _operators():
+        for operator in operators():
             library.impl(operator, _kernel(operator, log), "BackendSelect", with_keyset=True)
         yield
     finally:
@@ -241,7 +230,7 @@ def written_to(log: CallLog) -> Iterator[None]:
         log.close()
 
 
-def _operators() -> list[str]:
+def operators() -> list[str]:
     """Return the operators of torch.distributed that concern all ranks of a group."""
     names = [name.partition("::") for name in torch._C._dispatch_get_all_op_names()]
     ours = [name for space, _, name in names if space == "c10d" and "." not in name]
@@ -260,79 +249,9 @@ def _kernel(operator: str, log: CallLog) -> Callable[..., Any]:
     redispatch = overload._handle.redispatch_boxed
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any operator's
-        if operator not in _POINT_TO_POINT:
-            log.note(operator, dict(zip(names, args, strict=False), **kwargs))
+        if operator not in POINT_TO_POINT:
+            # Python 3.10 to 3.13
+            log.note(operator, dict(zip(names, args, strict=False), **kwargs), _getframe().f_back)
         return redispatch(keys & after, *args, **kwargs)
 
     return kernel
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:  # noqa: ANN401 -- a tensor, or lists of lists of them
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for part in value or () for tensor in _tensors(part)]
-
-
-def _device(arguments: Arguments) -> str:
-    for value in arguments.values():
-        if isinstance(value, (list, torch.Tensor)):
-            for tensor in _tensors(value if isinstance(value, torch.Tensor) else value[:1]):
-                return tensor.device.type
-    return "cpu"
-
-
-def _reduce_op(arguments: Arguments) -> str:
-    """Return the name of the reduction; empty if there is none, or torch does not tell."""
-    found = arguments.get("reduce_op")
-    if found is None:
-        return ""
-    frame = sys._getframe(3)
-    if frame.f_code.co_filename.endswith(_C10D) and "op" in frame.f_locals:
-        # As Python has called it: torch 2.6 does not tell, and later it takes 20 us to ask.
-        kind = frame.f_locals["op"]
-        return str(getattr(kind, "op", kind)).rpartition(".")[2]
-    return _REDUCTIONS.get(found.op(), "") if hasattr(found, "op") else ""
-
-
-def _exchange(
-    name: str,
-    here: int,
-    size: int,
-    root: int | None,
-    given: list[torch.Tensor],
-    taken: list[torch.Tensor],
-    splits: tuple[tuple[int, ...], ...],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return how many elements go to each rank of the group, and how many are expected from each.
-
-    Args:
-        name: The collective.
-        here: This rank, in the group.
-        size: Number of ranks of the group.
-        root: The source or the destination, by its rank in the group.
-        given: The inputs.
-        taken: The outputs.
-        splits: How `all_to_all_single` splits its input and its output.
-    """
-    to_all, from_all = (tuple(t.numel() for t in tensors) for tensors in (given, taken))
-    match name:
-        case "all_gather" if len(to_all) == 1:
-            return to_all * size, from_all
-        case "gather" if root is not None and len(to_all) == 1:
-            sends = tuple(to_all[0] if r == root else _NO_PEER for r in range(size))
-            return sends, from_all if here == root else ()
-        case "scatter" if root is not None and len(from_all) == 1:
-            receives = tuple(from_all[0] if r == root else _NO_PEER for r in range(size))
-            return to_all if here == root else (), receives
-        case "all_to_all":
-            return to_all, from_all
-        case "all_to_all_single":
-            return _split(given[0], splits[0], size), _split(taken[0], splits[1], size)
-    return (), ()
-
-
-def _split(tensor: torch.Tensor, sizes: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Return the number of elements of each part of a tensor that is split along its first axis."""
-    rows = tensor.shape[0] if tensor.dim() else 1
-    row = tensor.numel() // rows if rows else 0
-    return tuple(n * row for n in sizes) or (tensor.numel() // size,) * size

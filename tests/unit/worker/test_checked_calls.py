@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_magic.wire.calls import CollectiveCall, read_line
-from ddp_magic.worker import checked_calls
-from ddp_magic.worker.checked_calls import CallLog, written_to
+from ddp_magic.worker.call_arguments import OPERATORS, POINT_TO_POINT
+from ddp_magic.worker.checked_calls import CallLog, operators, written_to
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +101,7 @@ def test_every_collective_is_seen(watch: Watch, name: str, function: Callable[[A
 
 def test_torch_has_no_collective_that_is_not_known() -> None:
     """A new one would be compared by its name only."""
-    known = checked_calls._OPERATORS.keys() | checked_calls._POINT_TO_POINT
-    assert set(checked_calls._operators()) <= known
+    assert set(operators()) <= OPERATORS.keys() | POINT_TO_POINT
 
 
 def test_what_ddp_calls_in_backward_is_seen(watch: Watch) -> None:
@@ -182,12 +182,12 @@ def test_a_forked_process_writes_nothing(tmp_path: Path) -> None:
     arguments = {"tensor": ONES, "process_group": dist.group.WORLD.boxed()}
     if (pid := os.fork()) == 0:
         try:
-            log.note("barrier", arguments)
+            log.note("barrier", arguments, None)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
     assert _calls(path) == []
-    log.note("barrier", arguments)
+    log.note("barrier", arguments, None)
     assert len(_calls(path)) == 1
 
 
@@ -204,3 +204,27 @@ def test_a_full_disk_ends_the_check_and_not_the_cell(
     os.close(full)
     assert not path.exists()
     assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_a_call_of_another_thread_is_at_the_line_of_the_main_thread(watch: Watch) -> None:
+    """As `backward` on a GPU, whose threads know of no line."""
+
+    def run() -> None:
+        thread = threading.Thread(target=dist.barrier)
+        thread.start()
+        thread.join()
+
+    (call,) = watch(run)
+    first = run.__code__.co_firstlineno
+    assert call.line in range(first + 1, first + 4)
+
+
+def test_an_error_of_the_check_is_not_the_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "calls"
+    log = CallLog(path, {})
+    log.note("barrier", {"process_group": None}, None)
+    log.note("barrier", {"process_group": None}, None)
+    assert not path.exists()
+    assert capsys.readouterr().err.count("--check: ") == 1
