@@ -88,7 +88,7 @@ PROGRAMS = [
             get_model_state_dict(model, options=options)
         time.sleep(1000 if rank else 0)
         """,
-        r"rank 0 waits in \w+ #\d+.*ranks 1, 2 have not joined: each is at line 12, in time\.sleep",
+        r"rank 0 waits in \w+ #\d+.*ranks 1, 2 have not joined: each is at line 13, in time\.sleep",
     ),
     Mistake(
         "pipeline: the middle stage computes for ever",
