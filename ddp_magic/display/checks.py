@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ddp_magic.display.rank import rank_names
 from ddp_magic.wire.calls import CollectiveCall, read_line
@@ -187,8 +187,10 @@ class Comparison:
         collective = sequence.open[place]
         collective.calls[rank] = known.call
         if known.kind != collective.kind and self.difference is None:
-            number = sequence.before + sequence.count[rank]
-            self.difference = Difference(number, collective.calls, sequence.ranks)
+            first = next(iter(collective.calls.values()))
+            if _differ(first, known.call):
+                number = sequence.before + sequence.count[rank]
+                self.difference = Difference(number, collective.calls, sequence.ranks)
         while sequence.open and len(sequence.open[0].calls) == len(sequence.ranks):
             self._close(sequence)
 
@@ -227,6 +229,12 @@ def _misfit(ranks: Sequence[int], calls: dict[int, CollectiveCall]) -> tuple[int
     return min(found, key=lambda pair: pair[0] == pair[1], default=None)  # its own part last
 
 
+def _differ(one: CollectiveCall, other: CollectiveCall) -> bool:
+    if "" in (one.reduce_op, other.reduce_op):  # older torch does not tell it of a call from C++
+        one, other = replace(one, reduce_op=""), replace(other, reduce_op="")
+    return _agreed(one) != _agreed(other)
+
+
 def _agreed(call: CollectiveCall) -> tuple[object, ...]:
     """Return what must be the same on all ranks."""
     shapes: tuple[object, ...] = ()
@@ -245,13 +253,14 @@ def _layout(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _telling(calls: Iterable[CollectiveCall]) -> frozenset[str]:
     """Return which attributes, beside names and tensors, tell calls of one name apart."""
-    calls = list(calls)
-    names = {call.name for call in calls}
-    return frozenset(
-        attribute
-        for attribute in ("reduce_op", "root")
-        if len({(call.name, getattr(call, attribute)) for call in calls}) > len(names)
-    )
+    found = set()
+    values: dict[tuple[str, str], object] = {}
+    for call in calls:
+        for attribute in ("reduce_op", "root"):
+            value = getattr(call, attribute)
+            if value != "" and values.setdefault((call.name, attribute), value) != value:
+                found.add(attribute)
+    return frozenset(found)
 
 
 def _words(call: CollectiveCall, shown: Collection[str]) -> str:

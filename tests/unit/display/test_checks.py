@@ -103,9 +103,17 @@ def test_a_difference_is_told(right: CollectiveCall, wrong: CollectiveCall, word
             _call("all_gather_into_tensor", outputs=((3, 4),)),
         ),
         (_call(line=1), _call(line=2)),
+        (_call(reduce_op=""), _call(reduce_op="SUM")),
         (_call("all_to_all_single", 3), _call("all_to_all_single", 6)),
     ],
-    ids=["0-dim", "axes of length 1", "output concatenated or stacked", "lines", "uneven"],
+    ids=[
+        "0-dim",
+        "axes of length 1",
+        "output concatenated or stacked",
+        "lines",
+        "unknown reduction",
+        "uneven",
+    ],
 )
 def test_what_may_differ_is_no_difference(one: CollectiveCall, other: CollectiveCall) -> None:
     comparison = _compare([one], [other], [one])
