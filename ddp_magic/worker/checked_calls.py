@@ -50,8 +50,6 @@ from ddp_magic.worker.call_arguments import (
 from ddp_magic.worker.flight_recorder import FlightRecorder
 from ddp_magic.worker.main_thread import current_place
 
-_BACKEND_SELECT = torch._C.DispatchKey.BackendSelect
-
 
 @dataclass(frozen=True)
 class _Group:
@@ -244,7 +242,7 @@ def _parameters(operator: str) -> tuple[Any, list[str]]:
 
 def _kernel(operator: str, log: CallLog) -> Callable[..., Any]:
     overload, names = _parameters(operator)
-    after = torch._C._dispatch_keyset_full_after(_BACKEND_SELECT)
+    after = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
     # Not `overload.redispatch`, which would be one frame more in a user's traceback.
     redispatch = overload._handle.redispatch_boxed
 

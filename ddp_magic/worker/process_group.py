@@ -8,8 +8,9 @@ A process that a rank forks is not a rank: the groups that it creates are its ow
 default group that it has inherited. A group of another world size is the cell's own too.
 
 All private names of torch that a rank uses are in this file, but for `Tensor._version`
-(`cell_names`) and the Flight Recorder's (`flight_recorder`). They are known to work in torch 2.6 to
-2.13, and tests/unit/worker/test_private_names.py fails where one changes.
+(`cell_names`), the Flight Recorder's (`flight_recorder`) and the dispatcher's (`checked_calls`).
+They are known to work in torch 2.6 to 2.13, and tests/unit/worker/test_private_names.py fails where
+one changes.
 """
 
 from __future__ import annotations
