@@ -42,14 +42,14 @@ class DDPMagicError(Exception):
         Exception.__init__(self, message)
         self.message = message
         self.details = tuple(details)
-        self._shown = shown or message
+        self.shown = shown or message
 
     def __str__(self) -> str:
         return self.message
 
     def _render_traceback_(self) -> list[str]:
         """Lines that IPython shows instead of ddp_magic's own frames."""
-        return [*self.details, f"{type(self).__name__}: {self._shown}"]
+        return [*self.details, f"{type(self).__name__}: {self.shown}"]
 
 
 class CellSyntaxError(DDPMagicError):

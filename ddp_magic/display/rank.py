@@ -137,6 +137,10 @@ class Rank:
             self.line = event.line  # a rank that exits keeps the line it failed in
             self.call, self.still_s = event.call, event.still_s
 
+    def restarted(self) -> Rank:
+        """Return the same rank at the beginning of another attempt."""
+        return Rank(rank=self.rank, log=self.log, log_span=self.log_span)
+
     @property
     def busy(self) -> bool:
         """Whether it is still running its cell."""

@@ -26,6 +26,10 @@ class RankText:
         self.replace_last = False
         self.page: Page | None = None
 
+    def end(self) -> None:
+        """Forget what was displayed: the rank's next output is that of a new process."""
+        self.last_display, self.replace_last, self.page = None, False, None
+
 
 class Page:
     """The text a rank prints between two calls of `clear_output()`, shown as one output.

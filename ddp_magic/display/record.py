@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ddp_magic.display.rank import Rank
+from ddp_magic.display.restarts import Restart
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, RunEvent
-from ddp_magic.wire.messages import CellNames, Imported
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, Restarted, RunEvent
+from ddp_magic.wire.messages import CellNames, Imported, WorkerExited
 from ddp_magic.wire.states import State
 
 
@@ -33,6 +34,9 @@ class RunRecord:
         error: Why the run did not succeed; None if it succeeded or is running.
         started: When it started, in seconds since the epoch.
         ended: When it ended, in seconds since the epoch; None while it is running.
+        max_restarts: How often its ranks are restarted after a failure.
+        restarts: The restarts so far.
+        attempt_started: When the ranks were last started, in seconds since the epoch.
         doing: What the whole run is waiting for: `importing transformers`; empty for nothing.
         imported: Installed libraries that the cell imported.
         bound: All names that the cell bound on rank 0.
@@ -55,6 +59,9 @@ class RunRecord:
     error: DDPMagicError | RunInterrupted | None = None
     started: float = field(default_factory=time.time)
     ended: float | None = None
+    max_restarts: int = 0
+    restarts: tuple[Restart, ...] = ()
+    attempt_started: float = field(default_factory=time.time)
     doing: str = ""
     imported: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()
@@ -75,10 +82,23 @@ class RunRecord:
                 self.imported = modules
             case CellNames(names=names, values=values):
                 self.bound, self.stayed = names, values
+            case WorkerExited() if self._fails and len(self.restarts) < self.max_restarts:
+                self.doing = "restarting"
+            case Restarted():
+                self.ranks[:] = [rank.restarted() for rank in self.ranks]
+                self.attempt_started = time.time()
+                self.doing, self.waits, self.bound, self.stayed = "starting", (), (), ()
             case GroupEnded():
                 self.group_end = event
             case _:
                 pass
+
+    @property
+    def _fails(self) -> bool:
+        """Whether every rank has ended, and at least one of them with a failure."""
+        return all(rank.code is not None for rank in self.ranks) and any(
+            rank.code for rank in self.ranks
+        )
 
     @property
     def logs(self) -> Path:

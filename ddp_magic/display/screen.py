@@ -19,7 +19,7 @@ from ddp_magic.display.rank_text import Page, RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import html_line, summary, table_html, table_text
 from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
-from ddp_magic.wire.kernel_events import Note, RunEvent, Stream
+from ddp_magic.wire.kernel_events import Note, Restarted, RunEvent, Stream
 from ddp_magic.wire.messages import ClearOutput, DisplayData
 
 FLUSH_S = 0.05
@@ -55,14 +55,15 @@ class CellScreen:
         self._shown_table = ""
         self._show: frozenset[int] | None = None
         self._cell_labels: Mapping[str, str] = {}
-        self._id = ""
+        self._run_id = self._id = ""
 
     # --- what a run calls ---------------------------------------------------------------------
 
     def start(self, record: RunRecord) -> None:
         """Show which devices the ranks run on."""
         size = Bucket(BYTES_BURST, BYTES_PER_S)
-        self._id, self._show, self._cell_labels = record.id, record.show, record.cell_labels
+        self._run_id = self._id = record.id
+        self._show, self._cell_labels = record.show, record.cell_labels
         for rank in record.ranks:
             self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
         if self._live:
@@ -79,6 +80,9 @@ class CellScreen:
                 self._display(event)
             case ClearOutput(rank=rank):
                 self._clear(self._texts[rank])
+            case Restarted(number=number):
+                self._end_texts()
+                self._id = f"{self._run_id}-restart{number}"  # earlier displays stay
             case Note(text=text):
                 self._flush()
                 self._write_lines([text])
@@ -120,17 +124,7 @@ class CellScreen:
 
     def finish(self, record: RunRecord) -> None:
         """Show the remaining output, and replace the table by the closing line."""
-        self._flush()
-        for text in self._texts.values():
-            lines = text.throttle.admit(text.lines.end(), self._clock())
-            lines += text.throttle.release(self._clock(), final=True)
-            if text.rank == self._open_rank and lines:
-                self._out.append(lines.pop(0))  # the rest of the line on the screen
-            self._write_rank_lines(text.rank, lines)
-        self._publish_pages(float("inf"))
-        if self._open_rank is not None:
-            self._out.append("\n")
-            self._open_rank = None
+        self._end_texts()
         for rank in record.ranks:
             if rank.left_early:
                 self._write_lines([f"rank {rank.rank} left early: os._exit(0) in the cell"])
@@ -143,6 +137,22 @@ class CellScreen:
             self._publish_table(line, html_line(line))
         else:
             print(line, flush=True)  # noqa: T201 -- this is the screen
+
+    def _end_texts(self) -> None:
+        """Show what is left of the ranks' text, and let what follows begin anew."""
+        self._flush()
+        for text in self._texts.values():
+            lines = text.throttle.admit(text.lines.end(), self._clock())
+            lines += text.throttle.release(self._clock(), final=True)
+            if text.rank == self._open_rank and lines:
+                self._out.append(lines.pop(0))  # the rest of the line on the screen
+            self._write_rank_lines(text.rank, lines)
+        self._publish_pages(float("inf"))
+        if self._open_rank is not None:
+            self._out.append("\n")
+            self._open_rank = None
+        for text in self._texts.values():
+            text.end()
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -273,7 +283,7 @@ class CellScreen:
         self._shell.display_pub.publish(
             {"text/plain": text, "text/html": markup},
             {},
-            transient={"display_id": f"{self._id}-table"},
+            transient={"display_id": f"{self._run_id}-table"},
             update=update,
         )
 

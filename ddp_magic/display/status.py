@@ -13,6 +13,7 @@ import psutil
 from ddp_magic.display.diagnose import describe_exit
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
+from ddp_magic.display.restarts import closing_words, count_words
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import StackDumped
@@ -40,6 +41,8 @@ def summary(run: RunRecord) -> str:
     words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
     if run.checked is not None:
         words.append(f"checked {run.checked} collective{'s' if run.checked != 1 else ''}")
+    succeeded = run.state is State.SUCCEEDED
+    words += filter(None, [closing_words(run.restarts, with_reasons=succeeded)])
     if run.stayed and not run.session:
         shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
         names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
@@ -100,7 +103,11 @@ def _rows(run: RunRecord, limit: int) -> list[tuple[str, ...]]:
 
 def _headline(run: RunRecord) -> str:
     doing = run.doing or _OUTCOMES[run.state]
-    return " · ".join([run.devices, doing, f"{run.elapsed_s:.0f} s"])
+    return " · ".join([run.devices, doing, *_attempt(run), f"{run.elapsed_s:.0f} s"])
+
+
+def _attempt(run: RunRecord) -> list[str]:
+    return [count_words(len(run.restarts), run.max_restarts)] if run.restarts else []
 
 
 def _head(run: RunRecord) -> list[str]:
@@ -190,7 +197,8 @@ class Status:
         """Return a run's id, cell, state, start and logs, in a line."""
         started = time.strftime("%H:%M:%S", time.localtime(run.started))
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
-        words += [f"started {started}", _duration(run.elapsed_s), f"logs in {run.logs}"]
+        words += [f"started {started}", _duration(run.elapsed_s), *_attempt(run)]
+        words.append(f"logs in {run.logs}")
         return " · ".join(words)
 
 
@@ -261,6 +269,10 @@ _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 def _status_rows(run: RunRecord) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
     return [
-        (*_cells(rank, now), _duration((rank.ended or now) - run.started), _memory(rank))
+        (*_cells(rank, now), _duration((rank.ended or now) - _began(run)), _memory(rank))
         for rank in run.ranks
     ]
+
+
+def _began(run: RunRecord) -> float:
+    return run.attempt_started if run.restarts else run.started

@@ -64,7 +64,8 @@ class Torchrun:
         """Start torchrun for the ranks of this machine."""
         directory = RunDirectory(Path(spec.worker.directory))
         argv = [
-            *("--nnodes", "1", "--nproc-per-node", str(spec.nproc), "--max-restarts", "0"),
+            *("--nnodes", "1", "--nproc-per-node", str(spec.nproc)),
+            *("--max-restarts", str(spec.max_restarts)),
             *("--local-addr", "127.0.0.1", "--rdzv-id", spec.run_id),
             *("--log-dir", str(directory.torchrun_logs), "--no-python"),
             *command(KEEPER),

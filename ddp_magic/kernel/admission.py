@@ -41,6 +41,8 @@ class Standing:
         exited: Ranks whose end an agent has reported.
         rank: The rank that sent the message; None if the connection is not a rank's.
         agent: Whether the connection is an agent's.
+        attempt: How often the ranks were restarted.
+        max_restarts: How often they may be restarted.
     """
 
     nproc: int
@@ -48,6 +50,12 @@ class Standing:
     exited: Collection[int] = ()
     rank: int | None = None
     agent: bool = False
+    attempt: int = 0
+    max_restarts: int = 0
+
+    def is_restart(self, hello: AgentHello | WorkerHello) -> bool:
+        """Return whether a hello belongs to the next attempt, which begins with it."""
+        return hello.attempt == self.attempt + 1 <= self.max_restarts
 
 
 def check(message: Command | Event, standing: Standing) -> None:
@@ -60,7 +68,10 @@ def check(message: Command | Event, standing: Standing) -> None:
     match message:
         case WorkerHello() if standing.rank is None and not standing.agent:
             _check_hello(message, standing)
+        case AgentHello() if standing.rank is None and standing.is_restart(message):
+            pass
         case AgentHello() if standing.rank is None and not standing.agent:
+            _check_attempt(message, standing)
             # An agent starts the ranks, so it connects before the last of them.
             if len(standing.present) == standing.nproc:
                 raise ProtocolError(f"{kind}, but every rank is connected already")
@@ -79,10 +90,18 @@ def check(message: Command | Event, standing: Standing) -> None:
 
 def _check_hello(hello: WorkerHello, standing: Standing) -> None:
     _check_rank("WorkerHello", hello.rank, standing)
-    if hello.rank in standing.present:
+    if not standing.is_restart(hello):
+        _check_attempt(hello, standing)
+    if hello.rank in standing.present and not standing.is_restart(hello):
         raise ProtocolError(f"WorkerHello names rank {hello.rank}, which is connected already")
     if not 0 < len(hello.marker) <= MAX_MARKER_CHARS or not hello.marker.isascii():
         raise ProtocolError(f"WorkerHello has the marker {hello.marker[:MAX_MARKER_CHARS]!r}")
+
+
+def _check_attempt(hello: AgentHello | WorkerHello, standing: Standing) -> None:
+    if hello.attempt != standing.attempt:
+        kind, now = type(hello).__name__, standing.attempt
+        raise ProtocolError(f"{kind} names attempt {hello.attempt}; the ranks are in attempt {now}")
 
 
 def _check_rank(kind: str, rank: int, standing: Standing) -> None:

@@ -9,20 +9,22 @@ connections and the text pipes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ddp_magic.errors import LaunchError, ProtocolError
 from ddp_magic.kernel import admission
 from ddp_magic.kernel.admission import Standing
 from ddp_magic.kernel.member import Member
-from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.run_directory import RunDirectory, append
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode
-from ddp_magic.wire.kernel_events import Note, PulledValues, RunEvent
+from ddp_magic.wire.kernel_events import Note, PulledValues, Restarted, RunEvent
 from ddp_magic.wire.messages import (
+    AgentDone,
     AgentHello,
     ClearOutput,
     Command,
@@ -37,6 +39,7 @@ HELLO_S = 30.0  # for a connection to say who it is
 HELLO_BYTES = 64 * 1024  # longest first message
 MAX_STRANGERS = 16  # connected at once, beside the ranks and their keepers
 MAX_UNUSED_FDS = 4  # that a connection may have sent without a use
+ATTEMPT_END_S = 1.0  # for the end of the ranks' text before they are restarted
 MAX_COMPLAINTS = 5  # about connections, for a group
 _READ_BYTES = 256 * 1024
 
@@ -48,19 +51,28 @@ class Connections:
         directory: Where the socket and the logs go; of mode 0700.
         nproc: Number of ranks.
         hello_s: How long a connection may send nothing, in seconds.
+        max_restarts: How often the ranks may be restarted.
 
     Attributes:
         members: The ranks that are connected, or were.
         agents: The connections of the agent, or with torchrun of each rank's keeper.
     """
 
-    def __init__(self, directory: RunDirectory, nproc: int, hello_s: float = HELLO_S) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        nproc: int,
+        hello_s: float = HELLO_S,
+        max_restarts: int = 0,
+    ) -> None:
         self.members: dict[int, Member] = {}
         self.agents: list[Channel] = []
         self._directory = directory
         self._nproc = nproc
         self._hello_s = hello_s
+        self._attempt, self._max_restarts = 0, max_restarts
         self._exited: set[int] = set()
+        self._done: set[Channel] = set()  # agents that have reported their end
         self._ranks: dict[Channel, int] = {}
         self._strangers: dict[Channel, float] = {}  # and when each connected, monotonic, s
         self._selector = selectors.DefaultSelector()
@@ -96,13 +108,19 @@ class Connections:
 
     def poll(self, timeout_s: float) -> list[RunEvent]:
         """Return what has happened, after waiting at most `timeout_s` for something to happen."""
+        return [*self._read(self._selector.select(timeout_s)), *self._close_silent()]
+
+    def _read(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> list[RunEvent]:
+        def order(item: tuple[selectors.SelectorKey, int]) -> int:
+            # Agents first: they say that ranks are restarted before those connect. Pipes last: an
+            # output is there before the text that marks its place.
+            return 0 if item[0].fileobj in self.agents else 1 + (item[0].data == self._read_pipe)
+
         events: list[RunEvent] = []
-        # Connections before pipes: an output is there before the text that marks its place.
-        ready = self._selector.select(timeout_s)
-        for key, _ in sorted(ready, key=lambda item: item[0].data == self._read_pipe):
+        for key, _ in sorted(ready, key=order):
             if key.fileobj in self._selector.get_map():
                 events += key.data(key.fileobj)
-        return [*events, *self._close_silent()]
+        return events
 
     def pending(self) -> bool:
         """Return whether something has arrived that was not read."""
@@ -123,10 +141,12 @@ class Connections:
             if not waiting and not self.pending():
                 break
             events += self.poll(0.05 if waiting else 0)
+        return [*events, *self._take_ends()]
+
+    def _take_ends(self) -> Iterator[RunEvent]:
         for member in self.members.values():
-            events += member.take_end()
-            events += self._lost_log(member)
-        return events
+            yield from member.take_end()
+            yield from self._lost_log(member)
 
     def close(self) -> None:
         """Close everything."""
@@ -184,13 +204,28 @@ class Connections:
         """
         try:
             message = decode(payload)
-            admission.check(message, self._standing(channel))
+            standing = self._standing(channel)
+            hello = message if isinstance(message, AgentHello | WorkerHello) else None
+            if hello is not None and hello.attempt < self._attempt and channel in self._strangers:
+                self._drop(channel)  # of an earlier attempt: it has ended
+                return []
+            admission.check(message, standing)
+            if hello is not None and standing.is_restart(hello):
+                return self._restart(channel, hello)
             return self._take(channel, message)
         except ProtocolError as error:
             if channel in self._strangers:
                 return self._refuse(channel, str(error))
             who = self._who(channel)
             return self._complain(f"an invalid message of {who} was ignored: {error}")
+
+    def _restart(self, channel: Channel, hello: AgentHello | WorkerHello) -> list[RunEvent]:
+        events = self._end_attempt(channel)
+        connected = [r for r, member in self.members.items() if not member.channel.closed]
+        if connected and channel in self._strangers:
+            why = f"it begins attempt {hello.attempt} while rank {connected[0]} is connected"
+            return events + self._refuse(channel, why)
+        return [*events, self._begin_attempt(), *self._take(channel, hello)]
 
     def _standing(self, channel: Channel) -> Standing:
         return Standing(
@@ -199,13 +234,18 @@ class Connections:
             exited=self._exited,
             rank=self._ranks.get(channel),
             agent=channel in self.agents,
+            attempt=self._attempt,
+            max_restarts=self._max_restarts,
         )
 
     def _take(self, channel: Channel, message: Command | Event) -> list[RunEvent]:
         match message:
             case AgentHello():
                 self._prove(channel)
-                self.agents.append(channel)
+                if channel not in self.agents:
+                    self.agents.append(channel)
+            case AgentDone():
+                self._done.add(channel)
             case WorkerHello():
                 self._welcome(channel, message)
             case WorkerExited(rank=rank):
@@ -265,6 +305,51 @@ class Connections:
                 yield from self._complain(
                     f"a connection was closed because it sent nothing for {self._hello_s:g} s"
                 )
+
+    # --- restarts -----------------------------------------------------------------------------
+
+    def _end_attempt(self, beginner: Channel) -> list[RunEvent]:
+        """Return what the ranks had left, once their processes have ended.
+
+        Args:
+            beginner: The connection that says that the ranks are restarted.
+        """
+        events: list[RunEvent] = []
+        deadline = time.monotonic() + ATTEMPT_END_S
+        while keys := self._keys({*self.agents, *self._rank_ends()} - {beginner}):
+            if time.monotonic() > deadline:
+                break
+            with selectors.DefaultSelector() as selector:
+                for key in keys:
+                    selector.register(key.fileobj, key.events, key.data)
+                events += self._read(selector.select(0.05))
+        return [*events, *self._take_ends()]
+
+    def _begin_attempt(self) -> Restarted:
+        """Forget the ranks: others take their places."""
+        self._attempt += 1
+        for key in self._keys({*self._rank_ends()}):
+            self._selector.unregister(key.fileobj)
+        for member in self.members.values():
+            member.close()
+        for rank in range(self._nproc):
+            mark = f"\n--- restart {self._attempt} of {self._max_restarts} ---\n"
+            with contextlib.suppress(OSError):
+                append(self._directory.rank_log(rank), mark.encode())
+        self.members.clear()
+        self._ranks.clear()
+        self._exited.clear()
+        agent_died = any(agent.closed and agent not in self._done for agent in self.agents)
+        self.agents = [agent for agent in self.agents if not agent.closed]
+        return Restarted(number=self._attempt, agent_died=agent_died)
+
+    def _rank_ends(self) -> Iterator[Channel | int]:
+        for member in self.members.values():
+            yield from (member.channel, member.pipe)
+
+    def _keys(self, ends: Collection[Channel | int]) -> list[selectors.SelectorKey]:
+        """Return those of these connections and pipes that are open."""
+        return [key for key in self._selector.get_map().values() if key.fileobj in ends]
 
     # --- text ---------------------------------------------------------------------------------
 

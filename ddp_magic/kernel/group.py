@@ -6,10 +6,8 @@ happens in the thread that calls it. Nobody but the group touches its processes.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
-import socket
 import time
 from collections.abc import Collection, Iterable, Mapping
 
@@ -25,6 +23,7 @@ from ddp_magic.wire.kernel_events import (
     Note,
     PulledValues,
     Rejoined,
+    Restarted,
     RunEvent,
     Stream,
 )
@@ -61,6 +60,7 @@ class WorkerGroup:
         timeout_s: Timeout for collectives, in seconds; None for torch's default.
         init_process_group: Whether to create the default process group.
         kept: Whether the ranks are a session's.
+        max_restarts: How often the agent restarts the ranks after a failure.
         lost_s: How long a rank may live without a connection, in seconds.
 
     Attributes:
@@ -77,12 +77,14 @@ class WorkerGroup:
         timeout_s: float | None = None,
         init_process_group: bool = True,
         kept: bool = False,
+        max_restarts: int = 0,
         lost_s: float = LOST_S,
     ) -> None:
         self.directory = directory
         self.nproc = nproc
         self.kept = kept
         self.ended = False
+        self.max_restarts = max_restarts
         self._lost_s = lost_s
         self._settings = WorkerSettings(
             socket=str(directory.socket),
@@ -93,18 +95,19 @@ class WorkerGroup:
             init_process_group=init_process_group,
             kept=kept,
         )
-        self._connections = Connections(directory, nproc)
+        self._connections = Connections(directory, nproc, max_restarts=max_restarts)
         self._outbox = Outbox(self._connections.members, nproc)
         self._agent: PlacedAgent | None = None
         self._started = 0.0
         self._waits_for = ""
-        self._master_port: socket.socket | None = None
         self._renewals = 0
         self._ready: dict[int, WorkerReady] = {}
         self._exited: dict[int, WorkerExited] = {}
-        self._agents_done: list[AgentDone] = []
+        self._agents_done: list[AgentDone] = []  # of this attempt
+        self._swept = 0  # in earlier attempts
         self._between_cells: list[RunEvent] = []
         self._interrupted = False
+        self._killed = False
         self._kill_deadline: float | None = None
 
     # --- commands -----------------------------------------------------------------------------
@@ -125,19 +128,15 @@ class WorkerGroup:
         """
         self._started = time.time() - 1.0  # a process's own time is rounded to ticks
         self._connections.listen()
-        # Bound and not listening: ours to keep, and free for the store of what the ranks start.
-        self._master_port = socket.socket()
-        self._master_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._master_port.bind(("127.0.0.1", 0))
-        port = self._master_port.getsockname()[1]
         self._agent = engine.start(
             AgentSpec(
                 run_id=self.directory.id,
                 kernel_pid=os.getpid(),
                 nproc=self.nproc,
                 sys_path=tuple(sys_path),
-                worker=dataclasses.replace(self._settings, master_port=port),
+                worker=self._settings,
                 prelude=prelude,
+                max_restarts=self.max_restarts,
             ),
             env,
         )
@@ -183,6 +182,7 @@ class WorkerGroup:
         self._send_agents(Kill(ranks=ranks))
         if not self._connections.agents and self._agent is not None:
             self._agent.kill()  # it has not connected: there are no ranks to care for
+        self._killed = self._killed or not ranks
         if not ranks and self._kill_deadline is None:
             self._kill_deadline = time.monotonic() + KILL_PATIENCE_S
 
@@ -274,6 +274,8 @@ class WorkerGroup:
                 self._outbox.welcome(rank)
             case WorkerReady(rank=rank):
                 self._ready[rank] = event
+            case Restarted():
+                self._restart()
             case AgentDone():
                 self._agents_done.append(event)
             case WorkerExited(rank=rank):
@@ -283,6 +285,15 @@ class WorkerGroup:
                     self._send_agents(Kill())
             case _:
                 pass
+
+    def _restart(self) -> None:
+        self._outbox.restart()
+        self._ready.clear()
+        self._exited.clear()
+        self._swept += sum(done.swept for done in self._agents_done)
+        self._agents_done = []
+        if self._agent is not None and (self._interrupted or self._killed):
+            self._agent.kill()  # torchrun does not know that the run is stopped
 
     def _news_of_start(self, agent: PlacedAgent) -> list[RunEvent]:
         events: list[RunEvent] = [Note(text=text) for text in agent.take_notes()]
@@ -327,8 +338,6 @@ class WorkerGroup:
             self.directory.tidy()
         self._connections.close()
         self._outbox.close()
-        if self._master_port is not None:
-            self._master_port.close()
         if self._agent is not None:
             self._agent.close()
 
@@ -346,7 +355,7 @@ class WorkerGroup:
                 agent_died=self._agent_died,  # asked again: its report may be among the rest
                 agent_error=errors[0] if errors else "",
                 agent_words=agent.last_words(),
-                swept=sum(done.swept for done in self._agents_done),
+                swept=self._swept + sum(done.swept for done in self._agents_done),
             )
         )
         return events

@@ -43,6 +43,13 @@ def rank_count(value: object) -> int | str:
     return count
 
 
+def count(value: object) -> int:
+    """Read a number from 0 on."""
+    if (number := integer(value)) < 0:
+        raise InvalidValueError
+    return number
+
+
 def gpus(value: object) -> str:
     """Read what follows `-g`; which GPUs exist is checked later."""
     text = value if isinstance(value, str) else ",".join(map(str, _items(value)))

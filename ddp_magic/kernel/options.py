@@ -213,6 +213,18 @@ OPTIONS = (
         help="Time limit for the whole run, in seconds. Default: none.",
     ),
     Option(
+        name="max_restarts",
+        flags=("--max-restarts",),
+        metavar="K",
+        read=read.count,
+        what="number of restarts",
+        use="0, 1, 2, ...",
+        default=0,
+        also=("--restarts", "--retries", "--max-retries"),
+        help="After a failure, restart all ranks, up to K times: the cell runs again from its "
+        "first line, `train` goes on from its last checkpoint. Default: 0.",
+    ),
+    Option(
         name="no_init",
         flags=("--no-init",),
         default=False,

@@ -40,12 +40,20 @@ class Outbox:
 
     def welcome(self, rank: int) -> None:
         """Send a rank that has just connected what was sent before."""
+        if rank not in self._members:  # it has ended already, and was restarted
+            return
         for command, fd in self._kept:
             self._members[rank].channel.send(command, fd)
         # Not all members: several may connect at once, and be welcomed one after the other.
         self._welcomed.add(rank)
         if len(self._welcomed) == self._nproc:
             self.close()
+
+    def restart(self) -> None:
+        """Forget the ranks and what was sent to them: others take their places."""
+        self.close()
+        self._welcomed.clear()
+        self._segments.clear()
 
     def close(self) -> None:
         """Keep nothing for ranks that have not connected."""

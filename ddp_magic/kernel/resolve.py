@@ -52,15 +52,22 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         pull=asked.pull,
         session=asked.session or "",
         check=asked.check,
+        max_restarts=asked.max_restarts,
     )
 
 
 def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
-    """Check that the ranks which `--pull` and `--show` name exist.
+    """Check that the ranks which `--pull` and `--show` name exist, and may be restarted.
 
     Raises:
-        OptionError: One does not.
+        OptionError: One does not, or they may not.
     """
+    if asked.session and asked.max_restarts:
+        problem = (
+            "restarted ranks would not have the variables of a session: omit this option or the "
+            "session"
+        )
+        raise OptionError("max_restarts", problem)
     for name, ranks in (("pull", [p.rank or 0 for p in asked.pull]), ("show", asked.show or ())):
         if (last := max(ranks, default=0)) >= nproc:
             there = f"ranks 0 to {nproc - 1}" if nproc > 1 else "only rank 0"

@@ -14,6 +14,7 @@ from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.display.record import RunRecord, Screen
+from ddp_magic.display.restarts import Restart, earlier_attempts, restart_line
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
@@ -37,6 +38,7 @@ from ddp_magic.wire.kernel_events import (
     GroupEnded,
     Note,
     PulledValues,
+    Restarted,
     RunEvent,
     StackDumped,
 )
@@ -90,6 +92,7 @@ class Run(RunRecord):
             devices=options.devices,
             session=options.session,
             show=options.show,
+            max_restarts=options.max_restarts,
             ranks=[Rank(rank=r, log=logs.rank_log(r)) for r in range(options.nproc)],
         )
         self.options = options
@@ -97,14 +100,12 @@ class Run(RunRecord):
         self._cell = cell
         self._around = around or Surroundings()
         self._capture = capture or Capture()
+        self._hang_s = hang_s
+        self._check: CallCheck | None = None
         self.captured = tuple(self._capture.values)
-        self._pulls = Pulls(options.pull, options.nproc, self.directory)
+        self._begin_attempt()
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
-        self._watch = HangWatch(hang_s)
-        self._check = CallCheck(self.directory, options.nproc) if options.check else None
-        self._mismatch = ""
-        self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
         taken = set() if cell_files is None else cell_files
         file = cell_file(self.directory.cell, execution_count, taken)
         taken.add(file)
@@ -122,6 +123,7 @@ class Run(RunRecord):
         lines = [f"Run {self.id}: {self.state.value} · {ranks} · {self.elapsed_s:.1f} s"]
         if self.error is not None:
             lines.append(f"  error: {type(self.error).__name__}: {self.error}")
+        lines += [f"  {restart}" for restart in self.restarts]
         if self.results:
             names = self.results if isinstance(self.results, dict) else ["one per rank"]
             lines.append(f"  results: {', '.join(names)}")
@@ -129,6 +131,16 @@ class Run(RunRecord):
             lines.append(f"  captured: {', '.join(dict.fromkeys(map(str, self.captured)))}")
         lines.append(f"  logs: {self.logs}")
         return "\n".join(lines)
+
+    def _begin_attempt(self) -> None:
+        self._has_cell = False  # whether the ranks have been sent the cell
+        self._pulls = Pulls(self.options.pull, self.options.nproc, self.directory)
+        self._watch = HangWatch(self._hang_s)
+        if self._check is not None:
+            self._check.close()
+        self._check = CallCheck(self.directory, self.options.nproc) if self.options.check else None
+        self._mismatch = ""
+        self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
 
     # --- from the start to the end ------------------------------------------------------------
 
@@ -169,6 +181,9 @@ class Run(RunRecord):
             early = {n: v for n, v in self._cell.environment.items() if not is_late(n)}
             env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
             self._group.start(engine, env, sys_path, self._command.prelude)
+        self._send_captured()
+
+    def _send_captured(self) -> None:
         for number, segment in self._capture.segments.items():
             self._group.share(number, segment)
         if self._capture.command is not None:
@@ -190,6 +205,9 @@ class Run(RunRecord):
         self.waits = ()
         self._take(self._end_check(), screen)
         self.state, self.error = judge(self._evidence())
+        if self.error is not None:
+            earlier = earlier_attempts(self.restarts, self.max_restarts)
+            self.error.details = (*self.error.details, *earlier)
         if self.state is State.SUCCEEDED:
             notes = [Note(text=f"warning: {text}") for text in hangs.mismatches(self.ranks)]
             self._take(notes, screen)
@@ -198,7 +216,7 @@ class Run(RunRecord):
 
     @property
     def _is_ready(self) -> bool:
-        return self.state is State.PENDING and all(rank.ran for rank in self.ranks)
+        return not self._has_cell and all(rank.ran for rank in self.ranks)
 
     def _send_cell(self) -> None:
         """Let the ranks begin, once all are ready.
@@ -206,7 +224,9 @@ class Run(RunRecord):
         Not before: a rank that has finished its cell closes its connections, and one that is still
         connecting to others takes that for its peer's death.
         """
-        self.state = State.RUNNING
+        self.state, self._has_cell = State.RUNNING, True
+        if self.restarts:
+            self.doing = ""
         if not self.directory.cell.exists():  # a cleaner of temporary files came meanwhile
             self.directory.make_again()
             self.directory.cell.write_text(self._cell.source, encoding="utf-8")
@@ -229,12 +249,33 @@ class Run(RunRecord):
             match event:
                 case Doing(text="") if self._stop is not None:
                     continue  # news of the start: what is worth a word is that it stops
+                case Restarted():
+                    if self._stop is None:
+                        self._restart(event, screen)
+                    continue  # else the group ends the new ranks
                 case PulledValues(results=results, fd=fd):
                     self._pulls.take(results, fd)
                 case Error() if self._stop is None:
                     self._remember_waits()
             self.take(event)
             screen.take(event)
+
+    def _restart(self, event: Restarted, screen: Screen) -> None:
+        """Note why the ranks are restarted, and begin anew with them."""
+        left = [rank.rank for rank in self.ranks if rank.left_early]
+        self._take(self._stacks_of_crashes(), screen)
+        self.group_end = GroupEnded(agent_died=event.agent_died)
+        _, error = judge(self._evidence())
+        restart = Restart.after(error, event.number, self.elapsed_s)
+        self.restarts += (restart,)
+        screen.take(event)
+        notes = [restart_line(restart, self.max_restarts)]
+        notes += [f"rank {rank} had left early: os._exit(0) in the cell" for rank in left]
+        self.group_end = None
+        self.take(event)
+        self._take([Note(text=text) for text in notes], screen)
+        self._begin_attempt()
+        self._send_captured()
 
     def _take_results(self, screen: Screen) -> None:
         """Take what was asked for; from a failed run only if all of it is there."""
@@ -327,7 +368,7 @@ class Run(RunRecord):
         )
         if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
             self._remember_waits()
-        starting = self.state is State.PENDING  # no cell to finish, no session to keep yet
+        starting = not self._has_cell  # no cell to finish, no session to keep yet
         # Ranks that wait in a collective which will not complete answer once it is aborted.
         keep = self._group.kept or reason is StopReason.MISMATCH
         return reason and Stop(

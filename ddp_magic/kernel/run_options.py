@@ -40,6 +40,7 @@ class Options:
     pull: tuple[Pull, ...] = ()
     session: str = ""
     check: bool = False
+    max_restarts: int = 0
     call: bool = False
     from_python: bool = False
 
@@ -81,4 +82,5 @@ def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
         timeout_s=options.timeout_s,
         init_process_group=options.init_process_group,
         kept=bool(options.session),
+        max_restarts=options.max_restarts,
     )

@@ -17,7 +17,6 @@ _OF_TORCHRUN = {
     ("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--use-env"): _BY_ITSELF,
     ("--log-dir", "--redirects", "-r", "--tee", "-t", "--local-ranks-filter"): _LOGS,
     ("--module", "-m", "--no-python", "--run-path"): _CELL,
-    ("--max-restarts",): "ranks are not restarted, so omit the option and run the cell again",
     ("--monitor-interval", "--start-method", "--role", "--logs-specs"): _OMIT,
     ("--event-log-handler", "--numa-binding", "--signals-to-handle"): _OMIT,
     ("--virtual-local-rank", "--shutdown-timeout", "--duplicate-stdout-filters"): _OMIT,

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
 from ddp_magic.system import processes
@@ -26,6 +26,9 @@ from ddp_magic.wire.messages import AgentDone, AgentHello, Interrupt, Kill, Work
 from ddp_magic.wire.specs import AgentSpec
 
 LEFTOVER_GRACE_S = 1.0  # for what the ranks had started, after the ranks
+
+# Called with the number of restarts, this one included; returns whether it may go on.
+MayRestart: TypeAlias = Callable[[int], bool]
 
 
 class Watcher(threading.Thread):
@@ -56,7 +59,7 @@ class Watcher(threading.Thread):
                     case Kill(ranks=ranks):
                         self._ranks.interrupted = self._ranks.interrupted and bool(ranks)
                         if not ranks and not self._ranks.pids:
-                            os._exit(1)  # no rank has been forked
+                            os._exit(0)  # no rank has been forked; torchrun must not restart any
                         self._ranks.kill(ranks)
 
     def _end_everything(self) -> NoReturn:
@@ -65,29 +68,44 @@ class Watcher(threading.Thread):
         os._exit(1)
 
 
-def serve(spec: AgentSpec, launch: Callable[[AgentSpec, Ranks], None]) -> NoReturn:
+def serve(
+    spec: AgentSpec, launch: Callable[[AgentSpec, Ranks, MayRestart], None], attempt: int = 0
+) -> NoReturn:
     """Run the ranks, report to the kernel, and exit.
 
     Args:
         spec: What to run.
-        launch: Forks the ranks and returns when they have ended.
+        launch: Forks the ranks, asks before it forks others in their places, and returns when they
+            have ended.
+        attempt: How often the ranks were restarted before.
     """
     channel = connect(spec.worker.socket)
-    channel.send(AgentHello())
+    channel.send(AgentHello(attempt=attempt))
     ranks = Ranks(functools.partial(_report_exit, channel))
     processes.adopt_orphans()
     Watcher(channel, spec.kernel_pid, ranks).start()
-    error = ""
+    error, swept = "", 0
+
+    def may_restart(restarts: int) -> bool:
+        nonlocal swept
+        swept += processes.sweep(LEFTOVER_GRACE_S)  # it may hold a port, a file, a GPU's memory
+        if ranks.ending or ranks.alive():
+            return False
+        ranks.forget()
+        channel.send(AgentHello(attempt=restarts))
+        return True
+
     try:
-        launch(spec, ranks)
+        launch(spec, ranks, may_restart)
     except BaseException:  # noqa: BLE001 -- whatever ended torch's agent is reported to the kernel
         error = traceback.format_exc()
     ranks.end(signal.SIGTERM, TERM_GRACE_S)
-    swept = processes.sweep(LEFTOVER_GRACE_S)
+    swept += processes.sweep(LEFTOVER_GRACE_S)
     channel.send(AgentDone(error=error, swept=swept))
     sys.stdout.flush()
     sys.stderr.flush()
-    failed = error or any(ranks.codes.values())
+    # torchrun restarts ranks whose keepers fail: not those that the kernel has killed.
+    failed = not ranks.doomed and (error or any(ranks.codes.values()))
     os._exit(1 if failed else 0)  # without waiting for torch's threads
 
 

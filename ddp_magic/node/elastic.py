@@ -4,8 +4,7 @@
   imported torch; watched by waitpid; ended by SIGTERM, then SIGKILL. torch's function entry point
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
 - The rendezvous (`OneNode`): no server, since there is one node. The ranks' process groups have a
-  store of their own (`process_group`), and what the ranks start gets a free port
-  (`WorkerSettings.master_port`).
+  store of their own (`process_group`), and what the ranks start gets a free port, MASTER_PORT.
 - The machine's full name is not looked up. torch records it with each step of a run, in logs that
   are not shown here. Where the name server does not answer and the name is not in /etc/hosts, as
   on a laptop without its VPN, the look-ups of an empty run of four ranks took 25 s.
@@ -23,13 +22,14 @@ on a torch in which they change:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
@@ -52,7 +52,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks, run_worker
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.specs import AgentSpec, WorkerSettings
+from ddp_magic.wire.specs import AgentSpec
 
 MONITOR_INTERVAL_S = 0.001  # torch's sleep between two polls; `ForkContext._poll` waits itself
 WAIT_S = 1.0
@@ -88,14 +88,19 @@ class ForkContext(PContext):
 
     Args:
         ranks: The ranks' processes, shared with the agent's watcher.
-        settings: What the ranks have in common.
+        run_rank: What a rank runs, with its own environment variables.
         kwargs: Passed to `PContext`.
     """
 
-    def __init__(self, ranks: Ranks, settings: WorkerSettings, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        ranks: Ranks,
+        run_rank: Callable[[Mapping[str, str]], NoReturn],
+        **kwargs: Any,  # noqa: ANN401 -- torch's own
+    ) -> None:
         super().__init__(**kwargs)
         self._ranks = ranks
-        self._settings = settings
+        self._run_rank = run_rank
 
     def _start(self) -> None:
         gc.collect()
@@ -104,7 +109,7 @@ class ForkContext(PContext):
             if self._ranks.ending:
                 break  # Stop was pressed: hundreds of forks take seconds
             env = self.envs[local_rank]
-            self._ranks.fork(local_rank, functools.partial(run_worker, self._settings, env))
+            self._ranks.fork(local_rank, functools.partial(self._run_rank, env))
 
     def _poll(self) -> RunProcsResult | None:
         self._ranks.wait(WAIT_S)
@@ -145,15 +150,27 @@ class OneNode(RendezvousHandler):
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._closed = False
+        self._port: socket.socket | None = None
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's log and torchrun's registry."""
         return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return a group of this node alone."""
-        address = RendezvousStoreInfo(HOST, 0)
+        """Return a group of this node alone, with another MASTER_PORT at each restart."""
+        # Bound and not listening: ours to keep, and free for the store of what the ranks start.
+        port = socket.socket()
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind((HOST, 0))
+        self.close_port()
+        self._port = port
+        address = RendezvousStoreInfo(HOST, port.getsockname()[1])
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=address)
+
+    def close_port(self) -> None:
+        """Close MASTER_PORT, which a forked rank must not hold."""
+        if self._port is not None:
+            self._port.close()
 
     def is_closed(self) -> bool:
         """Return whether the rendezvous is closed."""
@@ -187,20 +204,33 @@ def register_rendezvous() -> str:
     return BACKEND
 
 
-def run(spec: AgentSpec, ranks: Ranks) -> None:
+class NoRestartError(Exception):
+    """The ranks are not restarted: Stop was pressed, or one of them cannot be killed."""
+
+
+def run(spec: AgentSpec, ranks: Ranks, may_restart: Callable[[int], bool]) -> None:
     """Run torch's agent until every rank has ended. The process ends afterwards.
 
     Args:
         spec: What to run.
         ranks: The ranks' processes.
+        may_restart: Called before a restart, when every rank has ended, with its number.
     """
     start_processes: Any = local_elastic_agent.start_processes  # type: ignore[attr-defined]
     full_name = api._get_fq_hostname
+    rendezvous = OneNode(spec.run_id)
+
+    def run_rank(env: Mapping[str, str]) -> NoReturn:
+        rendezvous.close_port()
+        run_worker(spec.worker, env)
 
     def fork_ranks(**given: Any) -> PContext:  # noqa: ANN401 -- torch's own
         for unused in ("start_method", "numa_options"):
             given.pop(unused, None)
-        context = ForkContext(ranks, spec.worker, **given)
+        restarts = int(given["envs"][0]["TORCHELASTIC_RESTART_COUNT"])
+        if restarts and not may_restart(restarts):
+            raise NoRestartError
+        context = ForkContext(ranks, run_rank, **given)
         # The ranks have torch as it is, and may launch others with it.
         _put_into_torch(start_processes, full_name)
         context.start()
@@ -210,15 +240,16 @@ def run(spec: AgentSpec, ranks: Ranks) -> None:
     workers = WorkerSpec(
         role="default",
         local_world_size=spec.nproc,
-        rdzv_handler=OneNode(spec.run_id),
+        rdzv_handler=rendezvous,
         entrypoint="ddp_magic",  # a name for torch's log: `ranks.run_worker` is what runs
-        max_restarts=0,
+        max_restarts=spec.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
         local_addr=HOST,
     )
     logs = NoLogs(spec.worker.directory)
     _put_into_torch(fork_ranks, socket.gethostname)
-    local_elastic_agent.LocalElasticAgent(workers, logs_specs=logs).run()
+    with contextlib.suppress(NoRestartError):
+        local_elastic_agent.LocalElasticAgent(workers, logs_specs=logs).run()
 
 
 def _put_into_torch(start_processes: Callable[..., PContext], full_name: Callable[[], str]) -> None:

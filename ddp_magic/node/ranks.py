@@ -41,14 +41,21 @@ class Ranks:
         # Stop was pressed: ranks that answered may finish saving, so the end of one rank no longer
         # ends the others.
         self.interrupted = False
-        self._doomed = False  # the run has been killed
+        self.doomed = False  # the kernel has killed the run
         self._ended_here: set[int] = set()
         self._pidfds: dict[int, int] = {}
 
     @property
     def ending(self) -> bool:
         """Whether the run is being stopped: no other rank needs to start."""
-        return self._doomed or self.interrupted
+        return self.doomed or self.interrupted
+
+    def forget(self) -> None:
+        """Forget the ranks of an attempt, which have all ended: others take their places."""
+        with self._lock:
+            self.pids.clear()
+            self.codes.clear()
+            self._ended_here.clear()
 
     def fork(self, local_rank: int, main: Callable[[], NoReturn]) -> None:
         """Fork a rank. It runs `main` and nothing else of this process."""
@@ -62,13 +69,13 @@ class Ranks:
                 self._pidfds[local_rank] = os.pidfd_open(pid)
             except (OSError, AttributeError):  # not Linux
                 pass
-            if self._doomed:
+            if self.doomed:
                 self._ended_here.add(local_rank)
                 os.kill(pid, signal.SIGKILL)
 
     def kill(self, local_ranks: tuple[int, ...]) -> None:
         """SIGKILL these ranks; if none is given, all of them, including those not yet forked."""
-        self._doomed = self._doomed or not local_ranks
+        self.doomed = self.doomed or not local_ranks
         self.signal(signal.SIGKILL, local_ranks)
 
     def poll(self) -> None:

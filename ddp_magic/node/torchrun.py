@@ -50,10 +50,10 @@ def keep() -> NoReturn:
     spec = AgentSpec.from_json(os.environ.pop(SPEC_VARIABLE))
     processes.die_with_parent(os.getppid())
     sys.path[:] = spec.sys_path
-    agent.serve(spec, _keep)
+    agent.serve(spec, _keep, attempt=int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
 
 
-def _keep(spec: AgentSpec, ranks: Ranks) -> None:
+def _keep(spec: AgentSpec, ranks: Ranks, _may_restart: agent.MayRestart) -> None:
     asked_to_end = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())  # torchrun: another rank failed
     ranks.fork(int(os.environ["LOCAL_RANK"]), functools.partial(run_worker, spec.worker, {}))

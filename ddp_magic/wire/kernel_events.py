@@ -97,6 +97,19 @@ class StackDumped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restarted:
+    """Every rank has ended, at least one of them with a failure, and the agent restarts them all.
+
+    Attributes:
+        number: Number of the restart, from 1.
+        agent_died: Whether a keeper of torchrun's ended without a report, and its rank with it.
+    """
+
+    number: int
+    agent_died: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupEnded:
     """Every process of a group has ended.
 
@@ -123,5 +136,6 @@ RunEvent: TypeAlias = (
     | ConnectionLost
     | Killed
     | StackDumped
+    | Restarted
     | GroupEnded
 )

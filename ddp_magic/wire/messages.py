@@ -222,7 +222,13 @@ class Forked:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentHello:
-    """The agent is connected."""
+    """The agent is connected and about to start the ranks, or to restart them.
+
+    Attributes:
+        attempt: How often the ranks were restarted before (TORCHELASTIC_RESTART_COUNT).
+    """
+
+    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +248,7 @@ class WorkerExited:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentDone:
-    """Every rank has ended, and so have the processes that the ranks started.
+    """Every rank has ended, is not restarted, and so have the processes that the ranks started.
 
     Attributes:
         error: Traceback of an error in the agent itself; empty if there was none.
@@ -263,11 +269,13 @@ class WorkerHello:
     Attributes:
         marker: Followed by a number and BEL, marks the place of a display in the rank's text; see
             `ddp_magic.display.rank_text`.
+        attempt: How often the ranks were restarted before (TORCHELASTIC_RESTART_COUNT).
     """
 
     rank: int
     pid: int
     marker: str
+    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,6 @@ class WorkerSettings:
         timeout_s: Timeout for collectives, in seconds; None for torch's default.
         init_process_group: Whether the default process group is created before the cell.
         kept: Whether the ranks belong to a session, and outlive their cells.
-        master_port: MASTER_PORT of the ranks: a free port, reserved for programs that they start.
     """
 
     socket: str
@@ -40,7 +39,6 @@ class WorkerSettings:
     timeout_s: float | None = None
     init_process_group: bool = True
     kept: bool = False
-    master_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,7 @@ class AgentSpec:
         sys_path: The kernel's module search path.
         worker: Settings of the ranks.
         prelude: Names of `ddp_magic.prelude` that the first cell reads.
+        max_restarts: How often the ranks are restarted after a failure.
     """
 
     run_id: str
@@ -62,6 +61,7 @@ class AgentSpec:
     sys_path: tuple[str, ...]
     worker: WorkerSettings
     prelude: tuple[str, ...] = ()
+    max_restarts: int = 0
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""

@@ -1,4 +1,4 @@
-"""Resets what a fork inherits: seeds, thread pools, MASTER_PORT, keyboard."""
+"""Resets what a fork inherits: seeds, thread pools, keyboard."""
 
 from __future__ import annotations
 
@@ -18,13 +18,8 @@ from ddp_magic.system.frames import end_stacks_at_ours
 from ddp_magic.worker import keyboard
 
 
-def take(master_port: int) -> None:
-    """Make this fork of the agent like a fresh interpreter that has imported the same modules.
-
-    Args:
-        master_port: The ranks' MASTER_PORT.
-    """
-    os.environ["MASTER_PORT"] = str(master_port)
+def take() -> None:
+    """Make this fork of the agent like a fresh interpreter that has imported the same modules."""
     processes.tie_forked_children()
     # Temporary directories of libraries that the forkserver has imported are not this rank's.
     atexit.unregister(shutil.rmtree)

@@ -16,9 +16,9 @@ def register(path: Path) -> None:
     faulthandler does this in C, even while other C code holds the interpreter lock.
 
     Args:
-        path: The file; stacks are appended.
+        path: The file; stacks are appended. What a rank of an earlier attempt wrote is removed.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC
     try:
         fd = move_high(os.open(path, flags, 0o600))
     except OSError:  # a full disk costs the stacks, not the rank

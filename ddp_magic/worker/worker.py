@@ -69,7 +69,7 @@ from ddp_magic.worker.user_modules import UserModules, imported_since
 def main(settings: WorkerSettings) -> NoReturn:
     """Be a rank, until its last cell has run."""
     try:
-        fresh_state.take(settings.master_port)
+        fresh_state.take()
         worker = Worker(settings)
     except Exception as error:  # noqa: BLE001 -- the kernel shows this line of the agent's log
         reason = error_report.last_line(error)
@@ -122,7 +122,12 @@ class Worker:
         self._start_threads()
 
     def _send_hello(self) -> None:
-        hello = WorkerHello(rank=self._rank, pid=os.getpid(), marker=self._pipe.marker)
+        hello = WorkerHello(
+            rank=self._rank,
+            pid=os.getpid(),
+            marker=self._pipe.marker,
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        )
         if not self._channel.send(hello, fd=self._pipe.read_end):
             raise ConnectionError("the kernel has closed its connection")
         self._pipe.close_read_end()

@@ -110,7 +110,13 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("--rdzv_backend c10d", "%%ddp: unsupported option --rdzv_backend of torchrun: %%ddp does"),
         ("--standalone", "%%ddp: unsupported option --standalone of torchrun: %%ddp does this by"),
         ("-m train", "%%ddp: unsupported option -m of torchrun: %%ddp runs the cell, so import"),
-        ("--max-restarts 3", "%%ddp: unsupported option --max-restarts of torchrun: ranks are not"),
+        ("--max-restarts -1", "%%ddp --max-restarts: invalid number of restarts '-1': use 0, 1, 2"),
+        ("--max-restarts", "%%ddp --max-restarts: missing number of restarts: use 0, 1, 2, ..."),
+        (
+            "--max_restarts 3",
+            "%%ddp: unrecognized option --max_restarts: did you mean --max-restarts",
+        ),
+        ("--retries 3", "%%ddp: unrecognized option --retries: did you mean --max-restarts?"),
     ],
 )
 def test_wrong_lines(line: str, message: str) -> None:

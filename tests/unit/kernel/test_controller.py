@@ -25,6 +25,7 @@ NOTHING: dict[str, Any] = {
     "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
     "no_init": False, "cold": False, "time_limit": None, "show": None, "seed": None, "pull": (),
     "check": False,
+    "max_restarts": 0,
 }  # fmt: skip
 
 
