@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ddp_magic.sam.adapter import image_processor_config
 from ddp_magic.sam.process_group import rank_and_world
+from ddp_magic.sam.restarts import CALL_FILE
 from ddp_magic.sam.tuning import plain_state
 
 History = list[dict[str, float]]
@@ -83,6 +84,7 @@ def save(
     position: Position,
     choices: Choices,
     sam: nn.Module,
+    call: str = "",
 ) -> None:
     """Write `last`: the model, and the state that `load` needs. Collective; rank 0 writes.
 
@@ -92,13 +94,14 @@ def save(
         position: progress of training.
         choices: arguments that must be the same on resume.
         sam: the model.
+        call: the name of the call of `train` (`restarts`).
     """
     states = _random_states()
     if rank_and_world()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
         state |= {"position": asdict(position), "choices": choices, "random": states}
-        save_model(folder / "last", sam, state)
+        save_model(folder / "last", sam, state, call)
         _write_log(folder, position.history)
 
 
@@ -130,19 +133,30 @@ def load(folder: Path, parts: Mapping[str, HasState]) -> Position:
 
 
 def _read(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
-    path = folder / "last" / "trainer.pt"
+    path = latest(folder) / "trainer.pt"
     # Written by `save`; weights_only fails for the random states of Python and NumPy.
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
     return state
 
 
-def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None) -> None:
+def latest(folder: Path) -> Path:
+    """Return the latest checkpoint in `folder`, whether it exists or not.
+
+    It is `last`; or `last.old`, if the process was killed while it put a new one in its place.
+    """
+    last, old = folder / "last", folder / "last.old"
+    return old if old.exists() and not last.exists() else last
+
+
+def save_model(
+    folder: Path, sam: nn.Module, state: dict[str, Any] | None = None, call: str = ""
+) -> None:
     """Write a checkpoint next to `folder`, then rename it, so that it is always complete.
 
     It includes the configuration of the image processor, for the pipelines of transformers.
     """
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for leftover in (part, old):
+    for leftover in (part, old) if folder.exists() else (part,):
         shutil.rmtree(leftover, ignore_errors=True)
     # The progress bar of transformers would interrupt that of training.
     shown = logging.is_progress_bar_enabled()
@@ -155,6 +169,8 @@ def save_model(folder: Path, sam: nn.Module, state: dict[str, Any] | None = None
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if state is not None:
         torch.save(state, part / "trainer.pt")
+    if call:
+        (part / CALL_FILE).write_text(call)
     if folder.exists():
         folder.rename(old)
     part.rename(folder)

@@ -34,6 +34,7 @@ from ddp_magic.sam.optimizers import OPTIMIZERS, learning_rate, make_optimizer
 from ddp_magic.sam.process_group import all_reduce_sum, barrier, print0, rank_and_world, setup
 from ddp_magic.sam.progress import epoch_row, is_best, is_stuck, progress_bar, report, show_progress
 from ddp_magic.sam.prompts import most_common
+from ddp_magic.sam.restarts import is_interrupted, name_call
 from ddp_magic.sam.sampling import Sampled
 from ddp_magic.sam.tuning import Averages, choose_trained, restore
 
@@ -143,7 +144,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             epoch; 0: none.
         resume: whether to continue from `out_dir/last`, with the same result as without the
             interruption. `tune`, `optimizer`, `auxiliary`, `amp` and `ema` must be the same; within
-            an epoch, the batches and the number of ranks too.
+            an epoch, the batches and the number of ranks too. After a restart by torch's agent
+            (`--max-restarts`), a call with `out_dir` continues from its own `last` without it.
 
     Returns:
         One row per epoch: epoch, lr, train_loss (with the weighted auxiliary loss), the scores of
@@ -175,6 +177,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
     choices |= {"lora_rank": lora_rank} if tune == "lora" else {}
     choices |= {"images": size, "ranks": world, "batch_size": batch_size}
     choices |= {"accumulate": accumulate, "seed": seed}
+    call = name_call(folder)
+    resume = resume or (folder is not None and is_interrupted(checkpoint.latest(folder), call))
     if resume and folder:
         checkpoint.check(folder, choices)
     wrapper = PromptedSam(model.to(device), amp, max(each_rounds), prompts, multimask=multimask)
@@ -272,7 +276,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
                     if folder and save_every and (step + 1) % save_every == 0:
                         total, spent_s = all_reduce_sum(sums.clone()), time.perf_counter() - start
                         here = checkpoint.Position(history, number, total.tolist(), spent_s)
-                        checkpoint.save(folder, parts, here, choices, sam)
+                        checkpoint.save(folder, parts, here, choices, sam, call)
                 bar.update(epoch * batches + number - bar.n)
                 requested = time.perf_counter()
             seconds = time.perf_counter() - start
@@ -289,7 +293,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
                         checkpoint.save_model(folder / "best", sam)
             position = checkpoint.Position(history)
             if folder:
-                checkpoint.save(folder, parts, position, choices, sam)
+                checkpoint.save(folder, parts, position, choices, sam, call)
             if rank == 0 and figures_every and (epoch + 1) % figures_every == 0:
                 with averages.in_place():
                     show_progress(history, table, sam, val_set, first_prompt)

@@ -112,10 +112,7 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("-m train", "%%ddp: unsupported option -m of torchrun: %%ddp runs the cell, so import"),
         ("--max-restarts -1", "%%ddp --max-restarts: invalid number of restarts '-1': use 0, 1, 2"),
         ("--max-restarts", "%%ddp --max-restarts: missing number of restarts: use 0, 1, 2, ..."),
-        (
-            "--max_restarts 3",
-            "%%ddp: unrecognized option --max_restarts: did you mean --max-restarts",
-        ),
+        ("--max_restarts 3", "%%ddp: unrecognized option --max_restarts: did you mean --max-r"),
         ("--retries 3", "%%ddp: unrecognized option --retries: did you mean --max-restarts?"),
     ],
 )
