@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnose import headline
+from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 
 MAX_REASONS = 2  # in the closing line
@@ -35,22 +36,37 @@ class Restart:
     error: DDPMagicError | RunInterrupted
     elapsed_s: float
 
-    @classmethod
-    def after(
-        cls, error: DDPMagicError | RunInterrupted | None, number: int, elapsed_s: float
-    ) -> Restart:
-        """Return the restart that follows an attempt which ended with this error."""
-        error = error or DDPMagicError("a rank failed")
-        return cls(
-            number=number,
-            rank=getattr(error, "rank", None),
-            reason=headline(getattr(error, "shown", "") or str(error)),
-            error=error,
-            elapsed_s=elapsed_s,
-        )
-
     def __str__(self) -> str:
         return f"restart {self.number} after {self.elapsed_s:.1f} s: {self.reason}"
+
+
+def restart_after(
+    error: DDPMagicError | RunInterrupted | None,
+    ranks: Sequence[Rank],
+    *,
+    number: int,
+    elapsed_s: float,
+) -> Restart:
+    """Return the restart that follows an attempt.
+
+    Args:
+        error: The error that the run would have ended with.
+        ranks: What is known of its ranks.
+        number: Number of the restart, from 1.
+        elapsed_s: Time since the start of the run, in seconds.
+    """
+    error = error or DDPMagicError("a rank failed")
+    rank: int | None = getattr(error, "rank", None)
+    reason = headline(getattr(error, "shown", "") or str(error))
+    left = [other.rank for other in ranks if other.left_early]
+    failure = None if rank is None else ranks[rank].failure
+    if left and failure is not None and failure.lost_its_peer:
+        where = ranks[failure.rank].where
+        reason = (
+            f"{rank_names(left)} left early (os._exit(0) in the cell), and rank {rank} lost its "
+            f"connection{where}"
+        )
+    return Restart(number=number, rank=rank, reason=reason, error=error, elapsed_s=elapsed_s)
 
 
 def restart_line(restart: Restart, max_restarts: int) -> str:

@@ -107,7 +107,11 @@ def _headline(run: RunRecord) -> str:
 
 
 def _attempt(run: RunRecord) -> list[str]:
-    return [count_words(len(run.restarts), run.max_restarts)] if run.restarts else []
+    if not run.restarts:
+        return []
+    if run.ended is not None:
+        return [closing_words(run.restarts, with_reasons=False)]
+    return [count_words(len(run.restarts), run.max_restarts)]
 
 
 def _head(run: RunRecord) -> list[str]:

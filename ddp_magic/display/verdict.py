@@ -57,6 +57,7 @@ class Evidence:
         stop: Why the kernel ended the run; None if it did not.
         stopped: When the kernel ended it, in seconds since the epoch.
         time_limit_s: The run's time limit, in seconds.
+        restarts_left: Whether the ranks could have been restarted once more.
         group: How the group ended, if it ended.
         logs: Directory of the logs of the agent and the ranks.
         source: The cell's source.
@@ -73,6 +74,7 @@ class Evidence:
     stop: StopReason | None = None
     stopped: float = 0.0
     time_limit_s: float | None = None
+    restarts_left: bool = False
     group: GroupEnded = field(default_factory=GroupEnded)
     logs: RunDirectory = field(default_factory=lambda: RunDirectory(Path()))
     source: str = ""
@@ -96,7 +98,7 @@ def judge(  # noqa: PLR0911 -- one for each end
     match evidence.stop:
         case StopReason.INTERRUPT:
             return State.CANCELLED, _interrupted(evidence, own)
-        case StopReason.TIME_LIMIT if not own:
+        case StopReason.TIME_LIMIT if evidence.restarts_left or not own:
             limit = f"the run exceeded its time limit of {evidence.time_limit_s:g} s; "
             return State.FAILED, TimeLimitError(
                 limit + _how_they_stopped(evidence.ranks), details=evidence.waits

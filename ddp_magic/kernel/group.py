@@ -272,6 +272,8 @@ class WorkerGroup:
         match event:
             case WorkerHello(rank=rank):
                 self._outbox.welcome(rank)
+                if self._interrupted and (member := self._connections.members.get(rank)):
+                    member.channel.send(Interrupt())  # it was starting when the others got theirs
             case WorkerReady(rank=rank):
                 self._ready[rank] = event
             case Restarted():

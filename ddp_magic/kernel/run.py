@@ -14,7 +14,7 @@ from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.display.record import RunRecord, Screen
-from ddp_magic.display.restarts import Restart, earlier_attempts, restart_line
+from ddp_magic.display.restarts import earlier_attempts, restart_after, restart_line
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
@@ -262,18 +262,15 @@ class Run(RunRecord):
 
     def _restart(self, event: Restarted, screen: Screen) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
-        left = [rank.rank for rank in self.ranks if rank.left_early]
         self._take(self._stacks_of_crashes(), screen)
         self.group_end = GroupEnded(agent_died=event.agent_died)
         _, error = judge(self._evidence())
-        restart = Restart.after(error, event.number, self.elapsed_s)
+        restart = restart_after(error, self.ranks, number=event.number, elapsed_s=self.elapsed_s)
         self.restarts += (restart,)
-        screen.take(event)
-        notes = [restart_line(restart, self.max_restarts)]
-        notes += [f"rank {rank} had left early: os._exit(0) in the cell" for rank in left]
         self.group_end = None
         self.take(event)
-        self._take([Note(text=text) for text in notes], screen)
+        screen.take(event)
+        self._take([Note(text=restart_line(restart, self.max_restarts))], screen)
         self._begin_attempt()
         self._send_captured()
 
@@ -410,6 +407,7 @@ class Run(RunRecord):
             stop=self._stop.reason if self._stop else None,
             stopped=self._stop.began if self._stop else 0.0,
             time_limit_s=self.options.time_limit_s,
+            restarts_left=len(self.restarts) < self.max_restarts,
             group=self.group_end or GroupEnded(),
             logs=self.log_directory,
             source=self._cell.source,
