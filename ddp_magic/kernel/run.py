@@ -104,6 +104,7 @@ class Run(RunRecord):
         self._check: CallCheck | None = None
         self.captured = tuple(self._capture.values)
         self._begin_attempt()
+        self._cannot_start = False
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
         taken = set() if cell_files is None else cell_files
@@ -253,6 +254,10 @@ class Run(RunRecord):
                     if self._stop is None:
                         self._restart(event, screen)
                     continue  # else the group ends the new ranks
+                case Note() | GroupEnded():
+                    pass
+                case _ if self._cannot_start:
+                    continue  # of ranks that are being ended; what is known of the first ones stays
                 case PulledValues(results=results, fd=fd):
                     self._pulls.take(results, fd)
                 case Error() if self._stop is None:
@@ -262,6 +267,10 @@ class Run(RunRecord):
 
     def _restart(self, event: Restarted, screen: Screen) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
+        if not self.restarts and not self._has_cell:
+            self._cannot_start = True  # a missing device, an unknown backend: it would fail again
+            self._group.kill()
+            return
         self._take(self._stacks_of_crashes(), screen)
         self.group_end = GroupEnded(agent_died=event.agent_died)
         _, error = judge(self._evidence())
