@@ -39,6 +39,10 @@ How a rank starts, from the cell to its first message::
    stdout and stderr, makes the process group, and waits for commands.
 9. `kernel/connections.py`, `Connections._welcome`: the rank is a member of the group.
 
+After a failure torch's agent may restart the ranks (`--max-restarts`), from step 6. The first hello
+of the new attempt makes the kernel read what the old ranks have left, and forget them
+(`Connections._restart`).
+
 With `--cold`, `engines/torchrun.py` starts torch's launcher (`node/torchrun.py`, `main`), which
 starts a keeper for each rank (`keep`); that continues with step 5 for its one rank.
 """

@@ -39,7 +39,7 @@ HELLO_S = 30.0  # for a connection to say who it is
 HELLO_BYTES = 64 * 1024  # longest first message
 MAX_STRANGERS = 16  # connected at once, beside the ranks and their keepers
 MAX_UNUSED_FDS = 4  # that a connection may have sent without a use
-ATTEMPT_END_S = 1.0  # for the end of the ranks' text before they are restarted
+ATTEMPT_END_S = 3.0  # for the end of the ranks' connections and text before they are restarted
 MAX_COMPLAINTS = 5  # about connections, for a group
 _READ_BYTES = 256 * 1024
 
@@ -52,6 +52,7 @@ class Connections:
         nproc: Number of ranks.
         hello_s: How long a connection may send nothing, in seconds.
         max_restarts: How often the ranks may be restarted.
+        attempt_end_s: How long to wait for their end before they are, in seconds.
 
     Attributes:
         members: The ranks that are connected, or were.
@@ -64,6 +65,7 @@ class Connections:
         nproc: int,
         hello_s: float = HELLO_S,
         max_restarts: int = 0,
+        attempt_end_s: float = ATTEMPT_END_S,
     ) -> None:
         self.members: dict[int, Member] = {}
         self.agents: list[Channel] = []
@@ -71,6 +73,7 @@ class Connections:
         self._nproc = nproc
         self._hello_s = hello_s
         self._attempt, self._max_restarts = 0, max_restarts
+        self._attempt_end_s = attempt_end_s
         self._exited: set[int] = set()
         self._done: set[Channel] = set()  # agents that have reported their end
         self._ranks: dict[Channel, int] = {}
@@ -118,9 +121,15 @@ class Connections:
 
         events: list[RunEvent] = []
         for key, _ in sorted(ready, key=order):
-            if key.fileobj in self._selector.get_map():
+            if self._is_open(key):
                 events += key.data(key.fileobj)
         return events
+
+    def _is_open(self, key: selectors.SelectorKey) -> bool:
+        try:
+            return key.fileobj in self._selector.get_map()
+        except ValueError:  # it was closed meanwhile
+            return False
 
     def pending(self) -> bool:
         """Return whether something has arrived that was not read."""
@@ -315,7 +324,7 @@ class Connections:
             beginner: The connection that says that the ranks are restarted.
         """
         events: list[RunEvent] = []
-        deadline = time.monotonic() + ATTEMPT_END_S
+        deadline = time.monotonic() + self._attempt_end_s
         while keys := self._keys({*self.agents, *self._rank_ends()} - {beginner}):
             if time.monotonic() > deadline:
                 break

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 
 from ddp_magic.engines import Engine, PlacedAgent
-from ddp_magic.kernel.connections import Connections
+from ddp_magic.kernel.connections import ATTEMPT_END_S, Connections
 from ddp_magic.kernel.outbox import Outbox
 from ddp_magic.system import processes
 from ddp_magic.system.run_directory import RunDirectory
@@ -62,6 +62,7 @@ class WorkerGroup:
         kept: Whether the ranks are a session's.
         max_restarts: How often the agent restarts the ranks after a failure.
         lost_s: How long a rank may live without a connection, in seconds.
+        attempt_end_s: How long to wait for the end of ranks that are restarted, in seconds.
 
     Attributes:
         ended: Whether every process of the group has ended.
@@ -79,6 +80,7 @@ class WorkerGroup:
         kept: bool = False,
         max_restarts: int = 0,
         lost_s: float = LOST_S,
+        attempt_end_s: float = ATTEMPT_END_S,
     ) -> None:
         self.directory = directory
         self.nproc = nproc
@@ -95,7 +97,9 @@ class WorkerGroup:
             init_process_group=init_process_group,
             kept=kept,
         )
-        self._connections = Connections(directory, nproc, max_restarts=max_restarts)
+        self._connections = Connections(
+            directory, nproc, max_restarts=max_restarts, attempt_end_s=attempt_end_s
+        )
         self._outbox = Outbox(self._connections.members, nproc)
         self._agent: PlacedAgent | None = None
         self._started = 0.0

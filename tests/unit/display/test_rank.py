@@ -192,3 +192,12 @@ def test_the_text_of_a_log_that_was_made_again(tmp_path: Path) -> None:
 )
 def test_what_ranks_are_called(ranks: list[int], name: str) -> None:
     assert rank_names(ranks) == name
+
+
+def test_a_restarted_rank_keeps_its_log_alone() -> None:
+    """It begins anew; its text is that of all attempts."""
+    log = Path("/logs/rank0.log")
+    rank = _rank(
+        hello(0), ready(0), heartbeat(0, 3), text(0, "a", log_bytes=5), exited(0, 1), log=log
+    )
+    assert rank.restarted() == Rank(rank=0, log=log, log_span=(0, 5))

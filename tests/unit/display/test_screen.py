@@ -19,7 +19,7 @@ from ddp_magic.display.screen import (
     CellScreen,
 )
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, RunEvent
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, Restarted, RunEvent
 from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
 from tests.unit.fakes import FakeShell, exited, finished, heartbeat, ready, text
@@ -345,3 +345,38 @@ def test_a_place_in_a_cell_has_the_cells_name(capsys: pytest.CaptureFixture[str]
     cell = Cell(capsys, cell_labels={"/nb/cell_5.py": "Cell In[5]"})
     shown = cell.show(text(1, '  File "/nb/cell_5.py", line 4, in work\n'))
     assert shown == "[rank 1]   Cell In[5], line 4, in work\n"
+
+
+# --- restarts ---------------------------------------------------------------------------------
+
+
+def test_text_before_a_restart_is_shown_to_its_end(cell: Cell) -> None:
+    """Unfinished lines and bars too; what the new ranks write begins a new line."""
+    cell.show(text(0, "half"), text(1, "\r 50%|#####"))
+    restarted = cell.show(Restarted(number=1), Note(text="restart 1 of 3"), text(0, "new\n"))
+    assert restarted == "[rank 0] half\n[rank 1]  50%|#####\nrestart 1 of 3\n[rank 0] new\n"
+    assert cell.screen.progress[1] == ""
+
+
+def test_a_line_on_the_screen_is_ended_by_a_restart(cell: Cell) -> None:
+    cell.show(text(0, "half"))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] half"
+    assert cell.show(Restarted(number=1), text(0, "new\n")) == "\n[rank 0] new\n"
+
+
+def test_displays_before_a_restart_stay(cell: Cell) -> None:
+    """Those of the same id, and a rank's page, are of another attempt; the table is the same."""
+    outputs = [_html(0, display_id="x"), _clear(0), text(0, "page\n")]
+    for events in (outputs, [Restarted(number=1), *outputs]):
+        cell.show(*events, wait_s=max(PAGE_S, TABLE_AFTER_S))
+        cell.show()
+    cell.finish()
+    ids = [(display_id, update) for _, _, display_id, update in cell.shell.displays]
+    assert ids == [
+        ("run-1-0-own-x", False),
+        ("run-1-0-page", False),
+        ("run-1-restart1-0-own-x", False),
+        ("run-1-restart1-0-page", False),
+    ]
+    tables = {display_id for _, meta, display_id, _ in cell.shell.published if "ddp" not in meta}
+    assert tables == {"run-1-table"}

@@ -13,10 +13,12 @@ import pytest
 from ddp_magic.display import status
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
+from ddp_magic.display.restarts import Restart
 from ddp_magic.display.status import SILENT_S, SessionStatus, Status
+from ddp_magic.errors import LaunchError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.forkserver_status import ForkserverStatus
-from ddp_magic.wire.kernel_events import Doing, Rejoined, RunEvent
+from ddp_magic.wire.kernel_events import Doing, Rejoined, Restarted, RunEvent
 from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
 from ddp_magic.wire.states import Phase, State
 from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, ready
@@ -251,3 +253,38 @@ def test_a_forkserver_that_does_not_run() -> None:
     assert status.forkserver_lines(ForkserverStatus(state="off: macOS")) == [
         "forkserver · off: macOS"
     ]
+
+
+# --- restarts ---------------------------------------------------------------------------------
+
+RESTART = Restart(
+    number=1,
+    rank=1,
+    reason="rank 1 raised ValueError at line 3: boom",
+    error=LaunchError("boom"),
+    elapsed_s=2.0,
+)
+
+
+def test_the_closing_line_says_why_ranks_were_restarted() -> None:
+    """Unless the run failed: then the error says it."""
+    record = _record(2, state=State.SUCCEEDED, restarts=(RESTART,), max_restarts=3)
+    assert status.summary(record) == f"2 ranks · 5.5 s · ok · 1 restart: {RESTART.reason}"
+    record.state = State.FAILED
+    assert status.summary(record) == "2 ranks · 5.5 s · failed · 1 restart"
+
+
+def test_the_table_says_which_restart_it_is() -> None:
+    fields = {"ended": None, "restarts": (RESTART,), "max_restarts": 3}
+    record = _record(2, Restarted(number=1), state=State.RUNNING, **fields)
+    head, *_ = status.table_text(record).splitlines()
+    assert head.startswith("2 ranks on the CPU · starting · restart 1 of 3 · ")
+    assert "restart 1 of 3" in Status.title(record)
+    record.ended = NOW
+    assert "1 restart ·" in Status.title(record)
+
+
+def test_the_time_of_a_rank_is_that_of_its_attempt() -> None:
+    fields = {"ended": None, "restarts": (RESTART,), "max_restarts": 3}
+    record = _record(1, Restarted(number=1), hello(0), state=State.RUNNING, **fields)
+    assert "0.0 s" in repr(Status([record])).splitlines()[-1]

@@ -64,10 +64,11 @@ class FakeEngine:
 class FakeRank:
     """A rank that is this process."""
 
-    def __init__(self, path: Path, rank: int) -> None:
+    def __init__(self, path: Path, rank: int, attempt: int = 0) -> None:
         self.channel = connect(str(path))
         read_end, self.pipe = os.pipe()
-        self.channel.send(WorkerHello(rank=rank, pid=os.getpid(), marker="M;"), fd=read_end)
+        hello = WorkerHello(rank=rank, pid=os.getpid(), marker="M;", attempt=attempt)
+        self.channel.send(hello, fd=read_end)
         os.close(read_end)
 
     def close(self) -> None:

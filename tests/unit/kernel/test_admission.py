@@ -18,6 +18,7 @@ from tests.unit.fakes import exited, hello, idle, ready
 STRANGER = Standing(nproc=2)
 RANK = Standing(nproc=2, present=(0, 1), rank=1)
 AGENT = Standing(nproc=2, present=(0, 1), exited=(0,), agent=True)
+RESTARTED = Standing(nproc=2, present=(0, 1), attempt=1, max_restarts=2)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,9 @@ AGENT = Standing(nproc=2, present=(0, 1), exited=(0,), agent=True)
         (idle(1), RANK),
         (exited(1), AGENT),
         (AgentDone(), AGENT),
+        (AgentHello(attempt=2), RESTARTED),
+        (WorkerHello(rank=0, pid=1, marker="M;", attempt=2), RESTARTED),
+        (AgentHello(attempt=2), Standing(nproc=2, agent=True, attempt=1, max_restarts=2)),
     ],
 )
 def test_what_makes_sense(message: Command | Event, standing: Standing) -> None:
@@ -53,6 +57,11 @@ def test_what_makes_sense(message: Command | Event, standing: Standing) -> None:
         (exited(0), AGENT, "rank 0, which has ended already"),
         (exited(2), AGENT, "names rank 2; the last rank is 1"),
         (idle(1), AGENT, "unexpected Idle"),
+        (AgentHello(attempt=1), STRANGER, "names attempt 1; the ranks are in attempt 0"),
+        (AgentHello(attempt=3), RESTARTED, "names attempt 3; the ranks are in attempt 1"),
+        (AgentHello(attempt=0), RESTARTED, "names attempt 0; the ranks are in attempt 1"),
+        (AgentHello(attempt=1), RESTARTED, "every rank is connected already"),
+        (AgentHello(attempt=0), AGENT, "unexpected AgentHello"),
     ],
 )
 def test_what_does_not(message: Command | Event, standing: Standing, why: str) -> None:

@@ -86,6 +86,30 @@ def test_the_same_memory_is_sent_once() -> None:
     segment.close()
 
 
+def test_restarted_ranks_get_only_what_is_sent_again() -> None:
+    """The same memory too: their predecessors had it, not they."""
+    ranks = Ranks()
+    ranks.connect(0)
+    outbox = Outbox(ranks, 1)
+    outbox.welcome(0)
+    segment = Segment.of([memoryview(b"abc")])
+    outbox.share(5, segment)
+    outbox.send(Exit())
+    outbox.restart()
+    ranks.clear()
+    outbox.share(5, segment)
+    segment.close()
+    ranks.connect(0)
+    outbox.welcome(0)
+    assert ranks.sent == {0: [SharedMemory(number=5, sizes=(3,))]}
+
+
+def test_a_rank_that_has_ended_meanwhile_is_not_welcomed() -> None:
+    outbox = Outbox(Ranks(), 1)
+    outbox.send(Exit())
+    outbox.welcome(0)
+
+
 @pytest.mark.parametrize("how", ["all connect", "it is closed"])
 def test_descriptors_are_kept_only_for_ranks_to_come(how: str) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- a count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -50,3 +51,23 @@ def test_nothing_abstract_is_left() -> None:
     """A torch that asks for more than 2.6 does shows here."""
     assert RendezvousHandler.__abstractmethods__ <= set(vars(elastic.OneNode))
     assert LogsSpecs.__abstractmethods__ <= set(vars(elastic.NoLogs))
+
+
+def test_torchs_agent_counts_the_restarts_in_the_ranks_environment() -> None:
+    """Where `elastic.run` and the ranks read it."""
+    source = inspect.getsource(local_elastic_agent.LocalElasticAgent._start_workers)
+    assert '"TORCHELASTIC_RESTART_COUNT": str(restart_count)' in source
+    assert "max_restarts - self._remaining_restarts" in source
+
+
+def test_each_attempt_has_its_own_port() -> None:
+    """Held by the agent and not by its ranks: the store of what they start can listen there."""
+    rendezvous = elastic.OneNode("run")
+    first, second = (rendezvous.next_rendezvous().bootstrap_store_info for _ in range(2))
+    assert first.master_addr == second.master_addr == "127.0.0.1"
+    assert first.master_port != second.master_port
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", second.master_port))
+        other.listen()
+    rendezvous.close_port()

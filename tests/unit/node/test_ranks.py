@@ -103,3 +103,20 @@ def test_a_rank_with_a_high_descriptor_is_waited_for() -> None:
         until_all_have_ended()
     """)
     assert lines == ["0 3 False"]
+
+
+def test_others_take_the_places_of_ranks_that_have_ended() -> None:
+    """Their ends are reported too, and whose doing they were."""
+    lines = _run("""
+        ranks.fork(0, lambda: os._exit(3))
+        ranks.fork(1, lambda: time.sleep(1000))
+        while not ranks.codes:
+            ranks.poll()
+        ranks.kill((1,))
+        until_all_have_ended()
+        ranks.forget()
+        print(ranks.alive(), ranks.codes, ranks.pids)
+        ranks.fork(1, lambda: os._exit(4))
+        until_all_have_ended()
+    """)
+    assert lines == ["0 3 False", "1 -9 True", "1 4 False", "[] {} {}"]
