@@ -82,7 +82,7 @@ class RunRecord:
                 self.imported = modules
             case CellNames(names=names, values=values):
                 self.bound, self.stayed = names, values
-            case WorkerExited() if self._fails and len(self.restarts) < self.max_restarts:
+            case WorkerExited() if self._will_restart and not self.doing:  # else: "stopping"
                 self.doing = "restarting"
             case Restarted():
                 self.ranks[:] = [rank.restarted() for rank in self.ranks]
@@ -94,11 +94,10 @@ class RunRecord:
                 pass
 
     @property
-    def _fails(self) -> bool:
-        """Whether every rank has ended, and at least one of them with a failure."""
-        return all(rank.code is not None for rank in self.ranks) and any(
-            rank.code for rank in self.ranks
-        )
+    def _will_restart(self) -> bool:
+        """Whether every rank has ended, at least one with a failure, and restarts are left."""
+        codes = [rank.code for rank in self.ranks]
+        return len(self.restarts) < self.max_restarts and None not in codes and any(codes)
 
     @property
     def logs(self) -> Path:

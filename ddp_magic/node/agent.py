@@ -59,7 +59,7 @@ class Watcher(threading.Thread):
                     case Kill(ranks=ranks):
                         self._ranks.interrupted = self._ranks.interrupted and bool(ranks)
                         if not ranks and not self._ranks.pids:
-                            os._exit(0)  # no rank has been forked; torchrun must not restart any
+                            os._exit(1)  # no rank has been forked
                         self._ranks.kill(ranks)
 
     def _end_everything(self) -> NoReturn:
