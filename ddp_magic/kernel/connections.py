@@ -3,22 +3,22 @@
 Each connection is a stranger's until its first message says who it is, and that makes sense
 (`admission`). Whatever a connection sends, the others are unharmed.
 
-Everything happens in the thread that calls `poll`: one selector over the listening socket, the
-connections and the text pipes.
+Everything happens in the thread that calls `poll`: it reads the listening socket, the connections
+and the text pipes (`open_ends`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 
 from ddp_magic.errors import LaunchError, ProtocolError
 from ddp_magic.kernel import admission
 from ddp_magic.kernel.admission import Standing
 from ddp_magic.kernel.member import Member
+from ddp_magic.kernel.open_ends import End, OpenEnds
 from ddp_magic.system.run_directory import RunDirectory, append
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode
@@ -78,7 +78,7 @@ class Connections:
         self._done: set[Channel] = set()  # agents that have reported their end
         self._ranks: dict[Channel, int] = {}
         self._strangers: dict[Channel, float] = {}  # and when each connected, monotonic, s
-        self._selector = selectors.DefaultSelector()
+        self._ends = OpenEnds()
         self._listener: Listener | None = None
         self._watched_fd = -1
         self._complaints = 0
@@ -97,43 +97,30 @@ class Connections:
             raise LaunchError(
                 f"cannot create the ranks' socket in {self._directory}: {error.strerror}"
             ) from error
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._ends.add(self._listener, self._accept)
 
     def watch(self, fd: int) -> None:
         """Let `poll` return when this descriptor becomes readable; -1 for no descriptor."""
         if fd == self._watched_fd:
             return
         if self._watched_fd >= 0:
-            self._selector.unregister(self._watched_fd)
+            self._ends.remove(self._watched_fd)
         if fd >= 0:
-            self._selector.register(fd, selectors.EVENT_READ, lambda _fd: [])
+            self._ends.add(fd, lambda _fd: [])
         self._watched_fd = fd
 
     def poll(self, timeout_s: float) -> list[RunEvent]:
         """Return what has happened, after waiting at most `timeout_s` for something to happen."""
-        return [*self._read(self._selector.select(timeout_s)), *self._close_silent()]
+        return [*self._ends.read(timeout_s, self._order), *self._close_silent()]
 
-    def _read(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> list[RunEvent]:
-        def order(item: tuple[selectors.SelectorKey, int]) -> int:
-            # Agents first: they say that ranks are restarted before those connect. Pipes last: an
-            # output is there before the text that marks its place.
-            return 0 if item[0].fileobj in self.agents else 1 + (item[0].data == self._read_pipe)
-
-        events: list[RunEvent] = []
-        for key, _ in sorted(ready, key=order):
-            if self._is_open(key):
-                events += key.data(key.fileobj)
-        return events
-
-    def _is_open(self, key: selectors.SelectorKey) -> bool:
-        try:
-            return key.fileobj in self._selector.get_map()
-        except ValueError:  # it was closed meanwhile
-            return False
+    def _order(self, end: End) -> int:
+        # Agents first: they say that ranks are restarted before those connect. Pipes last: an
+        # output is there before the text that marks its place.
+        return 0 if end in self.agents else 2 if isinstance(end, int) else 1
 
     def pending(self) -> bool:
         """Return whether something has arrived that was not read."""
-        return bool(self._selector.select(0))
+        return self._ends.pending()
 
     def read_rest(self, limit_s: float) -> list[RunEvent]:
         """Return what is left once every process has ended.
@@ -145,8 +132,7 @@ class Connections:
         events: list[RunEvent] = []
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
-            open_ends = {key.fileobj for key in self._selector.get_map().values()}
-            waiting = open_ends - {self._listener, *self._strangers}
+            waiting = {*self._ends} - {self._listener, *self._strangers}
             if not waiting and not self.pending():
                 break
             events += self.poll(0.05 if waiting else 0)
@@ -166,7 +152,7 @@ class Connections:
             channel.close()
         if self._listener is not None:
             self._listener.close()
-        self._selector.close()
+        self._ends.close()
 
     # --- connections --------------------------------------------------------------------------
 
@@ -176,7 +162,7 @@ class Connections:
         except OSError as error:
             return self._complain(f"could not accept a connection: {error}")
         self._strangers[channel] = time.monotonic()
-        self._selector.register(channel, selectors.EVENT_READ, self._read_channel)
+        self._ends.add(channel, self._read_channel)
         if len(self._strangers) > 2 * self._nproc + MAX_STRANGERS:
             return self._refuse(next(iter(self._strangers)), "too many did not say who they are")
         return []
@@ -275,7 +261,7 @@ class Connections:
         self._prove(channel)
         self._ranks[channel] = hello.rank
         self.members[hello.rank] = member
-        self._selector.register(member.pipe, selectors.EVENT_READ, self._read_pipe)
+        self._ends.add(member.pipe, self._read_pipe)
 
     def _prove(self, channel: Channel) -> None:
         """Accept that a stranger is what it says."""
@@ -295,7 +281,7 @@ class Connections:
 
     def _drop(self, channel: Channel) -> None:
         self._strangers.pop(channel, None)
-        self._selector.unregister(channel)
+        self._ends.remove(channel)
         channel.drop_fds()
         channel.close()
 
@@ -325,20 +311,17 @@ class Connections:
         """
         events: list[RunEvent] = []
         deadline = time.monotonic() + self._attempt_end_s
-        while keys := self._keys({*self.agents, *self._rank_ends()} - {beginner}):
+        while left := {*self.agents, *self._rank_ends()} & {*self._ends} - {beginner}:
             if time.monotonic() > deadline:
                 break
-            with selectors.DefaultSelector() as selector:
-                for key in keys:
-                    selector.register(key.fileobj, key.events, key.data)
-                events += self._read(selector.select(0.05))
+            events += self._ends.read(0.05, self._order, only=left)
         return [*events, *self._take_ends()]
 
     def _begin_attempt(self) -> Restarted:
         """Forget the ranks: others take their places."""
         self._attempt += 1
-        for key in self._keys({*self._rank_ends()}):
-            self._selector.unregister(key.fileobj)
+        for end in {*self._rank_ends()} & {*self._ends}:
+            self._ends.remove(end)
         for member in self.members.values():
             member.close()
         for rank in range(self._nproc):
@@ -356,10 +339,6 @@ class Connections:
         for member in self.members.values():
             yield from (member.channel, member.pipe)
 
-    def _keys(self, ends: Collection[Channel | int]) -> list[selectors.SelectorKey]:
-        """Return those of these connections and pipes that are open."""
-        return [key for key in self._selector.get_map().values() if key.fileobj in ends]
-
     # --- text ---------------------------------------------------------------------------------
 
     def _read_pipe(self, pipe: int) -> list[RunEvent]:
@@ -369,7 +348,7 @@ class Connections:
         except BlockingIOError:
             return []
         if not data:
-            self._selector.unregister(member.pipe)
+            self._ends.remove(member.pipe)
             os.close(member.pipe)
             member.pipe = -1
         return [*member.take_text(data), *self._lost_log(member)]
