@@ -1,7 +1,7 @@
 """Restarts of a run's ranks (`--max-restarts`): why each was needed, and the words for them. Pure.
 
-An attempt is one life of all the ranks. torch counts the restarts: TORCHELASTIC_RESTART_COUNT is 0
-in the first attempt.
+In an attempt, all ranks run the cell once. torch counts the restarts: in the first attempt,
+TORCHELASTIC_RESTART_COUNT is 0.
 """
 
 from __future__ import annotations
