@@ -81,7 +81,8 @@ class CallLog:
         self._groups: dict[ProcessGroup, _Group | None] = {}
         self._generations: Counter[tuple[str, tuple[int, ...]]] = Counter()
         recorder = FlightRecorder()
-        self._before = recorder.enqueued(recorder.numbers())
+        numbers = recorder.by_key(recorder.numbers())
+        self._before = {key: enqueued for key, (enqueued, _) in numbers.items()}
 
     def note(self, operator: str, arguments: Arguments, caller: FrameType | None) -> None:
         """Write down a call that is about to be made.
