@@ -149,7 +149,7 @@ def test_stop_at_any_moment_of_many_restarts(kernel: Kernel) -> None:
 
 
 def test_the_time_limit_is_that_of_all_attempts(kernel: Kernel) -> None:
-    result = kernel.run("%%ddp -n 2 --max-restarts 1000 --time-limit 1\nraise ValueError(rank)")
+    result = kernel.run("%%ddp -n 2 --max-restarts 1000 --time-limit 8\nraise ValueError(rank)")
     assert result.error["ename"] == "TimeLimitError", result
     assert "attempt 1 of 1001: rank" in result.traceback
 
