@@ -5,7 +5,7 @@ PYTHON_OLDEST ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/p
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-oldest lint bench clean
+.PHONY: demo test test-oldest lint bench chaos clean
 
 demo: .venv/installed
 	@echo
@@ -41,6 +41,13 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m tests.benchmarks.start --plot tests/benchmarks/start.png
 	.venv-bench/bin/python -m tests.benchmarks.values
 	.venv-bench/bin/python -m tests.benchmarks.sam
+
+# Random faults in real kernels, ten minutes on two idle cores. A fault is the same for a seed and a
+# number: `make chaos SEED=7 COUNT=100`, and `python -m tests.chaos --seed 7 --only 12` for one.
+SEED := 1
+COUNT := 300
+chaos: .venv/installed
+	$(BIN)/python -m tests.chaos --seed $(SEED) --count $(COUNT)
 
 # $(call install,FOLDER,PYTHON,CONSTRAINTS,EXTRA): torch first, at the version of the constraints file,
 # so that the other packages find it. stardist without dependencies (TensorFlow), because only an
