@@ -5,8 +5,9 @@
     DDPMagicError
       x CellSyntaxError   a cell is not Python
       x CaptureError      a value of the notebook cannot be sent to the ranks
-      x LaunchError       no worker group came up (the agent died, a rank could not join), or the
-                          session is in use by another thread
+      x LaunchError       no worker group came up (the agent died, a rank could not join), the
+                          notebook's process ran out of descriptors, or the session is in use by
+                          another thread
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
       x MismatchError     --check found a collective on which the ranks differ

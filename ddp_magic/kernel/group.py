@@ -334,12 +334,22 @@ class WorkerGroup:
 
     def close(self) -> None:
         """End whatever is left of the group and release everything it holds."""
-        if self._agent is not None and not self.ended:
+        try:
+            if self._agent is not None and not self.ended:
+                self._end_processes(self._agent)
+        finally:
+            self.ended = True
+            self._release()
+
+    def _end_processes(self, agent: PlacedAgent) -> None:
+        try:
             self.kill()
             self._wait_until_ended(KILL_PATIENCE_S + DRAIN_S)
-            self._agent.kill()
-            self._sweep_sessions()
-        self.ended = True
+        finally:  # to listen fails if this process can open no more files
+            agent.kill()
+        self._sweep_sessions()
+
+    def _release(self) -> None:
         if self.kept:
             self.directory.tidy()
         self._connections.close()

@@ -10,7 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from ddp_magic.display.record import RunRecord
-from ddp_magic.errors import RunInterrupted
+from ddp_magic.errors import DDPMagicError, RunInterrupted
+from ddp_magic.kernel.machine_limits import system_error
 from ddp_magic.wire.states import State
 
 
@@ -54,18 +55,21 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def without_frames(message: Callable[[], str]) -> Iterator[None]:
-    """Show an interrupt of the kernel's own work as one line, without the kernel's frames.
+    """Show what ends the kernel's own work as one line, without the kernel's frames.
 
     Args:
         message: Returns what was interrupted.
 
     Raises:
         RunInterrupted: Stop was pressed.
+        LaunchError: A system call failed.
     """
     try:
         yield
-    except RunInterrupted:
+    except (RunInterrupted, DDPMagicError):
         raise
+    except OSError as error:
+        raise system_error(error) from None
     except KeyboardInterrupt:
         raise RunInterrupted(message()) from None
 

@@ -1,16 +1,19 @@
-"""How many ranks this machine can hold at most: a typing error in `-n` is refused, not tried.
+"""What this machine can hold: a typing error in `-n` is refused, and a limit that is met is named.
 
 Each bound is below what a rank really needs, so that no count is refused which could run.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+
+from ddp_magic.errors import LaunchError
 
 _RANK_TASKS = 3  # the threads of a rank; torch has more
 _RANK_MIB = 4  # of its own; an idle one on the CPU has 10
@@ -52,6 +55,15 @@ def too_many(nproc: int, most: Mapping[str, int]) -> str:
     if nproc <= most[limit]:
         return ""
     return f"{nproc:,} ranks are too many for this machine, which has {limit}: use a smaller number"
+
+
+def system_error(error: OSError) -> LaunchError:
+    """Return the error to show when a system call of the notebook's own process failed."""
+    text = str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = _soft(resource.RLIMIT_NOFILE)
+        text += f" (ulimit -n: {limit}): close files in the notebook, or restart its kernel"
+    return LaunchError(f"the notebook's process could not run the cell: {text}")
 
 
 def _number(file: Path) -> int | None:

@@ -25,6 +25,7 @@ from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.group import POLL_S, WorkerGroup
 from ddp_magic.kernel.hang_watch import HangWatch
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
+from ddp_magic.kernel.machine_limits import system_error
 from ddp_magic.kernel.pull import Pulls
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_options import Options, group_of
@@ -163,6 +164,9 @@ class Run(RunRecord):
                 self._start(screen, engine, sys_path)
                 self._follow(screen, counter)
                 self._take_results(screen)
+            except OSError as error:
+                self.error = system_error(error)
+                self.state = State.RUNNING  # its ranks may be, and are ended
             finally:
                 self._end()
             self._forget()

@@ -57,6 +57,21 @@ def _end(scene: Scene, *codes: int) -> None:
     scene.close_ends()
 
 
+def test_a_group_that_cannot_listen_any_more_is_ended(tmp_path: Path) -> None:
+    """When this process can open no more files, its agent is killed and all is closed."""
+
+    def fails() -> list[str]:
+        raise OSError("Too many open files")
+
+    scene = Scene(tmp_path)
+    scene.engine.agent.take_notes = fails  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="Too many"):
+        scene.group.close()
+    assert scene.engine.agent.dead
+    assert not scene.path.exists()
+    scene.close_ends()
+
+
 def test_a_group_that_has_not_started(tmp_path: Path) -> None:
     """It can be closed."""
     group = WorkerGroup(RunDirectory(tmp_path), nproc=2, device="cpu")

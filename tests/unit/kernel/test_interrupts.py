@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 
 import pytest
 
-from ddp_magic.errors import RunInterrupted
+from ddp_magic.errors import LaunchError, RunInterrupted
 from ddp_magic.kernel.interrupts import InterruptCounter, deferred, without_frames
 from tests.unit.fakes import press_stop
 
@@ -66,3 +67,14 @@ def test_an_interrupt_is_shown_as_one_line(raised: BaseException, shown: str) ->
         without_frames(lambda: "while sending"),
     ):
         raise raised
+
+
+def test_a_failed_system_call_is_shown_as_one_line() -> None:
+    """With what to do, if it is a limit."""
+    with (
+        pytest.raises(LaunchError, match=r"Too many open files \(ulimit -n: \d+\): close files"),
+        without_frames(lambda: ""),
+    ):
+        raise OSError(errno.EMFILE, "Too many open files")
+    with pytest.raises(LaunchError, match=r"No such file or directory: 'x'$"), without_frames(str):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import time
 from pathlib import Path
@@ -268,6 +269,22 @@ def test_an_error_of_the_kernels_own_ends_the_ranks(tmp_path: Path) -> None:
         _execute(run)
     assert group.names[-1] == "close"
     assert run.state is State.FAILED
+
+
+def test_a_failed_system_call_of_the_kernels_own_is_the_runs_error(tmp_path: Path) -> None:
+    """One line, without our frames; the ranks are ended, a session's too."""
+
+    def fails() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for kept in (False, True):
+        group = FakeGroup(tmp_path, up(), [fails], kept=kept)
+        run = _run(group)
+        _execute(run)
+        assert isinstance(run.error, LaunchError)
+        assert "Too many open files" in str(run.error)
+        assert group.names[-1] == "close"
+        assert run.state is State.FAILED
 
 
 # --- Stop, and the time limit -----------------------------------------------------------------
