@@ -22,6 +22,7 @@ from tests.chaos.draw import Draw, draw
 from tests.chaos.notebook import Notebook
 from tests.chaos.play import Seen, play
 
+LINES = 80  # of what is printed of a violation
 Played = tuple[Draw, Seen, list[Violation]]
 
 
@@ -46,8 +47,14 @@ class Series:
         players = [threading.Thread(target=self._play_all) for _ in range(jobs)]
         for player in players:
             player.start()
-        for player in players:
-            player.join()
+        try:
+            for player in players:
+                player.join()
+        except KeyboardInterrupt:  # the faults that are being played come to their end
+            while not self._todo.empty():
+                self._todo.get_nowait()
+            for player in players:
+                player.join()
 
     def _play_all(self) -> None:
         with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
@@ -77,13 +84,21 @@ class Series:
         verdict = "VIOLATION" if found else "ok" if seen.played else f"not played: {seen.why_not}"
         print(f"{one} · {seen.late_s:.1f} s · {verdict}", flush=True)
         for violation in found:
-            print("    " + str(violation).replace("\n", "\n    "), flush=True)
+            print(_cut(str(violation)), flush=True)
         if found:
             print(f"    again: python -m tests.chaos --seed {one.seed} --only {one.number}")
         if self._verbose:
             print(
                 one.cell, shown(seen.result), shown(seen.next) if seen.next else "", sep="\n---\n"
             )
+
+
+def _cut(text: str) -> str:
+    """Return a text of many lines indented, its head and tail only."""
+    lines = text.splitlines()
+    if len(lines) > LINES:
+        lines[LINES // 2 : -LINES // 2] = ["..."]
+    return "\n".join("    " + line for line in lines)
 
 
 def table(played: Sequence[Played]) -> str:
@@ -111,13 +126,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--only", type=int, help="the number of a single fault")
+    parser.add_argument("--fault", default="", help="part of a kind's name")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="print what a user sees")
     options = parser.parse_args()
     numbers = range(options.count) if options.only is None else [options.only]
     began = time.monotonic()
-    series = Series([draw(options.seed, n) for n in numbers], verbose=options.verbose)
-    series.run(min(options.jobs, len(numbers)))
+    draws = [one for n in numbers if options.fault in (one := draw(options.seed, n)).fault]
+    series = Series(draws, verbose=options.verbose)
+    series.run(min(options.jobs, len(draws)))
     print("\n" + table(sorted(series.played, key=lambda one: one[0].fault)))
     broken = sum(bool(found) for _, _, found in series.played)
     print(

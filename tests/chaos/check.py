@@ -14,6 +14,7 @@ from tests.limits import within
 END_S = 12.0  # from the fault to the cell's end; a program takes its last steps
 CLEANUP_S = 45.0  # of ranks that took an interrupt: 30 s by design
 KEEPS_SESSION = ("raise", "Stop", "MemoryError", "sys.exit(text)", "recursion", "none")
+LEAVES = {"sys.exit(0)": "finished", "os._exit(0)": "left early"}
 KINDS = ("left", "hung", "culprit", "frames", "next", "other")
 
 
@@ -51,6 +52,8 @@ def violations(draw: Draw, seen: Seen) -> list[Violation]:
         found.append(Violation("hung", f"the cell ended {seen.late_s:.1f} s after the fault"))
     if seen.played:
         found += [Violation("culprit", text) for text in _ends(draw, seen.result)]
+    if draw.kept == "launch beside another" and not _beside_ok(draw, seen):
+        found.append(Violation("other", f"the thread's run: {shown(seen.result)}"))
     found += _next_cell(draw, seen, kept=None)
     return found
 
@@ -85,6 +88,13 @@ def _frames(seen: Seen) -> Iterator[str]:
 def _may_clean_up(draw: Draw) -> bool:
     """Return whether a rank may answer Stop and then wait long for what it had started."""
     return draw.fault != "Stop twice" and "deaf" in draw.program
+
+
+def _beside_ok(draw: Draw, seen: Seen) -> bool:
+    """Return whether the run in a thread of the same notebook went well."""
+    if draw.fault == "kernel without descriptors":
+        return True
+    return "beside [2.0, 2.0]" in seen.result.text
 
 
 def _sums(result: Result) -> list[str]:
@@ -123,6 +133,8 @@ def _expected(draw: Draw) -> tuple[str | None, str]:
     cause = draw.cause
     if draw.needs_stop:
         return "RunInterrupted", ""
+    if draw.kept.startswith("launch") and draw.fault in LEAVES and not _leaves_peers(draw):
+        return "PullError", f"the return value of rank {draw.rank} did not arrive"
     if _leaves_peers(draw):
         return "WorkerError", r"^rank \d raised RuntimeError"
     return cause.raises, cause.says.format(rank=draw.rank)
@@ -132,7 +144,7 @@ def _leaves_peers(draw: Draw) -> str:
     """Return what must be said of a rank that leaves its peers in a collective without an error."""
     if not draw.what.collective or draw.ranks == 1 or draw.needs_stop:
         return ""
-    how = {"sys.exit(0)": "finished", "os._exit(0)": "left early"}.get(draw.fault)
+    how = LEAVES.get(draw.fault)
     return rf"rank {draw.rank}: {how}" if how else ""
 
 

@@ -23,7 +23,7 @@ class Draw:
         number: Its number in the series.
         fault: A name in `FAULTS`.
         program: A name in `PROGRAMS`.
-        kept: How the cell is started: "one-shot", "session" or "launch".
+        kept: How the cell is started; see `cell_of`.
         ranks: Number of ranks.
         rank: The rank with the fault.
         early: Whether the time counts from the cell's start, else from the rank's.
@@ -99,6 +99,8 @@ def fits(fault: Fault, program: Program) -> bool:
     """Return whether a fault can come in a program, and the program ends then."""
     if fault.timer and program.deaf == "culprit":  # no thread of the rank can run
         return False
+    if (fault.of_worker and not program.workers) or (fault.closes_stdout and program.writes):
+        return False
     return program.steps or not (fault.in_python or not fault.ends)
 
 
@@ -111,9 +113,9 @@ def draw(seed: int, number: int) -> Draw:
     fault = FAULTS[name]
     chance = random.Random(f"{seed} {series} {name}")
     program = chance.choice([n for n, p in PROGRAMS.items() if fits(fault, p)])
-    kinds_of_group = ["one-shot", "one-shot", "launch"]
+    kinds_of_group = ["one-shot", "one-shot", "one-shot", "launch", "launch beside another"]
     if PROGRAMS[program].in_session:
-        kinds_of_group += ["session", "session"]
+        kinds_of_group += ["session", "session", "session"]
     ranks = chance.choices([1, 2, 3, 4], [3, 8, 5, 2])[0]
     early = chance.random() < fault.early
     steps = ENDLESS if fault.ends else chance.randint(50, 100)

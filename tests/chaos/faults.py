@@ -23,6 +23,8 @@ class Fault:
         early: How probably its time counts from the cell's start, not from the rank's.
         raises: The error's class; empty if the cell must succeed, None if anything may happen.
         says: What the error's message must match, with all programs.
+        closes_stdout: Whether nothing can be written after it.
+        of_worker: Whether it is one of a `DataLoader` worker's.
         kills: Whether a session does not survive it.
         ends_kernel: Whether the kernel does not survive it.
     """
@@ -35,6 +37,8 @@ class Fault:
     early: float = 0.0
     raises: str | None = ""
     says: str = ""
+    closes_stdout: bool = False
+    of_worker: bool = False
     kills: bool = False
     ends_kernel: bool = False
 
@@ -65,7 +69,7 @@ FAULTS = {
     "recursion": Fault(
         code="def f(): f()\nf()", raises="WorkerError", says=r"^rank {rank} raised RecursionError"
     ),
-    "closed stdout": Fault(code="os.close(1); os.close(2)", ends=False),
+    "closed stdout": Fault(code="os.close(1); os.close(2)", ends=False, closes_stdout=True),
     "closed descriptors": Fault(
         code="os.closerange(3, 256)", raises=None, says=r"^rank {rank} ", kills=True
     ),
@@ -87,7 +91,22 @@ FAULTS = {
     "SIGSTOP, then Stop": Fault(
         act="freeze", raises=STOPPED, says=r"rank {rank} did not answer", kills=True
     ),
+    "DataLoader worker SIGKILLed": Fault(
+        act="kill_worker",
+        of_worker=True,
+        raises="WorkerError",
+        says=r"^rank {rank} raised RuntimeError.*DataLoader worker",
+    ),
     # To the group.
+    "raise about when Stop comes": Fault(
+        code="raise Boom('chaos')",
+        act="stop_about_then",
+        raises=None,
+        says=r"rank {rank} (raised Boom|stopped)",
+    ),
+    "SIGKILL about when Stop comes": Fault(
+        timer="os.kill, (os.getpid(), 9)", act="stop_about_then", raises=None, kills=True
+    ),
     "Stop": Fault(act="stop", early=0.5, raises=STOPPED),
     "Stop twice": Fault(act="stop_twice", early=0.5, raises=STOPPED),
     "--time-limit": Fault(raises="TimeLimitError", says="exceeded its time limit"),

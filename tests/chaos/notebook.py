@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.programs import MODULE, SLOW_IMPORT
+from tests.chaos.programs import MODULE, SLOW_IMPORT, VALUES
 from tests.integration.kernel import Kernel, Result
 from tests.limits import HANG_S, within
 
@@ -118,9 +118,9 @@ class Notebook:
         return self._kernel
 
     def load(self) -> None:
-        """Load the extension."""
+        """Load the extension, and what the programs take from the notebook."""
         assert self._kernel is not None
-        assert self._kernel.run("%load_ext ddp_magic").status == "ok"
+        assert self._kernel.run(f"%load_ext ddp_magic\n{VALUES}").status == "ok"
 
     def discard(self) -> None:
         """End the kernel, whatever state it is in, and all its processes."""

@@ -105,9 +105,11 @@ class _Scene:
             self._fault_at = time.monotonic()
         if not draw.cause.in_python and not draw.cause.timer and draw.time_limit_s is None:
             cell.watch(draw.when_s)
-        if cell.ended and draw.fault != "kernel without descriptors":
+        comes_before = draw.time_limit_s is not None or draw.fault == "kernel without descriptors"
+        if cell.ended and not comes_before:
             self._miss("the cell ended before")
-        self._fault_at = max(self._fault_at + draw.when_s, time.monotonic())
+        elif not cell.ended:
+            self._fault_at = max(self._fault_at + draw.when_s, time.monotonic())
 
     def _miss(self, why: str) -> None:
         self._seen.played, self._seen.why_not = False, why
@@ -156,6 +158,21 @@ class _Scene:
         self._cell.watch(self._draw.gap_s)
         if not self._cell.ended:
             self._stop()
+
+    def _stop_about_then(self) -> None:
+        """Press Stop half a second around another fault."""
+        moment = self._fault_at + self._draw.gap_s / 2 - LATER_S
+        self._cell.watch(max(moment - time.monotonic(), 0.0))
+        if not self._cell.ended:
+            self._stop()
+
+    def _kill_worker(self) -> None:
+        """Kill a child of the rank's."""
+        try:
+            children = psutil.Process(self._rank_pid()).children()
+        except psutil.NoSuchProcess:
+            children = []
+        self._signal(children[-1].pid if children else None, "SIGKILL")
 
     def _freeze(self) -> None:
         self._signal(self._rank_pid(), "SIGSTOP")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tests.integration.kernel import DEAF
 
 MODULE = "chaos_slow_import"  # in the kernels' working directory; its import takes a while
+VALUE = "chaos_values"  # in the notebook
+VALUES = f"import numpy as np; {VALUE} = np.arange(4_000_000)"
 SLOW_IMPORT = "import time\nfor _ in range(40): time.sleep(0.02)\n"
 
 # The rest of a program sees: `steps`, how many steps it is to take; `step()`, in which the fault
@@ -42,6 +44,8 @@ class Program:
         collective: Whether each step needs all ranks.
         deaf: Ranks that do not answer Stop: "culprit", "all", or "" for none.
         in_session: Whether a session can go on after it.
+        writes: Whether its steps write to stdout or stderr, and raise if those are closed.
+        workers: Whether it cannot go on without its `DataLoader` workers.
     """
 
     text: str
@@ -49,6 +53,8 @@ class Program:
     collective: bool = False
     deaf: str = ""
     in_session: bool = True
+    writes: bool = False
+    workers: bool = False
 
 
 _TRAPPED = "trap '' INT TERM; sleep 300; sleep 300"  # `sh` and its children ignore both
@@ -71,7 +77,8 @@ PROGRAMS = {
         "class Rows(Dataset):\n"
         "    def __len__(self): return steps\n"
         "    def __getitem__(self, i): time.sleep(0.01); return i\n"
-        "for _ in DataLoader(Rows(), num_workers=2):\n    step()"
+        "for _ in DataLoader(Rows(), num_workers=2):\n    step()",
+        workers=True,
     ),
     "DataLoader with deaf workers": Program(
         "def ignore(_):\n"
@@ -85,13 +92,19 @@ PROGRAMS = {
     ),
     "flood of lines": Program(
         "for i in range(steps):\n"
-        "    for _ in range(50): print('line', i, 'x' * 100 * (rank + 1))\n    step()"
+        "    for _ in range(50): print('line', i, 'x' * 100 * (rank + 1))\n    step()",
+        writes=True,
     ),
     "figures": Program(
         "from IPython.display import HTML, display\n"
         "for i in range(steps):\n    if i % 10 == 0: display(HTML(f'<b>{i}</b>'))\n    step()"
     ),
-    "progress bar": Program("from tqdm.auto import tqdm\nfor _ in tqdm(range(steps)):\n    step()"),
+    "progress bar": Program(
+        "from tqdm.auto import tqdm\nfor _ in tqdm(range(steps)):\n    step()", writes=True
+    ),
+    "value of the notebook": Program(
+        f"assert {VALUE}[-1] == len({VALUE}) - 1\nfor _ in range(steps): step()"
+    ),
     "sleep": Program("time.sleep(1000)", steps=False),
     "long C call": Program(
         "import ctypes\nwait = ctypes.CDLL(None).usleep\nwhile True: wait(900_000)", steps=False
@@ -138,6 +151,24 @@ PROGRAMS = {
 }
 
 
+BESIDE_A_THREAD = """
+import threading
+def beside():
+    import torch, torch.distributed as dist, time
+    for _ in range(40):
+        total = torch.ones(1); dist.all_reduce(total); time.sleep(0.02)
+    return total.item()
+thread = threading.Thread(
+    target=lambda: print('beside', ddp_magic.launch(beside, nproc_per_node=2).results)
+)
+thread.start()
+try:
+    {call}
+finally:
+    thread.join()
+""".strip()
+
+
 def program_text(
     name: str, *, rank: int, when_s: float, steps: int, fault: str, before: str
 ) -> str:
@@ -161,17 +192,17 @@ def cell_of(text: str, kept: str, ranks: int, time_limit_s: float | None) -> str
 
     Args:
         text: The program.
-        kept: How: "one-shot", "session" or "launch".
+        kept: How: "one-shot", "session", "launch", or "launch beside another", in a thread.
         ranks: On how many ranks.
         time_limit_s: `--time-limit`, in seconds.
     """
-    if kept == "launch":
+    if kept.startswith("launch"):
         limit = "" if time_limit_s is None else f", time_limit={time_limit_s}"
         body = textwrap.indent(text, "    ")
-        return (
-            f"import ddp_magic\ndef program():\n{body}\n"
-            f"ddp_magic.launch(program, nproc_per_node={ranks}{limit})"
-        )
+        call = f"ddp_magic.launch(program, nproc_per_node={ranks}{limit})"
+        if kept != "launch":
+            call = BESIDE_A_THREAD.format(call=call)
+        return f"import ddp_magic\ndef program():\n{body}\n{call}"
     options = f"-n {ranks}" + (f" --session {SESSION}" if kept == "session" else "")
     if time_limit_s is not None:
         options += f" --time-limit {time_limit_s}"
