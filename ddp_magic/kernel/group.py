@@ -45,6 +45,7 @@ from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 
 POLL_S = 0.05  # longest wait for news of a group
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
+AGENT_S = 3.0  # more for an agent to report a rank's end, before it is killed
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
 
@@ -309,15 +310,22 @@ class WorkerGroup:
         return events
 
     def _kill_lost(self) -> list[RunEvent]:
-        """End ranks that live and have no connection: nobody would ever hear of them."""
+        """End ranks that live and have no connection: nobody would ever hear of them.
+
+        An agent that does not report the end of a rank's process is ended: somebody has stopped it.
+        """
         events: list[RunEvent] = []
         for rank, member in self._connections.members.items():
             since = member.unconnected_since
-            if since is None or rank in self._exited or time.monotonic() - since < self._lost_s:
+            lost_s = time.monotonic() - since if since is not None else 0.0
+            if since is None or rank in self._exited or lost_s < self._lost_s:
                 continue
-            member.unconnected_since = None  # once
-            events.append(ConnectionLost(rank=rank, time=time.time()))
-            self.kill((rank,))
+            if member.lives():
+                member.unconnected_since = None  # once
+                events.append(ConnectionLost(rank=rank, time=time.time()))
+                self.kill((rank,))
+            elif lost_s > self._lost_s + AGENT_S and self._agent is not None:
+                self._agent.kill()
         return events
 
     # --- the end ------------------------------------------------------------------------------

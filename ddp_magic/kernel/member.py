@@ -67,6 +67,13 @@ class Member:
         splitter = MarkSplitter(hello.marker.encode())
         return cls(hello.rank, channel, pipe, process, splitter, log)
 
+    def lives(self) -> bool:
+        """Return whether its process has not ended, as far as that can be seen."""
+        try:
+            return self.process is None or self.process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     def take_text(self, data: bytes) -> Iterator[RunEvent]:
         """Log what the rank wrote, and yield what is complete."""
         for item in self.splitter.feed(data):

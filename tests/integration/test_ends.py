@@ -276,6 +276,21 @@ def test_an_agent_that_is_ended_from_outside_is_named(kernel: Kernel) -> None:
     assert result.error["evalue"].startswith(words), result.error
 
 
+def test_an_agent_that_is_stopped_does_not_keep_the_cell(kernel: Kernel) -> None:
+    """It reports no rank's end; it is killed a few seconds after that."""
+    message = kernel.start(
+        "%%ddp -n 2\nimport os, signal, time\n"
+        "if rank == 1: time.sleep(0.5); os.kill(os.getppid(), signal.SIGSTOP); print('up')\n"
+        "time.sleep(1000)"
+    )
+    kernel.finish(message, until="up")
+    kernel.interrupt()
+    began = time.monotonic()
+    result = kernel.finish(message)
+    assert within(time.monotonic() - began, 10)
+    assert "rank 0 stopped at line 4; rank 1 stopped at line 4" in result.error["evalue"]
+
+
 def test_ranks_that_cannot_start(kernel: Kernel) -> None:
     """Too few descriptors: no success, and the reason in the message."""
     assert kernel.run("%%ddp -n 2\n1").status == "ok"
