@@ -20,6 +20,7 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.01
+_LOOKS = 100  # for descendants, before children that are never seen alive are given up
 
 T = TypeVar("T")
 
@@ -180,6 +181,9 @@ def wait_then_kill(
 def sweep(grace_s: float, deadline_s: float = 3.0, spare: Collection[int] = ()) -> int:
     """End all descendants of this process.
 
+    One whose parent ends while psutil reads the processes is in no list; it is found afterwards, as
+    a child of this process, if that adopts orphans (`adopt_orphans`).
+
     Args:
         grace_s: Time in which they may end by themselves, s. multiprocessing's resource tracker
             needs it: it cleans up shared memory when its owner is gone.
@@ -196,5 +200,14 @@ def sweep(grace_s: float, deadline_s: float = 3.0, spare: Collection[int] = ()) 
             killed.add(process.pid)
             kill(process)
 
-    wait_then_kill(lambda: descendants(spare), kill_all, grace_s, deadline_s)
+    def remaining() -> list[psutil.Process]:
+        left = descendants(spare)
+        looks = _LOOKS if not spare else 1
+        while not left and looks and (spare or _has_children()):
+            time.sleep(POLL_S)
+            looks -= 1
+            left = descendants(spare)
+        return left
+
+    wait_then_kill(remaining, kill_all, grace_s, deadline_s)
     return len(killed)

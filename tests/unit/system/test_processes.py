@@ -59,6 +59,37 @@ def test_all_descendants_are_swept() -> None:
     assert done.stdout.splitlines() == ["2 None", "1 []"], done
 
 
+def test_what_loses_its_parent_during_the_sweep_is_swept_too() -> None:
+    """Another thread ends the parent, and reaps it, while the processes are read."""
+    program = """
+        import os, random, subprocess, threading, time
+        from ddp_magic.system import processes
+
+        processes.adopt_orphans()
+        for _ in range(40):
+            script = "sleep 100 >/dev/null & echo; wait"
+            parent = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+            parent.stdout.readline()
+            def end():
+                time.sleep(random.random() * 0.012)
+                parent.kill()
+                parent.wait()
+            thread = threading.Thread(target=end)
+            thread.start()
+            processes.sweep(0.0)
+            thread.join()
+        print(processes.descendants())
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]", done
+
+
 def test_exit_words() -> None:
     """A signal has its name."""
     assert exit_words(3) == "exit code 3"
