@@ -117,7 +117,7 @@ def _ends(draw: Draw, result: Result) -> Iterator[str]:
         wrong = ename != raises or not re.search(says, text, re.DOTALL)
     if wrong:
         yield f"expected {raises if raises is not None else 'any error'} {says!r}: {shown(result)}"
-    elif draw.fault == "raise" and draw.kept != "launch":
+    elif draw.fault == "raise" and not draw.kept.startswith("launch"):
         line = 1 + draw.cell[: draw.cell.index("raise Boom")].count("\n")
         if f"at line {line}:" not in text:
             yield f"expected line {line}: {text}"
@@ -134,7 +134,7 @@ def _expected(draw: Draw) -> tuple[str | None, str]:
     if draw.needs_stop:
         return "RunInterrupted", ""
     if draw.kept.startswith("launch") and draw.fault in LEAVES and not _leaves_peers(draw):
-        return "PullError", f"the return value of rank {draw.rank} did not arrive"
+        return "PullError", f"return value of rank {draw.rank} (did not arrive|was never set)"
     if _leaves_peers(draw):
         return "WorkerError", r"^rank \d raised RuntimeError"
     return cause.raises, cause.says.format(rank=draw.rank)
