@@ -390,8 +390,15 @@ class WorkerGroup:
         return len(self._agents_done) < max(1, len(self._connections.agents))
 
     def _sweep_sessions(self) -> None:
-        """End what the ranks had started, after an agent that was killed before it could."""
-        for process in processes.session_members(self.pids.values()):
+        """End what the ranks had started, after an agent that was killed before it could.
+
+        What has left their sessions is the forkserver's to end; if that was killed too, it is found
+        by the variable that torch sets for each rank.
+        """
+        for process in (
+            *processes.session_members(self.pids.values()),
+            *processes.started_with("TORCHELASTIC_RUN_ID", self.directory.id),
+        ):
             # A session's number is free again only when its last member is gone; one that was
             # there before this group is somebody else's.
             if process.create_time() >= self._started:

@@ -89,6 +89,19 @@ def session_members(session_ids: Iterable[int]) -> list[psutil.Process]:
     return members
 
 
+def started_with(variable: str, value: str) -> list[psutil.Process]:
+    """Return the living processes that were started with this environment variable."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get(variable) == value
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):  # another user's, or just gone
+            continue
+    return found
+
+
 def descendants(spare: Collection[int] = ()) -> list[psutil.Process]:
     """Return the living descendants of this process, and reap its dead children.
 

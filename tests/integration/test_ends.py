@@ -540,6 +540,25 @@ def test_a_sigkilled_agent(kernel: Kernel) -> None:
     assert kernel.run("%%ddp -n 2\nprint('again')").status == "ok"
 
 
+def test_a_sigkilled_agent_and_forkserver(kernel: Kernel) -> None:
+    """What a rank had detached has no parent that could end it; it is ended all the same."""
+    message = kernel.start(
+        "%%ddp -n 2\nimport subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+        "print(f'pid={child.pid} up', flush=True)\ntime.sleep(1000)"
+    )
+    text = kernel.finish(message, until=" up").text
+    while len(pids_in(text)) < 2:
+        text += kernel.finish(message, until=" up").text
+    agent, forkserver = kernel.processes()[0], kernel.forkserver()
+    assert forkserver is not None
+    forkserver.kill()
+    agent.kill()
+    result = kernel.finish(message)
+    assert "agent died" in result.error["evalue"], result
+    assert wait_gone(pids_in(text), 3.0) == []
+
+
 def test_a_forked_notebook_process_does_not_keep_ranks_alive(
     new_kernel: Callable[..., Kernel], tmp_path: Path
 ) -> None:
