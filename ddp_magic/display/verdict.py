@@ -95,6 +95,8 @@ def judge(  # noqa: PLR0911 -- one for each end
     own = [f for f in failures if f.time < evidence.stopped and not f.ended_by_us]
     if evidence.mismatch and evidence.stop is not StopReason.INTERRUPT:
         return State.FAILED, _mismatch(evidence, own)
+    # If the agent ended, its ranks died of that, and some reported the death of others before.
+    agent_ended = evidence.group.agent_died or _AGENT_SIGNALED.search(evidence.group.agent_error)
     match evidence.stop:
         case StopReason.INTERRUPT:
             return State.CANCELLED, _interrupted(evidence, own)
@@ -103,10 +105,10 @@ def judge(  # noqa: PLR0911 -- one for each end
             return State.FAILED, TimeLimitError(
                 limit + _how_they_stopped(evidence.ranks), details=evidence.waits
             )
-        case StopReason.TIME_LIMIT | StopReason.PEER_FAILED | StopReason.MISMATCH:
+        case StopReason.TIME_LIMIT | StopReason.PEER_FAILED | StopReason.MISMATCH if (
+            not agent_ended
+        ):
             return State.FAILED, _failed(evidence, own or failures)
-    # If the agent ended, its ranks died of that, and some reported the death of others before.
-    agent_ended = evidence.group.agent_died or _AGENT_SIGNALED.search(evidence.group.agent_error)
     causes = [f for f in failures if not (f.is_victim if agent_ended else f.ended_by_us)]
     if causes and any(rank.pid is not None for rank in evidence.ranks):
         return State.FAILED, _failed(evidence, failures)

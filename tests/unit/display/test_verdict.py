@@ -126,12 +126,14 @@ def test_a_rank_ended_from_outside_is_the_culprit() -> None:
     assert found.details == ("rank 0: lost its connection to rank 1 at line 3 (ValueError)",)
 
 
-def test_an_agent_ended_from_outside_is_named() -> None:
-    """Its ranks are what it ended, not what ended it."""
+@pytest.mark.parametrize("stop", [None, StopReason.PEER_FAILED])
+def test_an_agent_ended_from_outside_is_named(stop: StopReason | None) -> None:
+    """Its ranks are what it ended, not what ended it; in a session, too."""
     ranks = [_rank(r, exited(r, -15, by_agent=True)) for r in range(2)]
     ranks.append(_rank(2, error(2, GLOO), exited(2, 1)))
     text = "Traceback ...\ntorch...SignalException: Process 12 got signal: 15"
-    state, found = judge(Evidence(ranks=ranks, group=GroupEnded(agent_error=text)))
+    group = GroupEnded(agent_error=text)
+    state, found = judge(Evidence(ranks=ranks, group=group, stop=stop, stopped=LATE))
     assert state is State.FAILED
     assert str(found).startswith("the agent was ended by SIGTERM from outside")
 
