@@ -13,6 +13,7 @@ from tests.limits import within
 
 END_S = 12.0  # from the fault to the cell's end; a program takes its last steps
 CLEANUP_S = 45.0  # of ranks that took an interrupt: 30 s by design
+INTERRUPT = "KeyboardInterrupt"  # Python's own: of the notebook's code beside ours
 KEEPS_SESSION = ("raise", "Stop", "MemoryError", "sys.exit(text)", "recursion", "none")
 LEAVES = {"sys.exit(0)": "finished", "os._exit(0)": "left early"}
 KINDS = ("left", "hung", "culprit", "frames", "next", "other")
@@ -92,7 +93,7 @@ def _may_clean_up(draw: Draw) -> bool:
 
 def _beside_ok(draw: Draw, seen: Seen) -> bool:
     """Return whether the run in a thread of the same notebook went well."""
-    if draw.fault == "kernel without descriptors":
+    if draw.fault == "kernel without descriptors" or seen.result.error.get("ename") == INTERRUPT:
         return True
     return "beside [2.0, 2.0]" in seen.result.text
 
@@ -133,6 +134,8 @@ def _expected(draw: Draw) -> tuple[str | None, str]:
     cause = draw.cause
     if draw.needs_stop:
         return "RunInterrupted", ""
+    if draw.fault == "disk full" and draw.early:  # torch's store needs some bytes while ranks start
+        return None, "No space left on device"
     if draw.kept.startswith("launch") and draw.fault in LEAVES and not _leaves_peers(draw):
         return "PullError", f"return value of rank {draw.rank} (did not arrive|was never set)"
     if _leaves_peers(draw):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -165,6 +166,17 @@ class _Scene:
         self._cell.watch(max(moment - time.monotonic(), 0.0))
         if not self._cell.ended:
             self._stop()
+
+    def _kill_about_then(self) -> None:
+        """Kill the rank, and press Stop, one within a second of the other."""
+        gap_s = self._draw.gap_s - 1
+        kill = functools.partial(self._signal, self._rank_pid(), "SIGKILL")
+        first, second = (self._stop, kill) if gap_s < 0 else (kill, self._stop)
+        first()
+        self._cell.watch(abs(gap_s) / 2)
+        if not self._cell.ended:
+            second()
+        self._seen.played, self._seen.why_not = True, ""  # Stop may have ended it by then
 
     def _kill_worker(self) -> None:
         """Kill a child of the rank's."""

@@ -162,10 +162,13 @@ thread = threading.Thread(
     target=lambda: print('beside', ddp_magic.launch(beside, nproc_per_node=2).results)
 )
 thread.start()
+error = None
 try:
     {call}
-finally:
-    thread.join()
+except BaseException as raised:
+    error = raised
+thread.join()  # outside of `except`: an interrupt here is no context of that error
+if error is not None: raise error
 """.strip()
 
 
