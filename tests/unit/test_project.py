@@ -36,6 +36,7 @@ def _commands(target: str) -> list[str]:
         ("test", ".venv"),
         ("demo", ".venv"),
         ("bench", ".venv-bench"),
+        ("chaos", ".venv"),
         ("test-oldest", ".venv-oldest"),
     ],
 )
