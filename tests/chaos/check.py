@@ -93,7 +93,9 @@ def _may_clean_up(draw: Draw) -> bool:
 
 def _beside_ok(draw: Draw, seen: Seen) -> bool:
     """Return whether the run in a thread of the same notebook went well."""
-    if draw.fault == "kernel without descriptors" or seen.result.error.get("ename") == INTERRUPT:
+    if draw.fault == "kernel without descriptors" or _may_miss_the_store(draw):
+        return True
+    if seen.result.error.get("ename") == INTERRUPT:
         return True
     return "beside [2.0, 2.0]" in seen.result.text
 
@@ -134,13 +136,18 @@ def _expected(draw: Draw) -> tuple[str | None, str]:
     cause = draw.cause
     if draw.needs_stop:
         return "RunInterrupted", ""
-    if draw.fault == "disk full" and draw.early:  # torch's store needs some bytes while ranks start
+    if _may_miss_the_store(draw):
         return None, "No space left on device"
     if draw.kept.startswith("launch") and draw.fault in LEAVES and not _leaves_peers(draw):
         return "PullError", f"return value of rank {draw.rank} (did not arrive|was never set)"
     if _leaves_peers(draw):
         return "WorkerError", r"^rank \d raised RuntimeError"
     return cause.raises, cause.says.format(rank=draw.rank)
+
+
+def _may_miss_the_store(draw: Draw) -> bool:
+    """Return whether the disk may be full while the ranks start: torch's store needs some bytes."""
+    return draw.fault == "disk full" and draw.early
 
 
 def _leaves_peers(draw: Draw) -> str:

@@ -18,6 +18,7 @@ from tests.integration.kernel import Result
 from tests.limits import HANG_S
 
 LEFT_S = 3.0
+AGENT_S = 5.0  # after the end of an agent, the cell has ended
 LATER_S = 0.5  # from a rank that waits to Stop
 _SUM = "t = torch.ones(1); dist.all_reduce(t); print('sum', t.item(), globals().get('kept'))"
 BESIDE = (
@@ -204,6 +205,10 @@ class _Scene:
 
     def _kill_starting_agent(self) -> None:
         self._signal(self._notebook.starting_agent(HANG_S), "SIGKILL")
+        self._cell.watch(AGENT_S)
+        if not self._cell.ended:
+            self._miss("that was a fork with which the forkserver tries an import")
+            self._stop()
 
     def _kill_forkserver(self) -> None:
         forkserver = self._kernel.forkserver()

@@ -158,9 +158,12 @@ def beside():
     for _ in range(40):
         total = torch.ones(1); dist.all_reduce(total); time.sleep(0.02)
     return total.item()
-thread = threading.Thread(
-    target=lambda: print('beside', ddp_magic.launch(beside, nproc_per_node=2).results)
-)
+def launch_beside():
+    try:
+        print('beside', ddp_magic.launch(beside, nproc_per_node=2).results)
+    except Exception as raised:
+        print('beside', raised)
+thread = threading.Thread(target=launch_beside)
 thread.start()
 error = None
 try:
