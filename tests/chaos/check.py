@@ -53,6 +53,8 @@ def violations(draw: Draw, seen: Seen) -> list[Violation]:
         found.append(Violation("hung", f"the cell ended {seen.late_s:.1f} s after the fault"))
     if seen.played:
         found += [Violation("culprit", text) for text in _ends(draw, seen.result)]
+    if _loses_log(draw, seen) and seen.result.text.count("are incomplete") != 1:
+        found.append(Violation("other", f"the log's loss is said once: {shown(seen.result)}"))
     if draw.kept == "launch beside another" and not _beside_ok(draw, seen):
         found.append(Violation("other", f"the thread's run: {shown(seen.result)}"))
     found += _next_cell(draw, seen, kept=None)
@@ -89,6 +91,12 @@ def _frames(seen: Seen) -> Iterator[str]:
 def _may_clean_up(draw: Draw) -> bool:
     """Return whether a rank may answer Stop and then wait long for what it had started."""
     return draw.fault != "Stop twice" and "deaf" in draw.program
+
+
+def _loses_log(draw: Draw, seen: Seen) -> bool:
+    """Return whether a full disk costs some of a rank's log."""
+    flood = draw.program == "flood of lines" and not draw.early
+    return draw.fault == "disk full" and flood and seen.played
 
 
 def _beside_ok(draw: Draw, seen: Seen) -> bool:

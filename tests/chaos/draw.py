@@ -132,6 +132,6 @@ def draw(seed: int, number: int) -> Draw:
         when_s=round(chance.uniform(0, latest_s), 2),
         gap_s=round(chance.uniform(0, 2), 2),
         steps=steps,
-        spare=chance.randint(0, 12),
+        spare=chance.randint(2, 14),
         neighbor=chance.random() < 0.15,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.programs import MODULE, SLOW_IMPORT, VALUES
+from tests.chaos.programs import IMPORTED, MODULE, SLOW_IMPORT, VALUES
 from tests.integration.kernel import Kernel, Result
 from tests.limits import HANG_S, within
 
@@ -120,7 +120,7 @@ class Notebook:
     def load(self) -> None:
         """Load the extension, and what the programs take from the notebook."""
         assert self._kernel is not None
-        assert self._kernel.run(f"%load_ext ddp_magic\n{VALUES}").status == "ok"
+        assert self._kernel.run(f"%load_ext ddp_magic\n{IMPORTED}\n{VALUES}").status == "ok"
 
     def discard(self) -> None:
         """End the kernel, whatever state it is in, and all its processes."""

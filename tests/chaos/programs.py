@@ -10,6 +10,7 @@ from tests.integration.kernel import DEAF
 MODULE = "chaos_slow_import"  # in the kernels' working directory; its import takes a while
 VALUE = "chaos_values"  # in the notebook
 VALUES = f"import numpy as np; {VALUE} = np.arange(4_000_000)"
+IMPORTED = "from ddp_magic import launch"  # a kernel without descriptors could not import it
 SLOW_IMPORT = "import time\nfor _ in range(40): time.sleep(0.02)\n"
 
 # The rest of a program sees: `steps`, how many steps it is to take; `step()`, in which the fault
