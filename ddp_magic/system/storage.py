@@ -8,6 +8,7 @@ they lie in a fresh directory in the temporary folder.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -57,12 +58,15 @@ class RunStorage:
 
         Raises:
             LaunchError: There is no place for it.
+            OSError: This process can open no more files.
         """
         problems: list[str] = []
         for root in self._roots(problems):
             try:
                 directory = self._new_directory(_private(root), ROOM_BYTES + cell_bytes)
             except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise  # no place is better: this process can open no more files
                 problems.append(f"{root}: {error.strerror or error}")
                 self._remove_empty(root)
                 continue
@@ -130,12 +134,14 @@ class RunStorage:
             except FileExistsError:
                 continue
             break
+        probe = path / "room"
         try:
-            probe = path / "room"
             probe.write_bytes(bytes(room_bytes))
             probe.unlink()
         except OSError:
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+                path.rmdir()  # needs no descriptor, as shutil.rmtree does
             raise
         return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,22 @@ def test_no_place_at_all() -> None:
     assert done.stdout.count("\n") == 1, done
     assert "TMPDIR" in done.stdout
     assert issubclass(LaunchError, Exception)
+
+
+def test_a_process_without_descriptors_tries_no_other_place(
+    place: Path, storage: RunStorage
+) -> None:
+    """Each would fail in the same way, and have a new directory."""
+    before = sorted(place.rglob("*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            storage.new_run_directory()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    fresh = set(place.rglob("*")) - set(before)
+    assert fresh <= {place / "cache", place / "cache" / "ddp_magic"}
 
 
 def test_what_a_cleaner_removed_is_made_again(place: Path, storage: RunStorage) -> None:
