@@ -113,7 +113,9 @@ def draw(seed: int, number: int) -> Draw:
     fault = FAULTS[name]
     chance = random.Random(f"{seed} {series} {name}")
     program = chance.choice([n for n, p in PROGRAMS.items() if fits(fault, p)])
-    kinds_of_group = ["one-shot", "one-shot", "one-shot", "launch", "launch beside another"]
+    kinds_of_group = ["one-shot", "one-shot", "one-shot", "launch"]
+    if fault.act != "kill_starting_agent":  # the player could not tell which it is
+        kinds_of_group += ["launch beside another"]
     if PROGRAMS[program].in_session:
         kinds_of_group += ["session", "session", "session"]
     ranks = chance.choices([1, 2, 3, 4], [3, 8, 5, 2])[0]

@@ -164,15 +164,16 @@ class Notebook:
             time.sleep(POLL_S)
 
     def starting_agent(self, timeout_s: float) -> int | None:
-        """Wait for a process that the forkserver has forked; return its pid."""
+        """Wait for an agent that the forkserver has forked; return its pid."""
         assert self._kernel is not None
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             forkserver = self._kernel.forkserver()
             try:
                 for child in forkserver.children() if forkserver else ():
-                    return int(child.pid)
-            except psutil.NoSuchProcess:
+                    if os.getsid(child.pid) == child.pid:  # else it only tries an import
+                        return int(child.pid)
+            except (psutil.NoSuchProcess, ProcessLookupError):
                 pass
             time.sleep(POLL_S)
         return None

@@ -207,7 +207,7 @@ class _Scene:
         self._signal(self._notebook.starting_agent(HANG_S), "SIGKILL")
         self._cell.watch(AGENT_S)
         if not self._cell.ended:
-            self._miss("that was a fork with which the forkserver tries an import")
+            self._miss("it was another agent")
             self._stop()
 
     def _kill_forkserver(self) -> None:
