@@ -204,7 +204,9 @@ class _Scene:
         self._signal(self._agent_pid(), "SIGTERM")
 
     def _kill_starting_agent(self) -> None:
-        self._signal(self._notebook.starting_agent(HANG_S), "SIGKILL")
+        agent = self._notebook.starting_agent(HANG_S)
+        self._fault_at = time.monotonic()
+        self._signal(agent, "SIGKILL")
         self._cell.watch(AGENT_S)
         if not self._cell.ended:
             self._miss("it was another agent")
