@@ -69,6 +69,7 @@ class Series:
                 other.discard()
 
     def _play_one(self, one: Draw, notebook: Notebook, other: Notebook) -> None:
+        began = time.monotonic()
         try:
             seen = play(one, notebook, other)
             found = violations(one, seen)
@@ -78,11 +79,12 @@ class Series:
             notebook.discard()  # the next fault does not inherit it
         with self._lock:
             self.played.append((one, seen, found))
-            self._report(one, seen, found)
+            self._report(one, seen, found, time.monotonic() - began)
 
-    def _report(self, one: Draw, seen: Seen, found: Sequence[Violation]) -> None:
+    def _report(self, one: Draw, seen: Seen, found: Sequence[Violation], took_s: float) -> None:
         verdict = "VIOLATION" if found else "ok" if seen.played else f"not played: {seen.why_not}"
-        print(f"{one} · {seen.late_s:.1f} s · {verdict}", flush=True)
+        times = f"end {seen.late_s:.1f} s after it, {took_s:.0f} s in all"
+        print(f"{one} · {times} · {verdict}", flush=True)
         for violation in found:
             print(_cut(str(violation)), flush=True)
         if found:

@@ -8,7 +8,7 @@ from tests.chaos.__main__ import Played, Series
 from tests.chaos.draw import draw
 from tests.chaos.faults import FAULTS
 
-SEED = 1
+SEED = 1025  # with few kernels to start
 JOBS = 3
 
 
