@@ -37,6 +37,17 @@ def without_ours(error: BaseException) -> BaseException:
     return error
 
 
+def shortened(tb: TracebackType | None, most: int) -> tuple[TracebackType | None, int]:
+    """Return a traceback with at most `most` frames, the outermost and innermost, and how many not.
+
+    IPython takes 10 ms and more for each frame; an endless recursion has 3,000.
+    """
+    steps = list(_steps(tb))
+    if len(steps) <= most:
+        return tb, 0
+    return _joined([*steps[: most // 2], *steps[-(most // 2) :]]), len(steps) - most
+
+
 def _shown_with(error: BaseException) -> Iterator[BaseException]:
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()

@@ -21,10 +21,11 @@ from time import time as now  # bound here: a cell may replace the module's
 from types import TracebackType
 from typing import TypeAlias
 
-from ddp_magic.system.frames import is_ours, without_ours
+from ddp_magic.system.frames import is_ours, shortened, without_ours
 from ddp_magic.wire.messages import Error, Finished, RunCell
 from ddp_magic.worker.interrupts import user_code
 
+MAX_FRAMES = 100  # of an error's traceback
 MAX_CHARS = 100_000  # of one piece of an error's text
 UNREADABLE = "<its text cannot be shown>"
 
@@ -179,12 +180,17 @@ def _shown(error: BaseException, cell: CellPlace) -> TracebackType | None:
 
 def _plain_frames(tb: TracebackType | None, cell: CellPlace) -> list[str]:
     lines = []
+    tb, left_out = shortened(tb, MAX_FRAMES)
     for frame in traceback.extract_tb(tb):
         if not is_ours(frame.filename):
             file = cell.label if frame.filename == cell.file else f'File "{frame.filename}"'
             lines.append(f"{file}, line {frame.lineno}, in {frame.name}")
             lines.append(f"    {frame.line}")
-    return lines
+    return [*lines, *_left_out(left_out)]
+
+
+def _left_out(frames: int) -> list[str]:
+    return [f"({frames:,} frames in the middle are not shown)"] if frames else []
 
 
 def _format(
@@ -192,10 +198,12 @@ def _format(
 ) -> list[str]:
     error.__traceback__ = shown
     without_ours(error)
+    error.__traceback__, left_out = shortened(error.__traceback__, MAX_FRAMES)
+    notes = _left_out(left_out)
     if format_error is not None:
         with contextlib.suppress(Exception):  # a repr that raises must not hide its error
-            return format_error(error, error.__traceback__)
-    return traceback.format_exception(type(error), error, error.__traceback__)
+            return [*format_error(error, error.__traceback__), *notes]
+    return [*traceback.format_exception(type(error), error, error.__traceback__), *notes]
 
 
 def _safe_text(error: BaseException) -> str:

@@ -105,7 +105,9 @@ FAULTS = {
         says=r"rank {rank} (raised Boom|stopped)",
     ),
     "SIGKILL about when Stop comes": Fault(
-        act="kill_about_then", raises=None, says=r"rank {rank} (was killed|stopped|ended|finished|did not)"
+        act="kill_about_then",
+        raises=None,
+        says=r"rank {rank} (was killed|stopped|ended|finished|did not)",
     ),
     "Stop": Fault(act="stop", early=0.5, raises=STOPPED),
     "Stop twice": Fault(act="stop_twice", early=0.5, raises=STOPPED),

@@ -15,6 +15,7 @@ from ddp_magic.system.frames import is_ours
 from ddp_magic.wire.messages import Error, RunCell
 from ddp_magic.worker.error_report import (
     MAX_CHARS,
+    MAX_FRAMES,
     UNREADABLE,
     CellPlace,
     describe,
@@ -155,6 +156,24 @@ def test_the_shell_formats_from_the_cells_first_frame() -> None:
     (tb,) = given
     assert tb is not None
     assert tb.tb_frame.f_code.co_filename == FILE
+
+
+def test_an_endless_recursion_is_shown_in_part() -> None:
+    """Its first and last frames; IPython would take half a minute for all."""
+    error = _raised_in("def f(n): return f(n + 1)\nf(0)")
+    frames = []
+
+    def formatter(_error: BaseException, tb: TracebackType | None) -> list[str]:
+        frames.extend(traceback.extract_tb(tb))
+        return ["formatted"]
+
+    found = _full(error, formatter)
+    assert len(frames) == MAX_FRAMES
+    assert found.traceback[0] == "formatted"
+    assert re.fullmatch(r"\(\d+ frames in the middle are not shown\)", found.traceback[-1])
+    at_once = describe(_raised_in("def f(n): return f(n + 1)\nf(0)"), 1, CELL).traceback
+    assert len(at_once) < 3 * MAX_FRAMES
+    assert at_once[-2] == found.traceback[-1]
 
 
 def test_a_formatter_that_raises_does_not_hide_the_error() -> None:
