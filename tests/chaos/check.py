@@ -48,7 +48,10 @@ def violations(draw: Draw, seen: Seen) -> list[Violation]:
             found += _next_cell(draw, seen, kept=False)
         return found
     if not seen.ended:
-        return [*found, Violation("hung", f"the cell did not end: {shown(seen.result)}")]
+        return [
+            *found,
+            Violation("hung", f"the cell did not end: {shown(seen.result)}\n{seen.stacks}"),
+        ]
     if not within(seen.late_s, CLEANUP_S if _may_clean_up(draw) else END_S):
         found.append(Violation("hung", f"the cell ended {seen.late_s:.1f} s after the fault"))
     if seen.played:

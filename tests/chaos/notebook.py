@@ -7,6 +7,7 @@ import queue
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.limits import HANG_S, within
 DISK_BYTES = 48 * 1024 * 1024
 _MARK = "DDP_MAGIC_CHAOS"  # an environment variable by which processes are recognized
 _RUN = re.compile(r"\d{4}-\d{6}-\d+-\d+")
+STACKS = int(signal.SIGUSR2)
 POLL_S = 0.02
 
 
@@ -93,6 +95,7 @@ class Notebook:
 
     def __init__(self, folder: Path) -> None:
         self._mark = f"{_MARK}={folder}".encode()
+        self._stacks = folder / "stacks"
         self._disk, self._work = folder / "disk", folder / "work"
         for path in (self._disk, self._work, folder / "tmp"):
             path.mkdir(parents=True)
@@ -120,7 +123,16 @@ class Notebook:
     def load(self) -> None:
         """Load the extension, and what the programs take from the notebook."""
         assert self._kernel is not None
-        assert self._kernel.run(f"%load_ext ddp_magic\n{IMPORTED}\n{VALUES}").status == "ok"
+        file = f"open({str(self._stacks)!r}, 'w')"
+        dump = f"import faulthandler; faulthandler.register({STACKS}, {file})"
+        ready = self._kernel.run(f"%load_ext ddp_magic\n{dump}\n{IMPORTED}\n{VALUES}")
+        assert ready.status == "ok", ready
+
+    def stacks(self) -> str:
+        """Return the stacks of the kernel's threads, for a cell that does not end."""
+        os.kill(self.kernel.pid, STACKS)
+        time.sleep(1)
+        return self._stacks.read_text()
 
     def discard(self) -> None:
         """End the kernel, whatever state it is in, and all its processes."""

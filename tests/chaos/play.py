@@ -41,6 +41,7 @@ class Seen:
         next: What the next cell showed; None if the kernel was ended.
         beside: What the other notebook's cell showed.
         stopped: What `%ddp_stop` said of the session.
+        stacks: Of the kernel, if the cell did not end.
     """
 
     played: bool = True
@@ -53,6 +54,7 @@ class Seen:
     next: Result | None = None
     beside: Result | None = None
     stopped: str = ""
+    stacks: str = ""
 
 
 def play(draw: Draw, notebook: Notebook, other: Notebook) -> Seen:
@@ -270,6 +272,7 @@ class _Scene:
         seen.late_s = cell.ended_at - self._fault_at
         if not seen.ended:
             seen.late_s = HANG_S
+            seen.stacks = self._notebook.stacks()
             self._notebook.discard()
             return
         self._notebook.restore_descriptors()
