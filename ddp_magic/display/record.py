@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ddp_magic.display.profile import Profile
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.restarts import Restart
 from ddp_magic.errors import DDPMagicError, RunInterrupted
@@ -43,6 +44,9 @@ class RunRecord:
         stayed: Names of values that were not sent to the notebook and ended with the ranks.
         waits: A sentence for each wait of ranks for others that lasts at the moment.
         checked: Number of collectives that all ranks have called alike; None without `--check`.
+        profile: Where the time of the ranks went; None if it was not measured.
+        closing: Lines to show at the end.
+        figure: A figure to show at the end, as PNG; None for none.
         group_end: How the group ended; None while it is running.
         progress: The ranks' progress bars, by rank; empty without a screen.
     """
@@ -68,6 +72,9 @@ class RunRecord:
     stayed: tuple[str, ...] = ()
     waits: tuple[str, ...] = ()
     checked: int | None = None
+    profile: Profile | None = None
+    closing: tuple[str, ...] = ()
+    figure: bytes | None = None
     group_end: GroupEnded | None = None
     progress: Mapping[int, str] = field(default_factory=dict)
 

@@ -8,6 +8,7 @@ messages that arrive faster than 1000 a second.
 
 from __future__ import annotations
 
+import base64
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -131,7 +132,10 @@ class CellScreen:
         if record.swept:
             what = "process" if record.swept == 1 else "processes"
             self._write_lines([f"ended {record.swept} {what} that the ranks had left behind"])
+        self._write_lines(record.closing)
         self._write()
+        if record.figure is not None:
+            self._publish_figure(record.figure)
         line = summary(record)
         if self._live:
             self._publish_table(line, html_line(line))
@@ -260,6 +264,14 @@ class CellScreen:
                 {**event.metadata, "ddp": {"rank": event.rank}},
                 transient={"display_id": display_id},
                 update=update,
+            )
+
+    def _publish_figure(self, png: bytes) -> None:
+        if self._shell is not None and self._live:
+            data = {"image/png": base64.b64encode(png).decode(), "text/plain": "(profile)"}
+            identity = {"display_id": f"{self._id}-profile"}
+            self._shell.display_pub.publish(
+                data, {"ddp": {"profile": True}}, transient=identity, update=False
             )
 
     def _label(self, event: DisplayData) -> None:

@@ -20,7 +20,7 @@ from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
 from ddp_magic.kernel.options import OPTIONS, OptionError
-from ddp_magic.kernel.resolve import check_ranks
+from ddp_magic.kernel.resolve import check_ranks, trace_file
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
@@ -110,6 +110,8 @@ class Controller:
             argv=args.argv,
             pull=args.pull,
             check=args.check,
+            profile=args.profile,
+            trace=trace_file(args),
         )
 
     def make(

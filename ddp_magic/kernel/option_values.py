@@ -9,6 +9,7 @@ from __future__ import annotations
 import keyword
 import math
 import numbers
+import os
 import re
 from collections.abc import Iterable
 
@@ -119,6 +120,15 @@ def pulls(value: object) -> tuple[Pull, ...]:
 def word(value: object) -> str:
     """Read one word that torch checks: a backend may come from a plugin."""
     if not (isinstance(value, str) and re.fullmatch(r"\S+", value)):
+        raise InvalidValueError
+    return value
+
+
+def file(value: object) -> str:
+    """Read the name of a file; whether it can be written is checked later."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not (isinstance(value, str) and value.strip() and "\0" not in value):
         raise InvalidValueError
     return value
 

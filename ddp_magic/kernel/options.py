@@ -232,6 +232,21 @@ OPTIONS = (
         help="Do not initialize a process group.",
     ),
     Option(
+        name="profile",
+        flags=("--profile",),
+        default=False,
+        help="Show at the end where the time of each rank went, and what limits the run.",
+    ),
+    Option(
+        name="trace",
+        flags=("--trace",),
+        metavar="FILE",
+        read=read.file,
+        what="file name",
+        use="a path such as trace.json",
+        help="Write what each rank did when to this file, which https://ui.perfetto.dev shows.",
+    ),
+    Option(
         name="cold",
         flags=("--cold",),
         default=False,

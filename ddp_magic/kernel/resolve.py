@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 from ddp_magic.kernel import devices
@@ -50,6 +51,8 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         seed=asked.seed,
         argv=asked.argv,
         pull=asked.pull,
+        profile=asked.profile,
+        trace=trace_file(asked),
         session=asked.session or "",
         check=asked.check,
         max_restarts=asked.max_restarts,
@@ -72,6 +75,29 @@ def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
         if (last := max(ranks, default=0)) >= nproc:
             there = f"ranks 0 to {nproc - 1}" if nproc > 1 else "only rank 0"
             raise OptionError(name, f"invalid rank {last}: this run has {there}")
+
+
+def trace_file(asked: SimpleNamespace) -> Path | None:
+    """Return the file that `--trace` names, if it can be written.
+
+    Raises:
+        OptionError: It cannot.
+    """
+    if asked.trace is None:
+        return None
+    try:
+        path = Path(asked.trace).expanduser().absolute()
+        if path.exists() and not path.is_file():
+            raise OptionError("trace", f"{str(path)!r} is not a file: use another name")
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except (OSError, RuntimeError) as error:  # no such user's home directory
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = f"{asked.trace!r} cannot be written ({reason}): use another file"
+        raise OptionError("trace", problem) from None
+    return path
 
 
 def _check_contradictions(asked: SimpleNamespace) -> None:

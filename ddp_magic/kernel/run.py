@@ -18,7 +18,7 @@ from ddp_magic.display.restarts import earlier_attempts, restart_after, restart_
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
-from ddp_magic.kernel import stacks
+from ddp_magic.kernel import profiling, stacks
 from ddp_magic.kernel.call_check import CallCheck
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
@@ -169,6 +169,7 @@ class Run(RunRecord):
                 self.state = State.RUNNING  # its ranks may be, and are ended
             finally:
                 self._end()
+            self._take_profile()
             self._forget()
             screen.finish(self)
             self.directory.tidy()
@@ -184,6 +185,8 @@ class Run(RunRecord):
         else:
             # What the cell sets for libraries that are imported before it runs.
             early = {n: v for n, v in self._cell.environment.items() if not is_late(n)}
+            if self._command.profile:
+                early = profiling.ENVIRONMENT | early
             env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
             self._group.start(engine, env, sys_path, self._command.prelude)
         self._send_captured()
@@ -307,6 +310,21 @@ class Run(RunRecord):
             names = ", ".join(pull.label or pull.name for pull in self._pulls.asked)
             text = f"pulled, although the run did not succeed: {names}"
             self._take([Note(text=text)], screen)
+
+    def _take_profile(self) -> None:
+        """Take what the ranks have measured; a run that failed has a profile too."""
+        if not self._command.profile:
+            return
+        hidden = self._command.name if self.options.call else ""
+        measured = profiling.take_profiles(self.directory, self.options.nproc, hidden)
+        sources = self._capture.command.sources if self._capture.command else {}
+        code = profiling.code_of(self._command.name, self._cell.source, self.cell_labels, sources)
+        self.profile = profiling.profile_of(measured, self.options.nproc, code)
+        if self.options.profile:
+            self.closing, self.figure = profiling.shown(self.profile)
+        if self.options.trace is not None:
+            line = profiling.write_trace(self.options.trace, measured, code, self.label)
+            self.closing = (*self.closing, line)
 
     def _end(self) -> None:
         unfinished = self.state in (State.PENDING, State.RUNNING)  # an error of the kernel's own

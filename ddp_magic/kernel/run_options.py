@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.options import spelling
@@ -20,6 +21,8 @@ class Options:
         devices: One line that says which devices the ranks run on.
         show: Ranks whose output is shown; None for all.
         pull: What the notebook wants afterwards.
+        profile: Whether to show at the end where the time went.
+        trace: File for the trace of the run; None for no trace.
         session: Name of the session whose ranks run the cell; empty for ranks of its own.
         check: Compare every collective of the ranks.
         call: The cell is ours and calls a function: its lines are of no interest.
@@ -38,6 +41,8 @@ class Options:
     seed: int | None = None
     argv: tuple[str, ...] = ()
     pull: tuple[Pull, ...] = ()
+    profile: bool = False
+    trace: Path | None = None
     session: str = ""
     check: bool = False
     max_restarts: int = 0
@@ -65,6 +70,7 @@ class Options:
             pull=tuple((pull.path, pull.rank) for pull in self.pull),
             call=self.call,
             check=self.check,
+            profile=self.profile or self.trace is not None,
         )
 
     def spelled(self, name: str) -> str:

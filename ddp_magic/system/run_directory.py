@@ -8,6 +8,7 @@ from pathlib import Path
 SOCKET = "socket"
 _STORE = "store"
 _CHILDREN = "children"
+_PROFILE = "profile"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class RunDirectory:
     def calls(self, rank: int) -> Path:
         """The collectives that a rank has called in a cell that is checked."""
         return self.path / f"rank{rank}.calls"
+
+    def profile(self, rank: int) -> Path:
+        """What a rank has measured of its cell."""
+        return self.path / f"{_PROFILE}{rank}.jsonl"
 
     def children(self, rank: int) -> Path:
         """What a rank leaves for its `multiprocessing` children."""

@@ -70,6 +70,7 @@ class RunCell:
         pull: (dotted name, rank or None for all) of each value to send to the notebook.
         call: The cell is generated and calls a function: tracebacks leave it out.
         check: Whether to write down every collective, beside the file `path`; see `wire.calls`.
+        profile: Whether to measure where the time goes; see `wire.profile`.
     """
 
     path: str
@@ -82,6 +83,7 @@ class RunCell:
     pull: tuple[Any, ...] = ()
     call: bool = False
     check: bool = False
+    profile: bool = False
 
     @property
     def name(self) -> str:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from json import loads as from_json  # bound here: a cell may replace the module's
+from math import prod
 from pickle import UnpicklingError
 from pickle import loads as from_pickle
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
@@ -48,6 +49,23 @@ _RECORDERS: dict[str, tuple[str, Callable[[Any], Any], tuple[bool, ...]]] = {
 }
 
 
+# Bytes of an element, by torch's name of its type; of all others 1.
+_BYTES = {
+    "Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
+}  # fmt: skip
+
+
+class CallRecord(NamedTuple):
+    """A collective, as the profile needs it; `key` as in `GroupRecord`, the rest as in `Call`."""
+
+    key: str
+    number: int
+    name: str
+    created: float
+    bytes: int
+    duration_s: float | None
+
+
 class FlightRecorder:
     """Reads torch's records of this process."""
 
@@ -55,6 +73,71 @@ class FlightRecorder:
         self._names: dict[tuple[str, str], tuple[str, str]] = {}  # name and title
         # By group, how many sends and receives gloo's numbers count before the last collective.
         self._sends: dict[tuple[str, str], int] = {}
+        self._read_to: dict[str, int] = {}  # by backend, the last record that `new_calls` returned
+        self._unfinished: dict[str, set[int]] = {}  # and those before it whose duration is to come
+
+    def new_calls(self) -> tuple[list[CallRecord], int]:
+        """Return the collectives that were called since the last time.
+
+        One that has a duration by now, which it had not when it was returned, is returned again.
+
+        Returns:
+            The collectives, and the number of those whose record has been overwritten.
+        """
+        found, lost = [], 0
+        for backend, record in self._read(operations=True).items():
+            last = self._read_to.get(backend, -1)
+            waiting = self._unfinished.get(backend, set())
+            entries = [e for e in record.get("entries", []) if not e["is_p2p"]]
+            new = [e for e in entries if int(e["record_id"]) > last]
+            found += [
+                self._call(backend, entry)
+                for entry in entries
+                if int(entry["record_id"]) > last
+                or (int(entry["record_id"]) in waiting and "duration_ms" in entry)
+            ]
+            if backend == "nccl":
+                self._unfinished[backend] = {
+                    int(entry["record_id"]) for entry in entries if "duration_ms" not in entry
+                }
+            if new:
+                numbers = [int(entry["record_id"]) for entry in record["entries"]]
+                lost += max(0, min(numbers) - last - 1)
+                self._read_to[backend] = max(numbers)
+        return found, lost
+
+    def _call(self, backend: str, entry: Mapping[str, Any]) -> CallRecord:
+        operation = _operation(entry)
+        sizes = map(prod, operation.inputs)
+        size = sum(
+            n * _BYTES.get(dtype, 1) for n, dtype in zip(sizes, operation.dtypes, strict=False)
+        )
+        return CallRecord(
+            key=f"{backend}:{self._names[backend, str(entry['pg_id'])][0]}",
+            number=operation.number,
+            name=operation.name,
+            created=operation.created,
+            bytes=size,
+            duration_s=float(entry["duration_ms"]) / 1e3 if "duration_ms" in entry else None,
+        )
+
+    def pending(self, numbers: Numbers) -> dict[str, int]:
+        """Return the last collective that has completed, by group, if a later one has not.
+
+        Args:
+            numbers: From `numbers`.
+        """
+        return {
+            f"{key[0]}:{self._names[key][0]}": completed
+            for key, (enqueued, completed) in numbers.items()
+            if enqueued > completed and key in self._names
+        }
+
+    def describe(self, key: str) -> tuple[str, tuple[int, ...]]:
+        """Return what a person calls a group, and its members, by `GroupRecord.key`."""
+        backend, _, name = key.partition(":")
+        titles = [t for (b, _), (n, t) in self._names.items() if (b, n) == (backend, name)]
+        return (titles or [""])[-1], _members().get(name, ())
 
     def numbers(self) -> Numbers:
         """Return the numbers of the last collective enqueued and completed, for each group."""

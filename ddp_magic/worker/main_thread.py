@@ -68,7 +68,7 @@ class MainThread:
         Args:
             cell_file: File name of the cell's code.
         """
-        frames = _frames()
+        frames = frames_of_main_thread()
         now = monotonic()
         at = tuple((frame.f_code, frame.f_lasti) for frame in frames)
         if at != self._at:
@@ -87,10 +87,10 @@ def current_place(cell_file: str) -> Place:
     Args:
         cell_file: File name of the cell's code.
     """
-    return _place(_frames(), cell_file)
+    return _place(frames_of_main_thread(), cell_file)
 
 
-def _frames() -> list[FrameType]:
+def frames_of_main_thread() -> list[FrameType]:
     """Return the main thread's frames, innermost first."""
     # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py
     frame = _current_frames().get(threading.main_thread().ident or 0)
@@ -127,10 +127,10 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
     named = [frame.f_code for frame in outward if frame.f_code.co_name not in _WRAPPERS]
     if named:
         return str(getattr(named[0], "co_qualname", named[0].co_name))  # Python 3.11 and later
-    return _called_expression(cell)
+    return called_expression(cell)
 
 
-def _called_expression(frame: FrameType) -> str:
+def called_expression(frame: FrameType) -> str:
     """Return the source of the call that a frame is in, if C code has been called: `time.sleep`."""
     if not hasattr(frame.f_code, "co_positions"):  # Python 3.10
         return ""

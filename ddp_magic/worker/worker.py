@@ -61,6 +61,7 @@ from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.listener import CommandListener, MainCommand
 from ddp_magic.worker.notebook_values import NotebookValues
 from ddp_magic.worker.process_group import ProcessGroups
+from ddp_magic.worker.profiler import profiled
 from ddp_magic.worker.shell import CellShell, start_shell
 from ddp_magic.worker.streams import TextPipe, flush, move_high
 from ddp_magic.worker.user_modules import UserModules, imported_since
@@ -226,7 +227,10 @@ class Worker:
             with checked_calls.written(command, self._rank, shell.compile.numbered_cells()):
                 return shell.run_file(command)
 
-        error, interrupted = user_code(run, heed_missed=True)
+        directory = RunDirectory(Path(command.path).parent)
+        file = directory.profile(self._rank) if command.profile else None
+        with profiled(file, self._rank, self._device.type):
+            error, interrupted = user_code(run, heed_missed=True)
         if self._channel.closed:  # a process that the cell has forked (`os.fork`) has left it too
             end_forked(error or interrupted, self._rank, self._place, shell.format_error)
         self._activity.phase = Phase.EXITING

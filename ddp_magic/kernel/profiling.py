@@ -1,0 +1,98 @@
+"""The profile and the trace of a run that has ended, from what its ranks have written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ddp_magic.display.profile import Code, Profile, summarize
+from ddp_magic.display.profile_figure import figure_png
+from ddp_magic.display.trace import trace_of
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.profile import Place, RankProfile, read
+
+# torch reads it when an NCCL group is made: its records then have the times of collectives, from
+# CUDA events.
+ENVIRONMENT = {"TORCH_NCCL_ENABLE_TIMING": "1"}
+
+
+def take_profiles(directory: RunDirectory, nproc: int, hidden: str = "") -> list[RankProfile]:
+    """Return what the ranks have measured, in their order, and remove their files.
+
+    Args:
+        directory: The run's.
+        nproc: Number of ranks.
+        hidden: File of code whose lines are not the user's.
+    """
+    found = []
+    for rank in range(nproc):
+        path = directory.profile(rank)
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                profile = read(file)
+            path.unlink()
+        except OSError:  # there is none
+            continue
+        if profile is not None:
+            profile.places = [Place() if p.file == hidden else p for p in profile.places]
+            found.append(profile)
+    return found
+
+
+def code_of(
+    cell_file: str,
+    source: str,
+    labels: Mapping[str, str],
+    sources: Mapping[str, Sequence[object]],
+) -> Code:
+    """Return the names of the files of a run's code.
+
+    Args:
+        cell_file: What the cell calls itself.
+        source: Its text.
+        labels: Names of the session's cells, by file.
+        sources: Text and cell number of the notebook's functions, by file; see `Captured`.
+    """
+    cells = {file: f"Cell In[{number}]" for file, (_, number) in sources.items() if number}
+    texts = {file: str(text) for file, (text, _) in sources.items()}
+    return Code(
+        labels={**cells, **labels, cell_file: ""},
+        sources={**texts, cell_file: source},
+    )
+
+
+def profile_of(profiles: Sequence[RankProfile], nproc: int, code: Code) -> Profile | None:
+    """Return where the time of a run went; None if no rank has measured anything."""
+    return summarize(profiles, nproc, code, _processors())
+
+
+def shown(profile: Profile | None) -> tuple[tuple[str, ...], bytes | None]:
+    """Return the lines and the figure that show a profile."""
+    if profile is None:
+        return ("there is no profile: no rank has begun its cell",), None
+    return tuple(profile.text.splitlines()), figure_png(profile)
+
+
+def write_trace(path: Path, profiles: Sequence[RankProfile], code: Code, title: str) -> str:
+    """Write the trace of a run.
+
+    Returns:
+        A line that says where it is, or why there is none.
+    """
+    if not profiles:
+        return f"no trace was written to {path}: no rank has measured anything"
+    text = json.dumps(trace_of(profiles, code, title))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f"the trace could not be written to {path}: {error.strerror or error}"
+    return f"trace: {path} (open it at https://ui.perfetto.dev)"
+
+
+def _processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

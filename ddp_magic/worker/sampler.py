@@ -1,0 +1,235 @@
+"""Looks at the main thread and at torch's records, some 50 times a second, for the profile.
+
+A look at the frames takes some 50 us. That the operating system has the thread waiting tells a wait
+inside C++ code from computation, and `FlightRecorder.numbers` (20 us) whether a collective is
+pending; it is read only while the main thread waits. The whole record of a process group (1 ms) is
+read so seldom that it costs half a percent, at moments that all ranks share: each collective is
+needed from all of them, and the record keeps 64.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import threading
+import time as clocks
+from pathlib import Path
+from time import clock_gettime, perf_counter, process_time
+from time import time as now  # bound here: a cell may replace the module's
+from types import CodeType, FrameType
+
+from ddp_magic.wire.profile import (
+    LOADER,
+    LOADER_WORKERS,
+    UNKNOWN,
+    Call,
+    Place,
+    ProfileWriter,
+    Sample,
+    Spent,
+)
+from ddp_magic.worker.flight_recorder import FlightRecorder
+from ddp_magic.worker.main_thread import called_expression, frames_of_main_thread
+from ddp_magic.worker.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
+
+PERIOD_S = 0.02
+SAMPLES = 30_000  # after so many, and each time that the time has doubled, the period doubles
+_RECORD_S = 0.1  # between two readings of the records, at least; always 0.1, 0.2, 0.4, ...
+_RECORD_COST = 0.005  # share of the time that may be spent in reading them
+_BUSY = 0.2  # share of a processor above which a process computes
+_GAP_S = 0.25  # a look that comes so late: the interpreter lock was held, or the process stopped
+
+_GOLDEN = 0.6180339887498949  # multiples of it are spread most evenly, modulo 1
+
+# Functions of a DataLoader that waits for its worker processes.
+_OF_WORKERS = frozenset(["_try_get_data", "_get_data"])
+
+_PACKAGE = str(Path(__file__).parents[1]) + "/"
+_LIBRARIES = (_PACKAGE, *{sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
+
+
+class Sampler:
+    """Looks, and writes what it has seen.
+
+    Args:
+        writer: Takes the samples.
+        on_gpu: Whether the rank has a GPU.
+    """
+
+    def __init__(self, writer: ProfileWriter, *, on_gpu: bool) -> None:
+        self._writer = writer
+        self._on_gpu = on_gpu
+        self._recorder = FlightRecorder()
+        self._recorder.new_calls()  # those before the cell
+        self._thread = ThreadState()
+        self._codes: dict[CodeType, tuple[Spent | None, bool]] = {}
+        self._expressions: dict[tuple[CodeType, int], str] = {}
+        self._began = self._last = now()
+        self._cpu_s, self._process_s = self._thread.cpu_s(), process_time()
+        self._period_s = PERIOD_S
+        self._record_s = _RECORD_S
+        self._record_due = 0.0
+        self.lost = 0
+
+    def pause_s(self) -> float:
+        """Return the seconds until the next look is due."""
+        time = now()
+        while (time - self._began) / self._period_s > SAMPLES:
+            self._period_s *= 2
+        due = next_look(max(time, self._last), self._period_s)
+        return max(0.0, min(due, self._record_due) - time)
+
+    def look(self) -> None:
+        """Look once."""
+        # The thread's state first: while this thread waits for the file, the main thread goes on.
+        sleeps = self._thread.sleeps()
+        frames = frames_of_main_thread()
+        time = now()
+        seconds, self._last = time - self._last, time
+        cpu_s, process_s = self._thread.cpu_s(), process_time()
+        main_busy = cpu_s - self._cpu_s >= _BUSY * seconds
+        busy = process_s - self._process_s >= _BUSY * seconds
+        self._cpu_s, self._process_s = cpu_s, process_s
+        kinds, place, call = self._read(frames, sleeps=sleeps)
+        group, number = UNKNOWN, 0
+        if sleeps or Spent.COLLECTIVE in kinds:
+            group, number = self._pending()
+        spent = kind_of_stack(
+            kinds,
+            kind_of_call(call, on_gpu=self._on_gpu),
+            sleeps=sleeps,
+            pending=group != UNKNOWN,
+            busy=busy,
+            on_gpu=self._on_gpu,
+        )
+        if spent is Spent.COMPUTE and seconds > _GAP_S and not main_busy and not self._on_gpu:
+            spent = Spent.IDLE  # such as a process that was stopped
+        index = self._writer.place(place)
+        self._writer.sample(Sample(time, seconds, spent, index, group, number))
+        if time >= self._record_due:
+            self.read_records()
+
+    def read_records(self) -> None:
+        """Write the collectives that have been called since the last time."""
+        began = perf_counter()
+        calls, lost = self._recorder.new_calls()
+        self.lost += lost
+        for call in calls:
+            self._writer.call(Call(self._group(call.key), *call[1:]))
+        cost_s = perf_counter() - began
+        while self._record_s * _RECORD_COST < cost_s and self._record_s < 60.0:
+            self._record_s *= 2
+        # A multiple of the interval on the clock that all ranks share.
+        self._record_due = (now() // self._record_s + 1) * self._record_s
+
+    def last_numbers(self) -> dict[int, int]:
+        """Return the number of the last collective that was called, by index of the group."""
+        enqueued = self._recorder.enqueued(self._recorder.numbers())
+        return {self._group(key): number for key, number in enqueued.items()}
+
+    def queued_s(self) -> float | None:
+        """Return for how long the main thread has been ready to run without a processor."""
+        return self._thread.queued_s()
+
+    def _group(self, key: str) -> int:
+        title, ranks = self._recorder.describe(key)
+        return self._writer.group(key, title, ranks)
+
+    def _pending(self) -> tuple[int, int]:
+        for key, completed in self._recorder.pending(self._recorder.numbers()).items():
+            return self._group(key), completed + 1
+        return UNKNOWN, 0
+
+    def _read(self, frames: list[FrameType], *, sleeps: bool) -> tuple[list[Spent], Place, str]:
+        """Return the kinds of the functions, the place, and what the innermost one has called."""
+        kinds: list[Spent] = []
+        place: Place | None = None
+        below = ""
+        for frame in frames:
+            code = frame.f_code
+            kind, is_users = self._known(code)
+            if kind is not None:
+                kinds.append(kind)
+            if is_users and place is None:
+                place = Place(code.co_filename, frame.f_lineno, below)
+            if kind is not Spent.LOADING:
+                below = str(getattr(code, "co_qualname", code.co_name))  # Python 3.11 and later
+            elif code.co_name in _OF_WORKERS:
+                below = LOADER_WORKERS
+            elif below != LOADER_WORKERS:
+                below = LOADER
+        # Its source is read: of libraries only where nothing else tells what the thread waits for.
+        call = ""
+        if frames and (sleeps or self._on_gpu or self._known(frames[0].f_code)[1]):
+            call = self._expression(frames[0])
+        if place is not None and not place.call:
+            place = place._replace(call=call)
+        return kinds, place or Place(), call
+
+    def _known(self, code: CodeType) -> tuple[Spent | None, bool]:
+        if (known := self._codes.get(code)) is None:
+            is_users = is_users_file(code.co_filename)
+            kind = None if is_users else kind_of_function(code.co_filename, code.co_name)
+            known = self._codes[code] = kind, is_users
+        return known
+
+    def _expression(self, frame: FrameType) -> str:
+        key = frame.f_code, frame.f_lasti
+        if (known := self._expressions.get(key)) is None:
+            known = self._expressions[key] = called_expression(frame)
+        return known
+
+
+def next_look(time: float, period_s: float) -> float:
+    """Return when the next look is due, in seconds since the epoch: the same on all ranks.
+
+    So it is known what one rank did when another was seen to wait for it. There is one look in
+    each period, at another moment of each, so that no rhythm of the program escapes.
+    """
+    period = int(time / period_s)
+    due = (period + period * _GOLDEN % 1.0) * period_s
+    return due if due > time else (period + 1 + (period + 1) * _GOLDEN % 1.0) * period_s
+
+
+def is_users_file(file: str) -> bool:
+    """Return whether a file is the user's: the cell, a module beside the notebook; no library."""
+    installed = "/site-packages/" in file or "/dist-packages/" in file
+    return not (installed or file.startswith(("<", *_LIBRARIES)))
+
+
+class ThreadState:
+    """What the operating system says of the main thread."""
+
+    def __init__(self) -> None:
+        main = threading.main_thread()
+        self._task = Path(f"/proc/self/task/{main.native_id}")
+        getcpuclockid = getattr(clocks, "pthread_getcpuclockid", None)  # not on macOS
+        self._clock = None if getcpuclockid is None else getcpuclockid(main.ident or 0)
+        self._queued_s = self._queued()
+
+    def sleeps(self) -> bool:
+        """Return whether it waits for something; False where nobody can tell."""
+        try:
+            fd = os.open(self._task / "stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            # The name of the program, in parentheses, may have any character.
+            return os.read(fd, 512).rpartition(b")")[2].split()[0] in (b"S", b"D")
+        finally:
+            os.close(fd)
+
+    def cpu_s(self) -> float:
+        """Return the processor time that it has used, in seconds."""
+        return 0.0 if self._clock is None else clock_gettime(self._clock)
+
+    def queued_s(self) -> float | None:
+        """Return for how long it has been ready to run without a processor, since this began."""
+        queued_s = self._queued()
+        return None if queued_s is None or self._queued_s is None else queued_s - self._queued_s
+
+    def _queued(self) -> float | None:
+        try:
+            return int((self._task / "schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return None
