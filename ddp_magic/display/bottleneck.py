@@ -18,6 +18,7 @@ from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
 NOTICE, CRITICAL = 0.1, 0.2
 MIN_SAMPLES = 25  # per rank
+SHORT_OF_PROCESSORS = "short of processors"
 _ONE_RANK = 0.6  # of the waiting is for one rank: it is a straggler
 _SMALL_BYTES = 64 * 1024  # a smaller collective takes as long as an empty one
 
@@ -118,9 +119,10 @@ def judge(
         case.idling: case.cause(Spent.IDLE),
         case.straggling: case.cause(None),
         case.communicating: case.moving(),
-        case.queueing: case.queued(),
     }
     tell = max(costs, key=lambda tell: costs[tell].cost)
+    if costs[tell].cost < CRITICAL and (queued := case.queued()).cost >= CRITICAL:
+        return case.queueing(queued)
     if costs[tell].cost < NOTICE:
         return case.computing(sum(cause.cost for cause in costs.values()))
     found = tell(costs[tell])
@@ -199,10 +201,8 @@ class _Case:
         return _cause(own, dict.fromkeys(own, 0.0), None)
 
     def queued(self) -> _Cause:
-        """Return what a lack of processors costs; less than `CRITICAL` is usual."""
-        own = {t.rank: t.share(t.queued_s) for t in self._times}
-        if statistics.fmean(own.values()) < CRITICAL:
-            own = dict.fromkeys(own, 0.0)
+        """Return what a lack of processors costs: it makes all else longer."""
+        own = {t.rank: t.queued or 0.0 for t in self._times}
         return _cause(own, dict.fromkeys(own, 0.0), None)
 
     # --- one sentence for each cause ----------------------------------------------------------
@@ -295,7 +295,7 @@ class _Case:
         compute = [line for line in self._lines.get(Spent.COMPUTE, ()) if line.by_rank.get(rank)]
         longest = max(compute, key=lambda line: line.by_rank[rank], default=None)
         at = "" if longest is None else f", most of it at {self._name(longest)}"
-        queued = next(t.share(t.queued_s) for t in self._times if t.rank == rank)
+        queued = next(t.queued or 0.0 for t in self._times if t.rank == rank)
         advice = f"give rank {rank} as much work as the others, or find what slows it down"
         if queued > NOTICE:
             at += f"; for {_percent(queued)} of its time it was ready to run but had no processor"
@@ -338,7 +338,7 @@ class _Case:
         """Say that there are too few processors."""
         there = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
         return Bottleneck(
-            verdict=f"short of processors: {self._all('have')} no processor for "
+            verdict=f"{SHORT_OF_PROCESSORS}: {self._all('have')} no processor for "
             f"{_percent(cause.cost)} of {self._their} time, although ready to run",
             why=f"{there} with {_threads(self._machine.threads)} each, and whatever else runs here",
             advice="fewer ranks, threads or DataLoader workers, or fewer other programs: saves at "
@@ -369,7 +369,7 @@ class _Case:
         else:
             change = (
                 "faster computation, such as torch.autocast or torch.compile; all else together "
-                f"can save at most {_percent(rest)} of the time"
+                f"can save at most {_percent(min(rest, 1.0 - compute))} of the time"
             )
         return Bottleneck(
             verdict=what, why=self._line(kind) + self._spread(kind, and_device=True), advice=change

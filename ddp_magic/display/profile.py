@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.display.bottleneck import Bottleneck, Machine, Traffic, judge
+from ddp_magic.display.bottleneck import (
+    CRITICAL,
+    SHORT_OF_PROCESSORS,
+    Bottleneck,
+    Machine,
+    Traffic,
+    judge,
+)
 from ddp_magic.display.gpu_collectives import gpu_collectives
 from ddp_magic.display.rank import rank_names
 from ddp_magic.display.rank_times import (
@@ -152,7 +159,10 @@ def summarize(
         verdict=found.verdict + _of_loop(ranks, judged),
         why=found.why,
         advice=found.advice,
-        notes=tuple(_notes(profiles, ranks, nproc)),
+        notes=(
+            *_notes(profiles, ranks, nproc),
+            *_on_processors(ranks, processors, told=SHORT_OF_PROCESSORS in found.verdict),
+        ),
         code=code,
     )
 
@@ -214,6 +224,17 @@ def _notes(profiles: Sequence[RankProfile], ranks: Sequence[RankTimes], nproc: i
     return notes
 
 
+def _on_processors(ranks: Sequence[RankTimes], processors: int, *, told: bool) -> list[str]:
+    queued = statistics.fmean(t.queued or 0.0 for t in ranks)
+    if told or queued < CRITICAL:
+        return []
+    return [
+        f"the ranks were ready to run but had no processor for {100 * queued:.0f} % of their time, "
+        f"which makes all else longer: {processors} processors for {len(ranks)} ranks, and "
+        "whatever else runs here"
+    ]
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -232,7 +253,8 @@ def _headline(ranks: Sequence[RankTimes]) -> str:
     own = {t.rank: t.own_step_s for t in timed if t.own_step_s is not None}
     if len(own) > 1:
         last = max(own, key=lambda rank: own[rank])
-        words.append(f"without waiting for ranks {_span(list(own.values()))} (most: rank {last})")
+        most = f" (most: rank {last})" if own[last] > 1.1 * min(own.values()) else ""
+        words.append(f"without waiting for ranks {_span(list(own.values()))}{most}")
     return " · ".join(words)
 
 

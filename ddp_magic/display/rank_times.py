@@ -35,12 +35,12 @@ class RankTimes:
         printing_s: Printing and displaying.
         idle_s: Sleeping, and waiting for something else.
         device_s: Waiting for the GPU; 0 on a CPU.
-        queued_s: Ready to run, without a processor, in the whole cell; part of the others. None if
-            it is not known.
+        queued: Share of the whole cell's time for which it was ready to run but had no processor;
+            part of the others. None if it is not known.
         steps: Number of the optimizer's steps.
         step_s: Median time of a step; None if there are too few.
         slow_step_s: Nine of ten steps take less; None likewise.
-        own_step_s: Mean time of a step without waiting for other ranks; None if it is not known.
+        own_step_s: The median without the waiting for other ranks; None if it is not known.
         samples: Number of samples.
         told: Share of the time in collectives for which waiting is told from moving data.
         complete: Whether the rank has reported its end.
@@ -60,7 +60,7 @@ class RankTimes:
     printing_s: float = 0.0
     idle_s: float = 0.0
     device_s: float = 0.0
-    queued_s: float | None = None
+    queued: float | None = None
     steps: int = 0
     step_s: float | None = None
     slow_step_s: float | None = None
@@ -98,7 +98,7 @@ def rank_times(profile: RankProfile, waits: Waits, window: Window | None = None)
         printing_s=spent[Spent.PRINTING],
         idle_s=spent[Spent.IDLE],
         device_s=spent[Spent.DEVICE],
-        queued_s=profile.queued_s,
+        queued=_queued(profile),
         samples=len(samples),
         complete=profile.complete,
     )
@@ -138,7 +138,12 @@ def _add_steps(times: RankTimes, profile: RankProfile, window: Window | None) ->
     times.step_s = statistics.median(durations)
     times.slow_step_s = sorted(durations)[int(0.9 * (len(durations) - 1))]
     if window is not None and times.waiting_s is not None:
-        times.own_step_s = (times.total_s - times.waiting_s) / len(durations)
+        times.own_step_s = times.step_s * (1.0 - times.share(times.waiting_s))
+
+
+def _queued(profile: RankProfile) -> float | None:
+    seconds = profile.ended - profile.began
+    return None if profile.queued_s is None or not seconds else profile.queued_s / seconds
 
 
 def loop_of(profile: RankProfile) -> Window | None:

@@ -73,6 +73,7 @@ class FlightRecorder:
         self._names: dict[tuple[str, str], tuple[str, str]] = {}  # name and title
         # By group, how many sends and receives gloo's numbers count before the last collective.
         self._sends: dict[tuple[str, str], int] = {}
+        self._unnamed: set[tuple[str, str]] = set()  # whose name has been asked for
         self._read_to: dict[str, int] = {}  # by backend, the last record that `new_calls` returned
         self._unfinished: dict[str, set[int]] = {}  # and those before it whose duration is to come
 
@@ -127,6 +128,9 @@ class FlightRecorder:
         Args:
             numbers: From `numbers`.
         """
+        if new := numbers.keys() - self._names.keys() - self._unnamed:
+            self._newest(numbers)  # learns the names
+            self._unnamed |= new
         return {
             f"{key[0]}:{self._names[key][0]}": completed
             for key, (enqueued, completed) in numbers.items()

@@ -14,7 +14,7 @@ import sysconfig
 import threading
 import time as clocks
 from pathlib import Path
-from time import clock_gettime, perf_counter, process_time
+from time import clock_gettime, process_time, thread_time
 from time import time as now  # bound here: a cell may replace the module's
 from types import CodeType, FrameType
 
@@ -111,12 +111,12 @@ class Sampler:
 
     def read_records(self) -> None:
         """Write the collectives that have been called since the last time."""
-        began = perf_counter()
+        began_s = thread_time()
         calls, lost = self._recorder.new_calls()
         self.lost += lost
         for call in calls:
             self._writer.call(Call(self._group(call.key), *call[1:]))
-        cost_s = perf_counter() - began
+        cost_s = thread_time() - began_s  # on a busy machine, the clock measures other things
         while self._record_s * _RECORD_COST < cost_s and self._record_s < 60.0:
             self._record_s *= 2
         # A multiple of the interval on the clock that all ranks share.
@@ -202,7 +202,8 @@ class ThreadState:
 
     def __init__(self) -> None:
         main = threading.main_thread()
-        self._task = Path(f"/proc/self/task/{main.native_id}")
+        # Linux numbers the main thread as the process; Python, after a fork, as it was before.
+        self._task = Path(f"/proc/self/task/{os.getpid()}")
         getcpuclockid = getattr(clocks, "pthread_getcpuclockid", None)  # not on macOS
         self._clock = None if getcpuclockid is None else getcpuclockid(main.ident or 0)
         self._queued_s = self._queued()
