@@ -18,9 +18,10 @@ from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
 NOTICE, CRITICAL = 0.1, 0.2
 MIN_SAMPLES = 25  # per rank
-SHORT_OF_PROCESSORS = "short of processors"
 _ONE_RANK = 0.6  # of the waiting is for one rank: it is a straggler
 _SMALL_BYTES = 64 * 1024  # a smaller collective takes as long as an empty one
+
+_SAME_WORK = 1.25  # a rank with less than so much of another's processor time works no more
 
 LineName = Callable[[LineTime], str]
 
@@ -40,7 +41,7 @@ class Traffic:
     names: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Machine:
     """What the ranks run on.
 
@@ -121,7 +122,7 @@ def judge(
         case.communicating: case.moving(),
     }
     tell = max(costs, key=lambda tell: costs[tell].cost)
-    if costs[tell].cost < CRITICAL and (queued := case.queued()).cost >= CRITICAL:
+    if costs[tell].cost < NOTICE and (queued := case.queued()).cost >= CRITICAL:
         return case.queueing(queued)
     if costs[tell].cost < NOTICE:
         return case.computing(sum(cause.cost for cause in costs.values()))
@@ -295,10 +296,13 @@ class _Case:
         compute = [line for line in self._lines.get(Spent.COMPUTE, ()) if line.by_rank.get(rank)]
         longest = max(compute, key=lambda line: line.by_rank[rank], default=None)
         at = "" if longest is None else f", most of it at {self._name(longest)}"
-        queued = next(t.queued or 0.0 for t in self._times if t.rank == rank)
+        queued = {t.rank: t.queued or 0.0 for t in self._times}
+        work = {other: busy[other] - queued[other] for other in busy}
+        most_of_others = max(work[other] for other in work if other != rank)
         advice = f"give rank {rank} as much work as the others, or find what slows it down"
-        if queued > NOTICE:
-            at += f"; for {_percent(queued)} of its time it was ready to run but had no processor"
+        if queued[rank] > NOTICE and work[rank] < _SAME_WORK * most_of_others:
+            at += f"; for {_percent(queued[rank])} of its time it was ready to run but had no "
+            at += "processor"
             advice = f"free processors for rank {rank}: other processes compete with it"
         return Bottleneck(
             verdict=f"straggler: {self._others_wait(cause, f'for rank {rank}')}, which computes",
@@ -338,9 +342,10 @@ class _Case:
         """Say that there are too few processors."""
         there = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
         return Bottleneck(
-            verdict=f"{SHORT_OF_PROCESSORS}: {self._all('have')} no processor for "
+            verdict=f"short of processors: {self._all('have')} no processor for "
             f"{_percent(cause.cost)} of {self._their} time, although ready to run",
-            why=f"{there} with {_threads(self._machine.threads)} each, and whatever else runs here",
+            why=f"{there} with {_threads(self._machine.threads)} each, and whatever else runs; "
+            + self._spread(Spent.COMPUTE),
             advice="fewer ranks, threads or DataLoader workers, or fewer other programs: saves at "
             f"most {_percent(cause.most)} of the time",
         )

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ddp_magic.display.bottleneck import (
-    CRITICAL,
-    SHORT_OF_PROCESSORS,
     Bottleneck,
     Machine,
     Traffic,
     judge,
 )
-from ddp_magic.display.gpu_collectives import gpu_collectives
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.profile_notes import notes
 from ddp_magic.display.rank_times import (
     LineTime,
     RankTimes,
@@ -31,7 +28,6 @@ from ddp_magic.wire.profile import Place, RankProfile, Spent
 
 SHOWN_LINES = 5
 _MAX_SOURCE = 60
-_TOLD = 0.5  # if waiting is told from moving data for a smaller part of the time, a note says so
 
 # (head of the column, attributes of `RankTimes` that it adds up)
 COLUMNS = (
@@ -134,7 +130,7 @@ def summarize(
         code: The names of files.
         processors: Number of processors of the machine.
     """
-    profiles = [profile for profile in profiles if profile.samples]
+    measured, profiles = profiles, [profile for profile in profiles if profile.samples]
     if not profiles:
         return None
     waits = Waits(profiles)
@@ -146,12 +142,13 @@ def summarize(
     ]
     for whole, times in zip(ranks, judged, strict=True):
         whole.own_step_s = times.own_step_s
+    machine = Machine(processors, max(profile.threads for profile in profiles))
     found = judge(
         judged,
         {kind: line_times(profiles, windows, kind) for kind in Spent},
         code.name,
         _traffic(profiles, windows),
-        Machine(processors=processors, threads=max(profile.threads for profile in profiles)),
+        machine,
     )
     return Profile(
         ranks=tuple(ranks),
@@ -159,10 +156,7 @@ def summarize(
         verdict=found.verdict + _of_loop(ranks, judged),
         why=found.why,
         advice=found.advice,
-        notes=(
-            *_notes(profiles, ranks, nproc),
-            *_on_processors(ranks, processors, told=SHORT_OF_PROCESSORS in found.verdict),
-        ),
+        notes=tuple(notes(measured, ranks, nproc, machine)),
         code=code,
     )
 
@@ -194,45 +188,6 @@ def _traffic(profiles: Sequence[RankProfile], windows: Mapping[int, Window]) -> 
         mean_bytes=statistics.fmean(call.bytes for call in calls),
         names=frozenset(call.name for call in calls),
     )
-
-
-def _notes(profiles: Sequence[RankProfile], ranks: Sequence[RankTimes], nproc: int) -> list[str]:
-    notes = []
-    missing = set(range(nproc)) - {profile.rank for profile in profiles}
-    if missing:
-        notes.append(f"{rank_names(missing)} wrote no profile")
-    for profile in profiles:
-        if not profile.complete:
-            seconds = profile.ended - profile.began
-            notes.append(f"the profile of rank {profile.rank} ends after {seconds:.1f} s")
-    untold = [t.rank for t in ranks if t.waiting_s is None]
-    if untold:
-        notes.append(
-            f"in collectives of {rank_names(untold)}, waiting for other ranks cannot be told from "
-            "moving data: torch has no record of them"
-        )
-    split = [t for t in ranks if t.waiting_s is not None and t.collective_s > 0.05 * t.total_s]
-    told = min((t.told for t in split), default=1.0)
-    if told < _TOLD:
-        lost = sum(profile.lost for profile in profiles)
-        notes.append(
-            f"waiting is told from moving data by {100 * told:.0f} % of the time in collectives: "
-            f"of {lost:,} collectives the record was overwritten before it was read"
-        )
-    if any(profile.device != "cpu" for profile in profiles):
-        notes += gpu_collectives(profiles)
-    return notes
-
-
-def _on_processors(ranks: Sequence[RankTimes], processors: int, *, told: bool) -> list[str]:
-    queued = statistics.fmean(t.queued or 0.0 for t in ranks)
-    if told or queued < CRITICAL:
-        return []
-    return [
-        f"the ranks were ready to run but had no processor for {100 * queued:.0f} % of their time, "
-        f"which makes all else longer: {processors} processors for {len(ranks)} ranks, and "
-        "whatever else runs here"
-    ]
 
 
 # --- text -----------------------------------------------------------------------------------------

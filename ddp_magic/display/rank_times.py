@@ -13,6 +13,7 @@ from ddp_magic.wire.profile import Place, RankProfile, Sample, Spent
 
 MIN_STEPS = 5  # with fewer, the whole cell is judged
 _MIN_TOLD = 10  # samples in collectives that are told apart, for a statement about all of them
+_SMALL = 0.1  # or so small a share of the time in collectives
 
 Window = tuple[float, float]
 Windows = Mapping[int, Window]  # by rank
@@ -121,7 +122,8 @@ def _split(times: RankTimes, samples: Sequence[Sample], waits: Waits) -> None:
                 waited[wait.for_rank, wait.while_in] += sample.seconds
     known_s = moving_s + sum(waited.values())
     times.told = known_s / times.collective_s
-    if not known_s or (told < _MIN_TOLD and times.told < 0.9):
+    enough = told >= _MIN_TOLD or times.told > 0.9 or times.share(times.collective_s) < _SMALL
+    if not known_s or not enough:
         times.waiting_s = times.moving_s = None
         return
     times.moving_s = moving_s / times.told

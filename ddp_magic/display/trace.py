@@ -60,15 +60,17 @@ def _names(profile: RankProfile) -> Iterator[Event]:
 
 def _slices(profile: RankProfile, code: Code, zero: float) -> Iterator[Event]:
     """Yield slices of what the main thread did, and those of lines inside them."""
+    begin = profile.began  # a sample stands for the time since the one before
     for kind, samples in _runs(profile.samples):
-        begin, end = _span(samples)
+        end = samples[-1].time
         yield _slice(kind.value, "main thread", profile.rank, _MAIN, begin - zero, end - zero)
         for place, inner in _runs_of_places(samples, profile.places):
+            end = inner[-1].time
             if place.line:
-                begin, end = _span(inner)
                 args = {"call": place.call, "source": code.source(place)}
                 name = code.where(place) + (f": {place.call}" if place.call else "")
                 yield _slice(name, kind.value, profile.rank, _MAIN, begin - zero, end - zero, args)
+            begin = end
 
 
 def _runs(samples: Sequence[Sample]) -> Iterator[tuple[Spent, list[Sample]]]:
@@ -95,11 +97,6 @@ def _runs_of_places(
         yield places[run[-1].place], run
 
 
-def _span(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Return when a run of samples begins and ends, in seconds since the epoch."""
-    return samples[0].time - samples[0].seconds, samples[-1].time
-
-
 # --- collectives ----------------------------------------------------------------------------------
 
 
@@ -123,7 +120,7 @@ def _collectives(profiles: Sequence[RankProfile], zero: float) -> Iterator[Event
             args = {
                 "number": call.number,
                 "bytes": call.bytes,
-                "called": round((call.created - zero) * 1e6, 3),
+                "called_us": round((call.created - zero) * 1e6),
                 "waited_us": round((last - call.created) * 1e6),
                 "end": "measured" if call.duration_s is not None else "from samples",
             }
@@ -162,6 +159,7 @@ def _arrows(
             if rank == last or times[last] - created < _ARROW_S:
                 continue
             number += 1
+            came_us = slices[key][last]["ts"]
             for phase, of in (("s", last), ("f", rank)):
                 at = slices[key][of]
                 arrow: Event = {
@@ -171,7 +169,7 @@ def _arrows(
                     "cat": "wait",
                     "pid": of,
                     "tid": at["tid"],
-                    "ts": at["ts"] if phase == "s" else round(at["ts"] + at["dur"], 3),
+                    "ts": came_us if phase == "s" else min(came_us, at["ts"] + at["dur"]),
                 }
                 yield arrow if phase == "s" else {**arrow, "bp": "e"}
 
@@ -185,7 +183,8 @@ def _slice(
     end_s: float,
     args: Mapping[str, object] | None = None,
 ) -> Event:
-    begin_us = round(max(0.0, begin_s) * 1e6, 3)
+    # Whole microseconds: slices of a thread may nest or follow each other, but not overlap.
+    begin_us = round(max(0.0, begin_s) * 1e6)
     event = {"ph": "X", "name": name, "cat": category, "pid": pid, "tid": tid, "ts": begin_us}
-    event["dur"] = round(max(0.0, end_s * 1e6 - begin_us), 3)
+    event["dur"] = max(0, round(end_s * 1e6) - begin_us)
     return event | ({"args": dict(args)} if args else {})
