@@ -98,7 +98,7 @@ class Profile:
         lines = [_headline(self.ranks), *_table(self.ranks)]
         if self.lines:
             lines += ["", "most expensive lines, mean of the ranks:", *self._lines()]
-        found = Bottleneck(verdict=self.verdict, why=self.why, advice=self.advice)
+        found = Bottleneck(self.verdict, self.why, self.advice)
         return "\n".join([*lines, "", *found.lines, *(f"note: {note}" for note in self.notes)])
 
     def _lines(self) -> list[str]:
@@ -133,7 +133,7 @@ def summarize(
     measured, profiles = profiles, [profile for profile in profiles if profile.samples]
     if not profiles:
         return None
-    waits = Waits(profiles)
+    waits = Waits(measured)
     ranks = [rank_times(profile, waits) for profile in profiles]
     windows = {p.rank: window for p in profiles if (window := loop_of(p)) is not None}
     judged = [
@@ -186,7 +186,6 @@ def _traffic(profiles: Sequence[RankProfile], windows: Mapping[int, Window]) -> 
     return Traffic(
         per_step=per_step,
         mean_bytes=statistics.fmean(call.bytes for call in calls),
-        names=frozenset(call.name for call in calls),
     )
 
 

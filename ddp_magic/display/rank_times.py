@@ -12,7 +12,7 @@ from ddp_magic.display.waits import Waits
 from ddp_magic.wire.profile import Place, RankProfile, Sample, Spent
 
 MIN_STEPS = 5  # with fewer, the whole cell is judged
-_MIN_TOLD = 10  # samples in collectives that are told apart, for a statement about all of them
+_MIN_TOLD = 5  # samples in collectives that are told apart, for a statement about all of them
 _SMALL = 0.1  # or so small a share of the time in collectives
 
 Window = tuple[float, float]
@@ -70,6 +70,23 @@ class RankTimes:
     told: float = 1.0
     complete: bool = True
     waits: dict[tuple[int, Spent | None], float] = field(default_factory=dict)
+
+    def seconds(self, kind: Spent) -> float:
+        """Return the time that went into something."""
+        return {
+            Spent.COMPUTE: self.compute_s,
+            Spent.COLLECTIVE: self.collective_s,
+            Spent.LOADING: self.loading_s,
+            Spent.SAVING: self.saving_s,
+            Spent.PRINTING: self.printing_s,
+            Spent.IDLE: self.idle_s,
+            Spent.DEVICE: self.device_s,
+        }[kind]
+
+    @property
+    def sending_s(self) -> float:
+        """Moving data; all of the time in collectives if it cannot be told from waiting."""
+        return self.collective_s if self.moving_s is None else self.moving_s
 
     def share(self, seconds: float | None) -> float:
         """Return a part of the whole time, from 0 to 1."""

@@ -60,10 +60,7 @@ class Waits:
                     profile.last.get(index),
                 )
         # A rank that has not used a group has no record of it.
-        self._members = {
-            key: (members[key] or set(calls)) & self._profiles.keys()
-            for key, calls in self._calls.items()
-        }
+        self._members = {key: members[key] or set(calls) for key, calls in self._calls.items()}
 
     def of(self, rank: int, sample: Sample) -> Wait | None:
         """Return what a sample in a collective is; None if nobody can tell.
@@ -78,7 +75,7 @@ class Waits:
         absent: dict[int, float] = {}
         unknown = False
         for other in self._members[key] - {rank}:
-            came = self._came(key, other, sample)
+            came = self._came(key, other, sample) if other in self._profiles else None
             if came is None:
                 unknown = True
             elif came > sample.time:

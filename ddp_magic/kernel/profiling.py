@@ -71,7 +71,7 @@ def profile_of(profiles: Sequence[RankProfile], nproc: int, code: Code) -> Profi
 def shown(profile: Profile | None) -> tuple[tuple[str, ...], bytes | None]:
     """Return the lines and the figure that show a profile."""
     if profile is None:
-        return ("there is no profile: no rank has begun its cell",), None
+        return ("there is no profile: no rank ran its cell for long enough",), None
     return tuple(profile.text.splitlines()), figure_png(profile)
 
 

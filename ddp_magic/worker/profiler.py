@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ddp_magic.wire.profile import ProfileWriter
 from ddp_magic.worker.sampler import Sampler
 
-_FLUSH_S = 1.0
+_FLUSH_S = 0.5
 _STOP_S = 5.0  # to wait for the thread, which may be writing to a slow disk
 
 
