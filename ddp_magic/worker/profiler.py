@@ -56,18 +56,19 @@ class Profiler:
         self._writer = ProfileWriter(path, rank, device, now(), torch.get_num_threads())
         self._sampler = Sampler(self._writer, on_gpu=device != "cpu")
         self._steps = Steps()
-        self._stopped = threading.Event()
+        self._running = threading.Lock()  # an Event takes the interpreter lock more often
         self._thread = threading.Thread(target=self._run, name="ddp_magic_profile", daemon=True)
 
     def start(self) -> None:
         """Begin to measure."""
+        self._running.acquire()
         self._steps.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Write what is left, and end; for the main thread, at the end of the cell."""
         self._steps.stop()
-        self._stopped.set()
+        self._running.release()
         self._thread.join(_STOP_S)
 
     def _run(self) -> None:
@@ -79,7 +80,7 @@ class Profiler:
     def _measure(self) -> None:
         flushed = monotonic()
         self._writer.flush()
-        while not self._stopped.wait(self._sampler.pause_s()):
+        while not self._running.acquire(timeout=self._sampler.pause_s()):
             self._sampler.look()
             if monotonic() - flushed > _FLUSH_S:
                 self._write_steps()
@@ -91,6 +92,7 @@ class Profiler:
         self._writer.end(
             ended, self._sampler.lost, self._sampler.last_numbers(), self._sampler.queued_s()
         )
+        self._sampler.close()
 
     def _write_steps(self) -> None:
         for time in self._steps.take():

@@ -9,6 +9,7 @@ needed from all of them, and the record keeps 64.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sysconfig
 import threading
@@ -31,6 +32,7 @@ from ddp_magic.wire.profile import (
 from ddp_magic.worker.flight_recorder import FlightRecorder
 from ddp_magic.worker.main_thread import called_expression, frames_of_main_thread
 from ddp_magic.worker.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
+from ddp_magic.worker.streams import move_high
 
 PERIOD_S = 0.02
 SAMPLES = 30_000  # after so many, and each time that the time has doubled, the period doubles
@@ -62,6 +64,7 @@ class Sampler:
         self._recorder = FlightRecorder()
         self._recorder.new_calls()  # those before the cell
         self._thread = ThreadState()
+        self._groups: dict[str, int] = {}
         self._codes: dict[CodeType, tuple[Spent | None, bool]] = {}
         self._expressions: dict[tuple[CodeType, int], str] = {}
         self._began = self._last = now()
@@ -131,9 +134,15 @@ class Sampler:
         """Return for how long the main thread has been ready to run without a processor."""
         return self._thread.queued_s()
 
+    def close(self) -> None:
+        """Close what it has opened."""
+        self._thread.close()
+
     def _group(self, key: str) -> int:
-        title, ranks = self._recorder.describe(key)
-        return self._writer.group(key, title, ranks)
+        if (index := self._groups.get(key)) is None:
+            title, ranks = self._recorder.describe(key)
+            index = self._groups[key] = self._writer.group(key, title, ranks)
+        return index
 
     def _pending(self) -> tuple[int, int]:
         for key, completed in self._recorder.pending(self._recorder.numbers()).items():
@@ -204,21 +213,41 @@ class ThreadState:
         main = threading.main_thread()
         # Linux numbers the main thread as the process; Python, after a fork, as it was before.
         self._task = Path(f"/proc/self/task/{os.getpid()}")
+        self._head = f"{os.getpid()} (".encode()
         getcpuclockid = getattr(clocks, "pthread_getcpuclockid", None)  # not on macOS
         self._clock = None if getcpuclockid is None else getcpuclockid(main.ident or 0)
         self._queued_s = self._queued()
+        self._fd = -1
 
     def sleeps(self) -> bool:
         """Return whether it waits for something; False where nobody can tell."""
+        # The name of the program, in parentheses, may have any character.
+        state = self._stat().rpartition(b") ")[2][:1]
+        return state in (b"S", b"D")
+
+    def _stat(self) -> bytes:
+        """Return the first part of the thread's stat file, which is kept open.
+
+        Each call of the system gives the interpreter lock away, and takes it back from the main
+        thread. The cell may close the descriptor, and open a file of its own under its number.
+        """
         try:
-            fd = os.open(self._task / "stat", os.O_RDONLY | os.O_CLOEXEC)
+            stat = os.pread(self._fd, 256, 0)
+            if stat.startswith(self._head):
+                return stat
         except OSError:
-            return False
+            pass
         try:
-            # The name of the program, in parentheses, may have any character.
-            return os.read(fd, 512).rpartition(b")")[2].split()[0] in (b"S", b"D")
-        finally:
-            os.close(fd)
+            self._fd = move_high(os.open(self._task / "stat", os.O_RDONLY | os.O_CLOEXEC))
+            return os.pread(self._fd, 256, 0)
+        except OSError:
+            return b""
+
+    def close(self) -> None:
+        """Close the file, if it is still ours."""
+        if self._stat().startswith(self._head):
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
 
     def cpu_s(self) -> float:
         """Return the processor time that it has used, in seconds."""
