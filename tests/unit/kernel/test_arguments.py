@@ -83,6 +83,9 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("-s 'a b'", "%%ddp -s: invalid session name 'a b': use a Python name, such as lab"),
         ("--capture a,2", "%%ddp --capture: invalid list of names 'a,2': use names such as a,b"),
         ("--pull 3a", "%%ddp --pull: invalid name '3a': use names such as loss, loss@all"),
+        ("--trace", "%%ddp --trace: missing file name: use a path such as trace.json"),
+        ("--trace ''", "%%ddp --trace: invalid file name '': use a path such as trace.json"),
+        ("--profile=1", "%%ddp --profile: unexpected value '1': this option takes none"),
         ("--seed 1.5", "%%ddp --seed: invalid seed '1.5': use an integer from -2**63 to 2**64"),
         ("--cold=1", "%%ddp --cold: unexpected value '1': this option takes none"),
         (

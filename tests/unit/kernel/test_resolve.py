@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,39 @@ def test_contradictions(line: str, gpus: int, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         _resolve(line, gpus)
     assert str(caught.value).startswith(message)
+
+
+def test_a_trace_goes_to_a_file_beside_the_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of the attempt to write it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert _resolve("--trace t.json").trace == tmp_path / "t.json"
+    assert _resolve("--trace ~/t.json").trace == tmp_path / "home" / "t.json"
+    assert not (tmp_path / "t.json").exists()
+    (tmp_path / "old.json").write_text("{}")
+    _resolve("--trace old.json")
+    assert (tmp_path / "old.json").read_text() == "{}"
+    assert _resolve("").trace is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/t.json", "no' is not a directory: create it, or use another file"),
+        (".", "' is not a file: use another name"),
+        ("/dev/null", "'/dev/null' is not a file: use another name"),
+        ("/proc/t.json", "'/proc/t.json' cannot be written ("),
+        ("~nobody_of_this_name/t.json", "cannot be written ("),
+    ],
+)
+def test_a_trace_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError) as caught:
+        _resolve(f"--trace {name}")
+    assert caught.value.name == "trace"
+    assert message in caught.value.problem

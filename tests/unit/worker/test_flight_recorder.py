@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pickle
 import time
 from collections.abc import Iterator
@@ -121,3 +123,60 @@ def test_both_forms_of_a_record_are_read_alike(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr(c10d, "_dump_fr_trace")
     (record,) = [record for record in FlightRecorder().groups() if record.operations]
     assert record == replace(expected, backend="nccl")
+
+
+@pytest.mark.usefixtures("group")
+def test_new_calls_are_returned_once_and_lost_ones_counted() -> None:
+    """The record keeps the last ones; torch reads how many when it is imported."""
+    recorder = FlightRecorder()
+    recorder.new_calls()
+    assert recorder.new_calls() == ([], 0)
+    for _ in range(3):
+        dist.all_reduce(torch.ones(2, 3))
+    found, lost = recorder.new_calls()
+    assert [(call.name, call.bytes, call.duration_s) for call in found] == [
+        ("all_reduce", 24, None)
+    ] * 3
+    assert lost == 0
+    assert [b.number - a.number for a, b in itertools.pairwise(found)] == [1, 1]
+    many = 5000
+    for _ in range(many):
+        dist.all_reduce(torch.ones(1))
+    found, lost = recorder.new_calls()
+    assert len(found) + lost == many
+    assert recorder.describe(found[0].key) == ("default_pg", (0,))
+
+
+@pytest.mark.usefixtures("group")
+def test_a_collective_is_pending_until_it_has_completed() -> None:
+    """By the group's name, which the record of its first collective has."""
+    recorder = FlightRecorder()
+    dist.barrier()
+    numbers = recorder.numbers()
+    assert recorder.pending(numbers) == {}
+    key = max(numbers, key=lambda key: int(key[1]))  # those of earlier tests are there too
+    enqueued, completed = numbers[key]
+    later = {**numbers, key: (enqueued + 1, completed)}
+    assert list(recorder.pending(later).values()) == [completed]
+    assert recorder.pending({("gloo", "99"): (2, 1)}) == {}
+
+
+def test_a_duration_that_comes_later_is_returned_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's records have it once the GPU has passed the collective's events."""
+    entry = {
+        "record_id": 4, "pg_id": 0, "process_group": ["0", "default_pg"], "is_p2p": False,
+        "collective_seq_id": 7, "p2p_seq_id": 0, "op_id": 7, "profiling_name": "nccl:all_reduce",
+        "time_created_ns": 10**9, "retired": False, "state": "scheduled",
+        "input_sizes": [[4]], "output_sizes": [[4]], "input_dtypes": ["BFloat16"],
+    }  # fmt: skip
+    answers = [entry, entry, {**entry, "duration_ms": 2.5}, {**entry, "duration_ms": 2.5}]
+    monkeypatch.delattr(c10d, "_dump_fr_trace", raising=False)
+    monkeypatch.setattr(
+        c10d,
+        "_dump_nccl_trace_json",
+        lambda _entries, _active: json.dumps({"entries": [answers.pop(0)]}),
+        raising=False,
+    )
+    recorder = FlightRecorder()
+    calls = [[(c.bytes, c.duration_s) for c in recorder.new_calls()[0]] for _ in range(4)]
+    assert calls == [[(8, None)], [], [(8, 0.0025)], []]

@@ -1,0 +1,124 @@
+"""Looking at the main thread, for the profile."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddp_magic.wire.profile import Place, ProfileWriter, RankProfile, Spent, read
+from ddp_magic.worker.sampler import Sampler, ThreadState, is_users_file, next_look
+from tests.limits import HANG_S
+
+CELL = "/run/cell.py"
+
+
+def _looked(tmp_path: Path, source: str, looks: int = 3) -> RankProfile:
+    """Run a cell's text; another thread looks while it is in `stay()`."""
+    writer = ProfileWriter(tmp_path / "profile", 0, "cpu", time.time())
+    sampler = Sampler(writer, on_gpu=False)
+
+    def look() -> None:
+        for _ in range(looks):
+            time.sleep(0.05)
+            sampler.look()
+
+    thread = threading.Thread(target=look)
+    names = {"time": time, "watched": thread.start, "done": lambda: thread.join(HANG_S)}
+    exec(compile(source, CELL, "exec"), names)
+    thread.join(HANG_S)
+    sampler.close()
+    writer.flush()
+    found = read((tmp_path / "profile").open())
+    assert found is not None
+    return found
+
+
+def test_a_sample_has_the_line_and_stands_for_the_time_since_the_last(tmp_path: Path) -> None:
+    found = _looked(tmp_path, "watched()\n\ntime.sleep(0.3)\ndone()")
+    assert [sample.spent for sample in found.samples] == [Spent.IDLE] * 3
+    place = found.places[found.samples[-1].place]
+    assert (place.file, place.line) == (CELL, 3)
+    assert sum(sample.seconds for sample in found.samples) == pytest.approx(
+        found.samples[-1].time - found.began, abs=0.1
+    )
+
+
+def test_a_thread_that_computes_does_not_sleep(tmp_path: Path) -> None:
+    busy = "watched()\nend = time.time() + 0.4\nwhile time.time() < end:\n    sum(range(100))\n"
+    found = _looked(tmp_path, busy)
+    assert Spent.COMPUTE in {sample.spent for sample in found.samples}
+
+
+def test_the_innermost_line_of_the_users_counts(tmp_path: Path) -> None:
+    """A function of the cell that a library calls."""
+    nested = "def f(x):\n    watched()\n    time.sleep(0.3)\nlist(map(f, [1]))\ndone()"
+    found = _looked(tmp_path, nested)
+    assert found.places[found.samples[0].place].line == 3
+
+
+def test_libraries_are_not_the_users() -> None:
+    assert is_users_file(CELL)
+    assert is_users_file("/home/me/project/data.py")
+    assert not is_users_file(f"{sysconfig.get_path('stdlib')}/threading.py")
+    assert not is_users_file("/env/lib/python3.11/site-packages/torch/nn/modules/linear.py")
+    assert not is_users_file("<frozen importlib._bootstrap>")
+    assert not is_users_file(is_users_file.__code__.co_filename)
+
+
+def test_all_ranks_look_at_the_same_moments() -> None:
+    """However late one was, and once in each period, at moments that differ."""
+    now = 1_700_000_000.0
+    assert next_look(now, 0.02) == next_look(now - 0.0001, 0.02)
+    looks = []
+    for _ in range(200):
+        now = next_look(now, 0.02)
+        looks.append(now)
+    periods = [int(look / 0.02) for look in looks]
+    assert periods == list(range(periods[0], periods[0] + 200))
+    phases = [look / 0.02 % 1.0 for look in looks]
+    assert all(any(abs(p - k / 10) < 0.1 for p in phases) for k in range(10))
+
+
+def test_the_state_of_the_main_thread_is_read_from_another() -> None:
+    state = ThreadState()
+    answers: list[bool] = []
+
+    def ask(after_s: float) -> Callable[[], None]:
+        def run() -> None:
+            time.sleep(after_s)
+            answers.append(state.sleeps())
+
+        return run
+
+    thread = threading.Thread(target=ask(0.1))
+    thread.start()
+    time.sleep(0.5)
+    thread.join(HANG_S)
+    assert answers == [True]
+    assert not state.sleeps()  # asked by the main thread itself
+    state.close()
+
+
+def test_a_descriptor_that_the_cell_has_closed_is_opened_again(tmp_path: Path) -> None:
+    """And a file of the cell's that has its number by now is neither read nor closed."""
+    state = ThreadState()
+    state.sleeps()
+    (tmp_path / "mine").write_text("1 (x) S ")
+    mine = os.open(tmp_path / "mine", os.O_RDONLY)
+    os.dup2(mine, state._fd)
+    taken = state._fd
+    assert not state.sleeps()
+    state.close()
+    assert os.fstat(taken).st_ino == os.fstat(mine).st_ino
+    os.close(taken)
+    os.close(mine)
+
+
+def test_a_place_without_a_line_is_nowhere() -> None:
+    assert Place() == ("", 0, "")
