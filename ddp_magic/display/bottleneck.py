@@ -30,11 +30,13 @@ class Traffic:
 
     Attributes:
         per_step: How many a step has; None without steps.
-        mean_bytes: Their mean size.
+        mean_bytes: Their mean size; None if there is no record of any.
+        sharded: Whether they gather and scatter shards, as FSDP's.
     """
 
     per_step: float | None = None
-    mean_bytes: float = 0.0
+    mean_bytes: float | None = None
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,11 +240,19 @@ class _Case:
         told = all(t.moving_s is not None for t in self._times)
         what = "moving data" if told else "of which some may be waiting for other ranks"
         traffic, line = self._traffic, self._lines.get(Spent.COLLECTIVE, ())
-        step = "" if traffic.per_step is None else f"{traffic.per_step:.3g} collectives in a step, "
+        size = "torch has no record of them"
+        if traffic.mean_bytes is not None:
+            step = "" if traffic.per_step is None else f"{traffic.per_step:.3g} in a step, "
+            size = f"collectives: {step}{_bytes(traffic.mean_bytes)} on average"
         most = cause.most
-        if line and "backward" in line[0].place.call:
+        in_backward = bool(line) and "backward" in line[0].place.call
+        if in_backward and traffic.sharded:
+            change = "larger batches, or fully_shard with reshard_after_forward=False"
+        elif in_backward:
             change = "DDP's no_sync() in 3 of 4 backward passes (gradient accumulation)"
             most *= 0.75
+        elif traffic.mean_bytes is None:
+            change = "send earlier, or larger messages less often"
         elif traffic.mean_bytes < _SMALL_BYTES:
             change = "fewer collectives: combine small tensors, or communicate in fewer steps"
         else:
@@ -250,7 +260,7 @@ class _Case:
         return Bottleneck(
             f"communication-bound: {self._all('spend')} {_percent(cause.cost)} of {self._their} "
             f"time in collectives, {what}",
-            f"{self._line(Spent.COLLECTIVE)}{step}{_bytes(traffic.mean_bytes)} on average",
+            self._line(Spent.COLLECTIVE) + size,
             f"{change}: {_saves(most)}",
         )
 

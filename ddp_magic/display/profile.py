@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_magic.display.bottleneck import (
+    MIN_SAMPLES,
     Bottleneck,
     Machine,
     Traffic,
@@ -136,10 +137,9 @@ def summarize(
     waits = Waits(measured)
     ranks = [rank_times(profile, waits) for profile in profiles]
     windows = {p.rank: window for p in profiles if (window := loop_of(p)) is not None}
-    judged = [
-        rank_times(profile, waits, windows.get(profile.rank)) if windows else whole
-        for profile, whole in zip(profiles, ranks, strict=True)
-    ]
+    judged = [rank_times(profile, waits, windows.get(profile.rank)) for profile in profiles]
+    if max(times.samples for times in judged) < MIN_SAMPLES:
+        windows, judged = {}, ranks
     for whole, times in zip(ranks, judged, strict=True):
         whole.own_step_s = times.own_step_s
     machine = Machine(processors, max(profile.threads for profile in profiles))
@@ -186,6 +186,7 @@ def _traffic(profiles: Sequence[RankProfile], windows: Mapping[int, Window]) -> 
     return Traffic(
         per_step=per_step,
         mean_bytes=statistics.fmean(call.bytes for call in calls),
+        sharded=any("all_gather" in c.name or "reduce_scatter" in c.name for c in calls),
     )
 
 

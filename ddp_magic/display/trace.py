@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ddp_magic.display.profile import Code
-from ddp_magic.wire.profile import UNKNOWN, Call, Place, RankProfile, Sample, Spent
+from ddp_magic.wire.profile import PEER, UNKNOWN, Call, Place, RankProfile, Sample, Spent
 
 _MAIN = 1  # number of the thread with the samples; those of process groups follow
 _ARROW_S = 0.001  # a shorter wait gets no arrow
@@ -50,6 +50,8 @@ def _names(profile: RankProfile) -> Iterator[Event]:
     yield meta("thread_name", _MAIN, name="main thread")
     yield meta("thread_sort_index", _MAIN, sort_index=_MAIN)
     for index, group in enumerate(profile.groups):
+        if group.key.startswith(PEER):
+            continue
         tid = _MAIN + 1 + index
         yield meta("thread_name", tid, name=f"collectives of {group.title or group.key}")
         yield meta("thread_sort_index", tid, sort_index=tid)

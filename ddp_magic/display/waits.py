@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ddp_magic.wire.profile import UNKNOWN, RankProfile, Sample, Spent
+from ddp_magic.wire.profile import PEER, UNKNOWN, RankProfile, Sample, Spent
 
 
 class _Calls(NamedTuple):
@@ -72,6 +72,8 @@ class Waits:
         if sample.group == UNKNOWN:
             return None
         key = self._profiles[rank].groups[sample.group].key
+        if key.startswith(PEER):
+            return self._of_peer(int(key.removeprefix(PEER)), sample)
         absent: dict[int, float] = {}
         unknown = False
         for other in self._members[key] - {rank}:
@@ -84,6 +86,13 @@ class Waits:
             last = max(absent, key=lambda other: (absent[other], -other))
             return Wait(last, self._doing(last, sample.time))
         return None if unknown else Wait()
+
+    def _of_peer(self, peer: int, sample: Sample) -> Wait | None:
+        """Return what a send or a receive is: torch's record does not have them."""
+        if peer not in self._profiles:
+            return None
+        doing = self._doing(peer, sample.time)
+        return Wait() if doing is Spent.COLLECTIVE else Wait(peer, doing)
 
     def _came(self, key: str, other: int, sample: Sample) -> float | None:
         """Return when a rank called a collective: if not exactly, before or after the sample."""

@@ -18,6 +18,8 @@ UNKNOWN = -1  # of an index: none, or not known
 
 # What a line has called that loads data: a loader, and one with worker processes.
 LOADER, LOADER_WORKERS = "DataLoader", "DataLoader workers"
+# Begins the key of what is no process group: a send to a rank, or a receive from it.
+PEER = "peer:"
 
 
 class Spent(enum.Enum):
@@ -61,8 +63,8 @@ class Sample(NamedTuple):
         seconds: The time that it stands for: since the look before.
         spent: What the main thread was doing.
         place: Index of where it was.
-        group: Index of the process group with a collective that had not completed; `UNKNOWN` if
-            there was none, or if nobody looked.
+        group: Index of the process group with a collective that had not completed, or of the
+            `PEER`; `UNKNOWN` if there was none, or if nobody looked.
         number: Number of the oldest such collective.
     """
 

@@ -105,7 +105,7 @@ def _place(frames: list[FrameType], cell_file: str) -> Place:
     inner: list[FrameType] = []  # those below the cell's innermost frame, innermost first
     for frame in frames:
         if frame.f_code.co_filename == cell_file:
-            return Place(frame.f_lineno, _call(frame, inner), _peer(inner))
+            return Place(frame.f_lineno, _call(frame, inner), peer_of(inner))
         inner.append(frame)
     return Place()
 
@@ -144,8 +144,9 @@ def called_expression(frame: FrameType) -> str:
     return found.group()[:_MAX_CHARS] if found else ""
 
 
-def _peer(inner: list[FrameType]) -> int | None:
-    for frame in inner:
+def peer_of(frames: list[FrameType]) -> int | None:
+    """Return the rank with which a send or a receive is; None if there is none on the stack."""
+    for frame in frames:
         if not frame.f_code.co_filename.endswith(_DISTRIBUTED):
             continue
         value = frame.f_locals.get(_PEER.get(frame.f_code.co_name, ""))

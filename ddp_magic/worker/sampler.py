@@ -22,6 +22,7 @@ from types import CodeType, FrameType
 from ddp_magic.wire.profile import (
     LOADER,
     LOADER_WORKERS,
+    PEER,
     UNKNOWN,
     Call,
     Place,
@@ -30,7 +31,7 @@ from ddp_magic.wire.profile import (
     Spent,
 )
 from ddp_magic.worker.flight_recorder import FlightRecorder
-from ddp_magic.worker.main_thread import called_expression, frames_of_main_thread
+from ddp_magic.worker.main_thread import called_expression, frames_of_main_thread, peer_of
 from ddp_magic.worker.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
 from ddp_magic.worker.streams import move_high
 
@@ -95,7 +96,9 @@ class Sampler:
         self._cpu_s, self._process_s = cpu_s, process_s
         kinds, place, call = self._read(frames, sleeps=sleeps)
         group, number = UNKNOWN, 0
-        if sleeps or Spent.COLLECTIVE in kinds:
+        if Spent.COLLECTIVE in kinds and (peer := peer_of(frames)) is not None:
+            group = self._group(f"{PEER}{peer}")
+        elif sleeps or Spent.COLLECTIVE in kinds:
             group, number = self._pending()
         spent = kind_of_stack(
             kinds,

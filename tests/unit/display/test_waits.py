@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddp_magic.display.waits import Wait, Waits
-from ddp_magic.wire.profile import Sample, Spent
+from ddp_magic.wire.profile import Group, Sample, Spent
 from tests.unit.display.profiles import BEGAN, made
 
 
@@ -60,3 +60,13 @@ def test_a_collective_that_the_record_does_not_know_is_not_told() -> None:
     here = made(0, [(Spent.COLLECTIVE, 2.0)])
     unknown = Sample(BEGAN, 0.02, Spent.COLLECTIVE, 0)
     assert Waits([here]).of(0, unknown) is None
+
+
+def test_a_receive_waits_for_a_rank_that_does_not_send() -> None:
+    """The record has no messages; but ranks look at the same moments."""
+    receives = made(0, [(Spent.COLLECTIVE, 2.0)], groups=[Group("peer:1")])
+    sends = made(1, [(Spent.COMPUTE, 1.0), (Spent.COLLECTIVE, 1.0)], groups=[Group("peer:0")])
+    waits = Waits([receives, sends])
+    assert waits.of(0, _sample(0.5)) == Wait(1, Spent.COMPUTE)
+    assert waits.of(0, _sample(1.5)) == Wait()
+    assert Waits([receives]).of(0, _sample(0.5)) is None
