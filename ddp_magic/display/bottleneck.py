@@ -16,6 +16,7 @@ from ddp_magic.display.rank_times import LineTime, RankTimes
 from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
 NOTICE, CRITICAL = 0.1, 0.2
+SHORT_OF_PROCESSORS = "short of processors"
 MIN_SAMPLES = 25  # of one rank at least
 _SMALL_BYTES = 64 * 1024  # a smaller collective takes as long as an empty one
 _SAME_WORK = 1.25  # a rank with less than so much of another's processor time works no more
@@ -268,7 +269,7 @@ class _Case:
         """Say that there are too few processors."""
         there = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
         return Bottleneck(
-            f"short of processors: for {_percent(cause.cost)} of {self._their} time "
+            f"{SHORT_OF_PROCESSORS}: for {_percent(cause.cost)} of {self._their} time "
             f"{self._all('were')} ready to run but had none",
             f"{there} with {_threads(self._machine.threads)} each, and whatever else runs; "
             + self._spread(Spent.COMPUTE),

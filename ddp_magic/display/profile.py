@@ -156,7 +156,7 @@ def summarize(
         verdict=found.verdict + _of_loop(ranks, judged),
         why=found.why,
         advice=found.advice,
-        notes=tuple(notes(measured, ranks, nproc, machine)),
+        notes=tuple(notes(measured, ranks, nproc, machine, found.verdict)),
         code=code,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ddp_magic.display.bottleneck import CRITICAL, MIN_SAMPLES, Machine
+from ddp_magic.display.bottleneck import CRITICAL, MIN_SAMPLES, SHORT_OF_PROCESSORS, Machine
 from ddp_magic.display.gpu_collectives import gpu_collectives
 from ddp_magic.display.rank import rank_names
 from ddp_magic.display.rank_times import RankTimes
@@ -16,7 +16,11 @@ _WORTH = 0.05  # time in collectives that is a smaller share needs no note
 
 
 def notes(
-    profiles: Sequence[RankProfile], times: Sequence[RankTimes], nproc: int, machine: Machine
+    profiles: Sequence[RankProfile],
+    times: Sequence[RankTimes],
+    nproc: int,
+    machine: Machine,
+    verdict: str,
 ) -> list[str]:
     """Return the notes on a profile.
 
@@ -25,11 +29,12 @@ def notes(
         times: Where their time went.
         nproc: Number of ranks.
         machine: What they ran on.
+        verdict: What is said already.
     """
     return [
         *_incomplete(profiles, nproc),
         *_waiting(profiles, times),
-        *_processors(times, machine),
+        *(() if verdict.startswith(SHORT_OF_PROCESSORS) else _processors(times, machine)),
         *(gpu_collectives(profiles) if any(p.device != "cpu" for p in profiles) else ()),
     ]
 
