@@ -4,18 +4,15 @@ A look at the frames takes some 50 us. That the operating system has the thread 
 inside C++ code from computation, and `FlightRecorder.numbers` (20 us) whether a collective is
 pending; it is read only while the main thread waits. The whole record of a process group (1 ms) is
 read so seldom that it costs half a percent, at moments that all ranks share: each collective is
-needed from all of them, and the record keeps 64.
+needed from all of them, and the record keeps 64. On a busy machine all of this takes several times
+as long; `Looks` keeps it within its share of the time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sysconfig
-import threading
-import time as clocks
 from pathlib import Path
-from time import clock_gettime, process_time, thread_time
+from time import process_time, thread_time
 from time import time as now  # bound here: a cell may replace the module's
 from types import CodeType, FrameType
 
@@ -31,18 +28,15 @@ from ddp_magic.wire.profile import (
     Spent,
 )
 from ddp_magic.worker.flight_recorder import FlightRecorder
+from ddp_magic.worker.looks import Looks, next_look
 from ddp_magic.worker.main_thread import called_expression, frames_of_main_thread, peer_of
 from ddp_magic.worker.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
-from ddp_magic.worker.streams import move_high
+from ddp_magic.worker.thread_state import ThreadState
 
-PERIOD_S = 0.02
-SAMPLES = 30_000  # after so many, and each time that the time has doubled, the period doubles
 _RECORD_S = 0.1  # between two readings of the records, at least; always 0.1, 0.2, 0.4, ...
 _RECORD_COST = 0.005  # share of the time that may be spent in reading them
 _BUSY = 0.2  # share of a processor above which a process computes
 _GAP_S = 0.25  # a look that comes so late: the interpreter lock was held, or the process stopped
-
-_GOLDEN = 0.6180339887498949  # multiples of it are spread most evenly, modulo 1
 
 # Functions of a DataLoader that waits for its worker processes.
 _OF_WORKERS = frozenset(["_try_get_data", "_get_data"])
@@ -66,11 +60,12 @@ class Sampler:
         self._recorder.new_calls()  # those before the cell
         self._thread = ThreadState()
         self._groups: dict[str, int] = {}
-        self._codes: dict[CodeType, tuple[Spent | None, bool]] = {}
-        self._expressions: dict[tuple[CodeType, int], str] = {}
+        # By the identity of the code: to hash it, Python reads the whole of it.
+        self._codes: dict[int, tuple[CodeType, Spent | None, bool, str]] = {}
+        self._expressions: dict[tuple[int, int], str] = {}
         self._began = self._last = now()
-        self._cpu_s, self._process_s = self._thread.cpu_s(), process_time()
-        self._period_s = PERIOD_S
+        self._cpu_s, self._process_s, self._asked = self._thread.cpu_s(), process_time(), now()
+        self._looks = Looks()
         self._record_s = _RECORD_S
         self._record_due = 0.0
         self.lost = 0
@@ -78,42 +73,51 @@ class Sampler:
     def pause_s(self) -> float:
         """Return the seconds until the next look is due."""
         time = now()
-        while (time - self._began) / self._period_s > SAMPLES:
-            self._period_s *= 2
-        due = next_look(max(time, self._last), self._period_s)
+        due = next_look(max(time, self._last), self._looks.every)
         return max(0.0, min(due, self._record_due) - time)
 
     def look(self) -> None:
         """Look once."""
+        began_s = thread_time()
+        self._look()
+        self._looks.add(thread_time() - began_s, now() - self._began)
+        if now() >= self._record_due:
+            self.read_records()
+
+    def _look(self) -> None:
         # The thread's state first: while this thread waits for the file, the main thread goes on.
         sleeps = self._thread.sleeps()
         frames = frames_of_main_thread()
         time = now()
         seconds, self._last = time - self._last, time
-        cpu_s, process_s = self._thread.cpu_s(), process_time()
-        main_busy = cpu_s - self._cpu_s >= _BUSY * seconds
-        busy = process_s - self._process_s >= _BUSY * seconds
-        self._cpu_s, self._process_s = cpu_s, process_s
+        cpu_s, last_cpu_s = self._thread.cpu_s(), self._cpu_s
+        self._cpu_s = cpu_s
         kinds, place, call = self._read(frames, sleeps=sleeps)
+        call_kind = kind_of_call(call, on_gpu=self._on_gpu)
         group, number = UNKNOWN, 0
         if Spent.COLLECTIVE in kinds and (peer := peer_of(frames)) is not None:
             group = self._group(f"{PEER}{peer}")
-        elif sleeps or Spent.COLLECTIVE in kinds:
+        elif Spent.COLLECTIVE in kinds or (sleeps and not kinds and call_kind is None):
             group, number = self._pending()
         spent = kind_of_stack(
             kinds,
-            kind_of_call(call, on_gpu=self._on_gpu),
+            call_kind,
             sleeps=sleeps,
             pending=group != UNKNOWN,
-            busy=busy,
+            busy=not sleeps or bool(kinds) or group != UNKNOWN or self._is_busy(time),
             on_gpu=self._on_gpu,
         )
+        main_busy = cpu_s - last_cpu_s >= _BUSY * seconds
         if spent is Spent.COMPUTE and seconds > _GAP_S and not main_busy and not self._on_gpu:
             spent = Spent.IDLE  # such as a process that was stopped
         index = self._writer.place(place)
         self._writer.sample(Sample(time, seconds, spent, index, group, number))
-        if time >= self._record_due:
-            self.read_records()
+
+    def _is_busy(self, time: float) -> bool:
+        """Whether the process has used a processor since this was asked last."""
+        used_s, since_s = process_time() - self._process_s, time - self._asked
+        self._process_s, self._asked = process_time(), time
+        return used_s >= _BUSY * since_s
 
     def read_records(self) -> None:
         """Write the collectives that have been called since the last time."""
@@ -159,110 +163,40 @@ class Sampler:
         below = ""
         for frame in frames:
             code = frame.f_code
-            kind, is_users = self._known(code)
+            _, kind, is_users, name = self._codes.get(id(code)) or self._learn(code)
             if kind is not None:
                 kinds.append(kind)
             if is_users and place is None:
                 place = Place(code.co_filename, frame.f_lineno, below)
             if kind is not Spent.LOADING:
-                below = str(getattr(code, "co_qualname", code.co_name))  # Python 3.11 and later
+                below = name
             elif code.co_name in _OF_WORKERS:
                 below = LOADER_WORKERS
             elif below != LOADER_WORKERS:
                 below = LOADER
         # Its source is read: of libraries only where nothing else tells what the thread waits for.
         call = ""
-        if frames and (sleeps or self._on_gpu or self._known(frames[0].f_code)[1]):
+        if frames and (sleeps or self._on_gpu or (place is not None and not place.call)):
             call = self._expression(frames[0])
         if place is not None and not place.call:
             place = place._replace(call=call)
         return kinds, place or Place(), call
 
-    def _known(self, code: CodeType) -> tuple[Spent | None, bool]:
-        if (known := self._codes.get(code)) is None:
-            is_users = is_users_file(code.co_filename)
-            kind = None if is_users else kind_of_function(code.co_filename, code.co_name)
-            known = self._codes[code] = kind, is_users
+    def _learn(self, code: CodeType) -> tuple[CodeType, Spent | None, bool, str]:
+        is_users = is_users_file(code.co_filename)
+        kind = None if is_users else kind_of_function(code.co_filename, code.co_name)
+        name = str(getattr(code, "co_qualname", code.co_name))  # Python 3.11 and later
+        self._codes[id(code)] = known = code, kind, is_users, name
         return known
 
     def _expression(self, frame: FrameType) -> str:
-        key = frame.f_code, frame.f_lasti
+        key = id(frame.f_code), frame.f_lasti  # `_codes` keeps the code alive
         if (known := self._expressions.get(key)) is None:
             known = self._expressions[key] = called_expression(frame)
         return known
-
-
-def next_look(time: float, period_s: float) -> float:
-    """Return when the next look is due, in seconds since the epoch: the same on all ranks.
-
-    So it is known what one rank did when another was seen to wait for it. There is one look in
-    each period, at another moment of each, so that no rhythm of the program escapes.
-    """
-    period = int(time / period_s)
-    due = (period + period * _GOLDEN % 1.0) * period_s
-    return due if due > time else (period + 1 + (period + 1) * _GOLDEN % 1.0) * period_s
 
 
 def is_users_file(file: str) -> bool:
     """Return whether a file is the user's: the cell, a module beside the notebook; no library."""
     installed = "/site-packages/" in file or "/dist-packages/" in file
     return not (installed or file.startswith(("<", *_LIBRARIES)))
-
-
-class ThreadState:
-    """What the operating system says of the main thread."""
-
-    def __init__(self) -> None:
-        main = threading.main_thread()
-        # Linux numbers the main thread as the process; Python, after a fork, as it was before.
-        self._task = Path(f"/proc/self/task/{os.getpid()}")
-        self._head = f"{os.getpid()} (".encode()
-        getcpuclockid = getattr(clocks, "pthread_getcpuclockid", None)  # not on macOS
-        self._clock = None if getcpuclockid is None else getcpuclockid(main.ident or 0)
-        self._queued_s = self._queued()
-        self._fd = -1
-
-    def sleeps(self) -> bool:
-        """Return whether it waits for something; False where nobody can tell."""
-        # The name of the program, in parentheses, may have any character.
-        state = self._stat().rpartition(b") ")[2][:1]
-        return state in (b"S", b"D")
-
-    def _stat(self) -> bytes:
-        """Return the first part of the thread's stat file, which is kept open.
-
-        Each call of the system gives the interpreter lock away, and takes it back from the main
-        thread. The cell may close the descriptor, and open a file of its own under its number.
-        """
-        try:
-            stat = os.pread(self._fd, 256, 0)
-            if stat.startswith(self._head):
-                return stat
-        except OSError:
-            pass
-        try:
-            self._fd = move_high(os.open(self._task / "stat", os.O_RDONLY | os.O_CLOEXEC))
-            return os.pread(self._fd, 256, 0)
-        except OSError:
-            return b""
-
-    def close(self) -> None:
-        """Close the file, if it is still ours."""
-        if self._stat().startswith(self._head):
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-
-    def cpu_s(self) -> float:
-        """Return the processor time that it has used, in seconds."""
-        return 0.0 if self._clock is None else clock_gettime(self._clock)
-
-    def queued_s(self) -> float | None:
-        """Return for how long it has been ready to run without a processor, since this began."""
-        queued_s = self._queued()
-        return None if queued_s is None or self._queued_s is None else queued_s - self._queued_s
-
-    def _queued(self) -> float | None:
-        try:
-            return int((self._task / "schedstat").read_text().split()[1]) / 1e9
-        except (OSError, IndexError, ValueError):
-            return None

@@ -106,8 +106,7 @@ def kind_of_stack(
         busy: Whether the process uses a processor.
         on_gpu: Whether the rank has a GPU.
     """
-    kinds = {*functions, call}
-    found = next((kind for kind in _ORDER if kind in kinds), None)
+    found = next((kind for kind in _ORDER if kind is call or kind in functions), None)
     if found is not None and (found is not Spent.IDLE or sleeps):
         return found
     if call is Spent.DEVICE:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ddp_magic.wire.profile import Place, ProfileWriter, RankProfile, Spent, read
-from ddp_magic.worker.sampler import Sampler, ThreadState, is_users_file, next_look
+from ddp_magic.worker.sampler import Sampler, is_users_file
 from tests.limits import HANG_S
 
 CELL = "/run/cell.py"
@@ -69,55 +67,6 @@ def test_libraries_are_not_the_users() -> None:
     assert not is_users_file("/env/lib/python3.11/site-packages/torch/nn/modules/linear.py")
     assert not is_users_file("<frozen importlib._bootstrap>")
     assert not is_users_file(is_users_file.__code__.co_filename)
-
-
-def test_all_ranks_look_at_the_same_moments() -> None:
-    """However late one was, and once in each period, at moments that differ."""
-    now = 1_700_000_000.0
-    assert next_look(now, 0.02) == next_look(now - 0.0001, 0.02)
-    looks = []
-    for _ in range(200):
-        now = next_look(now, 0.02)
-        looks.append(now)
-    periods = [int(look / 0.02) for look in looks]
-    assert periods == list(range(periods[0], periods[0] + 200))
-    phases = [look / 0.02 % 1.0 for look in looks]
-    assert all(any(abs(p - k / 10) < 0.1 for p in phases) for k in range(10))
-
-
-def test_the_state_of_the_main_thread_is_read_from_another() -> None:
-    state = ThreadState()
-    answers: list[bool] = []
-
-    def ask(after_s: float) -> Callable[[], None]:
-        def run() -> None:
-            time.sleep(after_s)
-            answers.append(state.sleeps())
-
-        return run
-
-    thread = threading.Thread(target=ask(0.1))
-    thread.start()
-    time.sleep(0.5)
-    thread.join(HANG_S)
-    assert answers == [True]
-    assert not state.sleeps()  # asked by the main thread itself
-    state.close()
-
-
-def test_a_descriptor_that_the_cell_has_closed_is_opened_again(tmp_path: Path) -> None:
-    """And a file of the cell's that has its number by now is neither read nor closed."""
-    state = ThreadState()
-    state.sleeps()
-    (tmp_path / "mine").write_text("1 (x) S ")
-    mine = os.open(tmp_path / "mine", os.O_RDONLY)
-    os.dup2(mine, state._fd)
-    taken = state._fd
-    assert not state.sleeps()
-    state.close()
-    assert os.fstat(taken).st_ino == os.fstat(mine).st_ino
-    os.close(taken)
-    os.close(mine)
 
 
 def test_a_place_without_a_line_is_nowhere() -> None:
