@@ -1,10 +1,10 @@
 """What --profile costs: `python -m tests.benchmarks.profile`.
 
 Two ranks time the same loop in turns, some turns with the profiler and some without, so that a
-machine that becomes slower or faster affects both alike. It prints the median of the ratios of
-neighbors, the ratio of the fastest turns, and how much of a processor the profiler's thread used,
-which a busy machine blurs less. The profiler is started and stopped in the cell, as `--profile`
-does for a whole cell.
+machine that becomes slower or faster affects both alike. It prints the ratios of their times and of
+the processor time of the whole process, medians of neighboring turns, and how much of a processor
+the profiler's thread used; a busy machine blurs the last two less. The profiler is started and
+stopped in the cell, as `--profile` does for a whole cell.
 """
 
 from __future__ import annotations
@@ -44,23 +44,24 @@ import statistics, tempfile, threading, time
 from pathlib import Path
 from ddp_magic.worker.profiler import profiled
 loop()
-took, used = {{True: [], False: []}}, 0.0
+took, cpu, used = {{True: [], False: []}}, {{True: [], False: []}}, 0.0
 folder = Path(tempfile.mkdtemp())
 for turn in range({turns}):
     for on in ((True, False), (False, True))[turn % 2]:
         dist.barrier()
         with profiled(folder / f"{{turn}}" if on else None, rank, "cpu"):
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             loop()
             took[on].append(time.perf_counter() - began)
+            cpu[on].append(time.process_time() - began_cpu)
             for thread in threading.enumerate():
                 if thread.name == "ddp_magic_profile":
                     used += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 middle = {{on: statistics.median(times) for on, times in took.items()}}
-pairs = [a / b for a, b in zip(took[True], took[False])]
-fastest = min(took[True]) / min(took[False])
-cpu = used / sum(took[True])
-print("took", middle[False], middle[True], statistics.median(pairs), fastest, cpu)
+ratios = [
+    statistics.median(a / b for a, b in zip(times[True], times[False])) for times in (took, cpu)
+]
+print("took", middle[False], middle[True], *ratios, used / sum(took[True]))
 """
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     kernel = Kernel(Path(tempfile.mkdtemp()))
     kernel.run("%load_ext ddp_magic")
-    print("| 2 ranks | without, s | with, s | ratio of pairs | of the fastest | processor |")
+    print("| 2 ranks | without, s | with, s | ratio | of processor time | processor |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, text in LOOPS.items():
         if options.only not in name:
