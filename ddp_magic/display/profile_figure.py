@@ -18,6 +18,7 @@ _COLORS = {
     "idle": "#d8d8d8",
 }
 _MAX_BARS = 64
+_LEGEND_COLUMNS = 5  # more are wider than the figure
 
 
 def figure_png(profile: Profile) -> bytes | None:
@@ -33,7 +34,7 @@ def figure_png(profile: Profile) -> bytes | None:
     except ImportError:  # an installation that is broken
         return None
     ranks = profile.ranks[:_MAX_BARS]
-    figure = Figure(figsize=(8, 1.1 + 0.34 * len(ranks)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(8, 1.3 + 0.34 * len(ranks)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     left = [0.0] * len(ranks)
@@ -51,7 +52,7 @@ def figure_png(profile: Profile) -> bytes | None:
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=len(COLUMNS), frameon=False, fontsize=8)
+    figure.legend(loc="outside upper left", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
