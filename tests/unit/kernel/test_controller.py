@@ -21,7 +21,7 @@ from ddp_magic.wire.messages import CellNames
 from tests.unit.fakes import FakeGroup, FakeScreen, exited, finished, idle
 
 NOTHING: dict[str, Any] = {
-    "argv": (),
+    "argv": (), "profile": False, "trace": None,
     "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
     "no_init": False, "cold": False, "time_limit": None, "show": None, "seed": None, "pull": (),
     "check": False,
