@@ -105,7 +105,7 @@ class Run(RunRecord):
         self._check: CallCheck | None = None
         self.captured = tuple(self._capture.values)
         self._begin_attempt()
-        self._cannot_start = False
+        self._gives_up = False
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
         taken = set() if cell_files is None else cell_files
@@ -258,13 +258,12 @@ class Run(RunRecord):
                 case Doing(text="") if self._stop is not None:
                     continue  # news of the start: what is worth a word is that it stops
                 case Restarted():
-                    if self._stop is None:
-                        self._restart(event, screen)
-                    continue  # else the group ends the new ranks
+                    self._restart(event, screen)
+                    continue
                 case Note() | GroupEnded():
                     pass
-                case _ if self._cannot_start:
-                    continue  # of ranks that are being ended; what is known of the first ones stays
+                case _ if self._gives_up:
+                    continue  # of ranks that are being ended; what is known of the others stays
                 case PulledValues(results=results, fd=fd):
                     self._pulls.take(results, fd)
                 case Error() if self._stop is None:
@@ -274,8 +273,11 @@ class Run(RunRecord):
 
     def _restart(self, event: Restarted, screen: Screen) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
-        if not self.restarts and not self._has_cell:
-            self._cannot_start = True  # a missing device, an unknown backend: it would fail again
+        self._take(self._end_check(), screen)
+        # Without its cell, a missing device or an unknown backend: it would fail again.
+        cannot_start = not self.restarts and not self._has_cell
+        if self._stop is not None or cannot_start or self._mismatch:
+            self._gives_up = True
             self._group.kill()
             return
         self._take(self._stacks_of_crashes(), screen)

@@ -209,6 +209,22 @@ def test_a_backend_that_does_not_exist_is_told_once(kernel: Kernel) -> None:
     assert result.summary.endswith("· failed")
 
 
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("dist.all_reduce(torch.ones(1 + rank))", "collective #1 differs between ranks"),
+        ("if rank == 0: sys.exit(0)\ndist.barrier()", "rank 1 called barrier #1 (line 5), but"),
+    ],
+)
+def test_ranks_that_differ_are_not_restarted(kernel: Kernel, cell: str, words: str) -> None:
+    """With `--check`, the first difference ends the run."""
+    result = kernel.run(f"%%ddp -n 2 --max-restarts 2 --check\n{ATTEMPT}{cell}")
+    assert result.error["ename"] == "MismatchError", result
+    assert words in result.error["evalue"]
+    assert " · restart 1 of" not in result.text
+    assert kernel.run("%%ddp -n 2\nprint('next')").text.count("next") == 2
+
+
 def test_a_session_is_not_restarted(kernel: Kernel) -> None:
     """Its variables would be gone: one line says so, also in a later cell."""
     refused = "%%ddp --max-restarts: restarted ranks would not have the variables of a session"
