@@ -8,22 +8,21 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ddp_magic.display import diagnose, hangs
+from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
-from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord, Screen
 from ddp_magic.display.restarts import earlier_attempts, restart_after, restart_line
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel import profiling, stacks
-from ddp_magic.kernel.call_check import CallCheck
 from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
+from ddp_magic.kernel.collective_watch import CollectiveWatch
 from ddp_magic.kernel.group import POLL_S, WorkerGroup
-from ddp_magic.kernel.hang_watch import HangWatch
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.machine_limits import system_error
 from ddp_magic.kernel.pull import Pulls
@@ -102,9 +101,10 @@ class Run(RunRecord):
         self._around = around or Surroundings()
         self._capture = capture or Capture()
         self._hang_s = hang_s
-        self._check: CallCheck | None = None
         self.captured = tuple(self._capture.values)
-        self._begin_attempt()
+        self._has_cell = False  # whether the ranks have been sent the cell
+        self._pulls = Pulls(options.pull, options.nproc, self.directory)
+        self._watch = CollectiveWatch(options, self.directory, hang_s)
         self._gives_up = False
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
@@ -135,14 +135,10 @@ class Run(RunRecord):
         return "\n".join(lines)
 
     def _begin_attempt(self) -> None:
-        self._has_cell = False  # whether the ranks have been sent the cell
+        self._watch.close()
+        self._has_cell = False
         self._pulls = Pulls(self.options.pull, self.options.nproc, self.directory)
-        self._watch = HangWatch(self._hang_s)
-        if self._check is not None:
-            self._check.close()
-        self._check = CallCheck(self.directory, self.options.nproc) if self.options.check else None
-        self._mismatch = ""
-        self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
+        self._watch = CollectiveWatch(self.options, self.directory, self._hang_s)
 
     # --- from the start to the end ------------------------------------------------------------
 
@@ -203,7 +199,7 @@ class Run(RunRecord):
                 self._send_cell()
             self._take(self._group.poll(POLL_S), screen)
             if self._watch.look(self.ranks):
-                self.waits = self._watch.sentences
+                self.waits = self._watch.waits
             screen.tick(self)
             self._stop = self._stop or self._begin_stop(counter.count)
             if self._stop is not None:
@@ -211,14 +207,13 @@ class Run(RunRecord):
         self._take(self._group.drain(), screen)
         self._take(self._stacks_of_crashes(), screen)
         self.waits = ()
-        self._take(self._end_check(), screen)
+        self._take(self._watch.finish(self.ranks), screen)
+        self.checked = self._watch.checked
         self.state, self.error = judge(self._evidence())
         if self.error is not None:
             earlier = earlier_attempts(self.restarts, self.max_restarts)
             self.error.details = (*self.error.details, *earlier)
-        if self.state is State.SUCCEEDED:
-            notes = [Note(text=f"warning: {text}") for text in hangs.mismatches(self.ranks)]
-            self._take(notes, screen)
+        self._take(self._watch.warnings(self.ranks, self.state), screen)
         if self._group.kept:
             self._prepare_next_cell(screen, counter)
 
@@ -267,16 +262,16 @@ class Run(RunRecord):
                 case PulledValues(results=results, fd=fd):
                     self._pulls.take(results, fd)
                 case Error() if self._stop is None:
-                    self._remember_waits()
+                    self._watch.remember_waits(self.ranks)
             self.take(event)
             screen.take(event)
 
     def _restart(self, event: Restarted, screen: Screen) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
-        self._take(self._end_check(), screen)
+        self._take(self._watch.finish(self.ranks), screen)
         # Without its cell, a missing device or an unknown backend: it would fail again.
         cannot_start = not self.restarts and not self._has_cell
-        if self._stop is not None or cannot_start or self._mismatch:
+        if self._stop is not None or cannot_start or self._watch.mismatch:
             self._gives_up = True
             self._group.kill()
             return
@@ -382,10 +377,6 @@ class Run(RunRecord):
 
     # --- how it ends --------------------------------------------------------------------------
 
-    def _remember_waits(self) -> None:
-        if not self._last_waits:
-            self._last_waits = self._watch.recent(self.ranks)
-
     def _begin_stop(self, presses: int) -> Stop | None:
         """Begin to end the ranks, if there is a reason to."""
         reason = reason_to_stop(
@@ -394,10 +385,10 @@ class Run(RunRecord):
             elapsed_s=self.elapsed_s,
             time_limit_s=self.options.time_limit_s,
             kept=self._group.kept,
-            mismatch=self._check is not None and self._check.look(),
+            mismatch=self._watch.differs(),
         )
         if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
-            self._remember_waits()
+            self._watch.remember_waits(self.ranks)
         starting = not self._has_cell  # no cell to finish, no session to keep yet
         # Ranks that wait in a collective which will not complete answer once it is aborted.
         keep = self._group.kept or reason is StopReason.MISMATCH
@@ -411,20 +402,6 @@ class Run(RunRecord):
             now=time.monotonic(),
         )
 
-    def _end_check(self) -> list[RunEvent]:
-        if self._check is None:
-            return []
-        # A rank that waits for one which has finished loses its connection to it.
-        failures = [rank.failure for rank in self.ranks if not rank.succeeded]
-        finished = all(failure is not None and failure.lost_its_peer for failure in failures)
-        self._mismatch = self._check.finish(finished=finished)
-        self.checked = self._check.checked
-        if not self._check.unread:
-            return []
-        names = rank_names(self._check.unread)
-        text = f"warning: {self.options.spelled('check')} did not compare all calls of {names}"
-        return [Note(text=f"{text}: they could not be written or read")]
-
     def _stacks_of_crashes(self) -> list[RunEvent]:
         crashed = [r for r in self.ranks if r.code and r.error is None and r.finished is None]
         stacks = [self._stack_of(rank.rank) for rank in crashed]
@@ -434,7 +411,6 @@ class Run(RunRecord):
         return diagnose.read_stack(self.log_directory, rank, self._command.name, self.label)
 
     def _evidence(self) -> Evidence:
-        failed = not all(rank.succeeded for rank in self.ranks)
         return Evidence(
             ranks=self.ranks,
             stop=self._stop.reason if self._stop else None,
@@ -445,9 +421,9 @@ class Run(RunRecord):
             logs=self.log_directory,
             source=self._cell.source,
             around=self._around,
-            waits=tuple(hangs.reasons(self.ranks, self._last_waits)) if failed else (),
-            mismatch=self._mismatch,
-            mismatch_lines=self._check.lines if self._check else (),
+            waits=self._watch.reasons(self.ranks),
+            mismatch=self._watch.mismatch,
+            mismatch_lines=self._watch.mismatch_lines,
             prelude=OWN_NAMES & set(self._command.prelude),
             cell_labels=self.cell_labels,
         )
