@@ -8,6 +8,7 @@ as in DDP's backward, is told from the state of the thread and from torch's reco
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 
@@ -66,12 +67,18 @@ def kind_of_function(file: str, name: str) -> Spent | None:
         file: File name of its code.
         name: Its name.
     """
-    for files, names, kind in _PATTERNS:
-        if files.search(file) and names.fullmatch(name):
+    for names, kind in _patterns_of(file):
+        if names.fullmatch(name):
             if name in _PASSING and kind is not Spent.LOADING:
                 return None
             return kind
     return None
+
+
+@functools.cache
+def _patterns_of(file: str) -> tuple[tuple[re.Pattern[str], Spent], ...]:
+    """Return the patterns of names for the functions of a file: for most files there are none."""
+    return tuple((names, kind) for files, names, kind in _PATTERNS if files.search(file))
 
 
 def kind_of_call(call: str, *, on_gpu: bool = False) -> Spent | None:
