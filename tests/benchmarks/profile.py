@@ -20,7 +20,7 @@ LOOPS = {
     "the demo's training, in steps": """
         model = tiny_sam().to(device)
         data = SamDataset(*cells(n=24, seed=0))
-        def loop(): train(model, data, data, epochs=1, batch_size=4)
+        def loop(): train(model, data, data, epochs=4, batch_size=4)
         """,
     "10^4 small all_reduces": """
         x = torch.ones(4)
