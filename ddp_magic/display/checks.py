@@ -156,13 +156,19 @@ class Comparison:
                 raise ValueError(f"call {number} of rank {rank} has not been described")
             self._add(known, rank)
 
-    def missing(self) -> str:
-        """Return a sentence if ranks of a group have called more than others; empty if not."""
+    def missing(self, of: Collection[int] | None = None) -> str:
+        """Return a sentence if ranks of a group have called more than others; empty if not.
+
+        Args:
+            of: The others that count, those that call nothing more; None for all.
+        """
         for sequence in self._sequences.values():
             if not sequence.open:
                 continue
             calls = sequence.open[0].calls
-            absent = [rank for rank in sequence.ranks if rank not in calls]
+            absent = [r for r in sequence.ranks if r not in calls and (of is None or r in of)]
+            if not absent:
+                continue
             first = next(iter(calls.values()))
             number = sequence.before + sequence.matched + 1
             called = _numbered(first.name, number, calls.values())

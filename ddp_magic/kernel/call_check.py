@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from typing import BinaryIO
 
@@ -46,21 +47,27 @@ class CallCheck:
         self._rests = dict.fromkeys(range(nproc), b"")
         self._looked = 0.0
         self._differs_since: float | None = None
+        self._missing = ""
 
     @property
     def checked(self) -> int:
         """Number of collectives that all ranks of their group have called alike."""
         return self._comparison.checked
 
-    def look(self) -> bool:
-        """Read on, if it is time; return whether the run is to be stopped."""
+    def look(self, left: Collection[int] = ()) -> bool:
+        """Read on, if it is time; return whether the run is to be stopped.
+
+        Args:
+            left: Ranks that have ended their cell, for a while.
+        """
         now = time.monotonic()
         if now - self._looked >= self._look_s:
             self._looked = now
             self._read()
         difference = self._comparison.difference
         if difference is None:
-            return False
+            self._missing = "" if self.unread else self._comparison.missing(left)
+            return bool(self._missing)
         self._differs_since = self._differs_since or now
         return difference.complete or now - self._differs_since > self._others_s
 
@@ -75,7 +82,9 @@ class CallCheck:
         self.close()
         if self._comparison.difference is not None:
             return self._comparison.difference.sentence()
-        return self._comparison.missing() if finished and not self.unread else ""
+        if finished and not self.unread:
+            return self._comparison.missing()
+        return self._missing
 
     @property
     def lines(self) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from ddp_magic.display import hangs
@@ -12,6 +13,8 @@ from ddp_magic.kernel.run_options import Options
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import Note
 from ddp_magic.wire.states import State
+
+LEFT_S = 1.0  # after a rank's cell, until the ranks that wait for it in a collective are stopped
 
 
 class CollectiveWatch:
@@ -49,9 +52,9 @@ class CollectiveWatch:
         """Look at the waits again, if it is time; return whether they have changed."""
         return self._hangs.look(ranks)
 
-    def differs(self) -> bool:
+    def differs(self, ranks: Sequence[Rank]) -> bool:
         """Whether ranks have called different collectives, so that the run is to be stopped."""
-        return self._check is not None and self._check.look()
+        return self._check is not None and self._check.look(_left(ranks))
 
     def remember_waits(self, ranks: Sequence[Rank]) -> None:
         """Note who waits for whom now, the first time that the run begins to end."""
@@ -88,3 +91,10 @@ class CollectiveWatch:
         """Close the files of the comparison."""
         if self._check is not None:
             self._check.close()
+
+
+def _left(ranks: Sequence[Rank]) -> list[int]:
+    """Return the ranks that ended their cell well, so long ago that their calls are read."""
+    now = time.time()
+    ends = {r.rank: r.ended for r in ranks if r.ended is not None and r.failure is None}
+    return [rank for rank, ended in ends.items() if now - ended > LEFT_S]

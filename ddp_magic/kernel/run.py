@@ -385,7 +385,7 @@ class Run(RunRecord):
             elapsed_s=self.elapsed_s,
             time_limit_s=self.options.time_limit_s,
             kept=self._group.kept,
-            mismatch=self._watch.differs(),
+            mismatch=self._watch.differs(self.ranks),
         )
         if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
             self._watch.remember_waits(self.ranks)

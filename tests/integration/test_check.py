@@ -138,6 +138,19 @@ def test_each_cell_of_a_session_is_checked_or_not(kernel: Kernel) -> None:
     kernel.run("%ddp_stop lab")
 
 
+def test_a_rank_of_a_session_that_has_left_is_not_waited_for(kernel: Kernel) -> None:
+    """It keeps its connections, so nobody would notice before the timeout of the collective."""
+    kernel.run("%%ddp -n 2 -s lab --check\nimport time; dist.barrier()")
+    slow = kernel.run(
+        "%%ddp -s lab --check\nif rank == 0: time.sleep(2)\ndist.broadcast(torch.ones(1), 1)"
+    )
+    assert "checked 1 collective" in slow.summary
+    result = kernel.run("%%ddp -s lab --check\nif rank == 0: dist.barrier()")
+    assert "rank 0 called barrier #3 (line 2), but rank 1 did not" in result.traceback, result
+    assert kernel.run("%%ddp -s lab --check\ndist.barrier()").status == "ok"
+    kernel.run("%ddp_stop lab")
+
+
 def test_launch_checks_too(kernel: Kernel) -> None:
     """The line is that of the function, in the cell that defines it."""
     kernel.run(

@@ -183,6 +183,8 @@ def test_who_has_called_more_than_others_is_told() -> None:
         f"ranks 0, 2 called broadcast #2 of group 'tensor' (line 7), but rank 1 did not. {RULE}"
     )
     assert _compare(more, more, more).missing() == ""
+    assert _compare(more, [more[0]], more).missing(of=[0, 2]) == ""
+    assert "rank 1 did not" in _compare(more, [more[0]], [more[0]]).missing(of=[1])
 
 
 def test_many_ranks_that_all_differ_are_not_all_listed() -> None:

@@ -76,6 +76,16 @@ def test_calls_that_only_some_ranks_made_count_if_no_rank_failed(directory: RunD
         assert not directory.calls(0).exists()
 
 
+def test_what_a_rank_that_has_left_did_not_call_stops_the_run(directory: RunDirectory) -> None:
+    """Not what a rank has yet to call."""
+    check = _check(directory)
+    _write(directory, 0, first_line(0, ALL_REDUCE))
+    assert not check.look()
+    assert not check.look(left=[0])
+    assert check.look(left=[1])
+    assert check.finish(finished=False).startswith("rank 0 called all_reduce #1 (line 2), but rank")
+
+
 def test_a_rank_that_could_not_write_on_is_not_accused(directory: RunDirectory) -> None:
     check = _check(directory)
     for rank in range(2):
