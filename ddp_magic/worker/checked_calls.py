@@ -134,7 +134,7 @@ class CallLog:
             outputs=tuple(tuple(tensor.shape) for tensor in taken),
             dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in given or taken),
             reduce_op=reduce_op,
-            root=None if root is None else known.ranks[root],
+            root=_member(root, known.ranks),
             sends=sends,
             receives=receives,
             line=line,
@@ -254,3 +254,8 @@ def _kernel(operator: str, log: CallLog) -> Callable[..., Any]:
         return redispatch(keys & after, *args, **kwargs)
 
     return kernel
+
+
+def _member(root: int | None, ranks: tuple[int, ...]) -> int | None:
+    """Return the rank of a group's member; what it is not, torch refuses afterwards."""
+    return root if root is None or root >= len(ranks) else ranks[root]

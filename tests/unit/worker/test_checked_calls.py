@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -97,6 +98,17 @@ def test_every_collective_is_seen(watch: Watch, name: str, function: Callable[[A
         (call,) = watch(mode)
         assert call.name == name
         assert call.inputs == (() if name == "barrier" else ((2,),))
+
+
+def test_a_root_that_the_group_does_not_have_is_torchs_to_refuse(watch: Watch) -> None:
+    """The check goes on."""
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.broadcast(ONES.clone(), 7)
+        dist.barrier()
+
+    assert watch(run)[-1].name == "barrier"
 
 
 def test_torch_has_no_collective_that_is_not_known() -> None:
