@@ -23,7 +23,7 @@ _KNOWN = {
     "/torch/utils/data/dataloader.py": "DataLoader",
     "/torch/optim/optimizer.py": "optimizer",
 }
-_WRAPPERS = frozenset(["wrapper", "_wrapped_call_impl", "_call_impl", "decorate_context", "inner"])
+_WRAPPERS = frozenset(["_call_impl", "decorate_context", "inner"])  # and those with "wrap" in them
 _MAX_FRAMES = 200
 _MAX_CHARS = 60
 # The argument that names the partner, by function of torch.distributed.
@@ -120,14 +120,21 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
     outward = [frame for frame in reversed(inner) if not is_ours(frame.f_code.co_filename)]
     for frame in outward:
         code = frame.f_code
-        if code.co_filename.endswith(_DISTRIBUTED) and code.co_name not in _WRAPPERS:
+        if code.co_filename.endswith(_DISTRIBUTED) and not _is_wrapper(code):
             return code.co_name
         if name := next((n for end, n in _KNOWN.items() if code.co_filename.endswith(end)), ""):
             return name
-    named = [frame.f_code for frame in outward if frame.f_code.co_name not in _WRAPPERS]
+    named = [frame.f_code for frame in outward if not _is_wrapper(frame.f_code)]
+    written = called_expression(cell)
     if named:
-        return str(getattr(named[0], "co_qualname", named[0].co_name))  # Python 3.11 and later
-    return called_expression(cell)
+        name = str(getattr(named[0], "co_qualname", named[0].co_name))  # Python 3.11 and later
+        # `subprocess.run` tells more than `run`.
+        return written if written.endswith(f".{name}") else name
+    return written
+
+
+def _is_wrapper(code: CodeType) -> bool:
+    return code.co_name in _WRAPPERS or "wrap" in code.co_name
 
 
 def called_expression(frame: FrameType) -> str:

@@ -101,6 +101,17 @@ def test_a_method_of_a_module_is_named_not_torchs_call() -> None:
     assert place.call.endswith("forward")
 
 
+@pytest.mark.skipif(not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's")
+def test_a_function_of_a_module_is_named_as_the_line_calls_it() -> None:
+    """Not by its name alone, nor by what wraps it."""
+    parameter = type("Parameter", (), {"grad": property(lambda self: self.look() or None)})
+    line = "Parameter.look = look; torch.nn.utils.clip_grad_norm_([Parameter()], 1.0)"
+    place = _run(line, torch=torch, Parameter=parameter)
+    assert place == Place(line=1, call="torch.nn.utils.clip_grad_norm_")
+    place = _run("textwrap.indent('x', '', look)", textwrap=textwrap)
+    assert place == Place(line=1, call="textwrap.indent")
+
+
 def test_the_innermost_line_of_the_cell_counts() -> None:
     place = _run("def step():\n    max([1], key=look)\n\nstep()")
     assert place.line == 2
