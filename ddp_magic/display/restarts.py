@@ -58,15 +58,18 @@ def restart_after(
     error = error or DDPMagicError("a rank failed")
     rank: int | None = getattr(error, "rank", None)
     reason = headline(getattr(error, "shown", "") or str(error))
-    left = [other.rank for other in ranks if other.left_early]
     failure = None if rank is None else ranks[rank].failure
-    if left and failure is not None and failure.lost_its_peer:
-        where = ranks[failure.rank].where
-        reason = (
-            f"{rank_names(left)} left early (os._exit(0) in the cell), and rank {rank} lost its "
-            f"connection{where}"
-        )
+    if (gone := _gone(ranks)) and failure is not None and failure.lost_its_peer:
+        reason = f"{gone}, and rank {rank} lost its connection{ranks[failure.rank].where}"
     return Restart(number=number, rank=rank, reason=reason, error=error, elapsed_s=elapsed_s)
+
+
+def _gone(ranks: Sequence[Rank]) -> str:
+    """Return which ranks left the others without a failure; empty if none did."""
+    if left := [rank.rank for rank in ranks if rank.left_early]:
+        return f"{rank_names(left)} left early (os._exit(0) in the cell)"
+    finished = [rank.rank for rank in ranks if rank.succeeded]
+    return f"{rank_names(finished)} finished" if finished else ""
 
 
 def restart_line(restart: Restart, max_restarts: int) -> str:

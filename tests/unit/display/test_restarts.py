@@ -13,7 +13,7 @@ from ddp_magic.display.restarts import (
 )
 from ddp_magic.errors import LaunchError, WorkerError, WorkerLostError
 from ddp_magic.wire.messages import WorkerReady
-from tests.unit.fakes import error, exited, hello
+from tests.unit.fakes import done, error, exited, hello
 
 
 def _restart(number: int, reason: str = "rank 1 raised ValueError at line 3: boom") -> Restart:
@@ -68,6 +68,17 @@ def test_a_rank_that_left_is_named_rather_than_its_victim() -> None:
     assert restart.reason == (
         "rank 1 left early (os._exit(0) in the cell), and rank 0 lost its connection at line 5"
     )
+
+
+def test_a_rank_that_finished_is_named_rather_than_its_victim() -> None:
+    """It did not call a collective that its peers are in."""
+    ranks = [Rank(rank=0), Rank(rank=1)]
+    lost = error(0, "Connection closed by peer [127.0.0.1]", ename="RuntimeError", line=5)
+    for event in (hello(0), hello(1), *done(1), lost, exited(0, 1)):
+        ranks[event.rank].take(event)
+    why = WorkerError("x", rank=0, ename="RuntimeError", evalue=lost.evalue, traceback=[])
+    restart = restart_after(why, ranks, number=1, elapsed_s=1.0)
+    assert restart.reason == "rank 1 finished, and rank 0 lost its connection at line 5"
 
 
 def test_a_dead_rank_keeps_its_own_reason() -> None:
