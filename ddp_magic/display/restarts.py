@@ -6,6 +6,7 @@ TORCHELASTIC_RESTART_COUNT is 0.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 
 MAX_REASONS = 2  # in the closing line
+TIMED_OUT = re.compile(r"(?i)timed? ?out")  # a collective: the rank that raised is a victim
 MAX_ATTEMPTS = 8  # listed below an error, a line each
 
 

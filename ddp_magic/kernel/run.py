@@ -14,7 +14,12 @@ from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord, Screen
-from ddp_magic.display.restarts import earlier_attempts, restart_after, restart_line
+from ddp_magic.display.restarts import (
+    TIMED_OUT,
+    earlier_attempts,
+    restart_after,
+    restart_line,
+)
 from ddp_magic.display.verdict import Evidence, StopReason, judge
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
@@ -277,13 +282,16 @@ class Run(RunRecord):
             return
         self._take(self._stacks_of_crashes(), screen)
         self.group_end = GroupEnded(agent_died=event.agent_died)
-        _, error = judge(self._evidence())
+        evidence = self._evidence()
+        _, error = judge(evidence)
         restart = restart_after(error, self.ranks, number=event.number, elapsed_s=self.elapsed_s)
         self.restarts += (restart,)
         self.group_end = None
         self.take(event)
         screen.take(event)
-        self._take([Note(text=restart_line(restart, self.max_restarts))], screen)
+        waits = evidence.waits if TIMED_OUT.search(restart.reason) else ()  # who was waited for
+        lines = [*waits, restart_line(restart, self.max_restarts)]
+        self._take([Note(text=line) for line in lines], screen)
         self._begin_attempt()
         self._send_captured()
 

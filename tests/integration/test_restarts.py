@@ -192,6 +192,20 @@ def test_waits_are_explained_in_the_second_attempt(kernel: Kernel) -> None:
     assert re.search(r"rank 0 waits in barrier #1 \(line 7\)", result.traceback), result.traceback
 
 
+def test_who_was_waited_for_before_a_timeout_is_told(kernel: Kernel) -> None:
+    """The rank that raised is the victim."""
+    result = kernel.run(
+        f"%%ddp -n 2 --max-restarts 1 --timeout 5\n{ATTEMPT}"
+        "if attempt == 0 and rank == 0: time.sleep(1000)\n"
+        "dist.barrier()"
+    )
+    assert result.status == "ok", result
+    lines = result.lines
+    (at,) = (i for i, line in enumerate(lines) if line.endswith("restart 1 of 1"))
+    words = r"rank 1 waits in barrier.* \(line 5\).* rank 0 .*at line 4, in time\.sleep"
+    assert re.search(words, lines[at - 1]), lines
+
+
 def test_the_agent_is_killed_in_the_second_attempt(kernel: Kernel) -> None:
     """Nobody is left to restart the ranks."""
     result = kernel.run(
