@@ -137,14 +137,15 @@ def _split(times: RankTimes, samples: Sequence[Sample], waits: Waits) -> None:
                 moving_s += sample.seconds
             else:
                 waited[wait.for_rank, wait.while_in] += sample.seconds
-    known_s = moving_s + sum(waited.values())
+    waited_s = sum(waited.values())
+    known_s = moving_s + waited_s
     times.told = known_s / times.collective_s
     enough = told >= _MIN_TOLD or times.told > 0.9 or times.share(times.collective_s) < _SMALL
     if not known_s or not enough:
         times.waiting_s = times.moving_s = None
         return
     times.moving_s = moving_s / times.told
-    times.waiting_s = times.collective_s - times.moving_s
+    times.waiting_s = waited_s / times.told  # not the rest: rounding makes it less than 0
     times.waits = {key: seconds / times.told for key, seconds in waited.items()}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ddp_magic.display.rank_times import MIN_STEPS, line_times, loop_of, rank_times
 from ddp_magic.display.waits import Waits
-from ddp_magic.wire.profile import Sample, Spent
+from ddp_magic.wire.profile import UNKNOWN, Sample, Spent
 from tests.unit.display.profiles import BEGAN, CELL, LINES, made
 
 
@@ -37,6 +39,17 @@ def test_what_is_told_stands_for_the_rest() -> None:
     times = rank_times(profile, Waits([profile]))
     assert times.told == pytest.approx(0.5)
     assert times.moving_s == pytest.approx(2.0)
+
+
+def test_a_rank_that_never_waits_has_waited_for_exactly_nothing() -> None:
+    """The rest of the time in collectives is a number such as -7e-18."""
+    profile = made(0, [(Spent.COLLECTIVE, 1.0)], nproc=1)
+    profile.samples = [s._replace(seconds=0.02 + 0.0001 * i) for i, s in enumerate(profile.samples)]
+    untold = [s._replace(group=UNKNOWN, seconds=0.0173) for s in profile.samples]
+    for count in range(20):
+        samples = profile.samples + untold[:count]
+        times = rank_times(replace(profile, samples=samples), Waits([profile]))
+        assert times.waiting_s == 0.0
 
 
 def test_without_a_record_the_two_are_not_told_apart() -> None:
