@@ -204,7 +204,7 @@ def _headline(ranks: Sequence[RankTimes]) -> str:
     medians = [t.step_s for t in timed if t.step_s is not None]
     slow = max(t.slow_step_s or 0.0 for t in timed)
     words.append(f"{max(t.steps for t in timed)} steps")
-    words.append(f"{_span(medians)} a step (median; 90 % take less than {_duration(slow)})")
+    words.append(f"{_span(medians)} a step (median; 90 % take at most {_duration(slow)})")
     own = {t.rank: t.own_step_s for t in timed if t.own_step_s is not None}
     if len(own) > 1:
         last = max(own, key=lambda rank: own[rank])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class RankTimes:
             part of the others. None if it is not known.
         steps: Number of the optimizer's steps.
         step_s: Median time of a step; None if there are too few.
-        slow_step_s: Nine of ten steps take less; None likewise.
+        slow_step_s: Nine of ten steps take no more; None likewise.
         own_step_s: The median without the waiting for other ranks; None if it is not known.
         samples: Number of samples.
         told: Share of the time in collectives for which waiting is told from moving data.
@@ -156,7 +157,7 @@ def _add_steps(times: RankTimes, profile: RankProfile, window: Window | None) ->
     if len(durations) < 2:
         return
     times.step_s = statistics.median(durations)
-    times.slow_step_s = sorted(durations)[int(0.9 * (len(durations) - 1))]
+    times.slow_step_s = sorted(durations)[math.ceil(0.9 * len(durations)) - 1]
     if window is not None and times.waiting_s is not None:
         times.own_step_s = times.step_s * (1.0 - times.share(times.waiting_s))
 

@@ -33,7 +33,7 @@ def test_the_headline_has_the_steps_and_their_spread() -> None:
     late = [(COMPUTE, 0.4), (WAIT, 0.1)] * 8
     text = summary(made(0, works, steps=steps), made(1, late, steps=steps)).text
     assert re.fullmatch(
-        r"profile of 2 ranks · 8 steps · 500 ms a step \(median; 90 % take less than 500 ms\) · "
+        r"profile of 2 ranks · 8 steps · 500 ms a step \(median; 90 % take at most 500 ms\) · "
         r"without waiting for ranks 4[012]0 ms to 500 ms \(most: rank 1\)",
         text.splitlines()[0],
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from ddp_magic.display.rank_times import MIN_STEPS, line_times, loop_of, rank_times
 from ddp_magic.display.waits import Waits
-from ddp_magic.wire.profile import UNKNOWN, Sample, Spent
+from ddp_magic.wire.profile import Sample, Spent
 from tests.unit.display.profiles import BEGAN, CELL, LINES, made
 
 
@@ -44,12 +42,11 @@ def test_what_is_told_stands_for_the_rest() -> None:
 def test_a_rank_that_never_waits_has_waited_for_exactly_nothing() -> None:
     """The rest of the time in collectives is a number such as -7e-18."""
     profile = made(0, [(Spent.COLLECTIVE, 1.0)], nproc=1)
-    profile.samples = [s._replace(seconds=0.02 + 0.0001 * i) for i, s in enumerate(profile.samples)]
-    untold = [s._replace(group=UNKNOWN, seconds=0.0173) for s in profile.samples]
-    for count in range(20):
-        samples = profile.samples + untold[:count]
-        times = rank_times(replace(profile, samples=samples), Waits([profile]))
-        assert times.waiting_s == 0.0
+    untold = Sample(BEGAN + 2.0, 0.0, Spent.COLLECTIVE, 0)
+    told = list(profile.samples)
+    for us in range(100):
+        profile.samples = [*told, untold._replace(seconds=us / 1e6)]
+        assert rank_times(profile, Waits([profile])).waiting_s == 0.0
 
 
 def test_without_a_record_the_two_are_not_told_apart() -> None:
@@ -65,7 +62,14 @@ def test_steps_are_timed_from_one_to_the_next() -> None:
     times = rank_times(profile, Waits([profile]))
     assert times.steps == 5
     assert times.step_s == pytest.approx(0.15)
-    assert times.slow_step_s == pytest.approx(0.2)
+    assert times.slow_step_s == pytest.approx(1.0)
+
+
+def test_of_few_steps_nine_of_ten_take_no_less_than_the_median() -> None:
+    profile = made(0, [(Spent.COMPUTE, 2.0)], steps=[0.1, 0.5, 1.5])
+    times = rank_times(profile, Waits([profile]))
+    assert times.step_s == pytest.approx(0.7)
+    assert times.slow_step_s == pytest.approx(1.0)
 
 
 def test_a_loop_is_what_is_between_its_steps() -> None:
