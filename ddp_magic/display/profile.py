@@ -137,15 +137,17 @@ def summarize(
     waits = Waits(measured)
     ranks = [rank_times(profile, waits) for profile in profiles]
     windows = {p.rank: window for p in profiles if (window := loop_of(p)) is not None}
-    judged = [rank_times(profile, waits, windows.get(profile.rank)) for profile in profiles]
-    if max(times.samples for times in judged) < MIN_SAMPLES:
-        windows, judged = {}, ranks
-    for whole, times in zip(ranks, judged, strict=True):
-        whole.own_step_s = times.own_step_s
+    loop = _loop_of_all(list(windows.values()))
+    judged = [rank_times(profile, waits, loop) for profile in profiles]
+    if loop is None or max(times.samples for times in judged) < MIN_SAMPLES:
+        loop, windows, judged = None, {}, ranks
+    for whole, profile in zip(ranks, profiles, strict=True):
+        own = windows.get(profile.rank)
+        whole.own_step_s = rank_times(profile, waits, own).own_step_s if own else None
     machine = Machine(processors, max(profile.threads for profile in profiles))
     found = judge(
         judged,
-        {kind: line_times(profiles, windows, kind) for kind in Spent},
+        {kind: line_times(profiles, loop, kind) for kind in Spent},
         code.name,
         _traffic(profiles, windows),
         machine,
@@ -159,6 +161,16 @@ def summarize(
         notes=tuple(notes(measured, ranks, nproc, machine, found.verdict)),
         code=code,
     )
+
+
+def _loop_of_all(windows: Sequence[Window]) -> Window | None:
+    """Return the time from the first step of any rank to the last.
+
+    A rank that has made its steps waits for those with more of them.
+    """
+    if not windows:
+        return None
+    return min(begin for begin, _ in windows), max(end for _, end in windows)
 
 
 def _of_loop(ranks: Sequence[RankTimes], judged: Sequence[RankTimes]) -> str:
@@ -203,7 +215,8 @@ def _headline(ranks: Sequence[RankTimes]) -> str:
         return f"{words[0]} · step time unknown: {steps} of a torch.optim optimizer was seen"
     medians = [t.step_s for t in timed if t.step_s is not None]
     slow = max(t.slow_step_s or 0.0 for t in timed)
-    words.append(f"{max(t.steps for t in timed)} steps")
+    fewest, most_steps = min(t.steps for t in timed), max(t.steps for t in timed)
+    words.append(f"{f'{fewest} to ' if fewest < most_steps else ''}{most_steps} steps")
     words.append(f"{_span(medians)} a step (median; 90 % take at most {_duration(slow)})")
     own = {t.rank: t.own_step_s for t in timed if t.own_step_s is not None}
     if len(own) > 1:

@@ -17,7 +17,6 @@ _MIN_TOLD = 5  # samples in collectives that are told apart, for a statement abo
 _SMALL = 0.1  # or so small a share of the time in collectives
 
 Window = tuple[float, float]
-Windows = Mapping[int, Window]  # by rank
 
 
 @dataclass(kw_only=True)
@@ -200,19 +199,19 @@ class LineTime:
 
 
 def line_times(
-    profiles: Sequence[RankProfile], windows: Windows | None = None, only: Spent | None = None
+    profiles: Sequence[RankProfile], window: Window | None = None, only: Spent | None = None
 ) -> list[LineTime]:
     """Return the lines of the user's code, the most expensive first.
 
     Args:
         profiles: Those of all ranks.
-        windows: Only between these times; ranks that are not named are taken whole.
+        window: Only between these two times.
         only: Only time that went into this.
     """
     totals: dict[int, float] = defaultdict(float)
     lines: dict[tuple[str, int], list[tuple[int, Sample, str]]] = defaultdict(list)
     for profile in profiles:
-        for sample in _within(profile.samples, (windows or {}).get(profile.rank)):
+        for sample in _within(profile.samples, window):
             totals[profile.rank] += sample.seconds
             place = profile.places[sample.place]
             if place.line and only in (None, sample.spent):

@@ -154,6 +154,17 @@ def test_only_the_loop_is_judged() -> None:
     assert found.ranks[0].idle_s == pytest.approx(5.0)
 
 
+def test_ranks_with_fewer_steps_wait_for_the_one_with_more() -> None:
+    """Uneven data: what follows the last step of a rank, inside `Join`, is judged too."""
+    few = [*[(COMPUTE, 0.4)] * 10, (WAIT, 8.0)]
+    many = [(COMPUTE, 0.4)] * 30
+    ends = [0.4 * number for number in range(1, 31)]
+    found = summary(made(0, few, steps=ends[:10]), made(1, many, steps=ends, calls=[(1, 11.9)]))
+    assert found.verdict.startswith("straggler: rank 0 waits 68 % of its time for rank 1")
+    assert found.ranks[0].own_step_s == pytest.approx(0.4)  # of its own steps
+    assert "· 10 to 30 steps ·" in found.text
+
+
 def test_a_lack_of_processors_is_the_cause_if_nothing_else_is() -> None:
     works = step((COMPUTE, 0.96))
     found = summary(*(made(rank, works, queued_s=5.0) for rank in range(2)))
