@@ -35,6 +35,7 @@ def _training(slow: str = "False", more: str = "", extra: str = "pass") -> str:
     return TRAINING.format(slow=slow, more=more, extra=extra).strip()
 
 
+@pytest.mark.alone  # beside others, ranks wait for a processor more than for each other
 @pytest.mark.parametrize(
     ("cell", "verdict", "why"),
     [
@@ -57,7 +58,7 @@ def _training(slow: str = "False", more: str = "", extra: str = "pass") -> str:
         (
             _training(extra="for _ in range(10): dist.all_reduce(torch.ones(1_000_000))"),
             r"communication-bound: the ranks spend \d\d % of their time in collectives",
-            r"line 14 .* in a step, 3.6. MB on average",
+            r"line 14 .* in a step, 3\.\d+ MB on average",
         ),
         ("import time\ntime.sleep(1)", r"idle: the ranks sleep, or wait", r"line 3 \(`time.sleep"),
     ],
