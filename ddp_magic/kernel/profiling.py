@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ddp_magic.display.profile import Code, Profile, summarize
@@ -16,6 +18,13 @@ from ddp_magic.wire.profile import Place, RankProfile, read
 # torch reads it when an NCCL group is made: its records then have the times of collectives, from
 # CUDA events.
 ENVIRONMENT = {"TORCH_NCCL_ENABLE_TIMING": "1"}
+
+
+def forget_profiles(directory: RunDirectory, nproc: int) -> None:
+    """Remove what the ranks have measured in an attempt; the next one begins its own files."""
+    for rank in range(nproc):
+        with contextlib.suppress(OSError):  # there is none
+            directory.profile(rank).unlink()
 
 
 def take_profiles(directory: RunDirectory, nproc: int, hidden: str = "") -> list[RankProfile]:
@@ -63,9 +72,22 @@ def code_of(
     )
 
 
-def profile_of(profiles: Sequence[RankProfile], nproc: int, code: Code) -> Profile | None:
-    """Return where the time of a run went; None if no rank has measured anything."""
-    return summarize(profiles, nproc, code, _processors())
+def profile_of(
+    profiles: Sequence[RankProfile], nproc: int, code: Code, *, restarts: int = 0
+) -> Profile | None:
+    """Return where the time of a run went; None if no rank has measured anything.
+
+    Args:
+        profiles: What the ranks have measured, in their order.
+        nproc: Number of ranks.
+        code: The names of files.
+        restarts: How often the ranks were restarted; only the last attempt is measured.
+    """
+    found = summarize(profiles, nproc, code, _processors())
+    if found is None or not restarts:
+        return found
+    note = f"only the time since the {'last ' if restarts > 1 else ''}restart is measured"
+    return replace(found, notes=(note, *found.notes))
 
 
 def shown(profile: Profile | None) -> tuple[tuple[str, ...], bytes | None]:

@@ -293,6 +293,7 @@ class Run(RunRecord):
         lines = [*waits, restart_line(restart, self.max_restarts)]
         self._take([Note(text=line) for line in lines], screen)
         self._begin_attempt()
+        profiling.forget_profiles(self.directory, self.options.nproc)
         self._send_captured()
 
     def _take_results(self, screen: Screen) -> None:
@@ -324,7 +325,9 @@ class Run(RunRecord):
         measured = profiling.take_profiles(self.directory, self.options.nproc, hidden)
         sources = self._capture.command.sources if self._capture.command else {}
         code = profiling.code_of(self._command.name, self._cell.source, self.cell_labels, sources)
-        self.profile = profiling.profile_of(measured, self.options.nproc, code)
+        self.profile = profiling.profile_of(
+            measured, self.options.nproc, code, restarts=len(self.restarts)
+        )
         if self.options.profile:
             self.closing, self.figure = profiling.shown(self.profile)
         if self.options.trace is not None:

@@ -107,6 +107,21 @@ def test_a_run_that_fails_or_is_stopped_has_a_profile(kernel: Kernel) -> None:
     assert re.search(r"note: the profile of rank 1 ends after [12].\d s", killed.text), killed.text
 
 
+def test_after_a_restart_the_last_attempt_is_measured(kernel: Kernel) -> None:
+    cell = """%%ddp -n 2 --profile --max-restarts 1
+import os, time
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    for i in range(30): time.sleep(0.05); dist.all_reduce(torch.zeros(10))
+    if rank == 1: 1 / 0
+    dist.barrier()
+for i in range(30): dist.all_reduce(torch.zeros(10)); time.sleep(0.05)"""
+    result = kernel.run(cell)
+    assert result.status == "ok"
+    assert re.search(r"\d\d % +[1-4]\.\d s  line 7 ", result.text), result.text
+    assert "line 4" not in result.text.split("most expensive lines")[1]
+    assert "note: only the time since the restart is measured" in result.text
+
+
 def test_a_trace_has_the_samples_and_collectives_of_all_ranks(
     kernel: Kernel, shared_kernel_directory: Path
 ) -> None:
