@@ -29,6 +29,7 @@ from ddp_magic.wire.profile import Place, RankProfile, Spent
 
 SHOWN_LINES = 5
 _MAX_SOURCE = 60
+_SHARDED = 0.1  # of the bytes are gathered or scattered: not only a metric, so as in FSDP
 
 # (head of the column, attributes of `RankTimes` that it adds up)
 COLUMNS = (
@@ -198,7 +199,8 @@ def _traffic(profiles: Sequence[RankProfile], windows: Mapping[int, Window]) -> 
     return Traffic(
         per_step=per_step,
         mean_bytes=statistics.fmean(call.bytes for call in calls),
-        sharded=any("all_gather" in c.name or "reduce_scatter" in c.name for c in calls),
+        sharded=_SHARDED * sum(call.bytes for call in calls)
+        < sum(c.bytes for c in calls if "all_gather" in c.name or "reduce_scatter" in c.name),
     )
 
 

@@ -138,6 +138,18 @@ def test_the_advice_on_collectives_follows_their_size_and_origin() -> None:
     assert "saves at most 38 %" in ddp.advice  # three quarters of it
 
 
+def test_a_metric_that_is_gathered_is_no_sharded_model() -> None:
+    works = step((COMPUTE, 0.5), (WAIT, 0.5))
+    ranks = [made(rank, works, call={WAIT: "Tensor.backward"}) for rank in range(2)]
+    for profile in ranks:
+        metric = [call._replace(name="all_gather", bytes=4) for call in profile.calls[::2]]
+        profile.calls[::2] = metric
+    assert "no_sync()" in summary(*ranks).advice
+    for profile in ranks:
+        profile.calls = [call._replace(name="all_gather") for call in profile.calls]
+    assert "fully_shard" in summary(*ranks).advice
+
+
 def test_why_names_the_line() -> None:
     found = summary(*(made(rank, step((LOAD, 0.5), (COMPUTE, 0.4))) for rank in range(2)))
     assert found.why.startswith("line 3 (`work_3()`); ")
