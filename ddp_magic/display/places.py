@@ -6,6 +6,7 @@ children are written by Python, as are warnings; the file that they name does no
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -16,8 +17,13 @@ _NUMBERED = re.compile(r"cell_(\d+)(?:_\d+)?\.py$")
 
 def cell_labels(files: Iterable[str]) -> dict[str, str]:
     """Return what a person calls the cells of these files: `Cell In[5]`, or `Cell`."""
-    numbers = {file: _NUMBERED.search(file) for file in files}
-    return {file: f"Cell In[{n[1]}]" if n else "Cell" for file, n in numbers.items()}
+    return {file: _cell_label(file) for file in files}
+
+
+@functools.cache  # a session has many cells, and each run asks for all of them
+def _cell_label(file: str) -> str:
+    number = _NUMBERED.search(file)
+    return f"Cell In[{number[1]}]" if number else "Cell"
 
 
 def with_cell_names(line: str, labels: Mapping[str, str]) -> str:
