@@ -280,3 +280,10 @@ FALSE_ALARMS = [
         r"",
     ),
 ]
+
+SHORT_FALSE_ALARMS = (  # those that take less than a second
+    "objects of other sizes",
+    "uneven inputs with Join",
+    "subgroups of which each rank has its own",
+    "messages between two ranks, and collectives of all",
+)

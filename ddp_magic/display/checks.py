@@ -12,6 +12,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ddp_magic.display.operations import of_tensors
 from ddp_magic.display.rank import rank_names
 from ddp_magic.wire.calls import CollectiveCall, read_line
 
@@ -25,7 +26,6 @@ _SAME_INPUTS = frozenset(
 )  # fmt: skip
 _SAME_OUTPUTS = frozenset(["all_gather"])
 _MAX_CLAUSES = 6
-_MAX_TENSORS = 3
 RULE = (
     "All ranks of a group must call the same collectives in the same order, with the same shapes, "
     "dtypes, reduction and root"
@@ -271,10 +271,7 @@ def _telling(calls: Iterable[CollectiveCall]) -> frozenset[str]:
 
 def _words(call: CollectiveCall, shown: Collection[str]) -> str:
     """Return `all_reduce of float32 [4]`."""
-    shapes = call.inputs or call.outputs
-    tensors = [f"{dtype} {list(shape)}" for dtype, shape in zip(call.dtypes, shapes, strict=False)]
-    more = ", ..." if len(tensors) > _MAX_TENSORS else ""
-    of = f" of {', '.join(tensors[:_MAX_TENSORS])}{more}" if tensors else ""
+    of = of_tensors(call.dtypes, call.inputs or call.outputs)
     op = f" with {call.reduce_op}" if "reduce_op" in shown and call.reduce_op else ""
     root = ""
     if "root" in shown and call.root is not None:

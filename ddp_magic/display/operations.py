@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from ddp_magic.wire.collectives import Operation
 
@@ -14,6 +15,7 @@ _SAME_INPUTS = frozenset(
     ]
 )  # fmt: skip
 _SAME_OUTPUTS = frozenset(["scatter"])
+_MAX_TENSORS = 3
 _DTYPES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16",
     "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
@@ -28,12 +30,15 @@ def short(operation: Operation) -> str:
 
 def describe(operation: Operation) -> str:
     """Return an operation with what goes in: `all_reduce of float32 [3, 2]`."""
-    tensors = [
-        f"{_DTYPES.get(dtype, dtype)} {list(shape)}"
-        for dtype, shape in zip(operation.dtypes, operation.inputs, strict=False)
-    ]
-    shown = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
-    return f"{operation.name} of {shown}" if shown else operation.name
+    dtypes = [_DTYPES.get(dtype, dtype) for dtype in operation.dtypes]
+    return operation.name + of_tensors(dtypes, operation.inputs)
+
+
+def of_tensors(dtypes: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> str:
+    """Return ` of float32 [3, 2], int64 [4]`, for the name of a collective; empty for none."""
+    tensors = [f"{dtype} {list(shape)}" for dtype, shape in zip(dtypes, shapes, strict=False)]
+    more = ", ..." if len(tensors) > _MAX_TENSORS else ""
+    return f" of {', '.join(tensors[:_MAX_TENSORS])}{more}" if tensors else ""
 
 
 def signature(operation: Operation) -> tuple[object, ...]:

@@ -21,11 +21,12 @@ from ddp_magic.display.rank_times import (
     RankTimes,
     Window,
     line_times,
+    line_times_by_kind,
     loop_of,
     rank_times,
 )
 from ddp_magic.display.waits import Waits
-from ddp_magic.wire.profile import Place, RankProfile, Spent
+from ddp_magic.wire.profile import Place, RankProfile
 
 SHOWN_LINES = 5
 _MAX_SOURCE = 60
@@ -148,7 +149,7 @@ def summarize(
     machine = Machine(processors, max(profile.threads for profile in profiles))
     found = judge(
         judged,
-        {kind: line_times(profiles, loop, kind) for kind in Spent},
+        line_times_by_kind(profiles, loop),
         code.name,
         _traffic(profiles, windows),
         machine,

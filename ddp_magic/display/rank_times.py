@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddp_magic.display.waits import Waits
@@ -198,25 +198,53 @@ class LineTime:
     by_rank: dict[int, float]
 
 
-def line_times(
-    profiles: Sequence[RankProfile], window: Window | None = None, only: Spent | None = None
-) -> list[LineTime]:
+_Samples = list[tuple[int, Sample, str]]  # rank, sample, and what the line had called
+
+
+def line_times(profiles: Sequence[RankProfile]) -> list[LineTime]:
     """Return the lines of the user's code, the most expensive first.
 
     Args:
         profiles: Those of all ranks.
-        window: Only between these two times.
-        only: Only time that went into this.
     """
+    lines: dict[Place, _Samples] = defaultdict(list)
+    totals = _sort_samples(profiles, None, lambda place, _spent: lines[place])
+    return _by_share(lines, totals)
+
+
+def line_times_by_kind(
+    profiles: Sequence[RankProfile], window: Window | None
+) -> dict[Spent, list[LineTime]]:
+    """Return the same for each kind of time that was spent.
+
+    Args:
+        profiles: Those of all ranks.
+        window: Only between these two times.
+    """
+    lines: dict[Spent, dict[Place, _Samples]] = defaultdict(lambda: defaultdict(list))
+    totals = _sort_samples(profiles, window, lambda place, spent: lines[spent][place])
+    return {spent: _by_share(lines[spent], totals) for spent in lines}
+
+
+def _sort_samples(
+    profiles: Sequence[RankProfile],
+    window: Window | None,
+    list_of: Callable[[Place, Spent], _Samples],
+) -> dict[int, float]:
+    """Add each sample to the list of its line; return the whole time of each rank."""
     totals: dict[int, float] = defaultdict(float)
-    lines: dict[tuple[str, int], list[tuple[int, Sample, str]]] = defaultdict(list)
     for profile in profiles:
         for sample in _within(profile.samples, window):
             totals[profile.rank] += sample.seconds
             place = profile.places[sample.place]
-            if place.line and only in (None, sample.spent):
-                lines[place.file, place.line].append((profile.rank, sample, place.call))
-    found = [_line_time(Place(*key), samples, totals) for key, samples in lines.items()]
+            if place.line:
+                found = list_of(place._replace(call=""), sample.spent)
+                found.append((profile.rank, sample, place.call))
+    return totals
+
+
+def _by_share(lines: Mapping[Place, _Samples], totals: Mapping[int, float]) -> list[LineTime]:
+    found = [_line_time(place, samples, totals) for place, samples in lines.items()]
     return sorted(found, key=lambda line: -line.share)
 
 

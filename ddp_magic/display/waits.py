@@ -47,6 +47,7 @@ class Waits:
 
     def __init__(self, profiles: Sequence[RankProfile]) -> None:
         self._profiles = {profile.rank: profile for profile in profiles}
+        self._found: dict[tuple[int, float], Wait | None] = {}
         self._looks = {p.rank: [sample.time for sample in p.samples] for p in profiles}
         self._calls: dict[str, dict[int, _Calls]] = defaultdict(dict)
         members: dict[str, set[int]] = defaultdict(set)
@@ -69,6 +70,12 @@ class Waits:
             rank: Whose sample it is.
             sample: The sample.
         """
+        key = rank, sample.time  # asked for the whole cell, and again for its loop
+        if key not in self._found:
+            self._found[key] = self._of(rank, sample)
+        return self._found[key]
+
+    def _of(self, rank: int, sample: Sample) -> Wait | None:
         if sample.group == UNKNOWN:
             return None
         key = self._profiles[rank].groups[sample.group].key

@@ -80,9 +80,7 @@ class CallLog:
         self._numbers: dict[object, int] = {}  # of the descriptions, by what tells them apart
         self._groups: dict[ProcessGroup, _Group | None] = {}
         self._generations: Counter[tuple[str, tuple[int, ...]]] = Counter()
-        recorder = FlightRecorder()
-        numbers = recorder.by_key(recorder.numbers())
-        self._before = {key: enqueued for key, (enqueued, _) in numbers.items()}
+        self._before = FlightRecorder().enqueued()
 
     def note(self, operator: str, arguments: Arguments, caller: FrameType | None) -> None:
         """Write down a call that is about to be made.

@@ -147,6 +147,10 @@ class FlightRecorder:
         """Return the numbers of the last collective enqueued and completed, for each group."""
         return self._numbers_of(self._read(operations=any(self._sends.values())))
 
+    def enqueued(self) -> dict[str, int]:
+        """Return the number of the last collective that was called, by `GroupRecord.key`."""
+        return {key: enqueued for key, (enqueued, _) in self.by_key(self.numbers()).items()}
+
     def by_key(self, numbers: Numbers) -> dict[str, tuple[int, int]]:
         """Return the numbers by `GroupRecord.key`.
 
@@ -190,7 +194,7 @@ class FlightRecorder:
             )
         # Their names have left the record: nobody knows whether other ranks are in them too.
         unnamed = [key for key in numbers if key not in self._names]
-        return (*found, *(_unnamed(key, numbers[key]) for key in unnamed))
+        return (*found, *(_unnamed(key, numbers, before) for key in unnamed))
 
     def _read(self, *, operations: bool) -> _Records:
         """Return each recorder's record, by backend, and learn the names of its groups."""
@@ -231,10 +235,16 @@ class FlightRecorder:
         return {key: numbers[key] for key in newest.values()}
 
 
-def _unnamed(key: tuple[str, str], numbers: tuple[int, int]) -> GroupRecord:
-    enqueued, completed = numbers
+def _unnamed(key: tuple[str, str], numbers: Numbers, before: Numbers) -> GroupRecord:
+    enqueued, completed = numbers[key]
     return GroupRecord(
-        name="", backend=key[0], title="", ranks=(), enqueued=enqueued, completed=completed
+        name="",
+        backend=key[0],
+        title="",
+        ranks=(),
+        enqueued=enqueued,
+        completed=completed,
+        before=before.get(key, (0, 0))[0],
     )
 
 

@@ -45,6 +45,19 @@ class Place:
     peer: int | None = None
 
 
+class CpuClock:
+    """The processor time of the main thread."""
+
+    def __init__(self) -> None:
+        ident = threading.main_thread().ident or 0
+        getcpuclockid = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
+        self._clock = None if getcpuclockid is None else getcpuclockid(ident)
+
+    def seconds(self) -> float:
+        """Return the processor time that it has used, in seconds; 0 where nobody can tell."""
+        return 0.0 if self._clock is None else clock_gettime(self._clock)
+
+
 class MainThread:
     """Looks at the main thread again and again.
 
@@ -58,9 +71,7 @@ class MainThread:
         self.still_s = 0.0
         self._at: tuple[tuple[CodeType, int], ...] = ()
         self._since = monotonic()
-        ident = threading.main_thread().ident or 0
-        getcpuclockid = getattr(time, "pthread_getcpuclockid", None)  # not on macOS
-        self._clock = None if getcpuclockid is None else getcpuclockid(ident)
+        self._clock = CpuClock()
 
     def look(self, cell_file: str) -> None:
         """Look where it is now.
@@ -78,7 +89,7 @@ class MainThread:
 
     def cpu_s(self) -> float:
         """Return the processor time that it has used, in seconds."""
-        return 0.0 if self._clock is None else clock_gettime(self._clock)
+        return self._clock.seconds()
 
 
 def current_place(cell_file: str) -> Place:

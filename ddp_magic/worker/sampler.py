@@ -134,8 +134,7 @@ class Sampler:
 
     def last_numbers(self) -> dict[int, int]:
         """Return the number of the last collective that was called, by index of the group."""
-        numbers = self._recorder.by_key(self._recorder.numbers())
-        return {self._group(key): enqueued for key, (enqueued, _) in numbers.items()}
+        return {self._group(key): number for key, number in self._recorder.enqueued().items()}
 
     def queued_s(self) -> float | None:
         """Return for how long the main thread has been ready to run without a processor."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time as clocks
 from pathlib import Path
-from time import clock_gettime  # bound here: a cell may replace the module's
 
+from ddp_magic.worker.main_thread import CpuClock
 from ddp_magic.worker.streams import move_high
 
 
@@ -16,12 +14,10 @@ class ThreadState:
     """What the operating system says of the main thread."""
 
     def __init__(self) -> None:
-        main = threading.main_thread()
         # Linux numbers the main thread as the process; Python, after a fork, as it was before.
         self._task = Path(f"/proc/self/task/{os.getpid()}")
         self._head = f"{os.getpid()} (".encode()
-        getcpuclockid = getattr(clocks, "pthread_getcpuclockid", None)  # not on macOS
-        self._clock = None if getcpuclockid is None else getcpuclockid(main.ident or 0)
+        self._clock = CpuClock()
         self._queued_s = self._queued()
         self._fd = -1
 
@@ -57,7 +53,7 @@ class ThreadState:
 
     def cpu_s(self) -> float:
         """Return the processor time that it has used, in seconds."""
-        return 0.0 if self._clock is None else clock_gettime(self._clock)
+        return self._clock.seconds()
 
     def queued_s(self) -> float | None:
         """Return for how long it has been ready to run without a processor, since this began."""

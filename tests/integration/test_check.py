@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.kernel import Kernel
 from tests.mistakes import MISTAKES, SILENT_MISTAKES, ask
-from tests.spoiled_programs import FALSE_ALARMS
+from tests.spoiled_programs import FALSE_ALARMS, SHORT_FALSE_ALARMS
 
 MISTAKE = {mistake.name: mistake for mistake in MISTAKES}
 RIGHT = {mistake.name: mistake for mistake in FALSE_ALARMS}
@@ -76,15 +76,7 @@ def test_a_right_program_computes_the_same(kernel: Kernel, cell: str) -> None:
     assert "checked" not in plain.summary
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "objects of other sizes",
-        "uneven inputs with Join",
-        "subgroups of which each rank has its own",
-        "messages between two ranks, and collectives of all",
-    ],
-)
+@pytest.mark.parametrize("name", SHORT_FALSE_ALARMS)
 def test_a_right_program_is_not_accused(kernel: Kernel, name: str) -> None:
     answer = ask(kernel, RIGHT[name], "--check")
     assert (answer.said, answer.status) == ("", "ok")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.kernel import Kernel
 from tests.mistakes import MISTAKES, Mistake, ask
-from tests.spoiled_programs import FALSE_ALARMS
+from tests.spoiled_programs import FALSE_ALARMS, SHORT_FALSE_ALARMS
 
 BY_NAME = {mistake.name: mistake for mistake in [*MISTAKES, *FALSE_ALARMS]}
 
@@ -44,15 +44,7 @@ def test_the_end_of_a_run_says_why(kernel: Kernel, name: str, options: str) -> N
     assert re.search(mistake.says, answer.said), answer
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "objects of other sizes",
-        "uneven inputs with Join",
-        "subgroups of which each rank has its own",
-        "messages between two ranks, and collectives of all",
-    ],
-)
+@pytest.mark.parametrize("name", SHORT_FALSE_ALARMS)
 def test_a_right_program_is_not_accused(kernel: Kernel, name: str) -> None:
     answer = ask(kernel, BY_NAME[name])
     assert (answer.said, answer.status) == ("", "ok")

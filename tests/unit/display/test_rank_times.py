@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_magic.display.rank_times import MIN_STEPS, line_times, loop_of, rank_times
+from ddp_magic.display.rank_times import (
+    MIN_STEPS,
+    line_times,
+    line_times_by_kind,
+    loop_of,
+    rank_times,
+)
 from ddp_magic.display.waits import Waits
 from ddp_magic.wire.profile import Sample, Spent
 from tests.unit.display.profiles import BEGAN, CELL, LINES, made
@@ -87,4 +93,5 @@ def test_lines_are_ordered_by_their_share_of_the_ranks_time() -> None:
     assert first.spent is Spent.COMPUTE
     assert first.share == pytest.approx((0.75 + 0.5) / 2)
     assert second.by_rank == {0: pytest.approx(0.25), 1: pytest.approx(0.5)}
-    assert line_times([one, other], only=Spent.SAVING)[0].place.line == LINES[Spent.SAVING]
+    by_kind = line_times_by_kind([one, other], None)
+    assert by_kind[Spent.SAVING][0].place.line == LINES[Spent.SAVING]
