@@ -61,12 +61,15 @@ def test_a_record_says_what_was_called_with_what() -> None:
 @pytest.mark.usefixtures("group")
 def test_the_numbers_are_those_of_the_records() -> None:
     recorder = FlightRecorder()
-    before = recorder.numbers()
+    before, others = recorder.numbers(), recorder.by_key(recorder.numbers())  # of earlier tests
     dist.barrier()
     record = _completed(recorder, before)
     (key,) = [key for key, value in recorder.numbers().items() if before.get(key) != value]
     assert recorder.numbers()[key] == (record.enqueued, record.completed)
-    assert recorder.by_key(recorder.numbers()) == {record.key: (record.enqueued, record.completed)}
+    assert recorder.by_key(recorder.numbers()) == {
+        **others,
+        record.key: (record.enqueued, record.completed),
+    }
 
 
 def test_a_group_of_the_same_name_is_another_group(tmp_path: Path) -> None:
@@ -116,12 +119,14 @@ def test_a_record_that_cannot_be_read_is_none(
 @pytest.mark.usefixtures("group")
 def test_both_forms_of_a_record_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL's is read as JSON."""
+    before = FlightRecorder().numbers()
     dist.all_reduce(torch.ones(2, 3))
     dist.barrier()
-    expected = _completed(FlightRecorder(), {})
+    expected = _completed(FlightRecorder(), before)
     monkeypatch.setattr(c10d, "_dump_nccl_trace_json", c10d._dump_fr_trace_json, raising=False)
     monkeypatch.delattr(c10d, "_dump_fr_trace")
-    (record,) = [record for record in FlightRecorder().groups() if record.operations]
+    before = {("nccl", group): numbers for (_, group), numbers in before.items()}
+    (record,) = [record for record in FlightRecorder().groups(before) if record.operations]
     assert record == replace(expected, backend="nccl")
 
 
@@ -151,7 +156,9 @@ def test_new_calls_are_returned_once_and_lost_ones_counted() -> None:
 def test_a_collective_is_pending_until_it_has_completed() -> None:
     """By the group's name, which the record of its first collective has."""
     recorder = FlightRecorder()
+    before = recorder.numbers()
     dist.barrier()
+    _completed(recorder, before)
     numbers = recorder.numbers()
     assert recorder.pending(numbers) == {}
     key = max(numbers, key=lambda key: int(key[1]))  # those of earlier tests are there too
