@@ -344,7 +344,8 @@ def _saves(share: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    """A share below 1 does not round to 100 %: nothing "saves at most 100 % of the time"."""
+    return f"{100 * share if share >= 1 else min(99, 100 * share):.0f} %"
 
 
 def _bytes(size: float) -> str:

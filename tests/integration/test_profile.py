@@ -39,10 +39,10 @@ def _training(slow: str = "False", more: str = "", extra: str = "pass") -> str:
 @pytest.mark.parametrize(
     ("cell", "verdict", "why"),
     [
-        (_training("True"), r"input-bound: the ranks wait \d\d % of their time", r"line 6 "),
+        (_training("True"), r"input-bound: the ranks wait \d+ % of their time", r"line 6 "),
         (
             _training("rank == 1"),
-            r"input-bound on rank 1: .* rank 0 waits \d\d % .* for it",
+            r"input-bound on rank 1: .* rank 0 waits \d+ % .* for it",
             "line 6",
         ),
         (
@@ -52,12 +52,12 @@ def _training(slow: str = "False", more: str = "", extra: str = "pass") -> str:
         ),
         (
             _training(extra="if rank == 0: time.sleep(0.1)"),
-            r"straggler: rank 1 waits \d\d % of its time for rank 0, which sleeps",
+            r"straggler: rank 1 waits \d+ % of its time for rank 0, which sleeps",
             r"line 14 \(`if rank == 0: time.sleep\(0.1\)`\)",
         ),
         (
             _training(extra="for _ in range(10): dist.all_reduce(torch.ones(1_000_000))"),
-            r"communication-bound: the ranks spend \d\d % of their time in collectives",
+            r"communication-bound: the ranks spend \d+ % of their time in collectives",
             r"line 14 .* in a step, 3\.\d+ MB on average",
         ),
         ("import time\ntime.sleep(1)", r"idle: the ranks sleep, or wait", r"line 3 \(`time.sleep"),
@@ -117,7 +117,7 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 for i in range(30): dist.all_reduce(torch.zeros(10)); time.sleep(0.05)"""
     result = kernel.run(cell)
     assert result.status == "ok"
-    assert re.search(r"\d\d % +[1-4]\.\d s  line 7 ", result.text), result.text
+    assert re.search(r"\d+ % +[1-4]\.\d s  line 7 ", result.text), result.text
     assert "line 4" not in result.text.split("most expensive lines")[1]
     assert "note: only the time since the restart is measured" in result.text
 
