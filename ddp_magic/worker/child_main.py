@@ -82,9 +82,11 @@ class Inheritance:
             "captured": [captured for captured, _ in self._captured],
         }
         try:
-            # It may have been removed.
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(left))
+            try:
+                self._path.write_text(json.dumps(left))
+            except FileNotFoundError:  # its directory has been removed
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._path.write_text(json.dumps(left))
         except OSError:  # a full disk: spawned children do without
             os.environ.pop(VARIABLE, None)
             return

@@ -27,11 +27,11 @@ from ddp_magic.worker.streams import move_high
 HEARTBEAT_S = 0.25
 STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
 REPEAT_S = 1.0  # and between two reports of what it waits for
-_BEAT, _INTERRUPTED = b"c", b"i"  # why the thread is woken
+_RESUME, _INTERRUPTED = b"r", b"i"  # why the thread is woken
 
 
 class HeartbeatThread:
-    """Sends a heartbeat four times a second while the rank is not idle, and when it is woken.
+    """Sends a heartbeat four times a second while the rank is not idle, and after an interrupt.
 
     It is woken through a pipe, since a signal handler may take no lock.
     """
@@ -56,7 +56,7 @@ class HeartbeatThread:
                 os._exit(LOST_CONNECTION)
 
     def beat(self) -> bool:
-        """Wait until the next heartbeat is due, and send it.
+        """Wait until the next heartbeat is due, and send it; or until the rank is no longer idle.
 
         Returns:
             False if the connection was closed by something else in this process.
@@ -64,9 +64,12 @@ class HeartbeatThread:
         # An idle rank sends none: no one shows them, and nothing happens.
         timeout_s = None if self._activity.phase is Phase.IDLE else HEARTBEAT_S
         ready = select.select([self._wake_r], [], [], timeout_s)[0]
+        reasons = os.read(self._wake_r, 64) if ready else b""
+        if ready and not reasons.strip(_RESUME):
+            return True
         if not self._channel.intact():
             return False
-        if ready and _INTERRUPTED in os.read(self._wake_r, 64):
+        if _INTERRUPTED in reasons:
             self.report_interrupted()
         numbers = self._recorder.numbers()
         self._channel.send(self._observe(numbers))
@@ -111,9 +114,9 @@ class HeartbeatThread:
             device_mib=device.reserved_mib(),
         )
 
-    def beat_now(self) -> None:
-        """Send a heartbeat without waiting for the next one's time."""
-        self._wake(_BEAT)
+    def resume(self) -> None:
+        """Send heartbeats again, the first one in `HEARTBEAT_S`: the rank is no longer idle."""
+        self._wake(_RESUME)
 
     def interrupt_taken(self) -> None:
         """Report soon that the main thread has taken an interrupt; for use in a signal handler."""

@@ -215,7 +215,7 @@ class Worker:
         self._for_children.add_cell(command.path, command.prelude, command.name)
         fresh_state.seed(command.seed)
         self._activity.phase = Phase.RUNNING
-        self._heartbeats.beat_now()  # there was none while the rank was idle
+        self._heartbeats.resume()
         before = NamesBefore({})
 
         def run() -> BaseException | None:

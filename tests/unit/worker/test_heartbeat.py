@@ -28,7 +28,6 @@ def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
 
     def beat() -> None:
         thread = threading.Thread(target=heartbeats.beat)
-        heartbeats.beat_now()
         thread.start()
         thread.join()
 
@@ -43,7 +42,6 @@ def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
 @pytest.mark.parametrize("activity", [Activity(Phase.EXITING, 1, "/run/cell.py"), Activity()])
 def test_outside_of_the_cell_there_is_no_line(activity: Activity) -> None:
     heartbeats, channel = _thread(activity)
-    heartbeats.beat_now()
     heartbeats.beat()
     assert (channel.sent[0].line, channel.sent[0].call) == (None, "")
 
@@ -88,18 +86,22 @@ def test_one_is_sent_when_its_time_has_come() -> None:
     assert [type(event) for event in channel.sent] == [Heartbeat]
 
 
-def test_an_idle_rank_sends_one_when_it_is_woken() -> None:
-    """By a command; it waits for ever otherwise."""
-    heartbeats, channel = _thread(Activity(Phase.IDLE))
-    heartbeats.beat_now()
+def test_a_rank_that_is_no_longer_idle_sends_the_first_one_when_its_time_has_come() -> None:
+    """A short cell needs none, and an idle rank waits for ever."""
+    activity = Activity(Phase.IDLE)
+    heartbeats, channel = _thread(activity)
+    activity.phase = Phase.RUNNING
+    heartbeats.resume()
     assert heartbeats.beat()
-    assert [event.phase for event in channel.sent] == [Phase.IDLE]
+    assert channel.sent == []
+    assert heartbeats.beat()
+    assert [event.phase for event in channel.sent] == [Phase.RUNNING]
 
 
 def test_an_interrupt_is_acknowledged_before_the_heartbeat() -> None:
     """Once, however often the thread was woken."""
     heartbeats, channel = _thread(Activity(Phase.IDLE))
-    for wake in (heartbeats.beat_now, heartbeats.interrupt_taken, heartbeats.interrupt_taken):
+    for wake in (heartbeats.resume, heartbeats.interrupt_taken, heartbeats.interrupt_taken):
         wake()
     assert heartbeats.beat()
     assert [type(event) for event in channel.sent] == [Interrupted, Heartbeat]
@@ -116,7 +118,7 @@ def test_a_rank_whose_descriptor_was_closed_sends_nothing() -> None:
     """Its number may be a file of the user's by now."""
     heartbeats, channel = _thread(Activity(Phase.IDLE))
     channel.owned = False
-    heartbeats.beat_now()
+    heartbeats.interrupt_taken()
     assert not heartbeats.beat()
     assert channel.sent == []
 
