@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PERIOD_S = 0.02
 SAMPLES = 30_000  # after so many, and each time that the time has doubled, the period doubles
-_LOOK_COST = 0.01  # share of the time that looks may cost
+_LOOK_COST = 0.005  # share of the time that looks may cost
 _MEAN_OF = 25  # looks
 _MOST = 8  # periods; a look in more would see too little
 _GOLDEN = 0.6180339887498949  # multiples of it are spread most evenly, modulo 1

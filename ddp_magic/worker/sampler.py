@@ -3,9 +3,9 @@
 A look at the frames takes some 50 us. That the operating system has the thread waiting tells a wait
 inside C++ code from computation, and `FlightRecorder.numbers` (20 us) whether a collective is
 pending; it is read only while the main thread waits. The whole record of a process group (1 ms) is
-read so seldom that it costs half a percent, at moments that all ranks share: each collective is
-needed from all of them, and the record keeps 64. On a busy machine all of this takes several times
-as long; `Looks` keeps it within its share of the time.
+read so seldom that it costs a quarter of a percent, at moments that all ranks share: each
+collective is needed from all of them, and the record keeps 64. On a busy machine all of this takes
+several times as long; `Looks` keeps it within its share of the time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ddp_magic.worker.stack_kinds import kind_of_call, kind_of_function, kind_of
 from ddp_magic.worker.thread_state import ThreadState
 
 _RECORD_S = 0.1  # between two readings of the records, at least; always 0.1, 0.2, 0.4, ...
-_RECORD_COST = 0.005  # share of the time that may be spent in reading them
+_RECORD_COST = 0.0025  # share of the time that may be spent in reading them
 _BUSY = 0.2  # share of a processor above which a process computes
 _GAP_S = 0.25  # a look that comes so late: the interpreter lock was held, or the process stopped
 

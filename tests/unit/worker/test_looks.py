@@ -31,10 +31,10 @@ def test_looks_that_cost_much_are_fewer() -> None:
         looks.add(50e-6, 1.0)
     assert looks.every == 1
     for _ in range(100):
-        looks.add(500e-6, 1.0)
+        looks.add(300e-6, 1.0)
     assert looks.every == 4
     for _ in range(2000):
-        looks.add(50e-6, 1.0)
+        looks.add(20e-6, 1.0)
     assert looks.every == 1
 
 
