@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnose import headline
-from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 
 MAX_REASONS = 2  # in the closing line
@@ -44,7 +43,6 @@ class Restart:
 
 def restart_after(
     error: DDPMagicError | RunInterrupted | None,
-    ranks: Sequence[Rank],
     *,
     number: int,
     elapsed_s: float,
@@ -53,25 +51,13 @@ def restart_after(
 
     Args:
         error: The error that the run would have ended with.
-        ranks: What is known of its ranks.
         number: Number of the restart, from 1.
         elapsed_s: Time since the start of the run, in seconds.
     """
     error = error or DDPMagicError("a rank failed")
     rank: int | None = getattr(error, "rank", None)
     reason = headline(getattr(error, "shown", "") or str(error))
-    failure = None if rank is None else ranks[rank].failure
-    if (gone := _gone(ranks)) and failure is not None and failure.lost_its_peer:
-        reason = f"{gone}, and rank {rank} lost its connection{ranks[failure.rank].where}"
     return Restart(number=number, rank=rank, reason=reason, error=error, elapsed_s=elapsed_s)
-
-
-def _gone(ranks: Sequence[Rank]) -> str:
-    """Return which ranks left the others without a failure; empty if none did."""
-    if left := [rank.rank for rank in ranks if rank.left_early]:
-        return f"{rank_names(left)} left early (os._exit(0) in the cell)"
-    finished = [rank.rank for rank in ranks if rank.succeeded]
-    return f"{rank_names(finished)} finished" if finished else ""
 
 
 def restart_line(restart: Restart, max_restarts: int) -> str:

@@ -176,6 +176,10 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     first = diagnose.first_failure(failures)
     others = _fates([rank for rank in evidence.ranks if rank.rank != first.rank], first)
     message = diagnose.describe(first)
+    shown = first.error and f"rank {first.rank} {diagnose.summarize_error(first.error)}"
+    if first.lost_its_peer and (gone := _gone(evidence.ranks)):
+        where = evidence.ranks[first.rank].where
+        message = shown = f"{gone}, and rank {first.rank} lost its connection{where}"
     if first.error is None:
         code = first.finished.code if first.finished else first.code or 0
         rank = evidence.ranks[first.rank]
@@ -198,8 +202,16 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         evalue=first.error.evalue,
         traceback=lines,
         details=[head, *lines, *others, *evidence.waits, *hints],
-        shown=f"rank {first.rank} {diagnose.summarize_error(first.error)}",
+        shown=shown or "",
     )
+
+
+def _gone(ranks: Sequence[Rank]) -> str:
+    """Return which ranks left the others without a failure; empty if none did."""
+    if left := [rank.rank for rank in ranks if rank.left_early]:
+        return f"{rank_names(left)} left early (os._exit(0) in the cell)"
+    finished = [rank.rank for rank in ranks if rank.succeeded]
+    return f"{rank_names(finished)} finished" if finished else ""
 
 
 def _fates(ranks: Sequence[Rank], first: Failure) -> list[str]:

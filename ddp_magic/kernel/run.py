@@ -284,7 +284,7 @@ class Run(RunRecord):
         self.group_end = GroupEnded(agent_died=event.agent_died)
         evidence = self._evidence()
         _, error = judge(evidence)
-        restart = restart_after(error, self.ranks, number=event.number, elapsed_s=self.elapsed_s)
+        restart = restart_after(error, number=event.number, elapsed_s=self.elapsed_s)
         self.restarts += (restart,)
         self.group_end = None
         self.take(event)

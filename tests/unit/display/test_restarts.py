@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ddp_magic.display.rank import Rank
 from ddp_magic.display.restarts import (
     MAX_ATTEMPTS,
     Restart,
@@ -12,8 +11,6 @@ from ddp_magic.display.restarts import (
     restart_line,
 )
 from ddp_magic.errors import LaunchError, WorkerError, WorkerLostError
-from ddp_magic.wire.messages import WorkerReady
-from tests.unit.fakes import done, error, exited, hello
 
 
 def _restart(number: int, reason: str = "rank 1 raised ValueError at line 3: boom") -> Restart:
@@ -30,7 +27,7 @@ def _error(evalue: str = "boom") -> WorkerError:
 def test_a_restart_has_the_rank_and_the_reason() -> None:
     """And the error with its traceback, for a Python user."""
     why = _error()
-    restart = restart_after(why, [Rank(rank=0), Rank(rank=1)], number=1, elapsed_s=2.0)
+    restart = restart_after(why, number=1, elapsed_s=2.0)
     assert restart == Restart(
         number=1,
         rank=1,
@@ -43,49 +40,20 @@ def test_a_restart_has_the_rank_and_the_reason() -> None:
 
 def test_a_long_reason_is_one_line() -> None:
     restart = restart_after(
-        _error("boom\nsecond"), [Rank(rank=0), Rank(rank=1)], number=1, elapsed_s=2.0
+        _error("boom\nsecond"), number=1, elapsed_s=2.0
     )
     assert restart.reason == "rank 1 raised ValueError at line 3: boom ..."
 
 
 def test_an_end_without_a_culprit() -> None:
     """A keeper of torchrun's was killed: no rank is named."""
-    restart = restart_after(LaunchError("the agent died"), [], number=2, elapsed_s=1.0)
+    restart = restart_after(LaunchError("the agent died"), number=2, elapsed_s=1.0)
     assert (restart.rank, restart.reason) == (None, "the agent died")
-
-
-def test_a_rank_that_left_is_named_rather_than_its_victim() -> None:
-    """`os._exit(0)` is no failure, and its peers lose their connections."""
-    ranks = [Rank(rank=0), Rank(rank=1)]
-    lost = error(0, "Connection closed by peer [127.0.0.1]", ename="RuntimeError", line=5)
-    for event in (
-        hello(0), hello(1), WorkerReady(rank=0, time=1.0, device="cpu"),
-        WorkerReady(rank=1, time=1.0, device="cpu"), lost, exited(0, 1), exited(1, 0),
-    ):  # fmt: skip
-        ranks[event.rank].take(event)
-    why = WorkerError("x", rank=0, ename="RuntimeError", evalue=lost.evalue, traceback=[])
-    restart = restart_after(why, ranks, number=1, elapsed_s=1.0)
-    assert restart.reason == (
-        "rank 1 left early (os._exit(0) in the cell), and rank 0 lost its connection at line 5"
-    )
-
-
-def test_a_rank_that_finished_is_named_rather_than_its_victim() -> None:
-    """It did not call a collective that its peers are in."""
-    ranks = [Rank(rank=0), Rank(rank=1)]
-    lost = error(0, "Connection closed by peer [127.0.0.1]", ename="RuntimeError", line=5)
-    for event in (hello(0), hello(1), *done(1), lost, exited(0, 1)):
-        ranks[event.rank].take(event)
-    why = WorkerError("x", rank=0, ename="RuntimeError", evalue=lost.evalue, traceback=[])
-    restart = restart_after(why, ranks, number=1, elapsed_s=1.0)
-    assert restart.reason == "rank 1 finished, and rank 0 lost its connection at line 5"
 
 
 def test_a_dead_rank_keeps_its_own_reason() -> None:
     why = WorkerLostError("rank 1 was killed by SIGKILL (exit -9)", rank=1, code=-9)
-    ranks = [Rank(rank=0), Rank(rank=1)]
-    ranks[1].take(exited(1, -9))
-    assert restart_after(why, ranks, number=1, elapsed_s=1.0).reason == why.message
+    assert restart_after(why, number=1, elapsed_s=1.0).reason == why.message
 
 
 def test_the_line_that_is_shown() -> None:

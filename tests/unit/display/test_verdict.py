@@ -127,6 +127,27 @@ def test_a_rank_ended_from_outside_is_the_culprit() -> None:
 
 
 @pytest.mark.parametrize("stop", [None, StopReason.PEER_FAILED])
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ([exited(1, 0)], "rank 1 left early (os._exit(0) in the cell)"),
+        ([finished(1), exited(1, 0)], "rank 1 finished"),
+        ([finished(1), Idle(rank=1, time=6.0)], "rank 1 finished"),
+    ],
+)
+def test_a_rank_that_left_is_named_rather_than_its_victim(
+    end: list[RunEvent], said: str, stop: StopReason | None
+) -> None:
+    """It is no failure, and its peers lose their connections."""
+    victim = _rank(0, error(0, GLOO, 5.0), exited(0, 1))
+    _, found = judge(Evidence(ranks=[victim, _rank(1, *end)], stop=stop, stopped=5.5))
+    assert isinstance(found, WorkerError)
+    assert str(found) == f"{said}, and rank 0 lost its connection at line 3"
+    assert found.shown == str(found)
+    assert (found.rank, found.evalue) == (0, GLOO)  # whose traceback is shown
+
+
+@pytest.mark.parametrize("stop", [None, StopReason.PEER_FAILED])
 def test_an_agent_ended_from_outside_is_named(stop: StopReason | None) -> None:
     """Its ranks are what it ended, not what ended it; in a session, too."""
     ranks = [_rank(r, exited(r, -15, by_agent=True)) for r in range(2)]
