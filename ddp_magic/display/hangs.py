@@ -9,6 +9,7 @@ joined it. What is not known is left out.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ _WAITS = frozenset(
         "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list",
     ]
 )  # fmt: skip
+# `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
+# this name has a Python function for it, and is called by its class: `Event.wait`.
+_WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,8 @@ def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[s
     waiting: dict[tuple[str, int | None, int | None], list[Rank]] = defaultdict(list)
     for rank in known.ranks:
         busy = rank.busy and rank.error is None and rank.finished is None
-        if rank.call in _WAITS and rank.still_s >= wait_s and busy and rank.rank not in explained:
+        waits = rank.call in _WAITS or _WORK_WAIT.fullmatch(rank.call)
+        if waits and rank.still_s >= wait_s and busy and rank.rank not in explained:
             peer = rank.collectives.peer if rank.collectives else None
             waiting[rank.call, rank.line, peer].append(rank)
     for (call, line, peer), who in waiting.items():

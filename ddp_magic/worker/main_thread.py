@@ -6,8 +6,8 @@ nothing but the time of holding the interpreter lock, some 20 us.
 
 from __future__ import annotations
 
+import ast
 import linecache
-import re
 import threading
 import time
 from dataclasses import dataclass
@@ -157,9 +157,21 @@ def called_expression(frame: FrameType) -> str:
     if line is None or line != end_line or start is None or end is None:
         return ""
     source = linecache.getline(frame.f_code.co_filename, line).encode()
-    expression = source[start:end].decode(errors="replace")  # columns count bytes
-    found = re.match(r"[\w.]+(?=\()", expression)
-    return found.group()[:_MAX_CHARS] if found else ""
+    return callee(source[start:end].decode(errors="replace"))  # columns count bytes
+
+
+def callee(expression: str) -> str:
+    """Return what an expression calls last, arguments left out: `dist.irecv(...).wait`."""
+    try:
+        call = ast.parse(expression, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return ""
+        for node in ast.walk(call.func):
+            if isinstance(node, ast.Call) and (node.args or node.keywords):
+                node.args, node.keywords = [ast.Constant(...)], []
+        return ast.unparse(call.func)[:_MAX_CHARS]
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
 
 
 def peer_of(frames: list[FrameType]) -> int | None:

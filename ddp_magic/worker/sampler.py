@@ -97,7 +97,9 @@ class Sampler:
         group, number = UNKNOWN, 0
         if Spent.COLLECTIVE in kinds and (peer := peer_of(frames)) is not None:
             group = self._group(f"{PEER}{peer}")
-        elif Spent.COLLECTIVE in kinds or (sleeps and not kinds and call_kind is None):
+        elif Spent.COLLECTIVE in kinds or (
+            sleeps and not kinds and call_kind in (None, Spent.COLLECTIVE)
+        ):
             group, number = self._pending()
         spent = kind_of_stack(
             kinds,

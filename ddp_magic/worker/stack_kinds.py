@@ -56,6 +56,8 @@ _CALLS = {
     **dict.fromkeys(["sleep", "acquire", "select", "poll", "join", "accept", "recv"], Spent.IDLE),
     **dict.fromkeys(["dump", "savez", "tofile", "fsync", "write", "writelines"], Spent.SAVING),
     "print": Spent.PRINTING,
+    # Of torch.distributed's Work: what else waits under this name has a Python function for it.
+    "wait": Spent.COLLECTIVE,
 }
 _GPU_CALLS = frozenset(["item", "cpu", "tolist", "numpy", "synchronize", "_cuda_synchronize"])
 

@@ -307,6 +307,21 @@ def test_a_receive_names_its_partner() -> None:
     ]
 
 
+@pytest.mark.parametrize("call", ["req.wait", "dist.irecv(...).wait", "reqs[0].wait"])
+def test_a_request_whose_partner_does_not_come(call: str) -> None:
+    """The recorder does not know it, and nobody knows from which rank: all others are told."""
+    ranks = [_rank(0, call=call, line=4), _rank(1, line=6, call="time.sleep")]
+    assert explain(ranks, NOW) == [
+        f"rank 0 waits in {call} (line 4) for 24 s; rank 1 is at line 6, in time.sleep"
+    ]
+
+
+@pytest.mark.parametrize("call", ["Event.wait", "Popen.wait", "wait"])
+def test_what_else_is_waited_for_is_no_wait_for_ranks(call: str) -> None:
+    ranks = [_rank(0, call=call, line=4), _rank(1, line=6, call="time.sleep")]
+    assert explain(ranks, NOW) == []
+
+
 def test_a_group_that_only_some_ranks_create() -> None:
     ranks = [_rank(n, call="new_group", line=4) for n in (0, 1)] + [_rank(2, line=6, call="step")]
     assert explain(ranks, NOW) == [

@@ -39,9 +39,7 @@ def test_a_restart_has_the_rank_and_the_reason() -> None:
 
 
 def test_a_long_reason_is_one_line() -> None:
-    restart = restart_after(
-        _error("boom\nsecond"), number=1, elapsed_s=2.0
-    )
+    restart = restart_after(_error("boom\nsecond"), number=1, elapsed_s=2.0)
     assert restart.reason == "rank 1 raised ValueError at line 3: boom ..."
 
 

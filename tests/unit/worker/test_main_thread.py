@@ -162,6 +162,8 @@ def blocked() -> Iterator[Callable[[str], Place]]:
         ("x = lock.acquire(True, 60) or None", "lock.acquire"),
         ("if (ä := [lock.acquire(timeout=60)]): pass", "lock.acquire"),
         ("for x in [0]: lock.acquire()", "lock.acquire"),
+        ("[lock][0].acquire()", "[lock][0].acquire"),
+        ("dict(lock=lock).pop('lock').acquire()", "dict(...).pop(...).acquire"),
         ("with lock: pass", ""),
     ],
 )

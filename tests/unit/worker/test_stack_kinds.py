@@ -49,6 +49,7 @@ def test_a_function_belongs_to_a_kind(file: str, name: str, kind: Spent | None) 
         ("time.sleep", False, IDLE),
         ("print", False, PRINTING),
         ("pickle.dump", False, SAVING),
+        ("dist.irecv(t, 0).wait", False, COLLECTIVE),
         ("loss.item", True, DEVICE),
         ("loss.item", False, None),
         ("torch.cuda.synchronize", True, DEVICE),
