@@ -52,7 +52,7 @@ def take_profiles(directory: RunDirectory, nproc: int, hidden: str = "") -> list
 
 def code_of(
     cell_file: str,
-    source: str,
+    cells: Mapping[str, str],
     labels: Mapping[str, str],
     sources: Mapping[str, Sequence[object]],
 ) -> Code:
@@ -60,15 +60,15 @@ def code_of(
 
     Args:
         cell_file: What the cell calls itself.
-        source: Its text.
+        cells: Its text and that of the session's earlier cells, by file.
         labels: Names of the session's cells, by file.
         sources: Text and cell number of the notebook's functions, by file; see `Captured`.
     """
-    cells = {file: f"Cell In[{number}]" for file, (_, number) in sources.items() if number}
+    captured = {file: f"Cell In[{number}]" for file, (_, number) in sources.items() if number}
     texts = {file: str(text) for file, (text, _) in sources.items()}
     return Code(
-        labels={**cells, **labels, cell_file: ""},
-        sources={**texts, cell_file: source},
+        labels={**captured, **labels, cell_file: ""},
+        sources={**texts, **cells},
     )
 
 

@@ -62,7 +62,7 @@ class Run(RunRecord):
         around: Where its names could have come from, for hints in errors.
         notebook_shell: What the notebook's shell is set to; see `messages.RunCell`.
         group: A session's ranks; None for ranks of its own.
-        cell_files: What the session's other cells call themselves; this one is added.
+        cell_files: The text of the session's cells by what they call themselves; this one is added.
         hang_s: A shorter wait of ranks for others is not explained, in seconds.
 
     Attributes:
@@ -82,7 +82,7 @@ class Run(RunRecord):
         around: Surroundings | None = None,
         notebook_shell: dict[str, str] | None = None,
         group: WorkerGroup | None = None,
-        cell_files: set[str] | None = None,
+        cell_files: dict[str, str] | None = None,
         hang_s: float = HANG_S,
     ) -> None:
         source = cell.source.encode()
@@ -113,10 +113,10 @@ class Run(RunRecord):
         self._gives_up = False
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
-        taken = set() if cell_files is None else cell_files
-        file = cell_file(self.directory.cell, execution_count, taken)
-        taken.add(file)
-        self.cell_labels = cell_labels(taken)
+        self._cell_files = {} if cell_files is None else cell_files
+        file = cell_file(self.directory.cell, execution_count, self._cell_files)
+        self._cell_files[file] = cell.source
+        self.cell_labels = cell_labels(self._cell_files)
         self._command = options.command(
             path=str(self.directory.cell),
             file=file,
@@ -324,7 +324,7 @@ class Run(RunRecord):
         hidden = self._command.name if self.options.call else ""
         measured = profiling.take_profiles(self.directory, self.options.nproc, hidden)
         sources = self._capture.command.sources if self._capture.command else {}
-        code = profiling.code_of(self._command.name, self._cell.source, self.cell_labels, sources)
+        code = profiling.code_of(self._command.name, self._cell_files, self.cell_labels, sources)
         self.profile = profiling.profile_of(
             measured, self.options.nproc, code, restarts=len(self.restarts)
         )

@@ -27,13 +27,13 @@ class Session:
         options: Options of its first cell: ranks, devices, process group.
         group: The worker group.
         held: The names that its ranks already have.
-        cell_files: File names of its cells in the ranks.
+        cell_files: The text of its cells, by their file names in the ranks.
     """
 
     options: Options
     group: WorkerGroup
     held: Held = field(default_factory=Held)
-    cell_files: set[str] = field(default_factory=set)
+    cell_files: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

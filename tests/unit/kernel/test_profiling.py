@@ -46,7 +46,7 @@ def test_lines_that_are_not_the_users_are_not_named(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     (found,) = profiling.take_profiles(directory, 1, hidden=CELL)
-    code = profiling.code_of(CELL, "x = 1\n", {}, {})
+    code = profiling.code_of(CELL, {CELL: "x = 1\n"}, {}, {})
     profile = profiling.profile_of([found], 1, code)
     assert profile is not None
     assert profile.lines == ()
@@ -55,12 +55,14 @@ def test_lines_that_are_not_the_users_are_not_named(tmp_path: Path) -> None:
 def test_code_is_named_as_in_the_notebook() -> None:
     """This cell, other cells of the session, and functions that were sent from the notebook."""
     sources = {"/tmp/1.py": ["def f(): ...", 2], "/tmp/2.py": ["text", None]}
-    code = profiling.code_of(CELL, "x = 1\n", {CELL: "Cell In[5]", "/o": "Cell In[4]"}, sources)
+    cells = {CELL: "x = 1\n", "/o": "def g(): ...\n"}
+    code = profiling.code_of(CELL, cells, {CELL: "Cell In[5]", "/o": "Cell In[4]"}, sources)
     assert code.where(Place(CELL, 1)) == "line 1"
     assert code.where(Place("/o", 1)) == "Cell In[4], line 1"
     assert code.where(Place("/tmp/1.py", 1)) == "Cell In[2], line 1"
     assert code.where(Place("/tmp/2.py", 1)) == "2.py, line 1"
     assert code.source(Place(CELL, 1)) == "x = 1"
+    assert code.source(Place("/o", 1)) == "def g(): ..."
     assert code.source(Place("/tmp/1.py", 1)) == "def f(): ..."
 
 
@@ -68,14 +70,14 @@ def test_a_trace_is_json_and_says_where_it_is(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     found = profiling.take_profiles(directory, 1)
-    path, code = tmp_path / "trace.json", profiling.code_of(CELL, "", {}, {})
+    path, code = tmp_path / "trace.json", profiling.code_of(CELL, {}, {}, {})
     line = profiling.write_trace(path, found, code, "Cell In[5]")
     assert line == f"trace: {path} (open it at https://ui.perfetto.dev)"
     assert json.loads(path.read_text())["otherData"]["title"] == "Cell In[5]"
 
 
 def test_a_trace_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> None:
-    code = profiling.code_of(CELL, "", {}, {})
+    code = profiling.code_of(CELL, {}, {}, {})
     assert "no rank has measured anything" in profiling.write_trace(tmp_path, [], code, "")
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
@@ -88,7 +90,7 @@ def test_a_screen_ends_with_the_profile(tmp_path: Path, capsys: pytest.CaptureFi
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     found = profiling.take_profiles(directory, 1)
-    profile = profiling.profile_of(found, 1, profiling.code_of(CELL, "load()\n", {}, {}))
+    profile = profiling.profile_of(found, 1, profiling.code_of(CELL, {CELL: "load()\n"}, {}, {}))
     lines, _ = profiling.shown(profile)
     for notebook in (True, False):
         shell = FakeShell(notebook=notebook)
