@@ -250,7 +250,7 @@ class _Known:
         rank = self.ranks[number]
         if self._processes.get(number, ProcessState()).stopped:
             return rank.busy
-        return rank.busy and rank.heard > 0.0 and self.now - rank.heard > SILENT_S
+        return rank.busy and rank.silent_s(self.now) > SILENT_S
 
     def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each
         """Return where a rank is that others wait for."""
@@ -270,7 +270,7 @@ class _Known:
             return f"it is stuck in a system call, often of a disk or a network file system{last}"
         if self.is_silent(number):
             holds = "holds the interpreter lock in C code" if state.busy else "does not respond"
-            return f"it has been silent for {self.now - rank.heard:.0f} s and {holds}{last}"
+            return f"it has been silent for {rank.silent_s(self.now):.0f} s and {holds}{last}"
         for other in self.groups:
             if other is not group and (operation := other.pending.get(number)) is not None:
                 return f"it waits in {short(operation)}{other.name}" + self.where(number, operation)

@@ -46,6 +46,7 @@ class Rank:
         enqueued: Number of the last collective that it has called, by group.
         completed: Number of the last one that has completed, by group.
         heard: Time of its last heartbeat, in seconds since the epoch.
+        began: When its cell was sent, in seconds since the epoch.
         lost: When it lost its connection while its process ran, in seconds since the epoch.
         answered: Whether it answered the interrupt.
         killed: Whether the kernel killed it.
@@ -69,6 +70,7 @@ class Rank:
     rss_mib: float = 0.0
     device_mib: float | None = None
     heard: float = 0.0
+    began: float = 0.0
     code: int | None = None
     by_agent: bool = False
     ended: float | None = None
@@ -185,6 +187,17 @@ class Rank:
                 ended_by_us=self.by_agent or self.killed,
             )
         return None
+
+    def silent_s(self, now: float) -> float:
+        """Return for how long a running rank has sent no heartbeat, in seconds.
+
+        The first one is due a moment after its cell has begun.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        last = max(self.heard, self.began)
+        return now - last if last else 0.0
 
     @property
     def where(self) -> str:

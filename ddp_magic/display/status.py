@@ -68,8 +68,8 @@ def rank_state(rank: Rank, now: float) -> str:
         if rank.code < 0:
             return exit_words(rank.code)
         return f"exit code {rank.code}" if rank.finished else describe_exit(rank.code).split(",")[0]
-    if rank.heard and now - rank.heard > SILENT_S:
-        return f"silent for {now - rank.heard:.0f} s"
+    if (silent_s := rank.silent_s(now)) > SILENT_S:
+        return f"silent for {silent_s:.0f} s"
     return rank.phase.value
 
 

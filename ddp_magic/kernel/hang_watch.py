@@ -58,7 +58,7 @@ class HangWatch:
         now = time.time()
         found = {}
         for rank in ranks:
-            if rank.pid is None or not rank.busy or now - rank.heard < SILENT_S:
+            if rank.pid is None or not rank.busy or rank.silent_s(now) < SILENT_S:
                 continue
             try:
                 process = psutil.Process(rank.pid)

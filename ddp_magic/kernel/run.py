@@ -238,6 +238,8 @@ class Run(RunRecord):
         if not self.directory.cell.exists():  # a cleaner of temporary files came meanwhile
             self.directory.make_again()
             self.directory.cell.write_text(self._cell.source, encoding="utf-8")
+        for rank in self.ranks:
+            rank.began = time.time()
         self._group.send(self._command)
         if not self._group.kept:
             self._group.send(Exit())

@@ -170,6 +170,14 @@ def test_a_rank_that_was_stopped_at_once_has_sent_no_heartbeat() -> None:
     assert sentence.endswith("for 24 s; rank 1 is stopped: `kill -CONT 101` continues it")
 
 
+def test_a_rank_that_holds_the_lock_at_once_has_sent_no_heartbeat() -> None:
+    ranks = [_rank(0, WAITING), _rank(1, heard=0.0, began=NOW - 25, line=None), _rank(2, WAITING)]
+    (sentence,) = explain(ranks, NOW, processes={1: ProcessState(busy=True)})
+    assert sentence.endswith(
+        "rank 1 has been silent for 25 s and holds the interpreter lock in C code"
+    )
+
+
 def test_a_rank_is_asked_by_its_heartbeat_too() -> None:
     """It runs, so it has reported no groups; but it has called the collective, and gone on."""
     rank = _rank(1)
