@@ -30,6 +30,7 @@ PRUNE_EVERY_S = 600.0
 ROOM_BYTES = 64 * 1024  # that must be free where a run begins: for its store, cell, socket
 MAX_SOCKET_BYTES = 103  # a Unix socket's path; sun_path holds 104 or 108, with a zero
 _NAME = "ddp_magic"
+_PRUNED = ".pruned"  # says when this was done last, by whichever kernel
 _ID_BYTES = 25  # longest name of a run
 _ID = re.compile(r"\d{4}-\d{6}-\d+-\d+")
 
@@ -236,12 +237,25 @@ def run_directories(roots: Iterable[Path]) -> list[RunDirectory]:
 
 
 def _prune_all(roots: list[Path]) -> None:
-    for root in roots:
-        prune(root)
+    found = list(roots)
     for parent in _temporary_folders():
-        for path in parent.glob(f"{_NAME}-*"):  # of other kernels, and of earlier versions
-            if path not in roots and _is_ours(path):
-                prune(path)
+        others = parent.glob(f"{_NAME}-*")  # of other kernels, and of earlier versions
+        found += [path for path in others if path not in roots and _is_ours(path)]
+    for root in filter(_is_due, found):
+        prune(root)
+
+
+def _is_due(root: Path) -> bool:
+    """Return whether no kernel has pruned these runs lately, and note that this one does."""
+    stamp = root / _PRUNED
+    try:
+        if 0 <= time.time() - stamp.stat().st_mtime < PRUNE_EVERY_S:
+            return False
+    except OSError:  # nobody ever has
+        pass
+    with contextlib.suppress(OSError):  # a full disk
+        stamp.touch()
+    return True
 
 
 def _is_ours(path: Path) -> bool:
@@ -260,18 +274,17 @@ def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -
     """
     sizes = {}
     try:
-        paths = list(root.iterdir())
+        with os.scandir(root) as entries:
+            folders = [entry.path for entry in entries if _ID.fullmatch(entry.name)]
     except OSError:  # it has just been removed
         return
-    for path in paths:
-        if not _ID.fullmatch(path.name):
-            continue
+    for folder in folders:
         try:
-            files = [p.lstat() for p in path.rglob("*") if p.is_file() or p.is_socket()]
-            newest = max((f.st_mtime for f in files), default=path.lstat().st_mtime)
+            files = list(_stats(folder))
+            newest = max((f.st_mtime for f in files), default=os.lstat(folder).st_mtime)
         except OSError:  # another kernel removes it, or its run does
             continue
-        sizes[path] = (newest, sum(f.st_size for f in files))
+        sizes[Path(folder)] = (newest, sum(f.st_size for f in files))
     total = 0
     for path, (newest, size) in sorted(sizes.items(), key=lambda item: -item[1][0]):
         total += size
@@ -279,3 +292,13 @@ def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -
         busy = RunDirectory(path).socket.exists()
         if old or (total > keep_bytes and not busy):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _stats(folder: str) -> Iterator[os.stat_result]:
+    """Yield the status of all files and sockets below a folder: of some ten thousand runs, fast."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _stats(entry.path)
+            else:
+                yield entry.stat(follow_symlinks=False)

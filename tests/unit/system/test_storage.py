@@ -274,3 +274,19 @@ def test_old_runs_are_looked_for_now_and_then(place: Path, storage: RunStorage) 
     assert not old.exists()
     assert not elsewhere.exists()
     assert storage.prune_in_background() is None
+
+
+@pytest.mark.usefixtures("place")
+def test_kernels_do_not_look_for_old_runs_one_after_another(storage: RunStorage) -> None:
+    """A look at ten thousand runs takes a second; the next one is due ten minutes later."""
+    old = storage.new_run_directory().path
+    os.utime(old, (0, 0))
+    for due in (True, False, True):
+        thread = RunStorage().prune_in_background()
+        assert thread is not None
+        thread.join(60)
+        assert old.exists() is not due
+        old.mkdir(exist_ok=True)
+        os.utime(old, (0, 0))
+        if not due:
+            os.utime(old.parent / ".pruned", (0, 0))
