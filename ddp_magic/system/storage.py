@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import re
@@ -160,14 +161,9 @@ process_storage = RunStorage()  # of this process
 
 def cache_directory() -> Path | None:
     """Return the directory of all runs of this user; None if there is no place for it."""
-    import platformdirs
-
-    try:
-        path = Path(platformdirs.user_cache_path(_NAME, appauthor=False))
-    except (KeyError, RuntimeError):  # a container's user without a name or a home
-        return None
-    if not path.is_absolute() or not _is_short(path):
-        return None
+    path = _cache_path(os.environ.get("HOME"), os.environ.get("XDG_CACHE_HOME"))
+    if path is None or path.is_dir():
+        return path
     try:
         # No home is made where there is none.
         above = next(p for p in list(path.parents)[:2] if p.exists())
@@ -176,6 +172,18 @@ def cache_directory() -> Path | None:
         return None
     # Not in the home of somebody else (sudo), where a directory of ours would be in their way.
     return path if ours else None
+
+
+@functools.lru_cache(maxsize=1)  # each cell asks
+def _cache_path(_home: str | None, _cache_home: str | None) -> Path | None:
+    """Return where the cache of this user would be, from the environment."""
+    import platformdirs
+
+    try:
+        path = Path(platformdirs.user_cache_path(_NAME, appauthor=False))
+    except (KeyError, RuntimeError):  # a container's user without a name or a home
+        return None
+    return path if path.is_absolute() and _is_short(path) else None
 
 
 def _temporary_folders() -> Iterator[Path]:
