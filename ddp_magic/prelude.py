@@ -146,7 +146,7 @@ def home(name: str) -> str:
 OWN_NAMES = frozenset(sam.HOMES)
 
 # Packages that `pip install "ddp-magic[sam]"` installs.
-_EXTRA = {"PIL", "matplotlib", "monai", "tqdm", "transformers"}
+_EXTRA = {"PIL", "matplotlib", "monai", "scipy", "tqdm", "transformers"}
 
 
 def __getattr__(name: str) -> object:

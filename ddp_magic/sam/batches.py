@@ -54,7 +54,8 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
         tensors (B, ...), if the items have embeddings; `sizes` (B, 2), the original heights and
         widths; `masks` (M, H, W) bool; `image_index` (M,), the image of each object; `points` (M,
         K, 2) float32 (x, y); `labels` (M, K), 1 or 0, and -10 for padding if an object has fewer
-        than K clicks; `boxes` (M, 4); `keys` (M,).
+        than K clicks; `boxes` (M, 4); `keys` (M,); and
+        `ignored` (B, H, W) bool, if an item has ignored pixels.
     """
     sizes = torch.tensor([item["masks"].shape[1:] for item in batch])  # (B, 2)
     height, width = sizes.amax(0).tolist()
@@ -73,6 +74,12 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
     out["image_index"] = torch.arange(len(batch)).repeat_interleave(objects)
     out["boxes"] = torch.cat([item["boxes"] for item in batch])
     out["keys"] = torch.cat([item["keys"] for item in batch])
+    if any("ignored" in item for item in batch):
+        out["ignored"] = torch.zeros(len(batch), height, width, dtype=torch.bool)
+        for image, item in enumerate(batch):
+            if "ignored" in item:
+                h, w = item["ignored"].shape
+                out["ignored"][image, :h, :w] = item["ignored"]
     if "embeddings" in batch[0]:
         maps = zip(*(item["embeddings"] for item in batch), strict=True)
         return out | {"embeddings": [torch.stack(each) for each in maps]}
@@ -139,7 +146,8 @@ def prepare(
     Returns:
         The batch with `pixel_values` (B, 3, S, S) float32 instead of `images`; `points` and `boxes`
         in pixels of this square; `target` (M, 1, T, T), the fraction of each pixel that is in the
-        true mask, at a lower resolution; and `inside` (M, 1, T, T), False in the padding. `sizes`
+        true mask, at a lower resolution; and `inside` (M, 1, T, T), False in the padding
+        and in ignored pixels. `sizes`
         stays on the CPU, because loops depend on it.
     """
     sizes, size = batch["sizes"], geometry.target_size
@@ -162,6 +170,11 @@ def prepare(
         true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, (new_h, new_w)) / 255
         out["target"][rows, :, :new_h, :new_w] = true
         out["inside"][rows, :, :new_h, :new_w] = True
+        if "ignored" in batch:  # at the lower resolution, pixels that are mostly ignored
+            ignored = batch["ignored"][numbers, None, :h, :w].to(device).to(torch.uint8) * 255
+            mostly = _resize(ignored, (new_h, new_w)) > 127  # (images, 1, h, w)
+            of_row = torch.searchsorted(numbers.to(device), index.to(device)[rows])
+            out["inside"][rows, :, :new_h, :new_w] = ~mostly[of_row]
     # (M, 2); clicks that are padding are scaled too, but never used.
     own = factors[index].to(device, non_blocking=True)
     out["points"], out["boxes"] = out["points"] * own[:, None], out["boxes"] * own.repeat(1, 2)

@@ -5,47 +5,51 @@ The error message of a check names the row or image, and shows the mask in a few
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddp_magic.sam.items import BACKGROUND, FOREGROUND
-from ddp_magic.sam.masks import any_object, object_at
+from ddp_magic.sam.masks import (
+    Mask,
+    any_object,
+    box_iou,
+    box_of,
+    object_at,
+    object_labels,
+    object_mask,
+    pixel,
+)
 
 
-def check_pair(index: int, shape: tuple[int, ...] | None, mask: NDArray[Any]) -> None:
-    """Check that a mask is valid and matches its image.
+def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray[Any]) -> None:
+    """Check that an image and its mask have the same size.
 
     Args:
-        index: index of both, for the message.
-        shape: shape of the image, channels last; None: unknown.
+        name: name of the image, for messages.
+        shape: its shape, (H, W), (H, W, 3), or only (H, W) of it.
+        mask_name: name of the mask, for messages.
         mask: (H, W), or (N, H, W) with one mask per object.
 
     Raises:
-        ValueError: The shapes do not match, or the mask is not a label map or a boolean mask.
+        ValueError: They do not, or the image is not gray or RGB.
     """
-    if shape is not None:
-        check_shape(f"image {index}", shape)
-        if shape[:2] != mask.shape[-2:] or mask.ndim not in {2, 3}:
-            hint = " (transposed?)" if shape[:2] == mask.shape[::-1] else ""
-            shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
-            raise ValueError(
-                f"image {index} has shape {shape}, but its mask has {mask.shape}{hint}{shown}"
-            )
-    if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
-        raise ValueError(f"mask {index} contains fractions: use integer labels, or bool")
-    if mask.dtype == np.uint8 and mask.ndim == 2:
-        areas = np.bincount(mask.ravel(), minlength=256)
-        white, top = areas[240:].sum(), int(mask.max(initial=0))  # JPEG may have 253
-        between = int((areas[1:top] > 0).sum())
-        if white * 2 > areas[1:].sum() and between > 8:
-            raise ValueError(
-                f"mask {index} is a grayscale image of a mask: between 0 and {top} there are "
-                f"{between} values, each of which would be an object; pass mask > 127\n"
-                + sketch(mask > 127)
-            )
+    check_shape(name, shape)
+    size = tuple(shape[:2])
+    if mask.ndim in {2, 3} and mask.shape[-2:] == size:
+        return
+    hint = ""
+    if mask.ndim == 3 and mask.shape[:2] == size:
+        axis = "[..., 0]" if mask.shape[2] == 1 else ".transpose(2, 0, 1)"
+        what = "(N, H, W)" if mask.shape[2] > 1 else "(H, W)"
+        hint = f": its objects are the last axis? Pass {what}, mask{axis}"
+    elif size == mask.shape[::-1]:
+        hint = " (transposed?)"
+    shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
+    file = f": {mask_name}" if "(" in mask_name else ""
+    raise ValueError(f"{name} has shape {shape}, but its mask has {mask.shape}{hint}{file}{shown}")
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -55,7 +59,11 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
         ValueError: It is not the shape of an image with channels last.
     """
     if len(shape) not in {2, 3} or (len(shape) == 3 and shape[-1] not in {1, 3}):
-        hint = ": move the channels to the end" if len(shape) == 3 and shape[0] in {1, 3} else ""
+        hint = ""
+        if len(shape) == 3 and shape[0] in {1, 3}:
+            hint = ": move the channels to the end, image.transpose(1, 2, 0)"
+        elif len(shape) == 3 and shape[-1] == 4:
+            hint = ": drop the alpha channel, image[..., :3]"
         raise ValueError(f"{name} has shape {shape}, but must have (H, W) or (H, W, 3){hint}")
 
 
@@ -93,12 +101,85 @@ def prompt_rows(
     return rows
 
 
+def objects_clicked(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDArray[Any]:
+    """Return the label of the object that each click belongs to, (P,).
+
+    Args:
+        rows: clicks (P, 4), from `prompt_rows`.
+        mask_of: function that returns the mask of an image.
+
+    Raises:
+        ValueError: A click is outside its image, or not on, or off, an object.
+    """
+    labels = np.zeros(len(rows), dtype=np.int64)
+    for image, numbers in _by_image(rows):
+        mask, current = mask_of(image), 0
+        for row in numbers:
+            _, y, x, label = rows[row]
+            where = f"coordinates row {row}: image {image}, "
+            check_click(y, x, mask.shape[-2:], where, mask)
+            if label == FOREGROUND:
+                current = object_at(mask, y, x)
+                if not current:
+                    raise ValueError(_on_background(row, rows[row], mask))
+            elif not current:
+                raise ValueError(f"{where}label 0 needs a click with label 1 before it")
+            elif object_mask(mask, current)[pixel(y), pixel(x)]:
+                raise ValueError(
+                    f"{where}a click with label 0 must be off its object, but is on it\n"
+                    + sketch(object_mask(mask, current), y, x)
+                )
+            labels[row] = current
+    return labels
+
+
+def objects_in_boxes(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDArray[Any]:
+    """Return the label of the object inside each box, (Q,).
+
+    Args:
+        rows: boxes (Q, 5), from `prompt_rows`.
+        mask_of: function that returns the mask of an image.
+
+    Raises:
+        ValueError: A box is outside its image, or around no object; or x and y are swapped.
+    """
+    labels, swapped = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
+    for image, numbers in _by_image(rows):
+        mask = mask_of(image)
+        found = object_labels(mask)
+        boxes = [box_of(object_mask(mask, label)) for label in found]
+        around = np.reshape(boxes, (-1, 4))  # (N, 4), also if N is 0
+        for row in numbers:
+            y0, x0, y1, x1 = rows[row, 1:]
+            where = f"boxes row {row}: image {image}, "
+            check_click(y0, x0, mask.shape[-2:], where, mask)
+            check_click(y1, x1, mask.shape[-2:], where, mask)
+            fits = box_iou(np.array([x0, y0, x1, y1]), around)
+            if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
+                raise ValueError(where + _misplaced_box(rows[row, 1:], around, mask))
+            labels[row] = found[fits.argmax()]
+            swapped[row] = box_iou(rows[row, 1:], around).max() - fits.max()
+    if len(rows) and swapped.mean() > 0.2:  # in their order, some are around other objects
+        raise ValueError(
+            "boxes fit the objects better as (x0, y0, x1, y1), but must be (image, y0, x0, y1, "
+            "x1): move the columns, boxes[:, [0, 2, 1, 4, 3]]"
+        )
+    return labels
+
+
+def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
+    """Return pairs of an image index and the numbers of its rows, in order."""
+    order = np.argsort(rows[:, 0], kind="stable")
+    images, first = np.unique(rows[order, 0], return_index=True)
+    return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
+
+
 def check_click(
     y: float,
     x: float,
     size: Sequence[int] | NDArray[Any],
     where: str = "",
-    mask: NDArray[Any] | None = None,
+    mask: Mask | None = None,
 ) -> None:
     """Check that a click is inside an image.
 
@@ -124,7 +205,7 @@ def check_click(
         )
 
 
-def on_background(row: int, click: NDArray[Any], mask: NDArray[Any]) -> str:
+def _on_background(row: int, click: NDArray[Any], mask: Mask) -> str:
     """Return the message for a click on background."""
     image, y, x = click[:3]
     height, width = mask.shape[-2:]
@@ -134,6 +215,31 @@ def on_background(row: int, click: NDArray[Any], mask: NDArray[Any]) -> str:
         "the columns are (image, y, x)"
         + ("; (x, y) would be on an object: are the axes swapped?" if swapped else "")
         + f"\n{sketch(any_object(mask), y, x)}"
+    )
+
+
+def _misplaced_box(box: NDArray[Any], around: NDArray[Any], mask: Mask) -> str:
+    """Return the message for a box that is around no object.
+
+    Args:
+        box: (y0, x0, y1, x1), in pixels.
+        around: the boxes (x0, y0, x1, y1) around the objects, (N, 4).
+        mask: the mask.
+    """
+    y0, x0, y1, x1 = box
+    orders = {
+        "(x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]": box,
+        "(x, y, width, height) as in COCO; convert it": [y0, x0, y0 + y1 - 1, x0 + x1 - 1],
+        "(y, x, height, width); convert it": [x0, y0, x0 + x1 - 1, y0 + y1 - 1],
+    }
+    fits = {name: box_iou(np.array(each), around).max(initial=0) for name, each in orders.items()}
+    best = max(fits, key=fits.__getitem__)
+    return (
+        f"y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; the columns are (image, y0, "
+        "x0, y1, x1)"
+        + (f": is it {best}?" if fits[best] > 0.5 else "")
+        + "\n"
+        + sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)
     )
 
 

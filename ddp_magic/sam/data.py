@@ -8,7 +8,7 @@ pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,28 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from ddp_magic.sam.checks import check_click, check_pair, on_background, prompt_rows, sketch
-from ddp_magic.sam.files import Files, check_names, open_files
-from ddp_magic.sam.gray_levels import gray_window, to_rgb
-from ddp_magic.sam.items import FOREGROUND, Item, no_prompts
-from ddp_magic.sam.masks import (
-    any_object,
-    box_iou,
-    box_of,
-    object_at,
-    object_labels,
-    object_mask,
-    object_masks,
-    pixel,
+from ddp_magic.sam.checks import (
+    check_shape,
+    check_sizes,
+    objects_clicked,
+    objects_in_boxes,
+    prompt_rows,
 )
+from ddp_magic.sam.coco import open_coco
+from ddp_magic.sam.files import in_memory, looked_at, name_of, open_pair, size_of_item
+from ddp_magic.sam.gray_levels import check_levels, gray_window, to_rgb
+from ddp_magic.sam.items import Item, no_prompts, pick_objects
+from ddp_magic.sam.label_checks import check_mask, note_on
+from ddp_magic.sam.masks import (
+    Encoded,
+    Mask,
+    components_of,
+    object_labels,
+    object_masks,
+)
+from ddp_magic.sam.process_group import print0
+
+LOOKED_PIXELS = 2**24  # of masks that are checked at once
 
 Images = Sequence[ArrayLike] | NDArray[Any] | str | Path
 
@@ -51,17 +59,24 @@ class SamDataset(Dataset[Item]):
         coordinates: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
         window: tuple[float, float] | None = None,
+        *,
+        ignore_label: int | None = None,
+        components: bool = False,
     ) -> None:
         """Check images, masks and prompts, so that a mistake is an error and not a low score.
 
         Args:
             images: n images (H, W) or (H, W, 3), of equal or different sizes, all of the same
-                dtype. uint8 images are used as they are; other dtypes are scaled to 0..255 by one
+                dtype: arrays, PIL images, or arrays of zarr and h5py, which are read one image at a
+                time. uint8 images are used as they are; other dtypes are scaled to 0..255 by one
                 rule for the whole data set, which is printed. Or a folder, or a list of files: PNG,
-                JPEG, TIFF (each page) or NIfTI (each slice).
+                JPEG and other images, TIFF (each page), NIfTI (each slice), DICOM, or .npy. They
+                are turned as their metadata says.
             masks: n label maps (H, W), where 0 is background and every other number is an object;
                 boolean, 0/1 or 0/255 masks of a single object; or stacks (N, H, W) with one mask
-                per object, which may overlap. Or a folder, or a list of files, with label maps.
+                per object, which may overlap. Or a folder with the same names as the images, up to
+                words such as `_mask`; a list of files in the order of the images, in which a list
+                of files is a stack; or a .json file in the format of COCO.
             coordinates: clicks (P, 3) or (P, 4), rows (image index, y, x) or (image index, y, x,
                 label), in pixels, where integers are pixel centers. The label is 1 on the object
                 and 0 off it. A click with label 0 belongs to the object of the click before it. In
@@ -70,29 +85,73 @@ class SamDataset(Dataset[Item]):
                 object.
             window: the two image values that are scaled to 0 and 255, for example the `window` of
                 the training set for a validation set. None: the rule above.
+            ignore_label: label of pixels that belong to no object and count neither in the loss nor
+                in the scores, such as 255 in PASCAL VOC.
+            components: whether each connected part of a label is an object, as in 0/255 masks of
+                many cells.
 
         Raises:
-            ValueError: Images, masks and prompts do not match. The message contains the row, and
-                the mask with the click in it.
+            ValueError: Images, masks and prompts do not match, or a file may mean something else.
+                The message contains the file, or the row and the mask with the click in it.
             FileNotFoundError: A file does not exist.
+            ImportError: A file needs a package that is not installed.
+            TypeError: Images or masks are not sequences.
         """
-        self.images, self.masks = _sequence(images, labels=False), _sequence(masks, labels=True)
-        if isinstance(self.images, Files) and isinstance(self.masks, Files):
-            check_names(self.images, self.masks)
+        is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
+        pair: Any = open_coco(images, Path(str(masks))) if is_coco else open_pair(images, masks)
+        self.images, self.masks = pair
+        self.ignore_label, self.components = ignore_label, components
+        self._checked: set[int] = set()  # the masks that are known to be valid
         if len(self.images) != len(self.masks):
             raise ValueError(f"{len(self.images)} images but {len(self.masks)} masks")
-        if not (isinstance(self.images, Files) or isinstance(self.masks, Files)):
-            for i in range(len(self.images)):
-                check_pair(i, np.shape(self.images[i]), np.asarray(self.masks[i]))
+        self._check_masks()
         self.window = gray_window(self.images, window)
+        self.dtype = np.asarray(self.images[0]).dtype if len(self.images) else np.dtype(np.uint8)
         self.has_prompts = coordinates is not None or boxes is not None
         clicks = prompt_rows(
             coordinates, "coordinates", len(self.images), (3, 4), "(image, y, x[, label])"
         )
         box_rows = prompt_rows(boxes, "boxes", len(self.images), (5,), "(image, y0, x0, y1, x1)")
-        of_click = self._objects_clicked(clicks)  # (P,)
-        of_box = self._objects_in_boxes(box_rows)  # (Q,)
+        of_click = objects_clicked(clicks, lambda i: self._mask(i)[0])  # (P,)
+        of_box = objects_in_boxes(box_rows, lambda i: self._mask(i)[0])  # (Q,)
         self._index(clicks, of_click, box_rows, of_box)
+
+    def _check_masks(self) -> None:
+        """Check the sizes of all images, and some masks; the others are checked when used."""
+        for i in range(len(self.images)):
+            size, mask_size = size_of_item(self.images, i), size_of_item(self.masks, i)
+            if size and mask_size and mask_size[-2:] != size[:2]:
+                check_sizes(self.name(i, "image"), size, self.name(i), np.asarray(self.masks[i]))
+            elif size:
+                check_shape(self.name(i, "image"), size)
+        pixels = np.prod(np.shape(self.masks[0])[-2:]) if len(self.masks) else 1
+        many = max(16, LOOKED_PIXELS // int(pixels))
+        some = looked_at(self.masks, many if in_memory(self.masks) else min(many, 64))
+        notes = [note for i in some if (note := note_on(self.name(i), self._mask(i)[0]))]
+        if notes:
+            more = f" (and {len(notes) - 1} more masks)" if len(notes) > 1 else ""
+            print0(notes[0] + more)
+
+    def name(self, index: int, kind: str = "mask") -> str:
+        """Return the name of a mask or an image for messages."""
+        return name_of(self.masks if kind == "mask" else self.images, kind, index)
+
+    def _mask(self, index: int) -> tuple[Mask, NDArray[np.bool_] | None]:
+        """Return a mask, checked, and its ignored pixels (H, W), if there can be any."""
+        given = self.masks[index]
+        mask: Mask = given if isinstance(given, Encoded) else np.asarray(given)
+        ignored = None
+        if isinstance(mask, Encoded):
+            ignored = mask.ignored() if mask.crowd else None
+        elif self.ignore_label is not None and mask.ndim == 2:
+            ignored = mask == self.ignore_label
+            mask = np.where(ignored, 0, mask)
+        if index not in self._checked:
+            check_mask(self.name(index), mask)
+            self._checked.add(index)
+        if self.components and not isinstance(mask, Encoded) and mask.ndim == 2:
+            mask = components_of(mask)
+        return mask, ignored
 
     def _index(
         self,
@@ -123,81 +182,60 @@ class SamDataset(Dataset[Item]):
         self.boxes = np.full((len(prompted), 4), np.nan, dtype=np.float32)  # (x0, y0, x1, y1)
         self.boxes[number[len(clicks) :]] = box_rows[:, [2, 1, 4, 3]]
 
-    def _objects_clicked(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the label of the object that each click belongs to, (P,)."""
-        labels = np.zeros(len(rows), dtype=np.int64)
-        for image, numbers in _by_image(rows):
-            mask, current = np.asarray(self.masks[image]), 0
-            check_pair(image, None, mask)
-            for row in numbers:
-                _, y, x, label = rows[row]
-                where = f"coordinates row {row}: image {image}, "
-                check_click(y, x, mask.shape[-2:], where, mask)
-                if label == FOREGROUND:
-                    current = object_at(mask, y, x)
-                    if not current:
-                        raise ValueError(on_background(row, rows[row], mask))
-                elif not current:
-                    raise ValueError(f"{where}label 0 needs a click with label 1 before it")
-                elif object_mask(mask, current)[pixel(y), pixel(x)]:
-                    raise ValueError(
-                        f"{where}a click with label 0 must be off its object, but is on it\n"
-                        + sketch(object_mask(mask, current), y, x)
-                    )
-                labels[row] = current
-        return labels
-
-    def _objects_in_boxes(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the label of the object inside each box, (Q,)."""
-        labels = np.zeros(len(rows), dtype=np.int64)
-        for image, numbers in _by_image(rows):
-            mask = np.asarray(self.masks[image])
-            check_pair(image, None, mask)
-            found = object_labels(mask)
-            boxes = [box_of(object_mask(mask, label)) for label in found]
-            around = np.reshape(boxes, (-1, 4))  # (N, 4), also if N is 0
-            for row in numbers:
-                y0, x0, y1, x1 = rows[row, 1:]
-                where = f"boxes row {row}: image {image}, "
-                check_click(y0, x0, mask.shape[-2:], where, mask)
-                check_click(y1, x1, mask.shape[-2:], where, mask)
-                fits = box_iou(np.array([x0, y0, x1, y1]), around)
-                if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
-                    raise ValueError(
-                        f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; "
-                        f"the columns are (image, y0, x0, y1, x1)\n"
-                        + sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)
-                    )
-                labels[row] = found[fits.argmax()]
-        return labels
-
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
         """Return one image and its objects; see `ddp_magic.sam.items`."""
-        target, image = self.target(index), self.image(index)
-        check_pair(index, image.shape[1:], target["masks"].numpy())
+        return self.item(index)
+
+    def item(self, index: int, objects: Callable[[int], ArrayLike] | None = None) -> Item:
+        """Return one image and some of its objects; only their masks are made.
+
+        Args:
+            index: index of the image.
+            objects: function that returns the indices of the chosen objects, given their number;
+                None: all objects.
+        """
+        target, image = self.target(index, objects), self.image(index)
+        names = self.name(index, "image"), self.name(index)
+        check_sizes(names[0], image.shape[1:], names[1], target["masks"].numpy())
         return {**target, "image": torch.from_numpy(image)}
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return one image, (3, H, W) uint8."""
-        return to_rgb(self.images[index], self.window)
+        """Return one image, (3, H, W) uint8.
 
-    def target(self, index: int) -> Item:
-        """Return an item without its image."""
+        Raises:
+            ValueError: It is not like the other images, or its objects cannot be seen.
+        """
+        given, name = np.asarray(self.images[index]), self.name(index, "image")
+        check_levels(name, given, self.dtype, self.window)
+        image = to_rgb(given, self.window)
+        flat = image.size and (image.max() <= 1 or image.min() >= 254)
+        if flat and given.min() < given.max() and len(object_labels(self._mask(index)[0])):
+            raise ValueError(
+                f"{name} comes out {'black' if image.max() <= 1 else 'white'}: its values are "
+                f"{given.min():g}..{given.max():g}, but {self.window or (0, 255)} is scaled to "
+                "0..255: scale it like the other images"
+            )
+        return image
+
+    def target(self, index: int, objects: Callable[[int], ArrayLike] | None = None) -> Item:
+        """Return an item without its image; see `item`."""
         index = range(len(self))[index]  # supports negative indices; raises IndexError
-        mask = np.asarray(self.masks[index])
-        check_pair(index, None, mask)
+        mask, ignored = self._mask(index)
         if self.has_prompts:
             labels, prompts = self.prompts(index)
         else:
             labels = object_labels(mask)
             prompts = no_prompts(len(labels))
-        masks = object_masks(mask, labels)  # (N, H, W)
-        keys = index * 4096 + torch.arange(len(labels))
-        return {**prompts, "masks": torch.from_numpy(masks), "keys": keys}
+        item = {**prompts, "keys": index * 4096 + torch.arange(len(labels))}
+        if objects is not None:
+            chosen = np.asarray(objects(len(labels)), dtype=np.int64)
+            item, labels = pick_objects(item, torch.from_numpy(chosen)), labels[chosen]
+        item["masks"] = torch.from_numpy(object_masks(mask, labels))  # (N, H, W)
+        return item if ignored is None else {**item, "ignored": torch.from_numpy(ignored)}
 
     def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
         """Return the labels (N,) of the objects of an image, and their clicks and boxes."""
@@ -209,19 +247,3 @@ class SamDataset(Dataset[Item]):
             "counts": torch.from_numpy(self.point_counts[first:last]),
             "boxes": torch.from_numpy(self.boxes[first:last]),
         }
-
-
-def _sequence(pictures: Images, *, labels: bool) -> Sequence[Any] | NDArray[Any]:
-    """Return arrays unchanged, and paths as a sequence that reads a file when it is indexed."""
-    paths: Any = pictures
-    if isinstance(paths, (str, Path)) or (len(paths) and isinstance(paths[0], (str, Path))):
-        return open_files(paths, labels=labels)
-    given: Sequence[Any] = paths
-    return given
-
-
-def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
-    """Return pairs of an image index and the numbers of its rows, in order."""
-    order = np.argsort(rows[:, 0], kind="stable")
-    images, first = np.unique(rows[order, 0], return_index=True)
-    return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Subset
 
 from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.items import Item
+from ddp_magic.sam.items import Item, pick_objects
 from ddp_magic.sam.process_group import print0
+
+Choice = Callable[[int], ArrayLike]  # from the number of objects to the indices of the chosen ones
 
 
 def size_of(dataset: object, name: str = "dataset") -> int:
@@ -38,15 +42,38 @@ def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
     return image
 
 
-def target_of(dataset: Dataset[Item], index: int) -> Item:
+def target_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
     """Return an item without its image, if the data set can skip reading it.
 
     Args:
         dataset: see `image_of`.
         index: index of the item.
+        objects: see `SamDataset.item`.
     """
     own, number = _origin(dataset, index)
-    return dict(dataset[index]) if own is None else own.target(number)
+    return own.target(number, objects) if own else _picked(dataset[index], objects)
+
+
+def item_of(dataset: Dataset[Item], index: int, objects: Choice) -> Item:
+    """Return an item with some of its objects, if possible without making the other masks.
+
+    Args:
+        dataset: see `image_of`; or one with a method `item` like that of `SamDataset`.
+        index: index of the item.
+        objects: see `SamDataset.item`.
+    """
+    own, number = _origin(dataset, index)
+    if own is not None:
+        return own.item(number, objects)
+    if not isinstance(dataset, (SamDataset, Subset)) and hasattr(dataset, "item"):
+        return dict(dataset.item(index, objects))
+    return _picked(dataset[index], objects)
+
+
+def _picked(item: Item, objects: Choice | None) -> Item:
+    if objects is None:
+        return dict(item)
+    return pick_objects(item, torch.from_numpy(np.asarray(objects(len(item["keys"])), np.int64)))
 
 
 def may_have_boxes(dataset: Dataset[Item]) -> bool:
@@ -64,11 +91,11 @@ def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
     Returns:
         `dtype` and `window`, which is None for uint8; or None if they are not known.
     """
-    own, number = _origin(dataset, 0)
+    own, _ = _origin(dataset, 0)
     if own is None:
         return None
     window = None if own.window is None else list(own.window)
-    return {"dtype": str(np.asarray(own.images[number]).dtype), "window": window}
+    return {"dtype": str(own.dtype), "window": window}
 
 
 def common_levels(train_set: Dataset[Item], val_set: Dataset[Item]) -> dict[str, Any] | None:

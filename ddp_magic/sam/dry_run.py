@@ -13,10 +13,9 @@ from torch.utils.data import Dataset
 
 from ddp_magic.sam.batches import collate, prepare
 from ddp_magic.sam.dataset_access import may_have_boxes
-from ddp_magic.sam.items import Item, no_prompts
+from ddp_magic.sam.items import Item, no_prompts, pick_objects
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.process_group import rank_and_world
-from ddp_magic.sam.sampling import pick_objects
 
 
 def one_of_each(

@@ -22,7 +22,7 @@ from tqdm.std import tqdm
 
 from ddp_magic.sam.adapter import fingerprint
 from ddp_magic.sam.batches import collate, prepare
-from ddp_magic.sam.dataset_access import image_of, size_of, target_of
+from ddp_magic.sam.dataset_access import Choice, image_of, size_of, target_of
 from ddp_magic.sam.items import Item, without_objects
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.process_group import barrier, rank_and_world
@@ -53,9 +53,13 @@ class Embedded(Dataset[Item]):
         Raises:
             ValueError: The image is not the one that was encoded.
         """
+        return self.item(index)
+
+    def item(self, index: int, objects: Choice | None = None) -> Item:
+        """Return one item with some of its objects; see `SamDataset.item`."""
         index = range(len(self))[index]
         stored = [torch.from_numpy(np.array(each[index])) for each in self.maps]
-        item = target_of(self.dataset, index)
+        item = target_of(self.dataset, index, objects)
         image = item.pop("image", None)
         if image is not None and (digest(image.numpy(), self.salt) != self.digests[index]).any():
             raise ValueError(

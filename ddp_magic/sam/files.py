@@ -1,151 +1,298 @@
-"""Reading images and masks from files: PNG, JPEG, TIFF (pages) and NIfTI (slices)."""
+"""Images and masks in files: which there are, and which belong together."""
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFile
 
-PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
-VOLUMES = (".nii", ".nii.gz")
+from ddp_magic.sam.names import check_order, list_folder, match
+from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read
+from ddp_magic.sam.volumes import Header, check_affines, require
 
-Entry = tuple[Path, int]  # a file, and the index of a page or slice in it
+OPENED = {
+    ".zarr": "zarr.open_array(path, mode='r')",
+    ".h5": "h5py.File(path)[name]",
+    ".hdf5": "h5py.File(path)[name]",
+    ".npz": "numpy.load(path)[name]",
+}
 
 
-class Files(Sequence[NDArray[Any]]):
-    """A sequence of images in files. Indexing reads the file; only the last volume is cached."""
+class Page(NamedTuple):
+    """An image in a file."""
 
-    def __init__(self, entries: Sequence[Entry], *, labels: bool) -> None:
-        """Store the file names, without reading the files.
+    path: Path
+    number: int = 0  # of the page, slice or frame
+    like: Path | None = None  # for a NIfTI label map: the image whose axes it gets
+
+
+class Pictures(Sequence[Any]):
+    """Images or masks in files, read when they are indexed; also PIL images and arrays."""
+
+    def __init__(self, entries: Sequence[Any], *, labels: bool, sizes: Sequence[Any] = ()) -> None:
+        """Store the entries, without reading files.
 
         Args:
-            entries: files with the indices of their pages or slices.
-            labels: whether the images are label maps; then palette indices are the labels.
+            entries: for each image a `Page`, a PIL image or an array; for a stack of masks also a
+                list of pages, with one mask each.
+            labels: whether they are masks.
+            sizes: their heights and widths, or None, as far as they are known.
         """
-        self.entries, self.labels = list(entries), labels
-        self._volume: tuple[Path, NDArray[Any]] | None = None
+        self.entries, self.labels, self.sizes = list(entries), labels, sizes
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.entries)
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence allows slices, which are not used
-        """Read one image, (H, W) or (H, W, 3)."""
-        path, page = self.entries[index]
-        if path.name.endswith(VOLUMES):
-            if self._volume is None or self._volume[0] != path:
-                self._volume = (path, read_volume(path))
-            return self._volume[1][..., page].T  # the first axis of NIfTI is x
-        return read_picture(path, page, labels=self.labels)
+        """Read an image, (H, W) or (H, W, 3), or a mask, (H, W) or (N, H, W)."""
+        entry = self.entries[index]
+        if isinstance(entry, Page):
+            return read(entry.path, entry.number, labels=self.labels, like=entry.like)
+        if isinstance(entry, list):
+            return np.stack([read(each.path, labels=True) != 0 for each in entry])
+        if isinstance(entry, Stored):
+            return entry[...]
+        if isinstance(entry, Image.Image):
+            return from_pil(entry, labels=self.labels)
+        return np.asarray(entry)
+
+    def name(self, index: int) -> str:
+        """Return the name of a file for messages, or "" for an image in memory."""
+        entry = self.entries[index]
+        page = entry[0] if isinstance(entry, list) else entry
+        if not isinstance(page, Page):
+            return ""
+        return f"{page.path}, page {page.number}" if page.number else str(page.path)
+
+
+class Stored:
+    """An array of zarr, h5py or dask, of which only what is indexed is read.
+
+    Processes cannot share an open HDF5 file, so each opens it.
+    """
+
+    def __init__(self, array: Any) -> None:  # noqa: ANN401 -- of one of these libraries
+        self.array, self.shape, self.dtype = array, array.shape, np.dtype(array.dtype)
+        self.ndim, self._pid, self._hdf5 = len(array.shape), os.getpid(), None
+        if type(array).__module__.startswith("h5py"):
+            self._hdf5 = (array.file.filename, array.name)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:  # noqa: ANN401 -- as of an array
+        if self._hdf5 and self._pid != os.getpid():
+            self.array, self._pid = _open_hdf5(*self._hdf5), os.getpid()
+        return np.asarray(self.array[key])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the cached volume."""
-        return {"entries": self.entries, "labels": self.labels, "_volume": None}
+        state = dict(self.__dict__)
+        return state | {"array": None, "_pid": 0} if self._hdf5 else state
 
 
-def read_picture(path: Path, page: int = 0, *, labels: bool = False) -> NDArray[Any]:
-    """Read a page of an image file with Pillow, (H, W) or (H, W, 3).
-
-    Raises:
-        ValueError: A mask has colors.
-    """
-    from PIL import Image
-
-    with Image.open(path) as file:
-        if page:
-            file.seek(page)
-        if file.mode in {"P", "PA"} and labels:
-            return np.asarray(file)  # palette indices are the labels, as in PASCAL VOC
-        gray = file.mode in {"1", "L", "F"} or file.mode.startswith("I")
-        pixels: NDArray[Any] = np.asarray(file if gray else file.convert("RGB"))
-    if labels and pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
-            raise ValueError(f"{path} contains colors, not labels: save masks with one channel")
-        pixels = pixels[..., 0]
-    return pixels
+def _open_hdf5(file: str, name: str) -> Any:  # noqa: ANN401 -- an h5py.Dataset
+    return require("h5py", "sam").File(file)[name]
 
 
-def read_volume(path: Path) -> NDArray[Any]:
-    """Read a NIfTI volume with MONAI, (X, Y, Z).
+def as_stored(array: Any) -> Any:  # noqa: ANN401 -- any value
+    """Wrap an array that is not in memory, and return anything else unchanged."""
+    if isinstance(array, Pictures):
+        return array
+    is_array = hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")
+    in_memory = isinstance(array, (np.ndarray, np.generic)) or hasattr(array, "detach")
+    return Stored(array) if is_array and not in_memory and len(array.shape) else array
+
+
+def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
+    """Return two sequences of images and masks; files are listed, not decoded.
 
     Raises:
-        ValueError: The volume does not have two or three dimensions.
+        ValueError: Images and masks do not belong together, or a file cannot be read.
+        FileNotFoundError: A file does not exist, or a folder contains no images.
+        TypeError: An argument is not a sequence.
     """
-    from monai.transforms import LoadImage
+    if isinstance(images, (str, Path)) and str(images) == str(masks):
+        raise ValueError(f"images and masks are the same, {images}: pass two folders or two lists")
+    images, masks = _loaded(images), _loaded(masks)
+    (files, root), (mask_files, mask_root) = _listed(images, "images"), _listed(masks, "masks")
+    if files is not None and mask_files is not None:
+        if root and mask_root:
+            files, mask_files = match(files, root, mask_files, mask_root)
+        check_order(files, mask_files)
+    heads = _headers(files or [], labels=False)
+    mask_heads = _headers(mask_files or [], labels=True)
+    like: list[Path | None] = [None] * len(mask_files or [])
+    if files is not None and mask_files is not None:
+        for number, (image, mask) in enumerate(zip(files, mask_files, strict=True)):
+            if _check_files(image, heads[number], mask, mask_heads[number]):
+                like[number], mask_heads[number] = image, heads[number]
+    _check_dtypes(files or [], heads)
+    if files is not None:
+        images = _pictures(files, heads, [None] * len(files), labels=False)
+    if mask_files is not None:
+        masks = _pictures(mask_files, mask_heads, like, labels=True)
+    return as_stored(images), as_stored(masks)
 
-    volume = np.asarray(LoadImage(image_only=True, reader="NibabelReader", dtype=None)(path))
-    if volume.ndim not in {2, 3}:
-        raise ValueError(f"{path} has shape {volume.shape}, but must have (X, Y) or (X, Y, Z)")
-    return volume.reshape(*volume.shape[:2], -1)
+
+def _loaded(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
+    """Return the array in an .npy file that contains all images, a list for a column of pandas."""
+    if isinstance(given, (str, Path)) and Path(given).suffix.lower() == ".npy":
+        return np.load(given, mmap_mode="r", allow_pickle=False)
+    return given.tolist() if type(given).__module__.startswith("pandas") else given
 
 
-def open_files(paths: str | Path | Sequence[str | Path], *, labels: bool) -> Files:
-    """List the images in files, or in all files of a folder.
+def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # noqa: ANN401 -- whatever SamDataset takes
+    """Return a list of files, PIL images and arrays, and the folder that was listed.
 
-    Args:
-        paths: a folder, a file, or a list of files.
-        labels: whether the images are masks.
+    The list is None for arrays. A list of files instead of a file is a stack of masks.
 
     Raises:
-        FileNotFoundError: A file or folder does not exist, or a folder contains no images.
+        FileNotFoundError: A file does not exist.
+        TypeError: It is not a sequence.
     """
-    if isinstance(paths, (str, Path)):
-        folder = Path(paths)
-        if folder.is_dir():
-            files = sorted(filter(_is_picture, folder.iterdir()), key=_natural)
-            if not files:
-                raise FileNotFoundError(f"no PNG, JPEG, TIFF or NIfTI files in {folder}")
-        else:
-            files = [folder]
-    else:
-        files = [Path(path) for path in paths]
-    entries: list[Entry] = []
-    for path in files:
-        if not path.exists():
+    if isinstance(given, (str, Path)):
+        path = Path(given)
+        if path.suffix.lower() in OPENED:
+            raise ValueError(f"{path}: open it and pass the array: {OPENED[path.suffix.lower()]}")
+        if path.is_dir():
+            return list(list_folder(path)), path
+        given = [path]
+    if not hasattr(given, "__getitem__") or isinstance(given, dict):
+        raise TypeError(
+            f"{name} is a {type(given).__name__}, but must be a folder, or a sequence of files or "
+            "arrays: pass a list, for example sorted(folder.glob('*.png'))"
+        )
+    if getattr(given, "dtype", None) is not None and np.dtype(given.dtype).kind not in "OUT":
+        return None, None
+    items = [_item(each) for each in given]
+    if not any(isinstance(each, (Path, list, Image.Image, Page, Stored)) for each in items):
+        return None, None
+    return items, None
+
+
+def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
+    """Return a file as Path, several as a list, a PIL image that is not loaded as its file."""
+    if isinstance(given, (str, Path)):
+        path = Path(given)
+        if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        entries += [(path, page) for page in range(_pages(path))]
-    return Files(entries, labels=labels)
+        return path
+    if isinstance(given, (list, tuple)) and given and isinstance(given[0], (str, Path)):
+        return [_item(each) for each in given]
+    # Processes that share an open file would read from wrong places, so each opens it.
+    if isinstance(given, ImageFile.ImageFile) and given.tile:
+        path = Path(str(given.filename))
+        if path.is_file():
+            return Page(path, given.tell()) if given.tell() else path
+    return as_stored(given)
 
 
-def check_names(images: Files, masks: Files) -> None:
-    """Check that images and masks have matching names.
+def _headers(items: list[Any], *, labels: bool) -> list[Header | None]:
+    """Read the headers of files."""
+    first = [each[0] if isinstance(each, list) else each for each in items]
+    return [header(each, labels=labels) if isinstance(each, Path) else None for each in first]
+
+
+def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header | None) -> bool:  # noqa: ANN401 -- of `_listed`
+    """Check the sizes of an image and its mask.
+
+    Returns:
+        Whether both are NIfTI files, so that the mask gets the axes of the image.
 
     Raises:
-        ValueError: The name of a mask is not the name of its image, up to a suffix such as `_mask`.
+        ValueError: They are different.
     """
-    for (image, _), (mask, _) in zip(images.entries, masks.entries, strict=False):
-        if _stem(image) != _stem(mask):
+    if head is None or mask_head is None:
+        return False
+    if isinstance(mask, Path) and kind_of(image) == kind_of(mask) == NIFTI:
+        check_affines(image, mask)
+        return True
+    if head.pages != mask_head.pages:
+        raise ValueError(
+            f"{image} contains {head.pages} images, but {mask} contains {mask_head.pages} masks: "
+            "save the same number of pages; channels with photometric='rgb'; one mask per object "
+            "as a stack (N, H, W) in an .npy file"
+        )
+    if head.size != mask_head.size:
+        # The header of a PNG file does not always have its orientation.
+        shapes = read(image, labels=False).shape[:2], read(_first(mask), labels=True).shape[-2:]
+        if shapes[0] != shapes[1]:
             raise ValueError(
-                f"the names of image {image.name} and mask {mask.name} do not match: rename the "
-                "files, or pass two lists of files in the same order"
+                f"{image} has {shapes[0]} pixels, but its mask {mask} has {shapes[1]}"
+                + _why(shapes, head.turn)
             )
+    return False
 
 
-def _stem(path: Path) -> str:
-    stem = path.name.removesuffix(".gz").rpartition(".")[0].lower()
-    return re.sub(r"[-_. ]?(masks?|labels?|seg|segmentation|gt|image|img)$", "", stem)
+def _first(mask: Any) -> Path:  # noqa: ANN401 -- a path or a list of them
+    return Path(mask[0] if isinstance(mask, list) else mask)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Return a sort key with img2 before img10, equal for a mask and its image."""
-    return [
-        (int(part), "") if part.isdigit() else (-1, part)
-        for part in re.split(r"(\d+)", _stem(path))
-    ]
+def _why(shapes: tuple[Any, Any], turn: int) -> str:
+    if shapes[0] != shapes[1][::-1]:
+        return ": resize it with nearest neighbors"
+    if turn > 4:
+        return f": the image has the EXIF orientation {turn}, which its mask lacks: turn the mask"
+    return " (transposed?)"
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES or path.name.endswith(VOLUMES)
+def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:
+    """Check that all images have the same dtype, since one rule scales them all.
+
+    Raises:
+        ValueError: They do not.
+    """
+    kinds: dict[Any, Any] = {}
+    for path, head in zip(files, heads, strict=True):
+        if head:
+            kinds.setdefault(head.dtype, path)
+    if len(kinds) > 1:
+        some = ", ".join(f"{dtype} ({path})" for dtype, path in list(kinds.items())[:3])
+        raise ValueError(f"images have different dtypes, {some}: convert them to one dtype")
 
 
-def _pages(path: Path) -> int:
-    if path.name.endswith(VOLUMES):
-        return int(read_volume(path).shape[-1])
-    from PIL import Image
+def _pictures(
+    items: list[Any], heads: list[Header | None], like: list[Path | None], *, labels: bool
+) -> Pictures:
+    """Return each page of each file."""
+    entries: list[Any] = []
+    sizes: list[Any] = []
+    for item, head, axes in zip(items, heads, like, strict=True):
+        pages = head.pages if head and isinstance(item, Path) else 1
+        sizes += [head and head.size] * pages
+        if isinstance(item, list):
+            entries.append([Page(path) for path in item])
+        elif isinstance(item, Path):
+            entries += [Page(item, page, axes) for page in range(pages)]
+        else:
+            entries.append(item)
+    return Pictures(entries, labels=labels, sizes=sizes)
 
-    with Image.open(path) as file:
-        return int(getattr(file, "n_frames", 1)) if path.suffix.lower().startswith(".tif") else 1
+
+def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`
+    """Return whether images are arrays in memory, so that looking at all of them is cheap."""
+    return not isinstance(pictures, (Pictures, Stored, np.memmap))
+
+
+def looked_at(pictures: Any, number: int) -> range:  # noqa: ANN401 -- of `open_pair`
+    """Return the indices of about `number` images, evenly spaced."""
+    return range(0, len(pictures), max(1, -(-len(pictures) // number)))
+
+
+def size_of_item(pictures: Any, index: int) -> tuple[int, ...] | None:  # noqa: ANN401 -- of `open_pair`
+    """Return the shape of an image, if it is known without reading it."""
+    if isinstance(pictures, Pictures):
+        return pictures.sizes[index] if pictures.sizes else None
+    return tuple(pictures.shape[1:]) if hasattr(pictures, "shape") else np.shape(pictures[index])
+
+
+def name_of(pictures: Any, kind: str, index: int) -> str:  # noqa: ANN401 -- of `open_pair`
+    """Return the name of an image or a mask for messages, with its file if it has one."""
+    file = pictures.name(index) if isinstance(pictures, Pictures) else ""
+    return f"{kind} {index} ({file})" if file else f"{kind} {index}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddp_magic.sam.checks import check_shape, sketch
-from ddp_magic.sam.files import Files
+from ddp_magic.sam.files import in_memory, looked_at, name_of
 from ddp_magic.sam.process_group import print0
 
 
@@ -19,7 +19,7 @@ def gray_window(
     """Choose, and print, the values that are scaled to 0 and 255 in all images.
 
     Args:
-        images: images of the same dtype. If they are files, up to 64 are read.
+        images: images of the same dtype. If they are not in memory, up to 64 are read.
         given: the values, if they are known.
 
     Returns:
@@ -29,8 +29,8 @@ def gray_window(
         ValueError: The dtypes are different, values are not finite, or all values are so small that
             the images were probably divided by 255 twice.
     """
-    step = -(-len(images) // 64) if isinstance(images, Files) else 1
-    looked = [np.asarray(images[i]) for i in range(0, len(images), step)]
+    numbers = looked_at(images, len(images) if in_memory(images) else 64)
+    looked = [np.asarray(images[i]) for i in numbers]
     types = {image.dtype for image in looked}
     if len(types) > 1:
         names = ", ".join(sorted(map(str, types)))
@@ -41,13 +41,16 @@ def gray_window(
     low = min(float(np.min(image)) for image in looked)
     high = max(float(np.max(image)) for image in looked)
     if not np.isfinite([low, high]).all():
-        raise ValueError("images contain values that are not finite: replace NaN and infinity")
+        worst = next(
+            i for i, image in zip(numbers, looked, strict=True) if not np.isfinite(image).all()
+        )
+        check_levels(name_of(images, "image", worst), np.asarray(images[worst]), kind, None)
     if low < high and low >= 0 and high <= (1 if kind.kind in "iu" else 1.01 / 255):
-        brightest = next(i for i, image in enumerate(looked) if image.max() == high) * step
+        brightest, image = next(x for x in zip(numbers, looked, strict=True) if x[1].max() == high)
         raise ValueError(
             f"images of dtype {kind} with values {low:g}..{high:g} are nearly black: were they "
             "divided by 255 twice, or converted to integers after the division, or are they masks? "
-            f"Image {brightest}:\n" + sketch(_plane(looked[brightest // step]) > high / 2)
+            f"{name_of(images, 'image', brightest)}:\n" + sketch(_plane(image) > high / 2)
         )
     if given is not None or kind == np.uint8:
         return given
@@ -63,6 +66,28 @@ def gray_window(
         rule = f"{first:g}..{last:g} (percentiles 0.1 and 99.9) stretched to 0..255"
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
+
+
+def check_levels(
+    name: str, image: NDArray[Any], dtype: np.dtype[Any], window: tuple[float, float] | None
+) -> None:
+    """Check that an image is like those that the window was chosen from.
+
+    Raises:
+        ValueError: Its dtype is different, its values are not finite, or not from 0 to 1 as theirs.
+    """
+    if image.dtype != dtype:
+        raise ValueError(
+            f"{name} has dtype {image.dtype}, but other images have dtype {dtype}: convert them to "
+            "one dtype"
+        )
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise ValueError(f"{name} contains values that are not finite: replace NaN and infinity")
+    if image.dtype.kind == "f" and window == (0.0, 1.0) and image.max(initial=0) > 1.01:
+        raise ValueError(
+            f"{name} has values up to {image.max():g}, but other images have values from 0 to 1: "
+            "scale it like them"
+        )
 
 
 def _plane(image: NDArray[Any]) -> NDArray[Any]:

@@ -9,6 +9,7 @@ An item is a dict of tensors, for an image of H x W pixels with N objects and P 
     counts  (N,), the number of clicks of each object
     boxes   (N, 4) float32, (x0, y0, x1, y1), NaN without a box
     keys    (N,), a number for each object that is unique in the data set
+    ignored (H, W) bool, pixels that count neither in the loss nor in scores; only if there are any
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Item = dict[str, Any]
 
@@ -32,6 +34,15 @@ def no_prompts(objects: int) -> Item:
         "counts": torch.zeros(objects, dtype=torch.long),
         "boxes": torch.full((objects, 4), torch.nan),
     }
+
+
+def pick_objects(item: Item, chosen: Tensor) -> Item:
+    """Return an item with only the objects `chosen`, (n,) indices."""
+    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,)
+    clicks = torch.isin(owner, chosen)
+    names = {"masks", "keys", "counts", "boxes"} & item.keys()
+    some: Item = {name: item[name][chosen] for name in names}
+    return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
 
 
 def without_objects(image: NDArray[np.uint8]) -> Item:

@@ -8,7 +8,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def any_object(mask: NDArray[Any]) -> NDArray[Any]:
+class Encoded:
+    """A stack of masks (N, H, W) in the run-length encoding of COCO, decoded one by one."""
+
+    ndim, dtype = 3, np.dtype(bool)
+
+    def __init__(self, codes: list[Any], size: tuple[int, int], crowd: list[Any]) -> None:
+        """Store the codes.
+
+        Args:
+            codes: the masks of the objects, as pycocotools encodes them.
+            size: height and width, in pixels.
+            crowd: the regions that are no single objects, which are ignored.
+        """
+        self.codes, self.crowd, self.shape = codes, crowd, (len(codes), *size)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, number: int) -> NDArray[np.bool_]:
+        return self._union([self.codes[number]])
+
+    def any(self, _axis: int = 0) -> NDArray[np.bool_]:
+        """Return the union (H, W) of all objects."""
+        return self._union(self.codes)
+
+    def ignored(self) -> NDArray[np.bool_]:
+        """Return the pixels (H, W) of crowds that are on no object."""
+        return self._union(self.crowd) & ~self.any()
+
+    def _union(self, codes: list[Any]) -> NDArray[np.bool_]:
+        if not codes:
+            return np.zeros(self.shape[1:], bool)
+        from pycocotools import mask as rle
+
+        return np.asarray(rle.decode(rle.merge(codes)) != 0)
+
+
+Mask = NDArray[Any] | Encoded
+
+
+def any_object(mask: Mask) -> NDArray[Any]:
     """Return the union (H, W) of all objects of a label map or a stack of masks."""
     return np.asarray(mask.any(0) if mask.ndim == 3 else mask != 0)
 
@@ -18,31 +58,30 @@ def pixel(coordinate: float) -> int:
     return int(np.floor(coordinate + 0.5))
 
 
-def object_at(mask: NDArray[Any], y: float, x: float) -> int:
+def object_at(mask: Mask, y: float, x: float) -> int:
     """Return the label of the object at a click, the smallest one in a stack; 0: background."""
     if mask.ndim == 2:
-        return int(mask[pixel(y), pixel(x)])
-    under = np.flatnonzero(mask[:, pixel(y), pixel(x)])
-    sizes = [np.count_nonzero(mask[n]) for n in under]
-    return int(under[np.argmin(sizes)]) + 1 if len(under) else 0
+        return int(mask[pixel(y), pixel(x)])  # type: ignore[index]
+    each = ((n + 1, mask[n]) for n in range(len(mask)))
+    sizes = {n: np.count_nonzero(m) for n, m in each if m[pixel(y), pixel(x)]}
+    return min(sizes, key=sizes.__getitem__, default=0)
 
 
-def object_mask(mask: NDArray[Any], label: int) -> NDArray[np.bool_]:
+def object_mask(mask: Mask, label: int) -> NDArray[np.bool_]:
     """Return the mask (H, W) of an object; label 1 is the first mask of a stack."""
-    found: NDArray[np.bool_] = mask == label if mask.ndim == 2 else mask[label - 1] != 0
-    return found
+    return np.asarray(mask == label if mask.ndim == 2 else mask[label - 1] != 0)
 
 
-def object_masks(mask: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+def object_masks(mask: Mask, labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return the masks (N, H, W) of the objects with labels (N,).
 
     Each pixel of a label map is read once, not once per object.
     """
-    if mask.ndim == 3:
-        stack: NDArray[np.bool_] = mask[labels - 1] != 0
-        return stack
-    masks = np.zeros((len(labels), *mask.shape), dtype=bool)
-    if len(labels):
+    masks = np.zeros((len(labels), *mask.shape[-2:]), dtype=bool)
+    if isinstance(mask, Encoded) or mask.ndim == 3:
+        for number, label in enumerate(labels):
+            masks[number] = mask[label - 1] != 0
+    elif len(labels):
         at = np.flatnonzero(mask)  # pixels of any object
         own, order = mask.ravel()[at].astype(np.int64), np.argsort(labels)
         row = order[np.searchsorted(labels, own, sorter=order).clip(max=len(labels) - 1)]
@@ -51,12 +90,43 @@ def object_masks(mask: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
     return masks
 
 
-def object_labels(mask: NDArray[Any]) -> NDArray[Any]:
+def object_labels(mask: Mask) -> NDArray[Any]:
     """Return the labels (N,) of all objects."""
+    if isinstance(mask, Encoded):
+        return np.arange(1, len(mask) + 1)  # none is empty
     if mask.ndim == 3:
         return np.array([n + 1 for n, each in enumerate(mask) if each.any()], dtype=np.int64)
-    found = np.unique(mask).astype(np.int64)
-    return np.asarray(found[found != 0])
+    return label_areas(mask)[0]
+
+
+def label_areas(mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the labels of a label map, without 0, and their areas in pixels, (N,) each."""
+    top = int(mask.max(initial=0))
+    if top < 2**20 and int(mask.min(initial=0)) >= 0:  # counting is faster than sorting
+        areas = np.bincount(mask.ravel().astype(np.int64, copy=False))
+        found = np.flatnonzero(areas)
+        areas = areas[found]
+    else:
+        found, areas = np.unique(mask, return_counts=True)
+    some = found != 0
+    return found[some].astype(np.int64), areas[some]
+
+
+def components_of(mask: NDArray[Any]) -> NDArray[np.int32]:
+    """Return a label map whose objects are the connected parts of each label, (H, W).
+
+    Pixels that touch at a corner are connected.
+    """
+    from scipy import ndimage
+
+    labels, parts, found = label_areas(mask)[0], np.zeros(mask.shape, dtype=np.int32), 0
+    numbers = np.where(mask == 0, 0, np.searchsorted(labels, mask) + 1)  # 0 to N
+    for number, box in enumerate(ndimage.find_objects(numbers), start=1):
+        inside = numbers[box] == number
+        own, count = ndimage.label(inside, np.ones((3, 3)))
+        parts[box][inside] = own[inside] + found
+        found += count
+    return parts
 
 
 def box_of(mask: NDArray[np.bool_]) -> NDArray[Any]:

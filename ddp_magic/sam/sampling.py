@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddp_magic.sam.dataset_access import size_of
+from ddp_magic.sam.dataset_access import item_of, size_of
 from ddp_magic.sam.items import Item
 
 
@@ -39,24 +38,14 @@ class Sampled(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """Return one item with the objects sampled for this epoch, augmented if requested."""
-        item = dict(self.dataset[index])
-        if 0 < self.objects < len(item["keys"]):
-            rng = np.random.default_rng([self.seed, self.epoch, index, 1])
-            chosen = rng.permutation(len(item["keys"]))[: self.objects]
-            item = pick_objects(item, torch.from_numpy(np.sort(chosen)))
+        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+        some = self.objects or None  # 0: all
+        item = dict(item_of(self.dataset, index, lambda n: np.sort(rng.permutation(n)[:some])))
         item["keys"] = item["keys"] + (self.seed * 10_000 + self.epoch) * 2**36
         if not self.augment:
             return item
         position = int(np.random.default_rng([self.seed, self.epoch, index]).integers(8))
         return turn(item, mirror=position >= 4, quarters=position % 4)
-
-
-def pick_objects(item: Item, chosen: Tensor) -> Item:
-    """Return an item with only the objects `chosen`, (n,) indices."""
-    owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,)
-    clicks = torch.isin(owner, chosen)
-    some = {name: item[name][chosen] for name in ("masks", "keys", "counts", "boxes")}
-    return {**item, **some, "points": item["points"][clicks], "labels": item["labels"][clicks]}
 
 
 def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
@@ -83,4 +72,8 @@ def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
     points, corners = points[: len(item["points"])], points[len(item["points"]) :]
     corners = corners.view(-1, 2, 2)
     boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
-    return {**item, "image": image, "masks": masks, "points": points, "boxes": boxes}
+    turned = {"image": image, "masks": masks, "points": points, "boxes": boxes}
+    if "ignored" in item:
+        ignored = item["ignored"].flip(1) if mirror else item["ignored"]
+        turned["ignored"] = ignored.rot90(quarters)
+    return {**item, **turned}

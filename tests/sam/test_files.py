@@ -1,99 +1,301 @@
-"""Images and masks from files."""
+"""Which files are images and masks, and which belong together."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
+from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import h5py
+import nibabel
 import numpy as np
+import pandas as pd
+import pydicom.data
 import pytest
+import tifffile
 import torch
+import zarr
 from PIL import Image
+from pycocotools import mask as rle
 
 from ddp_magic.prelude import SamDataset, cells
-from ddp_magic.sam.files import open_files
+
+IMAGES, MASKS, CLICKS = cells(n=3)
+
+
+def save(folder: Path, names: list[str], arrays: Any = None) -> Path:
+    """Save images, or label maps if a name says so, in a folder."""
+    for name, image, mask in zip(names, IMAGES, MASKS, strict=False):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_mask = "mask" in str(path.relative_to(folder.parent))
+        pixels = mask.astype(np.uint16) if is_mask else image
+        Image.fromarray(pixels if arrays is None else arrays).save(path)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three synthetic images and their label maps, with usual file names."""
-    images, masks, _ = cells(n=3)
-    for sub in ("images", "masks"):
-        (tmp_path / sub).mkdir()
-    for i in range(3):
-        Image.fromarray(images[i]).save(tmp_path / "images" / f"cell{i + 8}.png")
-        label = Image.fromarray(masks[i].astype(np.uint16))
-        label.save(tmp_path / "masks" / f"cell{i + 8}_mask.png")
+    save(tmp_path / "images", [f"cell{i + 8}.png" for i in range(3)])
+    save(tmp_path / "masks", [f"cell{i + 8}_mask.png" for i in range(3)])
     return tmp_path
+
+
+def same(data: SamDataset, expected: SamDataset) -> bool:
+    """Return whether two data sets have the same items."""
+    return len(data) == len(expected) and all(
+        torch.equal(data[i][key].nan_to_num(), value.nan_to_num())
+        for i in range(len(expected))
+        for key, value in expected[i].items()
+    )
 
 
 def test_folders_equal_arrays(folder: Path) -> None:
     """Two folders give the same items as arrays, in natural order, and can be pickled."""
-    images, masks, clicks = cells(n=3)
-    data: Any = SamDataset(folder / "images", str(folder / "masks"), clicks)
-    data = pickle.loads(pickle.dumps(data))
-    arrays = SamDataset(images, masks, clicks)
-    for i in range(3):
-        for key, value in arrays[i].items():
-            assert torch.equal(data[i][key].nan_to_num(), value.nan_to_num())
+    data: Any = SamDataset(folder / "images", str(folder / "masks"), CLICKS)
+    arrays = SamDataset(IMAGES, MASKS, CLICKS)
+    assert same(pickle.loads(pickle.dumps(data)), arrays)
     files = [folder / "images" / f"cell{i + 8}.png" for i in range(3)]
-    assert len(SamDataset(files, masks)) == 3
+    pictures = [Image.open(path) for path in files]
+    for images in (
+        files,
+        [str(path) for path in files],
+        np.array(files),
+        pd.Series(files),
+        pictures,
+    ):
+        assert same(SamDataset(images, MASKS, CLICKS), arrays)
 
 
-def test_tiff_pages_and_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each page of a TIFF is an image; uint16 is scaled by one rule, printed once."""
-    images, masks, clicks = cells(n=3)
-    pages = [Image.fromarray(image.astype(np.uint16) * 200) for image in images]
-    pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
-    data = SamDataset(tmp_path / "all.tif", masks, clicks)
-    assert len(data) == 3
-    assert "uint16" in capsys.readouterr().out
-    assert np.corrcoef(data[2]["image"][0].numpy().ravel(), images[2].ravel())[0, 1] > 0.999
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["area_5².png", "b.c.png", "ü ñ.png"], ["area_5²_mask.png", "b.c_mask.png", "ü ñ.png"]),
+        (["a.PNG", "b.Png", "c.png"], ["a.TIF", "b.tiff", "c.bmp"]),
+        (["img_001.png", "img_2.png", "img_010.png"], ["mask_1.png", "mask_02.png", "mask_10.png"]),
+        (["1.png", "2.png", "3.png"], ["1_cp_masks.png", "2_cp_masks.png", "3_cp_masks.png"]),
+        (["la_1_0000.png", "la_2_0000.png", "la_3_0000.png"], ["la_1.png", "la_2.png", "la_3.png"]),
+        (["p1/1.png", "p1/2.png", "p2/1.png"], ["p1/1.png", "p1/2.png", "p2/1.png"]),
+    ],
+)  # fmt: skip
+def test_names_of_images_and_masks(tmp_path: Path, images: list[str], masks: list[str]) -> None:
+    """Usual names and sub-folders match; hidden files and tables are left out."""
+    save(tmp_path / "images", images)
+    save(tmp_path / "masks", [name.replace(".bmp", ".png") for name in masks])
+    for name in ("._a.png", ".DS_Store", "Thumbs.db", "notes.TXT"):
+        (tmp_path / "images" / name).write_bytes(b"\0")
+    data = SamDataset(tmp_path / "images", tmp_path / "masks", CLICKS)
+    assert same(data, SamDataset(IMAGES, MASKS, CLICKS))
 
 
-def test_nifti_slices(tmp_path: Path) -> None:
-    """Each slice of a volume is an image, with y downward, equal to the original arrays."""
-    nibabel = pytest.importorskip("nibabel")
-    images, masks, clicks = cells(n=3, size=48)
-    for name, arrays in (("scan.nii.gz", images), ("scan_seg.nii.gz", masks.astype(np.uint8))):
-        volume = nibabel.Nifti1Image(arrays.transpose(2, 1, 0), np.eye(4))
-        nibabel.save(volume, tmp_path / name)
-    data = SamDataset(tmp_path / "scan.nii.gz", tmp_path / "scan_seg.nii.gz", clicks)
-    expected = SamDataset(images, masks, clicks)
-    for i in range(3):
-        assert (data[i]["masks"] == expected[i]["masks"]).all()
-        assert (data[i]["image"] == expected[i]["image"]).all()
-
-
-def test_palettes_and_colors(tmp_path: Path) -> None:
-    """Palette indices are labels; gray RGB masks are read; colored masks are refused."""
-    label = np.zeros((8, 8), np.uint8)
-    label[2:5, 2:5] = 3
-    palette = Image.fromarray(label).convert("P")
-    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
-    palette.save(tmp_path / "p.png")
-    assert (open_files([tmp_path / "p.png"], labels=True)[0] == label).all()
-    Image.fromarray(label).convert("RGB").save(tmp_path / "gray.png")
-    assert (open_files([tmp_path / "gray.png"], labels=True)[0] == label).all()
-    color = np.zeros((8, 8, 3), np.uint8)
-    color[2:5, 2:5, 0] = 255
-    Image.fromarray(color).save(tmp_path / "color.png")
-    with pytest.raises(ValueError, match="colors, not labels"):
-        open_files([tmp_path / "color.png"], labels=True)[0]
-    assert open_files([tmp_path / "color.png"], labels=False)[0].shape == (8, 8, 3)
+def _refused(message: str, *arguments: Any, error: type[Exception] = ValueError) -> None:
+    with pytest.raises(error, match=message):
+        SamDataset(*arguments)
 
 
 def test_files_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Missing files, empty folders, and different names or sizes of image and mask."""
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        SamDataset([folder / "nothing.png"], [folder / "nothing.png"])
+    """Missing files, other names, other kinds, and the same file for both are errors."""
+    images, masks = folder / "images", folder / "masks"
+    _refused("no such file", [images / "0.png"], [masks / "0.png"], error=FileNotFoundError)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no PNG, JPEG, TIFF or NIfTI files in"):
-        SamDataset(tmp_path / "empty", folder / "masks")
-    (folder / "masks" / "cell9_mask.png").rename(folder / "masks" / "cell7_mask.png")
-    with pytest.raises(ValueError, match="do not match: rename"):
-        SamDataset(folder / "images", folder / "masks")
-    masks = [np.ones((32, 32), bool)] * 3
-    with pytest.raises(ValueError, match="but its mask"):
-        SamDataset(folder / "images", masks)[0]
+    _refused("no PNG, JPEG", tmp_path / "empty", masks, error=FileNotFoundError)
+    _refused("are the same", images, images)
+    files, mask_files = sorted(images.iterdir()), sorted(masks.iterdir())
+    _refused("both an image and its mask", files, files)
+    _refused("sort both lists", files, mask_files[::-1])
+    _refused("3 images but 2 masks", files, mask_files[:2])
+    _refused("is a generator", images.glob("*"), masks, error=TypeError)
+    renamed = [path.rename(masks / f"x{path.name}") for path in mask_files]
+    assert len(SamDataset(files, renamed)) == 3
+    _refused(r"3 images without a mask \(cell8.png, cell9.png, cell10.png\)", images, masks)
+    (images / "a.czi").write_bytes(b"\0")
+    _refused("a.czi is not PNG", images, masks)
+    _refused("open it and pass the array: zarr", tmp_path / "a.zarr", masks)
+
+
+def test_a_name_that_is_not_unique_is_refused(tmp_path: Path) -> None:
+    """Such as the channels of nnU-Net, and a folder that contains both images and masks."""
+    save(tmp_path / "both", ["a.png", "a_mask.png"])
+    _refused(
+        "would belong to the same image", tmp_path / "both", save(tmp_path / "masks", ["a.png"])
+    )
+
+
+def test_headers_are_compared_before_training(folder: Path, tmp_path: Path) -> None:
+    """Other sizes, numbers of pages, and dtypes are errors that name the file."""
+    wide = np.zeros((32, 64), np.uint8)
+    for images, masks, message in (
+        (wide, MASKS[0], r"a.png has \(32, 64\) pixels, but its mask .*a_mask.png has \(64, 64\)"),
+        (wide, wide.T, "transposed"),
+    ):
+        Image.fromarray(images).save(tmp_path / "a.png")
+        Image.fromarray(masks.astype(np.uint8)).save(tmp_path / "a_mask.png")
+        _refused(message, [tmp_path / "a.png"], [tmp_path / "a_mask.png"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(wide).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(wide).save(tmp_path / "a_mask.png")
+    _refused("EXIF orientation 6", [tmp_path / "a.jpg"], [tmp_path / "a_mask.png"])
+    tifffile.imwrite(tmp_path / "a.tif", IMAGES, photometric="minisblack")
+    _refused("contains 3 images, but", [tmp_path / "a.tif"], [tmp_path / "a_mask.png"])
+    Image.fromarray(IMAGES[0].astype(np.uint16) * 99).save(folder / "images" / "cell9.png")
+    _refused("dtypes, .*cell8.png.*cell9.png", folder / "images", folder / "masks")
+
+
+def test_tiff_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each page of a TIFF is an image; uint16 is scaled by one rule, printed once."""
+    tifffile.imwrite(tmp_path / "a.tif", IMAGES.astype(np.uint16) * 200, photometric="minisblack")
+    data = SamDataset(tmp_path / "a.tif", MASKS, CLICKS)
+    assert "uint16" in capsys.readouterr().out
+    assert np.corrcoef(data[2]["image"][0].numpy().ravel(), IMAGES[2].ravel())[0, 1] > 0.999
+
+
+def test_nifti_slices_and_axes(tmp_path: Path) -> None:
+    """A label map with other axes is turned to those of the image; one elsewhere is refused."""
+    paths = tmp_path / "scan.nii.gz", tmp_path / "scan_seg.nii.gz"
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    image = nibabel.Nifti1Image(IMAGES.transpose(2, 1, 0), affine)
+    nibabel.save(image, paths[0])
+    labels = nibabel.Nifti1Image(MASKS.astype(np.uint8).transpose(2, 1, 0), affine)
+    expected = SamDataset(IMAGES, MASKS, CLICKS)
+    for axes in ("RAS", "LPS", "SAR", "AIL"):
+        turn = nibabel.orientations.ornt_transform(
+            nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axes)
+        )
+        nibabel.save(labels.as_reoriented(turn), paths[1])
+        assert same(SamDataset(*paths, CLICKS), expected)
+    nibabel.save(nibabel.Nifti1Image(labels.get_fdata(), np.eye(4)), paths[1])
+    _refused("voxels away from the image .*scan.nii.gz", *paths)
+
+
+def test_dicom(tmp_path: Path) -> None:
+    """A CT slice is in Hounsfield units, with a name of any suffix, next to a PNG mask."""
+    source = pydicom.data.get_testdata_file("CT_small.dcm")
+    shutil.copy(str(source), tmp_path / "IM-0001.1")
+    Image.fromarray(np.pad(np.ones((40, 40), np.uint8), 44)).save(tmp_path / "m.png")
+    data = SamDataset([tmp_path / "IM-0001.1"], [tmp_path / "m.png"])
+    data_set = pydicom.dcmread(str(source))
+    expected = data_set.pixel_array * float(data_set.RescaleSlope) + data_set.RescaleIntercept
+    assert np.array_equal(data.images[0], expected.astype(np.float32))
+    assert data[0]["masks"].sum() == 1600
+
+
+def coco(folder: Path, **changes: Any) -> Path:
+    """Write a COCO file with a polygon, run lengths, and a crowd, for two images."""
+    codes = [rle.encode(np.asfortranarray((MASKS[1] == n).astype(np.uint8))) for n in (1, 2)]
+    for code in codes:
+        code["counts"] = code["counts"].decode()
+    square = [[10, 20, 30, 20, 30, 50, 10, 50]]
+    data = {
+        "images": [
+            {"id": 7, "file_name": "cell8.png", "height": 64, "width": 64},
+            {"id": 3, "file_name": "images/cell9.png", "height": 64, "width": 64},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "segmentation": square},
+            {"id": 2, "image_id": 3, "category_id": 1, "segmentation": codes[0]},
+            {"id": 3, "image_id": 3, "category_id": 2, "segmentation": codes[1], "iscrowd": 1},
+        ],
+        "categories": [],
+    }
+    (folder / "coco.json").write_text(json.dumps(data | changes))
+    return folder / "coco.json"
+
+
+def test_coco(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each annotation is an object, and crowds are ignored pixels; the rest is said."""
+    data = SamDataset(folder / "images", coco(folder))
+    assert "1 of 3 images are not in it" in capsys.readouterr().out
+    first, second = data[0], data[1]  # in the order of their ids
+    assert torch.equal(first["image"][0], torch.from_numpy(IMAGES[1]))
+    assert torch.equal(first["masks"], torch.from_numpy(MASKS[1] == 1)[None])
+    assert torch.equal(first["ignored"], torch.from_numpy(MASKS[1] == 2))
+    assert second["masks"][0, 21:49, 11:29].all()
+    assert second["masks"].sum() == 20 * 30
+    assert SamDataset(folder / "images", coco(folder), [(1, 30, 20)])[1]["counts"].tolist() == [1]
+
+
+def test_coco_that_does_not_fit_is_refused(folder: Path) -> None:
+    """Other sizes, missing files, boxes without masks, and other JSON files are errors."""
+    images = folder / "images"
+    record = {"id": 7, "file_name": "cell8.png", "height": 32, "width": 64}
+    _refused(r"says \(32, 64\)", images, coco(folder, images=[record], annotations=[]))
+    _refused("not in the format of COCO", images, coco(folder, images=None) and _json(folder, []))
+    missing = coco(folder, images=[record | {"file_name": "x.png"}], annotations=[])
+    _refused("names the image x.png", images, missing, error=FileNotFoundError)
+    box = {"id": 5, "image_id": 7, "category_id": 1, "segmentation": []}
+    _refused("annotation 5 has no valid mask", images, coco(folder, annotations=[box]))
+
+
+def _json(folder: Path, data: Any) -> Path:
+    (folder / "other.json").write_text(json.dumps(data))
+    return folder / "other.json"
+
+
+class Counted:
+    """An array that counts the values that are read, as a zarr array of chunks would."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype, self.values = array, array.shape, array.dtype, 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self.array[key]
+        self.values += np.size(found)
+        return found
+
+
+def _in_zarr(folder: Path, name: str, array: Any) -> Any:
+    return zarr.create_array(store=str(folder / f"{name}.zarr"), data=array)
+
+
+def _in_hdf5(folder: Path, name: str, array: Any) -> Any:
+    return h5py.File(folder / f"{name}.h5", "w").create_dataset("x", data=array)
+
+
+def _in_npy(folder: Path, name: str, array: Any) -> Any:
+    np.save(folder / name, array)
+    return folder / f"{name}.npy"
+
+
+def first_mask(data: SamDataset) -> Any:
+    """Read in another process."""
+    return data[0]["masks"].numpy()
+
+
+@pytest.mark.parametrize("store", [_in_zarr, _in_hdf5, _in_npy])
+def test_stored_arrays(tmp_path: Path, store: Callable[[Path, str, Any], Any]) -> None:
+    """Arrays in zarr, HDF5 and .npy files are the same as in memory, also in other processes."""
+    arrays = store(tmp_path, "images", IMAGES), store(tmp_path, "masks", MASKS)
+    data, expected = SamDataset(*arrays, CLICKS), SamDataset(IMAGES, MASKS, CLICKS)
+    assert same(data, expected)
+    with get_context("fork").Pool(1) as pool:
+        assert np.array_equal(pool.apply(first_mask, (data,)), expected[0]["masks"])
+
+
+def test_stored_arrays_are_not_read_whole() -> None:
+    """Of 1000 images, some 64 are looked at, and an item reads one."""
+    images = Counted(np.broadcast_to(IMAGES[0], (1000, 64, 64)))
+    masks = Counted(np.broadcast_to(MASKS[0], (1000, 64, 64)))
+    data = SamDataset(images, masks)
+    assert images.values < 70 * 64 * 64
+    assert masks.values < 70 * 64 * 64
+    before = masks.values
+    data[500]
+    assert masks.values - before == 64 * 64
+
+
+def test_a_list_of_files_is_a_stack_of_masks(tmp_path: Path) -> None:
+    """One file per object, as in the Data Science Bowl, in folders of any name."""
+    image, objects = tmp_path / "images" / "a.png", tmp_path / "masks" / "a"
+    save(tmp_path / "images", ["a.png"])
+    objects.mkdir(parents=True)
+    for n in (1, 2):
+        Image.fromarray((MASKS[0] == n) * np.uint8(255)).save(objects / f"{n}.png")
+    data = SamDataset([image], [sorted(objects.iterdir())])
+    assert np.array_equal(data[0]["masks"], np.stack([MASKS[0] == 1, MASKS[0] == 2]))
+    _refused("pass two lists", image.parent, objects.parent)

@@ -1,0 +1,103 @@
+"""The channels of images and label maps: alpha, palettes, and the orientation in metadata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Array = NDArray[Any]
+
+
+def turned(pixels: Array, orientation: int) -> Array:
+    """Return pixels (H, W, ...) as an orientation of EXIF or TIFF, 1 to 8, says.
+
+    Source:
+        TIFF 6.0, tag 274: 1 to 4 have the first row at the top or bottom and the first column at
+        the left or right; 5 to 8 are these, transposed.
+    """
+    if orientation > 4:
+        pixels, orientation = pixels.swapaxes(0, 1), {5: 1, 6: 2, 7: 3, 8: 4}[orientation]
+    down, right = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1)}[orientation]
+    return pixels[::down, ::right]
+
+
+def without_alpha(pixels: Array) -> Array:
+    """Return an image (H, W) or (H, W, 3) from one with an alpha channel that is opaque.
+
+    Raises:
+        ValueError: Some pixels are transparent, or there are more than four channels.
+    """
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return pixels
+    if pixels.shape[2] > 4:
+        raise ValueError(f"has {pixels.shape[2]} channels: save one, or three as red, green, blue")
+    if pixels.shape[2] in {2, 4}:
+        clear = (pixels[..., -1] < _opaque(pixels)).mean()
+        if clear:
+            raise ValueError(
+                f"is transparent in {clear:.1%} of its pixels, so that their color is uncertain: "
+                "save it on a background, without an alpha channel"
+            )
+        pixels = pixels[..., :-1]
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def one_channel(pixels: Array) -> Array:
+    """Return a label map (H, W) from channels that are equal, or whose mask is the alpha channel.
+
+    Raises:
+        ValueError: The pixels have colors, or two different masks.
+    """
+    if pixels.ndim == 2:
+        return pixels
+    alpha = pixels[..., -1] if pixels.shape[2] in {2, 4} else None
+    colors = pixels if alpha is None else pixels[..., :-1]
+    if (colors != colors[..., :1]).any():
+        raise ValueError(
+            "contains colors, not labels: save masks with one channel. If each color is an object, "
+            "np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)[1].reshape(rgb.shape[:2]) "
+            "numbers them; if the object is what is opaque, save the alpha channel"
+        )
+    gray = colors[..., 0]
+    if alpha is None or _is_flat(alpha):
+        return gray
+    if _is_flat(gray):  # a cut-out: what is opaque is the object
+        return alpha > _opaque(pixels) / 2
+    if gray[alpha == 0].any():
+        raise ValueError("has different masks in its gray levels and its alpha channel: save one")
+    return gray
+
+
+def labels_of_palette(file: Image.Image) -> Array:
+    """Return the labels (H, W) of an image with a palette: its indices, if 0 is black.
+
+    Otherwise gray colors are the labels, as in a mask of black and white.
+
+    Raises:
+        ValueError: It is unclear which index is the background.
+    """
+    indices = np.asarray(file)
+    palette = np.reshape(file.getpalette("RGB") or [], (-1, 3))
+    used = np.unique(indices)
+    black = [int(index) for index in used if not palette[index].any()]
+    if black == [0] or (0 not in used and not black):
+        return np.asarray(indices)
+    if (palette[used] == palette[used, :1]).all():
+        return np.asarray(palette[indices, 0], dtype=np.uint8)
+    raise ValueError(
+        f"has a palette, in which the indices {black or 'none'} are black, so that the background "
+        "is uncertain: save the labels without a palette, with 0 as background"
+    )
+
+
+def _is_flat(channel: Array) -> bool:
+    return bool((channel == channel.flat[0]).all())
+
+
+def _opaque(pixels: Array) -> float:
+    return float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "iu" else 1.0

@@ -1,0 +1,211 @@
+"""Files that libraries have written are read as they are shown, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps
+
+from ddp_magic.sam.readers import from_pil, header, read
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+GRAY, DEEP = RGB[..., 0], RNG.integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+BINARY = GRAY > 127
+LABELS = np.zeros((20, 30), np.uint8)
+LABELS[2:9, 3:12], LABELS[11:17, 14:28] = 1, 2
+
+
+def image(path: Path, page: int = 0) -> Any:
+    """Read an image, and check that its header says the same."""
+    found, head = read(path, page, labels=False), header(path)
+    assert (found.shape[:2], found.dtype) == (head.size, head.dtype)
+    return found
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -> None:
+    """The orientation of EXIF is applied to files and to PIL images, loaded or not."""
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RGB).save(path, exif=exif, lossless=True)
+    with Image.open(path) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file))
+    assert np.array_equal(image(path), expected)
+    for load in (False, True):
+        with Image.open(path) as file:
+            if load or suffix == "tif":
+                file.load()
+            assert np.array_equal(from_pil(file, labels=False), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", ["png", "jp2", "tif"])
+def test_sixteen_bits_are_kept(tmp_path: Path, suffix: str, channels: int) -> None:
+    """Gray levels and colors keep their low byte; 12-bit JPEG 2000 is not multiplied by 16."""
+    path, deep = tmp_path / f"a.{suffix}", DEEP[..., 0].copy() if channels == 1 else DEEP
+    if suffix == "jp2":
+        deep = deep // 16
+        path.write_bytes(imagecodecs.jpeg2k_encode(deep, level=0, bitspersample=12))
+    elif suffix == "png":
+        path.write_bytes(imagecodecs.png_encode(deep))
+    else:
+        tifffile.imwrite(path, deep, photometric="rgb" if channels == 3 else "minisblack")
+    assert np.array_equal(image(path), deep)
+
+
+Z = RNG.integers(0, 99, (4, 3, 20, 30)).astype(np.uint8)
+GRAYS = np.tile(np.arange(256) * 257, (3, 1)).astype(np.uint16)
+OPAQUE = np.dstack([RGB, np.full_like(GRAY, 255)])
+SIGNED = (DEEP[..., 0].astype(int) - 32768).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "expected", "pages"),
+    [
+        (DEEP.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}, DEEP, 1),
+        (DEEP, {"photometric": "rgb", "compression": "lzw"}, DEEP, 1),
+        (RGB, {"photometric": "rgb", "compression": "deflate", "predictor": True}, RGB, 1),
+        (GRAY, {"bigtiff": True}, GRAY, 1),
+        (SIGNED, {"byteorder": ">"}, SIGNED, 1),
+        (Z, {"imagej": True, "metadata": {"axes": "ZCYX"}}, Z[3].transpose(1, 2, 0), 4),
+        (Z, {"imagej": True, "metadata": {"axes": "TZYX"}}, Z[3, 2], 12),
+        (Z, {"ome": True, "metadata": {"axes": "TCYX"}}, Z[3].transpose(1, 2, 0), 4),
+        (Z[:, :1], {"ome": True, "metadata": {"axes": "ZCYX"}}, Z[3, 0], 4),
+        (GRAY, {"photometric": "miniswhite"}, 255 - GRAY, 1),
+        (GRAY, {"photometric": "palette", "colormap": GRAYS}, RGB[..., [0, 0, 0]], 1),
+        (GRAY, {"imagej": True, "metadata": {"LUTs": [np.zeros((3, 256), np.uint8)]}}, GRAY, 1),
+        (BINARY, {"photometric": "minisblack"}, BINARY * np.uint8(255), 1),
+        (OPAQUE, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, RGB, 1),
+    ],
+)
+def test_tiff(tmp_path: Path, pixels: Any, options: Any, expected: Any, pages: int) -> None:
+    """Planar and compressed colors, stacks of ImageJ and OME, inverted gray levels, palettes."""
+    path = tmp_path / "a.TIF"
+    tifffile.imwrite(path, pixels, **options)
+    assert header(path).pages == pages
+    assert np.array_equal(image(path, pages - 1), expected)
+
+
+def test_previews_in_a_tiff_are_no_images(tmp_path: Path) -> None:
+    """The levels of a pyramid, and a thumbnail, are left out."""
+    big = np.tile(RGB, (10, 10, 1))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(big, photometric="rgb", subifds=1, tile=(64, 64))
+        file.write(big[::2, ::2], photometric="rgb", subfiletype=1)
+        file.write(big[::4, ::4], photometric="rgb", subfiletype=1)
+    assert header(tmp_path / "a.tif").pages == 1
+    assert np.array_equal(image(tmp_path / "a.tif"), big)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_modes_of_pillow(tmp_path: Path, mode: str) -> None:
+    """Every mode is read as Pillow shows it, from a file, and as a PIL image."""
+    made = Image.fromarray(DEEP[..., 0]) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    path = tmp_path / {"CMYK": "a.jpg", "F": "a.tif"}.get(mode, "a.png")
+    made.save(path, quality=100)
+    with Image.open(path) as file:
+        gray = mode in {"1", "L", "LA"}
+        shown = np.asarray(file if mode in {"F", "I;16"} else file.convert("L" if gray else "RGB"))
+        assert np.array_equal(from_pil(file, labels=False), shown)
+    assert np.array_equal(image(path), shown)
+    if mode != "CMYK":
+        assert np.array_equal(from_pil(made, labels=False), shown)
+
+
+def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
+    """A label map as PNG (gray, RGB, palette, alpha), TIFF, GIF and PIL image."""
+    palette = Image.fromarray(LABELS).convert("P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    made = {
+        "gray.png": Image.fromarray(LABELS),
+        "rgb.png": Image.fromarray(np.dstack([LABELS] * 3)),
+        "palette.png": palette,
+        "palette.tif": palette,
+        "palette.gif": palette,
+        "transparent.png": Image.fromarray(np.dstack([LABELS, (LABELS > 0) * np.uint8(255)])),
+    }
+    for name, each in made.items():
+        each.save(tmp_path / name)
+        assert np.array_equal(read(tmp_path / name, labels=True), LABELS), name
+        assert np.array_equal(from_pil(each, labels=True), LABELS), name
+    for color in (0, 255):  # a cut-out
+        mask = np.dstack([np.full_like(LABELS, color)] * 3 + [(LABELS > 0) * np.uint8(255)])
+        Image.fromarray(mask).save(tmp_path / "alpha.png")
+        assert np.array_equal(read(tmp_path / "alpha.png", labels=True), LABELS > 0)
+    inverted = Image.fromarray((LABELS == 0).astype(np.uint8)).convert("P")
+    inverted.putpalette([255, 255, 255, 0, 0, 0])  # black is the background, but not index 0
+    inverted.save(tmp_path / "inverted.png")
+    assert np.array_equal(read(tmp_path / "inverted.png", labels=True) != 0, LABELS > 0)
+
+
+def _png(pixels: Any, **options: Any) -> Callable[[Path], None]:
+    made = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    return lambda path: made.save(path, **options)
+
+
+def _tiff(pixels: Any, **options: Any) -> Callable[[Path], None]:
+    return lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+def _bytes(data: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(data)
+
+
+COLORS = Image.fromarray(RGB)
+PPM = b"P6 30 20 65535\n" + DEEP.astype(">u2").tobytes()
+SEVERAL = {"save_all": True, "append_images": [COLORS.crop((0, 0, 30, 9))]}
+FOUR = nibabel.Nifti1Image(np.zeros((4, 5, 6, 2)), np.eye(4))
+
+# The name of a file, how it is written, and the error; the name of a mask starts with "mask".
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "transparent.png": (_png(np.dstack([RGB, GRAY])), "transparent in 99"),
+    "palette.png": (_png(COLORS.quantize(9), transparency=3), "transparent"),
+    "animation.gif": (_png(COLORS, save_all=True, append_images=[COLORS.rotate(180)]), "2 frames"),
+    "animation.webp": (_png(COLORS, save_all=True, append_images=[COLORS.rotate(9)]), "2 frames"),
+    "truncated.png": (_bytes(imagecodecs.png_encode(DEEP)[:300]), "too small"),
+    "empty.png": (_bytes(b""), "not an image"),
+    "colors.ppm": (_bytes(PPM), "cut to 8"),
+    "channels.tif": (_tiff(Z[:, :2], imagej=True, metadata={"axes": "ZCYX"}), "axes ZCYX"),
+    "columns.tif": (_tiff(DEEP, photometric="minisblack"), "photometric='rgb'"),
+    "cmyk.tif": (_png(COLORS.convert("CMYK")), "SEPARATED"),
+    "sizes.tif": (_png(COLORS, **SEVERAL), "several kinds"),
+    "fake.tif": (_bytes(imagecodecs.png_encode(RGB)), "not a TIFF"),
+    "four.nii": (lambda path: nibabel.save(FOUR, path), "shape"),
+    "mask of colors.png": (_png(RGB), "colors, not labels"),
+    "mask in alpha.png": (_png(np.dstack([GRAY, 255 - GRAY])), "different masks"),
+    "mask of a palette.png": (_png(COLORS.quantize(9)), "background is uncertain"),
+    "mask, white.tif": (_tiff(BINARY * np.uint8(255), photometric="miniswhite"), "0 is white"),
+    "mask.jpg": (_png(Image.fromarray(LABELS).resize((60, 40))), "JPEG"),
+    "mask.npy": (lambda path: np.save(path, {"masks": LABELS}, allow_pickle=True), "Python"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_uncertain_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    """A file that might mean something else is refused when its header or pixels are read."""
+    write, message = REFUSED[name]
+    path, labels = tmp_path / name, name.startswith("mask")
+    write(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        header(path, labels=labels) and read(path, labels=labels)
+    assert str(path) in str(caught.value)
+
+
+def test_nifti_is_scaled_as_its_header_says(tmp_path: Path) -> None:
+    """A compressed volume with a slope, in any byte order, has float values."""
+    volume = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
+    volume.header.set_slope_inter(2.5, -10)
+    nibabel.save(volume, tmp_path / "A.NII.GZ")
+    assert header(tmp_path / "A.NII.GZ").pages == 5
+    expected = nibabel.load(tmp_path / "A.NII.GZ").get_fdata()
+    assert np.allclose(image(tmp_path / "A.NII.GZ", 2), expected[..., 2].T)
