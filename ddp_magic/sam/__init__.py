@@ -24,11 +24,18 @@ The modules (each imports only modules below it):
     sampling        sampling objects, and augmenting images, in each epoch
     dataset_access  reading parts of items from any data set
     data            the data set
+    patches         patches of images that are too large to be read whole
+    coco            masks in the JSON format of COCO
     gray_levels     from images of any dtype to uint8
-    checks          checks of images, masks and prompts
+    files           images and masks in files
+    label_checks    checks of masks
+    checks          checks of images and prompts
+    names           the names of files: which mask belongs to which image
+    readers         from a file to an array
+    volumes         TIFF, NIfTI and DICOM
+    channels        alpha, palettes, orientation
     masks           the objects of a label map or a stack of masks
     items           an item of a data set
-    files           reading images and masks from files
     metrics         one score per object
     optimizers      AdamW, Muon, and the learning rate
     auxiliary       an auxiliary task for the encoder
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
     from ddp_magic.sam.evaluation import evaluate, show_predictions
     from ddp_magic.sam.inference import predict
     from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
+    from ddp_magic.sam.patches import random_patches
     from ddp_magic.sam.plots import show_history, show_results
     from ddp_magic.sam.process_group import GradScaler, autocast, cleanup, setup
     from ddp_magic.sam.samples import cells, nuclei
@@ -71,6 +79,7 @@ __all__ = [
     "pixel_accuracy",
     "predict",
     "prepare",
+    "random_patches",
     "segment",
     "setup",
     "show_history",
@@ -95,6 +104,7 @@ HOMES = {
     "pixel_accuracy": "metrics",
     "predict": "inference",
     "prepare": "batches",
+    "random_patches": "patches",
     "segment": "segmentation",
     "setup": "process_group",
     "show_history": "plots",

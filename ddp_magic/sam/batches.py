@@ -147,7 +147,7 @@ def prepare(
         The batch with `pixel_values` (B, 3, S, S) float32 instead of `images`; `points` and `boxes`
         in pixels of this square; `target` (M, 1, T, T), the fraction of each pixel that is in the
         true mask, at a lower resolution; and `inside` (M, 1, T, T), False in the padding
-        and in ignored pixels. `sizes`
+        and in ignored pixels. If there are any, `counted` (M, 1, T, T) is False in them. `sizes`
         stays on the CPU, because loops depend on it.
     """
     sizes, size = batch["sizes"], geometry.target_size
@@ -170,19 +170,39 @@ def prepare(
         true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, (new_h, new_w)) / 255
         out["target"][rows, :, :new_h, :new_w] = true
         out["inside"][rows, :, :new_h, :new_w] = True
-        if "ignored" in batch:  # at the lower resolution, pixels that are mostly ignored
-            ignored = batch["ignored"][numbers, None, :h, :w].to(device).to(torch.uint8) * 255
-            mostly = _resize(ignored, (new_h, new_w)) > 127  # (images, 1, h, w)
-            of_row = torch.searchsorted(numbers.to(device), index.to(device)[rows])
-            out["inside"][rows, :, :new_h, :new_w] = ~mostly[of_row]
+    if "ignored" in batch:
+        out["counted"] = _counted(batch, geometry)[index].to(device)  # (M, 1, T, T)
+        out["inside"] &= out["counted"]
+        out["target"] = out["target"] * out["counted"]
     # (M, 2); clicks that are padding are scaled too, but never used.
     own = factors[index].to(device, non_blocking=True)
     out["points"], out["boxes"] = out["points"] * own[:, None], out["boxes"] * own.repeat(1, 2)
     return out
 
 
-# The entries of a batch with one row per object; `prepare` adds the last two.
-PER_OBJECT = ("masks", "image_index", "points", "labels", "boxes", "keys", "target", "inside")
+def _counted(batch: dict[str, Any], geometry: Geometry) -> Tensor:
+    """Return for each image, (B, 1, T, T), False where at least half of a pixel is ignored."""
+    side = geometry.target_size
+    counted = torch.ones(len(batch["sizes"]), 1, side, side, dtype=torch.bool)
+    for (h, w), numbers in by_size(batch["sizes"]):
+        new_h, new_w = geometry.resized((h, w), side)
+        ignored = batch["ignored"][numbers, None, :h, :w].to(torch.uint8) * 255
+        counted[numbers, :, :new_h, :new_w] = _resize(ignored, (new_h, new_w)) < 128
+    return counted
+
+
+# The entries of a batch with one row per object; `prepare` adds the last ones.
+PER_OBJECT: tuple[str, ...] = (
+    "masks",
+    "image_index",
+    "points",
+    "labels",
+    "boxes",
+    "keys",
+    "target",
+    "inside",
+)
+PER_OBJECT += ("counted",)  # only if there are ignored pixels
 
 
 def _pixel_values(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:

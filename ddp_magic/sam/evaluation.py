@@ -145,14 +145,20 @@ def _scores(
     for (h, w), on_cpu in pieces:
         rows = on_cpu.to(masks.device)  # (m,)
         true = masks[rows, :h, :w]  # (m, h, w)
-        first, *later = (at_original_size(each[rows], (h, w), geometry) for each in logits)
-        wrong = at_original_size(logits[0][other[rows]], (h, w), geometry)
+        preds = [at_original_size(each[rows], (h, w), geometry) for each in logits]
+        preds.append(at_original_size(logits[0][other[rows]], (h, w), geometry))
+        share = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        if "ignored" in batch:  # right, and then not counted, where pixels are ignored
+            hidden = batch["ignored"][image_index.cpu()[on_cpu], :h, :w].to(rows.device)
+            preds = [each.masked_fill(hidden, -1.0) for each in preds]
+            share = hidden.double().mean((1, 2))
+        first, *later, wrong = preds
         control = dice_score(wrong, true).masked_fill(alone[rows], torch.nan)
         found = [
             dice_score(first, true),
             *(dice_score(pred, true) for pred in later),
             iou_score(first, true),
-            pixel_accuracy(first, true),
+            (pixel_accuracy(first, true) - share) / (1 - share),
             control,
         ]
         scores[on_cpu] = torch.stack(found, 1).cpu()

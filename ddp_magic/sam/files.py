@@ -168,7 +168,9 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
             f"{name} is a {type(given).__name__}, but must be a folder, or a sequence of files or "
             "arrays: pass a list, for example sorted(folder.glob('*.png'))"
         )
-    if getattr(given, "dtype", None) is not None and np.dtype(given.dtype).kind not in "OUT":
+    if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
+        given = given.tolist()
+    if not isinstance(given, (list, tuple)):  # another sequence may read what it returns
         return None, None
     items = [_item(each) for each in given]
     if not any(isinstance(each, (Path, list, Image.Image, Page, Stored)) for each in items):
@@ -221,17 +223,14 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
         )
     if head.size != mask_head.size:
         # The header of a PNG file does not always have its orientation.
-        shapes = read(image, labels=False).shape[:2], read(_first(mask), labels=True).shape[-2:]
+        one = mask[0] if isinstance(mask, list) else mask
+        shapes = read(image, labels=False).shape[:2], read(one, labels=True).shape[-2:]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"{image} has {shapes[0]} pixels, but its mask {mask} has {shapes[1]}"
                 + _why(shapes, head.turn)
             )
     return False
-
-
-def _first(mask: Any) -> Path:  # noqa: ANN401 -- a path or a list of them
-    return Path(mask[0] if isinstance(mask, list) else mask)
 
 
 def _why(shapes: tuple[Any, Any], turn: int) -> str:
@@ -277,7 +276,8 @@ def _pictures(
 
 def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`
     """Return whether images are arrays in memory, so that looking at all of them is cheap."""
-    return not isinstance(pictures, (Pictures, Stored, np.memmap))
+    known = isinstance(pictures, (list, tuple, np.ndarray)) or hasattr(pictures, "detach")
+    return known and not isinstance(pictures, np.memmap)
 
 
 def looked_at(pictures: Any, number: int) -> range:  # noqa: ANN401 -- of `open_pair`
@@ -289,7 +289,9 @@ def size_of_item(pictures: Any, index: int) -> tuple[int, ...] | None:  # noqa: 
     """Return the shape of an image, if it is known without reading it."""
     if isinstance(pictures, Pictures):
         return pictures.sizes[index] if pictures.sizes else None
-    return tuple(pictures.shape[1:]) if hasattr(pictures, "shape") else np.shape(pictures[index])
+    if hasattr(pictures, "shape"):
+        return tuple(pictures.shape[1:])
+    return np.shape(pictures[index]) if in_memory(pictures) else None
 
 
 def name_of(pictures: Any, kind: str, index: int) -> str:  # noqa: ANN401 -- of `open_pair`

@@ -57,6 +57,8 @@ def gray_window(
     if kind.kind in "bf" and low >= 0 and high <= 1:
         window, rule = (0.0, 1.0), "multiplied by 255"
     elif low >= 0 and high <= 255:
+        if kind.kind == "f":
+            _check_dark(images, dict(zip(numbers, looked, strict=True)))
         window, rule = (0.0, 255.0), "used as gray levels 0..255"
     else:  # percentiles, since microscopes have hot pixels; from at most ~4000 pixels per image
         flat = [image.ravel() for image in looked]
@@ -66,6 +68,22 @@ def gray_window(
         rule = f"{first:g}..{last:g} (percentiles 0.1 and 99.9) stretched to 0..255"
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
+
+
+def _check_dark(images: Any, looked: dict[int, NDArray[Any]]) -> None:  # noqa: ANN401 -- a sequence
+    """Refuse images with values from 0 to 1 among images with values to 255.
+
+    Raises:
+        ValueError: There are some.
+    """
+    for number, image in looked.items():
+        if 0 < image.max(initial=0) <= 1:
+            brightest = max(looked, key=lambda i: float(looked[i].max(initial=0)))
+            raise ValueError(
+                f"{name_of(images, 'image', number)} has values up to {image.max():g}, but "
+                f"{name_of(images, 'image', brightest)} up to {looked[brightest].max():g}: scale "
+                "them in the same way"
+            )
 
 
 def check_levels(

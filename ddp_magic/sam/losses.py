@@ -63,7 +63,10 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
     target, size = batch["target"], batch["target"].shape[-1]
     losses = []
     for logits, iou in model(batch):
-        losses.append(object_losses(resized(logits, size), iou, target, loss))
+        square = resized(logits, size)
+        if "counted" in batch:  # certain, and right, where pixels are ignored
+            square = square.masked_fill(~batch["counted"], -30.0)
+        losses.append(object_losses(square, iou, target, loss))
     of_masks = torch.stack(losses).mean(0)
     own = unwrapped(model)
     if own.auxiliary is None:

@@ -73,15 +73,15 @@ def object_mask(mask: Mask, label: int) -> NDArray[np.bool_]:
 
 
 def object_masks(mask: Mask, labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the masks (N, H, W) of the objects with labels (N,).
-
-    Each pixel of a label map is read once, not once per object.
-    """
+    """Return the masks (N, H, W) of the objects with labels (N,)."""
     masks = np.zeros((len(labels), *mask.shape[-2:]), dtype=bool)
     if isinstance(mask, Encoded) or mask.ndim == 3:
         for number, label in enumerate(labels):
             masks[number] = mask[label - 1] != 0
-    elif len(labels):
+    elif len(labels) <= 32:
+        for number, label in enumerate(labels):
+            np.equal(mask, label, out=masks[number])
+    else:  # each pixel is read once, not once per object
         at = np.flatnonzero(mask)  # pixels of any object
         own, order = mask.ravel()[at].astype(np.int64), np.argsort(labels)
         row = order[np.searchsorted(labels, own, sorter=order).clip(max=len(labels) - 1)]

@@ -22,7 +22,7 @@ import zarr
 from PIL import Image
 from pycocotools import mask as rle
 
-from ddp_magic.prelude import SamDataset, cells
+from ddp_magic.prelude import SamDataset, cells, random_patches
 
 IMAGES, MASKS, CLICKS = cells(n=3)
 
@@ -287,6 +287,48 @@ def test_stored_arrays_are_not_read_whole() -> None:
     before = masks.values
     data[500]
     assert masks.values - before == 64 * 64
+
+
+def test_patches_are_drawn_without_reading_the_image() -> None:
+    """Each patch of a large image has some objects, is the same again, and is all that is read."""
+    side = 10_000
+    image = Counted(np.broadcast_to(np.arange(side) % 251, (side, side)).astype(np.uint8))
+    labels = np.zeros((side, side), np.int32)
+    centers = np.random.default_rng(0).integers(0, side - 20, (4000, 2))
+    for number, (y, x) in enumerate(centers, start=1):
+        labels[y : y + 20, x : x + 20] = number
+    mask = Counted(labels)
+    arguments: Any = {"size": 256, "min_objects": 3, "region": (0, 0, side, 5000)}
+    images, masks = random_patches(image, mask, 100, **arguments)
+    assert image.values == mask.values == 0
+    data = SamDataset(images, masks)
+    item = data[70]
+    assert image.values < 100 * 256**2
+    assert mask.values < 1000 * 256**2 < side**2
+    assert len(item["masks"]) >= 3
+    assert item["masks"].sum((1, 2)).min() >= 25
+    _, top, left = images.places.drawn[70]
+    window = labels[top : top + 256, left : left + 256]
+    assert {window[m].min() for m in item["masks"].numpy()} <= set(np.unique(window))
+    assert torch.equal(item["image"][0, 0], torch.arange(left, left + 256) % 251)
+    assert left + 256 <= 5000
+    again = random_patches(image, mask, 100, **arguments)  # in another order
+    assert np.array_equal(again[1][70], masks[70])
+    assert np.array_equal(again[0][70], images[70])
+
+
+def test_patches_that_cannot_be_drawn_are_refused() -> None:
+    """Other shapes, too large patches, and too few objects."""
+    image, mask = np.zeros((90, 80, 3), np.uint8), np.zeros((90, 80), int)
+    for arguments, message in (
+        ((image, mask.T, 5, 32), "its mask has"),
+        ((image.transpose(2, 0, 1), mask, 5, 32), "move the channels"),
+        ((image, mask, 5, 85), "do not fit into rows 0 to 90 and columns 0 to 80"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            random_patches(*arguments)
+    with pytest.raises(ValueError, match="none of 200 patches of 32 x 32 pixels has 2 objects"):
+        random_patches(image, mask, 5, 32, min_objects=2)[0][0]
 
 
 def test_a_list_of_files_is_a_stack_of_masks(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ GUIDE = (
 )
 OURS = (
     "SamDataset collate dice_score iou_score pixel_accuracy show_results setup cleanup train "
-    "evaluate predict tiny_sam nuclei cells"
+    "evaluate predict tiny_sam nuclei cells random_patches"
 )
 
 

@@ -1,0 +1,276 @@
+"""What masks mean: objects, parts, ignored pixels; and what looks like a mask but is none."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from ddp_magic.sam.batches import Geometry, collate, prepare
+from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.evaluation import score_objects
+from ddp_magic.sam.items import pick_objects
+from ddp_magic.sam.label_checks import check_mask
+from ddp_magic.sam.losses import step_losses
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.samples import cells
+from ddp_magic.sam.sampling import Sampled, turn
+from ddp_magic.sam.tiny import tiny_sam
+
+IMAGES, MASKS, CLICKS = cells(n=3)
+
+
+def disk(radius: int, value: int = 255) -> Any:
+    """Return the picture of a disk, (100, 100)."""
+    picture = Image.new("L", (100, 100))
+    ImageDraw.Draw(picture).ellipse((50 - radius, 48 - radius, 50 + radius, 48 + radius), value)
+    return picture
+
+
+def jpeg(picture: Image.Image, quality: int) -> Any:
+    """Return a picture after JPEG."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def resized(labels: Any, side: int, how: Image.Resampling) -> Any:
+    """Return a label map after resizing."""
+    return np.rint(np.asarray(Image.fromarray(labels.astype(np.float32)).resize((side, side), how)))
+
+
+GRAY = {
+    **{f"jpeg {r} {q}": jpeg(disk(r), q) for r in (4, 10, 40) for q in (50, 75, 95, 100)},
+    **{
+        f"resized {r} {side} {how}": np.asarray(disk(r).resize((side, side), how))
+        for r in (4, 40)
+        for side in (77, 200)
+        for how in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    },
+    "antialiased": np.asarray(disk(40).resize((25, 25), Image.Resampling.BOX)),
+    "labels": resized(MASKS[0], 45, Image.Resampling.BILINEAR).astype(np.int32),
+    "labels as floats": resized(MASKS[1], 90, Image.Resampling.BICUBIC).clip(0),
+    "picture": IMAGES[0],
+    "labels, jpeg": jpeg(Image.fromarray((MASKS[0] * 20).astype(np.uint8)), 90),
+}
+
+
+@pytest.mark.parametrize("name", GRAY)
+def test_gray_images_are_no_label_maps(name: str) -> None:
+    """Masks after JPEG or smooth resizing, and pictures, are refused."""
+    with pytest.raises(ValueError, match="is a gray image, not a label map"):
+        check_mask("mask", GRAY[name])
+
+
+def _voronoi(points: int) -> Any:
+    y, x = np.mgrid[:60, :60]
+    at = np.random.default_rng(0).uniform(0, 60, (points, 2))
+    return ((y[..., None] - at[:, 0]) ** 2 + (x[..., None] - at[:, 1]) ** 2).argmin(-1)
+
+
+def _spots() -> Any:
+    labels = np.zeros((60, 60), int)
+    labels[::3, ::3] = np.arange(400).reshape(20, 20)
+    return labels
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        MASKS[0],
+        MASKS[0].astype(np.uint8) * 50,
+        resized(MASKS[0], 45, Image.Resampling.NEAREST),
+        np.asarray(disk(40)),
+        _voronoi(300),
+        _voronoi(900),
+        _spots(),
+        MASKS[0] * 24_000_001,
+        np.zeros((6, 6), int),
+    ],
+)
+def test_label_maps_are_accepted(labels: Any) -> None:
+    """Cells, touching tissue, spots of one pixel, large numbers, and no object."""
+    check_mask("mask", labels)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (MASKS[0] - 1, "negative label -1: .*ignore_label=-1"),
+        (np.where(MASKS[0] == 0, 255, MASKS[0]), "borders 3 of them: .*ignore_label=255"),
+        (np.where(MASKS[0] == 0, 65535, MASKS[0]).astype(np.uint16), "ignore_label=65535"),
+        (MASKS[0] * 0.3, "fractions"),
+        (np.where(MASKS[0] == 0, np.nan, MASKS[0]), "fractions or NaN"),
+        (MASKS[0].astype(complex), "dtype complex"),
+        (MASKS, "is a stack, but its mask 0 has 4 values"),
+        (MASKS[None], r"must have \(H, W\) or \(N, H, W\)"),
+    ],
+)
+def test_other_masks_are_refused(mask: Any, message: str) -> None:
+    """Ignore values, fractions, NaN, and volumes of labels."""
+    with pytest.raises(ValueError, match=message):
+        check_mask("mask", mask)
+
+
+def test_only_the_first_use_of_a_mask_is_slow_and_all_are_checked() -> None:
+    """A mask that the constructor has not looked at is refused when it is used, with its file."""
+    masks = [np.zeros((1000, 1000), np.uint8)] * 40
+    masks[1] = np.asarray(disk(40).resize((1000, 1000), Image.Resampling.BICUBIC))
+    data = SamDataset([np.zeros((1000, 1000), np.uint8)] * 40, masks)
+    with pytest.raises(ValueError, match="mask 1 is a gray image"):
+        data[1]
+
+
+def test_ignored_pixels_are_no_object_and_do_not_count() -> None:
+    """They are in no mask, have no gradient, get no clicks, and change no score."""
+    edges = np.zeros_like(MASKS)
+    for shift in ((0, 1), (1, 0)):
+        edges |= np.roll(MASKS, shift, (1, 2)) != MASKS
+    masks = np.where(edges, 255, MASKS)
+    with pytest.raises(ValueError, match="ignore_label=255"):
+        SamDataset(IMAGES, masks)
+    data = SamDataset(IMAGES, masks, ignore_label=255)
+    item = turn(data[0], mirror=True, quarters=1)
+    assert np.array_equal(item["ignored"], np.rot90(edges[0][:, ::-1]))
+    assert not item["masks"][:, item["ignored"]].any()
+    batch = prepare(collate([data[0], SamDataset(IMAGES, MASKS)[1]]), Geometry(64))
+    ignored = torch.from_numpy(edges[0].astype(bool))
+    first = batch["image_index"] == 0
+    assert torch.equal(batch["inside"][first], ~ignored.expand_as(batch["inside"][first]))
+    assert batch["counted"][~first].all()
+    logits = torch.zeros_like(batch["target"], requires_grad=True)
+    step_losses(Given(logits), batch).sum().backward()
+    assert logits.grad is not None
+    assert not logits.grad[first][..., ignored].any()
+    assert logits.grad[~first].all()
+
+
+class Given(nn.Module):
+    """A model that predicts what it is given."""
+
+    auxiliary = None
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, _batch: Any) -> list[tuple[Tensor, Tensor]]:
+        return [(self.logits, torch.zeros(len(self.logits), 1))]
+
+
+def test_scores_do_not_count_ignored_pixels() -> None:
+    """Where all wrong pixels are ignored, every score is perfect."""
+    model = tiny_sam()
+    wrapper = PromptedSam(model, rounds=5)
+    plain = SamDataset(IMAGES[:1], MASKS[:1], CLICKS[CLICKS[:, 0] == 0][:1])
+    batch = prepare(collate([plain[0]]), wrapper.geometry)
+    predicted = torch.stack(wrapper.eval().predict_logits(batch))[..., 0, :, :] > -1e9
+    assert predicted.all()
+    everywhere = np.where(MASKS[:1] == 0, 9, MASKS[:1])
+    data = SamDataset(IMAGES[:1], everywhere, CLICKS[CLICKS[:, 0] == 0][:1], ignore_label=9)
+    before, after = score_objects(wrapper, plain), score_objects(wrapper, data)
+    assert after["accuracy"][0] != before["accuracy"][0]
+    assert 0 <= after["accuracy"][0] <= 1
+
+
+def test_parts_become_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    """A 0/255 mask of many parts is one object, which is said; or one object per part."""
+    masks = (MASKS > 0) * np.uint8(255)
+    assert len(SamDataset(IMAGES, masks)[0]["masks"]) == 1
+    assert "SamDataset(..., components=True)" in capsys.readouterr().out
+    data = SamDataset(IMAGES, masks, components=True)
+    assert capsys.readouterr().out == ""
+    assert {m.numpy().tobytes() for m in data[0]["masks"]} == {
+        (MASKS[0] == n).tobytes() for n in np.unique(MASKS[0])[1:]
+    }
+    image, y, x = CLICKS[0]
+    clicked = SamDataset(IMAGES, masks, CLICKS, components=True)[image]["masks"][0]
+    assert np.array_equal(clicked, MASKS[image] == MASKS[image][y, x])
+
+
+def test_a_background_that_is_an_object_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in exports where the background has label 1, and in inverted masks."""
+    for masks in (MASKS + 1, (MASKS == 0) * np.uint8(255)):
+        SamDataset(IMAGES, masks)
+        assert "If it is the background, make it 0" in capsys.readouterr().out
+
+
+def test_axes_and_columns_in_another_order_are_refused() -> None:
+    """Stacks (H, W, N), images with channels first or alpha, and boxes (x, y) or of COCO."""
+    stack = np.stack([MASKS[0] == n for n in (1, 2)], -1)
+    with pytest.raises(ValueError, match=r"mask.transpose\(2, 0, 1\)"):
+        SamDataset(IMAGES[:1], [stack])
+    with pytest.raises(ValueError, match=r"Pass \(H, W\), mask\[..., 0\]"):
+        SamDataset(IMAGES[:1], [stack[..., :1]])
+    with pytest.raises(ValueError, match=r"image.transpose\(1, 2, 0\)"):
+        SamDataset(np.zeros((1, 3, 64, 64), np.uint8), MASKS[:1])
+    with pytest.raises(ValueError, match="drop the alpha channel"):
+        SamDataset(np.zeros((1, 64, 64, 4), np.uint8), MASKS[:1])
+    mask = np.zeros((1, 64, 64), np.uint8)
+    mask[0, 5:15, 30:60] = 1
+    for box, message in (
+        ((30, 5, 59, 14), r"\(x0, y0, x1, y1\); move its columns: boxes\[:, \[0, 2, 1, 4, 3\]\]"),
+        ((30, 5, 30, 10), r"\(x, y, width, height\) as in COCO"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SamDataset(IMAGES[:1], mask, boxes=[(0, *box)])
+
+
+def test_swapped_boxes_that_are_around_other_objects_are_refused() -> None:
+    """Each box, with x and y swapped, is half around the mirrored object."""
+    mask = np.zeros((1, 64, 64), np.uint8)
+    mask[0, 5:15, 30:50], mask[0, 33:53, 6:16] = 1, 2
+    boxes = np.array([(0, 5, 30, 14, 49), (0, 33, 6, 52, 15)])
+    SamDataset(IMAGES[:1], mask, boxes=boxes)
+    with pytest.raises(ValueError, match=r"boxes\[:, \[0, 2, 1, 4, 3\]\]"):
+        SamDataset(IMAGES[:1], mask, boxes=boxes[:, [0, 2, 1, 4, 3]])
+
+
+@pytest.mark.parametrize(
+    ("others", "one"),
+    [
+        (IMAGES.astype(np.uint16) * 200, IMAGES[1].astype(np.uint16)),
+        (IMAGES / 255, IMAGES[1] / 1.0),
+        (IMAGES / 1.0, IMAGES[1] / 255),
+        (IMAGES, (MASKS[1] > 0).astype(np.uint8)),
+        (IMAGES, IMAGES[1].astype(np.uint16) * 200),
+        (IMAGES / 255, np.full((64, 64), np.nan)),
+    ],
+)
+def test_an_image_that_is_not_like_the_others_is_refused(others: Any, one: Any) -> None:
+    """Of another dtype or range, it would come out black or white."""
+    images = [*others, *others]
+    images[3] = one
+    with pytest.raises(ValueError, match=r"image 3 |different dtypes"):
+        SamDataset(images, [*MASKS, *MASKS])[3]
+
+
+def test_an_item_with_some_objects_has_only_their_masks() -> None:
+    """It equals the whole item with these objects picked, for any data set."""
+    for arguments in ((IMAGES, MASKS), (IMAGES, MASKS, CLICKS)):
+        data = SamDataset(*arguments)
+        chosen = data.item(0, lambda n: [n - 1, 0])
+        n = len(data[0]["keys"])
+        expected = pick_objects(data[0], torch.tensor([n - 1, 0]))
+        torch.testing.assert_close(chosen, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_sampling_does_not_make_the_other_masks() -> None:
+    """An item of 400 objects makes the masks of three."""
+    data = SamDataset([np.zeros((60, 60), np.uint8)], [_spots()])
+    asked: list[int] = []
+
+    class Watched(SamDataset):
+        def item(self, index: int, objects: Any = None) -> Any:
+            asked.append(len(found := super().item(index, objects)["masks"]))
+            return super().item(index, objects) if len(found) else {}
+
+    watched = Watched([np.zeros((60, 60), np.uint8)], [_spots()])
+    assert len(Sampled(watched, seed=0, objects=3)[0]["masks"]) == 3
+    assert asked == [3]
+    assert len(data[0]["masks"]) == 399
