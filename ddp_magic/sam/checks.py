@@ -48,8 +48,8 @@ def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray
     elif size == mask.shape[::-1]:
         hint = " (transposed?)"
     shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
-    file = f": {mask_name}" if "(" in mask_name else ""
-    raise ValueError(f"{name} has shape {shape}, but its mask has {mask.shape}{hint}{file}{shown}")
+    file = "" if mask_name.startswith("mask ") and "(" not in mask_name else f" {mask_name}"
+    raise ValueError(f"{name} has shape {shape}, but its mask{file} has {mask.shape}{hint}{shown}")
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from ddp_magic.sam.checks import check_sizes
 from ddp_magic.sam.names import check_order, list_folder, match
 from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read
 from ddp_magic.sam.volumes import Header, check_affines, require
@@ -168,7 +169,7 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
             f"{name} is a {type(given).__name__}, but must be a folder, or a sequence of files or "
             "arrays: pass a list, for example sorted(folder.glob('*.png'))"
         )
-    if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "OUT":
         given = given.tolist()
     if not isinstance(given, (list, tuple)):  # another sequence may read what it returns
         return None, None
@@ -224,21 +225,10 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
     if head.size != mask_head.size:
         # The header of a PNG file does not always have its orientation.
         one = mask[0] if isinstance(mask, list) else mask
-        shapes = read(image, labels=False).shape[:2], read(one, labels=True).shape[-2:]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{image} has {shapes[0]} pixels, but its mask {mask} has {shapes[1]}"
-                + _why(shapes, head.turn)
-            )
+        pixels, labels = read(image, labels=False), read(one, labels=True)
+        turned = f", turned by EXIF orientation {head.turn}" if head.turn > 1 else ""
+        check_sizes(f"{image}{turned}", pixels.shape, str(one), labels)
     return False
-
-
-def _why(shapes: tuple[Any, Any], turn: int) -> str:
-    if shapes[0] != shapes[1][::-1]:
-        return ": resize it with nearest neighbors"
-    if turn > 4:
-        return f": the image has the EXIF orientation {turn}, which its mask lacks: turn the mask"
-    return " (transposed?)"
 
 
 def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:
@@ -282,7 +272,7 @@ def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`
 
 def looked_at(pictures: Any, number: int) -> range:  # noqa: ANN401 -- of `open_pair`
     """Return the indices of about `number` images, evenly spaced."""
-    return range(0, len(pictures), max(1, -(-len(pictures) // number)))
+    return range(0, len(pictures), max(1, -(-len(pictures) // max(1, number))))
 
 
 def size_of_item(pictures: Any, index: int) -> tuple[int, ...] | None:  # noqa: ANN401 -- of `open_pair`

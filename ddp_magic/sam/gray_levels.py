@@ -38,6 +38,8 @@ def gray_window(
     if not types or not any(image.size for image in looked):
         return None
     kind = types.pop()
+    if kind.kind not in "biuf":
+        raise ValueError(f"{name_of(images, 'image', 0)} has dtype {kind}: use integers or floats")
     low = min(float(np.min(image)) for image in looked)
     high = max(float(np.max(image)) for image in looked)
     if not np.isfinite([low, high]).all():

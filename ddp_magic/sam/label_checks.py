@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_magic.sam.checks import sketch
-from ddp_magic.sam.masks import Encoded, Mask, components_of, label_areas
+from ddp_magic.sam.masks import Encoded, Mask, components_of, label_areas, object_mask
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
@@ -106,11 +106,15 @@ def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
 
 def note_on(name: str, mask: Mask) -> str:
     """Return a sentence on a mask that may mean something else than its user thinks, or ""."""
-    if isinstance(mask, Encoded) or mask.ndim != 2 or not mask.any():
+    if isinstance(mask, Encoded) or not mask.any():
         return ""
-    labels, areas = label_areas(mask)
+    if mask.ndim == 3:
+        areas = np.array([np.count_nonzero(each) for each in mask])
+        labels = np.arange(1, len(areas) + 1)
+    else:
+        labels, areas = label_areas(mask)
     largest = labels[areas.argmax()]
-    inside = mask == largest
+    inside = object_mask(mask, largest)
     border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
     whole = len(labels) > 1 or not inside.all()
     if inside.mean() > 0.5 and border.mean() > 0.9 and whole:
@@ -118,6 +122,8 @@ def note_on(name: str, mask: Mask) -> str:
             f"{name}: the object {largest} covers {inside.mean():.0%} of the image and its border. "
             "If it is the background, make it 0"
         )
+    if mask.ndim == 3:
+        return ""
     parts = label_areas(components_of(mask))[1]
     parts = parts[parts > 3]
     if len(parts) >= MANY_PARTS * len(labels):

@@ -88,6 +88,8 @@ def _header(path: Path, *, labels: bool) -> Header:
         return volumes.dicom_header(path)
     if kind == NUMPY:
         array = _read_npy(path, "r")
+        if not labels and array.ndim == 3 and array.shape[2] not in {1, 3}:
+            raise ValueError(f"has shape {array.shape}, but must have (H, W) or (H, W, 3)")
         height, width = array.shape[-2:] if labels else array.shape[:2]  # masks may have N first
         return Header(1, (height, width), array.dtype)
     with _opened(path) as file:
@@ -163,8 +165,8 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
         pixels = np.asarray(file if wanted == mode else file.convert(wanted))
         if mode == "I" and file.format in {"PNG", "PPM"}:  # 16 bits
             pixels = pixels.astype(np.uint16)
-    if labels and file.format in {"JPEG", "MPO"} and len(np.unique(pixels)) > 2:
-        raise ValueError("is a JPEG file, which changes the labels of masks: save them as PNG")
+    if labels and _is_lossy(file) and len(np.unique(pixels)) > 2:
+        raise ValueError(f"is a lossy {file.format} file, which changes labels: save masks as PNG")
     return _finished(turned(pixels, _exif_turn(file)), labels=labels)
 
 
@@ -178,6 +180,13 @@ def _opened(path: Path) -> Image.Image:
         file.close()
         raise ValueError(f"is an animation of {frames} frames: save each frame as a file")
     return file
+
+
+def _is_lossy(file: Image.Image) -> bool:
+    if file.format == "WEBP":
+        path = Path(str(getattr(file, "filename", "")))
+        return path.is_file() and b"VP8L" not in path.read_bytes()  # the mark of lossless data
+    return file.format in {"JPEG", "MPO"}
 
 
 def _exif_turn(file: Image.Image) -> int:

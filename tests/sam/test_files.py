@@ -130,7 +130,7 @@ def test_headers_are_compared_before_training(folder: Path, tmp_path: Path) -> N
     """Other sizes, numbers of pages, and dtypes are errors that name the file."""
     wide = np.zeros((32, 64), np.uint8)
     for images, masks, message in (
-        (wide, MASKS[0], r"a.png has \(32, 64\) pixels, but its mask .*a_mask.png has \(64, 64\)"),
+        (wide, MASKS[0], r"a.png has shape \(32, 64\), but its mask .*a_mask.png has \(64, 64\)"),
         (wide, wide.T, "transposed"),
     ):
         Image.fromarray(images).save(tmp_path / "a.png")
@@ -140,7 +140,15 @@ def test_headers_are_compared_before_training(folder: Path, tmp_path: Path) -> N
     exif[0x0112] = 6
     Image.fromarray(wide).save(tmp_path / "a.jpg", exif=exif)
     Image.fromarray(wide).save(tmp_path / "a_mask.png")
-    _refused("EXIF orientation 6", [tmp_path / "a.jpg"], [tmp_path / "a_mask.png"])
+    _refused(
+        r"EXIF orientation 6 has shape .* \(transposed",
+        [tmp_path / "a.jpg"],
+        [tmp_path / "a_mask.png"],
+    )
+    np.save(tmp_path / "a.npy", np.dstack([MASKS[0] == 1] * 2))
+    _refused(r"Pass \(N, H, W\)", [folder / "images" / "cell8.png"], [tmp_path / "a.npy"])
+    np.save(tmp_path / "a.npy", np.stack([IMAGES[0]] * 3))
+    _refused(r"a.npy: has shape \(3, 64, 64\)", [tmp_path / "a.npy"], [tmp_path / "a_mask.png"])
     tifffile.imwrite(tmp_path / "a.tif", IMAGES, photometric="minisblack")
     _refused("contains 3 images, but", [tmp_path / "a.tif"], [tmp_path / "a_mask.png"])
     Image.fromarray(IMAGES[0].astype(np.uint16) * 99).save(folder / "images" / "cell9.png")

@@ -195,7 +195,8 @@ def test_parts_become_objects(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_background_that_is_an_object_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """As in exports where the background has label 1, and in inverted masks."""
-    for masks in (MASKS + 1, (MASKS == 0) * np.uint8(255)):
+    one_hot = [np.stack([mask == 0, mask == 1]) for mask in MASKS]
+    for masks in (MASKS + 1, (MASKS == 0) * np.uint8(255), one_hot):
         SamDataset(IMAGES, masks)
         assert "If it is the background, make it 0" in capsys.readouterr().out
 

@@ -186,6 +186,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "mask of a palette.png": (_png(COLORS.quantize(9)), "background is uncertain"),
     "mask, white.tif": (_tiff(BINARY * np.uint8(255), photometric="miniswhite"), "0 is white"),
     "mask.jpg": (_png(Image.fromarray(LABELS).resize((60, 40))), "JPEG"),
+    "mask.webp": (_png(Image.fromarray(LABELS * 100), quality=80), "lossy WEBP"),
     "mask.npy": (lambda path: np.save(path, {"masks": LABELS}, allow_pickle=True), "Python"),
 }
 
