@@ -87,7 +87,8 @@ def labels_of_palette(file: Image.Image) -> Array:
     black = [int(index) for index in used if not palette[index].any()]
     if black == [0] or (0 not in used and not black):
         return np.asarray(indices)
-    if (palette[used] == palette[used, :1]).all():
+    is_gray, shades = (palette[used] == palette[used, :1]).all(), np.unique(palette[used, 0])
+    if is_gray and (len(shades) > 1 or len(used) == 1):
         return np.asarray(palette[indices, 0], dtype=np.uint8)
     raise ValueError(
         f"has a palette, in which the indices {black or 'none'} are black, so that the background "

@@ -29,8 +29,10 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
         TypeError: The images are not files.
     """
     data = require("pycocotools.coco", "coco").COCO()
-    with annotations.open(encoding="utf-8") as file:
-        data.dataset = json.load(file)
+    try:
+        data.dataset = json.loads(annotations.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{annotations} is not a JSON file: {error}") from error
     if not isinstance(data.dataset, dict) or not {"images", "annotations"} <= data.dataset.keys():
         raise ValueError(f"{annotations} is not in the format of COCO, with images and annotations")
     try:

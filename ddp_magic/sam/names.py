@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ddp_magic.sam.readers import kind_of
 KINDS = "PNG, JPEG, TIFF, NIfTI, DICOM or .npy"
 # Files beside images that are left out without a word, like hidden files.
 OTHERS = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".log", ".db", ".ini"}
+TEXTS = {"README", "LICENSE"}
 # Parts of names that say whether a file is an image or a mask, or the first channel (_0000).
 _WORDS = (
     "images?|imgs?|(?:cp_)?masks?|labels?|segs?|segmentations?|gts?|ground_?truths?|annotations?"
@@ -25,7 +27,8 @@ def list_folder(folder: Path) -> list[Path]:
         FileNotFoundError: There are none.
         ValueError: It contains files of other kinds.
     """
-    found = [path for path in folder.rglob("*") if path.is_file()]
+    walk = os.walk(folder, followlinks=True)
+    found = [Path(root, name) for root, _, names in walk for name in names]
     found = [
         path
         for path in found
@@ -33,7 +36,7 @@ def list_folder(folder: Path) -> list[Path]:
         and path.suffix.lower() not in OTHERS
     ]
     kinds = {path: kind_of(path) for path in found}
-    unknown = [path for path in found if path.suffix and not kinds[path]]
+    unknown = [path for path in found if not kinds[path] and path.name not in TEXTS]
     if unknown:
         raise ValueError(
             f"{unknown[0]} is not {KINDS} ({len(unknown)} such files): convert it, or pass a list "

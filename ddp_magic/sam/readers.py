@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 PICTURES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif")
 PICTURES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".pbm", ".pnm")
+FORMATS = {"PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "JPEG2000", "PPM"}  # of Pillow
 TIFF, NIFTI, NUMPY, DICOM = (".tif", ".tiff"), (".nii", ".nii.gz"), (".npy",), (".dcm", ".dicom")
 
 
@@ -166,7 +167,9 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
         if mode == "I" and file.format in {"PNG", "PPM"}:  # 16 bits
             pixels = pixels.astype(np.uint16)
     if labels and _is_lossy(file) and len(np.unique(pixels)) > 2:
-        raise ValueError(f"is a lossy {file.format} file, which changes labels: save masks as PNG")
+        raise ValueError(
+            f"is a lossy {file.format} file, so that labels changed: save mask > 127 as PNG"
+        )
     return _finished(turned(pixels, _exif_turn(file)), labels=labels)
 
 
@@ -174,7 +177,10 @@ def _opened(path: Path) -> Image.Image:
     try:
         file = Image.open(path)
     except UnidentifiedImageError as error:
-        raise ValueError("not an image that Pillow can read: save it as PNG or TIFF") from error
+        raise ValueError("not an image that is supported: save it as PNG, TIFF or NIfTI") from error
+    if file.format not in FORMATS:
+        hint = "name it .tif" if file.format == "TIFF" else "save it as PNG or TIFF"
+        raise ValueError(f"has the format {file.format}, which is not supported: {hint}")
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # the later frames of MPO are previews
         file.close()

@@ -113,6 +113,9 @@ def test_files_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> No
     renamed = [path.rename(masks / f"x{path.name}") for path in mask_files]
     assert len(SamDataset(files, renamed)) == 3
     _refused(r"3 images without a mask \(cell8.png, cell9.png, cell10.png\)", images, masks)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(images / "nothing.png")
+    _refused("a.png", tmp_path / "links", MASKS[:1], error=FileNotFoundError)
     (images / "a.czi").write_bytes(b"\0")
     _refused("a.czi is not PNG", images, masks)
     _refused("open it and pass the array: zarr", tmp_path / "a.zarr", masks)
@@ -233,15 +236,25 @@ def test_coco_that_does_not_fit_is_refused(folder: Path) -> None:
     images = folder / "images"
     record = {"id": 7, "file_name": "cell8.png", "height": 32, "width": 64}
     _refused(r"says \(32, 64\)", images, coco(folder, images=[record], annotations=[]))
-    _refused("not in the format of COCO", images, coco(folder, images=None) and _json(folder, []))
+    _refused("not in the format of COCO", images, _json(folder, "[]"))
+    _refused("is not a JSON file", images, _json(folder, "{"))
     missing = coco(folder, images=[record | {"file_name": "x.png"}], annotations=[])
     _refused("names the image x.png", images, missing, error=FileNotFoundError)
     box = {"id": 5, "image_id": 7, "category_id": 1, "segmentation": []}
     _refused("annotation 5 has no valid mask", images, coco(folder, annotations=[box]))
 
 
-def _json(folder: Path, data: Any) -> Path:
-    (folder / "other.json").write_text(json.dumps(data))
+def test_a_folder_behind_a_link_is_read(folder: Path, tmp_path: Path) -> None:
+    """Its images are not left out without a word."""
+    for name in ("images", "masks"):
+        (tmp_path / f"linked {name}").mkdir()
+        (tmp_path / f"linked {name}" / "all").symlink_to(folder / name, target_is_directory=True)
+    data = SamDataset(tmp_path / "linked images", tmp_path / "linked masks", CLICKS)
+    assert same(data, SamDataset(IMAGES, MASKS, CLICKS))
+
+
+def _json(folder: Path, text: str) -> Path:
+    (folder / "other.json").write_text(text)
     return folder / "other.json"
 
 

@@ -187,6 +187,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "mask, white.tif": (_tiff(BINARY * np.uint8(255), photometric="miniswhite"), "0 is white"),
     "mask.jpg": (_png(Image.fromarray(LABELS).resize((60, 40))), "JPEG"),
     "mask.webp": (_png(Image.fromarray(LABELS * 100), quality=80), "lossy WEBP"),
+    "tiff.png": (lambda path: tifffile.imwrite(path, DEEP, photometric="rgb"), "name it .tif"),
+    "other.tga": (_png(COLORS), "format TGA"),
     "mask.npy": (lambda path: np.save(path, {"masks": LABELS}, allow_pickle=True), "Python"),
 }
 
