@@ -31,6 +31,7 @@ The modules (each imports only modules below it):
     label_checks    checks of masks
     checks          checks of images and prompts
     names           the names of files: which mask belongs to which image
+    stored          arrays that are not in memory
     readers         from a file to an array
     volumes         TIFF, NIfTI and DICOM
     channels        alpha, palettes, orientation

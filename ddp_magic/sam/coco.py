@@ -93,16 +93,23 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
     codes: list[Any] = []
     crowd: list[Any] = []
     for record in data.imgToAnns[image]:
+        name = f"{annotations}: annotation {record.get('id')}"
         try:
-            code = data.annToRLE(record) if record["segmentation"] else None
+            code: Any = data.annToRLE(record) if record["segmentation"] else None
             area = int(rle.area(code))
         except Exception as error:  # pycocotools raises what it meets
             raise ValueError(
-                f"{annotations}: annotation {record.get('id')} has no valid mask: segmentation "
-                "must be polygons or run lengths (boxes and keypoints are not enough)"
+                f"{name} has no valid mask: segmentation must be polygons or run lengths; boxes "
+                "and keypoints are not enough"
             ) from error
-        if record.get("iscrowd"):
-            crowd.append(code)
-        elif area:
-            codes.append(code)
+        if tuple(code["size"]) != size:
+            raise ValueError(
+                f"{name} has a mask of {code['size']} pixels, but its image has {size}"
+            )
+        if not area:
+            raise ValueError(
+                f"{name} has a mask without pixels: polygons are (x, y) in pixels, not fractions "
+                "of the image; remove annotations smaller than a pixel"
+            )
+        (crowd if record.get("iscrowd") else codes).append(code)
     return Encoded(codes, size, crowd)

@@ -76,7 +76,8 @@ class SamDataset(Dataset[Item]):
                 boolean, 0/1 or 0/255 masks of a single object; or stacks (N, H, W) with one mask
                 per object, which may overlap. Or a folder with the same names as the images, up to
                 words such as `_mask`; a list of files in the order of the images, in which a list
-                of files is a stack; or a .json file in the format of COCO.
+                of files is a stack; or a .json file in the format of COCO,
+                whose images are in the order of their ids.
             coordinates: clicks (P, 3) or (P, 4), rows (image index, y, x) or (image index, y, x,
                 label), in pixels, where integers are pixel centers. The label is 1 on the object
                 and 0 off it. A click with label 0 belongs to the object of the click before it. In
@@ -100,6 +101,8 @@ class SamDataset(Dataset[Item]):
         is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
         pair: Any = open_coco(images, Path(str(masks))) if is_coco else open_pair(images, masks)
         self.images, self.masks = pair
+        if ignore_label == 0:
+            raise ValueError("invalid ignore_label 0, which is the background: use another number")
         self.ignore_label, self.components = ignore_label, components
         self._checked: set[int] = set()  # the masks that are known to be valid
         if len(self.images) != len(self.masks):
@@ -141,6 +144,11 @@ class SamDataset(Dataset[Item]):
         given = self.masks[index]
         mask: Mask = given if isinstance(given, Encoded) else np.asarray(given)
         ignored = None
+        if mask.ndim == 3 and (self.components or self.ignore_label is not None):
+            raise ValueError(
+                f"{self.name(index)} is a stack with one mask per object: components and "
+                "ignore_label are for label maps (H, W)"
+            )
         if isinstance(mask, Encoded):
             ignored = mask.ignored() if mask.crowd else None
         elif self.ignore_label is not None and mask.ndim == 2:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from ddp_magic.sam.checks import check_sizes
 from ddp_magic.sam.names import check_order, list_folder, match
+from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read
-from ddp_magic.sam.volumes import Header, check_affines, require
+from ddp_magic.sam.stored import Stored, as_stored
+from ddp_magic.sam.volumes import Header, check_affines
 
 OPENED = {
     ".zarr": "zarr.open_array(path, mode='r')",
@@ -44,7 +44,7 @@ class Pictures(Sequence[Any]):
             labels: whether they are masks.
             sizes: their heights and widths, or None, as far as they are known.
         """
-        self.entries, self.labels, self.sizes = list(entries), labels, sizes
+        self.entries, self.labels, self.sizes = entries, labels, sizes
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -72,44 +72,6 @@ class Pictures(Sequence[Any]):
         return f"{page.path}, page {page.number}" if page.number else str(page.path)
 
 
-class Stored:
-    """An array of zarr, h5py or dask, of which only what is indexed is read.
-
-    Processes cannot share an open HDF5 file, so each opens it.
-    """
-
-    def __init__(self, array: Any) -> None:  # noqa: ANN401 -- of one of these libraries
-        self.array, self.shape, self.dtype = array, array.shape, np.dtype(array.dtype)
-        self.ndim, self._pid, self._hdf5 = len(array.shape), os.getpid(), None
-        if type(array).__module__.startswith("h5py"):
-            self._hdf5 = (array.file.filename, array.name)
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:  # noqa: ANN401 -- as of an array
-        if self._hdf5 and self._pid != os.getpid():
-            self.array, self._pid = _open_hdf5(*self._hdf5), os.getpid()
-        return np.asarray(self.array[key])
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        return state | {"array": None, "_pid": 0} if self._hdf5 else state
-
-
-def _open_hdf5(file: str, name: str) -> Any:  # noqa: ANN401 -- an h5py.Dataset
-    return require("h5py", "sam").File(file)[name]
-
-
-def as_stored(array: Any) -> Any:  # noqa: ANN401 -- any value
-    """Wrap an array that is not in memory, and return anything else unchanged."""
-    if isinstance(array, Pictures):
-        return array
-    is_array = hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")
-    in_memory = isinstance(array, (np.ndarray, np.generic)) or hasattr(array, "detach")
-    return Stored(array) if is_array and not in_memory and len(array.shape) else array
-
-
 def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
     """Return two sequences of images and masks; files are listed, not decoded.
 
@@ -128,17 +90,30 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
         check_order(files, mask_files)
     heads = _headers(files or [], labels=False)
     mask_heads = _headers(mask_files or [], labels=True)
+    turned: list[Path] = []
     like: list[Path | None] = [None] * len(mask_files or [])
     if files is not None and mask_files is not None:
         for number, (image, mask) in enumerate(zip(files, mask_files, strict=True)):
+            turned += [image] * (_turn(heads[number]) != _turn(mask_heads[number]))
             if _check_files(image, heads[number], mask, mask_heads[number]):
                 like[number], mask_heads[number] = image, heads[number]
+    if turned:  # the mask may have been drawn on it before or after
+        print0(
+            f"{len(turned)} images are turned as their metadata says, but their masks are not: "
+            f"compare {turned[0]} with its mask"
+        )
     _check_dtypes(files or [], heads)
     if files is not None:
         images = _pictures(files, heads, [None] * len(files), labels=False)
     if mask_files is not None:
         masks = _pictures(mask_files, mask_heads, like, labels=True)
-    return as_stored(images), as_stored(masks)
+    return _decoding(as_stored(images), labels=False), _decoding(as_stored(masks), labels=True)
+
+
+def _decoding(pictures: Any, *, labels: bool) -> Any:  # noqa: ANN401 -- a sequence
+    """Return a sequence, of another library, whose items may be PIL images, as arrays."""
+    known = in_memory(pictures) or isinstance(pictures, (Pictures, Stored, np.memmap))
+    return pictures if known else Pictures(pictures, labels=labels)
 
 
 def _loaded(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
@@ -164,7 +139,7 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
         if path.is_dir():
             return list(list_folder(path)), path
         given = [path]
-    if not hasattr(given, "__getitem__") or isinstance(given, dict):
+    if not hasattr(given, "__getitem__") or hasattr(given, "keys"):
         raise TypeError(
             f"{name} is a {type(given).__name__}, but must be a folder, or a sequence of files or "
             "arrays: pass a list, for example sorted(folder.glob('*.png'))"
@@ -229,6 +204,10 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
         turned = f", turned by EXIF orientation {head.turn}" if head.turn > 1 else ""
         check_sizes(f"{image}{turned}", pixels.shape, str(one), labels)
     return False
+
+
+def _turn(head: Header | None) -> int:
+    return head.turn if head else 1
 
 
 def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:

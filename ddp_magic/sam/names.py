@@ -54,7 +54,7 @@ def _key(path: Path, root: Path | None = None) -> tuple[Any, ...]:
     Numbers are integers, so that img2 comes before img10, and img_001 belongs to mask_1. In a
     folder, sub-folders count, too.
     """
-    stem = re.sub(r"(\.ome)?\.[^.]+(\.gz)?$", "", path.name.lower())
+    stem = re.sub(r"(\.ome)?\.(?![0-9]+$)[^.]+(\.gz)?$", "", path.name.lower())
     stem = _SUFFIX.sub("", _PREFIX.sub("", stem))
     parts = [*path.relative_to(root).parts[:-1], stem] if root else [stem]
     return tuple(

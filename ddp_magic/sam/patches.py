@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ddp_magic.sam.arguments import check_minimum
 from ddp_magic.sam.checks import check_shape
-from ddp_magic.sam.files import as_stored
 from ddp_magic.sam.masks import label_areas
+from ddp_magic.sam.stored import as_stored
 
 TRIES = 200  # positions that are drawn for a patch, before there is none with enough objects
 

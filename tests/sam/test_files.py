@@ -109,6 +109,7 @@ def test_files_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> No
     _refused("both an image and its mask", files, files)
     _refused("sort both lists", files, mask_files[::-1])
     _refused("3 images but 2 masks", files, mask_files[:2])
+    _refused("is a Group", zarr.create_group(str(tmp_path / "g.zarr")), masks, error=TypeError)
     _refused("is a generator", images.glob("*"), masks, error=TypeError)
     renamed = [path.rename(masks / f"x{path.name}") for path in mask_files]
     assert len(SamDataset(files, renamed)) == 3
@@ -156,6 +157,39 @@ def test_headers_are_compared_before_training(folder: Path, tmp_path: Path) -> N
     _refused("contains 3 images, but", [tmp_path / "a.tif"], [tmp_path / "a_mask.png"])
     Image.fromarray(IMAGES[0].astype(np.uint16) * 99).save(folder / "images" / "cell9.png")
     _refused("dtypes, .*cell8.png.*cell9.png", folder / "images", folder / "masks")
+
+
+class Column:
+    """A sequence of another library that returns PIL images, such as a column of datasets."""
+
+    def __init__(self, pictures: list[Image.Image]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.pictures[index]
+
+
+def test_pil_images_of_any_sequence_are_decoded() -> None:
+    """A palette is not taken for gray levels, nor an orientation for the pixels."""
+    palette = [Image.fromarray(image).convert("RGB").quantize(256) for image in IMAGES]
+    for column in (Column(palette), palette):
+        found = SamDataset(column, MASKS)[0]["image"]
+        assert np.array_equal(found.permute(1, 2, 0), np.asarray(palette[0].convert("RGB")))
+
+
+def test_an_orientation_that_the_mask_lacks_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the size is the same, only a person can see whether the mask was drawn before it."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.jpg", exif=exif)
+    save(tmp_path, ["a_mask.png"])
+    SamDataset([tmp_path / "a.jpg"], [tmp_path / "a_mask.png"])
+    assert "1 images are turned as their metadata says" in capsys.readouterr().out
 
 
 def test_tiff_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,6 +274,12 @@ def test_coco_that_does_not_fit_is_refused(folder: Path) -> None:
     _refused("is not a JSON file", images, _json(folder, "{"))
     missing = coco(folder, images=[record | {"file_name": "x.png"}], annotations=[])
     _refused("names the image x.png", images, missing, error=FileNotFoundError)
+    tiny = {"id": 6, "image_id": 7, "category_id": 1, "segmentation": [[0, 0, 0.5, 0, 0.5, 0.5]]}
+    _refused("without pixels: polygons are", images, coco(folder, annotations=[tiny]))
+    code = {"size": [32, 64], "counts": [2, 3, 2043]}
+    _refused(
+        "mask of .32, 64., but", images, coco(folder, annotations=[tiny | {"segmentation": code}])
+    )
     box = {"id": 5, "image_id": 7, "category_id": 1, "segmentation": []}
     _refused("annotation 5 has no valid mask", images, coco(folder, annotations=[box]))
 

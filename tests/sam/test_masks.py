@@ -193,6 +193,16 @@ def test_parts_become_objects(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.array_equal(clicked, MASKS[image] == MASKS[image][y, x])
 
 
+def test_options_that_would_have_no_effect_are_refused() -> None:
+    """Parts and ignored labels of stacks, and ignoring the background."""
+    stack = [np.stack([mask == 1, mask == 2]) for mask in MASKS]
+    for options in ({"components": True}, {"ignore_label": 255}):
+        with pytest.raises(ValueError, match="are for label maps"):
+            SamDataset(IMAGES, stack, **options)
+    with pytest.raises(ValueError, match="invalid ignore_label 0"):
+        SamDataset(IMAGES, MASKS, ignore_label=0)
+
+
 def test_a_background_that_is_an_object_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """As in exports where the background has label 1, and in inverted masks."""
     one_hot = [np.stack([mask == 0, mask == 1]) for mask in MASKS]
