@@ -94,8 +94,12 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
     crowd: list[Any] = []
     for record in data.imgToAnns[image]:
         name = f"{annotations}: annotation {record.get('id')}"
+        given = record.get("segmentation")
+        stated = tuple(given["size"]) if isinstance(given, dict) else size
+        if stated != size:
+            raise ValueError(f"{name} has a mask of {stated}, but its image has {size}")
         try:
-            code: Any = data.annToRLE(record) if record["segmentation"] else None
+            code = data.annToRLE(record) if given else None
             area = int(rle.area(code))
         except Exception as error:  # pycocotools raises what it meets
             raise ValueError(

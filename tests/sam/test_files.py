@@ -278,7 +278,9 @@ def test_coco_that_does_not_fit_is_refused(folder: Path) -> None:
     _refused("without pixels: polygons are", images, coco(folder, annotations=[tiny]))
     code = {"size": [32, 64], "counts": [2, 3, 2043]}
     _refused(
-        "mask of .32, 64., but", images, coco(folder, annotations=[tiny | {"segmentation": code}])
+        r"mask of \(32, 64\), but",
+        images,
+        coco(folder, annotations=[tiny | {"segmentation": code}]),
     )
     box = {"id": 5, "image_id": 7, "category_id": 1, "segmentation": []}
     _refused("annotation 5 has no valid mask", images, coco(folder, annotations=[box]))
