@@ -106,10 +106,6 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
                 f"{name} has no valid mask: segmentation must be polygons or run lengths; boxes "
                 "and keypoints are not enough"
             ) from error
-        if tuple(code["size"]) != size:
-            raise ValueError(
-                f"{name} has a mask of {code['size']} pixels, but its image has {size}"
-            )
         if not area:
             raise ValueError(
                 f"{name} has a mask without pixels: polygons are (x, y) in pixels, not fractions "
