@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from ddp_magic.sam.checks import check_sizes
@@ -241,6 +242,20 @@ def _pictures(
         else:
             entries.append(item)
     return Pictures(entries, labels=labels, sizes=sizes)
+
+
+def to_array(image: Any) -> NDArray[Any]:  # noqa: ANN401 -- a path, a PIL image, or an array
+    """Return an image, (H, W) or (H, W, 3), from a file, a PIL image, or an array.
+
+    Raises:
+        ValueError: The file contains several images, or may mean something else.
+    """
+    if isinstance(image, (str, Path)):
+        pages = header(Path(image)).pages
+        if pages > 1:
+            raise ValueError(f"{image} contains {pages} images: pass one of them as an array")
+        return read(Path(image), labels=False)
+    return from_pil(image, labels=False) if isinstance(image, Image.Image) else np.asarray(image)
 
 
 def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`

@@ -14,6 +14,7 @@ from torch import nn
 
 from ddp_magic.sam.batches import collate, prepare
 from ddp_magic.sam.checks import check_click
+from ddp_magic.sam.files import to_array
 from ddp_magic.sam.gray_levels import gray_window, to_rgb
 from ddp_magic.sam.items import BACKGROUND, FOREGROUND, without_objects
 from ddp_magic.sam.model import PromptedSam
@@ -37,8 +38,9 @@ def evaluating(
 
 def scaled_as_trained(model: nn.Module, image: ArrayLike) -> NDArray[np.uint8]:
     """Return an image as (3, H, W) uint8, scaled as the training images (see `train`)."""
+    image = to_array(image)
     noted = getattr(unwrapped(model).config, "gray_levels", None) or {}
-    known = noted.get("dtype") == str(np.asarray(image).dtype) and noted["window"]
+    known = noted.get("dtype") == str(image.dtype) and noted["window"]
     return to_rgb(image, gray_window([image], tuple(noted["window"]) if known else None))
 
 
@@ -57,9 +59,9 @@ def predict(
 
     Args:
         model: a model of the SAM family on any device, or DDP around one.
-        image: (H, W) or (H, W, 3), of any dtype that `SamDataset` accepts. An image with the dtype
-            of the training images is scaled as they were; other dtypes except uint8 are scaled by
-            the values of this image.
+        image: (H, W) or (H, W, 3), of any dtype that `SamDataset` accepts; or a PIL image or a
+            file. An image with the dtype of the training images is scaled as they were; other
+            dtypes except uint8 are scaled by the values of this image.
         points: clicks of one object, (K, 2), rows (y, x) in pixels, or a single click (y, x); or a
             list of such arrays, one per object.
         labels: labels of the clicks, (K,), 1 on the object and 0 off it; or a list, as for

@@ -23,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ddp_magic.prelude import SamDataset, cells, random_patches
+from ddp_magic.sam.files import to_array
 
 IMAGES, MASKS, CLICKS = cells(n=3)
 
@@ -109,7 +110,9 @@ def test_files_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> No
     _refused("both an image and its mask", files, files)
     _refused("sort both lists", files, mask_files[::-1])
     _refused("3 images but 2 masks", files, mask_files[:2])
-    _refused("is a Group", zarr.create_group(str(tmp_path / "g.zarr")), masks, error=TypeError)
+    _refused(
+        "is a Group", zarr.open_group(str(tmp_path / "g.zarr"), mode="w"), masks, error=TypeError
+    )
     _refused("is a generator", images.glob("*"), masks, error=TypeError)
     renamed = [path.rename(masks / f"x{path.name}") for path in mask_files]
     assert len(SamDataset(files, renamed)) == 3
@@ -178,6 +181,21 @@ def test_pil_images_of_any_sequence_are_decoded() -> None:
     for column in (Column(palette), palette):
         found = SamDataset(column, MASKS)[0]["image"]
         assert np.array_equal(found.permute(1, 2, 0), np.asarray(palette[0].convert("RGB")))
+
+
+def test_an_image_to_predict_is_read_as_those_of_a_data_set(tmp_path: Path) -> None:
+    """A path and a PIL image, with a palette and an orientation; a stack is refused."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(IMAGES[0]).convert("RGB").quantize(256)
+    picture.save(tmp_path / "a.png", exif=exif)
+    expected = np.rot90(np.asarray(picture.convert("RGB")), -1)
+    assert np.array_equal(to_array(tmp_path / "a.png"), expected)
+    with Image.open(tmp_path / "a.png") as file:
+        assert np.array_equal(to_array(file), expected)
+    tifffile.imwrite(tmp_path / "a.tif", IMAGES, photometric="minisblack")
+    with pytest.raises(ValueError, match="contains 3 images"):
+        to_array(str(tmp_path / "a.tif"))
 
 
 def test_an_orientation_that_the_mask_lacks_is_said(
@@ -313,7 +331,10 @@ class Counted:
 
 
 def _in_zarr(folder: Path, name: str, array: Any) -> Any:
-    return zarr.create_array(store=str(folder / f"{name}.zarr"), data=array)
+    kind = {"shape": array.shape, "dtype": array.dtype}
+    stored: Any = zarr.open(str(folder / f"{name}.zarr"), mode="w", **kind)
+    stored[:] = array
+    return stored
 
 
 def _in_hdf5(folder: Path, name: str, array: Any) -> Any:
