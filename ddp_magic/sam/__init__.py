@@ -38,6 +38,8 @@ The modules (each imports only modules below it):
     masks           the objects of a label map or a stack of masks
     items           an item of a data set
     metrics         one score per object
+    files           reading images and masks from files
+    metrics         scores of objects, and of label maps
     optimizers      AdamW, Muon, and the learning rate
     auxiliary       an auxiliary task for the encoder
     layers          faster versions of layers of transformers and torch
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from ddp_magic.sam.inference import predict
     from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
     from ddp_magic.sam.patches import random_patches
+    from ddp_magic.sam.metrics import dice_score, instance_scores, iou_score, pixel_accuracy
     from ddp_magic.sam.plots import show_history, show_results
     from ddp_magic.sam.process_group import GradScaler, autocast, cleanup, setup
     from ddp_magic.sam.samples import cells, nuclei
@@ -75,6 +78,7 @@ __all__ = [
     "collate",
     "dice_score",
     "evaluate",
+    "instance_scores",
     "iou_score",
     "nuclei",
     "pixel_accuracy",
@@ -100,6 +104,7 @@ HOMES = {
     "collate": "batches",
     "dice_score": "metrics",
     "evaluate": "evaluation",
+    "instance_scores": "metrics",
     "iou_score": "metrics",
     "nuclei": "samples",
     "pixel_accuracy": "metrics",
