@@ -50,16 +50,16 @@ chaos: .venv/installed
 	$(BIN)/python -m tests.chaos --seed $(SEED) --count $(COUNT)
 
 # $(call install,FOLDER,PYTHON,CONSTRAINTS,EXTRA): torch first, at the version of the constraints file,
-# so that the other packages find it. stardist without dependencies (TensorFlow), because only an
-# image in it is needed. torchvision, for the transformers pipelines in one test, in a folder of its
-# own, because importing it fails with the CPU build of torch. Bytecode is compiled at the end, on all
-# cores. Some files do not compile: templates, and tests for other versions of Python.
+# so that the other packages find it. stardist and segment-anything without dependencies (TensorFlow,
+# torchvision), because only an image and single modules of them are needed. torchvision, for the
+# transformers pipelines in one test, in a folder of its own, because importing it fails with the CPU
+# build of torch. Bytecode is compiled at the end, on all cores. Some files do not compile: templates, and tests for other versions of Python.
 define install
 	@echo "Installing into $(1): one to five minutes, most of it for torch and what it needs."
 	$(2) -m venv $(1)
 	$(1)/bin/python -m pip install --no-compile --constraint $(3) torch
 	$(1)/bin/python -m pip install --no-compile --constraint $(3) --editable '.[$(4)]'
-	$(1)/bin/python -m pip install --no-compile --no-deps stardist
+	$(1)/bin/python -m pip install --no-compile --no-deps stardist segment-anything
 	$(1)/bin/python -m pip install --no-compile --no-deps --constraint $(3) --target $(1)/torchvision torchvision
 	@echo "Compiling bytecode: one to two minutes without output"
 	@$(1)/bin/python -m compileall -qq -j 0 $(1) || true

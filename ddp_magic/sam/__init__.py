@@ -8,6 +8,7 @@ The modules (each imports only modules below it):
     training        the training loop
     progress        bar, rows and figures, the best epoch, early stopping
     segmentation    `segment`: all objects of an image, in tiles
+    tiles           splitting an image, and merging what is found in the parts
     inference       `predict`: masks of prompted objects
     evaluation      scores of held-out objects
     checkpoint      checkpoints and the log
@@ -37,11 +38,10 @@ The modules (each imports only modules below it):
     channels        alpha, palettes, orientation
     masks           the objects of a label map or a stack of masks
     items           an item of a data set
-    metrics         one score per object
-    files           reading images and masks from files
     metrics         scores of objects, and of label maps
     optimizers      AdamW, Muon, and the learning rate
-    auxiliary       an auxiliary task for the encoder
+    instances       a decoder that finds objects without a prompt
+    meta_checkpoint checkpoints in the layout of Meta's repository
     layers          faster versions of layers of transformers and torch
     tiny            a tiny SAM with random weights
     samples         sample data: real nuclei, synthetic cells (NumPy only)
@@ -59,9 +59,9 @@ if TYPE_CHECKING:
     from ddp_magic.sam.data import SamDataset
     from ddp_magic.sam.evaluation import evaluate, show_predictions
     from ddp_magic.sam.inference import predict
-    from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
-    from ddp_magic.sam.patches import random_patches
+    from ddp_magic.sam.meta_checkpoint import load_meta_checkpoint
     from ddp_magic.sam.metrics import dice_score, instance_scores, iou_score, pixel_accuracy
+    from ddp_magic.sam.patches import random_patches
     from ddp_magic.sam.plots import show_history, show_results
     from ddp_magic.sam.process_group import GradScaler, autocast, cleanup, setup
     from ddp_magic.sam.samples import cells, nuclei
@@ -80,6 +80,7 @@ __all__ = [
     "evaluate",
     "instance_scores",
     "iou_score",
+    "load_meta_checkpoint",
     "nuclei",
     "pixel_accuracy",
     "predict",
@@ -106,6 +107,7 @@ HOMES = {
     "evaluate": "evaluation",
     "instance_scores": "metrics",
     "iou_score": "metrics",
+    "load_meta_checkpoint": "meta_checkpoint",
     "nuclei": "samples",
     "pixel_accuracy": "metrics",
     "predict": "inference",

@@ -71,6 +71,11 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
         n, h, w = item["masks"].shape
         masks[end - n : end, :h, :w] = item["masks"]
     out: dict[str, Any] = {"sizes": sizes, "masks": masks, "points": points, "labels": labels}
+    if all("instances" in item for item in batch):
+        out["instances"] = torch.full((len(batch), height, width), -1, dtype=torch.int32)
+        for own, item in zip(out["instances"], batch, strict=True):
+            h, w = item["instances"].shape
+            own[:h, :w] = item["instances"]
     out["image_index"] = torch.arange(len(batch)).repeat_interleave(objects)
     out["boxes"] = torch.cat([item["boxes"] for item in batch])
     out["keys"] = torch.cat([item["keys"] for item in batch])
@@ -159,6 +164,9 @@ def prepare(
     elif "images" in batch:
         out["pixel_values"] = _pixel_values(out.pop("images"), sizes, geometry)
     masks, index = out["masks"], batch["image_index"]
+    if "instances" in batch:
+        every = batch["instances"].to(device, non_blocking=True)
+        out["instances"] = torch.full((len(sizes), size, size), -1, device=device)
     factors = torch.ones(len(sizes), 2)  # (B, 2), x and y
     out["target"] = torch.zeros(len(masks), 1, size, size, device=device)
     out["inside"] = torch.zeros(len(masks), 1, size, size, dtype=torch.bool, device=device)
@@ -169,6 +177,13 @@ def prepare(
         new_h, new_w = geometry.resized((h, w), size)
         true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, (new_h, new_w)) / 255
         out["target"][rows, :, :new_h, :new_w] = true
+        if "instances" in batch:
+            y, x = (
+                ((torch.arange(new, device=device) + 0.5) * (old / new)).long()
+                for new, old in ((new_h, h), (new_w, w))
+            )  # the nearest pixel
+            own = numbers.to(device, non_blocking=True)
+            out["instances"][own, :new_h, :new_w] = every[own[:, None, None], y[:, None], x].long()
         out["inside"][rows, :, :new_h, :new_w] = True
     if "ignored" in batch:
         out["counted"] = _counted(batch, geometry)[index].to(device)  # (M, 1, T, T)

@@ -19,6 +19,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ddp_magic.sam.adapter import image_processor_config
+from ddp_magic.sam.instances import save_decoder
 from ddp_magic.sam.process_group import rank_and_world
 from ddp_magic.sam.restarts import CALL_FILE
 from ddp_magic.sam.tuning import plain_state
@@ -163,6 +164,7 @@ def save_model(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = sam
     model.save_pretrained(part, state_dict=plain_state(sam))
+    save_decoder(part, sam)
     config = json.dumps(image_processor_config(model), indent=2)
     (part / "preprocessor_config.json").write_text(config + "\n")
     if shown:

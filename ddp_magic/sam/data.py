@@ -33,6 +33,7 @@ from ddp_magic.sam.masks import (
     Encoded,
     Mask,
     components_of,
+    label_map,
     object_labels,
     object_masks,
 )
@@ -243,7 +244,11 @@ class SamDataset(Dataset[Item]):
             chosen = np.asarray(objects(len(labels)), dtype=np.int64)
             item, labels = pick_objects(item, torch.from_numpy(chosen)), labels[chosen]
         item["masks"] = torch.from_numpy(object_masks(mask, labels))  # (N, H, W)
-        return item if ignored is None else {**item, "ignored": torch.from_numpy(ignored)}
+        instances = label_map(mask)
+        if ignored is not None:
+            instances[ignored] = -1
+            item["ignored"] = torch.from_numpy(ignored)
+        return {**item, "instances": torch.from_numpy(instances)}
 
     def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
         """Return the labels (N,) of the objects of an image, and their clicks and boxes."""

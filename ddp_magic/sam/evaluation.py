@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,22 +12,25 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm.std import tqdm
 
 from ddp_magic.sam.batches import Geometry, by_size, collate, load, prepare
-from ddp_magic.sam.dataset_access import size_of
+from ddp_magic.sam.dataset_access import image_of, size_of, target_of
 from ddp_magic.sam.items import Item
-from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
+from ddp_magic.sam.metrics import (
+    Matches,
+    dice_score,
+    iou_score,
+    match_objects,
+    pixel_accuracy,
+    pooled_scores,
+)
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.plots import show_results
-from ddp_magic.sam.postprocessing import (
-    MEMORY_BYTES,
-    at_original_size,
-    bytes_per_mask,
-    in_pieces,
-    masks_at,
-)
+from ddp_magic.sam.postprocessing import MEMORY_BYTES, masks_at, resizing
 from ddp_magic.sam.process_group import rank_and_world
 from ddp_magic.sam.prompts import first_prompts
+from ddp_magic.sam.segmentation import segment
 
 CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more clicks
 SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
@@ -34,7 +38,7 @@ SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt
 Table = dict[str, NDArray[Any]]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 -- options with defaults
     model: nn.Module,
     dataset: Dataset[Item],
     *,
@@ -43,6 +47,7 @@ def evaluate(
     prompts: str | Mapping[str, float] = "points",
     multimask: bool | None = None,
     workers: int = 0,
+    instances: bool = False,
 ) -> dict[str, float]:
     """Evaluate a model on every prompted object, at the original size of its image.
 
@@ -61,15 +66,24 @@ def evaluate(
             and clicks are in the middle of the object.
         multimask: as in `train`; None: as the model was trained.
         workers: number of data loading processes per rank.
+        instances: whether to compare the result of `segment`, without a prompt, to the label maps
+            too. Every object of the images must be in them.
 
     Returns:
         `dice`, `iou` and `accuracy`: means over the objects, with the first prompt only; `dice_2`,
         `dice_3` and `dice_5`: mean Dice with 1, 2 and 4 more clicks; `wrong_prompt_dice`: mean Dice
         with the prompt of *another* object of the same image, near 0 if the model follows its
-        prompts; `count`: number of objects. A mean over no objects is NaN.
+        prompts; `count`: number of objects. A mean over no objects is NaN. With `instances`, also
+        the scores of `instance_scores`: `ap_50`, `ap_75`, `ap`, `pq` and others.
+
+    Raises:
+        ValueError: `instances` is True, and the items of the data set have no label map.
     """
     wrapper = PromptedSam(model, amp, max(CLICKS), prompts, multimask=multimask)
-    return mean_scores(score_objects(wrapper, dataset, batch_size=batch_size, workers=workers))
+    table = score_objects(wrapper, dataset, batch_size=batch_size, workers=workers)
+    if not instances:
+        return mean_scores(table)
+    return mean_scores(table) | pooled_scores(_match_images(model, dataset, multimask))
 
 
 def mean_scores(table: Table) -> dict[str, float]:
@@ -108,11 +122,14 @@ def score_objects(
     numbers = range(rank, n, world)  # samplers would pad
     loader = load(dataset, numbers, batch_size, workers, device)
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
-    for step, raw in enumerate(loader):
+    bar = tqdm(
+        loader, "evaluate", delay=2, disable=rank != 0, leave=False, ncols=60, file=sys.stdout
+    )
+    for step, raw in enumerate(bar):
         batch = prepare(raw, wrapper.geometry, device)
         logits = wrapper.predict_logits(batch, memory_bytes)
         of_clicks = [logits[k - 1] for k in CLICKS]
-        scores = _scores(of_clicks, batch, wrapper.geometry, memory_bytes)  # (M, scores)
+        scores = _scores(of_clicks, batch, wrapper.geometry)  # (M, scores)
         image_index = raw["image_index"]
         image = numbers[0] + (step * batch_size + image_index.double()) * world  # (M,)
         number = torch.arange(len(image)) - torch.searchsorted(image_index, image_index)
@@ -127,42 +144,60 @@ def score_objects(
     return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
 
 
-def _scores(
-    logits: list[Tensor], batch: dict[str, Any], geometry: Geometry, memory_bytes: int
-) -> Tensor:
-    """Return the scores (M, scores) of a batch, given the logits for each number in `CLICKS`."""
-    image_index, masks = batch["image_index"], batch["masks"]
-    scores = torch.full((len(masks), len(SCORES)), torch.nan, dtype=torch.float64)
+def _match_images(
+    model: nn.Module, dataset: Dataset[Item], multimask: bool | None
+) -> list[Matches]:
+    """Segment every image, and match the objects. Collective: each rank takes a part of the images.
+
+    Raises:
+        ValueError: An item has no label map.
+    """
+    rank, world = rank_and_world()
+    own: list[Matches] = []
+    numbers = range(rank, size_of(dataset), world)
+    for i in tqdm(numbers, "segment", delay=2, disable=rank != 0, ncols=60, file=sys.stdout):
+        true = target_of(dataset, i).get("instances")
+        if true is None:
+            raise ValueError(
+                f'item {i} has no label map: add "instances", (H, W) integers, to the items'
+            )
+        image = image_of(dataset, i).transpose(1, 2, 0)  # (H, W, 3)
+        found = segment(model, image, multimask=multimask, quiet=True)
+        own.append(match_objects(found, true.clamp(min=0), true < 0))
+    parts: list[Any] = [own] * world
+    if world > 1:
+        dist.all_gather_object(parts, own)
+    return [each for part in parts for each in part]
+
+
+def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:
+    """Return the scores (M, scores) of a batch, given the logits for each number in `CLICKS`.
+
+    Each object is scored in a window around it and its predictions.
+    """
+    image_index, masks, sizes = batch["image_index"], batch["masks"], batch["sizes"].tolist()
     # The prediction for the prompt of another object is that object's own prediction.
-    other = neighbors(image_index)  # (M,)
-    alone = other == torch.arange(len(other), device=other.device)
-    groups = by_size(batch["sizes"][image_index.cpu()])
-    pieces = [
-        (size, rows[some])
-        for size, rows in groups
-        for some in in_pieces(len(rows), bytes_per_mask(size), memory_bytes)
-    ]
-    for (h, w), on_cpu in pieces:
-        rows = on_cpu.to(masks.device)  # (m,)
-        true = masks[rows, :h, :w]  # (m, h, w)
-        preds = [at_original_size(each[rows], (h, w), geometry) for each in logits]
-        preds.append(at_original_size(logits[0][other[rows]], (h, w), geometry))
-        share = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        if "ignored" in batch:  # right, and then not counted, where pixels are ignored
-            hidden = batch["ignored"][image_index.cpu()[on_cpu], :h, :w].to(rows.device)
-            preds = [each.masked_fill(hidden, -1.0) for each in preds]
-            share = hidden.double().mean((1, 2))
-        first, *later, wrong = preds
-        control = dice_score(wrong, true).masked_fill(alone[rows], torch.nan)
-        found = [
-            dice_score(first, true),
-            *(dice_score(pred, true) for pred in later),
-            iou_score(first, true),
-            (pixel_accuracy(first, true) - share) / (1 - share),
-            control,
-        ]
-        scores[on_cpu] = torch.stack(found, 1).cpu()
-    return scores
+    other = neighbors(image_index).tolist()
+    scores, resize = [], {}
+    for row, image in enumerate(image_index.tolist()):
+        size = sizes[image][0], sizes[image][1]
+        if size not in resize:
+            resize[size] = resizing(logits[0].shape[-1], size, geometry, masks.device)
+        whole = masks[row, : size[0], : size[1]]
+        low = torch.stack([*(each[row, 0] for each in logits), logits[0][other[row], 0]])
+        window = resize[size].window(low, whole)
+        preds, true = resize[size].part(low, window), whole[window].expand(len(low), -1, -1)
+        counted = whole.numel()
+        if "ignored" in batch:  # right, and then not counted
+            hidden = batch["ignored"][image, : size[0], : size[1]].to(preds.device)
+            preds = preds.masked_fill(hidden[window], -1.0)
+            counted -= int(hidden.sum())
+        dice, iou = dice_score(preds, true), iou_score(preds[0], true[0])
+        # Outside of the window, all pixels are right.
+        wrong = (1 - pixel_accuracy(preds[0], true[0])) * true[0].numel() / counted
+        control = dice[-1] if other[row] != row else dice.new_tensor(torch.nan)
+        scores.append(torch.stack([*dice[:-1], iou, 1 - wrong, control]))
+    return torch.stack(scores) if scores else torch.zeros(0, len(SCORES), dtype=torch.float64)
 
 
 def neighbors(image_index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
 from ddp_magic.sam.arguments import check_choice
-from ddp_magic.sam.auxiliary import place_losses
+from ddp_magic.sam.instances import instance_losses
 from ddp_magic.sam.layers import resized
 from ddp_magic.sam.metrics import iou_score
 from ddp_magic.sam.process_group import unwrapped
@@ -58,7 +58,8 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
     """Run `model`, a `PromptedSam` or DDP around one, on a prepared batch, and compute its loss.
 
     Returns:
-        One loss per object, (M,): the mean over the rounds, plus the weighted auxiliary loss.
+        One loss per object, (M,): the mean over the rounds, plus the weighted loss of
+        the decoder of instances for the image of the object.
     """
     target, size = batch["target"], batch["target"].shape[-1]
     losses = []
@@ -71,6 +72,7 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: str = "dice+bce")
     own = unwrapped(model)
     if own.auxiliary is None:
         return of_masks
-    of_places = place_losses(own.auxiliary_output, target, batch["image_index"])
-    weighted: Tensor = own.auxiliary.weight * of_places
+    of_images = instance_losses(own.auxiliary_output, batch["instances"])
+    # Not of_images[index], whose gradient on a CPU is summed in no fixed order.
+    weighted: Tensor = own.auxiliary.weight * of_images.index_select(0, batch["image_index"])
     return of_masks + weighted

@@ -129,6 +129,19 @@ def components_of(mask: NDArray[Any]) -> NDArray[np.int32]:
     return parts
 
 
+def label_map(mask: Mask) -> NDArray[np.int32]:
+    """Return a label map (H, W) of all objects; in a stack, smaller ones cover larger ones."""
+    if isinstance(mask, Encoded) or mask.ndim == 3:
+        labels = np.zeros(mask.shape[1:], np.int32)
+        areas = [-np.count_nonzero(mask[number]) for number in range(len(mask))]
+        for number in np.argsort(areas, kind="stable"):
+            labels[mask[number] != 0] = number + 1
+        return labels
+    if mask.max(initial=0) > np.iinfo(np.int32).max:
+        mask = np.unique(mask, return_inverse=True)[1].reshape(mask.shape) + (mask.min() > 0)
+    return mask.astype(np.int32)
+
+
 def box_of(mask: NDArray[np.bool_]) -> NDArray[Any]:
     """Return the box around a mask, (x0, y0, x1, y1), in pixel centers."""
     y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

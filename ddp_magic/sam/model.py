@@ -18,8 +18,8 @@ from ddp_magic.sam.adapter import (
     mask_size_of,
 )
 from ddp_magic.sam.arguments import check_choice
-from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import PER_OBJECT, Geometry
+from ddp_magic.sam.instances import InstanceDecoder
 from ddp_magic.sam.items import FOREGROUND, PAD
 from ddp_magic.sam.layers import faster_decoder
 from ddp_magic.sam.postprocessing import MEMORY_BYTES, best_mask, in_pieces
@@ -76,7 +76,7 @@ class PromptedSam(nn.Module):
         self.shares = kinds_of(prompts)
         self.mask_size = mask_size_of(self.sam)  # s, px
         self.partly_used: list[nn.Parameter] = []  # parameters that only some prompts use
-        self.auxiliary: PlaceInObject | None = None  # set during training
+        self.auxiliary: InstanceDecoder | None = None  # set during training
         self.auxiliary_output: Tensor | None = None  # of the last batch
         # Key and value: the positional encoding, and the state of the weights it depends on.
         self._cached_positions: tuple[Any, Tensor] | None = None

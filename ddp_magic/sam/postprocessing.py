@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,57 @@ def at_original_size(logits: Tensor, size: tuple[int, int], geometry: Geometry) 
     square = F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
     crop = square[..., :height, :width]
     return F.interpolate(crop, size, mode="bilinear", align_corners=False)[:, 0]
+
+
+class Resizing(NamedTuple):
+    """`at_original_size` as two matrix products, of which parts can be computed.
+
+    Bilinear interpolation is linear, and separate for each axis. An object of 40 pixels in an image
+    of 2048 takes a thousandth of the memory and time of the whole image.
+    """
+
+    rows: Tensor  # (H, s), the weights of the rows of the output of the model in each row
+    columns: Tensor  # (W, s)
+
+    def window(self, logits: Tensor, mask: Tensor | None = None) -> tuple[slice, slice]:
+        """Return the smallest window with all pixels of masks.
+
+        Args:
+            logits: masks of the model, (k, s, s).
+            mask: another mask, (H, W).
+
+        Returns:
+            Rows and columns; empty if there is no pixel.
+        """
+        inside = (logits > 0).any(0)  # (s, s)
+        hits = [
+            weights @ inside.any(axis).to(weights) > 0
+            for axis, weights in ((1, self.rows), (0, self.columns))
+        ]
+        if mask is not None:
+            hits = [hit | mask.any(axis) for axis, hit in zip((1, 0), hits, strict=True)]
+        ends = [hit.nonzero()[[0, -1], 0].tolist() if hit.any() else (0, -1) for hit in hits]
+        y, x = (slice(first, last + 1) for first, last in ends)
+        return y, x
+
+    def part(self, logits: Tensor, window: tuple[slice, slice]) -> Tensor:
+        """Return masks (k, s, s) at the original size in a window, as logits (k, h, w)."""
+        y, x = window
+        found: Tensor = self.rows[y] @ logits.float() @ self.columns[x].T
+        return found
+
+
+def resizing(
+    side: int, size: tuple[int, int], geometry: Geometry, device: torch.device
+) -> Resizing:
+    """Return how masks of `side` x `side` pixels are resized to `size`."""
+    one = torch.eye(side, device=device)[None]  # (1, s, s)
+    square = F.interpolate(one, geometry.image_size, mode="linear")
+    rows, columns = (
+        F.interpolate(square[..., :inside], length, mode="linear")[0].T.contiguous()
+        for inside, length in zip(geometry.resized(size), size, strict=True)
+    )
+    return Resizing(rows, columns)
 
 
 def bytes_per_mask(size: tuple[int, int]) -> int:

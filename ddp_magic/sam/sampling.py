@@ -60,20 +60,22 @@ def turn(item: Item, *, mirror: bool, quarters: int) -> Item:
         The transformed item.
     """
     image, masks = item["image"], item["masks"]
+    instances = item.get("instances", masks.new_zeros(masks.shape[1:]))
     points = torch.cat([item["points"], item["boxes"].view(-1, 2)])  # boxes as two corners
     if mirror:
         right = image.shape[2] - 1
-        image, masks = image.flip(2), masks.flip(2)
+        image, masks, instances = image.flip(2), masks.flip(2), instances.flip(1)
         points = torch.stack([right - points[:, 0], points[:, 1]], 1)
     for _ in range(quarters):
         right = image.shape[2] - 1
         image, masks = image.rot90(1, (1, 2)), masks.rot90(1, (1, 2))
+        instances = instances.rot90(1, (0, 1))
         points = torch.stack([points[:, 1], right - points[:, 0]], 1)
     points, corners = points[: len(item["points"])], points[len(item["points"]) :]
     corners = corners.view(-1, 2, 2)
     boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
-    turned = {"image": image, "masks": masks, "points": points, "boxes": boxes}
+    turned = {"image": image, "masks": masks, "instances": instances}
     if "ignored" in item:
         ignored = item["ignored"].flip(1) if mirror else item["ignored"]
         turned["ignored"] = ignored.rot90(quarters)
-    return {**item, **turned}
+    return {**item, **turned, "points": points, "boxes": boxes}

@@ -21,12 +21,12 @@ from torch.utils.data import Dataset, DistributedSampler
 from ddp_magic.sam import checkpoint
 from ddp_magic.sam.adapter import check_frozen, is_frozen, without_fallback
 from ddp_magic.sam.arguments import check_choice, check_fraction, check_minimum, rounds_per_epoch
-from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import load, prepare
 from ddp_magic.sam.dataset_access import common_levels, first_with_objects, size_of
 from ddp_magic.sam.dry_run import find_unused, one_of_each
 from ddp_magic.sam.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.evaluation import CLICKS, score_objects
+from ddp_magic.sam.instances import attach_decoder
 from ddp_magic.sam.items import Item
 from ddp_magic.sam.losses import LOSSES, step_losses
 from ddp_magic.sam.model import PromptedSam
@@ -36,6 +36,7 @@ from ddp_magic.sam.progress import epoch_row, is_best, is_stuck, progress_bar, r
 from ddp_magic.sam.prompts import most_common
 from ddp_magic.sam.restarts import is_interrupted, name_call
 from ddp_magic.sam.sampling import Sampled
+from ddp_magic.sam.tiles import training_size
 from ddp_magic.sam.tuning import Averages, choose_trained, restore
 
 
@@ -116,10 +117,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
             training with False, use `segment` instead of the mask-generation pipeline of
             transformers, which always uses three masks.
         loss: "dice+bce" or "dice+focal".
-        auxiliary: weight of an auxiliary task, such as 1; 0: none. A linear layer, discarded after
-            training, predicts from the image embeddings alone where in its object each pixel is.
-            This helps an encoder with random weights to separate touching objects. Do not use it
-            for overlapping objects.
+        auxiliary: weight of the decoder of instances, such as 1; 0: none. It learns from the image
+            embeddings alone which pixels belong to an object, and where in its object each is, so
+            that `segment` need not click on a grid; and it helps an encoder with random weights to
+            separate touching objects. The masks must contain every object of an image. Do not use
+            it for overlapping objects.
         weight_decay: weight decay of the optimizer. It also shrinks the parameters that a single
             mask does not use.
         clip: maximum norm of the gradient; 0: no clipping.
@@ -152,8 +154,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         `evaluate`, seconds, images_per_s, data_wait (fraction of the time waiting for images).
 
     Raises:
-        ValueError: `resume` is used without `out_dir` or with other choices, `augment` or
-            `auxiliary` with a frozen encoder; an argument has an invalid value; or the training set
+        ValueError: `resume` is used without `out_dir` or with other choices, `augment`
+            with a frozen encoder; an argument has an invalid value; or the training set
             has no objects.
         FileNotFoundError: There is no checkpoint to resume from.
         TypeError: `model` is not of the SAM family, or an argument is not a data set.
@@ -191,7 +193,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         at_end.callback(restore, sam, frozen)
         train_images, val_images = train_set, val_set
         if is_frozen(sam):
-            check_frozen(augment=augment, auxiliary=auxiliary)
+            check_frozen(augment=augment)
             stored = folder / "embeddings" if folder else at_end.enter_context(shared_folder())
             train_images, val_images = (
                 store_embeddings(wrapper, images, stored / name, workers=workers)
@@ -205,9 +207,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         sampler: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         dry_batches = one_of_each(images[example], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), dry_batches, each_rounds)
-        if auxiliary:
-            channels = sam.config.prompt_encoder_config.hidden_size
-            wrapper.auxiliary = PlaceInObject(channels, auxiliary).to(device)
+        if auxiliary or not is_frozen(sam):
+            wrapper.auxiliary = attach_decoder(sam, auxiliary, device)
         first_prompt = most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first_prompt, multimask=wrapper.multimask)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
@@ -223,6 +224,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         # After all checks, so that a failed call does not change the config.
         sam.config.multimask_output = wrapper.multimask
         sam.config.gray_levels = levels
+        sam.config.training_size = training_size(train_set)
         without_fallback(sam)
 
         batches = -(-len(sampler) // batch_size)

@@ -13,24 +13,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import SamModel
 
 from ddp_magic.prelude import (
     SamDataset,
     cells,
     dice_score,
+    evaluate,
+    instance_scores,
     predict,
     segment,
     tiny_sam,
     train,
 )
 from ddp_magic.sam.adapter import geometry_of
-from ddp_magic.sam.batches import MEAN, STD, collate, prepare
+from ddp_magic.sam.batches import collate, prepare
 from ddp_magic.sam.checkpoint import save_model
 from ddp_magic.sam.gray_levels import to_rgb
 from ddp_magic.sam.items import without_objects
-from ddp_magic.sam.segmentation import Found, _is_cut, _paint
 
 from .family import FAMILY, build
 
@@ -49,6 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lr=1e-2,
         prompts={"points": 2, "boxes": 1, "masks": 1},
         rounds=1,
+        auxiliary=1.0,
         multimask=False,
         out_dir=folder,
     )
@@ -141,79 +143,55 @@ def test_images_of_other_shapes_are_refused() -> None:
             segment(tiny_sam(), np.zeros(shape, np.uint8))
 
 
-def test_a_large_image_is_segmented_in_tiles(trained: Path) -> None:
-    """Most cells of a mosaic are found, each once, with consecutive labels."""
+@pytest.mark.parametrize("points_per_side", [None, 16])
+def test_a_large_image_is_segmented_in_tiles(
+    trained: Path, points_per_side: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most cells of a mosaic are found, each once; the decoder proposes better clicks than a grid.
+
+    The tiles have the size of the training images, which a checkpoint contains.
+    """
     images, masks, _ = cells(n=6, seed=1)
-    picture = np.block([[images[0], images[1], images[2]], [images[3], images[4], images[5]]])
+    picture, truth = (
+        np.block([[x[0], x[1], x[2]], [x[3], x[4], x[5]]])
+        for x in (images, masks + 100 * (masks > 0) * np.arange(6)[:, None, None])
+    )
     model = SamModel.from_pretrained(trained / "best").train()
-    found = segment(model, picture, tile=64, min_iou=0.5)
+    found = segment(model, picture, min_iou=0.5, points_per_side=points_per_side)
     assert model.training
     assert found.shape == picture.shape == (128, 192)
     assert set(np.unique(found)) == set(range(found.max() + 1))
-    hits = total = 0
-    for place, mask in enumerate(masks):
-        top, left = 64 * (place // 3), 64 * (place % 3)
-        part = found[top : top + 64, left : left + 64]
-        for label in np.unique(mask)[1:]:
-            true = mask == label
-            counts = np.bincount(part[true])
-            counts[0] = 0
-            best = part == counts.argmax()
-            hits += counts.any() and (best & true).sum() / (best | true).sum() > 0.5
-            total += 1
-    assert hits > 0.5 * total
-    assert segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0).max() == 0
+    assert instance_scores(found, truth)["ap_50"] > (0.3 if points_per_side else 0.45)
+    how = "on a grid, 4 pixels apart" if points_per_side else "proposed by the decoder"
+    said = f"128 x 192 pixels; 15 tiles of 64 pixels, overlap 32; clicks {how}\n"
+    assert said in capsys.readouterr().out
+    quiet = segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0, quiet=True)
+    assert quiet.max() == 0
+    assert not capsys.readouterr().out
 
 
-def test_tiles_are_whole_and_click_on_each_place_once() -> None:
-    """Also at the border the model sees a full tile; the clicks of all tiles form one grid."""
-    picture = np.zeros((100, 140, 3), dtype=np.uint8)
-    picture[..., 0], picture[..., 1] = np.mgrid[:100, :140]  # a pixel contains its coordinates
-    tile = np.zeros(2)  # (y, x) of the current tile
-    clicked: list[tuple[int, int]] = []
-    mean, std = (torch.tensor(levels).view(3, 1, 1) for levels in (MEAN, STD))
+def test_whole_pictures_are_evaluated(trained: Path) -> None:
+    """The scores of the label maps are beside those of the clicks; ignored pixels do not count."""
+    model = SamModel.from_pretrained(trained / "best")
+    images, masks, clicks = cells(n=4, seed=1)
+    masks[0] = 0  # this image is wrong
+    scores = evaluate(model, SamDataset(images, masks, clicks[clicks[:, 0] > 0]), instances=True)
+    assert scores["count"] == (clicks[:, 0] > 0).sum()
+    found = [segment(model, image, quiet=True) for image in images]
+    expected = instance_scores(found, masks)
+    assert {name: scores[name] for name in expected} == expected
+    assert "ap_50" not in evaluate(model, SamDataset(images[:1], masks[:1]))
+    without: Any = [{k: v for k, v in SamDataset(images, masks)[1].items() if k != "instances"}]
 
-    def see_tile(_encoder: Any, args: Any) -> None:
-        pixels = (args[0][0] * std + mean).round().permute(1, 2, 0).numpy()
-        tile[:] = pixels[0, 0, :2]
-        top, left = tile.astype(int)
-        assert np.array_equal(pixels, picture[top : top + 64, left : left + 64])
+    class Own(Dataset[Any]):
+        def __len__(self) -> int:
+            return 1
 
-    def see_clicks(_sam: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        for x, y in kwargs["input_points"].reshape(-1, 2).tolist():
-            clicked.append((int(y + tile[0]), int(x + tile[1])))
+        def __getitem__(self, index: int) -> Any:
+            return without[index]
 
-    model = tiny_sam()
-    model.vision_encoder.register_forward_pre_hook(see_tile)
-    model.register_forward_pre_hook(see_clicks, with_kwargs=True)
-    assert segment(model, picture, tile=64, points_per_side=16, min_iou=2).max() == 0
-    assert sorted(clicked) == [(y, x) for y in range(2, 100, 4) for x in range(2, 140, 4)]
-
-
-def test_overlaps_are_painted_once() -> None:
-    """Of two masks of an object, only the better one is kept; another keeps its free pixels."""
-    a = np.zeros((8, 8), bool)
-    a[:4] = True
-    b, c = a.copy(), np.zeros((8, 8), bool)
-    b[4] = True  # mostly a
-    c[3:8] = True  # partly a
-    labels = _paint([Found(0.8, 0, 0, b), Found(0.9, 0, 0, a), Found(0.7, 2, 0, c)], (10, 8), 4)
-    assert labels.max() == 2
-    assert (labels[:4] == 1).all()
-    assert (labels[5:10] == 2).all()
-    assert not labels[4].any()
-
-
-def test_masks_that_continue_outside_the_tile_are_cut() -> None:
-    """An object at the border of the image is whole; at the border of a tile it is not."""
-    mask = np.zeros((4, 4), bool)
-    mask[0] = True
-    assert not _is_cut(mask, 0, 0, 9, 4)
-    assert _is_cut(mask, 4, 0, 9, 4)
-    assert not _is_cut(mask.T, 0, 0, 4, 9)
-    assert _is_cut(mask.T, 0, 4, 4, 9)
-    assert _is_cut(mask[::-1], 0, 0, 9, 4)
-    assert not _is_cut(mask[::-1], 5, 0, 9, 4)
+    with pytest.raises(ValueError, match="item 0 has no label map"):
+        evaluate(model, Own(), instances=True)
 
 
 PROCESSORS = {

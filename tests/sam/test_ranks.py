@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.overrides import TorchFunctionMode
 
-from ddp_magic.sam.auxiliary import PlaceInObject
 from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset
 from ddp_magic.sam.dry_run import find_unused
 from ddp_magic.sam.embeddings import store_embeddings
 from ddp_magic.sam.evaluation import evaluate
+from ddp_magic.sam.instances import InstanceDecoder
 from ddp_magic.sam.losses import step_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.optimizers import Muon
@@ -83,8 +83,7 @@ def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
     wrapper, data = PromptedSam(tiny_sam(), rounds=3), _uneven()
     choose_trained(wrapper.sam, "full")
     find_unused(wrapper, {"points": prepare(collate([data[0]]), Geometry(64))}, [3])
-    wrapper.auxiliary = PlaceInObject(96, weight=1.0)
-    nn.init.constant_(wrapper.auxiliary.linear.weight, 0.1)
+    wrapper.auxiliary = InstanceDecoder(96)
     ddp = DDP(wrapper) if world > 1 else wrapper
     batch = prepare(collate([data[i] for i in range(rank, images, world)]), Geometry(64))
     losses = step_losses(ddp, batch)
