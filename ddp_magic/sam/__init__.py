@@ -59,12 +59,13 @@ if TYPE_CHECKING:
     from ddp_magic.sam.data import SamDataset
     from ddp_magic.sam.evaluation import evaluate, show_predictions
     from ddp_magic.sam.inference import predict
+    from ddp_magic.sam.instances import instance_decoder
     from ddp_magic.sam.meta_checkpoint import load_meta_checkpoint
     from ddp_magic.sam.metrics import dice_score, instance_scores, iou_score, pixel_accuracy
     from ddp_magic.sam.patches import random_patches
     from ddp_magic.sam.plots import show_history, show_results
     from ddp_magic.sam.process_group import GradScaler, autocast, cleanup, setup
-    from ddp_magic.sam.samples import cells, nuclei
+    from ddp_magic.sam.samples import cells, nuclei, nuclei_picture
     from ddp_magic.sam.segmentation import segment
     from ddp_magic.sam.tiny import tiny_sam
     from ddp_magic.sam.training import train
@@ -78,10 +79,12 @@ __all__ = [
     "collate",
     "dice_score",
     "evaluate",
+    "instance_decoder",
     "instance_scores",
     "iou_score",
     "load_meta_checkpoint",
     "nuclei",
+    "nuclei_picture",
     "pixel_accuracy",
     "predict",
     "prepare",
@@ -105,10 +108,12 @@ HOMES = {
     "collate": "batches",
     "dice_score": "metrics",
     "evaluate": "evaluation",
+    "instance_decoder": "instances",
     "instance_scores": "metrics",
     "iou_score": "metrics",
     "load_meta_checkpoint": "meta_checkpoint",
     "nuclei": "samples",
+    "nuclei_picture": "samples",
     "pixel_accuracy": "metrics",
     "predict": "inference",
     "prepare": "batches",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from ddp_magic.sam.process_group import print0
+from ddp_magic.sam.process_group import print0, unwrapped
 
 FILE = "instance_decoder.safetensors"  # beside the weights of the model
 HIDDEN = 32  # channels at two pixels per token and axis
@@ -131,27 +131,27 @@ def middles(maps: Tensor, threshold: float = 0.3) -> tuple[Tensor, Tensor]:
     return image, torch.stack([x, y], 1).float()
 
 
-def attach_decoder(
-    sam: Any,  # noqa: ANN401 -- see adapter.Sam
-    weight: float,
-    device: torch.device,
-) -> InstanceDecoder | None:
-    """Give a model the decoder that it has, or a new one; or remove it if `weight` is 0.
+def instance_decoder(model: nn.Module, weight: float = 1.0) -> InstanceDecoder:
+    """Return the decoder of a model, or a new one, to train as `PromptedSam.auxiliary`.
 
-    The decoder is no submodule of the model, so that `save_pretrained` and `from_pretrained` of
-    transformers see the model that they know.
+    Args:
+        model: a model of the SAM family, or DDP around one.
+        weight: weight of its loss.
     """
-    decoder = decoder_of(sam)
-    if not weight:
-        sam.__dict__.pop("instance_decoder", None)
-        sam.config.instance_decoder = None
-        return None
-    if decoder is None:
-        decoder = InstanceDecoder(sam.config.prompt_encoder_config.hidden_size)
-    decoder.to(device).weight = weight
-    sam.__dict__["instance_decoder"] = decoder
-    sam.config.instance_decoder = FILE
+    sam: Any = unwrapped(model)
+    decoder = decoder_of(sam) or InstanceDecoder(sam.config.prompt_encoder_config.hidden_size)
+    decoder.weight = weight
     return decoder
+
+
+def attach_decoder(sam: Any, decoder: InstanceDecoder | None) -> None:  # noqa: ANN401 -- see adapter.Sam
+    """Set or remove the decoder of a model, for `segment` and `save_decoder`.
+
+    It is no submodule of the model, so that `save_pretrained` and `from_pretrained` of transformers
+    see the model that they know.
+    """
+    sam.__dict__["instance_decoder"] = decoder
+    sam.config.instance_decoder = FILE if decoder else None
 
 
 def decoder_of(sam: Any) -> InstanceDecoder | None:  # noqa: ANN401

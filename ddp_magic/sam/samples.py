@@ -78,9 +78,8 @@ def nuclei(
     if split == "train":
         image, labels, crops = image[:, :BORDER], labels[:, :BORDER], crops or 768
     elif split == "val":
-        seen = np.unique(labels[:, :BORDER])
-        labels = np.where(np.isin(labels, seen), 0, labels)[:, BORDER:]
-        image, crops = image[:, BORDER:], crops or 127
+        image, labels, _ = nuclei_picture()
+        crops = crops or 127
     else:
         raise ValueError(f'invalid split {split!r}: use "train" or "val"')
     rng = np.random.default_rng([seed, split == "val"])
@@ -88,6 +87,22 @@ def nuclei(
         images, masks, clicks = _random_crops(image, labels, crops, [size], rng)
         return np.stack(images), np.stack(masks), clicks
     return _random_crops(image, labels, crops, size, rng)
+
+
+def nuclei_picture() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.bool_]]:
+    """Return the held-out region of `nuclei` as a whole picture, to segment and to score.
+
+    Returns:
+        The image (512, 160) uint8; its label map; and the pixels of the five nuclei that cross the
+        border of the region, which are not in the label map: `ignore` of `instance_scores`.
+
+    Raises:
+        ImportError: The stardist package, which contains the image, is not installed.
+    """
+    image, labels = _stardist_image()
+    seen = np.unique(labels[:, :BORDER])
+    ignore = np.isin(labels, seen[seen > 0])[:, BORDER:]
+    return image[:, BORDER:], np.where(ignore, 0, labels[:, BORDER:]), ignore
 
 
 def _stardist_image() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:

@@ -26,7 +26,7 @@ from ddp_magic.sam.dataset_access import common_levels, first_with_objects, size
 from ddp_magic.sam.dry_run import find_unused, one_of_each
 from ddp_magic.sam.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.evaluation import CLICKS, score_objects
-from ddp_magic.sam.instances import attach_decoder
+from ddp_magic.sam.instances import attach_decoder, instance_decoder
 from ddp_magic.sam.items import Item
 from ddp_magic.sam.losses import LOSSES, step_losses
 from ddp_magic.sam.model import PromptedSam
@@ -207,8 +207,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- many options, and one vis
         sampler: DistributedSampler[Any] = DistributedSampler(images, world, rank, seed=seed)
         dry_batches = one_of_each(images[example], train_set, wrapper, device)
         frozen += find_unused(wrapper.train(), dry_batches, each_rounds)
-        if auxiliary or not is_frozen(sam):
-            wrapper.auxiliary = attach_decoder(sam, auxiliary, device)
+        if auxiliary:
+            wrapper.auxiliary = instance_decoder(sam, auxiliary).to(device)
+        if auxiliary or not is_frozen(sam):  # a frozen encoder keeps the decoder that it has
+            attach_decoder(sam, wrapper.auxiliary)
         first_prompt = most_common(wrapper.shares)
         scorer = PromptedSam(sam, amp, max(CLICKS), first_prompt, multimask=wrapper.multimask)
         trained = [p for p in wrapper.parameters() if p.requires_grad]

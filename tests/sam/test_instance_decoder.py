@@ -17,6 +17,7 @@ from ddp_magic.sam.instances import (
     InstanceDecoder,
     attach_decoder,
     decoder_of,
+    instance_decoder,
     instance_losses,
     middles,
     place_in_object,
@@ -91,6 +92,22 @@ def test_the_output_of_a_token_is_around_its_position() -> None:
     assert not changed[:, :10].any()
 
 
+def test_only_the_offsets_train_the_encoder() -> None:
+    """The foreground is learned from the embeddings as they are; the values are the same."""
+    layer = InstanceDecoder(3)
+    tokens = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    fixed = layer(tokens)
+    tokens.requires_grad_()
+    maps = layer(tokens)
+    assert torch.equal(maps, fixed)
+    maps[:, 0].sum().backward()
+    assert tokens.grad is None or not tokens.grad.any()
+    assert layer.conv1.weight.grad is not None
+    layer(tokens)[:, 1:].sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.any()
+
+
 def test_the_loss_and_the_gradient_include_the_decoder() -> None:
     """The losses of a step include it with its weight, and its gradient reaches the encoder."""
     data = SamDataset(*cells(n=4))
@@ -140,8 +157,10 @@ def test_it_is_saved_beside_a_model_that_transformers_loads(
     Path("out/best", FILE).unlink()
     assert decoder_of(SamModel.from_pretrained("out/best")) is None
     assert f"out/best has no {FILE}" in capsys.readouterr().out
-    assert attach_decoder(sam, 0, torch.device("cpu")) is None
+    assert instance_decoder(sam) is ours
+    attach_decoder(sam, None)
     assert decoder_of(sam) is None
+    assert instance_decoder(sam, weight=2.0) is not ours
 
 
 def test_a_frozen_encoder_learns_it_too_and_a_negative_weight_is_refused() -> None:

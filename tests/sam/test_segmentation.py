@@ -12,7 +12,7 @@ from torch import nn
 
 from ddp_magic.prelude import SamDataset, cells, segment, tiny_sam
 from ddp_magic.sam.batches import MEAN, STD, Geometry
-from ddp_magic.sam.instances import attach_decoder
+from ddp_magic.sam.instances import InstanceDecoder, attach_decoder
 from ddp_magic.sam.postprocessing import at_original_size, resizing
 from ddp_magic.sam.segmentation import _on_grid
 from ddp_magic.sam.tiles import Found, Tile, around, paint, split, training_size
@@ -73,9 +73,8 @@ def test_tiles_have_the_size_of_the_training_images(
 
 def test_an_image_without_objects_has_no_label() -> None:
     """The decoder proposes nothing."""
-    model = tiny_sam()
-    decoder = attach_decoder(model, 1.0, torch.device("cpu"))
-    assert decoder is not None
+    model, decoder = tiny_sam(), InstanceDecoder(96)
+    attach_decoder(model, decoder)
     nn.init.constant_(decoder.conv2.bias, -20.0)
     assert segment(model, np.zeros((90, 70), np.uint8), tile=32).max() == 0
 
