@@ -137,9 +137,10 @@ def label_map(mask: Mask) -> NDArray[np.int32]:
         for number in np.argsort(areas, kind="stable"):
             labels[mask[number] != 0] = number + 1
         return labels
+    labels = mask
     if mask.max(initial=0) > np.iinfo(np.int32).max:
-        mask = np.unique(mask, return_inverse=True)[1].reshape(mask.shape) + (mask.min() > 0)
-    return mask.astype(np.int32)
+        labels = np.unique(mask, return_inverse=True)[1].reshape(mask.shape) + (mask.min() > 0)
+    return labels.astype(np.int32)
 
 
 def box_of(mask: NDArray[np.bool_]) -> NDArray[Any]:
