@@ -101,12 +101,15 @@ def prompt_rows(
     return rows
 
 
-def objects_clicked(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDArray[Any]:
+def objects_clicked(
+    rows: NDArray[Any], mask_of: Callable[[int], Mask], name_of: Callable[[int], str]
+) -> NDArray[Any]:
     """Return the label of the object that each click belongs to, (P,).
 
     Args:
         rows: clicks (P, 4), from `prompt_rows`.
         mask_of: function that returns the mask of an image.
+        name_of: function that returns the name of an image, such as "image 0 (a.png)".
 
     Raises:
         ValueError: A click is outside its image, or not on, or off, an object.
@@ -116,12 +119,12 @@ def objects_clicked(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDArr
         mask, current = mask_of(image), 0
         for row in numbers:
             _, y, x, label = rows[row]
-            where = f"coordinates row {row}: image {image}, "
+            where = f"coordinates row {row}: {name_of(image)}, "
             check_click(y, x, mask.shape[-2:], where, mask)
             if label == FOREGROUND:
                 current = object_at(mask, y, x)
                 if not current:
-                    raise ValueError(_on_background(row, rows[row], mask))
+                    raise ValueError(_on_background(row, rows[row], mask, name_of(image)))
             elif not current:
                 raise ValueError(f"{where}label 0 needs a click with label 1 before it")
             elif object_mask(mask, current)[pixel(y), pixel(x)]:
@@ -133,12 +136,15 @@ def objects_clicked(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDArr
     return labels
 
 
-def objects_in_boxes(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDArray[Any]:
+def objects_in_boxes(
+    rows: NDArray[Any], mask_of: Callable[[int], Mask], name_of: Callable[[int], str]
+) -> NDArray[Any]:
     """Return the label of the object inside each box, (Q,).
 
     Args:
         rows: boxes (Q, 5), from `prompt_rows`.
         mask_of: function that returns the mask of an image.
+        name_of: function that returns the name of an image, such as "image 0 (a.png)".
 
     Raises:
         ValueError: A box is outside its image, or around no object; or x and y are swapped.
@@ -151,7 +157,7 @@ def objects_in_boxes(rows: NDArray[Any], mask_of: Callable[[int], Mask]) -> NDAr
         around = np.reshape(boxes, (-1, 4))  # (N, 4), also if N is 0
         for row in numbers:
             y0, x0, y1, x1 = rows[row, 1:]
-            where = f"boxes row {row}: image {image}, "
+            where = f"boxes row {row}: {name_of(image)}, "
             check_click(y0, x0, mask.shape[-2:], where, mask)
             check_click(y1, x1, mask.shape[-2:], where, mask)
             fits = box_iou(np.array([x0, y0, x1, y1]), around)
@@ -205,13 +211,15 @@ def check_click(
         )
 
 
-def _on_background(row: int, click: NDArray[Any], mask: Mask) -> str:
+def _on_background(row: int, click: NDArray[Any], mask: Mask, name: str) -> str:
     """Return the message for a click on background."""
     image, y, x = click[:3]
     height, width = mask.shape[-2:]
     swapped = x < height - 0.5 and y < width - 0.5 and object_at(mask, x, y)
     return (
-        f"coordinates row {row}: (image {image:g}, y {y:g}, x {x:g}) is on background; "
+        f"coordinates row {row}: (image {image:g}, y {y:g}, x {x:g}) is on background"
+        + (f" of {name}" if "(" in name else "")
+        + "; "
         "the columns are (image, y, x)"
         + ("; (x, y) would be on an object: are the axes swapped?" if swapped else "")
         + f"\n{sketch(any_object(mask), y, x)}"

@@ -116,8 +116,9 @@ class SamDataset(Dataset[Item]):
             coordinates, "coordinates", len(self.images), (3, 4), "(image, y, x[, label])"
         )
         box_rows = prompt_rows(boxes, "boxes", len(self.images), (5,), "(image, y0, x0, y1, x1)")
-        of_click = objects_clicked(clicks, lambda i: self._mask(i)[0])  # (P,)
-        of_box = objects_in_boxes(box_rows, lambda i: self._mask(i)[0])  # (Q,)
+        lookup = (lambda i: self._mask(i)[0]), (lambda i: self.name(i, "image"))
+        of_click = objects_clicked(clicks, *lookup)  # (P,)
+        of_box = objects_in_boxes(box_rows, *lookup)  # (Q,)
         self._index(clicks, of_click, box_rows, of_box)
 
     def _check_masks(self) -> None:

@@ -65,8 +65,9 @@ def item_of(dataset: Dataset[Item], index: int, objects: Choice) -> Item:
     own, number = _origin(dataset, index)
     if own is not None:
         return own.item(number, objects)
-    if not isinstance(dataset, (SamDataset, Subset)) and hasattr(dataset, "item"):
-        return dict(dataset.item(index, objects))
+    choosing = getattr(dataset, "item", None)  # of stored embeddings
+    if not isinstance(dataset, (SamDataset, Subset)) and choosing is not None:
+        return dict(choosing(index, objects))
     return _picked(dataset[index], objects)
 
 

@@ -96,6 +96,7 @@ def check_levels(
     Raises:
         ValueError: Its dtype is different, its values are not finite, or not from 0 to 1 as theirs.
     """
+    check_shape(name, image.shape)
     if image.dtype != dtype:
         raise ValueError(
             f"{name} has dtype {image.dtype}, but other images have dtype {dtype}: convert them to "
