@@ -61,7 +61,11 @@ class Pictures(Sequence[Any]):
         if isinstance(entry, Stored):
             return entry[...]
         if isinstance(entry, Image.Image):
-            return from_pil(entry, labels=self.labels)
+            try:
+                return from_pil(entry, labels=self.labels)
+            except ValueError as error:
+                kind = "mask" if self.labels else "image"
+                raise ValueError(f"{kind} {index}, a PIL image: {error}") from error
         return np.asarray(entry)
 
     def name(self, index: int) -> str:
@@ -255,7 +259,10 @@ def to_array(image: Any) -> NDArray[Any]:  # noqa: ANN401 -- a path, a PIL image
         if pages > 1:
             raise ValueError(f"{image} contains {pages} images: pass one of them as an array")
         return read(Path(image), labels=False)
-    return from_pil(image, labels=False) if isinstance(image, Image.Image) else np.asarray(image)
+    if isinstance(image, Image.Image):
+        page = _item(image)  # an image that is not decoded is read from its file
+        return to_array(page) if isinstance(page, Path) else from_pil(image, labels=False)
+    return np.asarray(image)
 
 
 def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`

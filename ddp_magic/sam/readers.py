@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ddp_magic.sam import volumes
 from ddp_magic.sam.channels import labels_of_palette, one_channel, turned, without_alpha
@@ -148,9 +148,9 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
     """
     mode = file.mode
     if _is_deep(file):
-        codecs, data = require("imagecodecs"), Path(str(file.filename)).read_bytes()  # type: ignore[attr-defined]
+        codecs = require("imagecodecs")
         decode = codecs.png_decode if file.format == "PNG" else codecs.jpeg2k_decode
-        pixels = decode(data)
+        pixels = decode(_encoded(file))
     elif mode == "P" and labels:
         pixels = labels_of_palette(file)
     else:
@@ -201,17 +201,39 @@ def _exif_turn(file: Image.Image) -> int:
 
 
 def _is_deep(file: Image.Image) -> bool:
-    """Return whether a file has, or may have, more bits than Pillow returns.
+    """Return whether a file, not decoded yet, has or may have more bits than Pillow returns.
 
     Raises:
-        ValueError: It has, and no other library can read it.
+        ValueError: It has, and no other library can read it; or Pillow has decoded it already.
     """
-    tiles = getattr(file, "tile", [])
-    if not getattr(file, "filename", "") or not tiles:  # loaded, or not a file
+    if not isinstance(file, ImageFile.ImageFile):
+        return False
+    if not file.tile:  # decoded
+        path = Path(str(file.filename))
+        if file.format in {"PNG", "TIFF"} and file.mode in {"RGB", "RGBA"} and path.is_file():
+            with Image.open(path) as again:
+                if ";16" in str(again.tile[:1]):
+                    raise ValueError("Pillow kept 8 of its 16 bits per color: pass the path")
         return False
     if file.format == "JPEG2000":
         return True  # its 12-bit gray levels would be multiplied by 16, and its colors cut
-    arguments = tiles[0][3]
-    if file.format == "PPM" and file.mode == "RGB" and tiles[0][0] == "ppm" and arguments[1] > 255:
-        raise ValueError("has 16 bits per color, which Pillow would cut to 8: save it as TIFF")
-    return file.format == "PNG" and file.mode[:1] != "I" and ";16" in str(arguments)
+    codec, arguments = file.tile[0][0], file.tile[0][3]
+    deep = ";16" in str(arguments) and file.mode[:1] != "I"
+    if file.format == "PPM" and codec == "ppm" and file.mode == "RGB":
+        deep = arguments[1] > 255  # type: ignore[index, operator]
+    if deep and file.format != "PNG":
+        raise ValueError("has 16 bits per color, of which Pillow keeps 8: save it as a .tif file")
+    return deep
+
+
+def _encoded(file: Image.Image) -> bytes:
+    """Return the bytes of a file that is not decoded yet, on disk or in memory."""
+    path = Path(str(getattr(file, "filename", "")))
+    if path.is_file():
+        return path.read_bytes()
+    stream = file.fp  # type: ignore[attr-defined]
+    at = stream.tell()
+    stream.seek(0)
+    data: bytes = stream.read()
+    stream.seek(at)
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+from ddp_magic.sam.files import to_array
 from ddp_magic.sam.readers import from_pil, header, read
 
 RNG = np.random.default_rng(0)
@@ -61,6 +63,22 @@ def test_sixteen_bits_are_kept(tmp_path: Path, suffix: str, channels: int) -> No
     else:
         tifffile.imwrite(path, deep, photometric="rgb" if channels == 3 else "minisblack")
     assert np.array_equal(image(path), deep)
+
+
+def test_sixteen_bits_of_pil_images_are_kept_or_missed(tmp_path: Path) -> None:
+    """A PIL image of a file or of bytes has all bits; one that is decoded has lost them."""
+    data = imagecodecs.png_encode(DEEP)
+    (tmp_path / "a.png").write_bytes(data)
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, photometric="rgb")
+    for source in (io.BytesIO(data), tmp_path / "a.png"):
+        with Image.open(source) as file:
+            assert np.array_equal(from_pil(file, labels=False), DEEP)
+    for name in ("a.png", "a.tif"):
+        with Image.open(tmp_path / name) as file:
+            assert np.array_equal(to_array(file), DEEP)
+            file.load()
+            with pytest.raises(ValueError, match="pass the path"):
+                to_array(file)
 
 
 Z = RNG.integers(0, 99, (4, 3, 20, 30)).astype(np.uint8)
@@ -174,7 +192,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "animation.webp": (_png(COLORS, save_all=True, append_images=[COLORS.rotate(9)]), "2 frames"),
     "truncated.png": (_bytes(imagecodecs.png_encode(DEEP)[:300]), "too small"),
     "empty.png": (_bytes(b""), "not an image"),
-    "colors.ppm": (_bytes(PPM), "cut to 8"),
+    "colors.ppm": (_bytes(PPM), "Pillow keeps 8"),
     "channels.tif": (_tiff(Z[:, :2], imagej=True, metadata={"axes": "ZCYX"}), "axes ZCYX"),
     "columns.tif": (_tiff(DEEP, photometric="minisblack"), "photometric='rgb'"),
     "cmyk.tif": (_png(COLORS.convert("CMYK")), "SEPARATED"),
