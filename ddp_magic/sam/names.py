@@ -88,7 +88,8 @@ def match(
         raise ValueError(
             f"the names in {root} and {mask_root} do not match: {len(without)} images without a "
             f"mask{_some(without)}, {len(spare)} masks without an image{_some(spare)}. Rename or "
-            "move them, or pass two lists of files in the same order"
+            "move them, or pass two lists of files in the same order; with one file "
+            "per object, [[a, b], ...] as masks"
         )
     return list(ours.values()), [theirs[key] for key in ours]
 

@@ -90,6 +90,7 @@ def _spots() -> Any:
         _voronoi(900),
         _spots(),
         MASKS[0] * 24_000_001,
+        MASKS[0].astype(np.uint8) * 85,
         np.zeros((6, 6), int),
     ],
 )
