@@ -114,7 +114,7 @@ def instance_losses(predicted: Tensor, instances: Tensor) -> Tensor:
     return pixels.sum((1, 2)) / counts.sum((1, 2)).clamp(min=1) + of_places
 
 
-def middles(maps: Tensor, threshold: float = 0.3) -> tuple[Tensor, Tensor]:
+def middles(maps: Tensor, threshold: float = 0.4) -> tuple[Tensor, Tensor]:
     """Find the middles of objects.
 
     Args:

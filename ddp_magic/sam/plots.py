@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -18,6 +19,11 @@ from ddp_magic.sam.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them
 
+NUMBER: dict[str, Any] = {  # readable on bright and on dark pixels
+    "fontsize": 9,
+    "fontweight": "bold",
+    "path_effects": [withStroke(linewidth=2, foreground="black")],
+}
 WIDTH = 6.1  # inches, for two or three columns
 
 
@@ -37,15 +43,17 @@ def show_results(
     Args:
         images: a batch from `collate`, which contains points and masks too; or images (H, W, 3),
             (H, W) or (3, H, W), uint8 or floats from 0 to 1.
-        points: for each image, clicks (K, 2), (x, y) in pixels, or a list of such arrays, one per
-            object; or (K, 3) with the label, where clicks with label 0 (off the object) are red.
+        points: for each image, clicks (K, 2), (y, x) in pixels as in `predict`, or a list of such
+            arrays, one per object; or (K, 3) with the label, where clicks with label 0 (off the
+            object) are red. Those of a batch are (x, y), as in SAM.
         masks: for each image, masks (N, H, W), a mask (H, W), or an integer label map (H, W).
         predictions: masks or logits, for each image as in `masks`; for a batch, (M, H, W).
         title: title of the figure.
         rows: maximum number of images, at most 5.
     """
     boxes: Sequence[Any] | None = None
-    if isinstance(images, Mapping):
+    is_batch = isinstance(images, Mapping)
+    if is_batch:
         images, points, masks, predictions, boxes = _split(images, predictions)
     n = min(len(images), rows, 5)
     if n == 0:
@@ -58,7 +66,7 @@ def show_results(
     size = (width * len(columns), n * 0.88 * width * tall + 0.5)
     figure, axes = plt.subplots(n, len(columns), figsize=size, squeeze=False)
     for i, image in enumerate(pictures):
-        own = [] if points is None else _clicks(points[i])
+        own = [] if points is None else _clicks(points[i], is_batch=is_batch)
         true = None if masks is None else _stack(masks[i])
         pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
         _show_image(axes[i, 0], image, own, [] if boxes is None else boxes[i])
@@ -126,12 +134,12 @@ def _channels_last(image: NDArray[Any]) -> NDArray[Any]:
     return (image.transpose(1, 2, 0) if is_first else image).squeeze()
 
 
-def _clicks(points: Arrays) -> list[NDArray[Any]]:
-    """Return a list of the clicks (K, 2) of each object; a single array is for one object."""
-    if isinstance(points, (list, tuple)) and all(np.ndim(_array(p)) == 2 for p in points):
-        return [_array(clicks) for clicks in points]
-    array = _array(points)
-    return [array.reshape(-1, 2) if array.ndim != 2 else array]
+def _clicks(points: Arrays, *, is_batch: bool) -> list[NDArray[Any]]:
+    """Return the clicks (x, y) of each object, (K, 2) each; a single array is of one object."""
+    several = isinstance(points, (list, tuple)) and all(np.ndim(_array(p)) == 2 for p in points)
+    arrays = [_array(each) for each in (points if several else [points])]
+    arrays = [each.reshape(-1, 2) if each.ndim != 2 else each for each in arrays]
+    return arrays if is_batch else [each[:, [1, 0, *range(2, each.shape[1])]] for each in arrays]
 
 
 def _stack(masks: Arrays) -> NDArray[Any]:
@@ -153,7 +161,7 @@ def _show_image(
         axis.scatter(clicks[:, 0], clicks[:, 1], s=22, color=color, edgecolors="black", lw=0.6)
         for x, y in clicks[:, :2]:
             axis.annotate(
-                str(number), (x, y), (3, 3), textcoords="offset points", color="lime", fontsize=7
+                str(number), (x, y), (4, 4), textcoords="offset points", color="white", **NUMBER
             )
     for x0, y0, x1, y1 in _array(boxes)[~np.isnan(_array(boxes)).any(1)] if len(boxes) else []:
         axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="lime"))
@@ -175,4 +183,4 @@ def _show_masks(axis: Axes, image: NDArray[Any], masks: NDArray[Any] | None) -> 
         axis.imshow(overlay)
         if mask.any():
             y, x = np.argwhere(mask).mean(0)
-            axis.text(x, y, str(number), color="white", fontsize=7, ha="center", va="center")
+            axis.text(x, y, str(number), color="white", ha="center", va="center", **NUMBER)

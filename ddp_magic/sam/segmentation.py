@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from ddp_magic.sam.prompts import Prompts
 from ddp_magic.sam.tiles import Found, Tile, around, paint, split
 
 POINTS_PER_SIDE = 16  # of a tile, without a decoder of instances
+ON_GRID, PROPOSED = (0.7, 0.8), (0.5, 0.5)  # minimum IoU and stability
+SMALL = 128  # px, the input of a model that is so small that it needs only one thread
 TILES = 16  # that are encoded at once
 CLICKS = 64  # that are decoded at once
 
@@ -38,8 +41,8 @@ def segment(  # noqa: PLR0913 -- options with defaults
     *,
     tile: int | None = None,
     points_per_side: int | None = None,
-    min_iou: float = 0.7,
-    min_stability: float = 0.8,
+    min_iou: float | None = None,
+    min_stability: float | None = None,
     min_area: int = 16,
     max_share: float = 0.9,
     multimask: bool | None = None,
@@ -61,8 +64,10 @@ def segment(  # noqa: PLR0913 -- options with defaults
             larger than they are or their size is not known.
         points_per_side: number of clicks along the side of a tile. None: the proposals of the
             decoder, or 16 without one.
-        min_iou: minimum IoU that the model predicts for a mask.
-        min_stability: minimum IoU between the mask thresholded at logit 1 and at logit -1.
+        min_iou: minimum IoU that the model predicts for a mask. None: .7 on a grid, where most
+            clicks are not in the middle of an object; .5 for the proposals of the decoder.
+        min_stability: minimum IoU between the mask thresholded at logit 1 and at logit -1. None: .8
+            on a grid, .5 for proposals.
         min_area: minimum area of an object, in pixels.
         max_share: maximum fraction of a tile that an object covers.
         multimask: whether to predict three masks per click. None: as the model was trained.
@@ -88,6 +93,12 @@ def segment(  # noqa: PLR0913 -- options with defaults
     size = rgb.shape[1], rgb.shape[2]
     tiles: list[Tile] = split(size, side)
     decoder = decoder_of(sam) if points_per_side is None else None
+    minima = tuple(
+        default if given is None else given
+        for given, default in zip(
+            (min_iou, min_stability), ON_GRID if decoder is None else PROPOSED, strict=True
+        )
+    )
     step = side / (points_per_side or POINTS_PER_SIDE)  # px
     if not quiet:
         overlap = f", overlap {side // 2}" if len(tiles) > 1 else ""
@@ -103,15 +114,31 @@ def segment(  # noqa: PLR0913 -- options with defaults
     def repeat(_maps: Maps, some: Sequence[Tile]) -> Tensor:
         return torch.tensor([[number, *clicked[each]] for number, each in enumerate(some)])
 
-    with evaluating(model, multimask=multimask) as (wrapper, device):
+    with evaluating(model, multimask=multimask) as (wrapper, device), _threads(wrapper):
         if decoder is not None:
             decoder.to(device)
-        look = _Look(wrapper, rgb, device, (min_iou, min_stability), max_share, quiet=quiet)
+        look = _Look(wrapper, rgb, device, minima, max_share, quiet=quiet)
         found = look("segment", tiles, propose)
         cut = [each for each in paint(found, size, min_area)[1] if each.is_cut]
         clicked = {around(each, size): each.click for each in cut}
         found += look("cut objects", list(clicked), repeat)
     return paint(found, size, min_area)[0][:height, :width]
+
+
+@contextmanager
+def _threads(wrapper: PromptedSam) -> Iterator[None]:
+    """Use one thread for a tiny model in a `with` block.
+
+    Its operations are so small that threads mostly wait for each other: on two busy cores, two
+    threads took 370 s for an image of 2048 x 2048 pixels, and one took 42 s.
+    """
+    threads = torch.get_num_threads()
+    if wrapper.geometry.image_size <= SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _tile_side(sam: Sam, longest: int, tile: int | None) -> tuple[int, int]:
@@ -141,7 +168,7 @@ class _Look:
         wrapper: PromptedSam,
         rgb: NDArray[np.uint8],
         device: torch.device,
-        minima: tuple[float, float],
+        minima: Sequence[float],
         max_share: float,
         *,
         quiet: bool,

@@ -67,6 +67,14 @@ def test_arrays_are_drawn(shown: list[Any]) -> None:
     assert wide > 2 * tall
 
 
+def test_clicks_are_rows_y_x(shown: list[Any]) -> None:
+    """As those of `predict` and of a data set; a label stays the last column."""
+    show_results([np.zeros((20, 40))], [[[(5, 30)], np.array([[6, 31, 0]])]])
+    dots = [tuple(each.get_offsets()[0]) for each in shown[0].axes[0].collections]
+    assert dots == [(30, 5), (31, 6)]
+    assert [text.get_text() for text in shown[0].axes[0].texts] == ["0", "1"]
+
+
 def test_history_is_drawn(shown: list[Any]) -> None:
     """The figure has the loss, the scores and the score of wrong prompts."""
     row = {"epoch": 1, "train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
