@@ -47,13 +47,21 @@ if TYPE_CHECKING:
 
     from ddp_magic.sam import (
         GradScaler,
+        MonaiTransform,
+        Muon,
+        PromptedSam,
+        RankSampler,
         SamDataset,
+        Sampled,
+        all_reduce_sum,
         autocast,
         cells,
         cleanup,
         collate,
+        dice_bce,
         dice_score,
         evaluate,
+        freeze_unused,
         instance_decoder,
         instance_scores,
         iou_score,
@@ -69,8 +77,11 @@ if TYPE_CHECKING:
         show_history,
         show_predictions,
         show_results,
+        step_losses,
         tiny_sam,
         train,
+        tune,
+        warmup_cosine,
     )
 
 __all__ = [
@@ -81,18 +92,26 @@ __all__ = [
     "DistributedSampler",
     "F",
     "GradScaler",
+    "MonaiTransform",
+    "Muon",
+    "PromptedSam",
+    "RankSampler",
     "SamDataset",
     "SamModel",
     "SamProcessor",
+    "Sampled",
     "Subset",
+    "all_reduce_sum",
     "autocast",
     "cells",
     "cleanup",
     "collate",
     "csv",
+    "dice_bce",
     "dice_score",
     "dist",
     "evaluate",
+    "freeze_unused",
     "instance_decoder",
     "instance_scores",
     "iou_score",
@@ -115,10 +134,13 @@ __all__ = [
     "show_predictions",
     "show_results",
     "socket",
+    "step_losses",
     "tiny_sam",
     "torch",
     "tqdm",
     "train",
+    "tune",
+    "warmup_cosine",
 ]
 
 # name -> (module, attribute of the module; None: the module itself)
@@ -156,7 +178,7 @@ def home(name: str) -> str:
 OWN_NAMES = frozenset(sam.HOMES)
 
 # Packages that `pip install "ddp-magic[sam]"` installs.
-_EXTRA = {"PIL", "matplotlib", "monai", "scipy", "tqdm", "transformers"}
+_EXTRA = {"PIL", "matplotlib", "monai", "peft", "scipy", "tqdm", "transformers"}
 
 
 def __getattr__(name: str) -> object:

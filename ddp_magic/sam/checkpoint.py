@@ -6,49 +6,186 @@ import csv
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from ddp_magic.sam.adapter import image_processor_config
-from ddp_magic.sam.instances import save_decoder
-from ddp_magic.sam.process_group import rank_and_world
-from ddp_magic.sam.restarts import CALL_FILE
+from ddp_magic.sam.adapter import image_processor_config, is_frozen, without_fallback
+from ddp_magic.sam.dataset_access import common_levels, training_size
+from ddp_magic.sam.instances import attach_decoder, save_decoder
+from ddp_magic.sam.items import Item
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.process_group import print0, rank_and_world
+from ddp_magic.sam.restarts import CALL_FILE, name_call, written_by
 from ddp_magic.sam.tuning import plain_state
 
-History = list[dict[str, float]]
-Choices = dict[str, Any]  # arguments of `train` that must not change on resume, by name
-
-# The batches of an epoch depend on these; between epochs they may change.
-WITHIN_AN_EPOCH = ("images", "ranks", "batch_size", "accumulate", "seed")
+History = list[dict[str, float]]  # a row per epoch
 
 
-@dataclass
-class Position:
-    """The progress of training."""
-
-    history: History = field(default_factory=list)  # rows of the completed epochs
-    batches: int = 0  # completed in the current epoch, on each rank
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of their losses and objects
-    seconds: float = 0.0  # time that they took
+# What a checkpoint holds, by name: objects with `state_dict`; `model` is a `PromptedSam`.
+Parts = dict[str, Any]
 
 
-class HasState(Protocol):
-    """A model, an optimizer, a gradient scaler, or a moving average."""
+def claim(
+    folder: Path, model: nn.Module, resume: bool = False, overwrite: bool = False
+) -> tuple[bool, str]:
+    """Check that training can write to a folder, before it starts. On rank 0.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for `load_state_dict`."""
+    Args:
+        folder: folder of the checkpoints; created if necessary.
+        model: the model that is trained.
+        resume: whether to go on from its latest checkpoint.
+        overwrite: whether to replace its checkpoints.
 
-    def load_state_dict(self, state: dict[str, Any], /) -> object:
-        """Load a state from `state_dict`."""
+    Returns:
+        Whether to resume, as `resume` or after a restart of the ranks; and the name of this call.
+
+    Raises:
+        FileExistsError: It has checkpoints, and neither `resume` nor `overwrite` is True.
+        FileNotFoundError: It has no checkpoint to resume from.
+        OSError: It cannot be written to, or its disk has too little space.
+    """
+    last, call = latest(folder), name_call(folder)
+    writer = written_by(last, call)
+    if writer == "call":
+        print0(f"restarted: train goes on from {last}")
+        resume = True
+    if resume and not (last / "trainer.pt").exists():
+        raise FileNotFoundError(f"there is no checkpoint {last} to resume from: train without it")
+    old = [path for path in (last, folder / "best") if path.exists()]
+    if old and not (resume or overwrite or writer):
+        raise FileExistsError(
+            f"{folder} has the checkpoints of an earlier training: use resume=True to go on with "
+            "it, overwrite=True to replace it, or another out_dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(f"cannot write to out_dir {folder}: {error.strerror or error}") from error
+    if not resume and not writer:
+        (last / CALL_FILE).unlink(missing_ok=True)  # of an earlier run, perhaps with the same id
+    weights = sum(p.nbytes for p in model.parameters())
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    one = 2 * (weights + trained)  # weights for transformers and to resume; two states of AdamW
+    need = one if old else weights + 2 * one  # a new checkpoint is written beside the old one
+    check_space(folder, need, "the checkpoints")
+    return resume, call
+
+
+def check_space(folder: Path, need: int, what: str) -> None:
+    """Check that the disk of a folder has space for `need` bytes.
+
+    Raises:
+        OSError: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB of free space, but {what} take "
+            f"{need / 1e9:.2f} GB: free some space, or use an out_dir on another disk"
+        )
+
+
+def save(
+    folder: Path,
+    parts: Parts,
+    history: History,
+    call: str = "",
+) -> None:
+    """Write `last`, `best` if the last epoch is the best one, and the log. Collective.
+
+    Args:
+        folder: folder of the checkpoints.
+        parts: the objects whose state is saved, by name.
+        history: rows of the epochs.
+        call: the name of the call of `train` (`restarts`).
+    """
+    states = _random_states()
+    if rank_and_world()[0] > 0:
+        return
+    model = parts["model"]
+    if is_best(history):
+        save_model(folder / "best", model.sam)
+    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"history": history, "random": states, "choices": _choices(parts)}
+    save_model(folder / "last", model.sam, state, call)
+    _write_log(folder, history)
+
+
+def load(folder: Path, parts: Parts) -> History:
+    """Load `last` into `parts`, set the random state, and return the history.
+
+    Raises:
+        ValueError: The checkpoint is of another architecture, or of another kind of training.
+    """
+    last = latest(folder)
+    # Written by `save`; weights_only fails for the random states of Python and NumPy.
+    state = torch.load(last / "trainer.pt", map_location="cpu", weights_only=False)
+    _check_shapes(last, state["model"], parts["model"].state_dict())
+    for name, now in _choices(parts).items():
+        if (was := state["choices"][name]) != now:
+            raise ValueError(
+                f"{last} was trained with {name} {was}, now {now}: resume with the same, or start "
+                "a new training in another out_dir"
+            )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    _set_random_state(state["random"])
+    history: History = state["history"]
+    return history
+
+
+def note_config(wrapper: PromptedSam, train_set: Dataset[Item], val_set: Dataset[Item]) -> None:
+    """Note in the config of a model how it is trained, for `evaluate`, `predict` and `segment`."""
+    wrapper.sam.config.multimask_output = wrapper.multimask
+    wrapper.sam.config.gray_levels = common_levels(train_set, val_set)
+    wrapper.sam.config.training_size = training_size(train_set)
+    if wrapper.auxiliary or not is_frozen(wrapper.sam):  # a frozen one keeps the decoder it has
+        attach_decoder(wrapper.sam, wrapper.auxiliary)
+    without_fallback(wrapper.sam)
+
+
+def _choices(parts: Parts) -> dict[str, Any]:
+    """Return what must be the same on resume."""
+    model = parts["model"]
+    trained = sum(p.requires_grad for p in model.parameters())
+    kinds = {name: type(part).__name__ for name, part in parts.items() if name != "model"}
+    return {**kinds, "amp": model.amp, "number of trained parameters": trained}
+
+
+def _check_shapes(last: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the parameters of the model.
+
+    Raises:
+        ValueError: It has not.
+    """
+    there, here = ({name: tuple(x.shape) for name, x in each.items()} for each in (was, now))
+    differ = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"{last} is of another architecture: {len(differ)} of {len(here)} parameters differ.\n"
+            f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here.\n"
+            f"Resume with the same model, or start a new training in another out_dir."
+        )
+
+
+def is_best(history: History) -> bool:
+    """Return whether the last epoch has the highest held-out Dice so far.
+
+    Without held-out objects Dice is NaN, and the last epoch is always the best.
+    """
+    return not history[-1]["dice"] < max(row["dice"] for row in history)
 
 
 def _random_states() -> list[dict[str, Any]]:
@@ -77,67 +214,6 @@ def _set_random_state(states: list[dict[str, Any]]) -> None:
     torch.set_rng_state(own["torch"])
     if own["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(own["cuda"])
-
-
-def save(
-    folder: Path,
-    parts: Mapping[str, HasState],
-    position: Position,
-    choices: Choices,
-    sam: nn.Module,
-    call: str = "",
-) -> None:
-    """Write `last`: the model, and the state that `load` needs. Collective; rank 0 writes.
-
-    Args:
-        folder: folder of the checkpoints.
-        parts: the objects whose state is saved, by name.
-        position: progress of training.
-        choices: arguments that must be the same on resume.
-        sam: the model.
-        call: the name of the call of `train` (`restarts`).
-    """
-    states = _random_states()
-    if rank_and_world()[0] == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"position": asdict(position), "choices": choices, "random": states}
-        save_model(folder / "last", sam, state, call)
-        _write_log(folder, position.history)
-
-
-def check(folder: Path, choices: Choices) -> None:
-    """Check that training can resume from `last` with these choices.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
-        ValueError: The checkpoint was written with other choices.
-    """
-    state = _read(folder, mmap=True)  # mmap: reads only a few bytes of a large file
-    between_epochs = not state["position"]["batches"]
-    for name, now in choices.items():
-        was = state["choices"].get(name, 0)  # missing in older checkpoints: off
-        if was != now and not (between_epochs and name in WITHIN_AN_EPOCH):
-            raise ValueError(
-                f"{folder / 'last'} was trained with {name} = {was!r}, now {now!r}: "
-                "resume with the same value, or start a new training in another out_dir"
-            )
-
-
-def load(folder: Path, parts: Mapping[str, HasState]) -> Position:
-    """Load `last` into `parts` and set the random state; return the position."""
-    state = _read(folder)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    _set_random_state(state["random"])
-    return Position(**state["position"])
-
-
-def _read(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
-    path = latest(folder) / "trainer.pt"
-    # Written by `save`; weights_only fails for the random states of Python and NumPy.
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)
-    return state
 
 
 def latest(folder: Path) -> Path:
@@ -181,8 +257,6 @@ def save_model(
 
 def _write_log(folder: Path, history: History) -> None:
     """Write `log.csv`, and the last row to TensorBoard if it is installed."""
-    if not history:
-        return
     part = folder / "log.csv.part"
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))

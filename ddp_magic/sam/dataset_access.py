@@ -140,3 +140,13 @@ def first_with_objects(train_set: Dataset[Item]) -> int:
         if len(target_of(train_set, number, lambda n: range(min(n, 1)))["keys"]):
             return number
     raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
+
+
+def training_size(train_set: Dataset[Item]) -> list[int]:
+    """Return the shortest, the median and the longest of the longer sides of training images, px.
+
+    At most 16 images are read.
+    """
+    numbers = np.unique(np.linspace(0, size_of(train_set) - 1, 16).astype(int)).tolist()
+    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in numbers)
+    return [sides[0], sides[len(sides) // 2], sides[-1]]

@@ -6,6 +6,8 @@ With ViT-B at 1024 pixels, encoding takes 99 % of the time of a training step.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,17 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.std import tqdm
 
 from ddp_magic.sam.adapter import fingerprint
 from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.checkpoint import check_space
 from ddp_magic.sam.dataset_access import Choice, image_of, size_of, target_of
 from ddp_magic.sam.items import Item, without_objects
 from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.process_group import barrier, rank_and_world
+from ddp_magic.sam.process_group import barrier, first_rank, rank_and_world
 
 
 class Embedded(Dataset[Item]):
@@ -64,7 +66,7 @@ class Embedded(Dataset[Item]):
         if image is not None and (digest(image.numpy(), self.salt) != self.digests[index]).any():
             raise ValueError(
                 f"image {index} has changed since it was encoded, and the encoder is frozen: "
-                "augment images before training, or train the encoder (tune='lora' or 'full')"
+                "augment images before training, or train the encoder too (see tune)"
             )
         return {**item, "embeddings": stored}
 
@@ -121,6 +123,7 @@ def store_embeddings(
 
     Raises:
         FileNotFoundError: A rank cannot see the folder.
+        OSError: The disk has too little space.
     """
     rank, world = rank_and_world()
     device = next(wrapper.parameters()).device
@@ -131,33 +134,28 @@ def store_embeddings(
     shapes = [tuple(each.shape[1:]) for each in wrapper.encode(first["pixel_values"])]
     files = [folder / f"map{number}.npy" for number in range(len(shapes))]
     digests = folder / "digests.npy"
-    if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = [
-            *((path, shape, np.float16) for path, shape in zip(files, shapes, strict=True)),
-            (digests, (16,), np.uint8),
-        ]
-        if not all(_fits(path, (len(images), *shape), kind) for path, shape, kind in wanted):
-            for path, shape, kind in wanted:
-                np.lib.format.open_memmap(path, "w+", kind, (len(images), *shape)).flush()
-    barrier()
+    wanted = [
+        *((path, (len(images), *shape), np.float16) for path, shape in zip(files, shapes)),  # noqa: B905
+        (digests, (len(images), 16), np.uint8),
+    ]
+    first_rank(lambda: _allocate(folder, wanted))
     if not digests.exists():
         raise FileNotFoundError(f"not all ranks can see {folder}: pass an out_dir that they share")
     maps = [np.load(path, mmap_mode="r+") for path in files]
     known = np.load(digests, mmap_mode="r+")
     shard = Subset(images, range(rank, len(images), world))
+    loader = DataLoader(shard, batch_size, num_workers=workers, collate_fn=list)
     bar = tqdm(total=len(shard), desc="embeddings", disable=rank != 0 or len(shard) < 2, ncols=60)
-    for start, items in enumerate(_batches(shard, batch_size, workers)):
+    for start, items in enumerate(loader):
         numbers = np.asarray(shard.indices)[start * batch_size :][: len(items)]
-        new = [
-            i for i, item in zip(numbers, items, strict=True) if (known[i] != item["digest"]).any()
-        ]
-        todo = [item for i, item in zip(numbers, items, strict=True) if i in new]
-        if todo:
+        found = np.stack([item["digest"] for item in items])
+        new = (known[numbers] != found).any(1)
+        if new.any():
+            todo = [item for item, is_new in zip(items, new, strict=True) if is_new]
             batch = prepare(collate(todo), wrapper.geometry, device)
             for stored, each in zip(maps, wrapper.encode(batch["pixel_values"]), strict=True):
-                stored[new] = each.half().cpu().numpy()
-            known[new] = [item["digest"] for item in todo]  # last: marks them as complete
+                stored[numbers[new]] = each.half().cpu().numpy()
+            known[numbers[new]] = found[new]  # last: marks them as complete
         bar.update(len(items))
     bar.close()
     for each in (*maps, known):
@@ -166,8 +164,23 @@ def store_embeddings(
     return Embedded(dataset, images.salt, digests, files)
 
 
-def _batches(shard: Subset[Item], batch_size: int, workers: int) -> DataLoader[Any]:
-    return DataLoader(shard, batch_size, num_workers=workers, collate_fn=list)
+def _allocate(folder: Path, wanted: list[tuple[Path, tuple[int, ...], Any]]) -> None:
+    """Create .npy files of these shapes and dtypes, unless they exist, with all their space.
+
+    Raises:
+        OSError: The disk has too little space. Writing to a file without space would be a SIGBUS.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if all(_fits(*each) for each in wanted):
+        return
+    for path, _, _ in wanted:
+        path.unlink(missing_ok=True)
+    need = sum(math.prod(shape) * np.dtype(kind).itemsize for _, shape, kind in wanted)
+    check_space(folder, need, f"the embeddings of {wanted[0][1][0]} images")
+    for path, shape, kind in wanted:
+        np.lib.format.open_memmap(path, "w+", kind, shape).flush()
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _fits(path: Path, shape: tuple[int, ...], kind: type) -> bool:
@@ -181,12 +194,9 @@ def _fits(path: Path, shape: tuple[int, ...], kind: type) -> bool:
 @contextmanager
 def shared_folder() -> Iterator[Path]:
     """Create a temporary folder for all ranks, and remove it at the end."""
-    rank, world = rank_and_world()
-    made = [tempfile.mkdtemp(prefix="sam-embeddings-") if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(made, src=0)
+    made = Path(first_rank(lambda: tempfile.mkdtemp(prefix="sam-embeddings-")))
     try:
-        yield Path(str(made[0]))
+        yield made
     finally:
-        if rank == 0:
-            shutil.rmtree(str(made[0]), ignore_errors=True)
+        if rank_and_world()[0] == 0:
+            shutil.rmtree(made, ignore_errors=True)

@@ -79,7 +79,7 @@ def evaluate(  # noqa: PLR0913 -- options with defaults
     Raises:
         ValueError: `instances` is True, and the items of the data set have no label map.
     """
-    wrapper = PromptedSam(model, amp, max(CLICKS), prompts, multimask=multimask)
+    wrapper = PromptedSam(model, prompts, max(CLICKS), multimask=multimask, amp=amp)
     table = score_objects(wrapper, dataset, batch_size=batch_size, workers=workers)
     if not instances:
         return mean_scores(table)
@@ -249,7 +249,7 @@ def show_predictions(
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])
-    wrapper, training = PromptedSam(model, prompts=prompts, multimask=multimask), model.training
+    wrapper, training = PromptedSam(model, prompts, 1, multimask=multimask), model.training
     wrapper.eval()
     geometry = wrapper.geometry
     batch = prepare(raw, geometry, next(model.parameters()).device)

@@ -28,7 +28,7 @@ def evaluating(
     model: nn.Module, *, multimask: bool | None
 ) -> Iterator[tuple[PromptedSam, torch.device]]:
     """Set the model to evaluation mode in a `with` block."""
-    training, wrapper = model.training, PromptedSam(model, multimask=multimask)
+    training, wrapper = model.training, PromptedSam(model, rounds=1, multimask=multimask)
     wrapper.eval()
     try:
         yield wrapper, next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""A tiny SAM, and the forward pass that training, evaluation and prediction share."""
+"""The forward pass that training, evaluation and prediction share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddp_magic.sam.adapter import (
     geometry_of,
     mask_size_of,
 )
-from ddp_magic.sam.arguments import check_choice
+from ddp_magic.sam.arguments import check_choice, check_minimum
 from ddp_magic.sam.batches import PER_OBJECT, Geometry
 from ddp_magic.sam.instances import InstanceDecoder
 from ddp_magic.sam.items import FOREGROUND, PAD
@@ -44,39 +44,54 @@ class PromptedSam(nn.Module):
     def __init__(
         self,
         sam: nn.Module,
-        amp: str = "fp32",
-        rounds: int = 1,
         prompts: str | Mapping[str, float] = "points",
+        rounds: int = 3,
         *,
         multimask: bool | None = None,
+        amp: str = "fp32",
+        auxiliary: InstanceDecoder | None = None,
     ) -> None:
         """Wrap a model, without copying it.
 
         Args:
-            sam: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel, or DDP around one.
+            sam: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel; or DDP, a PeftModel or a
+                PromptedSam around one.
+            prompts: the first prompt of an object. "points": the clicks and boxes of the data set,
+                or a click on the object if there are none; "boxes": a box around it; "masks": a
+                rough mask; "none": no prompt; or a mixture, such as {"points": 0.5, "boxes": 0.5}.
+            rounds: number of prompts per object: the first one, then one click per round where the
+                predicted mask is wrong. A model trained with 1 gets worse with further clicks. It
+                may change from step to step, but not above this number.
+            multimask: whether to predict three masks for a single click, of which only the best one
+                is trained. None: as in the config of the model, where `train` stores it, or three
+                masks. After training with False, use `segment` instead of the mask-generation
+                pipeline of transformers, which always uses three masks.
             amp: dtype of the image encoder: "fp32", "bf16" or "fp16". Prompt encoder and decoder
                 use float32, because bfloat16 would move a click by one pixel in 1024.
-            rounds: number of prompts per object: the first one, then one click per round where the
-                predicted mask is wrong.
-            prompts: kind of the first prompt: "points", "boxes", "masks", "none", or a mixture.
-            multimask: whether to predict three masks for a single click. None: as in the config of
-                the model, where `train` stores it, or three masks.
+            auxiliary: a decoder that finds the objects for `segment`, trained together with the
+                prompts (`instance_decoder`). It also helps an encoder with random weights to
+                separate touching objects. The masks must contain every object of an image; do not
+                use it for overlapping objects.
 
         Raises:
-            ValueError: `amp` or `prompts` is invalid.
+            ValueError: `amp`, `prompts` or `rounds` is invalid.
             TypeError: `sam` is not of the SAM family.
         """
         super().__init__()
         check_choice("amp", amp, list(DTYPES))
+        check_minimum(1, rounds=rounds)
         self.sam: Sam = unwrapped(sam)
         self.geometry: Geometry = geometry_of(self.sam)
         self.amp, self.rounds = amp, rounds
-        trained: bool = getattr(self.sam.config, "multimask_output", True)
-        self.multimask = trained if multimask is None else multimask
+        if multimask is None:
+            outer = getattr(sam, "module", sam)  # inside DDP
+            stored = getattr(self.sam.config, "multimask_output", True)
+            multimask = outer.multimask if isinstance(outer, PromptedSam) else stored
+        self.multimask: bool = multimask
         self.shares = kinds_of(prompts)
         self.mask_size = mask_size_of(self.sam)  # s, px
         self.partly_used: list[nn.Parameter] = []  # parameters that only some prompts use
-        self.auxiliary: InstanceDecoder | None = None  # set during training
+        self.auxiliary = auxiliary
         self.auxiliary_output: Tensor | None = None  # of the last batch
         # Key and value: the positional encoding, and the state of the weights it depends on.
         self._cached_positions: tuple[Any, Tensor] | None = None
@@ -157,12 +172,12 @@ class PromptedSam(nn.Module):
     def _positions(self) -> Tensor:
         """Return the positional encoding of the image tokens, cached while its weights stay."""
         weights = self.sam.shared_image_embedding.positional_embedding
+        if weights.requires_grad:
+            return self.sam.get_image_wide_positional_embeddings()  # type: ignore[no-any-return]
         state = (weights._version, weights.data_ptr(), weights.device)
-        cached = self._cached_positions
-        if cached is None or cached[0] != state or weights.requires_grad:
-            cached = state, self.sam.get_image_wide_positional_embeddings()
-            self._cached_positions = cached
-        return cached[1]
+        if self._cached_positions is None or self._cached_positions[0] != state:
+            self._cached_positions = state, self.sam.get_image_wide_positional_embeddings()
+        return self._cached_positions[1]
 
     def _decode(
         self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, groups: list[Group]

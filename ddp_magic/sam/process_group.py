@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+T = TypeVar("T")
 
 _inherited: Any = None  # the process group of the parent, in a forked process
 
@@ -45,6 +48,32 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def all_gather_numbers(number: int) -> list[int]:
+    """Return a number of each rank, by rank."""
+    world = rank_and_world()[1]
+    numbers: list[Any] = [number] * world
+    if world > 1:
+        dist.all_gather_object(numbers, number)
+    return numbers
+
+
+def first_rank(work: Callable[[], T]) -> T:
+    """Call a function on rank 0 only. All ranks return its result, or raise its error."""
+    rank, world = rank_and_world()
+    outcome: list[Any] = [None]
+    if rank == 0:
+        try:
+            outcome = [work()]
+        except Exception as error:  # noqa: BLE001 -- the other ranks wait for it
+            outcome = [error]
+    if world > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    found: T = outcome[0]
+    return found
+
+
 def barrier() -> None:
     """Wait until all ranks have called this function."""
     if rank_and_world()[1] > 1:
@@ -52,8 +81,11 @@ def barrier() -> None:
 
 
 def unwrapped(model: nn.Module) -> Any:  # noqa: ANN401 -- any module
-    """Return the model inside DDP, or `model` itself."""
-    return getattr(model, "module", model)
+    """Return the model inside DDP, a `PromptedSam` or a PeftModel; or `model` itself."""
+    found: Any = model
+    for inner in ("module", "sam"):
+        found = getattr(found, inner, found)
+    return found.get_base_model() if hasattr(found, "get_base_model") else found
 
 
 def setup(
@@ -137,39 +169,18 @@ def autocast(
         dtype: see `torch.autocast`.
         enabled: see `torch.autocast`.
         cache_enabled: see `torch.autocast`.
-
-    Returns:
-        The context manager, which is also a decorator.
     """
     return torch.autocast(device_type or _current_device_type(), dtype, enabled, cache_enabled)
 
 
 class GradScaler(torch.amp.GradScaler):
-    """`torch.amp.GradScaler` with an optional device, as in `torch.cuda.amp`.
+    """`torch.amp.GradScaler` with an optional device, as in `torch.cuda.amp`."""
 
-    Args:
-        device: "cuda", "cpu", ...; None: "cuda" if this process uses a GPU, else "cpu".
-        init_scale: see `torch.amp.GradScaler`.
-        growth_factor: see `torch.amp.GradScaler`.
-        backoff_factor: see `torch.amp.GradScaler`.
-        growth_interval: see `torch.amp.GradScaler`.
-        enabled: see `torch.amp.GradScaler`.
-    """
+    def __init__(self, device: str | None = None, **options: Any) -> None:  # noqa: ANN401 -- torch's
+        """Create the scaler.
 
-    def __init__(
-        self,
-        device: str | None = None,
-        init_scale: float = 2.0**16,
-        growth_factor: float = 2.0,
-        backoff_factor: float = 0.5,
-        growth_interval: int = 2000,
-        enabled: bool = True,
-    ) -> None:
-        super().__init__(
-            device or _current_device_type(),
-            init_scale,
-            growth_factor,
-            backoff_factor,
-            growth_interval,
-            enabled,
-        )
+        Args:
+            device: "cuda", "cpu", ...; None: "cuda" if this process uses a GPU, else "cpu".
+            options: keyword arguments of `torch.amp.GradScaler`.
+        """
+        super().__init__(device or _current_device_type(), **options)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddp_magic.sam.items import PAD
-from ddp_magic.sam.layers import resized
 
 KINDS = ("points", "boxes", "masks", "none")
 JITTER = 0.1  # standard deviation of box corners, as a fraction of the sides
@@ -163,7 +162,7 @@ def next_click(
         the error region"; Sofiiuk et al., "Reviving iterative training", 2021, for its middle.
     """
     size = target.shape[-1]
-    predicted = resized(logits, size) > 0
+    predicted = F.interpolate(logits.float(), (size, size), mode="bilinear") > 0
     true = target > 0.5
     vanished = ~true.flatten(1).any(1).view(-1, 1, 1, 1)  # smaller than half a pixel at this size
     true |= vanished & (target > 0) & (target == target.amax((1, 2, 3), keepdim=True))

@@ -7,10 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
-
-from ddp_magic.sam.dataset_access import image_of, size_of
-from ddp_magic.sam.items import Item
 
 
 class Tile(NamedTuple):
@@ -159,13 +155,3 @@ def _continued(each: Found, labels: NDArray[np.int32], kept: list[Found]) -> int
     inside = np.count_nonzero(labels[t.top : t.top + t.height, t.left : t.left + t.width] == of)
     enough = shared[of] >= max(inside / 2, each.area / 4)
     return of if enough else 0
-
-
-def training_size(train_set: Dataset[Item]) -> list[int]:
-    """Return the shortest, the median and the longest of the longer sides of training images, px.
-
-    At most 16 images are read.
-    """
-    numbers = np.unique(np.linspace(0, size_of(train_set) - 1, 16).astype(int)).tolist()
-    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in numbers)
-    return [sides[0], sides[len(sides) // 2], sides[-1]]

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from monai.losses import DiceLoss
 from monai.metrics import compute_iou
+from monai.transforms import RandFlipd, RandRotate90d
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from skimage.feature import peak_local_max
@@ -37,6 +39,7 @@ from ddp_magic.prelude import (
     SamDataset,
     cells,
     evaluate,
+    instance_decoder,
     instance_scores,
     nuclei,
     nuclei_picture,
@@ -49,8 +52,10 @@ from ddp_magic.sam.batches import collate, load, prepare
 from ddp_magic.sam.embeddings import store_embeddings
 from ddp_magic.sam.losses import step_losses
 from ddp_magic.sam.model import DTYPES, PromptedSam
+from ddp_magic.sam.optimizers import Muon, warmup_cosine
 from ddp_magic.sam.samples import SEEN
-from ddp_magic.sam.tuning import choose_trained
+from ddp_magic.sam.sampling import MonaiTransform
+from ddp_magic.sam.tuning import tune
 
 TINY = {
     "size": {"longest_edge": 64},
@@ -104,8 +109,7 @@ def learn_from(wrapper: PromptedSam, batch: dict[str, Any], optimizer: optim.Opt
 def cached_step(turns: int) -> None:
     """A ViT-B at 1024 with a frozen encoder, one object: encoded in each step, or once."""
     torch.set_num_threads(2)
-    wrapper = PromptedSam(SamModel(SamConfig()))
-    choose_trained(wrapper.sam, "decoder")
+    wrapper = PromptedSam(tune(SamModel(SamConfig()), "decoder"), rounds=1)
     trained = [p for p in wrapper.parameters() if p.requires_grad]
     optimizer = optim.AdamW(trained, lr=1e-5, fused=True)
     rng = np.random.default_rng(0)
@@ -237,7 +241,7 @@ def our_epoch(setting: Setting, rounds: int = 1, *, compiled: bool = False) -> f
     sam = setting.model().to(setting.device)
     if compiled:
         sam.vision_encoder.compile()
-    wrapper = PromptedSam(sam, setting.amp, rounds, multimask=False).train()
+    wrapper = PromptedSam(sam, rounds=rounds, multimask=False, amp=setting.amp).train()
     optimizer = optim.AdamW(wrapper.parameters(), lr=1e-3, fused=True)
     scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp == "fp16")
     order = torch.randperm(len(data)).tolist()
@@ -308,7 +312,8 @@ def operations_an_image(setting: Setting) -> float:
     Ours multiplies longer queries and keys in its place, which is no more done for the user.
     """
     data, n = SamDataset(*setting.data), setting.batch[1]
-    wrapper = PromptedSam(setting.model().to(setting.device), setting.amp, multimask=False).train()
+    wrapper = PromptedSam(setting.model(), rounds=1, multimask=False, amp=setting.amp)
+    wrapper.to(setting.device).train()
     batch = prepare(collate([data[i] for i in range(n)]), wrapper.geometry, setting.device)
     with FlopCounterMode(display=False) as counter:
         with torch.autocast(setting.device.type, DTYPES[setting.amp]):
@@ -333,7 +338,7 @@ def images_per_s(crops: int) -> float:
     """Train two epochs on all ranks; return the second one's speed."""
     torch.set_num_threads(1)
     sets = SamDataset(*nuclei("train", crops=crops)), SamDataset(*nuclei("val", crops=2))
-    history = train(tiny_sam(), *sets, epochs=2, batch_size=8, multimask=False)
+    history = train(PromptedSam(tiny_sam(), multimask=False), *sets, epochs=2, batch_size=8)
     return history[-1]["images_per_s"]
 
 
@@ -355,22 +360,22 @@ def learn(folder: str) -> dict[str, float]:
     train_set = SamDataset(*nuclei("train", crops=1600, size=(56, 64, 72, 80)))
     val_set = SamDataset(*nuclei("val"))
     model = tiny_sam()
-    train(model, train_set, val_set, **RECIPE, out_dir=folder)
+    wrapper = PromptedSam(
+        model, rounds=RECIPE_ROUNDS, multimask=False, auxiliary=instance_decoder(model)
+    )
+    optimizer = lambda _: Muon(wrapper, lr=6e-3)  # noqa: E731
+    train(wrapper, train_set, val_set, optimizer=optimizer, **RECIPE, out_dir=folder)
     scores = evaluate(model, val_set)
     return scores | {"seconds": time.perf_counter() - start}
 
 
+BOTH = ["image", "masks"]
+RECIPE_ROUNDS = 2
 RECIPE: dict[str, Any] = {
     "epochs": 8,
     "batch_size": 16,
-    "optimizer": "muon",
-    "lr": 6e-3,
-    "hold": 0.7,
-    "auxiliary": 1.0,
-    "ema": 0.98,
-    "rounds": (1, 1, 1, 1, 3),
-    "augment": True,
-    "multimask": False,
+    "schedule": partial(warmup_cosine, hold=0.7),
+    "transform": MonaiTransform(RandFlipd(BOTH, 0.5, 1), RandRotate90d(BOTH, 0.75, 3)),
 }
 
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import optim
+from torch.utils.data import DataLoader
 
 import ddp_magic
-from ddp_magic.prelude import SamDataset, cells, evaluate, predict, segment, tiny_sam, train
+from ddp_magic.prelude import (
+    Muon,
+    PromptedSam,
+    SamDataset,
+    cells,
+    evaluate,
+    predict,
+    segment,
+    tiny_sam,
+    train,
+    tune,
+)
 from tests.limits import LONG_S
 from tests.sam.family import FAMILY, build
 
@@ -26,13 +40,13 @@ def sets() -> Sets:
 
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("tune", ["full", "decoder", "lora"])
-def test_training_learns(sets: Sets, tune: str, amp: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["full", "decoder", "lora"])
+def test_training_learns(sets: Sets, what: str, amp: str, tmp_path: Path) -> None:
     """The loss falls, the checkpoint is there, and a click gets a mask."""
     sam = tiny_sam()
-    history = train(
-        sam, *sets, epochs=4, batch_size=8, tune=tune, amp=amp, ema=0.9, workers=1, out_dir=tmp_path
-    )
+    wrapper = PromptedSam(tune(sam, what), amp=amp)
+    loader = DataLoader(sets[0], 8, shuffle=True, num_workers=1, pin_memory=True)
+    history = train(wrapper, loader, sets[1], epochs=4, out_dir=tmp_path)
     assert next(sam.parameters()).is_cuda
     losses = [row["train_loss"] for row in history]
     assert np.isfinite(losses).all()
@@ -43,14 +57,15 @@ def test_training_learns(sets: Sets, tune: str, amp: str, tmp_path: Path) -> Non
 
 def test_muon_learns(sets: Sets) -> None:
     """Its matrices are orthogonalized on the GPU."""
-    history = train(tiny_sam(), *sets, epochs=4, batch_size=8, optimizer="muon", lr=5e-3, rounds=1)
+    model = PromptedSam(tiny_sam(), rounds=1)
+    history = train(model, *sets, epochs=4, optimizer=lambda _: Muon(model, lr=5e-3))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
 def test_scores_are_those_of_a_cpu(sets: Sets) -> None:
     """Float sums differ in their order: here and there a pixel of a mask does."""
     sam = tiny_sam()
-    train(sam, *sets, epochs=2, batch_size=8, rounds=1)
+    train(PromptedSam(sam, rounds=1), *sets, epochs=2, batch_size=8)
     there = evaluate(sam, sets[1])
     here = evaluate(sam.cpu(), sets[1])
     for name in ("dice", "iou", "accuracy"):
@@ -59,24 +74,23 @@ def test_scores_are_those_of_a_cpu(sets: Sets) -> None:
 
 def test_resuming_goes_on(sets: Sets, tmp_path: Path) -> None:
     """Where a run was interrupted: its state comes back to the GPU, random numbers too."""
-    options = {"batch_size": 8, "rounds": 1, "ema": 0.9, "amp": "fp16"}
-    train(tiny_sam(), *sets, epochs=2, out_dir=tmp_path, **options)
+    sam = PromptedSam(tiny_sam(), rounds=1, amp="fp16")
+    train(sam, *sets, epochs=2, batch_size=8, out_dir=tmp_path)
     torch.manual_seed(1)
-    sam = tiny_sam()
-    history = train(sam, *sets, epochs=3, out_dir=tmp_path, resume=True, **options)
+    sam = PromptedSam(tiny_sam(), rounds=1, amp="fp16")
+    history = train(sam, *sets, epochs=3, batch_size=8, out_dir=tmp_path, resume=True)
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
-@pytest.mark.parametrize("tune", ["full", "decoder"])
+@pytest.mark.parametrize("what", ["full", "decoder"])
 @pytest.mark.parametrize("kind", FAMILY)
-def test_each_family(sets: Sets, kind: str, tune: str) -> None:
+def test_each_family(sets: Sets, kind: str, what: str) -> None:
     """Every kind of prompt is trained in bfloat16, and the model finds objects by itself."""
     sam = build(kind)
     shares = {"points": 0.4, "boxes": 0.3, "masks": 0.3}
-    (row,) = train(
-        sam, *sets, epochs=1, batch_size=8, rounds=2, prompts=shares, tune=tune, amp="bf16"
-    )
+    wrapper = PromptedSam(tune(sam, what), shares, rounds=2, amp="bf16")
+    (row,) = train(wrapper, *sets, epochs=1, batch_size=8)
     assert np.isfinite([row["train_loss"], row["dice"]]).all()
     assert segment(sam, cells(n=1)[0][0], points_per_side=4).shape == (64, 64)
 
@@ -84,11 +98,12 @@ def test_each_family(sets: Sets, kind: str, tune: str) -> None:
 @pytest.mark.timeout(3 * LONG_S)
 def test_the_encoder_is_compiled(sets: Sets) -> None:
     """By inductor, with the same losses as without."""
-    options = {"epochs": 1, "batch_size": 8, "rounds": 1}
-    (plain,) = train(tiny_sam(), *sets, **options)
+    (plain,) = train(PromptedSam(tiny_sam(), rounds=1), *sets, epochs=1, batch_size=8)
+    sam = tiny_sam()
+    sam.vision_encoder.compile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inductor's and triton's own
-        (compiled,) = train(tiny_sam(), *sets, compile=True, **options)
+        (compiled,) = train(PromptedSam(sam, rounds=1), *sets, epochs=1, batch_size=8)
     assert abs(plain["train_loss"] - compiled["train_loss"]) < 0.02 * plain["train_loss"]
 
 
@@ -96,7 +111,9 @@ def _one_epoch(batch_size: int) -> tuple[list[float], str]:
     """Train on all ranks; return the epochs' losses and Dice, and the rank's device."""
     sets = SamDataset(*cells(n=32)), SamDataset(*cells(n=8, seed=1))
     sam = tiny_sam()
-    history = train(sam, *sets, epochs=2, batch_size=batch_size, rounds=1, lr=1e-3)
+    wrapper = PromptedSam(sam, rounds=1)
+    adamw = partial(optim.AdamW, lr=1e-3)
+    history = train(wrapper, *sets, epochs=2, batch_size=batch_size, optimizer=adamw)
     found = [row[name] for row in history for name in ("train_loss", "dice")]
     return found, str(next(sam.parameters()).device)
 

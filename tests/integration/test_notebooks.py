@@ -88,11 +88,25 @@ def test_sam_your_data(tmp_path: Path) -> None:
     notebook = execute("sam_your_data.ipynb", tmp_path)
     assert best_row(tmp_path / "my_checkpoints" / "log.csv")["dice"] >= 0.85
     training = next(cell for cell in notebook.cells if "history = train(" in cell.source)
-    assert pictures_of(training) == 2  # learning curve, the worst held-out images
+    assert pictures_of(training) == 2  # learning curve, held-out images
     prompted = next(cell for cell in notebook.cells if "predict(model" in cell.source)
     scores = [float(score) for score in re.findall(r"Dice (\d\.\d+)", said_by(prompted))]
     assert len(scores) == 4
     assert min(scores) > 0.5
+
+
+@pytest.mark.timeout(3 * LONG_S)
+def test_sam_loop(tmp_path: Path) -> None:
+    """The flat loop learns, gives the numbers of `train`, and its three changes run."""
+    notebook = execute("sam_loop.ipynb", tmp_path)
+    flat, _, compared, changed = (c for c in notebook.cells[2:] if c.cell_type == "code")
+    assert len(flat.source.splitlines()) <= 60
+    assert float(re.findall(r"epoch 3: .* held-out Dice (0\.\d+)", said_by(flat))[0]) > 0.8
+    differences = re.findall(r"differ by (\S+) at most", said_by(compared))
+    assert len(differences) == 3
+    assert max(map(float, differences)) < 1e-6
+    assert "1/2" in said_by(changed)
+    assert list((tmp_path / "loop_checkpoints" / "runs").iterdir())
 
 
 EXPLAINED = [  # in the order of the cells
@@ -115,7 +129,9 @@ def test_deadlocks(tmp_path: Path) -> None:
             assert re.search(explained, said_by(cell)), (explained, said_by(cell))
 
 
-@pytest.mark.parametrize("name", ["deadlocks.ipynb", "sam_finetune.ipynb", "sam_your_data.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["deadlocks.ipynb", "sam_finetune.ipynb", "sam_loop.ipynb", "sam_your_data.ipynb"]
+)
 def test_committed_outputs_are_of_this_source(name: str) -> None:
     """The notebook is committed with its outputs: every code cell has run, in order."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)

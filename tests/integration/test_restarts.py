@@ -295,7 +295,8 @@ class Faulty(SamDataset):
 sam = tiny_sam()
 train_set, val_set = Faulty(*cells(n=12)), SamDataset(*cells(n=4, seed=1))
 history = train(
-    sam, train_set, val_set, epochs=3, batch_size=2, rounds=1, out_dir={folder!r}, save_every=1
+    PromptedSam(sam, rounds=1), train_set, val_set, epochs=3, batch_size=2, out_dir={folder!r},
+    overwrite=True,
 )
 weights = [parameter.detach() for parameter in sam.parameters()]
 """

@@ -13,8 +13,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from ddp_magic.sam.batches import MEAN, STD, Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset
 from ddp_magic.sam.masks import object_masks
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.sampling import Sampled, turn
+from ddp_magic.sam.sampling import Sampled
 
 
 def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -227,32 +226,6 @@ def test_float_images_are_not_black() -> None:
     )
     assert torch.equal(a, b)
     assert b.max() > (255 - MEAN[0]) / STD[0] - 0.2
-
-
-@pytest.mark.parametrize("position", range(8))
-def test_turning_keeps_clicks_on_their_pixels(position: int) -> None:
-    """In all 8 orientations a click has the same gray level under it, and is in its mask."""
-    image = np.arange(6 * 9, dtype=np.uint8).reshape(1, 6, 9)
-    mask = np.zeros((1, 6, 9), int)
-    mask[0, 1:3, 4:8] = 3
-    item = SamDataset(image, mask, [(0, 2, 5), (0, 1, 7)], [(0, 1, 4, 2, 7)])[0]
-    turned = turn(item, mirror=position >= 4, quarters=position % 4)
-    x, y = turned["points"].long().T
-    assert turned["image"][0, y, x].tolist() == [2 * 9 + 5, 1 * 9 + 7]
-    assert turned["masks"][0, y, x].all()
-    x0, y0, x1, y1 = turned["boxes"][0].long().tolist()
-    assert turned["masks"][0, y0 : y1 + 1, x0 : x1 + 1].all()
-    assert (y1 - y0 + 1) * (x1 - x0 + 1) == 8
-
-
-def test_turning_depends_on_seed_epoch_and_image_only() -> None:
-    """An item is transformed in the same way in the same epoch; epochs differ."""
-    data = SamDataset(*cells(n=8, size=32))
-    a, b = (Sampled(data, seed=1, augment=True) for _ in range(2))
-    first = [a[i]["image"] for i in range(8)]
-    assert all(torch.equal(first[i], b[i]["image"]) for i in reversed(range(8)))
-    a.epoch = 1
-    assert not all(torch.equal(first[i], a[i]["image"]) for i in range(8))
 
 
 def test_each_epoch_samples_some_objects() -> None:

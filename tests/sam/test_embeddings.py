@@ -14,6 +14,7 @@ from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.batches import collate, prepare
 from ddp_magic.sam.embeddings import Embedded, store_embeddings
 from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.tuning import tune
 
 
 def _count(sam: Any) -> list[int]:
@@ -24,7 +25,7 @@ def _count(sam: Any) -> list[int]:
 
 def test_stored_equals_computed(tmp_path: Path) -> None:
     """Masks from stored embeddings equal those from the image, up to float16 precision."""
-    data, wrapper = SamDataset(*cells(n=5)), PromptedSam(tiny_sam().eval())
+    data, wrapper = SamDataset(*cells(n=5)), PromptedSam(tiny_sam().eval(), rounds=1)
     stored = store_embeddings(wrapper, data, tmp_path, batch_size=2)
     assert isinstance(stored, Embedded)
     with torch.no_grad():
@@ -38,21 +39,21 @@ def test_stored_equals_computed(tmp_path: Path) -> None:
 def test_each_image_is_encoded_once(tmp_path: Path) -> None:
     """Further epochs, and another training with the same encoder, encode no image again."""
     sets = SamDataset(*cells(n=6)), SamDataset(*cells(n=3, seed=1))
-    sam = tiny_sam()
+    sam = tune(tiny_sam(), "decoder")
     seen = _count(sam)
-    train(sam, *sets, epochs=3, batch_size=2, tune="decoder", out_dir=tmp_path)
-    assert sum(seen) == 6 + 3 + 2  # and one image of each set, for the maps' shapes
+    wrapper = PromptedSam(sam, rounds=1)
+    options: dict[str, Any] = {"batch_size": 2, "out_dir": tmp_path, "overwrite": True}
+    train(wrapper, *sets, epochs=2, **options)
+    assert sum(seen) == 6 + 3 + 1 + 2  # and the dry run, and one of each set for the shapes
     seen.clear()
-    train(sam, *sets, epochs=1, batch_size=2, tune="decoder", out_dir=tmp_path)
-    assert sum(seen) == 2
+    train(wrapper, *sets, epochs=1, **options)
+    assert sum(seen) == 1 + 2
     seen.clear()
     images, masks, clicks = cells(n=6)
     images[2] = 255 - images[2]
-    changed = SamDataset(images, masks, clicks)
-    train(sam, changed, sets[1], epochs=1, batch_size=2, tune="decoder", out_dir=tmp_path)
-    assert sum(seen) == 2 + 1
-    seen.clear()
-    train(tiny_sam(seed=1), *sets, epochs=1, batch_size=2, tune="decoder", out_dir=tmp_path)
+    train(wrapper, SamDataset(images, masks, clicks), sets[1], epochs=1, **options)
+    assert sum(seen) == 1 + 2 + 1
+    train(tune(tiny_sam(seed=1), "decoder"), *sets, epochs=1, **options)
     again = np.load(tmp_path / "embeddings" / "train" / "map0.npy")
     other = PromptedSam(tiny_sam(seed=1).eval())
     with torch.no_grad():
@@ -61,25 +62,36 @@ def test_each_image_is_encoded_once(tmp_path: Path) -> None:
 
 
 def test_augmentation_is_refused() -> None:
-    """Augmented images would need new embeddings; the error says what to do."""
+    """Augmented images would need new embeddings; the error says so."""
     sets = SamDataset(*cells(n=2)), SamDataset(*cells(n=2, seed=1))
-    sam = tiny_sam()
-    with pytest.raises(ValueError, match="image only once: remove augment"):
-        train(sam, *sets, epochs=1, tune="decoder", augment=True)
-    assert all(p.requires_grad for p in sam.parameters())  # nothing stays frozen
+    sam = tune(tiny_sam(), "decoder")
+    with pytest.raises(ValueError, match="transform cannot change images that a frozen encoder"):
+        train(sam, *sets, epochs=1, transform=lambda item, _: item)
+
+
+def test_a_disk_that_is_too_small_is_told_before_images_are_encoded(tmp_path: Path) -> None:
+    """Writing to a mapped file without space would end the process with SIGBUS."""
+    sam = tune(tiny_sam(), "decoder")
+    data = SamDataset(*cells(n=2))
+    seen = _count(sam)
+    many = Subset(data, range(2**40))
+    with pytest.raises(OSError, match=r"free space, but the embeddings of .* images take"):
+        store_embeddings(PromptedSam(sam), many, tmp_path)
+    assert sum(seen) == 1
 
 
 def test_subsets_and_concatenated_sets_are_data_sets(tmp_path: Path) -> None:
     """With a frozen encoder, parts of random_split, nested Subsets and ConcatDataset work."""
     data = SamDataset(*cells(n=8))
     train_set, val_set = random_split(data, [6, 2])
-    row = train(tiny_sam(), train_set, val_set, epochs=1, batch_size=3, tune="decoder")[-1]
+    sam = PromptedSam(tune(tiny_sam(), "decoder"), rounds=1)
+    row = train(sam, train_set, val_set, epochs=1, batch_size=3)[-1]
     assert row["count"] == sum(len(data[i]["keys"]) for i in val_set.indices)
-    unscored = train(tiny_sam(), train_set, Subset(data, []), epochs=1, tune="decoder")[-1]
+    unscored = train(sam, train_set, Subset(data, []), epochs=1)[-1]
     assert unscored["count"] == 0
     both = ConcatDataset([data, SamDataset(*cells(n=2, seed=1))])
     for part, numbers in ((Subset(Subset(data, [5, 3, 1]), [2, 0]), [1, 5]), (both, range(10))):
-        wrapper = PromptedSam(tiny_sam().eval())
+        wrapper = PromptedSam(tiny_sam().eval(), rounds=1)
         stored = store_embeddings(wrapper, part, tmp_path / str(len(part)))
         for item, i in zip((stored[k] for k in range(len(part))), numbers, strict=True):
             assert torch.equal(item["masks"], both[i]["masks"])
@@ -98,7 +110,7 @@ def test_a_subclass_of_the_users_own_is_respected(tmp_path: Path) -> None:
             return item | {"image": 255 - item["image"], "masks": item["masks"].flip(2)}
 
     images, masks, clicks = cells(n=2)
-    wrapper = PromptedSam(tiny_sam().eval())
+    wrapper = PromptedSam(tiny_sam().eval(), rounds=1)
     own = store_embeddings(wrapper, Inverted(images, masks, clicks), tmp_path / "own")
     plain = store_embeddings(wrapper, SamDataset(255 - images, masks, clicks), tmp_path / "plain")
     assert torch.equal(own[1]["embeddings"][0], plain[1]["embeddings"][0])
@@ -117,8 +129,7 @@ def test_a_set_with_random_images_is_refused() -> None:
 
     data = SamDataset(*cells(n=2))
     with pytest.raises(ValueError, match=r"image \d has changed since it was encoded"):
-        train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=3, tune="decoder")
-    train(tiny_sam(), Drawn(*cells(n=9)), data, epochs=1, batch_size=3, rounds=1)
+        train(tune(tiny_sam(), "decoder"), Drawn(*cells(n=9)), data, epochs=3)
 
 
 @pytest.mark.parametrize("kind", ["set", "part of a part", "two sets as one"])
@@ -135,6 +146,6 @@ def test_boxes_in_parts_of_sets_are_learned(kind: str) -> None:
     }[kind]
     sam: Any = tiny_sam()
     before = [each.weight.detach().clone() for each in sam.prompt_encoder.point_embed]
-    train(sam, data, boxed, epochs=1, batch_size=2, rounds=1)
+    train(PromptedSam(sam, rounds=1), data, boxed, epochs=1, batch_size=2)
     corner = 2  # of the four embeddings: off, on, and the two corners of a box
     assert not torch.equal(sam.prompt_encoder.point_embed[corner].weight, before[corner])

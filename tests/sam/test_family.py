@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import optim
 from transformers import AutoModel
 
 from ddp_magic.prelude import SamDataset, cells, predict, train
@@ -21,8 +23,10 @@ from ddp_magic.sam.adapter import (
     is_frozen,
 )
 from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.instances import InstanceDecoder
 from ddp_magic.sam.layers import faster_decoder
 from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.tuning import tune
 
 from .family import FAMILY, build
 
@@ -46,7 +50,7 @@ def test_encoding_is_the_models_own(kind: str, data: SamDataset) -> None:
         prompts = {"input_points": batch["points"][None], "input_labels": batch["labels"][None]}
         ours = sam(**as_arguments(sam, maps), **prompts)
         theirs = sam(pixel_values=batch["pixel_values"], **prompts)
-        ((logits, _),) = PromptedSam(sam)(batch)
+        ((logits, _),) = PromptedSam(sam, rounds=1)(batch)
     torch.testing.assert_close(ours.pred_masks, theirs.pred_masks)
     torch.testing.assert_close(logits, theirs.pred_masks[0], rtol=1e-3, atol=1e-4)
 
@@ -128,26 +132,27 @@ def test_positions_are_computed_once_until_the_weights_change(
 def test_the_encoder_learns(kind: str, data: SamDataset) -> None:
     """Gradients reach the encoder; get_image_embeddings would silently detach them."""
     sam = build(kind)
-    ((logits, _),) = PromptedSam(sam)(prepare(collate([data[0]]), geometry_of(sam)))
+    ((logits, _),) = PromptedSam(sam, rounds=1)(prepare(collate([data[0]]), geometry_of(sam)))
     logits.square().mean().backward()
     assert any(p.grad is not None and p.grad.any() for p in encoder_parameters(sam))
 
 
-@pytest.mark.parametrize("tune", ["full", "decoder", "lora"])
+@pytest.mark.parametrize("what", ["full", "decoder", "lora"])
 @pytest.mark.parametrize("kind", FAMILY)
 def test_each_is_trained_saved_and_used(
-    kind: str, tune: str, data: SamDataset, tmp_path: Any
+    kind: str, what: str, data: SamDataset, tmp_path: Any
 ) -> None:
     """An epoch changes what it should, and the checkpoint loads and predicts the same."""
-    sam, three = build(kind), tune == "full"
-    before, names = fingerprint(sam), set(sam.state_dict())
-    options: dict[str, Any] = {"tune": tune, "multimask": three, "out_dir": tmp_path}
-    options |= {} if tune == "decoder" else {"auxiliary": 1.0}
-    train(sam, data, data, epochs=1, batch_size=2, rounds=2, lr=1e-2, **options)
-    assert set(sam.state_dict()) == names
-    assert (fingerprint(sam) == before) == (tune == "decoder")
-    assert (tmp_path / "embeddings").exists() == (tune == "decoder")
-    assert all(p.requires_grad for p in sam.parameters())
+    sam, three = tune(build(kind), what), what == "full"
+    before = fingerprint(sam)
+    head = None if what == "decoder" else InstanceDecoder(32 if kind != "sam" else 96, weight=1.0)
+    wrapper = PromptedSam(sam, rounds=2, multimask=three, auxiliary=head)
+    options: dict[str, Any] = {"optimizer": partial(optim.AdamW, lr=1e-2), "out_dir": tmp_path}
+    train(wrapper, data, data, epochs=1, batch_size=2, **options)
+    tune(sam, "full")
+    assert set(sam.state_dict()) == set(build(kind).state_dict())
+    assert (fingerprint(sam) == before) == (what == "decoder")
+    assert (tmp_path / "embeddings").exists() == (what == "decoder")
     loaded = AutoModel.from_pretrained(tmp_path / "last")
     assert PromptedSam(loaded).multimask == three  # stored in the checkpoint
     image, click = cells(n=1)[0][0], [(20, 20)]
@@ -158,10 +163,11 @@ def test_each_is_trained_saved_and_used(
 def test_the_trained_mask_is_returned(kind: str, data: SamDataset, tmp_path: Path) -> None:
     """A model trained for single masks returns them, even if they are unstable."""
     sam = build(kind)
-    train(sam, data, data, epochs=1, rounds=1, multimask=False, out_dir=tmp_path)
+    wrapper = PromptedSam(sam, rounds=1, multimask=False)
+    train(wrapper, data, data, epochs=1, out_dir=tmp_path)
     batch = prepare(collate([data[0]]), geometry_of(sam))
     for model in (sam, AutoModel.from_pretrained(tmp_path / "last")):
-        wrapper = PromptedSam(model)
+        wrapper = PromptedSam(model, rounds=1)
         with torch.no_grad():
             ((trained, _),), ((evaluated, _),) = wrapper.train()(batch), wrapper.eval()(batch)
         torch.testing.assert_close(evaluated, trained)

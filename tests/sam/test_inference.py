@@ -31,7 +31,10 @@ from ddp_magic.sam.adapter import geometry_of
 from ddp_magic.sam.batches import collate, prepare
 from ddp_magic.sam.checkpoint import save_model
 from ddp_magic.sam.gray_levels import to_rgb
+from ddp_magic.sam.instances import instance_decoder
 from ddp_magic.sam.items import without_objects
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.optimizers import Muon
 
 from .family import FAMILY, build
 
@@ -41,19 +44,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was trained on synthetic cells until it finds most of them."""
     folder = tmp_path_factory.mktemp("trained")
     sets = SamDataset(*cells(n=320)), SamDataset(*cells(n=16, seed=1))
-    history = train(
-        tiny_sam(),
-        *sets,
-        epochs=3,
-        batch_size=8,
-        optimizer="muon",
-        lr=1e-2,
-        prompts={"points": 2, "boxes": 1, "masks": 1},
-        rounds=1,
-        auxiliary=1.0,
-        multimask=False,
-        out_dir=folder,
-    )
+    prompts = {"points": 2, "boxes": 1, "masks": 1}
+    sam = tiny_sam()
+    model = PromptedSam(sam, prompts, rounds=1, multimask=False, auxiliary=instance_decoder(sam))
+    options: dict[str, Any] = {"optimizer": lambda _: Muon(model, lr=1e-2), "out_dir": folder}
+    history = train(model, *sets, epochs=3, batch_size=8, **options)
     assert history[-1]["dice"] > 0.6
     return folder
 
@@ -93,9 +88,10 @@ def test_gray_levels_are_those_of_training(
     images, masks, clicks = cells(n=4)
     raw = images.astype(np.uint16) * 16 + 100
     train_set = SamDataset(raw, masks, clicks)
-    options: dict[str, Any] = {"epochs": 1, "rounds": 1, "out_dir": tmp_path}
+    options: dict[str, Any] = {"epochs": 1, "out_dir": tmp_path, "overwrite": True}
     sam = tiny_sam()
-    train(sam, train_set, SamDataset(raw, masks, clicks, window=train_set.window), **options)
+    prompted = PromptedSam(sam, rounds=1)
+    train(prompted, train_set, SamDataset(raw, masks, clicks, window=train_set.window), **options)
     assert "different gray levels" not in capsys.readouterr().out
     loaded, dark = SamModel.from_pretrained(tmp_path / "best"), raw[0] // 4
     as_trained = to_rgb(dark, train_set.window)
@@ -107,9 +103,9 @@ def test_gray_levels_are_those_of_training(
     predict(sam, dark.astype(np.float32), (9, 9))  # another dtype is scaled by its own values
     assert "stretched" in capsys.readouterr().out
     joined: Any = ConcatDataset([train_set])  # whose gray levels are unknown
-    train(sam, train_set, joined, **options)
+    train(prompted, train_set, joined, **options)
     assert "different gray levels" not in capsys.readouterr().out
-    train(sam, SamDataset(images, masks, clicks), train_set, **options)
+    train(prompted, SamDataset(images, masks, clicks), train_set, **options)
     assert "different gray levels" in capsys.readouterr().out
     predict(sam, dark, (9, 9))  # the last training counts
     assert "stretched" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import SamModel
 
-from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
+from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, tune
 from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.instances import (
     FILE,
@@ -144,7 +144,8 @@ def test_it_is_saved_beside_a_model_that_transformers_loads(
     """The model has the same parameters as before; without the file, there is a message."""
     data, sam = SamDataset(*cells(n=2)), tiny_sam()
     monkeypatch.chdir(tmp_path)
-    train(sam, data, data, epochs=1, rounds=1, auxiliary=1.0, out_dir="out")
+    wrapper = PromptedSam(sam, rounds=1, auxiliary=instance_decoder(sam))
+    train(wrapper, data, data, epochs=1, out_dir="out")
     assert sam.state_dict().keys() == tiny_sam().state_dict().keys()
     loaded, info = SamModel.from_pretrained("out/best", output_loading_info=True)
     assert not any(info.values())
@@ -163,16 +164,15 @@ def test_it_is_saved_beside_a_model_that_transformers_loads(
     assert instance_decoder(sam, weight=2.0) is not ours
 
 
-def test_a_frozen_encoder_learns_it_too_and_a_negative_weight_is_refused() -> None:
+def test_a_frozen_encoder_learns_it_too() -> None:
     """The decoder learns from the stored embeddings; another training keeps it."""
-    data, sam = SamDataset(*cells(n=2)), tiny_sam()
-    train(sam, data, data, epochs=1, rounds=1, tune="decoder", auxiliary=1.0)
+    data, sam = SamDataset(*cells(n=2)), tune(tiny_sam(), "decoder")
+    wrapper = PromptedSam(sam, rounds=1, auxiliary=instance_decoder(sam))
+    train(wrapper, data, data, epochs=1)
     decoder = decoder_of(sam)
     assert decoder is not None
     assert not torch.equal(decoder.conv1.weight, InstanceDecoder(96).conv1.weight)
-    train(sam, data, data, epochs=1, rounds=1, tune="decoder")
+    train(PromptedSam(sam, rounds=1), data, data, epochs=1)
     assert decoder_of(sam) is decoder
-    train(sam, data, data, epochs=1, rounds=1)
+    train(PromptedSam(tune(sam, "full"), rounds=1), data, data, epochs=1)
     assert decoder_of(sam) is None  # the encoder has changed without it
-    with pytest.raises(ValueError, match="invalid auxiliary -1"):
-        train(sam, data, data, auxiliary=-1)

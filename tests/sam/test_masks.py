@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Rotate90d
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from ddp_magic.sam.label_checks import check_mask
 from ddp_magic.sam.losses import step_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.samples import cells
-from ddp_magic.sam.sampling import Sampled, turn
+from ddp_magic.sam.sampling import MonaiTransform, generator
 from ddp_magic.sam.tiny import tiny_sam
 
 IMAGES, MASKS, CLICKS = cells(n=3)
@@ -136,8 +137,9 @@ def test_ignored_pixels_are_no_object_and_do_not_count() -> None:
     with pytest.raises(ValueError, match="ignore_label=255"):
         SamDataset(IMAGES, masks)
     data = SamDataset(IMAGES, masks, ignore_label=255)
-    item = turn(data[0], mirror=True, quarters=1)
-    assert np.array_equal(item["ignored"], np.rot90(edges[0][:, ::-1]))
+    item = MonaiTransform(Rotate90d(["image", "masks"]))(data[0], generator(0))
+    assert np.array_equal(item["ignored"], np.rot90(edges[0]))
+    assert np.array_equal(item["instances"] < 0, item["ignored"])
     assert not item["masks"][:, item["ignored"]].any()
     batch = prepare(collate([data[0], SamDataset(IMAGES, MASKS)[1]]), Geometry(64))
     ignored = torch.from_numpy(edges[0].astype(bool))

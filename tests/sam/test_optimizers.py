@@ -1,4 +1,4 @@
-"""Muon, compared with the optimizers of torch."""
+"""Muon, compared with the optimizers of torch; and the learning rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import nn, optim
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam.optimizers import Muon, make_optimizer, orthogonalize
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.optimizers import Muon, orthogonalize, warmup_cosine
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 24, 8), (2, 8, 40)])
@@ -32,10 +33,9 @@ def test_a_matrix_is_updated_as_by_muon_of_torch(shape: tuple[int, int]) -> None
     start = torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     same: dict[str, float] = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.8}
-    steps = (
-        Muon([ours], [nn.Parameter(torch.zeros(1))], **same),
-        optim.Muon([theirs], **same, adjust_lr_fn="match_rms_adamw"),
-    )
+    layer = nn.Linear(*shape[::-1], bias=False)
+    layer.weight = ours
+    steps = (Muon(layer, **same), optim.Muon([theirs], **same, adjust_lr_fn="match_rms_adamw"))
     for _ in range(4):
         ours.grad = torch.randn(shape, generator=generator)
         theirs.grad = ours.grad.clone()
@@ -47,13 +47,19 @@ def test_a_matrix_is_updated_as_by_muon_of_torch(shape: tuple[int, int]) -> None
 
 
 def test_other_parameters_are_updated_by_adamw() -> None:
-    """Biases, norms and embeddings equal AdamW, bit for bit; others without gradient stay."""
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3), nn.LayerNorm(3))
-    model[3].bias.requires_grad_(False)
-    muon = make_optimizer("muon", model, lr=0.01, weight_decay=0.1)
+    """Biases and norms equal AdamW, bit for bit; matrices without gradient stay."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+        nn.LayerNorm(3),
+        nn.Unflatten(1, (3, 1, 1)),
+        nn.ConvTranspose2d(3, 2, 2),
+    )
+    muon = Muon(model, lr=0.01, weight_decay=0.1)
     matrices, rest = (group["params"] for group in muon.param_groups)
     assert [id(p) for p in matrices] == [id(model[0].weight), id(model[2].weight)]
-    assert [id(p) for p in rest] == [id(model[0].bias), id(model[2].bias), id(model[3].weight)]
+    assert id(model[5].weight) in {id(p) for p in rest}  # of a transposed convolution
     twins = [nn.Parameter(p.detach().clone()) for p in rest]
     adamw = optim.AdamW(twins, lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
     model(torch.randn(2, 2, 3, 3)).square().sum().backward()
@@ -68,21 +74,37 @@ def test_other_parameters_are_updated_by_adamw() -> None:
     assert torch.equal(matrices[1], before[1])
 
 
-def test_optimizers_by_name() -> None:
-    """Both names work; another name is an error."""
-    data = SamDataset(*cells(n=4))
-    kinds = {name: type(make_optimizer(name, tiny_sam(), 1e-3)) for name in ("adamw", "muon")}
-    assert kinds == {"adamw": optim.AdamW, "muon": Muon}
-    with pytest.raises(ValueError, match="'sgd': use 'adamw' or 'muon'"):
-        train(tiny_sam(), data, data, optimizer="sgd")
-
-
 def test_muon_learns_in_fewer_steps() -> None:
     """From random weights, the loss after a few epochs is lower than with AdamW."""
     sets = SamDataset(*cells(n=32)), SamDataset(*cells(n=2, seed=1))
-    options = {"epochs": 4, "batch_size": 4, "rounds": 1, "multimask": False}
-    losses = {
-        name: train(tiny_sam(), *sets, **options, lr=lr, optimizer=name)[-1]["train_loss"]
-        for name, lr in (("adamw", 3e-3), ("muon", 5e-3))
-    }
-    assert losses["muon"] < losses["adamw"]
+    losses = []
+    for muon in (False, True):
+        model = PromptedSam(tiny_sam(), rounds=1, multimask=False)
+        chosen = Muon(model, lr=5e-3) if muon else optim.AdamW(model.parameters(), lr=3e-3)
+        history = train(model, *sets, epochs=4, batch_size=4, optimizer=lambda _, it=chosen: it)
+        losses.append(history[-1]["train_loss"])
+    assert losses[1] < losses[0]  # measured: .76 to .78, and .81 to .83
+
+
+def rates(hold: float = 0.0) -> list[float]:
+    """Return the learning rates of 100 steps."""
+    optimizer = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, found = warmup_cosine(optimizer, 100, hold), []
+    for _ in range(100):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    """It rises to the peak, stays there with `hold`, then falls to nearly 0."""
+    found, held = rates(), rates(hold=0.7)
+    assert found[0] == 0.2
+    assert max(found) == found[4] == 1.0
+    assert found[5:] == sorted(found[5:], reverse=True)
+    assert 0 < found[-1] < 0.01
+    assert held[:5] == found[:5]
+    assert set(held[4:71]) == {1.0}
+    assert held[70:] == sorted(set(held[70:]), reverse=True)
+    assert 0 < held[-1] < 0.01

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceFocalLoss
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.batches import Geometry, collate, prepare
@@ -156,29 +157,31 @@ def test_shares_of_kinds() -> None:
             kinds_of(wrong)
 
 
-TOOLS: dict[str, dict[str, Any]] = {
-    "Transformers notebook: a rough box": {"prompts": "boxes", "rounds": 1},
-    "MedSAM: a rough box, or one click": {"prompts": {"boxes": 1, "points": 1}, "rounds": 1},
-    "lightning-sam: boxes, focal loss": {"prompts": "boxes", "rounds": 1, "loss": "dice+focal"},
-    "SAMed: no prompt, LoRA": {"prompts": "none", "rounds": 1, "tune": "lora"},
-    "micro-sam: click or box, then 7 corrections": {
-        "prompts": {"points": 1, "boxes": 1},
-        "rounds": 8,
-    },
-    "SAM 2: mask, click or box, then 6 corrections": {
-        "prompts": {"masks": 2, "points": 1, "boxes": 1},
-        "rounds": 7,
-        "loss": "dice+focal",
-    },
-    "VISTA: clicks of both signs, corrected": {"prompts": "points", "rounds": 5},
+FOCAL = DiceFocalLoss(sigmoid=True, lambda_focal=20, reduction="none")
+TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of PromptedSam, and of train
+    "Transformers notebook, MedSAM: a rough box, or a click": (
+        {"prompts": {"boxes": 1, "points": 1}, "rounds": 1},
+        {},
+    ),
+    "lightning-sam: boxes, focal loss": ({"prompts": "boxes", "rounds": 1}, {"loss": FOCAL}),
+    "SAMed: no prompt": ({"prompts": "none", "rounds": 1}, {}),
+    "micro-sam: click or box, then 7 corrections": (
+        {"prompts": {"points": 1, "boxes": 1}, "rounds": 8},
+        {},
+    ),
+    "SAM 2: mask, click or box, then 6 corrections": (
+        {"prompts": {"masks": 2, "points": 1, "boxes": 1}, "rounds": 7},
+        {"loss": FOCAL},
+    ),
 }
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_prompts_of_other_tools(tool: str) -> None:
-    """The training scheme of each tool is a few arguments of `train`, and runs."""
+    """The training scheme of each tool is a few arguments, and runs."""
     sets = SamDataset(*cells(n=4)[:2]), SamDataset(*cells(n=2, seed=1))
-    (row,) = train(tiny_sam(), *sets, epochs=1, batch_size=2, lr=1e-3, **TOOLS[tool])
+    prompts, options = TOOLS[tool]
+    (row,) = train(PromptedSam(tiny_sam(), **prompts), *sets, epochs=1, batch_size=2, **options)
     assert np.isfinite(row["train_loss"])
     assert 0 <= row["dice_5"] <= 1
 
@@ -192,6 +195,6 @@ def test_a_single_click_gets_three_masks_and_more_gets_one() -> None:
         one, two = PromptedSam(sam, rounds=2)(batch)
         assert one[0].shape == (2, 3, 32, 32)
         assert two[0].shape == (2, 1, 32, 32)
-        assert PromptedSam(sam, multimask=False)(batch)[0][0].shape[1] == 1
-        ((logits, iou),) = PromptedSam(sam, prompts="boxes")(batch)
+        assert PromptedSam(sam, rounds=1, multimask=False)(batch)[0][0].shape[1] == 1
+        ((logits, iou),) = PromptedSam(sam, "boxes", 1)(batch)
     assert logits.shape[1] == iou.shape[1] == 1

@@ -10,10 +10,11 @@ import torch
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam import checkpoint, restarts
+from ddp_magic.sam.model import PromptedSam
 from tests.sam.test_resuming import READ_FIRST, Cut, PowerCutError
 
 IMAGES = 4
-OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 2, "rounds": 1, "save_every": 1}
+OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 2}
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def _read(sets: tuple[Cut, SamDataset]) -> int:
 def _interrupt(folder: Path, left: int = IMAGES + 2, **options: Any) -> None:
     """Train until the power is lost in the second epoch."""
     with pytest.raises(PowerCutError):
-        train(tiny_sam(), *_sets(left), out_dir=folder, **(OPTIONS | options))
+        train(
+            PromptedSam(tiny_sam(), rounds=1), *_sets(left), out_dir=folder, **(OPTIONS | options)
+        )
 
 
 def _scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -54,21 +57,21 @@ def _scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
 def test_train_goes_on_with_the_same_result(
     tmp_path: Path, attempt: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights and scores equal those without the failure, and no image is read again."""
+    """Weights and scores equal those without the failure; done epochs are not repeated."""
     whole = tiny_sam()
-    expected = train(whole, *_sets(), **OPTIONS)
+    expected = train(PromptedSam(whole, rounds=1), *_sets(), **OPTIONS)
     attempt(0)
     _interrupt(tmp_path)
     attempt(1)
     sam, sets = tiny_sam(seed=7), _sets()
     capsys.readouterr()
-    history = train(sam, *sets, out_dir=tmp_path, **OPTIONS)
+    history = train(PromptedSam(sam, rounds=1), *sets, out_dir=tmp_path, **OPTIONS)
     assert capsys.readouterr().out.startswith(
         f"restarted: train goes on from {tmp_path / 'last'}\n"
     )
     assert _scores(history) == _scores(expected)
     assert all(map(torch.equal, whole.parameters(), sam.parameters()))
-    assert _read(sets) == IMAGES - 2
+    assert _read(sets) == IMAGES
 
 
 @pytest.mark.parametrize("run", ["run-2", "none"])
@@ -78,7 +81,9 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path, attempt: Any, r
     _interrupt(tmp_path)
     attempt(1, run)
     sets = _sets()
-    train(tiny_sam(), *sets, out_dir=tmp_path, **OPTIONS)
+    with pytest.raises(FileExistsError):
+        train(tiny_sam(), *_sets(), out_dir=tmp_path, **OPTIONS)
+    train(PromptedSam(tiny_sam(), rounds=1), *sets, out_dir=tmp_path, **OPTIONS, overwrite=True)
     assert _read(sets) == 2 * IMAGES
 
 
@@ -87,22 +92,24 @@ def test_a_checkpoint_of_an_earlier_launch_is_not_used(tmp_path: Path, attempt: 
     attempt(0)
     _interrupt(tmp_path)
     attempt(0)
-    _interrupt(tmp_path, left=0)
+    _interrupt(tmp_path, left=0, overwrite=True)
     attempt(1)
     sets = _sets()
-    train(tiny_sam(), *sets, out_dir=tmp_path, **OPTIONS)
+    train(PromptedSam(tiny_sam(), rounds=1), *sets, out_dir=tmp_path, **OPTIONS, overwrite=True)
     assert _read(sets) == 2 * IMAGES
 
 
 def test_a_checkpoint_of_another_call_is_not_used(tmp_path: Path, attempt: Any) -> None:
     """The second call of a cell has overwritten that of the first, which begins again."""
     attempt(0)
-    train(tiny_sam(), *_sets(), out_dir=tmp_path, **OPTIONS)
-    _interrupt(tmp_path)
+    train(PromptedSam(tiny_sam(), rounds=1), *_sets(), out_dir=tmp_path, **OPTIONS)
+    _interrupt(tmp_path, overwrite=True)
     attempt(1)
     first, second = _sets(), _sets()
-    for sets in (first, second):
-        train(tiny_sam(), *sets, out_dir=tmp_path, **OPTIONS)
+    for sets, again in ((first, False), (second, True)):
+        train(
+            PromptedSam(tiny_sam(), rounds=1), *sets, out_dir=tmp_path, overwrite=again, **OPTIONS
+        )
     assert (_read(first), _read(second)) == (2 * IMAGES, 2 * IMAGES)
 
 
@@ -110,24 +117,14 @@ def test_a_call_that_was_done_is_not_repeated(tmp_path: Path, attempt: Any) -> N
     """Each call has its folder: the first is read, the second goes on."""
     attempt(0)
     whole = tiny_sam()
-    expected = train(whole, *_sets(), out_dir=tmp_path / "a", **OPTIONS)
+    expected = train(PromptedSam(whole, rounds=1), *_sets(), out_dir=tmp_path / "a", **OPTIONS)
     _interrupt(tmp_path / "b")
     attempt(1)
     sam, first, second = tiny_sam(seed=7), _sets(), _sets()
-    assert train(sam, *first, out_dir=tmp_path / "a", **OPTIONS) == expected
+    assert train(PromptedSam(sam, rounds=1), *first, out_dir=tmp_path / "a", **OPTIONS) == expected
     assert all(map(torch.equal, whole.parameters(), sam.parameters()))
-    train(tiny_sam(), *second, out_dir=tmp_path / "b", **OPTIONS)
-    assert (_read(first), _read(second)) == (0, IMAGES - 2)
-
-
-def test_the_first_attempt_begins_anew(tmp_path: Path, attempt: Any) -> None:
-    """A folder that was used before is overwritten, as without an agent."""
-    attempt(0)
-    train(tiny_sam(), *_sets(), out_dir=tmp_path, **OPTIONS)
-    attempt(0)
-    sets = _sets()
-    train(tiny_sam(), *sets, out_dir=tmp_path, **OPTIONS)
-    assert _read(sets) == 2 * IMAGES
+    train(PromptedSam(tiny_sam(), rounds=1), *second, out_dir=tmp_path / "b", **OPTIONS)
+    assert (_read(first), _read(second)) == (0, IMAGES)
 
 
 def test_a_process_killed_while_it_replaced_a_checkpoint(tmp_path: Path, attempt: Any) -> None:
@@ -139,6 +136,6 @@ def test_a_process_killed_while_it_replaced_a_checkpoint(tmp_path: Path, attempt
     assert checkpoint.latest(tmp_path) == tmp_path / "last.old"
     attempt(1)
     sets = _sets()
-    train(tiny_sam(), *sets, out_dir=tmp_path, **OPTIONS)
-    assert _read(sets) == IMAGES - 2
+    train(PromptedSam(tiny_sam(), rounds=1), *sets, out_dir=tmp_path, **OPTIONS)
+    assert _read(sets) == IMAGES
     assert sorted(path.name for path in tmp_path.glob("last*")) == ["last"]

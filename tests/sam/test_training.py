@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
+from monai.losses import DiceFocalLoss, TverskyLoss
+from torch import nn, optim
+from torch.optim.lr_scheduler import ConstantLR
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.utils import logging
@@ -20,10 +24,10 @@ from ddp_magic.sam.batches import Geometry, collate, prepare
 from ddp_magic.sam.data import SamDataset
 from ddp_magic.sam.evaluation import CLICKS, evaluate, neighbors, score_objects
 from ddp_magic.sam.inference import predict
-from ddp_magic.sam.losses import object_losses
+from ddp_magic.sam.losses import dice_bce, object_losses
 from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.optimizers import learning_rate
 from ddp_magic.sam.samples import cells
+from ddp_magic.sam.sampling import Sampled
 from ddp_magic.sam.tiny import tiny_sam
 from ddp_magic.sam.training import train
 
@@ -124,7 +128,8 @@ def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
     """evaluate() uses the stored `multimask`."""
     sets = SamDataset(*cells(n=4)), SamDataset(*cells(n=4, seed=1))
     sam = tiny_sam()
-    row = train(sam, *sets, epochs=1, batch_size=2, rounds=1, multimask=three)[-1]
+    wrapper = PromptedSam(sam, rounds=1, multimask=three)
+    row = train(wrapper, *sets, epochs=1, batch_size=2)[-1]
     again = evaluate(sam, sets[1])
     assert {name: row[name] for name in again} == again
     assert again != evaluate(sam, sets[1], multimask=not three)
@@ -136,7 +141,7 @@ def test_without_held_out_objects_the_last_epoch_is_best(
     """Without a held-out Dice, `best` is the last checkpoint."""
     empty = SamDataset(np.zeros((2, 64, 64), np.uint8), np.zeros((2, 64, 64), np.int32))
     model = tiny_sam()
-    history = train(model, sets[0], empty, epochs=2, rounds=1, out_dir=tmp_path)
+    history = train(PromptedSam(model, rounds=1), sets[0], empty, epochs=2, out_dir=tmp_path)
     assert np.isnan([row["dice"] for row in history]).all()
     best = SamModel.from_pretrained(tmp_path / "best")
     for a, b in zip(best.parameters(), model.parameters(), strict=True):
@@ -144,15 +149,31 @@ def test_without_held_out_objects_the_last_epoch_is_best(
 
 
 def test_other_types_than_data_sets_are_refused() -> None:
-    """Arrays, a list or a loader are errors that name the expected type."""
+    """Arrays and lists are errors that name the expected type; so is a loader to evaluate."""
     data = SamDataset(*cells(n=2))
-    for other in (cells(n=2), [data[0]], DataLoader(data)):
+    others: tuple[Any, ...] = (cells(n=2), [data[0]], DataLoader([data[0]]))
+    for other in others:
+        with pytest.raises(TypeError, match=r"train_set must be a data set such as SamDataset"):
+            train(tiny_sam(), other, data, epochs=1)
+    for other in (*others, DataLoader(data)):
         words = f"such as SamDataset.*not a {type(other).__name__}"
-        for sets in ((other, data), (data, other)):
-            with pytest.raises(TypeError, match=words):
-                train(tiny_sam(), *sets, epochs=1)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"val_set must be.*{words}"):
+            train(tiny_sam(), data, other, epochs=1)
         with pytest.raises(TypeError, match=words):
-            evaluate(tiny_sam(), other)  # type: ignore[arg-type]
+            evaluate(tiny_sam(), other)
+
+
+def test_a_training_set_without_objects_is_refused(sets: Any, tmp_path: Path) -> None:
+    """The error comes before images are encoded and files are written."""
+    images, masks = cells(n=2)[:2]
+    for empty, words in (
+        (SamDataset(images[:0], masks[:0]), "no images"),
+        (SamDataset(images, masks * 0), "no objects"),
+        (SamDataset(images, masks, np.zeros((0, 3))), "no objects"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(tiny_sam(), empty, sets[1], epochs=1, out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -161,7 +182,7 @@ def test_mixed_precision_trains(amp: str) -> None:
     sets = SamDataset(*cells(n=8)), SamDataset(*cells(n=4, seed=1))
     model = tiny_sam()
     before = model.vision_encoder.layers[0].mlp.lin1.weight.clone()
-    (row,) = train(model, *sets, epochs=1, batch_size=4, amp=amp)
+    (row,) = train(PromptedSam(model, amp=amp), *sets, epochs=1, batch_size=4)
     assert np.isfinite(row["train_loss"])
     after = model.vision_encoder.layers[0].mlp.lin1.weight
     assert torch.isfinite(after).all()
@@ -171,10 +192,10 @@ def test_mixed_precision_trains(amp: str) -> None:
 def test_mixed_precision_is_for_the_encoder_only() -> None:
     """Prompt encoder and decoder use float32, because bfloat16 would move clicks."""
     with pytest.raises(ValueError, match="fp8"):
-        PromptedSam(tiny_sam(), "fp8")
+        PromptedSam(tiny_sam(), amp="fp8")
     data = SamDataset(*cells(n=1))
     batch = prepare(collate([data[0]]), Geometry(64))
-    wrapper = PromptedSam(tiny_sam(), "bf16")
+    wrapper = PromptedSam(tiny_sam(), rounds=1, amp="bf16")
     types = []
     wrapper.sam.mask_decoder.register_forward_pre_hook(
         lambda _, __, kwargs: types.append(
@@ -260,11 +281,10 @@ def test_training_uses_at_most_so_many_objects_per_image(
 
     sam = tiny_sam()
     sam.register_forward_pre_hook(count_objects, with_kwargs=True)
-    (row,) = train(sam, *sets, epochs=1, batch_size=16, rounds=1, objects=2)
+    few = Sampled(sets[0], objects=2)
+    (row,) = train(PromptedSam(sam, rounds=1), few, sets[1], epochs=1, batch_size=16)
     assert most == [1, 2, 2, 2]  # the dry run, then three batches
     assert row["count"] == 36
-    with pytest.raises(ValueError, match="invalid objects -1"):
-        train(tiny_sam(), *sets, objects=-1)
 
 
 def test_objects_are_scored_in_chunks_that_fit_into_memory(
@@ -282,15 +302,99 @@ def test_objects_are_scored_in_chunks_that_fit_into_memory(
     assert sum(chunks) == 36
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    """It rises to the peak, stays there with `hold`, then falls to nearly 0."""
-    rates = [learning_rate(step, 100, 1.0) for step in range(100)]
-    assert rates[0] == 0.2
-    assert max(rates) == rates[4] == 1.0
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert 0 < rates[-1] < 0.01
-    held = [learning_rate(step, 100, 1.0, hold=0.7) for step in range(100)]
-    assert held[:5] == rates[:5]
-    assert set(held[4:71]) == {1.0}
-    assert held[70:] == sorted(set(held[70:]), reverse=True)
-    assert 0 < held[-1] < 0.01
+def test_callbacks_see_each_step_and_epoch(sets: tuple[SamDataset, SamDataset]) -> None:
+    """Steps have the loss of all objects and the rate of the schedule; True stops the training."""
+    steps: list[dict[str, float]] = []
+    rows: list[int] = []
+
+    def stop(history: list[dict[str, float]]) -> bool:
+        rows.append(len(history))
+        return len(history) == 2
+
+    def constant(optimizer: optim.Optimizer, total: int) -> ConstantLR:
+        assert total == 9 * 6
+        return ConstantLR(optimizer, factor=0.5, total_iters=3)
+
+    history = train(
+        PromptedSam(tiny_sam(), rounds=1),
+        sets[1],
+        sets[1],
+        epochs=9,
+        batch_size=2,
+        optimizer=lambda parameters: optim.SGD(parameters, lr=0.1),
+        schedule=constant,
+        on_step=steps.append,
+        on_epoch=stop,
+    )
+    assert rows == [1, 2]
+    assert len(history) == 2
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert [step["lr"] for step in steps] == [0.05] * 3 + [0.1] * 9
+    losses = [step["loss"] for step in steps[:6]]  # all batches have about as many objects
+    assert np.mean(losses) == pytest.approx(history[0]["train_loss"], rel=0.01)
+
+
+def test_the_first_step_follows_the_loss_and_the_clipped_gradient() -> None:
+    """With SGD, it is the gradient of the mean over all objects, of norm 1 at most."""
+    data = SamDataset(*cells(n=4))
+    sam, calls = tiny_sam(), []
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        calls.append((logits.shape, target.shape))
+        return 1000 * nn.BCEWithLogitsLoss(reduction="none")(logits, target)
+
+    before = {name: p.detach().clone() for name, p in sam.named_parameters()}
+    wrapper = PromptedSam(sam, rounds=1, multimask=False)
+    options: dict[str, Any] = {"loss": loss, "schedule": lambda o, _: ConstantLR(o, 1.0)}
+    sgd = partial(optim.SGD, lr=1.0)
+    (row,) = train(wrapper, data, data, epochs=1, batch_size=4, optimizer=sgd, **options)
+    moved = [(p - before[name]).norm() ** 2 for name, p in sam.named_parameters()]
+    assert torch.stack(moved).sum().sqrt().item() == pytest.approx(1, rel=1e-3)
+    assert calls == [((12, 1, 64, 64), (12, 1, 64, 64))]
+    assert row["train_loss"] > 100
+
+
+def test_losses_of_monai_and_torch_are_losses() -> None:
+    """Per mask or per pixel; one number for all masks is an error that says what to do."""
+    target = torch.zeros(2, 1, 16, 16)
+    target[..., 4:12, 4:12] = 1
+    right = torch.where(target > 0, 9.0, -9.0)
+    logits = torch.cat([-right, right, -right], 1).requires_grad_()
+    iou = torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    for loss in (
+        dice_bce,
+        DiceFocalLoss(sigmoid=True, lambda_focal=20, reduction="none"),
+        TverskyLoss(sigmoid=True, reduction="none"),
+        nn.BCEWithLogitsLoss(reduction="none"),
+    ):
+        values = object_losses(logits, iou, target, loss)
+        assert values.shape == (2,)
+        assert values.max() < 0.05  # only the best of three masks is trained
+        (gradient,) = torch.autograd.grad(values.sum(), logits)
+        assert not gradient[:, [0, 2]].any()
+        assert object_losses(logits, 1 - iou, target, loss).min() > 0.9
+    with pytest.raises(ValueError, match=r"shape \(\) for 6 masks.*reduction='none'"):
+        object_losses(logits, iou, target, nn.BCEWithLogitsLoss())
+
+
+def test_a_loader_of_the_users_own_is_used() -> None:
+    """Its batches, sampler and processes; prompts differ between epochs all the same."""
+    data, counts = SamDataset(*cells(n=4)), []
+    sampler = WeightedRandomSampler([0, 0, 1, 1], 6)
+    loader = DataLoader(data, 3, sampler=sampler, num_workers=1)
+
+    def noted(item: Any, _: torch.Generator) -> Any:
+        return item | {"image": torch.full_like(item["image"], int(item["keys"][0] & 0xFF))}
+
+    def own_collate(items: Any) -> Any:
+        counts.append(len(items))
+        return collate(items)
+
+    (row,) = train(PromptedSam(tiny_sam(), rounds=1), loader, data, epochs=1, transform=noted)
+    assert row["images_per_s"] * row["seconds"] == pytest.approx(6)
+    own = DataLoader(data, batch_sampler=[[0, 1, 2], [3]], collate_fn=own_collate)
+    train(PromptedSam(tiny_sam(), rounds=1), own, data, epochs=2)
+    assert counts == [3, 1, 3, 1]
+    for wrong in (DataLoader(data, None), DataLoader(data, 8, drop_last=True)):
+        with pytest.raises(ValueError, match="the loader has no batches"):
+            train(tiny_sam(), wrong, data)

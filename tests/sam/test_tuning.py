@@ -1,241 +1,159 @@
-"""The options of training."""
+"""Which parameters are trained; LoRA by peft; averages by torch."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import AutoModel
 
-from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam.losses import object_losses
+from ddp_magic.prelude import SamDataset, cells, predict, tiny_sam, train
+from ddp_magic.sam.adapter import encoder_parameters, is_frozen
+from ddp_magic.sam.batches import collate, prepare
+from ddp_magic.sam.losses import step_losses
 from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.progress import is_stuck
-from ddp_magic.sam.tuning import Averages, choose_trained, plain_state, restore
+from ddp_magic.sam.tuning import plain_state, tune
+
+from .family import FAMILY, build
 
 Sets = tuple[SamDataset, SamDataset]
 
 
 @pytest.fixture(scope="module")
 def sets() -> Sets:
-    return SamDataset(*cells(n=9)), SamDataset(*cells(n=3, seed=1))
+    return SamDataset(*cells(n=6)), SamDataset(*cells(n=3, seed=1))
 
 
-def test_each_epoch_has_its_rounds(sets: Sets) -> None:
-    """The last number holds for the remaining epochs; a number below 1 is an error."""
-    rounds: list[int] = []  # of each training step, which encodes its images once
-
-    def count_step(encoder: Any, *_: Any) -> None:
-        if encoder.training:
-            rounds.append(0)
-
-    def count_round(sam: Any, *_: Any) -> None:
-        if sam.training:
-            rounds[-1] += 1
-
-    sam = tiny_sam()
-    sam.vision_encoder.register_forward_pre_hook(count_step)
-    sam.register_forward_pre_hook(count_round)
-    train(sam, *sets, epochs=4, batch_size=9, rounds=(2, 1))
-    dry_run, steps = rounds[:2], rounds[2:]
-    assert sorted(dry_run) == [1, 2]
-    assert steps == [2, 1, 1, 1]
-    for wrong in (0, (), (3, 0)):
-        with pytest.raises(ValueError, match="rounds"):
-            train(tiny_sam(), *sets, rounds=wrong)
+@pytest.mark.parametrize("kind", FAMILY)
+def test_only_the_decoder_is_tuned(kind: str) -> None:
+    """The encoder and the prompt encoder are frozen; "full" makes all parameters trainable."""
+    sam = tune(build(kind), "decoder")
+    assert is_frozen(sam)
+    names = {name.partition(".")[0] for name, p in sam.named_parameters() if p.requires_grad}
+    assert "mask_decoder" in names
+    assert not {"vision_encoder", "prompt_encoder"} & names
+    assert all(p.requires_grad for p in tune(sam, "full").parameters())
 
 
-def test_accumulation_is_a_larger_batch(sets: Sets) -> None:
-    """Two batches of 2 images give the step of one batch of 4, with unequal objects."""
-    images, masks, clicks = cells(n=8)
-    few = [row for row in clicks if row[0] % 3 or row[2] > 30]
-    data = SamDataset(images, masks, few)
-    models = [tiny_sam(), tiny_sam()]
-    for model, size, times in ((models[0], 4, 1), (models[1], 2, 2)):
-        train(model, data, sets[1], epochs=1, batch_size=size, accumulate=times, lr=1e-4)
-    start = tiny_sam()
-    for a, b, c in zip(
-        models[0].parameters(), models[1].parameters(), start.parameters(), strict=True
-    ):
-        moved = (a - c).abs().max()
-        if moved > 1e-5:  # Adam makes steps of the noise of gradients that are zero
-            assert (a - b).abs().mean() < 0.05 * (a - c).abs().mean()
-
-
-def test_the_average_remains_in_the_model(sets: Sets, tmp_path: Path) -> None:
-    """With ema the model ends with the average, and `last` has the weights."""
-    plain, averaged = tiny_sam(), tiny_sam()
-    train(plain, *sets, epochs=2, batch_size=2)
-    train(averaged, *sets, epochs=2, batch_size=2, ema=0.99, out_dir=tmp_path)
-    last = type(averaged).from_pretrained(tmp_path / "last")
-    name = "mask_decoder.iou_token.weight"
-    a, b, c = (m.state_dict()[name] for m in (plain, last, averaged))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-def test_averages_follow_the_weights() -> None:
-    """The average converges to a constant weight; in_place() swaps temporarily."""
-    weight = nn.Parameter(torch.zeros(2))
-    averages = Averages([weight], 0.9)
-    with torch.no_grad():
-        weight += 1
-    averages.update()
-    assert torch.allclose(averages.values[0], torch.tensor(10 / 11))
-    with averages.in_place():
-        assert weight[0] < 1
-    assert weight[0] == 1
-    for _ in range(200):
-        averages.update()
-    averages.adopt()
-    assert torch.allclose(weight, torch.ones(2), atol=1e-6)
-
-
-def test_low_rank_updates_start_at_zero_and_are_merged() -> None:
-    """At first the weights are unchanged; `restore` merges the updates into them."""
-    sam = tiny_sam()
+@pytest.mark.parametrize("kind", FAMILY)
+def test_low_rank_updates_start_at_zero_and_are_merged(kind: str) -> None:
+    """At first the weights are unchanged; `plain_state` and "full" merge the updates into them."""
+    sam = build(kind)
     before = {name: value.clone() for name, value in sam.state_dict().items()}
-    frozen = choose_trained(sam, "lora", lora_rank=2)
+    tune(sam, "lora", rank=2)
     state = plain_state(sam)
     assert state.keys() == before.keys()
     assert all(torch.equal(state[name], before[name]) for name in before)
-    trained = {n for n, p in sam.named_parameters() if p.requires_grad and n.startswith("vision")}
-    assert len(trained) == 2 * 3  # two thin matrices a layer
-    attention = sam.vision_encoder.layers[1].attn.qkv
+    updates = {n: p for n, p in sam.named_parameters() if ".lora_" in n}
+    assert all(p.requires_grad for p in updates.values())
+    assert not any(p.requires_grad for p in encoder_parameters(sam) if p not in {*updates.values()})
     with torch.no_grad():
-        attention.parametrizations.weight[0].b.fill_(0.5)
-    expected = attention.weight.detach().clone()
-    assert (
-        torch.linalg.matrix_rank(expected - before["vision_encoder.layers.1.attn.qkv.weight"]) <= 2
-    )
-    assert torch.equal(plain_state(sam)["vision_encoder.layers.1.attn.qkv.weight"], expected)
-    restore(sam, frozen)
-    assert torch.equal(sam.vision_encoder.layers[1].attn.qkv.weight, expected)
-    assert set(sam.state_dict()) == set(before)
+        for parameter in updates.values():
+            parameter.fill_(0.1)
+    merged = plain_state(sam)
+    changed = [name for name in before if not torch.equal(merged[name], before[name])]
+    assert changed
+    for name in changed:
+        difference = merged[name] - before[name]
+        assert torch.linalg.matrix_rank(difference) == 1  # all updates are equal
+    tune(sam, "full")
+    now = sam.state_dict()
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[name], merged[name]) for name in now)
     assert all(p.requires_grad for p in sam.parameters())
 
 
-@pytest.mark.parametrize(("option", "value"), [("tune", "half"), ("loss", "dice"), ("amp", "fp8")])
-def test_unknown_choices_are_refused(sets: Sets, option: str, value: str) -> None:
-    """A misspelled choice is an error, and nothing stays frozen."""
+def test_checkpoints_have_the_merged_weights(sets: Sets, tmp_path: Path) -> None:
+    """A model trained with LoRA loads in transformers without peft, and predicts the same."""
+    sam = tune(tiny_sam(), "lora")
+    before = {name: p.detach().clone() for name, p in plain_state(sam).items()}
+    train(PromptedSam(sam, rounds=1), *sets, epochs=1, batch_size=3, out_dir=tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path / "last")
+    changed = "vision_encoder.layers.0.attn.qkv.weight"
+    assert not torch.equal(loaded.state_dict()[changed], before[changed])
+    unchanged = "vision_encoder.layers.0.mlp.lin1.weight"
+    assert torch.equal(loaded.state_dict()[unchanged], before[unchanged])
+    image = cells(n=1)[0][0]
+    for model in (sam, tune(sam, "full")):
+        assert (predict(model, image, (20, 20)) == predict(loaded, image, (20, 20))).all()
+
+
+def test_an_adapter_of_the_users_own_is_trained(sets: Sets, tmp_path: Path) -> None:
+    """A PeftModel around the model is supported, of any kind that peft can merge."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["lin1", "lin2"], use_dora=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(tiny_sam(), config)
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        start = {name: model.get_parameter(name).detach().clone() for name in names}
+        train(model, *sets, epochs=1, batch_size=3, out_dir=tmp_path)
+    assert names == [name for name, p in model.named_parameters() if p.requires_grad]
+    assert not all(torch.equal(model.get_parameter(name), start[name]) for name in names)
+    loaded = AutoModel.from_pretrained(tmp_path / "best")
+    assert loaded.state_dict().keys() == tiny_sam().state_dict().keys()
+
+
+def test_frozen_parameters_stay_frozen(sets: Sets) -> None:
+    """Those that the user has frozen are not trained, and no other is frozen afterwards."""
+    sam: Any = tiny_sam()
+    sam.mask_decoder.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in sam.mask_decoder.named_parameters()}
+    train(PromptedSam(sam, rounds=1), *sets, epochs=1, batch_size=3)
+    assert all(torch.equal(p, before[n]) for n, p in sam.mask_decoder.named_parameters())
+    frozen = {n.partition(".")[0] for n, p in sam.named_parameters() if not p.requires_grad}
+    assert frozen == {"mask_decoder"}
+
+
+def test_unknown_choices_are_refused(sets: Sets) -> None:
+    """A misspelled choice is an error that names it."""
+    with pytest.raises(ValueError, match="'half': use 'full', 'decoder' or 'lora'"):
+        tune(tiny_sam(), "half")
+    for options in ({"amp": "fp8"}, {"prompts": "clicks"}, {"rounds": 0}):
+        with pytest.raises(ValueError, match=f"invalid {next(iter(options))}"):
+            PromptedSam(tiny_sam(), **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="invalid batch_size 0"):
+        train(tiny_sam(), *sets, batch_size=0)
+
+
+def test_an_average_is_updated_after_each_step(sets: Sets) -> None:
+    """`on_step` with torch's AveragedModel averages the weights of all steps."""
     sam = tiny_sam()
-    options: dict[str, Any] = {option: value}
-    with pytest.raises(ValueError, match=value):
-        train(sam, *sets, epochs=1, multimask=False, **options)
-    assert all(p.requires_grad for p in sam.parameters())
-    assert PromptedSam(sam).multimask  # the config is unchanged
+    averaged = AveragedModel(sam, multi_avg_fn=get_ema_multi_avg_fn(0.5))  # type: ignore[no-untyped-call]
+    wrapper = PromptedSam(sam, rounds=1)
+    train(wrapper, *sets, epochs=2, batch_size=3, on_step=lambda _: averaged.update_parameters(sam))
+    assert averaged.n_averaged == 4
+    name = "mask_decoder.iou_token.weight"
+    assert not torch.equal(averaged.module.get_parameter(name), sam.get_parameter(name))
 
 
-@pytest.mark.parametrize(
-    "option", [{"batch_size": 0}, {"accumulate": 0}, {"ema": 1.0}, {"hold": 1.5}]
-)
-def test_numbers_out_of_range_are_refused(sets: Sets, option: dict[str, Any]) -> None:
-    """The error names the argument."""
-    with pytest.raises(ValueError, match=f"invalid {next(iter(option))}"):
-        train(tiny_sam(), *sets, epochs=1, **option)
-
-
-def test_a_training_set_without_objects_is_refused(sets: Sets, tmp_path: Path) -> None:
-    """The error comes before images are encoded."""
-    images, masks = cells(n=2)[:2]
-    for empty, words in (
-        (SamDataset(images[:0], masks[:0]), "no images"),
-        (SamDataset(images, masks * 0), "no objects"),
-        (SamDataset(images, masks, np.zeros((0, 3))), "no objects"),
-    ):
-        for tune in ("full", "decoder"):
-            with pytest.raises(ValueError, match=words):
-                train(tiny_sam(), empty, sets[1], epochs=1, tune=tune, out_dir=tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_patience() -> None:
-    """Training stops after `patience` epochs without a better score; 0: never."""
-    rows = [{"dice": x} for x in (0.1, 0.5, 0.4, 0.5)]
-    assert is_stuck(rows, 2)
-    assert not is_stuck(rows[:3], 2)
-    assert not is_stuck(rows, 3)
-    assert not is_stuck(rows, 0)
-
-
-def test_early_stop_ends_training(sets: Sets) -> None:
-    """With a tiny learning rate, training stops after the first epoch and the patience."""
-    history = train(tiny_sam(), *sets, epochs=9, batch_size=4, lr=1e-12, patience=2)
-    assert len(history) == 3
-
-
-def test_only_the_best_of_three_masks_is_trained() -> None:
-    """Two wrong masks beside a correct one add only the loss of their predicted IoU."""
-    target = torch.zeros(1, 1, 16, 16)
-    target[..., 4:12, 4:12] = 1
-    right = torch.where(target > 0, 9.0, -9.0)
-    logits = torch.cat([-right, right, -right], 1).requires_grad_()
-    iou = torch.tensor([[0.0, 1.0, 0.0]])
-    for loss in ("dice+bce", "dice+focal"):
-        value = object_losses(logits, iou, target, loss)
-        assert value.item() < 0.05
-        (gradient,) = torch.autograd.grad(value.sum(), logits)
-        assert not gradient[:, [0, 2]].any()
-    assert object_losses(logits, 1 - iou, target).item() > 0.9
-
-
-def test_clipping_limits_the_step(sets: Sets) -> None:
-    """The norm of the gradient is at most `clip`."""
-    norms: list[float] = []
-    real = nn.utils.clip_grad_norm_
-
-    def spy(parameters: Any, bound: float) -> torch.Tensor:
-        parameters = list(parameters)
-        total = real(parameters, bound)
-        grads = [p.grad for p in parameters if p.grad is not None]
-        norms.append(float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))))
-        return total
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.utils, "clip_grad_norm_", spy)
-        train(tiny_sam(), *sets, epochs=1, batch_size=4, clip=0.01)
-    assert max(norms) < 0.0101
-
-
-def test_the_encoder_is_compiled_while_it_is_trained(sets: Sets) -> None:
-    """The result is the same, and the model is not compiled afterwards."""
-    plain, compiled = tiny_sam(), tiny_sam()
-    traced: list[int] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        traced.append(len(inputs))
-        return graph.forward
-
-    options: dict[str, Any] = {"epochs": 1, "batch_size": 3, "rounds": 1}
-    expected = train(plain, *sets, **options)
-    history = train(compiled, *sets, **options, compile=backend)
-    assert traced
-    assert history[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-4)
-    traced.clear()
-    train(compiled, *sets, **options)
-    assert not traced
-
-
-class Noted(SamDataset):
-    """Writes the random number that a loading process draws for each item to a file."""
-
-    def __init__(self, *args: Any, folder: Path) -> None:
-        super().__init__(*args)
-        self.folder = folder
-
-    def __getitem__(self, index: int) -> Any:
-        with (self.folder / str(index)).open("a") as file:
-            file.write(f"{torch.rand(()).item()}\n")
-        return super().__getitem__(index)
-
-
-def test_loading_processes_draw_new_numbers_in_each_epoch(sets: Sets, tmp_path: Path) -> None:
-    """Random augmentation in a worker differs between epochs."""
-    data = Noted(*cells(n=2), folder=tmp_path)
-    train(tiny_sam(), data, sets[1], epochs=3, rounds=1, workers=1)
-    for index in range(2):
-        drawn = (tmp_path / str(index)).read_text().split()[-3:]  # those before are of the dry run
-        assert len(set(drawn)) == 3
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])  # in transformers, the others do not support it
+def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
+    """Losses and gradients equal those without; the layers of the encoder run again."""
+    data, found = SamDataset(*cells(n=2)), []
+    for again in (False, True):
+        sam, runs = build(kind), []
+        sam.vision_encoder.layers[0].attn.register_forward_hook(
+            lambda *_, runs=runs: runs.append(1)
+        )
+        if again:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # its name changes in transformers 6
+                sam.gradient_checkpointing_enable()
+        wrapper = PromptedSam(sam, rounds=2).train()
+        batch = prepare(collate([data[0], data[1]]), wrapper.geometry)
+        losses = step_losses(wrapper, batch)
+        losses.sum().backward()
+        assert len(runs) == 1 + again
+        gradients = {n: p.grad for n, p in sam.named_parameters() if p.grad is not None}
+        found.append((losses.detach(), gradients))
+    (losses, gradients), (other, others) = found
+    torch.testing.assert_close(other, losses, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-3 * largest + 1e-7)

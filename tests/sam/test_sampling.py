@@ -1,0 +1,158 @@
+"""The order of the images, the choice of objects, and augmentation."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import (
+    Rand2DElasticd,
+    RandAdjustContrastd,
+    RandFlipd,
+    RandGaussianNoised,
+    RandRotate90d,
+    RandZoomd,
+)
+from torch.utils.data import DataLoader, Dataset
+
+from ddp_magic.sam.data import SamDataset
+from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.samples import cells
+from ddp_magic.sam.sampling import MonaiTransform, RankSampler, Sampled, generator
+from ddp_magic.sam.tiny import tiny_sam
+from ddp_magic.sam.training import train
+
+BOTH = ["image", "masks"]
+
+
+@pytest.fixture(scope="module")
+def item() -> Any:
+    """An item whose image shows its masks, with clicks on each object."""
+    _, masks, clicks = cells(n=1)
+    return SamDataset((masks * 40).astype(np.uint8), masks, clicks)[0]
+
+
+def test_each_epoch_has_its_order_and_each_image_once() -> None:
+    """All images, in another order in another epoch or with another seed."""
+    data, orders = SamDataset(*cells(n=9)), []
+    for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        sampler = RankSampler(data, seed)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(9))
+        assert len(sampler) == 9
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**31, 10**12, 2**63, 2**64 + 1, -(10**30)])
+def test_seeds_of_any_size(seed: int) -> None:
+    """Each gives its own order, objects and keys, which are unique in the data set."""
+    data = SamDataset(*cells(n=6))
+    found = []
+    for number in (seed, seed, seed + 1):
+        sampled = Sampled(data, number, objects=2)
+        sampled.set_epoch(10**6)
+        keys = torch.cat([sampled[i]["keys"] for i in range(6)])
+        assert len(keys.unique()) == len(keys) == 12
+        found.append((list(RankSampler(data, number)), keys.tolist()))
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0]
+    assert found[0][1] != found[2][1]
+
+
+def test_a_rank_without_an_image_gets_one_without_objects() -> None:
+    """The index None is an image that does not count."""
+    filled = Sampled(SamDataset(*cells(n=2)))[None]
+    assert filled["image"].shape == (3, 64, 64)
+    assert [len(filled[name]) for name in ("masks", "keys", "points", "boxes")] == [0] * 4
+
+
+def test_objects_and_keys_differ_between_epochs() -> None:
+    """At most `objects`, with their own clicks; the same in each run."""
+    sampled, chosen = Sampled(SamDataset(*cells(n=1)), seed=5, objects=2), []
+    for epoch in (0, 0, 1, 2, 3):
+        sampled.set_epoch(epoch)
+        one = sampled[0]
+        assert len(one["masks"]) == len(one["keys"]) == len(one["points"]) == 2
+        for mask, (x, y) in zip(one["masks"], one["points"].long(), strict=True):
+            assert mask[y, x]
+        chosen.append(one["keys"].tolist())
+    assert chosen[0] == chosen[1]
+    assert len({tuple(keys) for keys in chosen}) == 4
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandFlipd(BOTH, prob=1.0, spatial_axis=1),
+        RandRotate90d(BOTH, prob=1.0),
+        RandZoomd(BOTH, prob=1.0, min_zoom=0.6, mode=["area", "nearest"], padding_mode="constant"),
+        Rand2DElasticd(BOTH, (16, 16), (1, 2), prob=1.0, mode=["bilinear", "nearest"]),
+    ],
+)
+def test_masks_follow_the_image(item: Any, transform: Any) -> None:
+    """An object is where its gray level is, and the prompts are drawn anew."""
+    changed = MonaiTransform(transform)(item, generator(1))
+    assert not torch.equal(changed["image"], item["image"])
+    assert changed["image"].dtype == torch.uint8
+    assert changed["masks"].dtype == torch.bool
+    for mask, before in zip(changed["masks"], item["masks"], strict=True):
+        gray = item["image"][0][before].float().mean()
+        assert (changed["image"][0][mask].float() - gray).abs().mean() < 12  # but for the border
+    union = changed["masks"].any(0)
+    assert torch.equal(changed["instances"] > 0, union)  # all objects are prompted
+    assert changed["counts"].tolist() == [0] * len(item["masks"])
+    assert len(changed["points"]) == 0
+
+
+def test_gray_levels_are_transformed_within_their_range(item: Any) -> None:
+    """Noise and contrast change the image only, from 0 to 255; the generator determines them."""
+    change = MonaiTransform(
+        RandGaussianNoised("image", prob=1.0, std=90), RandAdjustContrastd("image", prob=1.0)
+    )
+    one, again, other = (change(item, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one["image"], again["image"])
+    assert not torch.equal(one["image"], other["image"])
+    assert torch.equal(one["masks"], item["masks"])
+    assert isinstance(pickle.loads(pickle.dumps(change)), MonaiTransform)
+
+
+def test_an_object_that_leaves_the_image_is_removed(item: Any) -> None:
+    """The others keep their keys; a box is around the new mask."""
+
+    def upper_half(given: Any) -> Any:
+        return {name: value[:, :20] for name, value in given.items()}
+
+    boxed = item | {"boxes": torch.zeros(len(item["masks"]), 4)}
+    change = MonaiTransform(upper_half)
+    half = change(boxed, generator(0))
+    left = item["masks"][:, :20].flatten(1).any(1)
+    assert 0 < len(half["masks"]) < len(item["masks"])
+    assert half["keys"].tolist() == item["keys"][left].tolist()
+    for mask, box in zip(half["masks"], half["boxes"], strict=True):
+        y, x = torch.where(mask)
+        assert box.tolist() == [x.min(), y.min(), x.max(), y.max()]
+
+
+class Noted(SamDataset):
+    """Keeps the random number that a loading process draws for each item as its gray level."""
+
+    def __getitem__(self, index: int) -> Any:
+        item = super().__getitem__(index)
+        return item | {"image": torch.full_like(item["image"], int(torch.randint(256, ())))}
+
+
+def test_loading_processes_draw_new_numbers_in_each_epoch() -> None:
+    """Random augmentation in a process differs between epochs."""
+    data, drawn = Noted(*cells(n=2)), []
+    wrapper = PromptedSam(tiny_sam(), rounds=1)
+    wrapper.sam.vision_encoder.register_forward_pre_hook(
+        lambda module, args: drawn.append(float(args[0].mean())) if module.training else None
+    )
+    images: Dataset[Any] = data
+    train(wrapper, DataLoader(images, 2, num_workers=1), SamDataset(*cells(n=1)), epochs=3)
+    assert len(set(drawn)) == 4  # and that of the dry run
