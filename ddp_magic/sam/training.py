@@ -35,6 +35,7 @@ from ddp_magic.sam.process_group import (
     all_reduce_sum,
     barrier,
     first_rank,
+    print0,
     rank_and_world,
     setup,
 )
@@ -183,6 +184,7 @@ def train(  # noqa: C901, PLR0913, PLR0915 -- one visible loop
                 save(folder, parts, history, call)
             # All ranks stop if one does.
             if on_epoch and any(all_gather_numbers(bool(on_epoch(history)))):
+                print0(f"stopped after epoch {epoch + 1}: on_epoch returned True")
                 break
         del ddp  # one that outlives its gloo group can hang the process at exit
     barrier()  # after this, every rank can read what rank 0 has written
