@@ -20,7 +20,7 @@ from ddp_magic.sam.label_checks import check_mask
 from ddp_magic.sam.losses import step_losses
 from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.samples import cells
-from ddp_magic.sam.sampling import MonaiTransform, generator
+from ddp_magic.sam.sampling import MonaiTransform, Sampled, generator
 from ddp_magic.sam.tiny import tiny_sam
 
 IMAGES, MASKS, CLICKS = cells(n=3)
