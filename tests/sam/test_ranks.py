@@ -116,7 +116,7 @@ def _invert(item: Any, generator: torch.Generator) -> Any:
 
 
 def _evaluate(rank: int, world: int) -> dict[str, float]:  # noqa: ARG001
-    return evaluate(tiny_sam(), _uneven(), batch_size=2)
+    return evaluate(tiny_sam(), _uneven(), batch_size=2, instances=True)
 
 
 def test_scores_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
