@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddp_magic.sam.arguments import check_minimum
 from ddp_magic.sam.batches import collate
@@ -29,7 +30,8 @@ OBJECTS = 25  # maximum per image and step: each takes 0.1 GB a round with a SAM
 
 def mix(*numbers: int) -> int:
     """Return a signed 64-bit number that depends on all `numbers`, integers of any size."""
-    found = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    text = repr([operator.index(number) for number in numbers])  # NumPy's integers too
+    found = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(found, "little", signed=True)
 
 
@@ -122,7 +124,10 @@ class Sampled(Dataset[Item]):
         item = dict(item_of(self.dataset, index, some))
         # Prompts depend on the keys of the objects, which stay unique.
         item["keys"] = item["keys"] ^ mix(self.seed, self.epoch)
-        return item if self.transform is None else self.transform(item, own)
+        changed = item if self.transform is None else self.transform(item, own)
+        if not isinstance(changed, dict):
+            raise TypeError(f"transform must return an item, a dict, not {type(changed).__name__}")
+        return changed
 
 
 class MonaiTransform:
@@ -186,7 +191,7 @@ def epoch_loader(
     Args:
         train_set: a data set, or a loader of one, whose batches and processes are used. Its sampler
             must give all ranks the same number of batches. Its items are combined by `collate`
-            unless it has a `collate_fn`.
+            unless it has a `collate_fn` of the user's own.
         batch_size: number of images per rank and step, if `train_set` is a data set.
         seed: seed for the order and the items.
         transform: augmentation of the items.
@@ -222,10 +227,11 @@ def epoch_loader(
             "all images; sampler=RankSampler(dataset) gives each rank its part"
         )
     own: Any = given.collate_fn
+    theirs = own.__module__.partition(".")[0] in {"torch", "monai"}  # the defaults of their loaders
     loader = copy.copy(given)
     vars(loader).update(  # a loader refuses to be assigned another data set
         dataset=images,
-        collate_fn=collate if own is default_collate else own,
+        collate_fn=collate if theirs else own,
         generator=torch.Generator(),  # so that loading does not change the global one
         persistent_workers=False,  # they would not see the next epoch
     )

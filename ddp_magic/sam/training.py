@@ -50,7 +50,7 @@ IGNORED = (
 )
 
 
-def train(  # noqa: C901, PLR0913, PLR0915 -- one visible loop
+def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
     model: nn.Module,
     train_set: Dataset[Item] | DataLoader[Any],
     val_set: Dataset[Item],
@@ -110,6 +110,9 @@ def train(  # noqa: C901, PLR0913, PLR0915 -- one visible loop
         OSError: `out_dir` cannot be used (`ddp_magic.sam.checkpoint.claim`).
     """
     size_of(val_set, "val_set")
+    for name, given in {"loss": loss, "optimizer": optimizer, "schedule": schedule}.items():
+        if not callable(given):
+            raise TypeError(f"{name} must be a function, not {given!r}; see help(train)")
     if resume and out_dir is None:
         raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
     folder, device, world = out_dir and Path(out_dir), setup(), rank_and_world()[1]
