@@ -157,23 +157,6 @@ def is_frozen(sam: Sam) -> bool:
     return not any(p.requires_grad for p in encoder_parameters(sam))
 
 
-def check_frozen(**changes: float) -> None:
-    """Check that no argument changes images or needs gradients of the encoder, which is frozen.
-
-    Args:
-        changes: arguments of `train`, such as `augment`, by name; 0 or False: not used.
-
-    Raises:
-        ValueError: One is used.
-    """
-    for name, value in changes.items():
-        if value:
-            raise ValueError(
-                f"{name}={value!r} needs an encoder that is trained, but this one is frozen and "
-                f"encodes each image only once: remove {name}, or use tune='lora' or 'full'"
-            )
-
-
 @torch.no_grad()
 def fingerprint(sam: Sam) -> str:
     """Return a hash of the weights of the encoder."""

@@ -215,12 +215,6 @@ def neighbors(image_index: Tensor) -> Tensor:
     return torch.where(rows + 1 < after, rows + 1, first)
 
 
-def worst_images(table: Table, rows: int = 4) -> list[int]:
-    """Return the indices of the images that contain the objects with the lowest Dice."""
-    order = table["image"][np.argsort(table["dice"], kind="stable")]
-    return list(dict.fromkeys(order.astype(int).tolist()))[:rows]
-
-
 @torch.no_grad()
 def show_predictions(
     model: nn.Module,
