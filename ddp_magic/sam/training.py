@@ -131,10 +131,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         call, history = "", []
         parts: Parts = {"model": wrapper, "optimizer": opt, "schedule": rate, "scaler": scaler}
         ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper  # the weights of rank 0
+        note_config(wrapper, images.dataset, val_set)
         if folder:
             resume, call = first_rank(lambda: claim(folder, wrapper, resume, overwrite))
             history = load(folder, parts) if resume else []
-        note_config(wrapper, images.dataset, val_set)
         if is_frozen(wrapper.sam):
             stored = folder / "embeddings" if folder else at_end.enter_context(shared_folder())
             images.dataset, val_set = (

@@ -11,9 +11,10 @@ import torch
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam import checkpoint, restarts
 from ddp_magic.sam.model import PromptedSam
-from tests.sam.test_resuming import READ_FIRST, Cut, PowerCutError
+from tests.sam.test_resuming import Cut, PowerCutError
 
 IMAGES = 4
+READ_FIRST = 2 + IMAGES  # see test_resuming
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 2}
 
 

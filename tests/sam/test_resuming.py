@@ -20,8 +20,6 @@ from ddp_magic.sam.model import PromptedSam
 from ddp_magic.sam.optimizers import Muon
 from ddp_magic.sam.tuning import plain_state, tune
 
-READ_FIRST = 2  # items before the first epoch: to find one with objects, and for the dry run
-
 
 class PowerCutError(Exception):
     """Ends training in the middle."""
@@ -56,6 +54,8 @@ def inverted(item: Any, generator: torch.Generator) -> Any:
 
 
 IMAGES = 5
+# Items before the first epoch: to find one with objects, for the dry run, and for the sizes of all.
+READ_FIRST = 2 + IMAGES
 TIMING = {"seconds", "images_per_s", "data_wait"}
 
 
