@@ -289,7 +289,7 @@ class Faulty(SamDataset):
     def __getitem__(self, index):
         Faulty.reads += 1
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if FAULT and first and rank == 1 and Faulty.reads > 12:
+        if FAULT and first and rank == 1 and Faulty.reads > 24:  # in the second epoch
             {fault}
         return super().__getitem__(index)
 sam = tiny_sam()
