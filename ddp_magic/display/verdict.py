@@ -176,10 +176,6 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     first = diagnose.first_failure(failures)
     others = _fates([rank for rank in evidence.ranks if rank.rank != first.rank], first)
     message = diagnose.describe(first)
-    shown = first.error and f"rank {first.rank} {diagnose.summarize_error(first.error)}"
-    if first.lost_its_peer and (gone := _gone(evidence.ranks)):
-        where = evidence.ranks[first.rank].where
-        message = shown = f"{gone}, and rank {first.rank} lost its connection{where}"
     if first.error is None:
         code = first.finished.code if first.finished else first.code or 0
         rank = evidence.ranks[first.rank]
@@ -191,6 +187,10 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         return WorkerLostError(
             message, rank=first.rank, code=code, details=[*stack, *others, *evidence.waits]
         )
+    shown = f"rank {first.rank} {diagnose.summarize_error(first.error)}"
+    if first.lost_its_peer and (gone := _gone(evidence.ranks)):
+        where = evidence.ranks[first.rank].where
+        message = shown = f"{gone}, and rank {first.rank} lost its connection{where}"
     hints = diagnose.name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
     # A child of the rank has written its own traceback into the error's text.
@@ -202,7 +202,7 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         evalue=first.error.evalue,
         traceback=lines,
         details=[head, *lines, *others, *evidence.waits, *hints],
-        shown=shown or "",
+        shown=shown,
     )
 
 

@@ -179,6 +179,9 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
     # The prediction for the prompt of another object is that object's own prediction.
     other = neighbors(image_index).tolist()
     scores, resize = [], {}
+    if "ignored" in batch:
+        ignored = batch["ignored"].to(masks.device)  # (B, H, W)
+        not_counted = ignored.sum((1, 2)).tolist()
     for row, image in enumerate(image_index.tolist()):
         size = sizes[image][0], sizes[image][1]
         if size not in resize:
@@ -189,9 +192,8 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
         preds, true = resize[size].part(low, window), whole[window].expand(len(low), -1, -1)
         counted = whole.numel()
         if "ignored" in batch:  # right, and then not counted
-            hidden = batch["ignored"][image, : size[0], : size[1]].to(preds.device)
-            preds = preds.masked_fill(hidden[window], -1.0)
-            counted -= int(hidden.sum())
+            preds = preds.masked_fill(ignored[image][window], -1.0)
+            counted -= not_counted[image]
         dice, iou = dice_score(preds, true), iou_score(preds[0], true[0])
         # Outside of the window, all pixels are right.
         wrong = (1 - pixel_accuracy(preds[0], true[0])) * true[0].numel() / counted
