@@ -98,7 +98,8 @@ class RunStorage:
             return None
         self._pruned = now
         places = (cache_directory(), self._fresh)
-        roots = [root for root in places if root is not None and root.is_dir()]
+        # Not where a link leads, or in a directory of somebody else's.
+        roots = [root for root in places if root is not None and _is_ours(root)]
         thread = threading.Thread(target=_prune_all, args=(roots,), daemon=True)
         thread.start()
         return thread
@@ -232,7 +233,7 @@ def _private(root: Path) -> Path:
 def run_roots() -> list[Path]:
     """Return the directories in which this user's runs lie, of all kernels."""
     cache = cache_directory()
-    roots = [cache] if cache is not None and cache.is_dir() else []
+    roots = [cache] if cache is not None and _is_ours(cache) else []
     for parent in _temporary_folders():
         roots += [path for path in parent.glob(f"{_NAME}-*") if _is_ours(path)]
     return roots

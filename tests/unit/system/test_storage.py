@@ -16,7 +16,7 @@ import pytest
 
 from ddp_magic.errors import LaunchError
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.system.storage import RunStorage, prune
+from ddp_magic.system.storage import RunStorage, prune, run_roots
 from ddp_magic.wire.channel import Listener
 
 
@@ -290,3 +290,25 @@ def test_kernels_do_not_look_for_old_runs_one_after_another(storage: RunStorage)
         os.utime(old, (0, 0))
         if not due:
             os.utime(old.parent / ".pruned", (0, 0))
+
+
+@pytest.mark.parametrize("kind", ["a link", "open to others"])
+def test_old_runs_are_removed_only_in_a_directory_of_ours(place: Path, kind: str) -> None:
+    """Nothing is written or removed where a link leads; what is not ours is not read either."""
+    other = place / "other"
+    run = other / "1127-120000-1-1"
+    run.mkdir(parents=True)
+    for path in (run, other):
+        os.utime(path, (0, 0))
+    root = place / "cache" / "ddp_magic"
+    if kind == "a link":
+        other.chmod(0o700)
+        root.symlink_to(other)
+    else:
+        other.chmod(0o755)
+        other.rename(root)
+    thread = RunStorage().prune_in_background()
+    assert thread is not None
+    thread.join(60)
+    assert [path.name for path in root.iterdir()] == [run.name]
+    assert root not in run_roots()
