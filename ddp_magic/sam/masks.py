@@ -133,9 +133,9 @@ def label_map(mask: Mask) -> NDArray[np.int32]:
     """Return a label map (H, W) of all objects; in a stack, smaller ones cover larger ones."""
     if isinstance(mask, Encoded) or mask.ndim == 3:
         labels = np.zeros(mask.shape[1:], np.int32)
-        areas = [-np.count_nonzero(mask[number]) for number in range(len(mask))]
-        for number in np.argsort(areas, kind="stable"):
-            labels[mask[number] != 0] = number + 1
+        pixels = [np.flatnonzero(mask[number]) for number in range(len(mask))]  # decoded once
+        for number in sorted(range(len(mask)), key=lambda n: -len(pixels[n])):
+            labels.ravel()[pixels[number]] = number + 1
         return labels
     labels = mask
     if mask.max(initial=0) > np.iinfo(np.int32).max:
