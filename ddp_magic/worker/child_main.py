@@ -81,16 +81,24 @@ class Inheritance:
             "prelude": sorted(self._prelude),
             "captured": [captured for captured, _ in self._captured],
         }
+        text = json.dumps(left).encode()
         try:
             try:
-                self._path.write_text(json.dumps(left))
+                _replace(self._path, text)
             except FileNotFoundError:  # its directory has been removed
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._path.write_text(json.dumps(left))
+                _replace(self._path, text)
         except OSError:  # a full disk: spawned children do without
             os.environ.pop(VARIABLE, None)
             return
         os.environ[VARIABLE] = str(self._path)
+
+
+def _replace(path: Path, text: bytes) -> None:
+    """Write a file; every cell does. To empty it first would wait for the disk on ext4."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
+        file.write(text)
+        file.truncate()
 
 
 def _not_replaced(

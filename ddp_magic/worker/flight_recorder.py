@@ -13,7 +13,7 @@ stacks it would cost seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from json import loads as from_json  # bound here: a cell may replace the module's
 from math import prod
 from pickle import UnpicklingError
@@ -163,19 +163,30 @@ class FlightRecorder:
             for (backend, group), pair in newest.items()
         }
 
-    def groups(
-        self, before: Numbers = MappingProxyType({}), *, operations: bool = True
-    ) -> tuple[GroupRecord, ...]:
+    def groups(self, before: Numbers = MappingProxyType({})) -> tuple[GroupRecord, ...]:
         """Return the records of this rank's process groups.
 
         Args:
             before: The numbers before the cell: what was called earlier is left out. A group that
                 was aborted keeps collectives that never complete.
-            operations: Whether to return operations at all; the numbers alone cost next to nothing.
         """
-        records = self._read(operations=operations or any(self._sends.values()))
-        called = _called_since(before, records) if operations else {}
-        numbers = self._numbers_of(records)
+        records = self._read(operations=True)
+        return self._records(self._numbers_of(records), before, _called_since(before, records))
+
+    def idle_groups(self, numbers: Numbers) -> tuple[GroupRecord, ...]:
+        """Return the records of groups that the cell has not used.
+
+        Args:
+            numbers: From `numbers`, the same as before the cell.
+        """
+        return self._records(numbers, numbers, {})
+
+    def _records(
+        self,
+        numbers: Numbers,
+        before: Numbers,
+        called: Mapping[tuple[str, str], Iterable[Operation]],
+    ) -> tuple[GroupRecord, ...]:
         members = _members()
         found = []
         for key, (enqueued, completed) in self._newest(numbers).items():

@@ -51,11 +51,16 @@ class UserModules:
         self._newest = newest
         # File, its state and its text's checksum, by name.
         self._files: dict[str, tuple[str, tuple[int, ...] | None, int]] = {}
+        self._known: set[tuple[str, object]] = set()  # name and file of all that were looked at
         self._old: dict[Any, Any] = {}  # what was replaced: IPython's own record
 
     def record(self) -> None:
         """Record the files of modules that have been imported since the last call."""
         for name, module in imported_since(self._newest).items():
+            found = name, getattr(module, "__file__", None)
+            if found in self._known:
+                continue
+            self._known.add(found)
             if name not in self._files and (file := _own_file(name, module)):
                 self._files[name] = file, _state(file), _checksum(file)
 
