@@ -152,7 +152,8 @@ def _expected(draw: Draw) -> tuple[str | None, str]:
     if draw.kept.startswith("launch") and draw.fault in LEAVES and not _leaves_peers(draw):
         return "PullError", f"return value of rank {draw.rank} (did not arrive|was never set)"
     if _leaves_peers(draw):
-        return "WorkerError", r"^rank \d raised RuntimeError"
+        gone = LEAVES[draw.fault]
+        return "WorkerError", rf"^ranks? [\d, and]*\b{draw.rank}\b[\d, and]* {gone}.*, and rank \d"
     return cause.raises, cause.says.format(rank=draw.rank)
 
 

@@ -104,8 +104,13 @@ def test_a_session_that_is_lost_in_silence_is_found() -> None:
 def test_a_rank_that_left_a_collective_is_named() -> None:
     """Not only the peer that complains."""
     left = dataclasses.replace(RAISE, fault="os._exit(0)", program="all_reduce loop", rank=0)
-    error = "rank 1 raised RuntimeError at line 20: Connection closed by peer"
-    seen = dataclasses.replace(SEEN, result=_cell("error", error=error))
-    assert _kinds(left, seen) == ["culprit"]
-    named = _cell("error", error=error + "\nrank 0: left early: os._exit(0) in the cell")
+    fate = "\nrank 0: left early: os._exit(0) in the cell"
+    for error in (
+        f"rank 1 raised RuntimeError at line 20: Connection closed by peer{fate}",
+        f"rank 1 left early (os._exit(0) in the cell), and rank 0 lost its connection{fate}",
+    ):
+        seen = dataclasses.replace(SEEN, result=_cell("error", error=error))
+        assert _kinds(left, seen) == ["culprit"]
+    error = "rank 0 left early (os._exit(0) in the cell), and rank 1 lost its connection at line 20"
+    named = _cell("error", error=error + fate)
     assert _kinds(left, dataclasses.replace(SEEN, result=named)) == []
