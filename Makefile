@@ -5,7 +5,7 @@ PYTHON_OLDEST ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/p
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-oldest lint bench chaos clean
+.PHONY: demo test test-slow test-oldest lint bench chaos clean
 
 demo: .venv/installed
 	@echo
@@ -18,8 +18,14 @@ demo: .venv/installed
 # Three processes on two cores, since most tests wait; the tests of a file share a kernel and stay
 # together. The files are in the order of collection, so that the small ones come last.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone and not gpu"
-	$(BIN)/python -m pytest -m "alone and not gpu"
+	$(PARALLEL) -m "not slow and not alone and not gpu"
+	$(BIN)/python -m pytest -m "alone and not gpu" tests/integration
+
+# Half as many minutes again: the trainings of the notebooks, torchrun, a random fault of each kind.
+test-slow: .venv/installed
+	$(PARALLEL) -m "slow and not gpu" tests/integration tests/sam tests/chaos
+
+PARALLEL := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # With the lowest versions that pyproject.toml allows. Warnings are not errors here: old libraries warn.
 test-oldest: .venv-oldest/installed

@@ -20,6 +20,7 @@ def played() -> dict[int, Played]:
     return {one[0].number: one for one in series.played}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FAULTS)))
 def test_a_fault_breaks_no_promise(played: dict[int, Played], number: int) -> None:
     """Nothing is left or hangs, the right rank is blamed, no frame of ours, the next cell works."""

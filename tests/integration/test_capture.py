@@ -415,6 +415,7 @@ def test_what_was_captured(new_names: Kernel) -> None:
     assert ("f", "function", 0) in captured
 
 
+@pytest.mark.slow
 def test_many_runs_leave_no_memory_behind(new_kernel: Callable[..., Kernel]) -> None:
     """Neither descriptors nor shared memory, also after a rank was killed."""
     kernel = new_kernel()

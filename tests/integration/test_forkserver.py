@@ -290,6 +290,7 @@ def test_preload_by_configuration(kernel: Kernel, shared_site: Site) -> None:
 # --- the state that ranks start in ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_variable_that_libraries_read_at_import(kernel: Kernel, shared_site: Site) -> None:
     """Changed in the notebook, or at the top of the cell: the libraries see it."""
     shared_site.install("reader", "import os\nHOME = os.environ.get('READER_HOME', 'none')")
@@ -565,6 +566,7 @@ def test_an_idle_forkserver_costs_no_cpu(kernel: Kernel) -> None:
 # --- the cold way ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cold(kernel: Kernel) -> None:
     """Plain torch.distributed.run with the same worker: sums, errors, every way to end."""
     number = kernel.value("len(In)")
@@ -587,6 +589,7 @@ def test_cold(kernel: Kernel) -> None:
     assert kernel.processes() == []
 
 
+@pytest.mark.slow
 def test_cold_and_stopped(kernel: Kernel) -> None:
     """A rank that answers may save although another one has ended; then all is gone."""
     message = kernel.start(

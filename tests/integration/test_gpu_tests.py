@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.limits import HANG_S
 
 
+@pytest.mark.slow
 def test_their_fixtures_exist() -> None:
     """No CI runs them: a fixture that they miss would be found on the GPU machine."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "--setup-plan", "-q"]

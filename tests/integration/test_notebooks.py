@@ -57,6 +57,7 @@ def pictures_of(cell: NotebookNode) -> int:
     return sum("image/png" in out.get("data", {}) for out in cell.outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * LONG_S)
 def test_sam_finetune(tmp_path: Path) -> None:
     """Two ranks learn real nuclei, heed their prompts, and show it."""
@@ -111,6 +112,7 @@ def test_what_the_other_notebooks_have_learned() -> None:
     assert min(prompted) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * LONG_S)
 def test_sam_your_data(tmp_path: Path) -> None:
     """Two folders of pictures become a trained model and a segmented picture."""
@@ -127,6 +129,7 @@ def test_sam_your_data(tmp_path: Path) -> None:
     assert min(scores) > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * LONG_S)
 def test_sam_loop(tmp_path: Path) -> None:
     """The flat loop learns, gives the numbers of `train`, and its three changes run."""

@@ -81,7 +81,7 @@ NEEDS_MOUNTS = pytest.mark.skipif(
 
 
 @NEEDS_MOUNTS
-@pytest.mark.parametrize("options", ["", "--cold", "-s lab"])
+@pytest.mark.parametrize("options", ["", pytest.param("--cold", marks=pytest.mark.slow), "-s lab"])
 def test_a_disk_that_becomes_full(
     new_kernel: Callable[..., Kernel], short_path: Path, options: str
 ) -> None:

@@ -97,8 +97,15 @@ def is_loopback(address: str) -> bool:
         ("", "-s lab", ""),
         ("", "--no-init", "dist.init_process_group('gloo', init_method='env://')"),
         # As Kubeflow sets torchrun's options, where it has started the notebook.
-        ("import os; os.environ.update(PET_STANDALONE='1', PET_NNODES='2')", "--cold", ""),
-        ("%config DDPMagics.preload = False", "--no-init", "dist.init_process_group('gloo')"),
+        pytest.param(
+            *("import os; os.environ.update(PET_STANDALONE='1', PET_NNODES='2')", "--cold", ""),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("%config DDPMagics.preload = False", "--no-init"),
+            "dist.init_process_group('gloo')",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["forked", "forked, the cell's own group", "torchrun", "torchrun, the cell's own group"],
 )

@@ -75,6 +75,7 @@ def test_a_run_says_what_limits_it(kernel: Kernel, cell: str, verdict: str, why:
     assert all(whole == pytest.approx(parts) for whole, parts in total)
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_unless_it_is_asked_for(kernel: Kernel) -> None:
     """Neither without the option, nor in the next cell of a session."""
     assert (

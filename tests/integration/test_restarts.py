@@ -154,6 +154,7 @@ def test_the_time_limit_is_that_of_all_attempts(kernel: Kernel) -> None:
     assert "attempt 1 of 1001: rank" in result.traceback
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_too(kernel: Kernel) -> None:
     """With `--cold`; what was captured is there again, and Stop ends the second attempt."""
     kernel.run("number = 5")
@@ -310,6 +311,7 @@ print("equal", scores(whole[0]) == scores(history), same, len(history))
 """
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_same_result(kernel: Kernel, tmp_path: Path) -> None:
     """After an error and after a SIGKILL, also in a folder that an earlier run has used."""
     head = "%%ddp -n 2 --max-restarts 2 --pull history,weights"

@@ -99,6 +99,7 @@ def program(shared_kernel_directory: Path) -> str:
     return "program.py"
 
 
+@pytest.mark.slow
 def test_programs_that_a_rank_starts(kernel: Kernel, program: str) -> None:
     """With a port of its own, or all ranks' programs as one world, twice; or under torchrun."""
     result = kernel.run(
@@ -119,6 +120,7 @@ def test_programs_that_a_rank_starts(kernel: Kernel, program: str) -> None:
     assert result.text.count("[] 2.0\n") == 6, result
 
 
+@pytest.mark.slow
 def test_programs_that_a_rank_of_torchruns_starts(kernel: Kernel, program: str) -> None:
     """They find an address of their own there too."""
     result = kernel.run(
@@ -158,7 +160,7 @@ def test_a_dataloaders_worker_knows_its_rank(kernel: Kernel) -> None:
     assert sorted(result.lines) == ["[rank 0] [tensor([0])]", "[rank 1] [tensor([1])]"], result
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn"])
+@pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_torchs_own_launcher_in_a_rank(kernel: Kernel, how: str) -> None:
     """A rank has torch as it is; what it launches is not taken for ranks."""
     result = kernel.run(

@@ -315,6 +315,7 @@ def test_sys_exit_ends_the_cell(lab: Kernel) -> None:
     assert lab.run("%%ddp -s lab\nprint(x)").text.count("3") == 2
 
 
+@pytest.mark.slow
 def test_cold(lab: Kernel) -> None:
     """Ranks started by torchrun can be kept too."""
     lab.run("%%ddp -n 2 -s lab --cold\nx = 5")

@@ -43,12 +43,12 @@ from .family import FAMILY, build
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was trained on synthetic cells until it finds most of them."""
     folder = tmp_path_factory.mktemp("trained")
-    sets = SamDataset(*cells(n=320)), SamDataset(*cells(n=16, seed=1))
+    sets = SamDataset(*cells(n=160)), SamDataset(*cells(n=16, seed=1))
     prompts = {"points": 2, "boxes": 1, "masks": 1}
     sam = tiny_sam()
     model = PromptedSam(sam, prompts, rounds=1, multimask=False, auxiliary=instance_decoder(sam))
     options: dict[str, Any] = {"optimizer": lambda _: Muon(model, lr=1e-2), "out_dir": folder}
-    history = train(model, *sets, epochs=3, batch_size=8, **options)
+    history = train(model, *sets, epochs=3, batch_size=4, **options)
     assert history[-1]["dice"] > 0.6
     return folder
 
@@ -199,6 +199,7 @@ PROCESSORS = {
 }
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_transformers_loads_the_checkpoints(trained: Path, tmp_path: Path) -> None:
     """The mask-generation pipeline loads model and image processor of each family.
 

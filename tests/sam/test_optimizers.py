@@ -74,6 +74,7 @@ def test_other_parameters_are_updated_by_adamw() -> None:
     assert torch.equal(matrices[1], before[1])
 
 
+@pytest.mark.slow
 def test_muon_learns_in_fewer_steps() -> None:
     """From random weights, the loss after a few epochs is lower than with AdamW."""
     sets = SamDataset(*cells(n=32)), SamDataset(*cells(n=2, seed=1))

@@ -119,6 +119,7 @@ def _evaluate(rank: int, world: int) -> dict[str, float]:  # noqa: ARG001
     return evaluate(tiny_sam(), _uneven(), batch_size=2, instances=True)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     """1, 2 and 4 ranks agree, although 7 images are not divisible by 2 and 4."""
     one = _evaluate(0, 1)
@@ -140,6 +141,7 @@ def test_gradients_do_not_depend_on_the_number_of_ranks(
             torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     """1, 2 and 3 ranks agree, and end with equal weights; 25 images are not divisible by 2 or 3."""
     ((one, weights),) = run_ranks(1, tmp_path / "1", _train)

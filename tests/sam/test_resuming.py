@@ -59,6 +59,7 @@ READ_FIRST = 2 + IMAGES
 TIMING = {"seconds", "images_per_s", "data_wait"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["full", "lora"])
 def test_resuming_is_exact(tmp_path: Path, what: str) -> None:
     """Weights, scores and random numbers equal those without an interruption."""
