@@ -171,7 +171,7 @@ class _Case:
         all_save = len(self._ranks) > 1 and min(cause.own.values()) > 0.5 * max(cause.own.values())
         alone = "save on rank 0 alone, and less often" if all_save else "save less often"
         return Bottleneck(
-            self._verdict("checkpoint-bound", ("saves", "save"), cause),
+            self._verdict("saving-bound", ("saves", "save"), cause),
             self._line(Spent.SAVING) + self._spread(Spent.SAVING),
             f"{alone}, such as each 10th time: {_saves(0.9 * cause.most)}",
         )

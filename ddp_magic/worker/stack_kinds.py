@@ -35,7 +35,7 @@ _FUNCTIONS: tuple[tuple[str, str, Spent], ...] = (
      r"save_pretrained|_?save_(model|checkpoint|state)|_save", Spent.SAVING),
     (r"/matplotlib/", r"savefig", Spent.SAVING),
     (r"/shutil\.py$", r"copy\w*|move", Spent.SAVING),
-    (r"/logging/", "", Spent.PRINTING),
+    (r"/logging/", r"(?!_(acquire|release|prepare|after)).*", Spent.PRINTING),  # locks, in a fork
     (r"/(tqdm|rich)/", "", Spent.PRINTING),
     (r"/(torch/utils/tensorboard|tensorboardX?|wandb|mlflow)/", "", Spent.PRINTING),
     (r"/matplotlib_inline/", "", Spent.PRINTING),
@@ -54,6 +54,7 @@ _PASSING = frozenset(
 # Functions in C, by the name that they are called by.
 _CALLS = {
     **dict.fromkeys(["sleep", "acquire", "select", "poll", "join", "accept", "recv"], Spent.IDLE),
+    **dict.fromkeys(["waitpid", "wait3", "wait4", "waitid"], Spent.IDLE),  # for a child
     **dict.fromkeys(["dump", "savez", "tofile", "fsync", "write", "writelines"], Spent.SAVING),
     "print": Spent.PRINTING,
     # Of torch.distributed's Work: what else waits under this name has a Python function for it.

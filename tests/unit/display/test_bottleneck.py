@@ -59,12 +59,12 @@ CASES: dict[str, tuple[Sequence[Sequence[Work]], str, str]] = {
     ),
     "rank 0 saves": (
         [step((COMPUTE, 0.3), (SAVE, 0.6)), step((COMPUTE, 0.3))],
-        r"checkpoint-bound: rank 1 waits \d+ % of its time for rank 0, which saves for 60 % of",
+        r"saving-bound: rank 1 waits \d+ % of its time for rank 0, which saves for 60 % of",
         r"^save less often",
     ),
     "all save": (
         [step((COMPUTE, 0.5), (SAVE, 0.4))] * 2,
-        r"checkpoint-bound: the ranks save for 40 % of their time",
+        r"saving-bound: the ranks save for 40 % of their time",
         r"^save on rank 0 alone, and less often, .*: saves at most 36 %",
     ),
     "all print": (

@@ -31,6 +31,7 @@ COLLECTIVE, LOADING, SAVING, PRINTING, IDLE, COMPUTE, DEVICE = (
         (f"{SITE}/transformers/trainer.py", "_save_checkpoint", SAVING),
         (f"{SITE}/transformers/trainer.py", "training_step", None),
         (f"{LIB}/logging/__init__.py", "info", PRINTING),
+        (f"{LIB}/logging/__init__.py", "_acquireLock", None),
         (f"{SITE}/tqdm/std.py", "refresh", PRINTING),
         (f"{SITE}/tqdm/std.py", "__iter__", None),
         (f"{SITE}/ddp_magic/worker/streams.py", "write", PRINTING),
@@ -47,6 +48,7 @@ def test_a_function_belongs_to_a_kind(file: str, name: str, kind: Spent | None) 
     ("call", "on_gpu", "kind"),
     [
         ("time.sleep", False, IDLE),
+        ("os.waitpid", False, IDLE),
         ("print", False, PRINTING),
         ("pickle.dump", False, SAVING),
         ("dist.irecv(t, 0).wait", False, COLLECTIVE),
