@@ -42,8 +42,10 @@ def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray
         return
     hint = ""
     if mask.ndim == 3 and mask.shape[:2] == size:
-        axis = "[..., 0]" if mask.shape[2] == 1 else ".transpose(2, 0, 1)"
-        what = "(N, H, W)" if mask.shape[2] > 1 else "(H, W)"
+        channels = mask.shape[2]
+        gray = channels in {3, 4} and np.array_equal(mask[..., :1].repeat(3, 2), mask[..., :3])
+        one = channels == 1 or gray
+        axis, what = ("[..., 0]", "(H, W)") if one else (".transpose(2, 0, 1)", "(N, H, W)")
         hint = f": its objects are the last axis? Pass {what}, mask{axis}"
     elif size == mask.shape[::-1]:
         hint = " (transposed?)"
@@ -159,11 +161,22 @@ def objects_in_boxes(
             y0, x0, y1, x1 = rows[row, 1:]
             where = f"boxes row {row}: {name_of(image)}, "
             check_click(y0, x0, mask.shape[-2:], where, mask)
+            ends = np.minimum([y1, x1], np.array(mask.shape[-2:]) - 1)
+            if 0 < (np.array([y1, x1]) - ends).max() <= 1:  # an exclusive end, at the border
+                raise ValueError(
+                    f"{where}y1 {y1:g}, x1 {x1:g} is outside {mask.shape[-2]} x {mask.shape[-1]} "
+                    "pixels: y1 and x1 are the last pixels of the object. From the exclusive ends "
+                    "of skimage.measure.regionprops and of slices, subtract 1"
+                )
             check_click(y1, x1, mask.shape[-2:], where, mask)
             fits = box_iou(np.array([x0, y0, x1, y1]), around)
             if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
                 raise ValueError(where + _misplaced_box(rows[row, 1:], around, mask))
             labels[row] = found[fits.argmax()]
+            if len(twice := numbers[labels[numbers] == labels[row]]) > 1:
+                raise ValueError(
+                    f"{where}the object has another box, in row {twice[0]}: use one box per object"
+                )
             swapped[row] = box_iou(rows[row, 1:], around).max() - fits.max()
     if len(rows) and swapped.mean() > 0.2:  # in their order, some are around other objects
         raise ValueError(

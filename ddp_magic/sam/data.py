@@ -27,7 +27,7 @@ from ddp_magic.sam.checks import (
 from ddp_magic.sam.coco import open_coco
 from ddp_magic.sam.files import in_memory, looked_at, name_of, open_pair, size_of_item
 from ddp_magic.sam.gray_levels import check_levels, gray_window, to_rgb
-from ddp_magic.sam.items import Item, no_prompts, pick_objects
+from ddp_magic.sam.items import Item, no_prompts, object_keys, pick_objects
 from ddp_magic.sam.label_checks import check_mask, note_on
 from ddp_magic.sam.masks import (
     Encoded,
@@ -240,7 +240,7 @@ class SamDataset(Dataset[Item]):
         else:
             labels = object_labels(mask)
             prompts = no_prompts(len(labels))
-        item = {**prompts, "keys": index * 4096 + torch.arange(len(labels))}
+        item = {**prompts, "keys": object_keys(index, len(labels))}
         if objects is not None:
             chosen = np.asarray(objects(len(labels)), dtype=np.int64)
             item, labels = pick_objects(item, torch.from_numpy(chosen)), labels[chosen]

@@ -37,6 +37,13 @@ def no_prompts(objects: int) -> Item:
     }
 
 
+def object_keys(index: int, objects: int) -> Tensor:
+    """Return the keys (N,) of the objects of the image with this index."""
+    number = torch.arange(objects)
+    # The prompts of an epoch depend on them: those of the first 4096 stay what they were.
+    return index * 4096 + number + (number // 4096 << 40)
+
+
 def pick_objects(item: Item, chosen: Tensor) -> Item:
     """Return an item with only the objects `chosen`, (n,) indices."""
     owner = torch.arange(len(item["counts"])).repeat_interleave(item["counts"])  # (P,)

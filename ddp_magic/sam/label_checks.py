@@ -11,6 +11,10 @@ from ddp_magic.sam.checks import sketch
 from ddp_magic.sam.masks import Encoded, Mask, components_of, label_areas, object_mask
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
+RIMMED = (
+    0.5  # maximum share of the objects' rows that have a thin rim of a lower label on each side
+)
+RIM = 4  # maximum width of such a rim, px
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
 
 
@@ -59,19 +63,27 @@ def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDAr
     """Refuse gray images: pictures, and masks after JPEG, smoothing, or resizing.
 
     In them, many pixels at edges have a value that none of their neighbors has. In label maps,
-    also of tiny or touching objects, such pixels are rare.
+    also of tiny or touching objects, such pixels are rare. With few labels, smooth resizing puts
+    a thin rim of the labels below around each object instead.
     """
     lonely, edge = lonely_pixels(mask)
     # With little loss, JPEG has values near black and white only.
     faint, white = (labels < 16).sum(), (labels >= 240).sum()
-    near = labels[-1] < 256 and white and faint + white == len(labels) and white > 1
-    if lonely > LONELY * edge or near:
+    near = labels[-1] < 256 and faint + white == len(labels) and white > 1 and lonely > 0
+    rimmed = rimmed_rows(mask)
+    if lonely > LONELY * edge or near or rimmed > RIMMED:
+        signs = (
+            f"in {rimmed:.0%} of the rows through its objects, a thin rim of a lower label is on "
+            "both sides"
+            if rimmed > RIMMED
+            else f"{lonely} of the {edge} pixels at edges differ from all their neighbors, and "
+            f"{(areas <= 3).sum()} of its {len(labels)} labels have one to three pixels"
+        )
         raise ValueError(
-            f"{name} is a gray image, not a label map: {lonely} of the {edge} pixels at edges "
-            f"differ from all their neighbors, and {(areas <= 3).sum()} of its {len(labels)} "
-            "labels have one to three pixels. Was it saved as JPEG, resized smoothly, or is it the "
-            "picture itself? Save masks as PNG or TIFF, resize them with nearest neighbors; for "
-            f"one object, pass mask > {int(labels[-1]) // 2}\n" + sketch(mask > labels[-1] / 2)
+            f"{name} is a gray image, not a label map: {signs}. Was it saved as JPEG, resized "
+            "smoothly, or is it the picture itself? Save masks as PNG or TIFF, resize them with "
+            f"nearest neighbors; for one object, pass mask > {int(labels[-1]) // 2}\n"
+            + sketch(mask > labels[-1] / 2)
         )
 
 
@@ -87,6 +99,21 @@ def lonely_pixels(mask: NDArray[Any]) -> tuple[int, int]:
         beside |= differs & (other != 0)
     inside = own != 0
     return int((inside & alone & beside).sum()), int((inside & edge).sum())
+
+
+def rimmed_rows(mask: NDArray[Any]) -> float:
+    """Return the share of rows through objects on which lower labels are a rim on both sides.
+
+    Objects of the lowest label cannot have one, and do not count.
+    """
+    flat = np.pad(mask, ((0, 0), (2, 2))).ravel()  # so that runs of two rows are apart
+    starts = np.flatnonzero(np.diff(flat, prepend=1 - flat[:1]))
+    values, widths = flat[starts], np.diff(starts, append=len(flat))
+    left, own, right = values[:-2], values[1:-1], values[2:]
+    tops = (own > left) & (own > right) & (own > values[values != 0].min(initial=own.max()))
+    thin = (widths[:-2] <= RIM) & (widths[2:] <= RIM)
+    rims = tops & thin & (left == right) & (left != 0)
+    return float(rims.sum() / max(tops.sum(), 8))
 
 
 def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:

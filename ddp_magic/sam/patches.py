@@ -41,6 +41,7 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
     min_objects: int = 1,
     min_area: int = 25,
     region: tuple[int, int, int, int] | None = None,
+    ignore_label: int | None = None,
     seed: int = 0,
 ) -> tuple[Patches, Patches]:
     """Draw patches of large images, each with a minimum of objects, for `SamDataset`.
@@ -61,6 +62,7 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
             border of the patch, become background.
         region: rows and columns (y0, x0, y1, x1) to draw from, in pixels, such as one part of an
             image for training and another for validation. None: the whole image.
+        ignore_label: label of pixels that belong to no object, as in `SamDataset`. They stay.
         seed: seed for the positions.
 
     Returns:
@@ -77,6 +79,7 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
     places = _Places([*map(as_stored, images)], [*map(as_stored, masks)], size, region)
     places.number, places.seed = n, seed
     places.min_objects, places.min_area = min_objects, min_area
+    places.ignore_label = ignore_label
     return Patches(places, labels=False), Patches(places, labels=True)
 
 
@@ -84,6 +87,7 @@ class _Places:
     """Where the patches are: drawn on first use, from the masks alone."""
 
     number, seed, min_objects, min_area = 0, 0, 1, 25
+    ignore_label: int | None = None
 
     def __init__(
         self,
@@ -154,6 +158,8 @@ class _Places:
         rows, columns = slice(top, top + self.size), slice(left, left + self.size)
         patch = np.array(self.masks[which][rows, columns])
         labels, areas = label_areas(patch)
+        objects = labels != self.ignore_label
+        labels, areas = labels[objects], areas[objects]
         small = labels[areas < self.min_area]
         if len(small):
             patch[np.isin(patch, small)] = 0

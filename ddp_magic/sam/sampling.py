@@ -10,6 +10,7 @@ import copy
 import hashlib
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from ddp_magic.sam.process_group import all_gather_numbers, print0, rank_and_wor
 
 Transform = Callable[[Item, torch.Generator], Item]
 
+LOST = 0.05  # of an image's contrast: a transform that keeps less has probably scaled it to 0..1
 OBJECTS = 25  # maximum per image and step: each takes 0.1 GB a round with a SAM at 1024 pixels
 
 
@@ -154,14 +156,28 @@ class MonaiTransform:
         self.compose.set_random_state(int(torch.randint(2**31, (), generator=generator)))
         n = len(item["masks"])
         follow: list[str] = [name for name in ("instances", "ignored") if name in item]
-        planes = [item["masks"].float(), *(item[name][None].float() for name in follow)]
+        # Numbers instead of labels, which may be too large for float32. 0 is background.
+        values = {name: _with_zero_first(item[name]) for name in follow}
+        planes = [item["masks"].float(), *(numbers[None].float() for _, numbers in values.values())]
         given = {"image": item["image"].float(), "masks": torch.cat(planes)}
-        made = {name: torch.as_tensor(value) for name, value in self.compose(given).items()}
+        made = {n: torch.as_tensor(v).as_subclass(Tensor) for n, v in self.compose(given).items()}
+        if made["image"].std() < LOST * given["image"].std():
+            low, high = (float(each) for each in (made["image"].min(), made["image"].max()))
+            warnings.warn(
+                f"the transformed image has values from {low:.2g} to {high:.2g}, but gray levels "
+                "from 0 to 255 are expected: use for example ScaleIntensityd('image', 0, 255)",
+                stacklevel=2,
+            )
         masks = made["masks"][:n] > 0.5
-        followed: dict[str, Tensor] = {
-            name: plane.round().to(item[name].dtype)
-            for name, plane in zip(follow, made["masks"][n:], strict=True)
-        }
+        followed: dict[str, Tensor] = {}
+        for (name, (levels, _)), plane in zip(values.items(), made["masks"][n:], strict=True):
+            numbers = plane.round().long()
+            if (plane - numbers).abs().max() > 0.01:
+                raise ValueError(
+                    "a transform has interpolated between labels: it needs mode='nearest' for "
+                    "'masks', such as RandRotated(['image', 'masks'], mode=['bilinear', 'nearest'])"
+                )
+            followed[name] = levels[numbers]
         left = masks.flatten(1).any(1)  # (N,)
         boxes = item["boxes"][left].clone()
         for box, mask in zip(boxes, masks[left], strict=True):
@@ -177,6 +193,15 @@ class MonaiTransform:
             "keys": item["keys"][left],
             "boxes": boxes,
         }
+
+
+def _with_zero_first(plane: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values of a plane (H, W), first 0, and for each pixel the index of its value."""
+    values, numbers = torch.unique(plane, return_inverse=True)
+    at = int((values == 0).nonzero()[0]) if (values == 0).any() else len(values)
+    others = torch.cat([values[:at], values[at + 1 :]])
+    order = torch.where(numbers == at, 0, numbers + (numbers < at))
+    return torch.cat([values.new_zeros(1), others]), order
 
 
 def epoch_loader(

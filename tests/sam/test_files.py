@@ -401,6 +401,20 @@ def test_patches_are_drawn_without_reading_the_image() -> None:
     assert np.array_equal(again[0][70], images[70])
 
 
+def test_patches_keep_ignored_pixels() -> None:
+    """Also few of them; they are no object."""
+    image, mask = (
+        np.random.default_rng(0).integers(0, 255, (100, 100), np.uint8),
+        np.zeros((100, 100), int),
+    )
+    mask[10:40, 10:40], mask[60:64, 60:66] = 1, 255
+    data = SamDataset(*random_patches(image, mask, 1, 100, ignore_label=255), ignore_label=255)
+    assert (int(data[0]["ignored"].sum()), len(data[0]["masks"])) == (24, 1)
+    mask[10:40, 10:40] = 255
+    with pytest.raises(ValueError, match="none of 200 patches of 90 x 90 pixels has 1 objects"):
+        random_patches(image, mask, 1, 90, ignore_label=255)[0][0]
+
+
 def test_patches_that_cannot_be_drawn_are_refused() -> None:
     """Other shapes, too large patches, and too few objects."""
     image, mask = np.zeros((90, 80, 3), np.uint8), np.zeros((90, 80), int)

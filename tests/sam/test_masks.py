@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.transforms import Rotate90d
 from PIL import Image, ImageDraw
+from skimage.measure import regionprops
 from torch import Tensor, nn
 
 from ddp_magic.sam.batches import Geometry, collate, prepare
@@ -45,6 +46,25 @@ def resized(labels: Any, side: int, how: Image.Resampling) -> Any:
     return np.rint(np.asarray(Image.fromarray(labels.astype(np.float32)).resize((side, side), how)))
 
 
+def drawn(*shapes: tuple[str, tuple[int, ...], int]) -> Any:
+    """Return a label map (128, 128) of shapes, boxes (x0, y0, x1, y1) and labels."""
+    picture = Image.new("L", (128, 128))
+    for shape, box, label in shapes:
+        getattr(ImageDraw.Draw(picture), shape)(box, label)
+    return np.asarray(picture)
+
+
+FEW = {
+    "circles": drawn(
+        ("ellipse", (10, 10, 50, 50), 1), ("ellipse", (22, 62, 58, 98), 2),
+        ("ellipse", (70, 35, 120, 85), 3),
+    ),
+    "boxes": drawn(
+        ("rectangle", (10, 10, 50, 40), 1), ("rectangle", (10, 60, 50, 100), 2),
+        ("rectangle", (70, 10, 120, 50), 3), ("rectangle", (70, 70, 110, 120), 4),
+    ),
+    "two": drawn(("ellipse", (10, 10, 50, 50), 1), ("ellipse", (60, 60, 110, 110), 2)),
+}  # fmt: skip
 GRAY = {
     **{f"jpeg {r} {q}": jpeg(disk(r), q) for r in (4, 10, 40) for q in (50, 75, 95, 100)},
     **{
@@ -56,6 +76,15 @@ GRAY = {
     "antialiased": np.asarray(disk(40).resize((25, 25), Image.Resampling.BOX)),
     "labels": resized(MASKS[0], 45, Image.Resampling.BILINEAR).astype(np.int32),
     "labels as floats": resized(MASKS[1], 90, Image.Resampling.BICUBIC).clip(0),
+    **{
+        f"{name}, resized to {side} {how}": np.asarray(
+            Image.fromarray(few).resize((side, side), how)
+        )
+        for name, few in FEW.items()
+        for side in (256, 384, 512)
+        for how in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+        if (name, side, how) != ("two", 256, Image.Resampling.BICUBIC)  # which rounds to 0 and 2
+    },
     "picture": IMAGES[0],
     "labels, jpeg": jpeg(Image.fromarray((MASKS[0] * 20).astype(np.uint8)), 90),
 }
@@ -74,6 +103,12 @@ def _voronoi(points: int) -> Any:
     return ((y[..., None] - at[:, 0]) ** 2 + (x[..., None] - at[:, 1]) ** 2).argmin(-1)
 
 
+def _pairs() -> Any:
+    """Return narrow objects that touch in pairs, (60, 60)."""
+    columns = np.arange(60)
+    return np.tile(np.where(columns % 8 < 6, columns // 8 * 2 + (columns % 8 > 2) + 1, 0), (60, 1))
+
+
 def _spots() -> Any:
     labels = np.zeros((60, 60), int)
     labels[::3, ::3] = np.arange(400).reshape(20, 20)
@@ -90,13 +125,22 @@ def _spots() -> Any:
         _voronoi(300),
         _voronoi(900),
         _spots(),
+        _pairs(),
+        *FEW.values(),
+        drawn(*(("ellipse", (9 * n, 9 * n, 99 - 9 * n, 99 - 9 * n), n + 1) for n in range(4))),
+        drawn(*(("ellipse", (12 * n, 20, 12 * n + 9, 40), 241 + n) for n in range(10))),
+        drawn(
+            ("ellipse", (9, 9, 30, 30), 3),
+            ("rectangle", (60, 60, 90, 90), 245),
+            ("ellipse", (60, 9, 90, 30), 250),
+        ),
         MASKS[0] * 24_000_001,
         MASKS[0].astype(np.uint8) * 85,
         np.zeros((6, 6), int),
     ],
 )
 def test_label_maps_are_accepted(labels: Any) -> None:
-    """Cells, touching tissue, spots of one pixel, large numbers, and no object."""
+    """Cells, touching and nested tissue, spots, rows of any few labels, and no object."""
     check_mask("mask", labels)
 
 
@@ -221,6 +265,11 @@ def test_axes_and_columns_in_another_order_are_refused() -> None:
         SamDataset(IMAGES[:1], [stack])
     with pytest.raises(ValueError, match=r"Pass \(H, W\), mask\[..., 0\]"):
         SamDataset(IMAGES[:1], [stack[..., :1]])
+    for channels in (3, 4):
+        with pytest.raises(ValueError, match=r"Pass \(H, W\), mask\[..., 0\]"):
+            SamDataset(
+                IMAGES[:1], [np.stack([MASKS[0] > 0] * 3 + [MASKS[0] >= 0], -1)[..., :channels]]
+            )
     with pytest.raises(ValueError, match=r"image.transpose\(1, 2, 0\)"):
         SamDataset(np.zeros((1, 3, 64, 64), np.uint8), MASKS[:1])
     with pytest.raises(ValueError, match="drop the alpha channel"):
@@ -233,6 +282,29 @@ def test_axes_and_columns_in_another_order_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             SamDataset(IMAGES[:1], mask, boxes=[(0, *box)])
+
+
+def test_a_box_ends_at_the_last_pixel_of_its_object() -> None:
+    """Exclusive ends (regionprops) are refused at the border; so is a second box of an object."""
+    mask = np.zeros((1, 64, 64), np.uint8)
+    mask[0, 40:64, 30:64] = 1
+    (region,) = regionprops(mask[0])
+    with pytest.raises(ValueError, match=r"row 0: image 0, y1 64, x1 64 .* subtract 1"):
+        SamDataset(IMAGES[:1], mask, boxes=[(0, *region.bbox)])
+    with pytest.raises(ValueError, match=r"y 70, x 70 is outside"):
+        SamDataset(IMAGES[:1], mask, boxes=[(0, 40, 30, 70, 70)])
+    box = (0, 40, 30, 63, 63)
+    assert len(SamDataset(IMAGES[:1], mask, boxes=[box])[0]["boxes"]) == 1
+    with pytest.raises(ValueError, match="row 1: image 0, the object has another box, in row 0"):
+        SamDataset(IMAGES[:1], mask, boxes=[box, (0, 40, 30, 60, 60)])
+
+
+def test_keys_are_unique_in_the_data_set() -> None:
+    """Also of more objects than one would expect in an image."""
+    mask = np.zeros((200, 200), np.int32)
+    mask[::2, ::2] = np.arange(1, 10_001).reshape(100, 100)
+    data = SamDataset([mask.astype(np.uint8)] * 3, [mask] * 3)
+    assert len(torch.cat([data[i]["keys"] for i in range(3)]).unique()) == 30_000
 
 
 def test_swapped_boxes_that_are_around_other_objects_are_refused() -> None:

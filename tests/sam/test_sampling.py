@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import (
+    Flipd,
+    NormalizeIntensityd,
     Rand2DElasticd,
     RandAdjustContrastd,
     RandFlipd,
     RandGaussianNoised,
     RandRotate90d,
+    RandRotated,
     RandZoomd,
+    Rotate90d,
+    ScaleIntensityd,
 )
 from torch.utils.data import DataLoader, Dataset
 
@@ -119,6 +124,34 @@ def test_gray_levels_are_transformed_within_their_range(item: Any) -> None:
     assert not torch.equal(one["image"], other["image"])
     assert torch.equal(one["masks"], item["masks"])
     assert isinstance(pickle.loads(pickle.dumps(change)), MonaiTransform)
+
+
+def test_labels_are_moved_exactly(item: Any) -> None:
+    """Also labels that float32 cannot hold, and ignored pixels; interpolated ones are refused."""
+    labels = torch.zeros(item["instances"].shape, dtype=torch.int32)
+    labels[4:12, 5:25], labels[20:35, 10:18], labels[40:50, 35:50] = 2**24, 2**24 + 1, 2**31 - 1
+    labels[:3] = -1
+    given = item | {"instances": labels, "ignored": labels < 0}
+    for change, moved in ((Flipd(BOTH, 0), labels.flip(0)), (Rotate90d(BOTH), labels.rot90(1))):
+        made = MonaiTransform(change)(given, generator(0))
+        assert torch.equal(made["instances"], moved)
+        assert torch.equal(made["ignored"], moved < 0)
+        assert type(made["instances"]) is torch.Tensor
+    turned: Any = {"range_x": 0.5, "prob": 1.0, "padding_mode": "zeros"}
+    nearest = MonaiTransform(RandRotated(BOTH, mode=["bilinear", "nearest"], **turned))
+    assert set(nearest(given, generator(0))["instances"].unique().tolist()) <= {
+        *labels.unique().tolist()
+    }
+    with pytest.raises(ValueError, match="needs mode='nearest' for 'masks'"):
+        MonaiTransform(RandRotated(BOTH, **turned))(given, generator(0))
+
+
+@pytest.mark.parametrize("change", [ScaleIntensityd("image"), NormalizeIntensityd("image")])
+def test_a_transform_that_makes_the_image_black_is_told(item: Any, change: Any) -> None:
+    """Those of MONAI scale to 0..1, or to a variance of 1, unless they are told otherwise."""
+    with pytest.warns(UserWarning, match="but gray levels from 0 to 255 are expected"):
+        MonaiTransform(change)(item, generator(0))
+    MonaiTransform(ScaleIntensityd("image", 0, 255))(item, generator(0))
 
 
 def test_an_object_that_leaves_the_image_is_removed(item: Any) -> None:
