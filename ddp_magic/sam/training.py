@@ -101,8 +101,9 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         overwrite: whether to replace the checkpoints in `out_dir`.
 
     Returns:
-        The history, a row per epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds,
-        images_per_s, data_wait (fraction of the time waiting for images).
+        The history, a row per epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds (of
+        training and scoring), images_per_s and data_wait (speed of training, and the fraction of
+        its time waiting for images).
 
     Raises:
         ValueError: An argument is invalid, or the training set has no objects.
@@ -173,14 +174,14 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
                     on_step({"step": epoch * len(loader) + number + 1, "loss": mean, "lr": lr})
                 bar.update()
                 requested = time.perf_counter()
-            seconds, (total, objects, seen) = time.perf_counter() - start, totals.tolist()
+            trained_s, (total, objects, seen) = time.perf_counter() - start, totals.tolist()
             table = score_objects(
                 scorer, val_set, batch_size=batch_size, workers=loader.num_workers
             )
             row = {"epoch": epoch + 1, "lr": lr, "train_loss": total / max(objects, 1)}
             row |= mean_scores(table)
-            row |= {"seconds": seconds, "images_per_s": seen / seconds}
-            history.append(row | {"data_wait": waited_s / seconds})
+            row |= {"seconds": time.perf_counter() - start, "images_per_s": seen / trained_s}
+            history.append(row | {"data_wait": waited_s / trained_s})
             bar.clear()
             report(history[-1], epochs, header=epoch == first)
             if folder:

@@ -391,7 +391,7 @@ def test_a_loader_of_the_users_own_is_used() -> None:
         return collate(items)
 
     (row,) = train(PromptedSam(tiny_sam(), rounds=1), loader, data, epochs=1, transform=noted)
-    assert row["images_per_s"] * row["seconds"] == pytest.approx(6)
+    assert row["images_per_s"] * row["seconds"] > 6  # 6 images, and the scoring of others
     own = DataLoader(data, batch_sampler=[[0, 1, 2], [3]], collate_fn=own_collate)
     train(PromptedSam(tiny_sam(), rounds=1), own, data, epochs=2)
     assert counts == [3, 1, 3, 1]
