@@ -9,8 +9,9 @@ In a notebook, load the extension once, then begin a cell with `%%ddp`::
 
 It runs on 4 ranks; `%%ddp --help` lists the options. The cell finds `rank`, `local_rank`,
 `world_size` and `device`, an initialized process group, and the names of the notebook that it
-uses. `%ddp_status` shows the runs, `%ddp_stop` ends one, or a session. In Python,
-`ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the same.
+uses. `%ddp_status` lists the runs, `%ddp_show` and `%ddp_logs` show one again, `%ddp_stop` ends
+one, or a session. In Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do
+the same as the magic.
 
 Map of the package. A folder says which process its lines run in, and imports only from folders
 below it::

@@ -27,6 +27,7 @@ class RunRecord:
         label: What the notebook calls the cell: `Cell In[3]`.
         cell_labels: The same for each file that its code is found in, a session's other cells too.
         log_directory: Where the logs of the ranks and of the agent are; a session's cells share it.
+        journal: Where what is shown is kept; None for nowhere.
         devices: One line that says which devices the ranks run on.
         session: Name of the session; empty for a run with ranks of its own.
         show: Ranks whose output is shown; None for all.
@@ -54,6 +55,7 @@ class RunRecord:
     id: str
     label: str
     log_directory: RunDirectory
+    journal: Path | None = None
     devices: str = ""
     session: str = ""
     show: frozenset[int] | None = None

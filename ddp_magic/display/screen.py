@@ -12,9 +12,11 @@ import base64
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_magic.display.journal import Journal
 from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank_text import Page, RankText
 from ddp_magic.display.record import RunRecord
@@ -57,6 +59,7 @@ class CellScreen:
         self._show: frozenset[int] | None = None
         self._cell_labels: Mapping[str, str] = {}
         self._run_id = self._id = ""
+        self._journal: Journal | None = None
 
     # --- what a run calls ---------------------------------------------------------------------
 
@@ -65,6 +68,9 @@ class CellScreen:
         size = Bucket(BYTES_BURST, BYTES_PER_S)
         self._run_id = self._id = record.id
         self._show, self._cell_labels = record.show, record.cell_labels
+        if record.journal is not None:
+            self._journal = Journal(record.journal)
+            self._journal.begin(record)
         for rank in record.ranks:
             self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
         if self._live:
@@ -136,6 +142,11 @@ class CellScreen:
         self._write()
         if record.figure is not None:
             self._publish_figure(record.figure)
+        if self._journal is not None:
+            self._journal.end(record)
+            if why := self._journal.failure:
+                self._write_lines([f"%ddp_show cannot show all of this again: {why}"])
+                self._write()
         line = summary(record)
         if self._live:
             self._publish_table(line, html_line(line))
@@ -215,7 +226,10 @@ class CellScreen:
 
     def _write(self) -> None:
         if self._out:
-            sys.stdout.write("".join(self._out))
+            text = "".join(self._out)
+            if self._journal is not None:
+                self._journal.text(text)
+            sys.stdout.write(text)
             sys.stdout.flush()
             self._out = []
 
@@ -228,13 +242,12 @@ class CellScreen:
                 continue
             if self._show is not None and rank not in self._show:
                 continue
-            if self._shell is not None:
-                self._shell.display_pub.publish(
-                    {"text/plain": text.page.text(rank)},
-                    {"ddp": {"rank": rank}},
-                    transient={"display_id": f"{self._id}-{rank}-page"},
-                    update=text.page.shown,
-                )
+            self._publish(
+                {"text/plain": text.page.text(rank)},
+                {"ddp": {"rank": rank}},
+                f"{self._id}-{rank}-page",
+                update=text.page.shown,
+            )
             text.page.changed, text.page.shown = False, True
 
     # --- rich output --------------------------------------------------------------------------
@@ -258,20 +271,21 @@ class CellScreen:
         if not update:
             text.last_display = display_id
             self._label(event)
-        if self._shell is not None and self._live:
-            self._shell.display_pub.publish(
-                event.data,
-                {**event.metadata, "ddp": {"rank": event.rank}},
-                transient={"display_id": display_id},
-                update=update,
-            )
+        metadata = {**event.metadata, "ddp": {"rank": event.rank}}
+        self._publish(event.data, metadata, display_id, update=update)
 
     def _publish_figure(self, png: bytes) -> None:
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": "(profile)"}
+        self._publish(data, {"ddp": {"profile": True}}, f"{self._id}-profile", update=False)
+
+    def _publish(
+        self, data: Mapping[str, Any], metadata: Mapping[str, Any], display_id: str, *, update: bool
+    ) -> None:
+        if self._journal is not None:
+            self._journal.display(data, metadata, display_id, update=update)
         if self._shell is not None and self._live:
-            data = {"image/png": base64.b64encode(png).decode(), "text/plain": "(profile)"}
-            identity = {"display_id": f"{self._id}-profile"}
             self._shell.display_pub.publish(
-                data, {"ddp": {"profile": True}}, transient=identity, update=False
+                data, metadata, transient={"display_id": display_id}, update=update
             )
 
     def _label(self, event: DisplayData) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,7 @@ class Status:
         runs: The runs to show, newest first.
         preloading: The forkserver's status, shown above the runs; None to omit it.
         sessions: The sessions, shown above the runs.
+        ended: Lines on runs of notebooks that have ended, shown below the runs.
     """
 
     def __init__(
@@ -171,26 +172,33 @@ class Status:
         runs: list[RunRecord],
         preloading: ForkserverStatus | None = None,
         sessions: Iterable[SessionStatus] = (),
+        ended: Sequence[str] = (),
     ) -> None:
         self._runs = runs
         self._head = forkserver_lines(preloading) if preloading is not None else []
         self._head += [line for session in sessions for line in session_lines(session)]
         if not runs:
             self._head.append(_NOTHING)
+        self._foot = [_ENDED, *(f"  {line}" for line in ended)] if ended else []
 
     def __repr__(self) -> str:
         runs = [
             "\n".join([self.title(run), *run.waits, *_grid(_STATUS_COLUMNS, _status_rows(run))])
             for run in self._runs
         ]
-        return "\n\n".join(["\n".join(self._head), *runs] if self._head else runs)
+        blocks = ["\n".join(self._head), *runs, "\n".join(self._foot)]
+        return "\n\n".join(filter(None, blocks))
 
     def _repr_html_(self) -> str:
-        return "".join(html_line(line) for line in self._head) + "".join(
-            f"<div><b>{html.escape(self.title(run))}</b></div>"
-            + "".join(map(html_line, run.waits))
-            + _html_grid(_STATUS_COLUMNS, _status_rows(run))
-            for run in self._runs
+        return (
+            "".join(html_line(line) for line in self._head)
+            + "".join(
+                f"<div><b>{html.escape(self.title(run))}</b></div>"
+                + "".join(map(html_line, run.waits))
+                + _html_grid(_STATUS_COLUMNS, _status_rows(run))
+                for run in self._runs
+            )
+            + "".join(map(html_line, self._foot))
         )
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # noqa: ANN401 -- IPython's protocol
@@ -266,6 +274,7 @@ def session_lines(session: SessionStatus) -> list[str]:
     return lines
 
 
+_ENDED = "of notebooks that have ended, since yesterday (%ddp_show RUN shows one again):"
 _NOTHING = "Nothing has run yet. Start a cell with %%ddp -n 2; %ddp? lists the options."
 _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 

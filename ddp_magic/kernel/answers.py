@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ddp_magic.display.status import Status, stack_lines
+from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Sessions
@@ -18,14 +19,20 @@ class Answers:
         runs: The runs of this kernel.
         sessions: Its sessions.
         forkserver: Returns what its forkserver does.
+        past: The runs that other kernels have left.
     """
 
     def __init__(
-        self, runs: Runs, sessions: Sessions, forkserver: Callable[[], ForkserverStatus]
+        self,
+        runs: Runs,
+        sessions: Sessions,
+        forkserver: Callable[[], ForkserverStatus],
+        past: PastRuns,
     ) -> None:
         self._runs = runs
         self._sessions = sessions
         self._forkserver = forkserver
+        self._past = past
 
     def answer(self, words: list[str]) -> str:  # noqa: PLR0911 -- one for each question
         """Return the answer to `status`, `stacks`, `stop` or `running`; the first three take a run.
@@ -53,7 +60,8 @@ class Answers:
     def status(self) -> Status:
         """Return the status of everything."""
         sessions = [session.status() for session in self._sessions]
-        return Status(list(self._runs), self._forkserver(), sessions)
+        ended = self._past.of_ended_kernels()
+        return Status(list(self._runs), self._forkserver(), sessions, ended)
 
     def _find(self, run_id: str) -> Run:
         if (run := self._runs.find(run_id)) is None:

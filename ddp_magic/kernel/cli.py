@@ -1,7 +1,7 @@
-"""The terminal's verbs: `ddp-magic status | stacks | stop | logs`.
+"""The terminal's verbs: `ddp-magic status | stacks | stop | show | logs`.
 
-They work while a cell blocks its notebook, for every notebook of the user on this machine; `logs`
-also after the notebook has ended.
+They work while a cell blocks its notebook, for every notebook of the user on this machine; `show`
+and `logs` also after the notebook has ended.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ddp_magic.display.replay import replay
 from ddp_magic.kernel import control
-from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.system.storage import run_directories, run_roots
+from ddp_magic.kernel.past_runs import PastRuns
+from ddp_magic.system.storage import run_roots
 
 NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _ask("status"), "Show the runs and sessions of each notebook.")
     add("stacks", _ask("stacks"), "Show the Python stack of every rank of the runs that go on.")
     add("stop", _ask("stop"), "Stop a run, as the notebook's Stop does, or end a session.")
+    add("show", _show, "Show all that a run showed; by default, the newest run.")
     add("logs", _logs, "Print what the ranks of a run wrote; by default, of the newest run.")
     return parser
 
@@ -93,44 +95,24 @@ def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[int, boo
         yield pid, ok, text
 
 
-def _logs(arguments: argparse.Namespace) -> int:
-    directory = _find(arguments.run, arguments.roots)
-    if directory is None:
-        what = f"run {arguments.run!r}" if arguments.run else "run"
-        print(f"no {what} with logs is left: they are kept for 7 days", file=sys.stderr)
+def _show(arguments: argparse.Namespace) -> int:
+    try:
+        replay(PastRuns(lambda: (), arguments.roots).find(arguments.run), None)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 1
-    logs = directory.rank_logs()
-    if arguments.rank is not None:
-        if arguments.rank not in logs:
-            ranks = ", ".join(map(str, logs))
-            print(f"run {directory.id} has no rank {arguments.rank}: {ranks}", file=sys.stderr)
-            return 1
-        logs = {arguments.rank: logs[arguments.rank]}
-    for rank, path in logs.items():
-        lines = path.read_text(errors="replace").splitlines()
-        for line in lines[-arguments.lines :] if arguments.lines else lines:
-            print(f"[rank {rank}] {line}" if arguments.rank is None else line)
     return 0
 
 
-def _find(run_id: str, roots: Sequence[Path]) -> RunDirectory | None:
-    """Return the newest run whose id ends so, and that has logs."""
-    found = [
-        directory
-        for directory in run_directories(roots)
-        if directory.id.endswith(run_id) and directory.rank_logs()
-    ]
-    return max(found, key=_written, default=None)
-
-
-def _written(directory: RunDirectory) -> float:
-    def mtime(path: Path) -> float:
-        try:
-            return path.stat().st_mtime
-        except OSError:
-            return 0.0
-
-    return max(map(mtime, directory.rank_logs().values()), default=0.0)
+def _logs(arguments: argparse.Namespace) -> int:
+    past = PastRuns(lambda: (), arguments.roots)
+    try:
+        for line in past.logs(arguments.run, arguments.rank, arguments.lines):
+            print(line)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,9 +15,22 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.kernel.arguments import matching
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.options import OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+from ddp_magic.kernel.options import (
+    LOGS_OPTIONS,
+    OPTIONS,
+    SHOW_OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    Option,
+)
 
-_MAGICS = {"%%ddp": OPTIONS, "%ddp_status": STATUS_OPTIONS, "%ddp_stop": STOP_OPTIONS}
+_MAGICS = {
+    "%%ddp": OPTIONS,
+    "%ddp_status": STATUS_OPTIONS,
+    "%ddp_show": SHOW_OPTIONS,
+    "%ddp_logs": LOGS_OPTIONS,
+    "%ddp_stop": STOP_OPTIONS,
+}
 _LISTS = ("capture", "pull")  # comma-separated
 _ASSIGNED = re.compile(r"^\s*([^\W\d]\w*)\s*=(?!=)", re.MULTILINE)
 

@@ -20,6 +20,7 @@ from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
 from ddp_magic.kernel.options import OPTIONS, OptionError
+from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.resolve import check_ranks, trace_file
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
@@ -47,7 +48,8 @@ class Controller:
         self.notebook = notebook
         self.forkserver = LocalEngine(fallback=Torchrun())
         self.hang_s = HANG_S
-        self.answers = Answers(self.runs, self.sessions, self.describe_forkserver)
+        self.past = PastRuns(lambda: [run.id for run in self.runs])
+        self.answers = Answers(self.runs, self.sessions, self.describe_forkserver, self.past)
         self._control = ControlServer(self.answers.answer)
 
     def describe_forkserver(self) -> ForkserverStatus:

@@ -15,6 +15,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from traitlets import Bool, Float, List, Unicode, Union, observe
 
 from ddp_magic.display.hangs import HANG_S
+from ddp_magic.display.replay import replay
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.display.status import Status
 from ddp_magic.errors import (
@@ -31,9 +32,11 @@ from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
-from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
+from ddp_magic.kernel.option_help import DDP_HELP, LOGS_HELP, SHOW_HELP, STATUS_HELP, STOP_HELP
 from ddp_magic.kernel.options import (
+    LOGS_OPTIONS,
     OPTIONS,
+    SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
     Option,
@@ -230,6 +233,33 @@ class DDPMagics(Magics):
                 f"%ddp_status: unknown run {args.run!r}: %ddp_status without it lists the runs"
             )
         return Status([run])
+
+    @line_magic
+    @documented(SHOW_HELP)
+    def ddp_show(self, line: str) -> None:
+        """Show a run again."""
+        args = _parse("%ddp_show", line, SHOW_OPTIONS)
+        if args.help:
+            print(SHOW_HELP)  # noqa: T201 -- the answer
+            return
+        try:
+            replay(self.controller.past.find(args.run), self.shell)
+        except ValueError as error:
+            raise UsageError(f"%ddp_show: {error}") from error
+
+    @line_magic
+    @documented(LOGS_HELP)
+    def ddp_logs(self, line: str) -> None:
+        """Print what the ranks of a run wrote."""
+        args = _parse("%ddp_logs", line, LOGS_OPTIONS)
+        if args.help:
+            print(LOGS_HELP)  # noqa: T201 -- the answer
+            return
+        try:
+            text = "\n".join(self.controller.past.logs(args.run, args.rank, args.lines))
+        except ValueError as error:
+            raise UsageError(f"%ddp_logs: {error}") from error
+        print(text)  # noqa: T201 -- the answer
 
     def _answer(self, words: list[str]) -> str:
         try:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Sequence
 
-from ddp_magic.kernel.options import KEYWORDS, OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+from ddp_magic.kernel.options import (
+    KEYWORDS,
+    LOGS_OPTIONS,
+    OPTIONS,
+    SHOW_OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    Option,
+)
 
 _WIDTH = 88
 _COLUMN = 29
@@ -99,4 +107,23 @@ A cell that runs blocks the notebook; in a subshell console, this stops it as th
 Usage: %ddp_stop [OPTIONS] [SESSION or RUN]
 
 {option_lines(STOP_OPTIONS)}
+"""
+
+SHOW_HELP = f"""\
+Show a run again: its text, its figures, how it ended.
+
+It works after a page reload, in another notebook, and after the end of the run's own notebook.
+Runs are kept for 7 days, or until they take 1 GB together.
+
+Usage: %ddp_show [RUN]
+
+{option_lines(SHOW_OPTIONS)}
+"""
+
+LOGS_HELP = f"""\
+Print all that the ranks of a run wrote to stdout and stderr, also what was not shown.
+
+Usage: %ddp_logs [OPTIONS] [RUN]
+
+{option_lines(LOGS_OPTIONS)}
 """

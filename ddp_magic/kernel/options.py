@@ -299,6 +299,41 @@ STATUS_OPTIONS = (
     HELP,
 )
 
+SHOW_OPTIONS = (
+    Option(
+        name="run",
+        metavar="RUN",
+        read=read.word,
+        what="run id",
+        use="the id of a run, or its end",
+        help="The id of a run, or its end. Default: the newest run of this notebook, or of any.",
+    ),
+    HELP,
+)
+
+LOGS_OPTIONS = (
+    SHOW_OPTIONS[0],
+    Option(
+        name="rank",
+        flags=("-r", "--rank"),
+        metavar="RANK",
+        read=read.count,
+        what="rank",
+        use="0, 1, ...",
+        help="Print what this rank wrote. Default: all ranks, each line with its rank.",
+    ),
+    Option(
+        name="lines",
+        flags=("-n", "--lines"),
+        metavar="N",
+        read=read.count,
+        what="number of lines",
+        use="0, 1, 2, ...",
+        help="Print only the last N lines of each rank.",
+    ),
+    HELP,
+)
+
 STOP_OPTIONS = (
     Option(
         name="session",

@@ -94,6 +94,7 @@ class Run(RunRecord):
             id=self.directory.id,
             label=f"Cell In[{execution_count}]" if execution_count else "Cell",
             log_directory=logs,
+            journal=self.directory.journal,
             devices=options.devices,
             session=options.session,
             show=options.show,

@@ -48,6 +48,11 @@ class RunDirectory:
         return self.path / "agent.log"
 
     @property
+    def journal(self) -> Path:
+        """What a person saw of the run."""
+        return self.path / "journal.jsonl"
+
+    @property
     def torchrun_logs(self) -> Path:
         """Where torchrun keeps logs of its own."""
         return self.path / "torchrun"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel import Kernel, frames_of_ours, wait_gone
+from tests.integration.kernel import Kernel, frames_of_ours, plain, wait_gone
 from tests.limits import HANG_S
 
 STUCK = """%%ddp -n 3
@@ -143,3 +144,57 @@ def _new_subshell(kernel: Kernel) -> Callable[[str], str]:
                 return text
 
     return run
+
+
+def test_a_run_is_shown_after_the_end_of_its_kernel(
+    tmp_path: Path, shared_kernel_env: dict[str, str], verb: Verb
+) -> None:
+    """By another notebook and by a terminal: text, figures, the error, how it ended."""
+    first = Kernel(tmp_path, shared_kernel_env)
+    assert first.run("%load_ext ddp_magic").status == "ok"
+    failed = first.run(
+        "%%ddp -n 2\nprint('hello from', rank)\nplt.plot([1, 2]); plt.show()\ndist.barrier()\n"
+        "if rank == 1: 1 / 0\ndist.barrier()"
+    )
+    assert failed.status == "error", failed
+    message = first.start("%%ddp -n 1\nimport time\nprint('begun', flush=True)\ntime.sleep(1000)")
+    first.finish(message, until="begun")
+    os.kill(first.pid, signal.SIGKILL)
+    first.stop()
+
+    second = Kernel(tmp_path, shared_kernel_env)
+    assert second.run("%load_ext ddp_magic").status == "ok"
+    listed = second.run("%ddp_status").outputs[-1][1]["data"]["text/plain"]
+    cut, whole = re.findall(r"run (\S+) · Cell In\[\d+\] · ", listed)
+    assert "1 rank · ended with its notebook" in listed
+    newest = second.run("%ddp_show")
+    assert newest.lines[-2:] == ["[rank 0] begun", "1 rank · ended with its notebook"], newest
+    again = second.run(f"%ddp_show {whole}")
+    assert again.status == "ok", again
+    assert [d["data"]["image/png"] for d in again.displays] == [
+        d["data"]["image/png"] for d in failed.displays
+    ]
+    for line in (*failed.lines, *failed.traceback.splitlines()):
+        assert line in plain(again.text).splitlines()
+    assert again.lines[-1].endswith("failed")
+    second.stop()
+
+    code, shown = verb("show", whole)
+    assert code == 0, shown
+    figures = re.findall(r"^figure: (.*)$", shown, re.MULTILINE)
+    assert len(figures) == 2
+    assert Path(figures[0]).read_bytes().startswith(b"\x89PNG")
+    assert "ZeroDivisionError: division by zero" in plain(shown)
+    code, logs = verb("logs", cut)
+    assert (code, logs) == (0, "[rank 0] begun\n")
+
+
+def test_logs_in_the_notebook(kernel: Kernel) -> None:
+    """All that the ranks wrote, also what was not shown; a wrong run or rank is one line."""
+    kernel.run("%%ddp -n 2 --show 0\nfor i in range(3): print(i, 'of', rank)")
+    assert kernel.run("%ddp_logs -n 1").lines == ["[rank 0] 2 of 0", "[rank 1] 2 of 1"]
+    assert kernel.run("%ddp_logs -r 1").lines == ["0 of 1", "1 of 1", "2 of 1"]
+    for line, wrong in (("%ddp_logs -r 5", "rank 5 of run"), ("%ddp_show nope", "no run 'nope'")):
+        result = kernel.run(line)
+        assert result.status == "error"
+        assert result.text.startswith(f"UsageError: {line.split()[0]}: {wrong}"), result

@@ -10,6 +10,7 @@ import pytest
 
 from ddp_magic.display.rank import Rank
 from ddp_magic.kernel.answers import Answers
+from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.states import State
@@ -47,7 +48,10 @@ class FakeSessions(list[Any]):
 def _answers(*runs: FakeRun, sessions: tuple[str, ...] = ()) -> Answers:
     kept = FakeSessions(SimpleNamespace(name=name) for name in sessions)
     return Answers(
-        cast("Any", FakeRuns(runs)), cast("Any", kept), lambda: cast("ForkserverStatus", None)
+        cast("Any", FakeRuns(runs)),
+        cast("Any", kept),
+        lambda: cast("ForkserverStatus", None),
+        PastRuns(lambda: (), []),
     )
 
 

@@ -89,7 +89,7 @@ def test_logs_need_no_kernel(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "error"),
     [
         (["logs", "9-9"], "no run '9-9' with logs is left"),
-        (["logs", "-r", "5"], "run 1127-103517-7-1 has no rank 5: 0"),
+        (["logs", "-r", "5"], "rank 5 of run 1127-103517-7-1 wrote nothing; ranks that did: 0"),
     ],
 )
 def test_logs_that_are_not_there(

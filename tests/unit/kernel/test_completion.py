@@ -36,6 +36,8 @@ SOURCES = {
         ("%ddp_stop l", "l", ["lab"]),
         ("%ddp_stop --a", "--a", ["--all"]),
         ("%ddp_status 1127-1", "1127-1", ["1127-1"]),
+        ("%ddp_show 1127-1", "1127-1", ["1127-1"]),
+        ("%ddp_logs --r", "--r", ["--rank"]),
     ],
 )
 def test_what_is_offered(line: str, fragment: str, found: list[str]) -> None:

@@ -10,13 +10,27 @@ import pytest
 
 from ddp_magic.kernel import api
 from ddp_magic.kernel.magics import keep_empty_body
-from ddp_magic.kernel.option_help import DDP_HELP, STATUS_HELP, STOP_HELP
-from ddp_magic.kernel.options import KEYWORDS, OPTIONS, STATUS_OPTIONS, STOP_OPTIONS, Option
+from ddp_magic.kernel.option_help import DDP_HELP, LOGS_HELP, SHOW_HELP, STATUS_HELP, STOP_HELP
+from ddp_magic.kernel.options import (
+    KEYWORDS,
+    LOGS_OPTIONS,
+    OPTIONS,
+    SHOW_OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    Option,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "options"),
-    [(DDP_HELP, OPTIONS), (STATUS_HELP, STATUS_OPTIONS), (STOP_HELP, STOP_OPTIONS)],
+    [
+        (DDP_HELP, OPTIONS),
+        (STATUS_HELP, STATUS_OPTIONS),
+        (SHOW_HELP, SHOW_OPTIONS),
+        (LOGS_HELP, LOGS_OPTIONS),
+        (STOP_HELP, STOP_OPTIONS),
+    ],
 )
 def test_help_lists_every_option(text: str, options: tuple[Option, ...]) -> None:
     for option in options:
@@ -33,7 +47,7 @@ def test_docstrings_list_every_keyword(function: Callable[..., Any], without: se
 
 
 def test_lines_fit_a_notebook() -> None:
-    for line in (DDP_HELP + STATUS_HELP + STOP_HELP).splitlines():
+    for line in (DDP_HELP + STATUS_HELP + SHOW_HELP + LOGS_HELP + STOP_HELP).splitlines():
         assert len(line) <= 100
 
 

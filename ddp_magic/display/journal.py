@@ -1,0 +1,225 @@
+"""The journal of a run: what a person saw of it, on disk as it comes, and read again.
+
+Each line is a JSON object. The first one describes the run, the last one how it ended; the others
+are what the screen showed: text, and displays with their figures. The live table is left out, since
+the last line says what it came to. A run whose kernel was killed has no last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ddp_magic.display.record import RunRecord
+from ddp_magic.display.status import summary
+from ddp_magic.system.run_directory import append
+from ddp_magic.wire.states import State
+
+COMPACT_BYTES = 64 * 2**20  # a larger journal is rewritten without displays that were replaced
+_END_BYTES = 2**20  # the last line is looked for in so many bytes
+
+
+class Journal:
+    """Writes the journal of one run. What cannot be written, on a full disk, ends it.
+
+    Args:
+        path: Its file.
+        compact_bytes: From which size on it is rewritten.
+    """
+
+    def __init__(self, path: Path, compact_bytes: int = COMPACT_BYTES) -> None:
+        self._path = path
+        self._compact_at = self._compact_bytes = compact_bytes
+        self.failure = ""  # why it has ended; empty while it can be written
+
+    def begin(self, record: RunRecord) -> None:
+        """Write what runs, where, and for which kernel."""
+        self._write(
+            {
+                "id": record.id,
+                "label": record.label,
+                "devices": record.devices,
+                "session": record.session,
+                "ranks": len(record.ranks),
+                "started": record.started,
+                "logs": str(record.logs),
+                "kernel": os.getpid(),
+                "cwd": _cwd(),
+            }
+        )
+
+    def text(self, text: str) -> None:
+        """Write text as it was shown."""
+        self._write({"text": text})
+
+    def display(
+        self, data: Mapping[str, Any], metadata: Mapping[str, Any], display_id: str, *, update: bool
+    ) -> None:
+        """Write a display, or the new content of an earlier one."""
+        self._write({"display": data, "metadata": metadata, "id": display_id, "update": update})
+
+    def end(self, record: RunRecord) -> None:
+        """Write how the run ended."""
+        error = record.error._render_traceback_() if record.error else ()
+        words = {"state": record.state.value, "ended": record.ended, "summary": summary(record)}
+        self._write({**words, "error": list(error)})
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        if self.failure:
+            return
+        try:
+            size = append(self._path, _line(entry))
+            if size > self._compact_at:
+                self._compact_at = 2 * self._compact() + self._compact_bytes
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+
+    def _compact(self) -> int:
+        """Rewrite the file with only the last content of each display; return its size."""
+        fresh = self._path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            for entry in _current(_entries(self._path)):
+                file.write(_line(entry))
+            size = file.tell()
+        fresh.replace(self._path)
+        return size
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 -- a string is wanted
+    except FileNotFoundError:  # it has been removed
+        return ""
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    # Text of a rank may hold lone surrogates, which UTF-8 has no bytes for: ASCII has.
+    return json.dumps(entry, default=str).encode() + b"\n"
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what can be read of a journal: its last line may be cut off."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
+def _current(entries: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries with each display at its first place, with its last content."""
+    found: list[dict[str, Any]] = []
+    places: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        name = entry.get("id") if "display" in entry else None
+        if name is None:
+            found.append(entry)
+        elif entry.get("update") and name in places:
+            places[name].update(display=entry["display"], metadata=entry["metadata"])
+        else:
+            found.append(entry)
+            places[name] = entry
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRun:
+    """What the journal of a run says.
+
+    Attributes:
+        path: The journal.
+        id: Name of the run.
+        label: What its notebook called the cell: `Cell In[3]`.
+        devices: One line that says which devices the ranks ran on.
+        session: Name of the session; empty for a run with ranks of its own.
+        ranks: Number of ranks.
+        started: When it started, in seconds since the epoch.
+        logs: Directory of the ranks' logs.
+        kernel: Process id of its kernel.
+        cwd: The kernel's working directory.
+        state: How it ended; None if the journal does not say so.
+        ended: When it ended, in seconds since the epoch; None if it is not known.
+        summary: The closing line.
+        error: The lines of the error; empty if it succeeded.
+    """
+
+    path: Path
+    id: str
+    label: str
+    devices: str
+    session: str
+    ranks: int
+    started: float
+    logs: str
+    kernel: int
+    cwd: str
+    state: State | None = None
+    ended: float | None = None
+    summary: str = ""
+    error: tuple[str, ...] = ()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run has not ended, and its kernel is alive."""
+        return self.state is None and self.kernel_lives
+
+    @property
+    def kernel_lives(self) -> bool:
+        """Whether its kernel is alive, and not another process that has its number now."""
+        try:
+            return psutil.Process(self.kernel).create_time() <= self.started
+        except psutil.Error:
+            return False
+
+    @property
+    def title(self) -> str:
+        """The run in one line: id, cell, how it ended, when it started."""
+        day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
+        return f"run {self.id} · {self.label} · {self.outcome} · started {day}"
+
+    @property
+    def outcome(self) -> str:
+        """The closing line, or why there is none."""
+        if self.state is not None:
+            return self.summary
+        ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
+        return f"{ranks} · " + ("running" if self.kernel_lives else "ended with its notebook")
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Return what was shown, in order: `text`, or `display`, `metadata` and `id`."""
+        entries = _current(_entries(self.path))
+        return [entry for entry in entries if "text" in entry or "display" in entry]
+
+
+def read(path: Path) -> PastRun | None:
+    """Read what a journal says of its run; None if there is none, or it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = json.loads(file.readline())
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - _END_BYTES))
+            last = _object(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
+        end: dict[str, Any] = {}
+        if "state" in last:
+            end = {name: last[name] for name in ("ended", "summary")}
+            end |= {"state": State(last["state"]), "error": tuple(last["error"])}
+        return PastRun(path=path, **head, **end)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

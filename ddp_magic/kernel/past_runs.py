@@ -1,0 +1,117 @@
+"""Runs of this and of other kernels, also of those that have ended, by what they left on disk."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from ddp_magic.display import journal
+from ddp_magic.display.journal import PastRun
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.storage import run_directories, run_roots
+
+DAY_S = 24 * 3600
+MAX_RUNS = 20  # of ended kernels that are listed
+_ID = re.compile(r"(\d{4}-\d{6})-\d+-(\d+)")
+
+
+class PastRuns:
+    """Finds runs by what they left on disk.
+
+    Args:
+        own: Returns the ids of this kernel's runs, which are chosen before those of others.
+        roots: Where runs lie; None for all places of this user.
+    """
+
+    def __init__(
+        self, own: Callable[[], Collection[str]], roots: Sequence[Path] | None = None
+    ) -> None:
+        self._own = own
+        self._roots = roots
+
+    def find(self, run_id: str | None) -> PastRun:
+        """Return the newest run whose id ends so, and whose output was kept.
+
+        Args:
+            run_id: The end of its id; None or empty for the newest run.
+
+        Raises:
+            ValueError: There is none.
+        """
+        own = self._own()
+        named = [directory for directory in self._newest_first() if _is(directory, run_id)]
+        for directory in sorted(named, key=lambda directory: directory.id not in own):
+            if (run := journal.read(directory.journal)) is not None:
+                return run
+        raise ValueError(f"no {_named(run_id)} is left: runs are kept for 7 days")
+
+    def logs(self, run_id: str | None, rank: int | None, lines: int | None) -> Iterator[str]:
+        """Yield what the ranks of a run wrote, a line at a time.
+
+        Args:
+            run_id: As in `find`.
+            rank: One rank; None for all, each line with its rank.
+            lines: Only the last lines of each rank; None for all.
+
+        Raises:
+            ValueError: There is no such run, or no such rank.
+        """
+        directory = self._with_logs(run_id)
+        logs = directory.rank_logs()
+        if rank is not None and rank not in logs:
+            there = ", ".join(map(str, logs)) or "none"
+            raise ValueError(
+                f"rank {rank} of run {directory.id} wrote nothing; ranks that did: {there}"
+            )
+        for number, path in logs.items():
+            if rank in (None, number):
+                found = path.read_text(errors="replace").splitlines()
+                for line in found if lines is None else found[max(0, len(found) - lines) :]:
+                    yield f"[rank {number}] {line}" if rank is None else line
+
+    def of_ended_kernels(self) -> list[str]:
+        """Return a line for each of the newest runs of the last day whose kernels have ended."""
+        found: list[str] = []
+        for directory in self._newest_first():
+            run = journal.read(directory.journal)
+            if run is None or run.kernel_lives:
+                continue
+            if len(found) == MAX_RUNS or time.time() - run.started > DAY_S:
+                break
+            found.append(run.title)
+        return found
+
+    def _with_logs(self, run_id: str | None) -> RunDirectory:
+        """Return the directory of a run's logs: a session's runs share one."""
+        try:
+            directory = RunDirectory(Path(self.find(run_id).logs))
+        except ValueError:
+            pass
+        else:
+            if run_id or directory.rank_logs():
+                return directory
+        for directory in self._newest_first():
+            if _is(directory, run_id) and directory.rank_logs():
+                return directory
+        raise ValueError(f"no {_named(run_id)} with logs is left: they are kept for 7 days")
+
+    def _newest_first(self) -> list[RunDirectory]:
+        roots = run_roots() if self._roots is None else self._roots
+        now = time.strftime("%m%d-%H%M%S")
+
+        def began(directory: RunDirectory) -> tuple[bool, str, int]:
+            match = _ID.fullmatch(directory.id)
+            stamp, number = (match[1], int(match[2])) if match else ("", 0)
+            return stamp <= now, stamp, number  # a later day of the year is one of last year
+
+        return sorted(run_directories(roots), key=began, reverse=True)
+
+
+def _is(directory: RunDirectory, run_id: str | None) -> bool:
+    return directory.id.endswith(run_id or "")
+
+
+def _named(run_id: str | None) -> str:
+    return f"run {run_id!r}" if run_id else "run"

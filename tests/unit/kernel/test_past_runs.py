@@ -1,0 +1,90 @@
+"""Runs that other kernels have left on disk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ddp_magic.display.journal import Journal
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.record import RunRecord
+from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.states import State
+
+DEAD = 4194303  # no process has this number
+
+
+def run(
+    root: Path, run_id: str, *, age_s: float = 100.0, kernel: int = DEAD, logs: str = ""
+) -> None:
+    """Leave a run of one rank, and its log unless that is a session's."""
+    directory = RunDirectory(root / run_id)
+    directory.make_again()
+    log_directory = RunDirectory(root / logs) if logs else directory
+    record = RunRecord(
+        id=run_id,
+        label="Cell In[1]",
+        log_directory=log_directory,
+        ranks=[Rank(rank=0, log=log_directory.rank_log(0))],
+        started=time.time() - age_s,
+        ended=time.time() - age_s + 1,
+        state=State.SUCCEEDED,
+    )
+    writer = Journal(directory.journal)
+    writer.begin(record)
+    writer.end(record)
+    content = directory.journal.read_text()
+    if kernel:
+        words = content.partition('"kernel": ')
+        content = words[0] + words[1] + str(kernel) + words[2].lstrip("0123456789")
+    directory.journal.write_text(content)
+    if not logs:
+        directory.rank_log(0).write_text(f"{run_id} a\n{run_id} b\n")
+
+
+def test_the_newest_run_is_found(tmp_path: Path) -> None:
+    """This kernel's before those of others; by the end of its id; of last year, last."""
+    for run_id in ("0101-000000-7-1", "0101-000000-7-10", "0101-000000-7-9", "1231-235959-7-11"):
+        run(tmp_path, run_id)
+    past = PastRuns(lambda: (), [tmp_path])
+    assert past.find(None).id == "0101-000000-7-10"
+    assert past.find("7-1").id == "0101-000000-7-1"
+    assert past.find("-11").id == "1231-235959-7-11"
+    assert PastRuns(lambda: ["0101-000000-7-9"], [tmp_path]).find("").id == "0101-000000-7-9"
+    with pytest.raises(ValueError, match="no run 'x' is left: runs are kept for 7 days"):
+        past.find("x")
+
+
+def test_runs_of_kernels_that_have_ended_are_listed(tmp_path: Path) -> None:
+    """Those of a day, the newest ones; not those of a kernel that is alive, as this process."""
+    for number in range(MAX_RUNS + 5):
+        run(tmp_path, f"0101-0000{number:02}-7-{number}")
+    run(tmp_path, "0102-000000-8-1", kernel=0, age_s=0.0)
+    run(tmp_path, "0101-000000-6-1", age_s=2 * 24 * 3600)
+    (tmp_path / "0102-000000-9-1").mkdir()  # of an older version
+    lines = PastRuns(lambda: (), [tmp_path]).of_ended_kernels()
+    assert len(lines) == MAX_RUNS
+    assert [line.split()[1] for line in lines[:2]] == ["0101-000024-7-24", "0101-000023-7-23"]
+    assert " · Cell In[1] · 1 rank · 1.0 s · ok · started " in lines[0]
+
+
+def test_logs_are_those_of_the_runs_session(tmp_path: Path) -> None:
+    """All, of one rank, the last lines; also of runs whose output was not kept."""
+    run(tmp_path, "0101-000000-7-1")
+    run(tmp_path, "0101-000001-7-2", logs="0101-000000-7-1")
+    past = PastRuns(lambda: (), [tmp_path])
+    assert [*past.logs("7-2", None, None)] == [
+        "[rank 0] 0101-000000-7-1 a",
+        "[rank 0] 0101-000000-7-1 b",
+    ]
+    assert [*past.logs("7-1", 0, 1)] == ["0101-000000-7-1 b"]
+    assert [*past.logs("7-1", 0, 0)] == []
+    RunDirectory(tmp_path / "0101-000000-7-1").journal.unlink()
+    assert len([*past.logs("7-1", None, None)]) == 2
+    with pytest.raises(ValueError, match=r"rank 3 of run 0101-000000-7-1 wrote nothing; .*: 0"):
+        [*past.logs("7-1", 3, None)]
+    with pytest.raises(ValueError, match="no run 'x' with logs is left"):
+        [*past.logs("x", None, None)]
