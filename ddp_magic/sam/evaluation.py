@@ -122,9 +122,9 @@ def score_objects(
     numbers = range(rank, n, world)  # samplers would pad
     loader = load(dataset, numbers, batch_size, workers, device)
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
-    bar = tqdm(
-        loader, "evaluate", delay=2, disable=rank != 0, leave=False, ncols=60, file=sys.stdout
-    )
+    # In the line of the training's bar, if there is one: a line below it needs a terminal.
+    shown: dict[str, Any] = {"delay": 2, "ncols": 60, "file": sys.stdout, "position": 0}
+    bar = tqdm(loader, "evaluate", disable=rank != 0, leave=False, **shown)
     for step, raw in enumerate(bar):
         batch = prepare(raw, wrapper.geometry, device)
         logits = wrapper.predict_logits(batch, memory_bytes)
@@ -155,7 +155,8 @@ def _match_images(
     rank, world = rank_and_world()
     own: list[Matches] = []
     numbers = range(rank, size_of(dataset), world)
-    for i in tqdm(numbers, "segment", delay=2, disable=rank != 0, ncols=60, file=sys.stdout):
+    shown: dict[str, Any] = {"delay": 2, "ncols": 60, "file": sys.stdout, "position": 0}
+    for i in tqdm(numbers, "segment", disable=rank != 0, **shown):
         true = target_of(dataset, i).get("instances")
         if true is None:
             raise ValueError(
