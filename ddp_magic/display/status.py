@@ -43,7 +43,7 @@ def summary(run: RunRecord) -> str:
         words.append(f"checked {run.checked} collective{'s' if run.checked != 1 else ''}")
     succeeded = run.state is State.SUCCEEDED
     words += filter(None, [closing_words(run.restarts, with_reasons=succeeded)])
-    if run.stayed and not run.session:
+    if succeeded and run.stayed and not run.session:
         shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
         names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
         words.append(f"stayed in the ranks: {names} (--pull NAME, or --session)")

@@ -6,7 +6,7 @@ The values are asked for nothing: `isinstance` would run code of theirs (`__clas
 
 from __future__ import annotations
 
-import types
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from ddp_magic.wire.messages import CellNames
 
 _MISSING = object()
-_DEFINITIONS = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType)
+_FEW = 3  # fewer items are no history
+_ARRAYS = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"))
 
 
 class NamesBefore:
@@ -43,15 +44,42 @@ class NamesBefore:
             if self._values.get(name, _MISSING) is not value and name not in hidden
         ]
         values = [
-            name
-            for name in names
-            if not name.startswith("_") and not issubclass(type(after[name]), _DEFINITIONS)
+            name for name in names if not name.startswith("_") and _is_worth_pulling(after[name])
         ]
         # A model of the notebook's may have been trained here.
         writes = _parameter_writes(self._values)
         trained = {name for name, count in writes.items() if count != self._writes[name]}
         values += sorted(trained - set(names))
         return CellNames(rank=rank, names=tuple(names), values=tuple(values))
+
+
+def _is_worth_pulling(value: object) -> bool:
+    """Return whether somebody may miss a value once its rank has ended.
+
+    Models and optimizers, tensors and arrays of several elements, data frames, and histories: lists
+    and dictionaries of several items that are not only names. Not numbers, loop variables, data
+    sets, files or bars.
+    """
+    kind = type(value)
+    if issubclass(kind, (torch.nn.Module, torch.optim.Optimizer)):
+        return True
+    if issubclass(kind, torch.Tensor):
+        # A subclass may have code of its own for its size.
+        exact = kind in (torch.Tensor, torch.nn.Parameter)
+        return not exact or torch.Tensor.numel(value) > 1  # type: ignore[arg-type]
+    for module, name in _ARRAYS:
+        found = getattr(sys.modules.get(module), name, None)
+        if isinstance(found, type) and issubclass(kind, found):
+            return name != "ndarray" or found.size.__get__(value) > 1  # type: ignore[attr-defined]
+    # Their own methods, not those of a subclass of the user's.
+    items: list[object]
+    if issubclass(kind, dict):
+        items = [*dict.values(value)]  # type: ignore[arg-type]
+    elif issubclass(kind, list):
+        items = [*list.__iter__(value)]  # type: ignore[arg-type]
+    else:
+        return False
+    return len(items) >= _FEW and any(type(item) is not str for item in items)
 
 
 def _parameter_writes(namespace: Mapping[str, Any]) -> dict[str, int]:

@@ -125,7 +125,8 @@ def test_what_stayed(kernel: Kernel) -> None:
     """The last line names values, not functions, and says how to get them."""
     kernel.run("import torch\nnet = torch.nn.Linear(1, 1)\nunused = 1")
     result = kernel.run(
-        "%%ddp -n 2\nimport math\ndef f(): pass\nhistory, _private = [1], 2\nunused\n"
+        "%%ddp -n 2\nimport math\ndef f(): pass\nhistory, _private = [1, 2, 3], 2\nunused\n"
+        "i, log = 5, open('log', 'w')\n"
         "with torch.no_grad(): net.weight += 1"
     )
     assert result.summary.endswith(

@@ -122,8 +122,10 @@ def test_what_stays_in_the_ranks_is_said_once() -> None:
     line = status.summary(_record(2, names, state=State.SUCCEEDED))
     assert line.endswith("ok · stayed in the ranks: model, loss (--pull NAME, or --session)")
     many = CellNames(rank=0, names=(), values=tuple("abcdefghij"))
-    assert "a, b, c, d, e, f, g, h and 2 more (" in status.summary(_record(2, many))
-    assert "stayed" not in status.summary(_record(2, names, session="lab"))
+    ok = State.SUCCEEDED
+    assert "a, b, c, d, e, f, g, h and 2 more (" in status.summary(_record(2, many, state=ok))
+    assert "stayed" not in status.summary(_record(2, names, state=ok, session="lab"))
+    assert "stayed" not in status.summary(_record(2, names, state=State.FAILED))
 
 
 # --- the table --------------------------------------------------------------------------------
