@@ -31,6 +31,7 @@ class RunRecord:
         devices: One line that says which devices the ranks run on.
         session: Name of the session; empty for a run with ranks of its own.
         show: Ranks whose output is shown; None for all.
+        quiet: Whether only the output of the ranks is shown while all goes well.
         ranks: What is known of each rank, in the order of the ranks.
         state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
         error: Why the run did not succeed; None if it succeeded or is running.
@@ -59,6 +60,7 @@ class RunRecord:
     devices: str = ""
     session: str = ""
     show: frozenset[int] | None = None
+    quiet: bool = False
     cell_labels: Mapping[str, str] = field(default_factory=dict)
     ranks: list[Rank]
     state: State = State.PENDING

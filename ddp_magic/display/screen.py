@@ -24,6 +24,7 @@ from ddp_magic.display.status import html_line, summary, table_html, table_text
 from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
 from ddp_magic.wire.kernel_events import Note, Restarted, RunEvent, Stream
 from ddp_magic.wire.messages import ClearOutput, DisplayData
+from ddp_magic.wire.states import State
 
 FLUSH_S = 0.05
 TABLE_S = 0.25
@@ -73,10 +74,8 @@ class CellScreen:
             self._journal.begin(record)
         for rank in record.ranks:
             self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
-        if self._live:
-            self._publish_table(record.devices, html_line(record.devices))
-        else:
-            print(record.devices, flush=True)  # noqa: T201 -- this is the screen
+        if not record.quiet:
+            self._say(record.devices)
 
     def take(self, event: RunEvent) -> None:
         """Show an event now or at the next `tick`."""
@@ -120,7 +119,7 @@ class CellScreen:
             self._progress[rank] = text.lines.progress
         self._publish_pages(now)
         due = now - self._last_table >= TABLE_S and record.elapsed_s > TABLE_AFTER_S
-        if self._live and due:
+        if self._live and due and (record.waits or not record.quiet):
             self._last_table = now
             self._publish_table(table_text(record), table_html(record))
 
@@ -147,11 +146,9 @@ class CellScreen:
             if why := self._journal.failure:
                 self._write_lines([f"%ddp_show cannot show all of this again: {why}"])
                 self._write()
-        line = summary(record)
-        if self._live:
-            self._publish_table(line, html_line(line))
-        else:
-            print(line, flush=True)  # noqa: T201 -- this is the screen
+        # A table that told of a wait is not to stay.
+        if not record.quiet or record.state is not State.SUCCEEDED or self._shown_table:
+            self._say(summary(record))
 
     def _end_texts(self) -> None:
         """Show what is left of the ranks' text, and let what follows begin anew."""
@@ -300,6 +297,13 @@ class CellScreen:
         self._write()
 
     # --- the table ----------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        """Show a line in the place of the table."""
+        if self._live:
+            self._publish_table(line, html_line(line))
+        else:
+            print(line, flush=True)  # noqa: T201 -- this is the screen
 
     def _publish_table(self, text: str, markup: str) -> None:
         if text == self._shown_table or self._shell is None:

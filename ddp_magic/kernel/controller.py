@@ -108,6 +108,7 @@ class Controller:
             devices=f"session {session.name} · {session.options.devices}",
             time_limit_s=args.time_limit,
             show=args.show,
+            quiet=args.quiet,
             seed=args.seed,
             argv=args.argv,
             pull=args.pull,

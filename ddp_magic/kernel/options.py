@@ -172,6 +172,12 @@ OPTIONS = (
         "shown. Default: all.",
     ),
     Option(
+        name="quiet",
+        flags=("-q", "--quiet"),
+        default=False,
+        help="Show only the output of the ranks, and the rest only if something goes wrong.",
+    ),
+    Option(
         name="seed",
         flags=("--seed",),
         metavar="S",

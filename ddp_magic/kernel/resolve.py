@@ -48,6 +48,7 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         time_limit_s=asked.time_limit,
         init_process_group=not asked.no_init,
         show=asked.show,
+        quiet=asked.quiet,
         seed=asked.seed,
         argv=asked.argv,
         pull=asked.pull,

@@ -98,6 +98,7 @@ class Run(RunRecord):
             devices=options.devices,
             session=options.session,
             show=options.show,
+            quiet=options.quiet,
             max_restarts=options.max_restarts,
             ranks=[Rank(rank=r, log=logs.rank_log(r)) for r in range(options.nproc)],
         )

@@ -20,6 +20,7 @@ class Options:
         visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
         devices: One line that says which devices the ranks run on.
         show: Ranks whose output is shown; None for all.
+        quiet: Whether to show no devices, no table and no closing line of a run that goes well.
         pull: What the notebook wants afterwards.
         profile: Whether to show at the end where the time went.
         trace: File for the trace of the run; None for no trace.
@@ -38,6 +39,7 @@ class Options:
     time_limit_s: float | None = None
     init_process_group: bool = True
     show: frozenset[int] | None = None
+    quiet: bool = False
     seed: int | None = None
     argv: tuple[str, ...] = ()
     pull: tuple[Pull, ...] = ()

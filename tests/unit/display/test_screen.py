@@ -76,6 +76,26 @@ def terminal(capsys: pytest.CaptureFixture[str]) -> Cell:
     return Cell(capsys, notebook=False)
 
 
+def test_quiet_shows_only_what_ranks_print(capsys: pytest.CaptureFixture[str]) -> None:
+    """No devices, no table, no closing line; unless ranks wait for each other, or it fails."""
+    for notebook in (True, False):
+        quiet = Cell(capsys, notebook=notebook, quiet=True)
+        quiet.record.started -= 10
+        assert quiet.show(text(0, "a\n")) == "[rank 0] a\n"
+        assert quiet.finish() == ""
+        assert quiet.shell.tables == []
+        failed = Cell(capsys, notebook=notebook, quiet=True)
+        said = failed.finish(State.FAILED) + "".join(failed.shell.tables)
+        assert said.rstrip() == "3 ranks · 5.5 s · failed"
+    waiting = Cell(capsys, quiet=True)
+    waiting.record.started -= 10
+    waiting.record.waits = ("ranks 1, 2 wait for rank 0",)
+    waiting.show()
+    assert "ranks 1, 2 wait for rank 0" in waiting.shell.tables[0]
+    waiting.finish()
+    assert waiting.shell.tables[-1] == "3 ranks · 5.5 s · ok"
+
+
 def _html(rank: int, body: str = "<p>", mark: int = 1, **more: Any) -> DisplayData:
     return DisplayData(rank=rank, mark=mark, data={"text/html": body}, metadata={}, **more)
 

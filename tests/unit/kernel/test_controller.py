@@ -23,7 +23,8 @@ from tests.unit.fakes import FakeGroup, FakeScreen, exited, finished, idle
 NOTHING: dict[str, Any] = {
     "argv": (), "profile": False, "trace": None,
     "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
-    "no_init": False, "cold": False, "time_limit": None, "show": None, "seed": None, "pull": (),
+    "no_init": False, "cold": False, "time_limit": None, "show": None, "quiet": False,
+    "seed": None, "pull": (),
     "check": False,
     "max_restarts": 0,
 }  # fmt: skip
