@@ -84,6 +84,8 @@ def labels_of_palette(file: Image.Image) -> Array:
     indices = np.asarray(file)
     palette = np.reshape(file.getpalette("RGB") or [], (-1, 3))
     used = np.unique(indices)
+    if used.max(initial=0) >= len(palette):
+        raise ValueError("has indices without a color in its palette: save it without a palette")
     black = [int(index) for index in used if not palette[index].any()]
     if black == [0] or (0 not in used and not black):
         return np.asarray(indices)

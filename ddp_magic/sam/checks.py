@@ -84,7 +84,10 @@ def prompt_rows(
     Raises:
         ValueError: The shape, an image index, or a label is invalid.
     """
-    rows = np.asarray([] if given is None else given, dtype=np.float64)
+    try:
+        rows = np.asarray([] if given is None else given, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array of numbers, {columns}: {error}") from error
     rows = rows.reshape(-1, widths[-1]) if rows.size == 0 else rows
     if rows.ndim != 2 or rows.shape[1] not in widths:
         wanted = " or ".join(f"(P, {width})" for width in widths)

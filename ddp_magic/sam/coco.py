@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.sam.files import Page, Pictures
 from ddp_magic.sam.masks import Encoded
 from ddp_magic.sam.names import list_folder
+from ddp_magic.sam.pictures import Page, Pictures
 from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.readers import header
 from ddp_magic.sam.volumes import require

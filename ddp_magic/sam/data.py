@@ -107,7 +107,10 @@ class SamDataset(Dataset[Item]):
         self.ignore_label, self.components = ignore_label, components
         self._checked: set[int] = set()  # the masks that are known to be valid
         if len(self.images) != len(self.masks):
-            raise ValueError(f"{len(self.images)} images but {len(self.masks)} masks")
+            raise ValueError(
+                f"{len(self.images)} images but {len(self.masks)} masks, which begin with "
+                f"{self.name(0, 'image')} and {self.name(0)}: pass a mask for each image"
+            )
         self._check_masks()
         self.window = gray_window(self.images, window)
         self.dtype = np.asarray(self.images[0]).dtype if len(self.images) else np.dtype(np.uint8)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,10 @@ from PIL import Image, ImageFile
 
 from ddp_magic.sam.checks import check_sizes
 from ddp_magic.sam.names import check_order, list_folder, match
+from ddp_magic.sam.pictures import Page, Pictures
 from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read
-from ddp_magic.sam.stored import Stored, as_stored
+from ddp_magic.sam.stored import Stored, as_stored, to_numpy
 from ddp_magic.sam.volumes import Header, check_affines
 
 OPENED = {
@@ -23,58 +23,6 @@ OPENED = {
     ".hdf5": "h5py.File(path)[name]",
     ".npz": "numpy.load(path)[name]",
 }
-
-
-class Page(NamedTuple):
-    """An image in a file."""
-
-    path: Path
-    number: int = 0  # of the page, slice or frame
-    like: Path | None = None  # for a NIfTI label map: the image whose axes it gets
-
-
-class Pictures(Sequence[Any]):
-    """Images or masks in files, read when they are indexed; also PIL images and arrays."""
-
-    def __init__(self, entries: Sequence[Any], *, labels: bool, sizes: Sequence[Any] = ()) -> None:
-        """Store the entries, without reading files.
-
-        Args:
-            entries: for each image a `Page`, a PIL image or an array; for a stack of masks also a
-                list of pages, with one mask each.
-            labels: whether they are masks.
-            sizes: their heights and widths, or None, as far as they are known.
-        """
-        self.entries, self.labels, self.sizes = entries, labels, sizes
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.entries)
-
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence allows slices, which are not used
-        """Read an image, (H, W) or (H, W, 3), or a mask, (H, W) or (N, H, W)."""
-        entry = self.entries[index]
-        if isinstance(entry, Page):
-            return read(entry.path, entry.number, labels=self.labels, like=entry.like)
-        if isinstance(entry, list):
-            return np.stack([read(each.path, labels=True) != 0 for each in entry])
-        if isinstance(entry, Stored):
-            return entry[...]
-        if isinstance(entry, Image.Image):
-            try:
-                return from_pil(entry, labels=self.labels)
-            except ValueError as error:
-                kind = "mask" if self.labels else "image"
-                raise ValueError(f"{kind} {index}, a PIL image: {error}") from error
-        return np.asarray(entry)
-
-    def name(self, index: int) -> str:
-        """Return the name of a file for messages, or "" for an image in memory."""
-        entry = self.entries[index]
-        page = entry[0] if isinstance(entry, list) else entry
-        if not isinstance(page, Page):
-            return ""
-        return f"{page.path}, page {page.number}" if page.number else str(page.path)
 
 
 def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
@@ -122,10 +70,11 @@ def _decoding(pictures: Any, *, labels: bool) -> Any:  # noqa: ANN401 -- a seque
 
 
 def _loaded(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
-    """Return the array in an .npy file that contains all images, a list for a column of pandas."""
+    """Return the array of an .npy file with all images, or of tensors; a list for pandas."""
     if isinstance(given, (str, Path)) and Path(given).suffix.lower() == ".npy":
         return np.load(given, mmap_mode="r", allow_pickle=False)
-    return given.tolist() if type(given).__module__.startswith("pandas") else given
+    given = given.tolist() if type(given).__module__.startswith("pandas") else to_numpy(given)
+    return [to_numpy(each) for each in given] if isinstance(given, (list, tuple)) else given
 
 
 def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # noqa: ANN401 -- whatever SamDataset takes
@@ -154,7 +103,13 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
     if not isinstance(given, (list, tuple)):  # another sequence may read what it returns
         return None, None
     items = [_item(each) for each in given]
-    if not any(isinstance(each, (Path, list, Image.Image, Page, Stored)) for each in items):
+    for number, each in enumerate(items):
+        if isinstance(each, list) and not each:
+            raise ValueError(
+                f"{name}[{number}] is an empty list: an image without objects has the mask "
+                "np.zeros((height, width))"
+            )
+    if not any(isinstance(each, (Path, list, Image.Image, Stored)) for each in items):
         return None, None
     return items, None
 
@@ -166,18 +121,24 @@ def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
         return path
-    if isinstance(given, (list, tuple)) and given and isinstance(given[0], (str, Path)):
+    if isinstance(given, (list, tuple)) and not (given and isinstance(given[0], (list, tuple))):
         return [_item(each) for each in given]
     # Processes that share an open file would read from wrong places, so each opens it.
     if isinstance(given, ImageFile.ImageFile) and given.tile:
         path = Path(str(given.filename))
+        frames = getattr(given, "n_frames", 1)
+        if frames > 1 and given.format != "MPO":  # the later frames of MPO are previews
+            raise ValueError(
+                f"{path} is open at one of its {frames} frames: pass the path for all of them, or "
+                "file.copy() for one"
+            )
         if path.is_file():
-            return Page(path, given.tell()) if given.tell() else path
+            return path
     return as_stored(given)
 
 
 def _headers(items: list[Any], *, labels: bool) -> list[Header | None]:
-    """Read the headers of files."""
+    """Read the headers of files; of a stack, that of its first mask."""
     first = [each[0] if isinstance(each, list) else each for each in items]
     return [header(each, labels=labels) if isinstance(each, Path) else None for each in first]
 
@@ -239,9 +200,7 @@ def _pictures(
     for item, head, axes in zip(items, heads, like, strict=True):
         pages = head.pages if head and isinstance(item, Path) else 1
         sizes += [head and head.size] * pages
-        if isinstance(item, list):
-            entries.append([Page(path) for path in item])
-        elif isinstance(item, Path):
+        if isinstance(item, Path):
             entries += [Page(item, page, axes) for page in range(pages)]
         else:
             entries.append(item)
@@ -262,13 +221,12 @@ def to_array(image: Any) -> NDArray[Any]:  # noqa: ANN401 -- a path, a PIL image
     if isinstance(image, Image.Image):
         page = _item(image)  # an image that is not decoded is read from its file
         return to_array(page) if isinstance(page, Path) else from_pil(image, labels=False)
-    return np.asarray(image)
+    return np.asarray(to_numpy(image))
 
 
 def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`
     """Return whether images are arrays in memory, so that looking at all of them is cheap."""
-    known = isinstance(pictures, (list, tuple, np.ndarray)) or hasattr(pictures, "detach")
-    return known and not isinstance(pictures, np.memmap)
+    return isinstance(pictures, (list, tuple, np.ndarray)) and not isinstance(pictures, np.memmap)
 
 
 def looked_at(pictures: Any, number: int) -> range:  # noqa: ANN401 -- of `open_pair`

@@ -30,8 +30,11 @@ def check_mask(name: str, mask: Mask) -> None:
         raise ValueError(f"{name} has shape {mask.shape}, but must have (H, W) or (N, H, W)")
     if mask.dtype == bool:
         return
-    if mask.dtype.kind not in "uif":
-        raise ValueError(f"{name} has dtype {mask.dtype}: use integer labels, or bool")
+    if mask.dtype.kind not in "uif" or mask.max(initial=0) >= 2**63:
+        raise ValueError(
+            f"{name} has dtype {mask.dtype}, and perhaps labels of 2**63 or more: use integer "
+            "labels 1, 2, 3, ..., or bool"
+        )
     if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
         raise ValueError(f"{name} contains fractions or NaN: use integer labels, or bool")
     if mask.size and mask.min() < 0:

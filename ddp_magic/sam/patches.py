@@ -99,6 +99,7 @@ class _Places:
         """Check the shapes.
 
         Raises:
+            TypeError: They are not arrays.
             ValueError: They do not match, or are smaller than a patch.
         """
         if len(images) != len(masks):
@@ -107,6 +108,11 @@ class _Places:
         self.drawn: dict[int, tuple[int, int, int]] = {}
         self.boxes = []  # (y0, x0, y1, x1) of the allowed top left corners
         for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            if not (hasattr(image, "shape") and hasattr(mask, "shape")):
+                raise TypeError(
+                    f"image {i} and its mask are {type(image).__name__} and {type(mask).__name__}, "
+                    "but patches need arrays: read the file first, for example as a zarr array"
+                )
             check_shape(f"image {i}", image.shape)
             if mask.shape != image.shape[:2]:
                 raise ValueError(

@@ -27,7 +27,7 @@ class Stored:
         return int(self.shape[0])
 
     def __getitem__(self, key: Any) -> NDArray[Any]:  # noqa: ANN401 -- as of an array
-        if self._hdf5 and self._pid != os.getpid():
+        if self._hdf5 and (self._pid != os.getpid() or not self.array):  # or it was closed
             self.array, self._pid = _open_hdf5(*self._hdf5), os.getpid()
         return np.asarray(self.array[key])
 
@@ -37,11 +37,27 @@ class Stored:
 
 
 def _open_hdf5(file: str, name: str) -> Any:  # noqa: ANN401 -- an h5py.Dataset
-    return require("h5py", "sam").File(file)[name]
+    try:
+        return require("h5py", "sam").File(file, "r")[name]
+    except OSError as error:
+        raise OSError(
+            f"{file}: {error}. A process that loads data opens the file again: write it, close it, "
+            "and open it with h5py.File(path, 'r')"
+        ) from error
 
 
 def as_stored(array: Any) -> Any:  # noqa: ANN401 -- any value
     """Wrap an array that is not in memory, and return anything else unchanged."""
+    if type(array).__module__.startswith("h5py") and not array:
+        raise ValueError(f"{array!r}: keep the file open until the data set is made")
     is_array = hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")
     in_memory = isinstance(array, (np.ndarray, np.generic)) or hasattr(array, "detach")
     return Stored(array) if is_array and not in_memory and len(array.shape) else array
+
+
+def to_numpy(array: Any) -> Any:  # noqa: ANN401 -- any value
+    """Return a tensor of torch as an array of NumPy, and anything else unchanged."""
+    if not hasattr(array, "detach"):
+        return array
+    tensor = array.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()

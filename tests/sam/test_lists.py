@@ -1,0 +1,233 @@
+"""Lists and folders whose names contradict their order, stacks of masks, and what is no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageFilter
+
+from ddp_magic.prelude import SamDataset, cells, random_patches
+
+IMAGES, MASKS, _ = cells(n=3)
+OBJECT = (MASKS[0] == 1) * np.uint8(255)
+OTHER = (MASKS[0] == 2) * np.uint8(255)
+
+
+def images(folder: Path, names: list[str]) -> list[Path]:
+    """Save an image for each name."""
+    for name, image in zip(names, IMAGES, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return [folder / name for name in names]
+
+
+def masks(folder: Path, names: list[str]) -> list[Path]:
+    """Save a label map for each name."""
+    for name, mask in zip(names, MASKS, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8)).save(folder / name)
+    return [folder / name for name in names]
+
+
+ORDERS = [  # images, and their masks
+    (["img1.png", "img2.png", "img10.png"], ["nuc1.png", "nuc2.png", "nuc10.png"]),
+    (["s1_dapi.png", "s3_dapi.png"], ["s1_nuclei.png", "s3_nuclei.png"]),
+    (["e_w1_s1.png", "e_w1_s2.png"], ["e_w2_s1.png", "e_w2_s2.png"]),
+    (["a/1.png", "b/1.png"], ["a/1_mask.png", "b/1_mask.png"]),
+    (["p/x/images/i.png", "p/y/images/i.png"], ["p/x/masks/j.png", "p/y/masks/j.png"]),
+    (["405_c_0000.png", "405_c_0001.png"], ["m0.png", "m1.png"]),
+]
+
+
+@pytest.mark.parametrize(("names", "mask_names"), ORDERS)
+def test_the_order_of_lists_is_compared_by_numbers_and_folders(
+    tmp_path: Path, names: list[str], mask_names: list[str]
+) -> None:
+    """With other words in the names of the masks; names without any relation are accepted."""
+    files, mask_files = images(tmp_path / "i", names), masks(tmp_path / "m", mask_names)
+    assert len(SamDataset(files, mask_files)) == len(names)
+    others = masks(tmp_path / "x", ["x.png", "z.png", "y.png"])[: len(names)]
+    assert len(SamDataset(files, others)) == len(names)
+    with pytest.raises(ValueError, match=r"is .*, and mask \d is .*: sort both lists"):
+        SamDataset(files, mask_files[:-2] + mask_files[-2:][::-1])
+
+
+def test_the_order_of_stacks_is_compared_by_their_folders(tmp_path: Path) -> None:
+    """As in the Data Science Bowl."""
+    files = images(tmp_path, ["q/images/q.png", "r/images/r.png"])
+    stacks = []
+    for name in ("q", "r"):
+        (tmp_path / name / "masks").mkdir()
+        stacks.append([tmp_path / name / "masks" / f"{n}.png" for n in (1, 2)])
+        for path, pixels in zip(stacks[-1], (OBJECT, OTHER), strict=True):
+            Image.fromarray(pixels).save(path)
+    assert len(SamDataset(files, stacks)[0]["masks"]) == 2
+    with pytest.raises(ValueError, match="sort both lists"):
+        SamDataset(files, stacks[::-1])
+
+
+@pytest.mark.parametrize(
+    ("names", "mask_names"),
+    [
+        (["1.png", "2.png", "10000.png"], ["1.png", "2.png", "10000.png"]),
+        (["c_0000.png", "c_0001.png"], ["c_0000_mask.png", "c_0001_mask.png"]),
+        (["c_0000.png"], ["c_0000_mask.png"]),
+        (["zell\u00e9.png"], ["zelle\u0301_mask.png"]),
+        (["e\u0301/1.png", "a/1.png"], ["\u00e9/1.png", "a/1.png"]),
+        (["a1.jpg", "a2.jpg"], ["a1.jpg.png", "a2.jpg.png"]),
+    ],
+)
+def test_names_in_folders_match(tmp_path: Path, names: list[str], mask_names: list[str]) -> None:
+    """Numbers of four digits and more, both forms of Unicode, and two suffixes."""
+    images(tmp_path / "i", names)
+    masks(tmp_path / "m", mask_names)
+    data = SamDataset(tmp_path / "i", tmp_path / "m")
+    assert len(data) == len(names)
+
+
+def test_the_index_of_dicom_files_is_left_out(tmp_path: Path) -> None:
+    """A folder from a scanner contains a DICOMDIR, which is a DICOM file without an image."""
+    images(tmp_path / "i", ["1.png"])
+    (tmp_path / "i" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert len(SamDataset(tmp_path / "i", MASKS[:1])) == 1
+
+
+def test_ten_thousand_is_not_one(tmp_path: Path) -> None:
+    """`_0000` is the first channel in nnU-Net only after a separator."""
+    images(tmp_path / "i", ["2.png", "10000.png"])
+    masks(tmp_path / "m", ["1.png", "2.png"])
+    with pytest.raises(ValueError, match=r"without a mask \(10000.png\)"):
+        SamDataset(tmp_path / "i", tmp_path / "m")
+
+
+def _soft(path: Path) -> None:
+    Image.fromarray(OBJECT).filter(ImageFilter.GaussianBlur(2)).save(path)
+
+
+def _labels(path: Path) -> None:
+    Image.fromarray(MASKS[0].astype(np.uint8)).save(path)
+
+
+def _pages(path: Path) -> None:
+    pages = [Image.fromarray(OBJECT), Image.fromarray(OTHER)]
+    pages[0].save(path.with_suffix(".tif"), save_all=True, append_images=pages[1:])
+
+
+def _nifti(path: Path) -> None:
+    image = nibabel.Nifti1Image(OBJECT, np.diag([-1, -1, 1, 1]))
+    nibabel.save(image, path.with_suffix(".nii"))
+
+
+def _smaller(path: Path) -> None:
+    Image.fromarray(OBJECT[:-2]).save(path)
+
+
+def _npy(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), np.stack([OBJECT, OTHER]))
+
+
+@pytest.mark.parametrize("write", [_soft, _labels, _pages, _nifti, _smaller, _npy])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_file_of_a_stack_that_is_not_one_mask_is_refused(
+    tmp_path: Path, write: Callable[[Path], None], *, first: bool
+) -> None:
+    """The error names the file."""
+    write(tmp_path / "bad.png")
+    bad = next(tmp_path.iterdir())
+    Image.fromarray(OBJECT).save(tmp_path / "good.png")
+    stack = [bad, tmp_path / "good.png"] if first else [tmp_path / "good.png", bad]
+    with pytest.raises(ValueError, match=rf"{'good' if write is _smaller and first else bad.name}"):
+        SamDataset(IMAGES[:1], [stack])
+
+
+@pytest.mark.parametrize("kind", [Image.fromarray, np.asarray, torch.from_numpy])
+def test_a_stack_may_be_a_list_in_memory(kind: Callable[[Any], Any]) -> None:
+    """Of PIL images, arrays or tensors, with the same checks as files."""
+    item = SamDataset(IMAGES[:1], [[kind(OBJECT), kind(OTHER)]])[0]
+    assert np.array_equal(item["masks"], np.stack([OBJECT, OTHER]) > 0)
+    for other in (OBJECT[:-2].copy(), MASKS[0].astype(np.uint8)):
+        with pytest.raises(ValueError, match=r"masks\[0\]\[1\] has"):
+            SamDataset(IMAGES[:1], [[kind(OBJECT), kind(other)]])
+    with pytest.raises(ValueError, match=r"masks\[1\] is an empty list"):
+        SamDataset(IMAGES[:2], [[kind(OBJECT)], []])
+
+
+def test_the_error_for_other_numbers_has_a_file(tmp_path: Path) -> None:
+    """Pages of one file are not the masks of several files."""
+    tifffile.imwrite(tmp_path / "m.tif", MASKS.astype(np.uint8), photometric="minisblack")
+    files = images(tmp_path, ["1.png", "2.png", "3.png"])
+    with pytest.raises(ValueError, match=r"3 images but 1 masks, .*1.png and .*m.tif: pass"):
+        SamDataset(files, tmp_path / "m.tif")
+    with pytest.raises(ValueError, match=r"3 images but 1 masks, .*\(.*m.tif\) and mask 0: pass"):
+        SamDataset(tmp_path / "m.tif", MASKS[:1])
+
+
+def test_one_frame_of_an_open_file_is_refused(tmp_path: Path) -> None:
+    """A list from ImageSequence contains the same object, at its last frame."""
+    tifffile.imwrite(tmp_path / "i.tif", IMAGES, photometric="minisblack")
+    with Image.open(tmp_path / "i.tif") as file:
+        with pytest.raises(ValueError, match=r"i.tif is open at one of its 3 frames"):
+            SamDataset([file], MASKS[:1])
+        file.seek(2)
+        assert np.array_equal(SamDataset([file.copy()], MASKS[2:])[0]["image"][0], IMAGES[2])
+
+
+def test_tensors_of_any_kind_are_read() -> None:
+    """With gradients, and of bfloat16."""
+    image = torch.rand(64, 64, requires_grad=True)
+    expected = SamDataset([image.detach().numpy()], MASKS[:1])[0]["image"]
+    for given in ([image], image[None]):
+        assert torch.equal(SamDataset(given, MASKS[:1])[0]["image"], expected)
+    rounded = image.detach().bfloat16()
+    expected = SamDataset([rounded.float().numpy()], MASKS[:1])[0]["image"]
+    assert torch.equal(SamDataset([rounded], MASKS[:1])[0]["image"], expected)
+
+
+def test_errors_of_libraries_have_a_name(tmp_path: Path) -> None:
+    """Rows of different lengths, a palette that is too short, labels of 64 bits, and paths."""
+    with pytest.raises(ValueError, match=r"coordinates must be an array .*\(image, y, x"):
+        SamDataset(IMAGES, MASKS, [[0, 5, 6], [0, 5, 6, 1]])
+    with pytest.raises(ValueError, match=r"boxes must be an array .*\(image, y0"):
+        SamDataset(IMAGES, MASKS, boxes=["a"])
+    picture = Image.frombytes("P", (64, 64), MASKS[0].astype(np.uint8).tobytes())
+    picture.putpalette([0, 0, 0])
+    with pytest.raises(ValueError, match="mask 0, a PIL image: has indices without a color"):
+        SamDataset(IMAGES[:1], [picture])
+    for components in (False, True):
+        with pytest.raises(ValueError, match=r"mask 0 has dtype uint64, .*2\*\*63"):
+            SamDataset(IMAGES[:1], [MASKS[0].astype(np.uint64) * 2**62 * 2], components=components)
+    path = images(tmp_path, ["1.png"])[0]
+    for given in (str(path), path, Image.open(path)):
+        with pytest.raises(
+            TypeError, match=r"image 0 and its mask are .*, but patches need arrays"
+        ):
+            random_patches(given, given, 3, 20)
+
+
+def _first(data: SamDataset) -> Any:
+    return data[0]["masks"].numpy()
+
+
+def test_a_file_of_hdf5_that_is_closed_or_written(tmp_path: Path) -> None:
+    """It is opened again where that is possible."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["i"], file["m"] = IMAGES, MASKS
+        data = SamDataset(file["i"], file["m"])
+        with (
+            get_context("spawn").Pool(1) as pool,
+            pytest.raises(OSError, match=r"a.h5: .*close it, and open it with"),
+        ):
+            pool.apply(_first, (data,))
+        closed = file["i"]
+    assert np.array_equal(_first(data), SamDataset(IMAGES, MASKS)[0]["masks"])
+    with pytest.raises(ValueError, match=r"Closed HDF5 dataset.*keep the file open"):
+        SamDataset(closed, MASKS)
