@@ -7,9 +7,12 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
+
+import numpy as np
 
 from ddp_magic.sam.masks import Encoded
-from ddp_magic.sam.names import list_folder
+from ddp_magic.sam.names import common_folder, list_folder
 from ddp_magic.sam.pictures import Page, Pictures
 from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.readers import header
@@ -28,6 +31,42 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
         FileNotFoundError: An image does not exist.
         TypeError: The images are not files.
     """
+    data, files = _indexed(annotations), _Files(images)
+    pages, masks = [], []
+    used: dict[Path, str] = {}
+    for number in sorted(data.imgs):
+        record = data.imgs[number]
+        name = str(record["file_name"])
+        path = files.find(name, annotations)
+        if path in used:
+            raise ValueError(
+                f"{annotations}: {path} is the image of two records, {used[path]} and {name}: "
+                "correct file_name, or merge the records"
+            )
+        used[path] = name
+        head, named = header(path), (int(record["height"]), int(record["width"]))
+        if head.pages > 1:
+            raise ValueError(f"{path} contains {head.pages} images: save each as a file")
+        if head.size != named:
+            turned = ": turn it, or" if head.size == named[::-1] else ": "
+            raise ValueError(
+                f"{path} has {head.size} pixels, but {annotations} says {named}{turned} use the "
+                "images that were annotated"
+            )
+        pages.append(Page(path))
+        masks.append(_encoded(data, number, named, annotations))
+    left = files.number - len(pages)
+    if left:
+        print0(f"{annotations}: {left} of {files.number} images are not in it, and are left out")
+    return Pictures(pages, labels=False), masks
+
+
+def _indexed(annotations: Path) -> Any:  # noqa: ANN401 -- a COCO
+    """Return a COCO file with an index, in which each annotation is of one image.
+
+    Raises:
+        ValueError: It is not so.
+    """
     data = require("pycocotools.coco", "coco").COCO()
     try:
         data.dataset = json.loads(annotations.read_text(encoding="utf-8"))
@@ -38,49 +77,76 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             data.createIndex()
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{annotations} is not in the format of COCO: {error!r}") from error
-    files = _files(images)
-    pages, masks = [], []
-    for number in sorted(data.imgs):
-        record = data.imgs[number]
-        path = _find(record["file_name"], images, files, annotations)
-        size, named = header(path).size, (int(record["height"]), int(record["width"]))
-        if size != named:
-            turned = ": turn it, or" if size == named[::-1] else ": "
-            raise ValueError(
-                f"{path} has {size} pixels, but {annotations} says {named}{turned} use the images "
-                "that were annotated"
-            )
-        pages.append(Page(path))
-        masks.append(_encoded(data, number, named, annotations))
-    left = len({path.resolve() for path in files} - {page.path.resolve() for page in pages})
-    if left:
-        print0(f"{annotations}: {left} of {len(files)} images are not in it, and are left out")
-    return Pictures(pages, labels=False), masks
-
-
-def _files(images: Any) -> list[Path]:  # noqa: ANN401 -- whatever SamDataset takes
-    if isinstance(images, (str, Path)):
-        found = Path(images)
-        return list_folder(found) if found.is_dir() else [found]
-    if not all(isinstance(each, (str, Path)) for each in images):
-        raise TypeError("masks in a COCO file need images that are a folder or files, for names")
-    return [Path(each) for each in images]
-
-
-def _find(name: str, images: Any, files: list[Path], annotations: Path) -> Path:  # noqa: ANN401 -- as above
-    """Return the file of an image that the JSON names, perhaps in a sub-folder."""
-    if isinstance(images, (str, Path)) and (Path(images) / name).is_file():
-        return Path(images) / name
-    found = [path for path in files if path.name == Path(name).name]
-    if len(found) != 1:
-        raise FileNotFoundError(
-            f"{annotations} names the image {name}, of which there are {len(found)} in {images}"
-            if isinstance(images, (str, Path))
-            else f"{annotations} names the image {name}, which is {len(found)} times in the list"
+        for _, record in sorted(data.imgs.items()):
+            _ = record["file_name"], int(record["height"]), int(record["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{annotations} is not in the format of COCO: {error!r}. Each image needs id, "
+            "file_name, height and width; each annotation needs id and image_id; the ids must be "
+            "of one type"
+        ) from error
+    if len(data.imgs) < len(data.dataset["images"]):
+        raise ValueError(f"{annotations}: two images have the same id: number them anew")
+    lost = [each for each in data.dataset["annotations"] if each["image_id"] not in data.imgs]
+    if lost:
+        raise ValueError(
+            f"{annotations}: {len(lost)} annotations have an image_id that no image has, such as "
+            f"{lost[0]['image_id']!r}: the first ids of images are {list(data.imgs)[:3]}; correct "
+            "them, or remove these annotations"
         )
-    return found[0]
+    return data
+
+
+class _Files:
+    """The files that a COCO file may name."""
+
+    def __init__(self, images: Any) -> None:  # noqa: ANN401 -- whatever SamDataset takes
+        """List them.
+
+        Raises:
+            TypeError: The images are not files.
+        """
+        one = isinstance(images, (str, Path))
+        if one and Path(images).is_dir():
+            files, root = list_folder(Path(images)), Path(images).absolute()
+        else:
+            given = [images] if one else list(images)
+            if not all(isinstance(each, (str, Path)) for each in given):
+                raise TypeError("masks in a COCO file need images that are a folder or files")
+            files = [Path(each) for each in given]
+            root = common_folder(files)
+        self.number, self.named = len(files), dict[str, list[tuple[Path, list[str]]]]()
+        for path in files:  # their names begin with that of the folder
+            parts = _parts(str(path.absolute().relative_to(root.parent)))
+            self.named.setdefault(parts[-1], []).append((path, parts))
+
+    def find(self, name: str, annotations: Path) -> Path:
+        """Return the file of an image that the JSON names, perhaps in a sub-folder.
+
+        Raises:
+            FileNotFoundError: There is none, or there are several, in folders that are those of the
+                name as far as both are known.
+        """
+        wanted = _parts(name)
+        known = self.named.get(wanted[-1], [])
+        found = [
+            (path, parts)
+            for path, parts in known
+            if all(a == b for a, b in zip(reversed(parts), reversed(wanted), strict=False))
+        ]
+        found = [each for each in found if each[1][1:] == wanted] or found
+        if len(found) != 1:
+            other = f", but {known[0][0]} is in another folder" if known and not found else ""
+            raise FileNotFoundError(
+                f"{annotations} names the image {name}, and {len(found)} of the images have this "
+                f"name{other}: move or rename the image, or correct its file_name"
+            )
+        return found[0][0]
+
+
+def _parts(name: str) -> list[str]:
+    """Return the folders and the name of a file, perhaps of another system."""
+    return normalize("NFC", name).replace("\\", "/").lstrip("./").split("/")
 
 
 def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) -> Encoded:  # noqa: ANN401 -- a COCO
@@ -94,22 +160,36 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
     crowd: list[Any] = []
     for record in data.imgToAnns[image]:
         name = f"{annotations}: annotation {record.get('id')}"
-        given = record.get("segmentation")
-        stated = tuple(given["size"]) if isinstance(given, dict) else size
-        if stated != size:
-            raise ValueError(f"{name} has a mask of {stated}, but its image has {size}")
         try:
-            code = data.annToRLE(record) if given else None
-            area = int(rle.area(code))
+            _check_segmentation(record.get("segmentation"), size)
+            code = data.annToRLE(record)
+            area, is_crowd = int(rle.area(code)), int(record.get("iscrowd") or 0)
         except Exception as error:  # pycocotools raises what it meets
             raise ValueError(
-                f"{name} has no valid mask: segmentation must be polygons or run lengths; boxes "
-                "and keypoints are not enough"
+                f"{name} has no valid mask ({error}): segmentation must be polygons [[x, y, x, y, "
+                "...]] or run lengths; boxes and keypoints are not enough"
             ) from error
         if not area:
             raise ValueError(
                 f"{name} has a mask without pixels: polygons are (x, y) in pixels, not fractions "
                 "of the image; remove annotations smaller than a pixel"
             )
-        (crowd if record.get("iscrowd") else codes).append(code)
+        (crowd if is_crowd else codes).append(code)
     return Encoded(codes, size, crowd)
+
+
+def _check_segmentation(given: Any, size: tuple[int, int]) -> None:  # noqa: ANN401 -- of JSON
+    """Refuse what pycocotools decodes without an error, but not as it was meant.
+
+    Raises:
+        ValueError: A polygon has an x without y, or points so far away that they take all memory;
+            run lengths are of another size, or end early.
+    """
+    if isinstance(given, list):
+        points = [np.asarray(polygon, float) for polygon in given]
+        if not all(each.size % 2 == 0 and np.abs(each).max(initial=0) < 1e5 for each in points):
+            raise ValueError("a polygon that is not pairs of numbers below 100000")
+    elif tuple(given["size"]) != size:
+        raise ValueError(f"a mask of {tuple(given['size'])}, but its image has {size}")
+    elif isinstance(given["counts"], list) and sum(given["counts"]) != np.prod(size):
+        raise ValueError(f"run lengths of {sum(given['counts'])} pixels")

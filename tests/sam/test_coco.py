@@ -1,0 +1,138 @@
+"""COCO files that other programs wrote, with names and ids that do not fit the images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from ddp_magic.prelude import SamDataset
+
+SQUARE = [[5, 5, 20, 5, 20, 20, 5, 20]]
+
+
+def picture(path: Path) -> Path:
+    """Save an image of 40 x 40 pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((40, 40), 77, np.uint8)).save(path)
+    return path
+
+
+def coco(
+    folder: Path, names: list[str], ids: Any = None, of: Any = None, mask: Any = SQUARE
+) -> Path:
+    """Write a COCO file with one annotation per image, of the images `of`."""
+    ids = ids or list(range(1, len(names) + 1))
+    data = {
+        "images": [
+            {"id": i, "file_name": name, "height": 40, "width": 40}
+            for i, name in zip(ids, names, strict=True)
+        ],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": 1, "segmentation": mask}
+            for n, i in enumerate(of or ids)
+        ],
+        "categories": [],
+    }
+    (folder / "coco.json").write_text(json.dumps(data))
+    return folder / "coco.json"
+
+
+def test_a_name_with_folders_is_found(tmp_path: Path) -> None:
+    """As far as its folders are known, also with those of another computer."""
+    path = picture(tmp_path / "set" / "b" / "1.png")
+    picture(tmp_path / "set" / "2.png")
+    for name in ("1.png", "./b/1.png", "/x/set/b/1.png", "C:\\x\\set\\b\\1.png"):
+        for images in (tmp_path / "set", [str(path), str(tmp_path / "set" / "2.png")]):
+            data = SamDataset(images, coco(tmp_path, [name]))
+            assert str(path) in data.name(0, "image")
+
+
+@pytest.mark.parametrize("name", ["a/1.png", "a\\1.png", "/x/a/1.png", "set/a/1.png"])
+def test_an_image_in_another_folder_is_not_used(tmp_path: Path, name: str) -> None:
+    """Such as the validation image of the same name, if that of the training set is missing."""
+    path = picture(tmp_path / "set" / "b" / "1.png")
+    picture(tmp_path / "set" / "2.png")
+    for images in (tmp_path / "set", tmp_path / "set" / "b", [path, tmp_path / "set" / "2.png"]):
+        with pytest.raises(FileNotFoundError, match=r"b/1.png is in another folder"):
+            SamDataset(images, coco(tmp_path, [name]))
+
+
+def test_names_in_either_form_of_unicode_are_found(tmp_path: Path) -> None:
+    """The same letters, composed by Linux and decomposed by macOS."""
+    picture(tmp_path / "set" / "zelle\u0301.png")
+    assert len(SamDataset(tmp_path / "set", coco(tmp_path, ["zell\u00e9.png"]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "of", "message"),
+    [
+        (["1.png", "b/1.png"], None, None, "two records, 1.png and b/1.png"),
+        (["1.png", "2.png"], [1, 1], None, "two images have the same id"),
+        (["1.png", "2.png"], [0, 1], [1, 2], "1 annotations have an image_id .* as 2: .*0, 1"),
+        (["1.png", "2.png"], [1, 2], ["1", "2"], "2 annotations have an image_id .* as '1'"),
+        (["1.png", "2.png"], [1, "2"], None, "ids must be of one type"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(
+    tmp_path: Path, names: list[str], ids: Any, of: Any, message: str
+) -> None:
+    """Files merged without new ids, ids that begin at 0 and 1, and ids as text."""
+    picture(tmp_path / "set" / "b" / "1.png")
+    picture(tmp_path / "set" / "2.png")
+    with pytest.raises(ValueError, match=rf"coco.json.*{message}"):
+        SamDataset(tmp_path / "set", coco(tmp_path, names, ids, of))
+
+
+@pytest.mark.parametrize("field", ["file_name", "height"])
+def test_a_record_without_a_field_is_refused(tmp_path: Path, field: str) -> None:
+    """The error names the file and the field."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"])
+    data = json.loads(path.read_text())
+    del data["images"][0][field]
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=rf"coco.json is not in the format of COCO: .*'{field}'"):
+        SamDataset(tmp_path / "set", path)
+
+
+def test_several_pages_are_refused(tmp_path: Path) -> None:
+    """The masks would be of the first page only."""
+    (tmp_path / "set").mkdir()
+    tifffile.imwrite(
+        tmp_path / "set" / "1.tif", np.zeros((3, 40, 40), np.uint8), photometric="minisblack"
+    )
+    with pytest.raises(ValueError, match=r"1.tif contains 3 images"):
+        SamDataset(tmp_path / "set", coco(tmp_path, ["1.tif"]))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [40, 40], "counts": [5, 10]},
+        [[5, 5, 20, 5, 20, 20, 7]],
+        [[5, 5, 20, 5, 20, float("nan")]],
+        {"counts": [5, 10, 1585]},
+    ],
+)
+def test_masks_that_pycocotools_would_make_up_are_refused(tmp_path: Path, mask: Any) -> None:
+    """Run lengths that end early are decoded to what is in memory, and NaN takes all memory."""
+    picture(tmp_path / "set" / "1.png")
+    with pytest.raises(ValueError, match="annotation 0 has no valid mask"):
+        SamDataset(tmp_path / "set", coco(tmp_path, ["1.png"], mask=mask))
+
+
+def test_a_crowd_as_text_is_read(tmp_path: Path) -> None:
+    """`"iscrowd": "0"` is an object."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"])
+    path.write_text(path.read_text().replace('"category_id"', '"iscrowd": "0", "category_id"'))
+    item = SamDataset(tmp_path / "set", path)[0]
+    assert torch.equal(item["instances"] == 1, item["masks"][0])
+    assert "ignored" not in item
