@@ -18,6 +18,8 @@ from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.readers import header
 from ddp_magic.sam.volumes import require
 
+_Files = dict[str, list[tuple[Path, list[str]]]]
+
 
 def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:  # noqa: ANN401 -- whatever SamDataset takes
     """Return the images of a COCO file in its order, and their masks, one per annotation.
@@ -31,13 +33,13 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
         FileNotFoundError: An image does not exist.
         TypeError: The images are not files.
     """
-    data, files = _indexed(annotations), _Files(images)
-    pages, masks = [], []
+    data, files = _indexed(annotations), _files(images)
+    pages, masks, turned = [], [], []
     used: dict[Path, str] = {}
     for number in sorted(data.imgs):
         record = data.imgs[number]
         name = str(record["file_name"])
-        path = files.find(name, annotations)
+        path = _find(name, files, annotations)
         if path in used:
             raise ValueError(
                 f"{annotations}: {path} is the image of two records, {used[path]} and {name}: "
@@ -48,16 +50,23 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
         if head.pages > 1:
             raise ValueError(f"{path} contains {head.pages} images: save each as a file")
         if head.size != named:
-            turned = ": turn it, or" if head.size == named[::-1] else ": "
+            hint = "turn it, or " if head.size == named[::-1] else ""
             raise ValueError(
-                f"{path} has {head.size} pixels, but {annotations} says {named}{turned} use the "
+                f"{path} has {head.size} pixels, but {annotations} says {named}: {hint}use the "
                 "images that were annotated"
             )
+        turned += [path] * (head.turn > 1)
         pages.append(Page(path))
         masks.append(_encoded(data, number, named, annotations))
-    left = files.number - len(pages)
-    if left:
-        print0(f"{annotations}: {left} of {files.number} images are not in it, and are left out")
+    number = sum(map(len, files.values()))
+    if number > len(pages):
+        left = f"{number - len(pages)} of {number} images"
+        print0(f"{annotations}: {left} are not in it, and are left out")
+    if turned:  # where the size is the same, they may have been annotated before or after
+        print0(
+            f"{len(turned)} images are turned as their metadata says: compare {turned[0]} with its "
+            "masks"
+        )
     return Pictures(pages, labels=False), masks
 
 
@@ -97,51 +106,49 @@ def _indexed(annotations: Path) -> Any:  # noqa: ANN401 -- a COCO
     return data
 
 
-class _Files:
-    """The files that a COCO file may name."""
+def _files(images: Any) -> _Files:  # noqa: ANN401 -- whatever SamDataset takes
+    """Return the images by their names, with their folders, the first of which contains all.
 
-    def __init__(self, images: Any) -> None:  # noqa: ANN401 -- whatever SamDataset takes
-        """List them.
+    Raises:
+        TypeError: The images are not files.
+    """
+    if isinstance(images, (str, Path)) and Path(images).is_dir():
+        files, root = list_folder(Path(images)), Path(images).absolute()
+    else:
+        given = [images] if isinstance(images, (str, Path)) else list(images)
+        if not all(isinstance(each, (str, Path)) for each in given):
+            raise TypeError("masks in a COCO file need images that are a folder or files")
+        files = [Path(each) for each in given]
+        root = common_folder(files)
+    named: _Files = {}
+    for path in files:
+        parts = _parts(str(path.absolute().relative_to(root.parent)))
+        named.setdefault(parts[-1], []).append((path, parts))
+    return named
 
-        Raises:
-            TypeError: The images are not files.
-        """
-        one = isinstance(images, (str, Path))
-        if one and Path(images).is_dir():
-            files, root = list_folder(Path(images)), Path(images).absolute()
-        else:
-            given = [images] if one else list(images)
-            if not all(isinstance(each, (str, Path)) for each in given):
-                raise TypeError("masks in a COCO file need images that are a folder or files")
-            files = [Path(each) for each in given]
-            root = common_folder(files)
-        self.number, self.named = len(files), dict[str, list[tuple[Path, list[str]]]]()
-        for path in files:  # their names begin with that of the folder
-            parts = _parts(str(path.absolute().relative_to(root.parent)))
-            self.named.setdefault(parts[-1], []).append((path, parts))
 
-    def find(self, name: str, annotations: Path) -> Path:
-        """Return the file of an image that the JSON names, perhaps in a sub-folder.
+def _find(name: str, files: _Files, annotations: Path) -> Path:
+    """Return the file of an image that the JSON names, perhaps in a sub-folder.
 
-        Raises:
-            FileNotFoundError: There is none, or there are several, in folders that are those of the
-                name as far as both are known.
-        """
-        wanted = _parts(name)
-        known = self.named.get(wanted[-1], [])
-        found = [
-            (path, parts)
-            for path, parts in known
-            if all(a == b for a, b in zip(reversed(parts), reversed(wanted), strict=False))
-        ]
-        found = [each for each in found if each[1][1:] == wanted] or found
-        if len(found) != 1:
-            other = f", but {known[0][0]} is in another folder" if known and not found else ""
-            raise FileNotFoundError(
-                f"{annotations} names the image {name}, and {len(found)} of the images have this "
-                f"name{other}: move or rename the image, or correct its file_name"
-            )
-        return found[0][0]
+    Raises:
+        FileNotFoundError: There is none, or there are several, in the folders that the name says,
+            as far as both are known.
+    """
+    wanted = _parts(name)
+    known = files.get(wanted[-1], [])
+    found = [
+        (path, parts)
+        for path, parts in known
+        if all(a == b for a, b in zip(reversed(parts), reversed(wanted), strict=False))
+    ]
+    found = [each for each in found if each[1][1:] == wanted] or found
+    if len(found) != 1:
+        other = f", but {known[0][0]} is in another folder" if known and not found else ""
+        raise FileNotFoundError(
+            f"{annotations} names the image {name}, and {len(found)} of the images have this "
+            f"name{other}: move or rename the image, or correct its file_name"
+        )
+    return found[0][0]
 
 
 def _parts(name: str) -> list[str]:

@@ -104,10 +104,10 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
         return None, None
     items = [_item(each) for each in given]
     for number, each in enumerate(items):
-        if isinstance(each, list) and not each:
+        if isinstance(each, list) and (name == "images" or not each):
             raise ValueError(
-                f"{name}[{number}] is an empty list: an image without objects has the mask "
-                "np.zeros((height, width))"
+                f"{name}[{number}] is {'a' if each else 'an empty'} list: only masks can be lists, "
+                "with one mask per object; without objects, pass np.zeros((height, width))"
             )
     if not any(isinstance(each, (Path, list, Image.Image, Stored)) for each in items):
         return None, None
@@ -121,7 +121,7 @@ def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
         return path
-    if isinstance(given, (list, tuple)) and not (given and isinstance(given[0], (list, tuple))):
+    if isinstance(given, (list, tuple)):
         return [_item(each) for each in given]
     # Processes that share an open file would read from wrong places, so each opens it.
     if isinstance(given, ImageFile.ImageFile) and given.tile:
@@ -154,7 +154,9 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
     """
     if head is None or mask_head is None:
         return False
-    if isinstance(mask, Path) and kind_of(image) == kind_of(mask) == NIFTI:
+    if isinstance(mask, list):
+        mask = mask[0]
+    elif kind_of(image) == kind_of(mask) == NIFTI:
         check_affines(image, mask)
         return True
     if head.pages != mask_head.pages:
@@ -165,10 +167,9 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
         )
     if head.size != mask_head.size:
         # The header of a PNG file does not always have its orientation.
-        one = mask[0] if isinstance(mask, list) else mask
-        pixels, labels = read(image, labels=False), read(one, labels=True)
+        pixels, labels = read(image, labels=False), read(mask, labels=True)
         turned = f", turned by EXIF orientation {head.turn}" if head.turn > 1 else ""
-        check_sizes(f"{image}{turned}", pixels.shape, str(one), labels)
+        check_sizes(f"{image}{turned}", pixels.shape, str(mask), labels)
     return False
 
 

@@ -136,3 +136,13 @@ def test_a_crowd_as_text_is_read(tmp_path: Path) -> None:
     item = SamDataset(tmp_path / "set", path)[0]
     assert torch.equal(item["instances"] == 1, item["masks"][0])
     assert "ignored" not in item
+
+
+def test_an_orientation_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the size is the same, only a person can see whether it was annotated before it."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = picture(tmp_path / "set" / "1.jpg")
+    Image.open(path).save(path, exif=exif)
+    SamDataset(tmp_path / "set", coco(tmp_path, ["1.jpg"]))
+    assert "1 images are turned as their metadata says" in capsys.readouterr().out

@@ -159,6 +159,8 @@ def test_a_stack_may_be_a_list_in_memory(kind: Callable[[Any], Any]) -> None:
             SamDataset(IMAGES[:1], [[kind(OBJECT), kind(other)]])
     with pytest.raises(ValueError, match=r"masks\[1\] is an empty list"):
         SamDataset(IMAGES[:2], [[kind(OBJECT)], []])
+    with pytest.raises(ValueError, match=r"images\[0\] is a list: only masks can be lists"):
+        SamDataset([[kind(OBJECT)]], MASKS[:1])
 
 
 def test_the_error_for_other_numbers_has_a_file(tmp_path: Path) -> None:
