@@ -60,7 +60,7 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
     Raises:
         ValueError: It is not the shape of an image with channels last.
     """
-    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[-1] not in {1, 3}):
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[-1] not in {1, 3}) or 0 in shape:
         hint = ""
         if len(shape) == 3 and shape[0] in {1, 3}:
             hint = ": move the channels to the end, image.transpose(1, 2, 0)"

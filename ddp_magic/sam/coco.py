@@ -110,6 +110,7 @@ def _files(images: Any) -> _Files:  # noqa: ANN401 -- whatever SamDataset takes
     """Return the images by their names, with their folders, the first of which contains all.
 
     Raises:
+        FileNotFoundError: An image does not exist.
         TypeError: The images are not files.
     """
     if isinstance(images, (str, Path)) and Path(images).is_dir():
@@ -122,6 +123,8 @@ def _files(images: Any) -> _Files:  # noqa: ANN401 -- whatever SamDataset takes
         root = common_folder(files)
     named: _Files = {}
     for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
         parts = _parts(str(path.absolute().relative_to(root.parent)))
         named.setdefault(parts[-1], []).append((path, parts))
     return named

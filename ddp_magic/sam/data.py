@@ -102,8 +102,12 @@ class SamDataset(Dataset[Item]):
         is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
         pair: Any = open_coco(images, Path(str(masks))) if is_coco else open_pair(images, masks)
         self.images, self.masks = pair
-        if ignore_label == 0:
-            raise ValueError("invalid ignore_label 0, which is the background: use another number")
+        is_integer = np.asarray(ignore_label).dtype.kind in "iu"
+        if ignore_label == 0 or (ignore_label is not None and not is_integer):
+            raise ValueError(
+                f"invalid ignore_label {ignore_label!r}: use an integer other than 0, which is the "
+                "background"
+            )
         self.ignore_label, self.components = ignore_label, components
         self._checked: set[int] = set()  # the masks that are known to be valid
         if len(self.images) != len(self.masks):

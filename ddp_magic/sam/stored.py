@@ -57,7 +57,7 @@ def as_stored(array: Any) -> Any:  # noqa: ANN401 -- any value
 
 def to_numpy(array: Any) -> Any:  # noqa: ANN401 -- any value
     """Return a tensor of torch as an array of NumPy, and anything else unchanged."""
-    if not hasattr(array, "detach"):
+    if not (hasattr(array, "detach") and hasattr(array, "cpu")):
         return array
     tensor = array.detach().cpu()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()

@@ -64,6 +64,12 @@ def test_an_image_in_another_folder_is_not_used(tmp_path: Path, name: str) -> No
             SamDataset(images, coco(tmp_path, [name]))
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    """Not an image in it."""
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*nothing"):
+        SamDataset(tmp_path / "nothing", coco(tmp_path, ["1.png"]))
+
+
 def test_names_in_either_form_of_unicode_are_found(tmp_path: Path) -> None:
     """The same letters, composed by Linux and decomposed by macOS."""
     picture(tmp_path / "set" / "zelle\u0301.png")

@@ -207,6 +207,10 @@ def test_errors_of_libraries_have_a_name(tmp_path: Path) -> None:
     for components in (False, True):
         with pytest.raises(ValueError, match=r"mask 0 has dtype uint64, .*2\*\*63"):
             SamDataset(IMAGES[:1], [MASKS[0].astype(np.uint64) * 2**62 * 2], components=components)
+    with pytest.raises(ValueError, match="invalid ignore_label '255'"):
+        SamDataset(IMAGES, MASKS, ignore_label="255")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"image 0 has shape \(0, 64\)"):
+        SamDataset([IMAGES[0][:0]], [MASKS[0][:0]])
     path = images(tmp_path, ["1.png"])[0]
     for given in (str(path), path, Image.open(path)):
         with pytest.raises(
