@@ -12,6 +12,8 @@ from ddp_magic.sam.checks import check_shape, sketch
 from ddp_magic.sam.files import in_memory, looked_at, name_of
 from ddp_magic.sam.process_group import print0
 
+FEW_LEVELS = 64  # a maximum below it is not that of gray levels 0..255, few of which would be left
+
 
 def gray_window(
     images: Sequence[Any] | NDArray[Any], given: tuple[float, float] | None = None
@@ -26,9 +28,11 @@ def gray_window(
         (low, high) in the units of the images; None for uint8 images, which are not scaled.
 
     Raises:
-        ValueError: The dtypes are different, values are not finite, or all values are so small that
-            the images were probably divided by 255 twice.
+        ValueError: The dtypes are different, values are not finite, all values are so small that
+            the images were probably divided by 255 twice, or the given values are not in order.
     """
+    if given is not None and not -np.inf < given[0] < given[1] < np.inf:
+        raise ValueError(f"invalid window {given}: pass (low, high), with low < high")
     numbers = looked_at(images, len(images) if in_memory(images) else 64)
     looked = [np.asarray(images[i]) for i in numbers]
     types = {image.dtype for image in looked}
@@ -43,33 +47,45 @@ def gray_window(
     low = min(float(np.min(image)) for image in looked)
     high = max(float(np.max(image)) for image in looked)
     if not np.isfinite([low, high]).all():
-        worst = next(
-            i for i, image in zip(numbers, looked, strict=True) if not np.isfinite(image).all()
-        )
-        check_levels(name_of(images, "image", worst), np.asarray(images[worst]), kind, None)
+        for i, image in zip(numbers, looked, strict=True):
+            check_levels(name_of(images, "image", i), image, kind, None)
     if low < high and low >= 0 and high <= (1 if kind.kind in "iu" else 1.01 / 255):
-        brightest, image = next(x for x in zip(numbers, looked, strict=True) if x[1].max() == high)
+        i, image = max(zip(numbers, looked, strict=True), key=lambda each: each[1].max(initial=0))
         raise ValueError(
             f"images of dtype {kind} with values {low:g}..{high:g} are nearly black: were they "
             "divided by 255 twice, or converted to integers after the division, or are they masks? "
-            f"{name_of(images, 'image', brightest)}:\n" + sketch(_plane(image) > high / 2)
+            f"{name_of(images, 'image', i)}:\n" + sketch(_plane(image) > high / 2)
         )
     if given is not None or kind == np.uint8:
         return given
-    if kind.kind in "bf" and low >= 0 and high <= 1:
-        window, rule = (0.0, 1.0), "multiplied by 255"
-    elif low >= 0 and high <= 255:
-        if kind.kind == "f":
-            _check_dark(images, dict(zip(numbers, looked, strict=True)))
-        window, rule = (0.0, 255.0), "used as gray levels 0..255"
-    else:  # percentiles, since microscopes have hot pixels; from at most ~4000 pixels per image
-        flat = [image.ravel() for image in looked]
-        sample = np.concatenate([pixels[:: 1 + pixels.size // 4096] for pixels in flat])
-        first, last = np.percentile(sample, (0.1, 99.9))
-        window = (float(first), float(last))
-        rule = f"{first:g}..{last:g} (percentiles 0.1 and 99.9) stretched to 0..255"
+    window, rule = _chosen(images, dict(zip(numbers, looked, strict=True)), low, high)
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
+
+
+def _chosen(
+    images: Any,  # noqa: ANN401 -- a sequence
+    looked: dict[int, NDArray[Any]],
+    low: float,
+    high: float,
+) -> tuple[tuple[float, float], str]:
+    """Return the values that are scaled to 0 and 255, and a sentence on them."""
+    kind = next(iter(looked.values())).dtype.kind
+    if kind in "bf" and low >= 0 and high <= 1:
+        return (0.0, 1.0), "multiplied by 255"
+    if low >= 0 and FEW_LEVELS <= high <= 255:
+        if kind == "f":
+            _check_dark(images, looked)
+        return (0.0, 255.0), "used as gray levels 0..255"
+    # Percentiles, since microscopes have hot pixels; of at most ~4000 pixels per image.
+    flat = [image.ravel() for image in looked.values()]
+    sample = np.concatenate([pixels[:: 1 + pixels.size // 4096] for pixels in flat])
+    first, last = np.percentile(sample, (0.1, 99.9))
+    source = "percentiles 0.1 and 99.9"
+    if first == last:  # small objects on a flat background
+        first, last, source = low, max(high, low + 1), "all values"
+    rule = f"{first:g}..{last:g} ({source}) stretched to 0..255"
+    return (float(first), float(last)), rule
 
 
 def _check_dark(images: Any, looked: dict[int, NDArray[Any]]) -> None:  # noqa: ANN401 -- a sequence
