@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Array = NDArray[Any]
 
@@ -73,24 +70,29 @@ def one_channel(pixels: Array) -> Array:
     return gray
 
 
-def labels_of_palette(file: Image.Image) -> Array:
+def labels_of_palette(indices: Array, palette: Array) -> Array:
     """Return the labels (H, W) of an image with a palette: its indices, if 0 is black.
 
-    Otherwise gray colors are the labels, as in a mask of black and white.
+    Where the palette is a scale of gray, its gray levels are the labels, as in a mask of black and
+    white, or where a writer left out the colors that are not used.
+
+    Args:
+        indices: the pixels, (H, W).
+        palette: red, green and blue of each index, (colors, 3) uint8.
 
     Raises:
         ValueError: It is unclear which index is the background.
     """
-    indices = np.asarray(file)
-    palette = np.reshape(file.getpalette("RGB") or [], (-1, 3))
     used = np.unique(indices)
     if used.max(initial=0) >= len(palette):
         raise ValueError("has indices without a color in its palette: save it without a palette")
     black = [int(index) for index in used if not palette[index].any()]
-    if black == [0] or (0 not in used and not black):
-        return np.asarray(indices)
-    is_gray, shades = (palette[used] == palette[used, :1]).all(), np.unique(palette[used, 0])
-    if is_gray and (len(shades) > 1 or len(used) == 1):
+    gray = (palette == palette[:, :1]).all(1)
+    levels = len(np.unique(palette[used, 0])) if gray[used].all() else 0
+    is_scale = gray.all() and levels == len(used)
+    if not is_scale and (black == [0] or (0 not in used and not black)):
+        return indices
+    if levels > 1 or levels == len(used):
         return np.asarray(palette[indices, 0], dtype=np.uint8)
     raise ValueError(
         f"has a palette, in which the indices {black or 'none'} are black, so that the background "

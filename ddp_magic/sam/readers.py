@@ -152,7 +152,8 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
         decode = codecs.png_decode if file.format == "PNG" else codecs.jpeg2k_decode
         pixels = decode(_encoded(file))
     elif mode == "P" and labels:
-        pixels = labels_of_palette(file)
+        palette = np.reshape(file.getpalette("RGB") or [], (-1, 3)).astype(np.uint8)
+        pixels = labels_of_palette(np.asarray(file), palette)
     else:
         wanted = {"La": "LA", "RGBa": "RGBA"}.get(mode, mode)
         if mode in {"P", "PA"}:

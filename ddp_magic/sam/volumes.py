@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_magic.sam.channels import turned
+from ddp_magic.sam.channels import labels_of_palette, turned
 
 Array = NDArray[Any]
+BLACK = ": save it with tifffile.imwrite(path, array, photometric='minisblack')"
 Foreign = Any  # a module or an object of a library without types
 
 
@@ -50,9 +51,8 @@ class _Tiff(NamedTuple):
     """How a TIFF is read."""
 
     head: Header
-    series: Foreign  # of tifffile
-    order: tuple[int, ...]  # its axes: those that number the pages, Y, X, channels
-    colors: str  # the photometric interpretation
+    series: list[Foreign]  # of tifffile, all alike
+    order: tuple[int, ...]  # their axes: those that number the pages, Y, X, channels
     palette: bool  # whether colors come from the palette
     inverted: bool  # whether 0 is white
 
@@ -63,17 +63,23 @@ def tiff_header(path: Path, *, labels: bool) -> Header:
         return _tiff(file, labels=labels).head
 
 
+def _series(file: Foreign) -> list[Foreign]:
+    """Return the groups of pages of a TIFF, without previews."""
+    return [each for each in file.series if not each.keyframe.is_reduced]
+
+
 def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     """Decide how to read a TIFF.
 
     Raises:
         ValueError: Its pages have several sizes, or its channels are not gray, or red, green, blue.
     """
-    series = [each for each in file.series if not each.keyframe.is_reduced]
-    if len(series) != 1:
+    series = _series(file)
+    kinds = {(each.axes, each.shape, each.dtype, each.keyframe.photometric) for each in series}
+    if len(kinds) != 1:  # where pages were written one by one, each is a series
         shapes = ", ".join(str(each.shape) for each in series[:4])
         raise ValueError(f"contains pages of several kinds ({shapes}): save each as a file")
-    (one,), page = series, series[0].keyframe
+    one, page = series[0], series[0].keyframe
     axes, shape = one.axes, one.shape
     channels = [n for n, name in enumerate(axes) if name in "SC" and shape[n] > 1]
     named_c = [n for n in channels if axes[n] == "C"]
@@ -85,6 +91,12 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     as_rgb = colors == "YCBCR" and "JPEG" in page.compression.name  # decoded as RGB
     if colors not in {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "MASK"} and not as_rgb:
         raise ValueError(f"has the color space {colors}: save it as RGB")
+    alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in {1, 2}
+    if page.samplesperpixel - alpha not in {1, 3}:
+        raise ValueError(
+            f"has {page.samplesperpixel} channels, of which {'the last' if alpha else 'none'} is "
+            "alpha: save one, or three as red, green and blue"
+        )
     at = (axes.index("Y"), axes.index("X"))
     others = tuple(n for n in range(len(axes)) if n not in {*at, *channels})
     height, width = (shape[n] for n in at)
@@ -96,12 +108,14 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     tag = page.tags.get(274)
     turn = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
     # ImageJ saves its lookup tables, of false colors or inverted, with pixels that it measures.
-    palette = colors == "PALETTE" and not labels and not file.is_imagej
-    pages = int(np.prod([shape[n] for n in others], dtype=int))
+    palette = colors == "PALETTE" and not file.is_imagej
+    pages = len(series) * int(np.prod([shape[n] for n in others], dtype=int))
     dtype = np.dtype(np.uint8) if palette or one.dtype == bool else native(one.dtype)
     head = Header(pages, (width, height) if turn > 4 else (height, width), dtype, turn)
     inverted = colors == "MINISWHITE" and not (labels and file.is_imagej)
-    return _Tiff(head, one, (*others, *at, *channels), colors, palette, inverted)
+    if inverted and not labels and one.dtype.kind not in "bu":
+        raise ValueError(f"is a TIFF of {one.dtype} where 0 is white{BLACK}")
+    return _Tiff(head, series, (*others, *at, *channels), palette, inverted)
 
 
 def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
@@ -112,34 +126,38 @@ def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
     """
     with require("tifffile").TiffFile(path) as file:
         plan = _tiff(file, labels=labels)
-        page = plan.series.keyframe
-        if plan.head.pages == len(plan.series.pages) and page.axes in {"YX", "YXS"}:
-            pixels = plan.series.pages[number].asarray()
+        which, at = divmod(number, plan.head.pages // len(plan.series))
+        series, page = plan.series[which], plan.series[which].keyframe
+        bits, shades = page.bitspersample, page.colormap
+        if plan.head.pages == len(plan.series) * len(series.pages) and page.axes in {"YX", "YXS"}:
+            page = series.pages[at]
+            pixels, shades = page.asarray(), getattr(page, "colormap", shades)
         else:
-            pixels = _tiff_stack(path, path.stat().st_mtime_ns, plan.order)[number]
-        if plan.palette:
-            shades = page.colormap  # (3, colors), 8 or 16 bits
-            pixels = (shades >> 8 if shades.max() > 255 else shades).astype(np.uint8).T[pixels]
-        if plan.inverted and labels and len(np.unique(pixels)) == 2:
-            raise ValueError(
-                "is a TIFF where 0 is white, so that it is unclear which of its two values is the "
-                "object: save it with tifffile.imwrite(path, mask, photometric='minisblack')"
-            )
-        if plan.inverted and not labels and pixels.dtype.kind in "bu":
-            pixels = ~pixels if pixels.dtype == bool else (2**page.bitspersample - 1) - pixels
-    if pixels.dtype == bool and not labels:
-        pixels = pixels.astype(np.uint8) * 255
+            pixels = _tiff_stack(path, path.stat().st_mtime_ns, which, plan.order)[at]
+    if plan.palette:  # (3, colors), 8 or 16 bits
+        palette = (shades >> 8 if shades.max() > 255 else shades).astype(np.uint8).T
+        pixels = labels_of_palette(pixels, palette) if labels else palette[pixels]
+    elif labels and plan.inverted and len(np.unique(pixels)) == 2:
+        raise ValueError(
+            f"is a TIFF where 0 is white, so that it is unclear which value is the object{BLACK}"
+        )
+    elif not labels:
+        top = 2**bits - 1
+        if plan.inverted:
+            pixels = ~pixels if pixels.dtype == bool else top - pixels
+        if bits < 8:
+            pixels = pixels.astype(np.uint8) * (255 // top)
     return turned(pixels, plan.head.turn)
 
 
 @lru_cache(maxsize=2)  # an image and its masks
-def _tiff_stack(path: Path, _mtime_ns: int, order: tuple[int, ...]) -> Array:
-    """Read a whole TIFF, (pages, H, W) or (pages, H, W, C)."""
+def _tiff_stack(path: Path, _mtime_ns: int, which: int, order: tuple[int, ...]) -> Array:
+    """Read a whole series of a TIFF, (pages, H, W) or (pages, H, W, C)."""
     with require("tifffile").TiffFile(path) as file:
-        plan = _tiff(file, labels=False)
-        stack = plan.series.asarray().transpose(order)
-    numbering = len(order) - (3 if "C" in plan.series.axes or "S" in plan.series.axes else 2)
-    return np.asarray(stack).reshape(plan.head.pages, *stack.shape[numbering:])
+        series = _series(file)[which]
+        stack = series.asarray().transpose(order)
+    numbering = len(order) - (3 if "C" in series.axes or "S" in series.axes else 2)
+    return np.asarray(stack).reshape(-1, *stack.shape[numbering:])
 
 
 # --------------------------------------------------------------------------------------- NIfTI
@@ -188,14 +206,14 @@ def check_affines(image: Path, mask: Path) -> None:
     ours = nibabel.load(image)
     other = _as_axes_of(nibabel.load(mask), ours)
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-    shape = (*ours.shape, 1)[:3]
+    shape, theirs = (*ours.shape, 1)[:3], (*other.shape, 1)[:3]
     corners[:, :3] *= np.array(shape) - 1
     there = corners @ (np.linalg.inv(ours.affine) @ other.affine).T  # in voxels of the image
     far = float(np.abs(there - corners).max())
-    if other.shape[: len(ours.shape)] != ours.shape[:3] or far > 0.5:
+    if theirs != shape or far > 0.5:
         raise ValueError(
-            f"the label map {mask} has shape {other.shape[:3]} and lies up to {far:.3g} voxels "
-            f"away from the image {image} of shape {ours.shape[:3]}: resample it to the image; or, "
+            f"the label map {mask} has shape {theirs} and lies up to {far:.3g} voxels "
+            f"away from the image {image} of shape {shape}: resample it to the image; or, "
             "if the arrays do match, save it with the image's affine: "
             "nibabel.Nifti1Image(labels, image.affine)"
         )
@@ -226,6 +244,10 @@ def dicom_header(path: Path) -> Header:
         raise ValueError("is a DICOM file without an image")
     if data.PhotometricInterpretation == "PALETTE COLOR":
         raise ValueError("is a DICOM image with a palette: save it as RGB")
+    if data.get("ModalityLUTSequence"):
+        raise ValueError(
+            "has a Modality LUT Sequence: pass pydicom.pixels.apply_modality_lut(pixels, ds)"
+        )
     each = data.get("PerFrameFunctionalGroupsSequence", [])
     if any("PixelValueTransformationSequence" in frame for frame in each):
         raise ValueError("scales each frame in another way: convert it to NIfTI with dcm2niix")
@@ -251,4 +273,7 @@ def _dicom_frames(path: Path, _mtime_ns: int, labels: bool) -> Array:
     frames = pixels.reshape(head.pages, *head.size).astype(np.float64)
     if data.PhotometricInterpretation == "MONOCHROME1" and not labels:  # 0 is white
         frames = (-1 if data.PixelRepresentation else 2**data.BitsStored - 1) - frames
+    for group in data.get("SharedFunctionalGroupsSequence", []):
+        for scale in group.get("PixelValueTransformationSequence", []):
+            data.RescaleSlope, data.RescaleIntercept = scale.RescaleSlope, scale.RescaleIntercept
     return np.asarray(library.apply_modality_lut(frames, data), dtype=np.float32)

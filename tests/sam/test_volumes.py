@@ -1,0 +1,148 @@
+"""TIFF, NIfTI and DICOM files of unusual kinds are read right, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import nibabel
+import numpy as np
+import pydicom
+import pydicom.data
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from ddp_magic.prelude import SamDataset
+from ddp_magic.sam.readers import header, read
+
+RNG = np.random.default_rng(0)
+STACK = RNG.integers(0, 256, (4, 20, 30), dtype=np.uint8)
+GRAY = STACK[0]
+LABELS = np.zeros((20, 30), np.uint8)
+LABELS[2:9, 3:12], LABELS[11:17, 14:28] = 1, 2
+
+
+@pytest.mark.parametrize("pages", [(4,), (2, 2)])
+def test_pages_that_are_written_one_by_one(tmp_path: Path, pages: tuple[int, ...]) -> None:
+    """Each write makes a series of its own in the TIFF, of one page or of several."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for part in STACK.reshape(-1, *pages[1:], 20, 30):
+            file.write(part, photometric="minisblack")
+    assert header(path).pages == 4
+    assert np.array_equal([read(path, n, labels=False) for n in range(4)], STACK)
+    imageio.mimwrite(path, list(STACK))
+    assert np.array_equal([read(path, n, labels=True) for n in range(4)], STACK)
+    with tifffile.TiffWriter(path) as file:
+        file.write(GRAY)
+        file.write(GRAY.astype(np.uint16))
+    with pytest.raises(ValueError, match=r"a\.tif: contains pages of several kinds"):
+        header(path)
+
+
+def test_each_page_of_a_tiff_has_its_own_palette(tmp_path: Path) -> None:
+    """Pillow writes one for each page."""
+    colors = RNG.integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    pages = [Image.fromarray(each).quantize(8) for each in colors]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    for number, page in enumerate(pages):
+        found = read(tmp_path / "a.tif", number, labels=False)
+        assert np.array_equal(found, np.asarray(page.convert("RGB")))
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (5,)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_a_channel_that_is_not_alpha_is_not_dropped(
+    tmp_path: Path, shape: tuple[int], dtype: type, planar: str
+) -> None:
+    """Such as nuclei and cells, or near infrared, which no tag says to be transparency."""
+    pixels = np.tile(LABELS[..., None].astype(dtype), (1, 1, *shape))
+    stored = pixels if planar == "contig" else pixels.transpose(2, 0, 1)
+    for extra, photometric in ((shape[0] - 1, "minisblack"), (shape[0] - 3, "rgb")):
+        if extra > 0:
+            tifffile.imwrite(
+                tmp_path / "a.tif",
+                stored,
+                photometric=photometric,
+                planarconfig=planar,
+                extrasamples=["unspecified"] * extra,
+            )
+            for labels in (False, True):
+                with pytest.raises(ValueError, match=rf"a\.tif: has {shape[0]} channels"):
+                    header(tmp_path / "a.tif", labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_tiff_where_zero_is_white_is_inverted_or_refused(tmp_path: Path, dtype: type) -> None:
+    """Signed and float values have no maximum that is black; those of labels stay."""
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([LABELS] * 2).astype(dtype), photometric=0)
+    with pytest.raises(ValueError, match=r"a\.tif: is a TIFF of .* where 0 is white"):
+        header(tmp_path / "a.tif")
+    assert np.array_equal(read(tmp_path / "a.tif", 1, labels=True), LABELS)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_tiff_of_few_bits(tmp_path: Path, bits: int) -> None:
+    """Labels are the numbers in the file; an image has its gray levels, from 0 to 255."""
+    pixels = np.arange(4, dtype=np.uint8).repeat(8) % 2**bits  # (32,)
+    packed = np.packbits(np.unpackbits(pixels[:, None], axis=1)[:, -bits:]).tobytes()
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        iter([packed * 20]),
+        shape=(20, 32),
+        dtype=np.uint8,
+        bitspersample=bits,
+        photometric="minisblack",
+    )
+    expected = np.tile(pixels, (20, 1))
+    assert np.array_equal(read(tmp_path / "a.tif", labels=True), expected)
+    levels = expected * (255 // (2**bits - 1))
+    assert np.array_equal(read(tmp_path / "a.tif", labels=False), levels)
+
+
+def test_nifti_of_one_time_point(tmp_path: Path) -> None:
+    """A fourth axis of length 1, of the image, of its labels, or of both, is left out."""
+    affine = np.diag([1, 1, 2, 1.0])
+    volume = RNG.integers(0, 999, (30, 20, 3), dtype=np.int16)
+    labels = np.stack([LABELS.T] * 3, -1)
+    for ours, theirs in ((volume[..., None], labels[..., None]), (volume, labels[..., None]),
+                         (volume[..., None], labels)):  # fmt: skip
+        nibabel.save(nibabel.Nifti1Image(ours, affine), tmp_path / "a.nii")
+        flipped = nibabel.Nifti1Image(theirs, affine).as_reoriented(
+            nibabel.orientations.axcodes2ornt("LPS")
+        )
+        nibabel.save(flipped, tmp_path / "b.nii.gz")
+        data = SamDataset([tmp_path / "a.nii"], [tmp_path / "b.nii.gz"])
+        assert np.array_equal(data[2]["instances"], LABELS)
+        assert np.array_equal(data.images[1], volume[..., 1].T)
+
+
+def _ct() -> Any:
+    return pydicom.dcmread(str(pydicom.data.get_testdata_file("CT_small.dcm")))
+
+
+def test_an_enhanced_dicom_is_scaled(tmp_path: Path) -> None:
+    """Its slope and intercept are in the functional groups that its frames share."""
+    data, scale, group = _ct(), Dataset(), Dataset()
+    expected = data.pixel_array * 2.0 - 1000
+    del data.RescaleSlope, data.RescaleIntercept
+    scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = 2, -1000, "HU"
+    group.PixelValueTransformationSequence = [scale]
+    data.SharedFunctionalGroupsSequence = [group]
+    data.save_as(tmp_path / "a.dcm")
+    assert np.array_equal(read(tmp_path / "a.dcm", labels=False), expected)
+
+
+def test_a_dicom_with_a_table_of_values_is_refused(tmp_path: Path) -> None:
+    """The error names the file, before its pixels are read."""
+    data, table = _ct(), Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 0, 16], [0, 5, 7, 9]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    data.ModalityLUTSequence = [table]
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ValueError, match=r"a\.dcm: has a Modality LUT Sequence"):
+        header(tmp_path / "a.dcm")
