@@ -13,7 +13,7 @@ from ddp_magic.sam.checks import check_sizes
 from ddp_magic.sam.names import check_order, list_folder, match
 from ddp_magic.sam.pictures import Page, Pictures
 from ddp_magic.sam.process_group import print0
-from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read
+from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read, turn_of
 from ddp_magic.sam.stored import Stored, as_stored, to_numpy
 from ddp_magic.sam.volumes import Header, check_affines
 
@@ -43,17 +43,19 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
         check_order(files, mask_files)
     heads = _headers(files or [], labels=False)
     mask_heads = _headers(mask_files or [], labels=True)
-    turned: list[Path] = []
     like: list[Path | None] = [None] * len(mask_files or [])
     if files is not None and mask_files is not None:
         for number, (image, mask) in enumerate(zip(files, mask_files, strict=True)):
-            turned += [image] * (_turn(heads[number]) != _turn(mask_heads[number]))
             if _check_files(image, heads[number], mask, mask_heads[number]):
                 like[number], mask_heads[number] = image, heads[number]
-    if turned:  # the mask may have been drawn on it before or after
+    turns = [_turn(*each) for each in zip(files or [], heads, strict=True)]
+    others = [_turn(*each) for each in zip(mask_files or turns, mask_heads or turns, strict=True)]
+    turned = [number for number, turn in enumerate(turns) if turn != others[number]]
+    if turned and files:  # the mask may have been drawn on it before or after
+        first = files[turned[0]]
         print0(
             f"{len(turned)} images are turned as their metadata says, but their masks are not: "
-            f"compare {turned[0]} with its mask"
+            f"compare {first if isinstance(first, Path) else f'image {turned[0]}'} with its mask"
         )
     _check_dtypes(files or [], heads)
     if files is not None:
@@ -166,15 +168,16 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
             "as a stack (N, H, W) in an .npy file"
         )
     if head.size != mask_head.size:
-        # The header of a PNG file does not always have its orientation.
         pixels, labels = read(image, labels=False), read(mask, labels=True)
         turned = f", turned by EXIF orientation {head.turn}" if head.turn > 1 else ""
         check_sizes(f"{image}{turned}", pixels.shape, str(mask), labels)
     return False
 
 
-def _turn(head: Header | None) -> int:
-    return head.turn if head else 1
+def _turn(item: Any, head: Any) -> int:  # noqa: ANN401 -- of `_listed`
+    if isinstance(item, Image.Image):
+        return turn_of(item)
+    return head.turn if isinstance(head, Header) else 1
 
 
 def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:

@@ -7,9 +7,11 @@ meaning is not certain is refused: the error names it and says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +98,12 @@ def _header(path: Path, *, labels: bool) -> Header:
     with _opened(path) as file:
         dtype: Any = {"I": np.int32, "F": np.float32}.get(file.mode, np.uint8)
         if file.format == "JPEG2000":
-            dtype = from_pil(file, labels=labels).dtype
-        elif _is_deep(file) or (file.mode[:1] == "I" and file.format in {"PNG", "PPM"}):
+            dtype = _decoded(file, labels=labels).dtype
+        elif _depth(file, labels=labels)[0] or (
+            file.mode[:1] == "I" and file.format in {"PNG", "PPM"}
+        ):
             dtype = np.uint16
-        # Where its EXIF is not at its head, a PNG file would be decoded to find it.
-        known = file.format != "PNG" or "exif" in file.info
-        turn = _exif_turn(file) if known else 1
+        turn = _exif_turn(file)
         return Header(1, file.size if turn > 4 else file.size[::-1], np.dtype(dtype), turn)
 
 
@@ -117,7 +119,7 @@ def _read(path: Path, page: int, *, labels: bool, like: Path | None) -> Array:
         pixels = volumes.read_dicom(path, page, labels=labels)
     else:
         with _opened(path) as file:
-            return from_pil(file, labels=labels)
+            return _decoded(file, labels=labels)
     return _finished(pixels, labels=labels)
 
 
@@ -146,8 +148,35 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
     Raises:
         ValueError: Its meaning is not certain, or Pillow would lose a part of it.
     """
-    mode = file.mode
-    if _is_deep(file):
+    with _own(file) as own:
+        return _decoded(own, labels=labels)
+
+
+def turn_of(file: Image.Image) -> int:
+    """Return the orientation in the metadata of a PIL image, which `from_pil` applies; 1: none."""
+    with _own(file) as own:
+        return _exif_turn(own)
+
+
+def _is_encoded(file: Image.Image) -> TypeGuard[ImageFile.ImageFile]:
+    """Return whether Pillow has opened a file, but not decoded it."""
+    return isinstance(file, ImageFile.ImageFile) and bool(file.tile)
+
+
+@contextmanager
+def _own(file: Image.Image) -> Iterator[Image.Image]:
+    """Open a file that is not decoded again, since it would lose bits for the next reading."""
+    if _is_encoded(file):
+        with Image.open(io.BytesIO(_encoded(file))) as own:
+            own.seek(file.tell())
+            yield own
+    else:
+        yield file
+
+
+def _decoded(file: Image.Image, *, labels: bool) -> Array:
+    mode, (deep, scale) = file.mode, _depth(file, labels=labels)
+    if deep:
         codecs = require("imagecodecs")
         decode = codecs.png_decode if file.format == "PNG" else codecs.jpeg2k_decode
         pixels = decode(_encoded(file))
@@ -167,6 +196,8 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
         pixels = np.asarray(file if wanted == mode else file.convert(wanted))
         if mode == "I" and file.format in {"PNG", "PPM"}:  # 16 bits
             pixels = pixels.astype(np.uint16)
+        if labels and scale != 1:
+            pixels = np.rint(pixels * scale).astype(pixels.dtype)
     if labels and _is_lossy(file) and len(np.unique(pixels)) > 2:
         raise ValueError(
             f"is a lossy {file.format} file, so that labels changed: save mask > 127 as PNG"
@@ -197,34 +228,63 @@ def _is_lossy(file: Image.Image) -> bool:
 
 
 def _exif_turn(file: Image.Image) -> int:
-    found = file.getexif().get(0x0112, 1)
+    # Pillow would decode each PNG, since it may have metadata after its pixels.
+    known = file.format != "PNG" or not _is_encoded(file) or _has_late_metadata(file)
+    found = (file.getexif() if known else Image.Image.getexif(file)).get(0x0112, 1)
     return found if found in range(1, 9) else 1
 
 
-def _is_deep(file: Image.Image) -> bool:
-    """Return whether a file, not decoded yet, has or may have more bits than Pillow returns.
+def _has_late_metadata(file: Any) -> bool:  # noqa: ANN401 -- a PngImageFile
+    """Return whether a PNG has EXIF or XMP after its pixels."""
+    stream, start = file.fp, file.fp.tell()
+    late, found, at = False, False, stream.seek(8)
+    while not found and len(chunk := stream.read(32)) >= 8:
+        kind, text = chunk[4:8], chunk[8:]
+        late = late or kind == b"IDAT"
+        found = late and (kind == b"eXIf" or text.startswith((b"XML:", b"Raw profile")))
+        at = stream.seek(at + 12 + int.from_bytes(chunk[:4], "big"))
+    stream.seek(start)
+    return found
+
+
+def _depth(file: Image.Image, *, labels: bool) -> tuple[bool, float]:
+    """Return what `_stored` does, or (False, 1) for pixels that decoding has not changed."""
+    if file.format == "TIFF":
+        tags = file.tag_v2  # type: ignore[attr-defined]
+        bits, white = set(tags.get(258, (1,))), tags.get(262) == 0
+        lost = 0 in tags.get(338, ()) or (16 in bits and (white or file.mode in {"RGB", "RGBA"}))
+        few = file.mode == "L" and bits & {2, 4}
+        if lost or (labels and (white or few)):
+            raise ValueError("is a TIFF of which Pillow changes the pixels: pass the path")
+    if _is_encoded(file):
+        return _stored(file)
+    path = Path(str(getattr(file, "filename", "")))
+    if file.format in {"PNG", "PPM"} and path.is_file():
+        with Image.open(path) as other:
+            deep, scale = _stored(other)
+        if deep or (labels and scale != 1):
+            raise ValueError("is decoded to 8 bits, which changed the pixels: pass the path")
+    return False, 1
+
+
+def _stored(file: Any) -> tuple[bool, float]:  # noqa: ANN401 -- an ImageFile
+    """Return whether a file has more bits than Pillow returns, and the scale of its numbers.
+
+    The scale is the factor from what Pillow returns, 0 to 255, to a file of 0 to 15, for example.
 
     Raises:
-        ValueError: It has, and no other library can read it; or Pillow has decoded it already.
+        ValueError: It has more bits, and no other library can read it.
     """
-    if not isinstance(file, ImageFile.ImageFile):
-        return False
-    if not file.tile:  # decoded
-        path = Path(str(file.filename))
-        if file.format in {"PNG", "TIFF"} and file.mode in {"RGB", "RGBA"} and path.is_file():
-            with Image.open(path) as again:
-                if ";16" in str(again.tile[:1]):
-                    raise ValueError("Pillow kept 8 of its 16 bits per color: pass the path")
-        return False
-    if file.format == "JPEG2000":
-        return True  # its 12-bit gray levels would be multiplied by 16, and its colors cut
     codec, arguments = file.tile[0][0], file.tile[0][3]
-    deep = ";16" in str(arguments) and file.mode[:1] != "I"
-    if file.format == "PPM" and codec == "ppm" and file.mode == "RGB":
-        deep = arguments[1] > 255  # type: ignore[index, operator]
+    deep, scale = ";16" in str(arguments) and file.mode[:1] != "I", 1.0
+    if codec.startswith("ppm") and isinstance(arguments, tuple):  # (mode, maximum)
+        deep = arguments[1] > 255 and file.mode == "RGB"
+        scale = arguments[1] / (65535 if file.mode == "I" else 255)
     if deep and file.format != "PNG":
         raise ValueError("has 16 bits per color, of which Pillow keeps 8: save it as a .tif file")
-    return deep
+    scale = {"L;2": 1 / 85, "L;4": 1 / 17}.get(str(arguments), scale)
+    # The 12-bit gray levels of JPEG 2000 would be multiplied by 16, and its colors cut.
+    return deep or file.format == "JPEG2000", scale
 
 
 def _encoded(file: Image.Image) -> bytes:
