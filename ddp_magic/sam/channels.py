@@ -38,7 +38,8 @@ def without_alpha(pixels: Array) -> Array:
         if clear:
             raise ValueError(
                 f"is transparent in {clear:.1%} of its pixels, so that their color is uncertain: "
-                "save it on a background, without an alpha channel"
+                "save it on a background, without an alpha channel. If the last channel is not "
+                "alpha, save one channel, or three as red, green and blue"
             )
         pixels = pixels[..., :-1]
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels

@@ -84,6 +84,12 @@ class Pictures(Sequence[Any]):
             masks.append(mask)
         return np.stack(masks)
 
+    def __getstate__(self) -> dict[str, Any]:
+        entries = self.entries
+        if isinstance(entries, list):  # Pillow would pickle decoded images, with 8 of 16 bits
+            entries = [self[n] if isinstance(e, Image.Image) else e for n, e in enumerate(entries)]
+        return vars(self) | {"entries": entries}
+
     def name(self, index: int) -> str:
         """Return the name of a file for messages, or "" for an image in memory."""
         entry = self.entries[index]

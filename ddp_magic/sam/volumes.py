@@ -68,6 +68,11 @@ def _series(file: Foreign) -> list[Foreign]:
     return [each for each in file.series if not each.keyframe.is_reduced]
 
 
+def _turn(page: Foreign) -> int:
+    found = int(page.tags.valueof(274, 1))
+    return found if found in range(1, 9) else 1
+
+
 def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     """Decide how to read a TIFF.
 
@@ -75,7 +80,10 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
         ValueError: Its pages have several sizes, or its channels are not gray, or red, green, blue.
     """
     series = _series(file)
-    kinds = {(each.axes, each.shape, each.dtype, each.keyframe.photometric) for each in series}
+    kinds = {
+        (each.axes, each.shape, each.dtype, each.keyframe.photometric, _turn(each.keyframe))
+        for each in series
+    }
     if len(kinds) != 1:  # where pages were written one by one, each is a series
         shapes = ", ".join(str(each.shape) for each in series[:4])
         raise ValueError(f"contains pages of several kinds ({shapes}): save each as a file")
@@ -105,8 +113,7 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
             f"has {width} columns: are they channels? tifffile.imwrite(path, rgb, "
             "photometric='rgb') writes colors"
         )
-    tag = page.tags.get(274)
-    turn = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
+    turn = _turn(page)
     # ImageJ saves its lookup tables, of false colors or inverted, with pixels that it measures.
     palette = colors == "PALETTE" and not file.is_imagej
     pages = len(series) * int(np.prod([shape[n] for n in others], dtype=int))
@@ -202,9 +209,11 @@ def check_affines(image: Path, mask: Path) -> None:
     Raises:
         ValueError: Its shape or affine is different, other than by the order of the axes.
     """
-    nibabel = require("nibabel")
-    ours = nibabel.load(image)
-    other = _as_axes_of(nibabel.load(mask), ours)
+    ours, labels = (require("nibabel").load(path) for path in (image, mask))
+    for path, volume in ((image, ours), (mask, labels)):
+        if not np.isfinite(volume.affine).all() or np.linalg.det(volume.affine) == 0:
+            raise ValueError(f"{path} has an invalid affine: save it with nibabel and a valid one")
+    other = _as_axes_of(labels, ours)
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     shape, theirs = (*ours.shape, 1)[:3], (*other.shape, 1)[:3]
     corners[:, :3] *= np.array(shape) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_sixteen_bits_of_a_pil_image_are_kept_each_time() -> None:
     for _ in range(2):
         assert np.array_equal(data.images[0], deep)
         assert data[1]["image"].max() == 255
+    assert np.array_equal(pickle.loads(pickle.dumps(data)).images[1], deep)  # in a worker
 
 
 @pytest.mark.parametrize("load", [False, True])

@@ -36,11 +36,14 @@ def test_pages_that_are_written_one_by_one(tmp_path: Path, pages: tuple[int, ...
     assert np.array_equal([read(path, n, labels=False) for n in range(4)], STACK)
     imageio.mimwrite(path, list(STACK))
     assert np.array_equal([read(path, n, labels=True) for n in range(4)], STACK)
-    with tifffile.TiffWriter(path) as file:
-        file.write(GRAY)
-        file.write(GRAY.astype(np.uint16))
-    with pytest.raises(ValueError, match=r"a\.tif: contains pages of several kinds"):
-        header(path)
+    kinds: list[tuple[Any, int]] = [(GRAY, 1), (GRAY.astype(np.uint16), 1), (STACK, 1), (GRAY, 3)]
+    for other, turn in kinds[1:]:
+        with tifffile.TiffWriter(path) as file:
+            for pixels, orientation in (kinds[0], (other, turn)):
+                tags = [(274, 3, 1, orientation, True)]
+                file.write(pixels, photometric="minisblack", extratags=tags)
+        with pytest.raises(ValueError, match=r"a\.tif: contains pages of several kinds"):
+            header(path)
 
 
 def test_each_page_of_a_tiff_has_its_own_palette(tmp_path: Path) -> None:
@@ -119,6 +122,20 @@ def test_nifti_of_one_time_point(tmp_path: Path) -> None:
         data = SamDataset([tmp_path / "a.nii"], [tmp_path / "b.nii.gz"])
         assert np.array_equal(data[2]["instances"], LABELS)
         assert np.array_equal(data.images[1], volume[..., 1].T)
+
+
+@pytest.mark.parametrize("value", [0, float("nan")])
+@pytest.mark.parametrize("name", ["a.nii", "b.nii"])
+def test_a_nifti_without_a_place_is_refused(tmp_path: Path, name: str, value: float) -> None:
+    """The error names the file whose affine cannot be inverted."""
+    for each in ("a.nii", "b.nii"):
+        affine = np.eye(4)
+        affine[0, 0] = value if each == name else 1
+        volume = nibabel.Nifti1Image(LABELS.T[..., None], None)
+        volume.header.set_sform(affine, code=1)
+        nibabel.save(volume, tmp_path / each)
+    with pytest.raises(ValueError, match=rf"{name} has an invalid affine"):
+        SamDataset([tmp_path / "a.nii"], [tmp_path / "b.nii"])
 
 
 def _ct() -> Any:
