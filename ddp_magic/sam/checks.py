@@ -50,7 +50,8 @@ def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray
     elif size == mask.shape[::-1]:
         hint = " (transposed?)"
     shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
-    file = "" if mask_name.startswith("mask ") and "(" not in mask_name else f" {mask_name}"
+    number = mask_name.removeprefix("mask ")
+    file = "" if number != mask_name and "(" not in number else f" {number}"
     raise ValueError(f"{name} has shape {shape}, but its mask{file} has {mask.shape}{hint}{shown}")
 
 
