@@ -203,7 +203,10 @@ def _pictures(
     sizes: list[Any] = []
     for item, head, axes in zip(items, heads, like, strict=True):
         pages = head.pages if head and isinstance(item, Path) else 1
-        sizes += [head and head.size] * pages
+        size = head.size if head else None
+        if isinstance(item, Image.Image):
+            size = item.size if turn_of(item) > 4 else item.size[::-1]
+        sizes += [size] * pages
         if isinstance(item, Path):
             entries += [Page(item, page, axes) for page in range(pages)]
         else:
