@@ -13,11 +13,15 @@ stacks it would cost seconds.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from json import loads as from_json  # bound here: a cell may replace the module's
 from math import prod
 from pickle import UnpicklingError
 from pickle import loads as from_pickle
+from sys import _current_frames
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,6 +53,9 @@ _RECORDERS: dict[str, tuple[str, Callable[[Any], Any], tuple[bool, ...]]] = {
 }
 
 
+STILL_S = 0.01  # a call that has lasted so long has recorded its collective
+_CALLERS = ("/torch/", "/ddp_magic/worker/checked_calls.py")  # files of what calls collectives
+
 # Bytes of an element, by torch's name of its type; of all others 1.
 _BYTES = {
     "Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
@@ -76,6 +83,8 @@ class FlightRecorder:
         self._unnamed: set[tuple[str, str]] = set()  # whose name has been asked for
         self._read_to: dict[str, int] = {}  # by backend, the last record that `new_calls` returned
         self._unfinished: dict[str, set[int]] = {}  # and those before it whose duration is to come
+        self._last: dict[str, Mapping[str, Any]] = {}  # as last read, by backend
+        self._main = _MainThread()
 
     def new_calls(self) -> tuple[list[CallRecord], int]:
         """Return the collectives that were called since the last time.
@@ -208,11 +217,21 @@ class FlightRecorder:
         return (*found, *(_unnamed(key, numbers, before) for key in unnamed))
 
     def _read(self, *, operations: bool) -> _Records:
-        """Return each recorder's record, by backend, and learn the names of its groups."""
-        records = {backend: _record(backend, operations=operations) for backend in _RECORDERS}
-        for backend, record in records.items():
-            self._learn(backend, record)
-        return records
+        """Return each recorder's record, by backend, and learn the names of its groups.
+
+        torch adds a group to the record with its first collective, without a lock: a thread that
+        reads at that moment crashes the process. Until all groups are in it, the last record
+        stands while the main thread may be calling one.
+        """
+        groups = _count_groups()
+        calls = self._main.may_call_torch()
+        for backend in _RECORDERS:
+            last = self._last.get(backend, {})
+            if calls and len(last.get("pg_status", {})) < groups:
+                continue
+            self._last[backend] = _record(backend, operations=operations)
+            self._learn(backend, self._last[backend])
+        return dict(self._last)
 
     def _learn(self, backend: str, record: Mapping[str, Any]) -> None:
         counted = set()
@@ -244,6 +263,42 @@ class FlightRecorder:
             if key in self._names
         }
         return {key: numbers[key] for key in newest.values()}
+
+
+_known: weakref.WeakSet[Any] = weakref.WeakSet()
+_created = 0  # groups of this process, also those that are gone: they stay in the record
+
+
+def _count_groups() -> int:
+    """Return how many process groups were seen so far."""
+    global _created  # noqa: PLW0603 -- the recorders of this process share torch's record
+    try:
+        new = [group for group in distributed_c10d._world.pg_map if group not in _known]
+    except RuntimeError:  # the main thread creates one at this moment
+        return _created + 1
+    _known.update(new)
+    _created += len(new)
+    return _created
+
+
+class _MainThread:
+    """Where the main thread is, as another thread sees it."""
+
+    def __init__(self) -> None:
+        self._place: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def may_call_torch(self) -> bool:
+        """Return whether it may have just called a function of torch's."""
+        main = threading.main_thread()
+        frame = _current_frames().get(main.ident or 0)
+        if frame is None or threading.current_thread() is main:
+            return False
+        place = id(frame), frame.f_lasti
+        if place != self._place:
+            self._place, self._since = place, monotonic()
+        still = monotonic() - self._since > STILL_S
+        return not still and any(name in frame.f_code.co_filename for name in _CALLERS)
 
 
 def _unnamed(key: tuple[str, str], numbers: Numbers, before: Numbers) -> GroupRecord:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -187,3 +189,40 @@ def test_a_duration_that_comes_later_is_returned_later(monkeypatch: pytest.Monke
     recorder = FlightRecorder()
     calls = [[(c.bytes, c.duration_s) for c in recorder.new_calls()[0]] for _ in range(4)]
     assert calls == [[(8, None)], [], [(8, 0.0025)], []]
+
+
+FIRST_COLLECTIVE = """
+import sys, threading, time
+import torch.distributed as dist
+from ddp_magic.worker.flight_recorder import STILL_S, FlightRecorder
+store = dist.FileStore(sys.argv[1], 1)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+dist.barrier()
+used = FlightRecorder().numbers()
+second, recorder, numbers = dist.new_group([0]), FlightRecorder(), []
+begun, done = threading.Lock(), threading.Lock()
+begun.acquire(), done.acquire()
+def read():
+    begun.acquire()
+    numbers.append(recorder.numbers())  # the second group may be entering the record
+    time.sleep(5 * STILL_S)
+    numbers.append(recorder.numbers())  # it has been there for a while
+    done.release()
+threading.Thread(target=read, daemon=True).start()
+call = "begun.release(); done.acquire(timeout=60)"  # in C, as a function of torch's waits
+exec(compile(call, "/site/torch/distributed/c10d.py", "exec"))
+dist.barrier(second)
+print(len(used), *map(len, numbers), len(recorder.numbers()))
+"""
+
+
+def test_nothing_is_read_while_a_group_may_be_entering_the_record(tmp_path: Path) -> None:
+    """torch has no lock for that: another thread that reads would crash the process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIRST_COLLECTIVE, tmp_path / "store"],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.stdout.split() == ["1", "0", "1", "2"], done
