@@ -25,7 +25,8 @@ _NCCL_REASON = "Last error:"  # the line below it says what NCCL found
 _HINTS = {
     signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
     signal.SIGSEGV: "a crash in C code",
-    signal.SIGABRT: "C code aborted; the rank's output above may say why",
+    signal.SIGABRT: "C code aborted; the rank's output above may say why. Tensors that differ "
+    "between ranks in a collective are a frequent reason: `--check` names them",
     signal.SIGBUS: "often /dev/shm is full: give DataLoader fewer workers",
     signal.SIGILL: "a library was built for another processor",
     signal.SIGFPE: "a crash in C code",

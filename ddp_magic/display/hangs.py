@@ -265,7 +265,9 @@ class _Known:
         state = self._processes.get(number, ProcessState())
         if state.stopped:
             return f"it is stopped: `kill -CONT {rank.pid}` continues it"
-        last = f"; it was last seen at {place}" if place else ""
+        # Only the function is known of what `launch` calls.
+        place = place if place.startswith("in ") or not place else f"at {place}"
+        last = f"; it was last seen {place}" if place else ""
         if state.in_system_call:
             return f"it is stuck in a system call, often of a disk or a network file system{last}"
         if self.is_silent(number):
@@ -276,7 +278,7 @@ class _Known:
                 return f"it waits in {short(operation)}{other.name}" + self.where(number, operation)
         if not place:
             return "it has not reported where it is"
-        return f"it {'computes' if rank.cpu > BUSY else 'is'} at {place}"
+        return f"it {'computes' if rank.cpu > BUSY else 'is'} {place}"
 
 
 def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
@@ -319,7 +321,9 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
     if not fates and seconds < HANG_S:
         return ""  # it moves data, or the last rank has just come
-    return "; ".join([head, *(fates or ["all its ranks have joined"])])
+    # Roots and reductions are not in the record.
+    joined = "all its ranks have joined: `--check` tells whether their arguments differ"
+    return "; ".join([head, *(fates or [joined])])
 
 
 def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:

@@ -67,9 +67,23 @@ class Journal:
 
     def end(self, record: RunRecord) -> None:
         """Write how the run ended."""
-        error = record.error._render_traceback_() if record.error else ()
+        error = list(record.error._render_traceback_() if record.error else ())
         words = {"state": record.state.value, "ended": record.ended, "summary": summary(record)}
-        self._write({**words, "error": list(error)})
+        self._write({**words, "error": error})
+        if self.failure:
+            self._end_without_room({**words, "error": error[-1:], "incomplete": self.failure})
+
+    def _end_without_room(self, entry: Mapping[str, Any]) -> None:
+        """Write the last line in the place of what stands there: the disk may be full."""
+        line = b"\n" + _line(entry)
+        try:
+            with self._path.open("r+b") as file:
+                head = len(file.readline(_END_BYTES))
+                file.seek(max(head, file.seek(0, os.SEEK_END) - len(line)))
+                file.write(line)
+                file.truncate()
+        except OSError:
+            pass  # it stays a run without an end
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self.failure:
@@ -151,6 +165,7 @@ class PastRun:
         ended: When it ended, in seconds since the epoch; None if it is not known.
         summary: The closing line.
         error: The lines of the error; empty if it succeeded.
+        incomplete: Why not all of its output was kept; empty if it was.
     """
 
     path: Path
@@ -167,6 +182,7 @@ class PastRun:
     ended: float | None = None
     summary: str = ""
     error: tuple[str, ...] = ()
+    incomplete: str = ""
 
     @property
     def goes_on(self) -> bool:
@@ -177,7 +193,9 @@ class PastRun:
     def kernel_lives(self) -> bool:
         """Whether its kernel is alive, and not another process that has its number now."""
         try:
-            return psutil.Process(self.kernel).create_time() <= self.started
+            kernel = psutil.Process(self.kernel)
+            is_zombie = kernel.status() == psutil.STATUS_ZOMBIE
+            return not is_zombie and kernel.create_time() <= self.started
         except psutil.Error:
             return False
 
@@ -191,7 +209,8 @@ class PastRun:
     def outcome(self) -> str:
         """The closing line, or why there is none."""
         if self.state is not None:
-            return self.summary
+            left_out = f" · not all of its output was kept: {self.incomplete}"
+            return self.summary + (left_out if self.incomplete else "")
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         return f"{ranks} · " + ("running" if self.kernel_lives else "ended with its notebook")
 
@@ -212,6 +231,7 @@ def read(path: Path) -> PastRun | None:
         if "state" in last:
             end = {name: last[name] for name in ("ended", "summary")}
             end |= {"state": State(last["state"]), "error": tuple(last["error"])}
+            end["incomplete"] = last.get("incomplete", "")
         return PastRun(path=path, **head, **end)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -259,7 +259,7 @@ class DDPMagics(Magics):
             text = "\n".join(self.controller.past.logs(args.run, args.rank, args.lines))
         except ValueError as error:
             raise UsageError(f"%ddp_logs: {error}") from error
-        print(text)  # noqa: T201 -- the answer
+        print(text, end="\n" if text else "")  # noqa: T201 -- the answer
 
     def _answer(self, words: list[str]) -> str:
         try:

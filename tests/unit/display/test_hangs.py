@@ -183,7 +183,7 @@ def test_a_rank_is_asked_by_its_heartbeat_too() -> None:
     rank = _rank(1)
     rank.enqueued = {"gloo:0": 3}
     (sentence,) = explain([_rank(0, WAITING), rank, _rank(2, WAITING)], NOW)
-    assert sentence.endswith("; all its ranks have joined")
+    assert "; all its ranks have joined: `--check` tells" in sentence
 
 
 def test_a_report_may_be_older_than_the_last_heartbeat() -> None:

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ddp_magic.errors import WorkerLostError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
+from tests.limits import HANG_S
 from tests.unit.fakes import FakeShell, text
 
 PNG = base64.b64encode(b"\x89PNG and so on").decode()
@@ -206,6 +209,41 @@ def test_a_full_disk_is_told_once(record: RunRecord, capsys: pytest.CaptureFixtu
     _end(record, screen)
     told = [line for line in capsys.readouterr().out.splitlines() if "%ddp_show" in line]
     assert told == ["%ddp_show cannot show all of this again: No space left on device"]
+
+
+def test_a_run_on_a_full_disk_has_an_end(tmp_path: Path) -> None:
+    """Its last line takes the place of others."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from tests.unit.display.test_journal import full_disk; full_disk(Path(sys.argv[1]))"
+    )
+    folder = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=folder, check=True, timeout=HANG_S)
+    run = journal.read(tmp_path / "journal.jsonl")
+    assert run is not None
+    assert run.state is State.FAILED
+    assert (
+        run.outcome == "2 ranks · 5.5 s · failed · not all of its output was kept: File too large"
+    )
+    assert len(run.outputs()) > 10
+
+
+def full_disk(folder: Path) -> None:
+    """Write a journal that does not fit, in a process with a limit."""
+    writer = Journal(folder / "journal.jsonl")
+    record = RunRecord(
+        id="1-2",
+        label="Cell",
+        log_directory=RunDirectory(folder),
+        ranks=[Rank(rank=r, log=folder / f"rank{r}.log") for r in range(2)],
+    )
+    writer.begin(record)
+    for number in range(100):
+        writer.text(f"{number} {'x' * 500}\n")
+    record.state, record.ended = State.FAILED, record.started + 5.5
+    writer.end(record)
 
 
 def test_each_entry_is_a_line_of_json(record: RunRecord) -> None:
