@@ -106,7 +106,7 @@ class Sampler:
             call_kind,
             sleeps=sleeps,
             pending=group != UNKNOWN,
-            busy=not sleeps or bool(kinds) or group != UNKNOWN or self._is_busy(time),
+            busy=not sleeps or group != UNKNOWN or self._is_busy(time),
             on_gpu=self._on_gpu,
         )
         main_busy = cpu_s - last_cpu_s >= _BUSY * seconds

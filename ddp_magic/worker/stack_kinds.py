@@ -117,7 +117,8 @@ def kind_of_stack(
         on_gpu: Whether the rank has a GPU.
     """
     found = next((kind for kind in _ORDER if kind is call or kind in functions), None)
-    if found is not None and (found is not Spent.IDLE or sleeps):
+    # A thread that waits for another one, which computes, is not idle.
+    if found is not None and (found is not Spent.IDLE or (sleeps and not busy)):
         return found
     if call is Spent.DEVICE:
         return Spent.DEVICE

@@ -74,7 +74,10 @@ def test_a_function_in_c_is_known_by_its_name(call: str, on_gpu: bool, kind: Spe
         ([], None, {"sleeps": True, "pending": True}, COLLECTIVE),
         ([], None, {"sleeps": False, "pending": True}, COMPUTE),
         # An asynchronous collective goes on while the program sleeps.
-        ([], IDLE, {"sleeps": True, "pending": True}, IDLE),
+        ([], IDLE, {"sleeps": True, "pending": True, "busy": False}, IDLE),
+        # `thread.join()` waits for nothing, or for a thread that computes.
+        ([IDLE], IDLE, {"sleeps": True, "busy": False}, IDLE),
+        ([IDLE], IDLE, {"sleeps": True, "busy": True}, COMPUTE),
         ([], IDLE, {"sleeps": False}, COMPUTE),
         # Other threads of an operation compute; or nothing in the process does.
         ([], None, {"sleeps": True, "busy": True}, COMPUTE),
