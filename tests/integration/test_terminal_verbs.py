@@ -160,14 +160,15 @@ def test_a_run_is_shown_after_the_end_of_its_kernel(
     message = first.start("%%ddp -n 1\nimport time\nprint('begun', flush=True)\ntime.sleep(1000)")
     first.finish(message, until="begun")
     os.kill(first.pid, signal.SIGKILL)
+    pid = first.pid
     first.stop()
 
     second = Kernel(tmp_path, shared_kernel_env)
     assert second.run("%load_ext ddp_magic").status == "ok"
     listed = second.run("%ddp_status").outputs[-1][1]["data"]["text/plain"]
-    cut, whole = re.findall(r"run (\S+) · Cell In\[\d+\] · ", listed)
+    cut, whole = re.findall(rf"run (\S+-{pid}-\d+) · Cell In\[\d+\] · ", listed)
     assert "1 rank · ended with its notebook" in listed
-    newest = second.run("%ddp_show")
+    newest = second.run(f"%ddp_show {cut}")
     assert newest.lines[-2:] == ["[rank 0] begun", "1 rank · ended with its notebook"], newest
     again = second.run(f"%ddp_show {whole}")
     assert again.status == "ok", again

@@ -24,13 +24,14 @@ def run(
     directory = RunDirectory(root / run_id)
     directory.make_again()
     log_directory = RunDirectory(root / logs) if logs else directory
+    began = time.time() - age_s
     record = RunRecord(
         id=run_id,
         label="Cell In[1]",
         log_directory=log_directory,
         ranks=[Rank(rank=0, log=log_directory.rank_log(0))],
-        started=time.time() - age_s,
-        ended=time.time() - age_s + 1,
+        started=began,
+        ended=began + 1,
         state=State.SUCCEEDED,
     )
     writer = Journal(directory.journal)
