@@ -17,6 +17,8 @@ demo: .venv/installed
 
 # Three processes on two cores, since most tests wait; the tests of a file share a kernel and stay
 # together. The files are in the order of collection, so that the small ones come last.
+PARALLEL := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: .venv/installed
 	$(PARALLEL) -m "not slow and not alone and not gpu"
 	$(BIN)/python -m pytest -m "alone and not gpu" tests/integration
@@ -24,8 +26,6 @@ test: .venv/installed
 # Half as many minutes again: the trainings of the notebooks, torchrun, a random fault of each kind.
 test-slow: .venv/installed
 	$(PARALLEL) -m "slow and not gpu" tests/integration tests/sam tests/chaos
-
-PARALLEL := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # With the lowest versions that pyproject.toml allows. Warnings are not errors here: old libraries warn.
 test-oldest: .venv-oldest/installed

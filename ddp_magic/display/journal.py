@@ -51,7 +51,6 @@ class Journal:
                 "started": record.started,
                 "logs": str(record.logs),
                 "kernel": os.getpid(),
-                "cwd": _cwd(),
             }
         )
 
@@ -106,13 +105,6 @@ class Journal:
         return size
 
 
-def _cwd() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 -- a string is wanted
-    except FileNotFoundError:  # it has been removed
-        return ""
-
-
 def _line(entry: Mapping[str, Any]) -> bytes:
     # Text of a rank may hold lone surrogates, which UTF-8 has no bytes for: ASCII has.
     return json.dumps(entry, default=str).encode() + b"\n"
@@ -160,7 +152,6 @@ class PastRun:
         started: When it started, in seconds since the epoch.
         logs: Directory of the ranks' logs.
         kernel: Process id of its kernel.
-        cwd: The kernel's working directory.
         state: How it ended; None if the journal does not say so.
         ended: When it ended, in seconds since the epoch; None if it is not known.
         summary: The closing line.
@@ -177,7 +168,6 @@ class PastRun:
     started: float
     logs: str
     kernel: int
-    cwd: str
     state: State | None = None
     ended: float | None = None
     summary: str = ""
@@ -212,7 +202,7 @@ class PastRun:
             left_out = f" · not all of its output was kept: {self.incomplete}"
             return self.summary + (left_out if self.incomplete else "")
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
-        return f"{ranks} · " + ("running" if self.kernel_lives else "ended with its notebook")
+        return f"{ranks} · " + ("running" if self.goes_on else "ended with its notebook")
 
     def outputs(self) -> list[dict[str, Any]]:
         """Return what was shown, in order: `text`, or `display`, `metadata` and `id`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,10 +243,8 @@ class DDPMagics(Magics):
         if args.help:
             print(SHOW_HELP)  # noqa: T201 -- the answer
             return
-        try:
+        with _usage_errors("%ddp_show"):
             replay(self.controller.past.find(args.run), self.shell)
-        except ValueError as error:
-            raise UsageError(f"%ddp_show: {error}") from error
 
     @line_magic
     @documented(LOGS_HELP)
@@ -255,17 +254,13 @@ class DDPMagics(Magics):
         if args.help:
             print(LOGS_HELP)  # noqa: T201 -- the answer
             return
-        try:
+        with _usage_errors("%ddp_logs"):
             text = "\n".join(self.controller.past.logs(args.run, args.rank, args.lines))
-        except ValueError as error:
-            raise UsageError(f"%ddp_logs: {error}") from error
         print(text, end="\n" if text else "")  # noqa: T201 -- the answer
 
     def _answer(self, words: list[str]) -> str:
-        try:
+        with _usage_errors("%ddp_status"):
             return self.controller.answers.answer(words)
-        except ValueError as error:
-            raise UsageError(f"%ddp_status: {error}") from error
 
     @line_magic
     @documented(STOP_HELP)
@@ -306,6 +301,15 @@ class DDPMagics(Magics):
             )
         own = self.replaced["line" if body is None else "cell"]["debug"]
         return own(line) if body is None else own(line, body)
+
+
+@contextmanager
+def _usage_errors(magic: str) -> Iterator[None]:
+    """Raise a ValueError of the body as the magic's UsageError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{magic}: {error}") from error
 
 
 def _parse(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ddp_magic.kernel import option_values as read
@@ -306,12 +306,8 @@ STATUS_OPTIONS = (
 )
 
 SHOW_OPTIONS = (
-    Option(
-        name="run",
-        metavar="RUN",
-        read=read.word,
-        what="run id",
-        use="the id of a run, or its end",
+    replace(
+        STATUS_OPTIONS[0],
         help="The id of a run, or its end. Default: the newest run of this notebook, or of any.",
     ),
     HELP,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more 
 SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
 
 Table = dict[str, NDArray[Any]]
+T = TypeVar("T")
 
 
 def evaluate(  # noqa: PLR0913 -- options with defaults
@@ -122,10 +123,7 @@ def score_objects(
     numbers = range(rank, n, world)  # samplers would pad
     loader = load(dataset, numbers, batch_size, workers, device)
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
-    # In the line of the training's bar, if there is one: a line below it needs a terminal.
-    shown: dict[str, Any] = {"delay": 2, "ncols": 60, "file": sys.stdout, "position": 0}
-    bar = tqdm(loader, "evaluate", disable=rank != 0, leave=False, **shown)
-    for step, raw in enumerate(bar):
+    for step, raw in enumerate(_with_bar(loader, "evaluate", leave=False)):
         batch = prepare(raw, wrapper.geometry, device)
         logits = wrapper.predict_logits(batch, memory_bytes)
         of_clicks = [logits[k - 1] for k in CLICKS]
@@ -144,6 +142,15 @@ def score_objects(
     return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
 
 
+def _with_bar(items: Iterable[T], what: str, *, leave: bool = True) -> Iterable[T]:
+    """Show a bar on rank 0 that advances with the items, after two seconds."""
+    # In the line of the training's bar, if there is one: a line below it needs a terminal.
+    hidden = rank_and_world()[0] != 0
+    return tqdm(
+        items, what, delay=2, disable=hidden, leave=leave, ncols=60, position=0, file=sys.stdout
+    )
+
+
 def _match_images(
     model: nn.Module, dataset: Dataset[Item], multimask: bool | None
 ) -> list[Matches]:
@@ -155,8 +162,7 @@ def _match_images(
     rank, world = rank_and_world()
     own: list[Matches] = []
     numbers = range(rank, size_of(dataset), world)
-    shown: dict[str, Any] = {"delay": 2, "ncols": 60, "file": sys.stdout, "position": 0}
-    for i in tqdm(numbers, "segment", disable=rank != 0, **shown):
+    for i in _with_bar(numbers, "segment"):
         true = target_of(dataset, i).get("instances")
         if true is None:
             raise ValueError(

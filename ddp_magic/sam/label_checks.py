@@ -11,9 +11,7 @@ from ddp_magic.sam.checks import sketch
 from ddp_magic.sam.masks import Encoded, Mask, components_of, label_areas, object_mask
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
-RIMMED = (
-    0.5  # maximum share of the objects' rows that have a thin rim of a lower label on each side
-)
+RIMMED = 0.5  # maximum share of objects' rows with a thin rim of a lower label on both sides
 RIM = 4  # maximum width of such a rim, px
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
 
