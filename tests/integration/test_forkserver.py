@@ -709,5 +709,5 @@ def test_100_runs(new_kernel: Callable[..., Kernel], tmp_path: Path) -> None:
     assert psutil.Process(kernel.pid).children(recursive=True) == [forkserver]
     runs = list((tmp_path / "cache").glob("ddp_magic/[0-9]*"))
     assert len(runs) == 105
-    # What is kept is what the ranks wrote: nothing here.
-    assert {path.name for run in runs for path in run.iterdir()} == {"cell.py"}
+    # What is kept is what the ranks wrote, nothing here, and what `%ddp_show` shows.
+    assert {path.name for run in runs for path in run.iterdir()} == {"cell.py", "journal.jsonl"}
