@@ -196,20 +196,22 @@ class CallLog:
 
 
 @contextlib.contextmanager
-def written(command: RunCell, rank: int, cells: Iterable[tuple[str, int]]) -> Iterator[None]:
+def written(
+    command: RunCell, rank: int, cells: Callable[[], Iterable[tuple[str, int]]]
+) -> Iterator[None]:
     """Write down, in the body of the `with`, which collectives this rank calls, if that is wanted.
 
     Args:
         command: The cell that runs in the body.
         rank: This rank.
-        cells: Files and numbers of the notebook's cells: the code of a function that `launch` calls
-            is in one of them.
+        cells: Returns files and numbers of the notebook's cells: the code of a function that
+            `launch` calls is in one of them.
     """
     if not command.check:
         yield
         return
     path = RunDirectory(Path(command.path).parent).calls(rank)
-    others = {file: f"Cell In[{number}]" for file, number in cells}
+    others = {file: f"Cell In[{number}]" for file, number in cells()}
     with written_to(CallLog(path, others if command.call else {command.name: ""})):
         yield
 

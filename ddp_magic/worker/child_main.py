@@ -12,6 +12,7 @@ imports it.
 from __future__ import annotations
 
 import ast
+import importlib.machinery
 import json
 import os
 import sys
@@ -22,13 +23,14 @@ from typing import Any, TypeVar
 
 from ddp_magic.system.frames import know_source, warnings_without_ours, without_ours
 
+_NAME = "ddp_magic.worker.child_main"  # in a child, `__name__` is another one
 VARIABLE = "DDP_MAGIC_MAIN"  # names the file that a rank leaves for its children
 
 Kept = TypeVar("Kept")
 
 
 class Inheritance:
-    """The file that a rank leaves for its children.
+    """What a rank leaves for its children, in a file that is written before one starts.
 
     Args:
         path: Path of the file.
@@ -36,10 +38,12 @@ class Inheritance:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._cells: list[tuple[str, Collection[str]]] = []
+        self._cells: list[str] = []
+        self._binds: dict[str, set[str]] = {}  # the names that a cell defines, once they are needed
         self._captured: list[tuple[Mapping[str, Any], Collection[str]]] = []
         self._prelude: set[str] = set()
         self._files: dict[str, str] = {}
+        self._is_written = False
 
     def add_cell(self, path: str, prelude: Collection[str], file: str = "") -> None:
         """Add a cell that is about to run.
@@ -50,15 +54,14 @@ class Inheritance:
             file: Its `__file__`; empty for `path`.
         """
         self._files[path] = file or path
-        binds = names_bound(definitions(Path(path).read_text(encoding="utf-8")))
-        self._cells = [*_not_replaced(self._cells, binds), (path, binds)]
+        self._cells.append(path)
         self._prelude |= set(prelude)
-        self._write()
+        self._is_written = False
 
     def add_captured(self, captured: Mapping[str, Any], names: Collection[str]) -> None:
         """Add values of the notebook's (`received_values.for_children`)."""
         self._captured = [*_not_replaced(self._captured, names), (captured, names)]
-        self._write()
+        self._is_written = False
 
     def drop_captured(self, held: Collection[int]) -> set[int]:
         """Forget the values in shared memory that is not held; return the numbers still needed.
@@ -71,13 +74,17 @@ class Inheritance:
             for captured, names in self._captured
             if set(captured["segments"]) <= {captured["command"]["stream"], *held}
         ]
-        self._write()
+        self._is_written = False
         return {captured["command"]["stream"] for captured, _ in self._captured}
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the file, unless that has been done since the last change."""
+        if self._is_written and self._path.exists():
+            return
+        self._cells = cells = self._needed_cells()
         left = {
-            "cells": [path for path, _ in self._cells],
-            "files": {path: self._files[path] for path, _ in self._cells},
+            "cells": cells,
+            "files": {path: self._files[path] for path in cells},
             "prelude": sorted(self._prelude),
             "captured": [captured for captured, _ in self._captured],
         }
@@ -92,10 +99,56 @@ class Inheritance:
             os.environ.pop(VARIABLE, None)
             return
         os.environ[VARIABLE] = str(self._path)
+        self._is_written = True
+
+    def _needed_cells(self) -> list[str]:
+        """Return the running cell, and the earlier ones with definitions that still hold."""
+        *earlier, running = self._cells
+        needed, replaced = [running], set(self._bound(running))
+        for path in reversed(earlier):
+            if bound := self._bound(path) - replaced:
+                needed.append(path)
+                replaced |= bound
+        return needed[::-1]
+
+    def _bound(self, path: str) -> set[str]:
+        if path not in self._binds:
+            try:
+                self._binds[path] = names_bound(definitions(Path(path).read_text(encoding="utf-8")))
+            except OSError:  # an old run, which has been removed
+                self._binds[path] = set()
+        return self._binds[path]
+
+
+class MainSpec(importlib.machinery.ModuleSpec):
+    """The `__spec__` of a rank's `__main__`.
+
+    `multiprocessing` (`spawn.get_preparation_data`), and joblib likewise, read its name right
+    before they start a child: this is when the rank leaves what the child needs. To do so in each
+    cell would cost a session's cell 0.2 ms.
+
+    Args:
+        inheritance: What the rank leaves; None before it is known.
+    """
+
+    def __init__(self, inheritance: Inheritance | None = None) -> None:
+        self._inheritance = inheritance
+        super().__init__(_NAME, None)
+
+    @property
+    def name(self) -> str:
+        """Name of this module."""
+        if self._inheritance is not None:
+            self._inheritance.write()
+        return _NAME
+
+    @name.setter
+    def name(self, _name: str) -> None:
+        """Do nothing: `ModuleSpec` sets it."""
 
 
 def _replace(path: Path, text: bytes) -> None:
-    """Write a file; every cell does. To empty it first would wait for the disk on ext4."""
+    """Write a file. To empty it first would wait for the disk on ext4."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
         file.write(text)
         file.truncate()

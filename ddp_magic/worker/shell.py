@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib.machinery
 import linecache
 import sys
 import traceback
@@ -147,6 +146,7 @@ class CellShell(InteractiveShell):
     compiler_class = Type(CellCompiler)
     display_pub_class = Type(RankDisplayPublisher)
     displayhook_class = Type(RankDisplayHook)
+    _source = ""  # of the file that `run_file` runs
 
     def init_prompts(self) -> None:
         """Do not set `sys.ps1`, by which Lightning and others recognize an interactive interpreter.
@@ -165,11 +165,15 @@ class CellShell(InteractiveShell):
         self._follow_notebook(command.shell)
         self.user_module.__file__ = command.name
         self.compile.start_cell(command)
-        self.displayhook.source = source
+        self.displayhook.source = self._source = source
         self.execution_count = command.execution_count or 1
         result = self.run_cell(source, store_history=False)
         error: BaseException | None = result.error_before_exec or result.error_in_exec
         return error
+
+    def transform_cell(self, raw_cell: str) -> str:
+        """Return the cell as Python: the kernel has transformed the one in the file."""
+        return raw_cell if raw_cell is self._source else str(super().transform_cell(raw_cell))
 
     def should_run_async(self, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401 -- IPython's
         """Return whether the cell awaits, without the compiler's warnings.
@@ -192,11 +196,10 @@ class CellShell(InteractiveShell):
                 self.compile.add_cell(file, number)
 
     def _follow_notebook(self, settings: dict[str, str]) -> None:
-        if "colors" in settings:
-            self.colors = settings["colors"]
-        if "ast_node_interactivity" in settings:
-            self.ast_node_interactivity = settings["ast_node_interactivity"]
-        if "xmode" in settings:
+        for name in ("colors", "ast_node_interactivity"):
+            if getattr(self, name) != settings.get(name, getattr(self, name)):
+                setattr(self, name, settings[name])  # each time, it would make formatters anew
+        if self.InteractiveTB.mode != settings.get("xmode", self.InteractiveTB.mode):
             self.InteractiveTB.set_mode(mode=settings["xmode"])
 
     def format_error(self, error: BaseException, tb: TracebackType | None) -> list[str]:
@@ -249,7 +252,7 @@ def _make_shell() -> CellShell:
     bars.use_text()
     module = types.ModuleType("__main__")
     # `multiprocessing` children of a rank import this module instead of the cell.
-    module.__spec__ = importlib.machinery.ModuleSpec(child_main.__name__, None)
+    module.__spec__ = child_main.MainSpec()
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.autoindent = False

@@ -180,6 +180,7 @@ class Worker:
             "device": device,
         }
         shell = start_shell(Displays(self._rank, self._channel, self._pipe), names)
+        shell.user_module.__spec__ = child_main.MainSpec(self._for_children)
         self._report_ready()
         return shell, groups, self._listener.next_command()
 
@@ -224,7 +225,7 @@ class Worker:
             self._reload_modules()
             self._values.provide(shell)
             before = NamesBefore(shell.user_ns)
-            with checked_calls.written(command, self._rank, shell.compile.numbered_cells()):
+            with checked_calls.written(command, self._rank, shell.compile.numbered_cells):
                 return shell.run_file(command)
 
         directory = RunDirectory(Path(command.path).parent)

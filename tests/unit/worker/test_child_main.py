@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import multiprocessing.spawn
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddp_magic.worker.child_main import VARIABLE, Inheritance, definitions, restore
+from ddp_magic.worker.child_main import VARIABLE, Inheritance, MainSpec, definitions, restore
 
 CELL = """\
 import os
@@ -109,12 +111,48 @@ def test_what_is_defined_anew_is_left_once(tmp_path: Path, monkeypatch: pytest.M
         path = tmp_path / f"{number}.py"
         path.write_text(text)
         inheritance.add_cell(str(path), ())
+    inheritance.write()
     paths = [Path(path).name for path in json.loads(left.read_text())["cells"]]
     assert paths == ["0.py", "2.py", "3.py"]
     for stream, names in enumerate(["ab", "b", "a"]):
         entry = {"command": {"stream": stream}, "segments": [stream]}
         inheritance.add_captured(entry, names)
         assert inheritance.drop_captured(()) == [{0}, {0, 1}, {1, 2}][stream]
+
+
+def test_it_is_written_when_multiprocessing_starts_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its preparation of a child reads the main module's name (Python 3.10 to 3.14)."""
+    monkeypatch.setenv(VARIABLE, "")
+    left = tmp_path / "children.json"
+    inheritance = Inheritance(left)
+    main = types.ModuleType("__main__")
+    main.__spec__ = MainSpec(inheritance)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for number in range(2):
+        path = tmp_path / f"{number}.py"
+        path.write_text(f"x{number} = 1")
+        inheritance.add_cell(str(path), ())
+        assert str(path) not in (left.read_text() if left.exists() else "")
+        prepared = multiprocessing.spawn.get_preparation_data("child")
+        assert prepared["init_main_from_name"] == "ddp_magic.worker.child_main"
+        assert str(path) in json.loads(left.read_text())["cells"]
+        assert os.environ[VARIABLE] == str(left)
+
+
+def test_a_cell_whose_run_has_been_removed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child of a long session starts without it."""
+    monkeypatch.setenv(VARIABLE, "")
+    now = tmp_path / "now.py"
+    now.write_text("x = 1")
+    inheritance = Inheritance(tmp_path / "children.json")
+    inheritance.add_cell(str(tmp_path / "gone.py"), ())
+    inheritance.add_cell(str(now), ())
+    inheritance.write()
+    assert json.loads((tmp_path / "children.json").read_text())["cells"] == [str(now)]
 
 
 def test_restored_definitions_go_by_the_cells_own_name(tmp_path: Path) -> None:
