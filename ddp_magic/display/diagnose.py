@@ -25,12 +25,16 @@ _NCCL_REASON = "Last error:"  # the line below it says what NCCL found
 _HINTS = {
     signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
     signal.SIGSEGV: "a crash in C code",
-    signal.SIGABRT: "C code aborted; the rank's output above may say why. Tensors that differ "
-    "between ranks in a collective are a frequent reason: `--check` names them",
+    signal.SIGABRT: "C code aborted; the rank's output above may say why",
     signal.SIGBUS: "often /dev/shm is full: give DataLoader fewer workers",
     signal.SIGILL: "a library was built for another processor",
     signal.SIGFPE: "a crash in C code",
 }
+
+# What C++ writes when it aborts on an exception, and what that says when gloo has received more
+# data than a collective of this rank expects: another rank has called it with other tensors.
+_ABORT = re.compile(r"terminate called after throwing an instance of .*\s+what\(\):\s*(.+)")
+_OTHER_SIZE = re.compile(r"op\.preamble\.length <= op\.nbytes\. (\d+) vs (\d+)")
 
 DUMPED_CHARS = 500  # of a file name in a stack dump of faulthandler
 _MAIN = (
@@ -62,11 +66,13 @@ class Failure:
         error: What it raised; None if it did not raise.
         finished: Its `sys.exit`; None if it did not call it.
         ended_by_us: Whether the agent or the kernel ended its process.
+        last_words: The end of its output, if it aborted.
     """
 
     rank: int
     time: float
     code: int | None = None
+    last_words: str = ""
     error: Error | None = None
     finished: Finished | None = None
     ended_by_us: bool = False
@@ -75,6 +81,11 @@ class Failure:
     def lost_its_peer(self) -> bool:
         """Whether it failed because another rank ended."""
         return self.error is not None and bool(_LOST_PEER.search(self.error.evalue))
+
+    @property
+    def met_other_sizes(self) -> bool:
+        """Whether gloo ended it, since another rank sent tensors of another size."""
+        return bool(_OTHER_SIZE.search(_abort_reason(self.last_words)))
 
     @property
     def is_victim(self) -> bool:
@@ -102,7 +113,7 @@ def describe(failure: Failure) -> str:
     if failure.finished is not None:
         said = f": {failure.finished.message}" if failure.finished.message else ""
         return f"{rank} ended by sys.exit with code {failure.finished.code}{said}"
-    return f"{rank} {describe_exit(failure.code)}"
+    return f"{rank} {describe_exit(failure.code, failure.last_words)}"
 
 
 def describe_error(error: Error) -> str:
@@ -216,8 +227,13 @@ def _where_it_is(name: str, cell: str, session: str) -> str:
     )
 
 
-def describe_exit(code: int | None) -> str:
-    """Return what an exit code means."""
+def describe_exit(code: int | None, last_words: str = "") -> str:
+    """Return what an exit code means.
+
+    Args:
+        code: The exit code, or the negative number of a signal.
+        last_words: The end of the rank's output, if it aborted.
+    """
     if code is None:
         return "has not ended"
     if code == LOST_CONNECTION:
@@ -228,8 +244,25 @@ def describe_exit(code: int | None) -> str:
     if code >= 0:
         return f"exited with code {code}, without a traceback (os._exit, or a library's own exit)"
     name = signal_name(-code)
-    hint = _HINTS.get(-code, "")  # type: ignore[call-overload]
+    hint = _abort_hint(last_words) or _HINTS.get(-code, "")  # type: ignore[call-overload]
     return f"was killed by {name} (exit {code})" + (f": {hint}" if hint else "")
+
+
+def _abort_reason(last_words: str) -> str:
+    """Return what a C++ exception said that aborted a rank; empty if none is known."""
+    reasons = _ABORT.findall(last_words)
+    return str(reasons[-1]).strip() if reasons else ""
+
+
+def _abort_hint(last_words: str) -> str:
+    reason = _abort_reason(last_words)
+    if not (sizes := _OTHER_SIZE.search(reason)):
+        return reason and f"C++ raised: {reason}"
+    return (
+        f"gloo received {sizes[1]} bytes for a buffer of {sizes[2]}: the ranks have called a "
+        "collective with tensors of different shapes or dtypes, or different collectives. "
+        "`--check` names them"
+    )
 
 
 def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:

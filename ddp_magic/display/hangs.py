@@ -113,7 +113,9 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     """
     known = _Known(ranks, 0.0, {})
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
-    return different or list(waits) or mismatches(ranks)
+    aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
+    met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
+    return different or met or list(waits) or mismatches(ranks)
 
 
 class _Group:
@@ -188,6 +190,24 @@ class _Group:
         """Whether a rank raised in its last collective."""
         last = self.records[rank].enqueued == operation.number
         return last and known.ranks[rank].error is not None
+
+    def met_by(self, aborted: Sequence[Rank], known: _Known) -> list[str]:
+        """Return what other ranks called when gloo aborted ranks for the size of their tensors."""
+        if not any(rank.rank in self.members for rank in aborted):
+            return []
+        same: dict[str, list[int]] = defaultdict(list)
+        for rank, record in self.records.items():
+            last = next((o for o in record.operations if o.number == record.enqueued), None)
+            if last is not None and (
+                self._failed_in(rank, last, known) or self._called_in_cell(rank) == 1
+            ):
+                words = f"{describe(last)}, #{last.number}{self.name}{known.where(rank, last)}"
+                same[words].append(rank)
+        who = " and ".join(f"{_ranks([rank.rank])}{rank.where}" for rank in aborted)
+        return [
+            f"{_ranks(ranks)} called {what}; what {who} called does not match"
+            for what, ranks in same.items()
+        ]
 
     def unequal(self, known: _Known) -> str | None:
         """Return a sentence if ranks have called more collectives than others of the group."""

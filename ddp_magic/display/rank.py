@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from ddp_magic.wire.messages import (
     WorkerReady,
 )
 from ddp_magic.wire.states import Phase
+
+LAST_BYTES = 4000  # of its output that say why it aborted
 
 
 @dataclass(kw_only=True)
@@ -151,12 +154,19 @@ class Rank:
     @property
     def stdout(self) -> str:
         """Everything it wrote to stdout and stderr in this run, in order."""
+        return self._read()
+
+    def _read(self, last_bytes: int | None = None) -> str:
+        """Return what it wrote in this run, or only the last bytes of it."""
         if self.log is None or not self.log.exists():
             return ""
         begin, end = self.log_span
         if end is not None and end < begin:  # the file was created again meanwhile
             begin = 0
         with self.log.open("rb") as file:
+            if last_bytes is not None:
+                size = file.seek(0, 2)
+                begin = max(begin, (size if end is None else min(size, end)) - last_bytes)
             file.seek(begin)
             return file.read(-1 if end is None else end - begin).decode(errors="replace")
 
@@ -185,8 +195,16 @@ class Rank:
                 time=self.ended or time.time(),
                 code=self.code,
                 ended_by_us=self.by_agent or self.killed,
+                last_words=self._last_words() if self.code == -signal.SIGABRT else "",
             )
         return None
+
+    def _last_words(self) -> str:
+        """Return the end of what it wrote in this run."""
+        try:
+            return self._read(LAST_BYTES)
+        except OSError:
+            return ""
 
     def silent_s(self, now: float) -> float:
         """Return for how long a running rank has sent no heartbeat, in seconds.

@@ -93,3 +93,10 @@ def test_a_cell_may_replace_what_reads_its_ranks(kernel: Kernel) -> None:
     answer = ask(kernel, mistake)
     assert re.search(mistake.says, answer.said), answer
     assert "did not answer" not in answer.rest.traceback
+
+
+def test_a_rank_that_gloo_aborts_says_why(kernel: Kernel) -> None:
+    """Two ranks with other sizes: C++ ends one of them, without a Python error."""
+    result = kernel.run("%%ddp -n 2\nx = torch.ones(4 + rank)\ndist.all_reduce(x)")
+    assert result.status == "error"
+    assert "the ranks have called a collective with tensors of different shapes" in result.traceback

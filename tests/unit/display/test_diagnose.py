@@ -33,6 +33,22 @@ def test_a_victim_is_blamed_only_if_there_is_nobody_else() -> None:
     assert diagnose.first_failure([victim]) is victim
 
 
+def test_an_abort_says_what_cpp_raised() -> None:
+    """Of several in its output the last one; gloo's complaint about sizes in words."""
+    terminate = "terminate called after throwing an instance of 'std::{}'\n  what():  {}\nmore\n"
+    words = terminate.format("out_of_range", "old") + terminate.format("bad_alloc", "no memory")
+    aborted = Failure(rank=0, time=0.0, code=-6, last_words=words)
+    assert diagnose.describe(aborted).endswith("SIGABRT (exit -6): C++ raised: no memory")
+    assert not aborted.met_other_sizes
+    sizes = "[enforce fail at pair.cc:456] op.preamble.length <= op.nbytes. 8 vs 4. Received data"
+    words = terminate.format("x", sizes)
+    aborted = Failure(rank=0, time=0.0, code=-6, last_words=words)
+    assert "gloo received 8 bytes for a buffer of 4" in diagnose.describe(aborted)
+    assert aborted.met_other_sizes
+    silent = diagnose.describe(Failure(rank=0, time=0.0, code=-6, last_words="nothing of it"))
+    assert silent.endswith("C code aborted; the rank's output above may say why")
+
+
 def test_every_end_has_words() -> None:
     """Signal names, codes and what was said."""
     assert "SIGKILL (exit -9): often the machine ran out of memory" in diagnose.describe_exit(-9)

@@ -360,3 +360,34 @@ def test_a_short_wait_that_all_have_joined_is_usual() -> None:
     for age, told in ((3, 0), (24, 1)):
         waiting = _group(*_done(_op(1, age=30)), _op(2, age=age))
         assert len(explain([_rank(n, waiting) for n in range(3)], NOW, wait_s=2.0)) == told
+
+
+@pytest.mark.parametrize(
+    ("survivor", "expected"),
+    [
+        (_rank(1, _group(_op(1), _op(2)), error=error(1, "reset"), line=3), "all_reduce"),
+        (_rank(1, _group(*_done(_op(1, "all_gather"))), finished=finished(1)), "all_gather"),
+        (_rank(1, _group(*_done(_op(1), _op(2))), finished=finished(1)), ""),
+    ],
+    ids=["it raised in it", "its only one", "it is not known which"],
+)
+def test_an_abort_for_other_sizes_names_what_others_called(survivor: Rank, expected: str) -> None:
+    """The record of the rank that gloo aborted is lost; those of the others are not."""
+    words = "terminate called after throwing an instance of 'x'\n  what():  "
+    words += "op.preamble.length <= op.nbytes. 8 vs 4."
+    aborted = _Aborted(rank=0, line=3, code=-6, ended=NOW)
+    aborted.words = words
+    found = [text for text in reasons([aborted, survivor], ()) if "does not match" in text]
+    assert len(found) == bool(expected)
+    if found:
+        assert found[0].startswith(f"rank 1 called {expected} of float32 [3], #")
+        assert found[0].endswith("what rank 0 at line 3 called does not match")
+
+
+class _Aborted(Rank):
+    """A rank whose last words are known without its log."""
+
+    words = ""
+
+    def _last_words(self) -> str:
+        return self.words

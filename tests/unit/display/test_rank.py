@@ -50,6 +50,19 @@ def test_a_late_heartbeat_does_not_hide_where_a_rank_failed() -> None:
     assert rank.failure is not None
 
 
+def test_the_last_words_of_an_aborted_rank_are_those_of_this_run(tmp_path: Path) -> None:
+    """A session's log has the cells before; a long one is not read whole."""
+    log = tmp_path / "rank0.log"
+    log.write_text("earlier\n" + "x" * 10_000 + "its end")
+    rank = Rank(rank=0, log=log, log_span=(8, None), code=-6)
+    assert rank.failure is not None
+    assert rank.failure.last_words == "x" * 3993 + "its end"
+    rank.log_span = (10_008, 10_011)
+    assert rank.failure.last_words == "its"
+    rank.code = -9
+    assert rank.failure.last_words == ""
+
+
 def test_leaving_early() -> None:
     """An end with code 0 before the cell's is no failure, but told."""
     rank = Rank(rank=0)
