@@ -127,8 +127,13 @@ def summarize_error(error: Error) -> str:
 
 
 def _raised(error: Error, text: str) -> str:
-    where = f" at line {error.line}" if error.line else ""
+    where = f" at {line_words(error.line, error.cell)}" if error.line else ""
     return f"raised {error.ename}{where}" + (f": {text}" if text else "")
+
+
+def line_words(line: int, cell: str) -> str:
+    """Return `line 3`, or `Cell In[5], line 3` if it is not in the cell that runs."""
+    return f"{cell}, line {line}" if cell else f"line {line}"
 
 
 def headline(text: str) -> str:
@@ -182,7 +187,8 @@ def name_hints(
         elif any(place := surroundings.elsewhere(name)):
             hints.append(_where_it_is(name, *place))
     lines = cell_source.splitlines()
-    line = lines[error.line - 1] if error.line and error.line <= len(lines) else ""
+    in_cell = error.line and not error.cell and error.line <= len(lines)
+    line = lines[error.line - 1] if error.line and in_cell else ""
     for name in sorted(set(re.findall(r"\w+", line)) & set(prelude)):
         if name in notebook:
             hints.append(
@@ -265,13 +271,29 @@ def _abort_hint(last_words: str) -> str:
     )
 
 
-def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
+@dataclass(frozen=True)
+class CellCode:
+    """The code of a cell, as the ranks name it and as a person does.
+
+    Attributes:
+        file: Its file name in the ranks.
+        label: What a person calls it: "Cell In[5]".
+        functions: What a person calls the notebook's other cells, by their code's file name.
+        is_call: Whether it only calls a function, and nobody has seen it.
+    """
+
+    file: str
+    label: str
+    functions: Mapping[str, str] = field(default_factory=dict)
+    is_call: bool = False
+
+
+def stack(dump: str, code: CellCode, limit: int = 8) -> list[str]:
     """Return the frames of the thread that runs the cell, innermost first.
 
     Args:
         dump: One or more dumps of faulthandler; the last one is used.
-        cell_path: The cell's file name in the ranks.
-        label: The name to show in its place.
+        code: The cell's.
         limit: Most frames to return.
     """
     threads: list[list[str]] = []
@@ -280,14 +302,21 @@ def stack(dump: str, cell_path: str, label: str, limit: int = 8) -> list[str]:
             threads.append([])
         elif threads and line.strip().startswith("File "):
             threads[-1].append(line.strip())
-    place = f'"{_as_dumped(cell_path)}"'
+    place = f'"{_as_dumped(code.file)}"'
     in_cell = [frames for frames in threads if any(place in frame for frame in frames)]
     if not in_cell:
         return []
     frames = in_cell[-1]
     last = max(i for i, frame in enumerate(frames) if place in frame)
-    shown = frames[: last + 1][:limit]
-    return [_as_python(frame).replace(f"File {place}", label) for frame in shown]
+    shown = frames[: last if code.is_call else last + 1][:limit]
+    labels = {**code.functions, code.file: code.label}
+    names = {f'File "{_as_dumped(file)}"': label for file, label in labels.items()}
+    return [_as_python(_renamed(frame, names)) for frame in shown]
+
+
+def _renamed(frame: str, names: Mapping[str, str]) -> str:
+    file, comma, rest = frame.partition(", line ")
+    return f"{names.get(file, file)}{comma}{rest}"
 
 
 def _as_python(frame: str) -> str:
@@ -309,29 +338,35 @@ def _as_dumped(path: str) -> str:
     return text + ("..." if len(path) > DUMPED_CHARS else "")
 
 
-def cell_line(frames: Sequence[str], label: str) -> int | None:
-    """Return the innermost line of the cell in frames from `stack`; None if there is none."""
+def cell_line(frames: Sequence[str], code: CellCode) -> tuple[int | None, str]:
+    """Return the innermost line of the cell in frames from `stack`; None if there is none.
+
+    Returns:
+        The line, and the cell's name unless it is the one that runs.
+    """
+    labels = set(code.functions.values()) if code.is_call else {code.label}
     for frame in frames:
-        if found := re.search(re.escape(label) + r", line (\d+)", frame):
-            return int(found.group(1))
-    return None
+        label, _, rest = frame.partition(", line ")
+        if label in labels and (found := re.match(r"\d+", rest)):
+            return int(found[0]), label if code.is_call else ""
+    return None, ""
 
 
 def read_stack(
-    directory: RunDirectory, rank: int, cell_path: str, label: str, limit: int = 8
+    directory: RunDirectory, rank: int, code: CellCode, limit: int = 8
 ) -> StackDumped | None:
     """Return a rank's last stack dump; None if there is none.
 
     Args:
         directory: Directory of the run, or of its session.
         rank: Which rank.
-        cell_path: The cell's file name in the ranks.
-        label: The name to show in its place.
+        code: The cell's.
         limit: Most frames to return.
     """
     try:
         dump = directory.stacks(rank).read_text(errors="replace")
     except OSError:
         return None
-    frames = tuple(stack(dump, cell_path, label, limit))
-    return StackDumped(rank=rank, frames=frames, line=cell_line(frames, label))
+    frames = tuple(stack(dump, code, limit))
+    line, cell = cell_line(frames, code)
+    return StackDumped(rank=rank, frames=frames, line=line, cell=cell)

@@ -256,9 +256,8 @@ class _Known:
         return f" ({words})" if words else ""
 
     def _place(self, rank: Rank, known: str = "") -> str:
-        line = f"line {rank.line}" if rank.line else ""
         call = "" if rank.error is not None or rank.call == known else rank.call
-        return ", ".join(filter(None, [line, f"in {call}" if call else ""]))
+        return ", ".join(filter(None, [rank.place, f"in {call}" if call else ""]))
 
     def has_unnamed_groups(self, number: int) -> bool:
         """Whether a rank has used groups whose name it does not know."""
@@ -277,7 +276,7 @@ class _Known:
         rank = self.ranks[number]
         place = self._place(rank)
         if rank.error is not None:
-            return f"it raised {rank.error.ename}" + (f" at line {rank.line}" if rank.line else "")
+            return f"it raised {rank.error.ename}{rank.where}"
         if rank.finished is not None or rank.idle or rank.code == 0:
             return "it has finished its cell"
         if rank.code is not None:
@@ -360,17 +359,17 @@ def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:
 def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[str]:
     """Return sentences on ranks whose stack says that they wait for others."""
     sentences = []
-    waiting: dict[tuple[str, int | None, int | None], list[Rank]] = defaultdict(list)
+    waiting: dict[tuple[str, str, int | None], list[Rank]] = defaultdict(list)
     for rank in known.ranks:
         busy = rank.busy and rank.error is None and rank.finished is None
         waits = rank.call in _WAITS or _WORK_WAIT.fullmatch(rank.call)
         if waits and rank.still_s >= wait_s and busy and rank.rank not in explained:
             peer = rank.collectives.peer if rank.collectives else None
-            waiting[rank.call, rank.line, peer].append(rank)
-    for (call, line, peer), who in waiting.items():
+            waiting[rank.call, rank.place, peer].append(rank)
+    for (call, place, peer), who in waiting.items():
         numbers = [rank.rank for rank in who]
         seconds = max(rank.still_s for rank in who)
-        at = f" (line {line})" if line else ""
+        at = f" ({place})" if place else ""
         partner = "" if peer is None else f" {'from' if 'recv' in call else 'to'} rank {peer}"
         head = (
             f"{_ranks(numbers)} {_verb(numbers, 'wait')} in {call}{partner}{at} for {seconds:.0f} s"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddp_magic.display.diagnose import Failure
+from ddp_magic.display.diagnose import Failure, line_words
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Killed,
@@ -42,6 +42,7 @@ class Rank:
     Attributes:
         phase: What it is doing.
         line: The line of the cell that it is in, or was in when it failed.
+        cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called.
         still_s: For how long its main thread had been at one place at the last heartbeat, s.
         cpu: Share of a processor that its main thread used between the last two heartbeats.
@@ -66,6 +67,7 @@ class Rank:
     device: str = ""
     phase: Phase = Phase.WAITING
     line: int | None = None
+    cell: str = ""
     call: str = ""
     still_s: float = 0.0
     cpu: float = 0.0
@@ -113,14 +115,16 @@ class Rank:
             case Idle(group=has_group, cuda_error=cuda_error):
                 self.idle, self.ended, self.phase = True, event.time, Phase.IDLE
                 self.has_group, self.cuda_error = has_group, cuda_error
-            case Error(line=line):
-                self.error, self.line = event, line
+            case Error(line=line, cell=cell):
+                self.error, self.line, self.cell = event, line, cell
             case Finished():
                 self.finished = event
             case Killed():
                 self.killed = True
-            case StackDumped(frames=frames, line=line):
-                self.stack, self.line = frames, line or self.line
+            case StackDumped(frames=frames, line=line, cell=cell):
+                self.stack = frames
+                if line is not None:
+                    self.line, self.cell = line, cell
             case ConnectionLost(time=lost):
                 self.lost = lost
             case WorkerExited(code=code, time=ended, by_agent=by_agent):
@@ -139,6 +143,7 @@ class Rank:
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:
             self.phase = event.phase
         if event.phase is Phase.RUNNING and self.error is None:
+            self.cell = event.cell
             self.line = event.line  # a rank that exits keeps the line it failed in
             self.call, self.still_s = event.call, event.still_s
 
@@ -219,8 +224,13 @@ class Rank:
 
     @property
     def where(self) -> str:
-        """Its line as a phrase, ` at line 3`; empty if unknown."""
-        return "" if self.line is None else f" at line {self.line}"
+        """Its place as a phrase, ` at line 3`; empty if unknown."""
+        return f" at {self.place}" if self.line is not None else ""
+
+    @property
+    def place(self) -> str:
+        """Where it is: `line 3`, or `Cell In[5], line 3` of another cell; empty if unknown."""
+        return "" if self.line is None else line_words(self.line, self.cell)
 
     @property
     def left_early(self) -> bool:

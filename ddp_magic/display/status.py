@@ -85,7 +85,8 @@ _COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
 
 def _cells(rank: Rank, now: float) -> tuple[str, ...]:
     """Return the columns that both tables share: rank, pid, device, state, line."""
-    pid, line = str(rank.pid or ""), str(rank.line or "")
+    pid = str(rank.pid or "")
+    line = f"{rank.cell.removeprefix('Cell ')}:{rank.line}".lstrip(":") if rank.line else ""
     return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
 
 

@@ -179,8 +179,8 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     if first.error is None:
         code = first.finished.code if first.finished else first.code or 0
         rank = evidence.ranks[first.rank]
-        if rank.line is not None:
-            message += f"; it was last seen at line {rank.line}"
+        if rank.place:
+            message += f"; it was last seen at {rank.place}"
         stack = [f"    {frame}" for frame in rank.stack]
         if stack:
             stack = [f"rank {first.rank} was in, innermost first:", *stack]

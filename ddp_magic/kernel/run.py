@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from ddp_magic.display import diagnose
-from ddp_magic.display.diagnose import Surroundings
+from ddp_magic.display.diagnose import CellCode, Surroundings
 from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
@@ -47,7 +46,7 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import Error, Exit, Heartbeat
+from ddp_magic.wire.messages import Error, Exit
 from ddp_magic.wire.states import State
 
 
@@ -118,7 +117,10 @@ class Run(RunRecord):
         self._cell_files = {} if cell_files is None else cell_files
         file = cell_file(self.directory.cell, execution_count, self._cell_files)
         self._cell_files[file] = cell.source
-        self.cell_labels = cell_labels(self._cell_files)
+        sources = self._capture.command.sources if self._capture.command else {}
+        functions = {file: f"Cell In[{n}]" for file, (_, n) in sources.items() if n is not None}
+        self.cell_labels = {**functions, **cell_labels(self._cell_files)}
+        self._code = CellCode(file, self.label, functions, is_call=options.call)
         self._command = options.command(
             path=str(self.directory.cell),
             file=file,
@@ -256,8 +258,6 @@ class Run(RunRecord):
 
     def _take(self, events: Iterable[RunEvent], screen: Screen) -> None:
         for event in events:
-            if self.options.call and isinstance(event, (Error, Heartbeat)):
-                event = replace(event, line=None)  # noqa: PLW2901 -- the same event
             match event:
                 case Doing(text="") if self._stop is not None:
                     continue  # news of the start: what is worth a word is that it stops
@@ -386,8 +386,7 @@ class Run(RunRecord):
             [rank.rank for rank in self.ranks if rank.busy and rank.pid is not None],
             self.log_directory,
             self._group.dump_stack,
-            cell_path=self._command.name,
-            label=self.label,
+            code=self._code,
         )
 
     # --- how it ends --------------------------------------------------------------------------
@@ -423,7 +422,7 @@ class Run(RunRecord):
         return [stack for stack in stacks if stack is not None]
 
     def _stack_of(self, rank: int) -> StackDumped | None:
-        return diagnose.read_stack(self.log_directory, rank, self._command.name, self.label)
+        return diagnose.read_stack(self.log_directory, rank, self._code)
 
     def _evidence(self) -> Evidence:
         return Evidence(

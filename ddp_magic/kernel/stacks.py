@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 
 from ddp_magic.display import diagnose
+from ddp_magic.display.diagnose import CellCode
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
 
@@ -20,8 +21,7 @@ def ask(
     directory: RunDirectory,
     dump: Callable[[int], None],
     *,
-    cell_path: str,
-    label: str,
+    code: CellCode,
     wait_s: float = WAIT_S,
 ) -> list[StackDumped]:
     """Return the stacks of ranks, innermost frame first; of those that write them in time.
@@ -30,8 +30,7 @@ def ask(
         ranks: Which ranks.
         directory: Where they write.
         dump: Asks a rank to write.
-        cell_path: The cell's file name in the ranks.
-        label: The name to show in its place.
+        code: The cell's.
         wait_s: How long to wait, in seconds.
     """
     sizes = {rank: _size(directory, rank) for rank in ranks}
@@ -44,9 +43,7 @@ def ask(
         time.sleep(POLL_S)
     time.sleep(SETTLE_S)
     written = [rank for rank, size in sizes.items() if _size(directory, rank) > size]
-    stacks = [
-        diagnose.read_stack(directory, rank, cell_path, label, MAX_FRAMES) for rank in written
-    ]
+    stacks = [diagnose.read_stack(directory, rank, code, MAX_FRAMES) for rank in written]
     return [stack for stack in stacks if stack is not None]
 
 

@@ -89,11 +89,13 @@ class StackDumped:
     Attributes:
         frames: Innermost first.
         line: The cell's innermost line in them; None if there is none.
+        cell: What a person calls the cell of that line; empty for the one that runs.
     """
 
     rank: int
     frames: tuple[str, ...]
     line: int | None
+    cell: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

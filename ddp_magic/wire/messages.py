@@ -304,6 +304,7 @@ class Heartbeat:
     Attributes:
         phase: STARTING, RUNNING, IDLE or EXITING.
         line: The cell's line that its main thread is in; None outside the cell.
+        cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
         still_s: For how long the main thread has been at the same place, in seconds.
         cpu_s: Processor time that the main thread has used, in seconds.
@@ -320,6 +321,7 @@ class Heartbeat:
     line: int | None
     rss_mib: float
     device_mib: float | None = None
+    cell: str = ""
     call: str = ""
     still_s: float = 0.0
     cpu_s: float = 0.0
@@ -382,6 +384,7 @@ class Error:
 
     Attributes:
         line: The innermost line of the cell in the traceback.
+        cell: What a person calls the cell of that line; empty for the one that ran.
         classes: Its class and the base classes, as "module:name".
     """
 
@@ -391,6 +394,7 @@ class Error:
     evalue: str
     traceback: tuple[str, ...]
     line: int | None = None
+    cell: str = ""
     classes: tuple[str, ...] = ()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ddp_magic.wire.states import Phase
 
@@ -14,14 +15,15 @@ class Activity:
     Attributes:
         phase: STARTING, RUNNING, IDLE or EXITING.
         cells: Number of cells that have started.
-        cell_file: File name of the current cell's code; empty before the first cell.
+        cell_labels: What a person calls the code whose lines are told, by its file; empty for the
+            current cell itself.
     """
 
     phase: Phase = Phase.STARTING
     cells: int = 0
-    cell_file: str = ""
+    cell_labels: Mapping[str, str] = field(default_factory=dict)
 
     def start_cell(self, cell_file: str) -> None:
         """Count a cell that is about to run."""
         self.cells += 1
-        self.cell_file = cell_file
+        self.cell_labels = {cell_file: ""}

@@ -15,8 +15,8 @@ import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from time import time as now  # bound here: a cell may replace the module's
 from types import TracebackType
 from typing import TypeAlias
@@ -41,11 +41,13 @@ class CellPlace:
         file: File name of its code.
         label: What a person calls it, such as "Cell In[5]".
         is_call: Whether its first frame is a line of ours, which calls the user's function.
+        functions: What a person calls the notebook's cells with such functions, by file.
     """
 
     file: str = ""
     label: str = "Cell"
     is_call: bool = False
+    functions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, command: RunCell) -> CellPlace:
@@ -83,14 +85,15 @@ def describe(error: BaseException, rank: int, cell: CellPlace) -> Error:
     """Describe an error without a call of the user's code."""
     kind = type(error)
     text = _shorten(_safe_text(error))
-    cell_frames = _cell_frames(error, cell)
+    line, of_cell = _line(error, cell)
     return Error(
         rank=rank,
         time=now(),
         ename=kind.__name__,
         evalue=text,
         traceback=(*_plain_frames(_shown(error, cell), cell), f"{kind.__name__}: {text}"),
-        line=cell_frames[-1].tb_lineno if cell_frames else None,
+        line=line,
+        cell=of_cell,
         classes=tuple(
             f"{c.__module__}:{c.__qualname__}"
             for c in kind.__mro__
@@ -160,11 +163,20 @@ def last_line(error: BaseException) -> str:
     return traceback.format_exception_only(type(error), error)[-1].strip()
 
 
-def _cell_frames(error: BaseException, cell: CellPlace) -> list[TracebackType]:
+def _line(error: BaseException, cell: CellPlace) -> tuple[int | None, str]:
+    """Return the innermost line of the cell, and the cell's name unless it is the one that ran."""
+    labels = cell.functions if cell.is_call else {cell.file: ""}
+    frames = _frames_in(error, labels)
+    if not frames:
+        return None, ""
+    return frames[-1].tb_lineno, labels[frames[-1].tb_frame.f_code.co_filename]
+
+
+def _frames_in(error: BaseException, files: Collection[str]) -> list[TracebackType]:
     frames = []
     tb = error.__traceback__
     while tb is not None:
-        if tb.tb_frame.f_code.co_filename == cell.file:
+        if tb.tb_frame.f_code.co_filename in files:
             frames.append(tb)
         tb = tb.tb_next
     return frames
@@ -172,7 +184,7 @@ def _cell_frames(error: BaseException, cell: CellPlace) -> list[TracebackType]:
 
 def _shown(error: BaseException, cell: CellPlace) -> TracebackType | None:
     """Return the traceback from the cell's own first frame on."""
-    frames = _cell_frames(error, cell)
+    frames = _frames_in(error, [cell.file])
     if not frames:
         return error.__traceback__
     return frames[0].tb_next if cell.is_call else frames[0]
@@ -183,7 +195,8 @@ def _plain_frames(tb: TracebackType | None, cell: CellPlace) -> list[str]:
     tb, left_out = shortened(tb, MAX_FRAMES)
     for frame in traceback.extract_tb(tb):
         if not is_ours(frame.filename):
-            file = cell.label if frame.filename == cell.file else f'File "{frame.filename}"'
+            labels = {**cell.functions, cell.file: cell.label}
+            file = labels.get(frame.filename, f'File "{frame.filename}"')
             lines.append(f"{file}, line {frame.lineno}, in {frame.name}")
             lines.append(f"    {frame.line}")
     return [*lines, *_left_out(left_out)]

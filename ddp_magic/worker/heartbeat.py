@@ -101,7 +101,7 @@ class HeartbeatThread:
         return max(self._main.still_s, stuck_s) > STILL_S
 
     def _observe(self, numbers: Numbers) -> Heartbeat:
-        self._main.look(self._activity.cell_file)
+        self._main.look(self._activity.cell_labels)
         place = self._main.place
         by_key = self._recorder.by_key(numbers)
         return Heartbeat(
@@ -109,6 +109,7 @@ class HeartbeatThread:
             time=now(),
             phase=self._activity.phase,
             line=place.line,
+            cell=place.cell,
             call=place.call,
             still_s=self._main.still_s,
             cpu_s=self._main.cpu_s(),

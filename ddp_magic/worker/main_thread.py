@@ -10,6 +10,7 @@ import ast
 import linecache
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import _current_frames
 from time import clock_gettime, monotonic  # bound here: a cell may replace the module's
@@ -36,6 +37,7 @@ class Place:
 
     Attributes:
         line: The cell's line; None outside the cell.
+        cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
         peer: The rank that a send or a receive waits for; None if there is none.
     """
@@ -43,6 +45,7 @@ class Place:
     line: int | None = None
     call: str = ""
     peer: int | None = None
+    cell: str = ""
 
 
 class CpuClock:
@@ -73,18 +76,18 @@ class MainThread:
         self._since = monotonic()
         self._clock = CpuClock()
 
-    def look(self, cell_file: str) -> None:
+    def look(self, cell_labels: Mapping[str, str]) -> None:
         """Look where it is now.
 
         Args:
-            cell_file: File name of the cell's code.
+            cell_labels: What a person calls the code whose lines are told, by its file.
         """
         frames = frames_of_main_thread()
         now = monotonic()
         at = tuple((frame.f_code, frame.f_lasti) for frame in frames)
         if at != self._at:
             self._at, self._since = at, now
-            self.place = _place(frames, cell_file)
+            self.place = _place(frames, cell_labels)
         self.still_s = now - self._since
 
     def cpu_s(self) -> float:
@@ -98,7 +101,7 @@ def current_place(cell_file: str) -> Place:
     Args:
         cell_file: File name of the cell's code.
     """
-    return _place(frames_of_main_thread(), cell_file)
+    return _place(frames_of_main_thread(), {cell_file: ""})
 
 
 def frames_of_main_thread() -> list[FrameType]:
@@ -112,11 +115,12 @@ def frames_of_main_thread() -> list[FrameType]:
     return frames
 
 
-def _place(frames: list[FrameType], cell_file: str) -> Place:
+def _place(frames: list[FrameType], cell_labels: Mapping[str, str]) -> Place:
     inner: list[FrameType] = []  # those below the cell's innermost frame, innermost first
     for frame in frames:
-        if frame.f_code.co_filename == cell_file:
-            return Place(frame.f_lineno, _call(frame, inner), peer_of(inner))
+        label = cell_labels.get(frame.f_code.co_filename)
+        if label is not None:
+            return Place(frame.f_lineno, _call(frame, inner), peer_of(inner), label)
         inner.append(frame)
     return Place()
 

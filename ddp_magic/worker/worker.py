@@ -16,6 +16,7 @@ import contextlib
 import os
 import sys
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
@@ -224,6 +225,8 @@ class Worker:
             child_main.provide_prelude(shell.user_ns, command.prelude)
             self._reload_modules()
             self._values.provide(shell)
+            if command.call:
+                self._tell_lines_of_functions(shell)
             before = NamesBefore(shell.user_ns)
             with checked_calls.written(command, self._rank, shell.compile.numbered_cells):
                 return shell.run_file(command)
@@ -246,6 +249,12 @@ class Worker:
             self._channel.send(before.compare(0, shell.user_ns, shell.user_ns_hidden))
         self._send_results(command, shell)
         return code
+
+    def _tell_lines_of_functions(self, shell: CellShell) -> None:
+        """Tell places in the notebook's functions: nobody has seen the cell that calls them."""
+        labels = {file: f"Cell In[{number}]" for file, number in shell.compile.numbered_cells()}
+        self._activity.cell_labels = labels
+        self._place = replace(self._place, functions=labels)
 
     def _reload_modules(self) -> None:
         for line in self._modules.reload_edited():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -348,3 +349,16 @@ def test_ranks_that_end_at_once(kernel: Kernel) -> None:
     )
     result = kernel.run(f"%%ddp -n 4\n{own}")
     assert result.status == "ok", result.traceback
+
+
+def test_a_function_of_another_cell_is_told_by_its_cell(kernel: Kernel) -> None:
+    """In the error and in the stack of a rank that died: the cell that calls it is ours."""
+    kernel.run("import os, ddp_magic, torch.distributed as dist\ndef wait():\n    dist.barrier()")
+    kernel.run("def step():\n    if dist.get_rank():\n        raise KeyError(1)\n    wait()")
+    raised = kernel.run("ddp_magic.launch(step, nproc_per_node=2)").traceback
+    assert re.search(r"rank 1 raised KeyError at Cell In\[\d+\], line 3", raised)
+    assert re.search(r"rank 0: lost its connection to rank 1 at Cell In\[\d+\], line 3", raised)
+    kernel.run("def step():\n    os.abort()")
+    died = kernel.run("ddp_magic.launch(step, nproc_per_node=1)").traceback
+    assert re.search(r"^ +Cell In\[\d+\], line 2, in step$", died, re.MULTILINE)
+    assert "in <module>" not in died

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddp_magic.display import diagnose
-from ddp_magic.display.diagnose import Failure, Surroundings
+from ddp_magic.display.diagnose import CellCode, Failure, Surroundings
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.messages import Error, Finished
+
+CELL = CellCode("/run/cell.py", "Cell In[4]")
 
 
 def _error(rank: int, evalue: str, time: float = 0.0, ename: str = "RuntimeError") -> Error:
@@ -75,15 +77,34 @@ Current thread 0x00007e (most recent call first):
 
 def test_the_stack_of_the_thread_in_the_cell() -> None:
     """Innermost first, down to the cell's own module level, under the notebook's name."""
-    frames = diagnose.stack(DUMP * 2, "/run/cell.py", "Cell In[4]")
+    frames = diagnose.stack(DUMP * 2, CELL)
     assert frames == [
         'File "/lib/torch/x.py", line 99, in all_reduce',
         "Cell In[4], line 7, in step",
         "Cell In[4], line 12, in <module>",
     ]
-    assert diagnose.cell_line(frames, "Cell In[4]") == 7
-    assert diagnose.stack("", "/run/cell.py", "Cell In[4]") == []
-    assert diagnose.cell_line([], "Cell In[4]") is None
+    assert diagnose.cell_line(frames, CELL) == (7, "")
+    assert diagnose.stack("", CELL) == []
+    assert diagnose.cell_line([], CELL) == (None, "")
+
+
+def test_a_stack_names_the_notebooks_functions_by_their_cells() -> None:
+    """The generated cell that calls one is left out, and its line is not told."""
+    dump = (
+        "Current thread 0x1 (most recent call first):\n"
+        '  File "/lib/torch/x.py", line 9 in all_reduce\n'
+        '  File "/tmp/ipykernel_1/7.py", line 2 in helper\n'
+        '  File "/tmp/ipykernel_1/8.py", line 5 in step\n'
+        '  File "/run/cell.py", line 1 in <module>\n'
+    )
+    functions = {"/tmp/ipykernel_1/7.py": "Cell In[2]", "/tmp/ipykernel_1/8.py": "Cell In[3]"}
+    called = CellCode("/run/cell.py", "Cell In[4]", functions, is_call=True)
+    frames = diagnose.stack(dump, called)
+    assert frames[1:] == ["Cell In[2], line 2, in helper", "Cell In[3], line 5, in step"]
+    assert diagnose.cell_line(frames, called) == (2, "Cell In[2]")
+    frames = diagnose.stack(dump, CellCode("/run/cell.py", "Cell In[4]", functions))
+    assert frames[-1] == "Cell In[4], line 1, in <module>"
+    assert diagnose.cell_line(frames, CellCode("/run/cell.py", "Cell In[4]", functions)) == (1, "")
 
 
 def test_name_hints() -> None:
@@ -126,7 +147,7 @@ def test_a_stack_with_the_name_of_the_cell_as_faulthandler_writes_it(tmp_path: P
         code = compile("import faulthandler\nfaulthandler.dump_traceback(file)", path, "exec")
         with (tmp_path / "dump").open("w+") as file:
             exec(code, {"file": file})
-        frames = diagnose.stack((tmp_path / "dump").read_text(), path, "Cell In[5]")
+        frames = diagnose.stack((tmp_path / "dump").read_text(), CellCode(path, "Cell In[5]"))
         assert frames == ["Cell In[5], line 2, in <module>"]
 
 
@@ -146,18 +167,18 @@ def test_a_name_that_a_spawned_child_lacks() -> None:
 def test_a_stack_that_a_rank_wrote(tmp_path: Path) -> None:
     """From its file in the run's directory; none where it has none, or is not in the cell."""
     directory = RunDirectory(tmp_path)
-    assert diagnose.read_stack(directory, 1, "/run/cell.py", "Cell In[4]") is None
+    assert diagnose.read_stack(directory, 1, CELL) is None
     directory.stacks(1).write_text(DUMP)
-    found = diagnose.read_stack(directory, 1, "/run/cell.py", "Cell In[4]")
+    found = diagnose.read_stack(directory, 1, CELL)
     assert found is not None
     assert (found.rank, found.line) == (1, 7)
     assert found.frames[-1] == "Cell In[4], line 12, in <module>"
-    other = diagnose.read_stack(directory, 1, "/run/other.py", "Cell In[4]")
+    other = diagnose.read_stack(directory, 1, CellCode("/run/other.py", "Cell In[4]"))
     assert other == StackDumped(rank=1, frames=(), line=None)
 
 
 def test_a_deep_stack_is_cut() -> None:
     """Its innermost frames count."""
     frames = "".join(f'  File "/run/cell.py", line {i} in f\n' for i in range(30))
-    found = diagnose.stack("Thread 0x1 (most):\n" + frames, "/run/cell.py", "Cell In[4]", limit=3)
+    found = diagnose.stack("Thread 0x1 (most):\n" + frames, CELL, limit=3)
     assert found == [f"Cell In[4], line {i}, in f" for i in range(3)]

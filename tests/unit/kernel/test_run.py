@@ -37,7 +37,7 @@ from ddp_magic.wire.kernel_events import (
     StackDumped,
 )
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import CellNames, Heartbeat, Imported, Interrupted, Results
+from ddp_magic.wire.messages import CellNames, Imported, Interrupted, Results
 from ddp_magic.wire.states import State
 from tests.unit.fakes import (
     LATE,
@@ -48,7 +48,6 @@ from tests.unit.fakes import (
     error,
     exited,
     finished,
-    heartbeat,
     hello,
     idle,
     interrupted,
@@ -613,13 +612,13 @@ def test_a_pulled_name_does_not_stay_in_the_ranks(tmp_path: Path) -> None:
     assert run.stayed == ("model",)
 
 
-def test_lines_of_a_cell_of_ours_are_not_shown(tmp_path: Path) -> None:
-    """`launch`: the cell calls the user's function."""
-    group = _group(tmp_path, [heartbeat(0, 2), error(1), exited(1, 1)], [NOTHING_WAS])
+def test_a_line_of_another_cell_is_named_with_it(tmp_path: Path) -> None:
+    """`launch`: the cell that runs is ours, and calls the user's function."""
+    group = _group(tmp_path, [error(1, cell="Cell In[2]"), exited(1, 1)], [NOTHING_WAS])
     run = _run(group, call=True)
-    screen = _execute(run)
-    assert str(run.error) == "rank 1 raised ValueError: boom"
-    assert [e.line for e in screen.events if isinstance(e, Heartbeat)] == [None]
+    _execute(run)
+    assert str(run.error) == "rank 1 raised ValueError at Cell In[2], line 3: boom"
+    assert run.ranks[1].where == " at Cell In[2], line 3"
 
 
 # --- the rest ---------------------------------------------------------------------------------

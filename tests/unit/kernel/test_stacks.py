@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddp_magic.display.diagnose import CellCode
 from ddp_magic.kernel import stacks
 from ddp_magic.system.run_directory import RunDirectory
 
@@ -22,7 +23,7 @@ def _ask(tmp_path: Path, writes: dict[int, str]) -> dict[int, tuple[str, ...]]:
             file.write(writes.get(rank, ""))
 
     found = stacks.ask(
-        [0, 1], directory, dump, cell_path="/run/cell.py", label="Cell In[2]", wait_s=0.2
+        [0, 1], directory, dump, code=CellCode("/run/cell.py", "Cell In[2]"), wait_s=0.2
     )
     return {stack.rank: stack.frames for stack in found}
 

@@ -24,7 +24,7 @@ def _thread(progress: Activity) -> tuple[HeartbeatThread, FakeChannel]:
 
 def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
     """Of the main thread, while another one sends it."""
-    heartbeats, channel = _thread(Activity(Phase.RUNNING, 1, "/run/cell.py"))
+    heartbeats, channel = _thread(Activity(Phase.RUNNING, 1, {"/run/cell.py": "Cell In[2]"}))
 
     def beat() -> None:
         thread = threading.Thread(target=heartbeats.beat)
@@ -34,12 +34,13 @@ def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
     exec(compile("\n\ndef f():\n    beat()\nf()", "/run/cell.py", "exec"), {"beat": beat})
     (sent,) = channel.sent
     assert (sent.rank, sent.phase, sent.line, sent.device_mib) == (2, Phase.RUNNING, 4, None)
+    assert sent.cell == "Cell In[2]"
     assert sent.call.endswith("beat")
     assert 1 < sent.rss_mib < 100_000
     assert sent.cpu_s > 0
 
 
-@pytest.mark.parametrize("activity", [Activity(Phase.EXITING, 1, "/run/cell.py"), Activity()])
+@pytest.mark.parametrize("activity", [Activity(Phase.EXITING, 1, {"/run/cell.py": ""}), Activity()])
 def test_outside_of_the_cell_there_is_no_line(activity: Activity) -> None:
     heartbeats, channel = _thread(activity)
     heartbeats.beat()

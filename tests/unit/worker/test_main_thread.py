@@ -26,7 +26,7 @@ def _run(source: str, **names: Any) -> Place:
     def look(*_args: object, **_more: object) -> float:
         def in_thread() -> None:
             main = MainThread()
-            main.look(CELL)
+            main.look({CELL: ""})
             seen.append(main.place)
 
         thread = threading.Thread(target=in_thread)
@@ -119,7 +119,7 @@ def test_the_innermost_line_of_the_cell_counts() -> None:
 
 def test_outside_of_the_cell_nothing_is_known() -> None:
     main = MainThread()
-    main.look(CELL)
+    main.look({CELL: ""})
     assert main.place == Place()
 
 
@@ -134,7 +134,7 @@ def blocked() -> Iterator[Callable[[str], Place]]:
         def in_thread() -> None:
             main = MainThread()
             while not main.place.line or not main.still_s > 0.05:
-                main.look(CELL)
+                main.look({CELL: ""})
             seen.append(main.place)
             done.set()
 
@@ -178,7 +178,7 @@ def test_it_stands_still_until_it_is_elsewhere() -> None:
     main = MainThread()
 
     def look() -> None:
-        main.look(CELL)
+        main.look({CELL: ""})
 
     for _ in range(3):
         thread = threading.Thread(target=look)
