@@ -135,11 +135,11 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
     outward = [frame for frame in reversed(inner) if not is_ours(frame.f_code.co_filename)]
     for frame in outward:
         code = frame.f_code
-        if code.co_filename.endswith(_DISTRIBUTED) and not _is_wrapper(code):
+        if code.co_filename.endswith(_DISTRIBUTED) and not is_wrapper(code):
             return code.co_name
         if name := next((n for end, n in _KNOWN.items() if code.co_filename.endswith(end)), ""):
             return name
-    named = [frame.f_code for frame in outward if not _is_wrapper(frame.f_code)]
+    named = [frame.f_code for frame in outward if not is_wrapper(frame.f_code)]
     written = called_expression(cell)
     if named:
         name = str(getattr(named[0], "co_qualname", named[0].co_name))  # Python 3.11 and later
@@ -148,7 +148,8 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
     return written
 
 
-def _is_wrapper(code: CodeType) -> bool:
+def is_wrapper(code: CodeType) -> bool:
+    """Return whether a function only calls another one, whose name tells more."""
     return code.co_name in _WRAPPERS or "wrap" in code.co_name
 
 

@@ -29,7 +29,12 @@ from ddp_magic.wire.profile import (
 )
 from ddp_magic.worker.flight_recorder import FlightRecorder
 from ddp_magic.worker.looks import Looks, next_look
-from ddp_magic.worker.main_thread import called_expression, frames_of_main_thread, peer_of
+from ddp_magic.worker.main_thread import (
+    called_expression,
+    frames_of_main_thread,
+    is_wrapper,
+    peer_of,
+)
 from ddp_magic.worker.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
 from ddp_magic.worker.thread_state import ThreadState
 
@@ -170,7 +175,7 @@ class Sampler:
             if is_users and place is None:
                 place = Place(code.co_filename, frame.f_lineno, below)
             if kind is not Spent.LOADING:
-                below = name
+                below = name or below
             elif code.co_name in _OF_WORKERS:
                 below = LOADER_WORKERS
             elif below != LOADER_WORKERS:
@@ -186,7 +191,8 @@ class Sampler:
     def _learn(self, code: CodeType) -> tuple[CodeType, Spent | None, bool, str]:
         is_users = is_users_file(code.co_filename)
         kind = None if is_users else kind_of_function(code.co_filename, code.co_name)
-        name = str(getattr(code, "co_qualname", code.co_name))  # Python 3.11 and later
+        # Python 3.11 and later; of a wrapper, what it wraps tells more.
+        name = "" if is_wrapper(code) else str(getattr(code, "co_qualname", code.co_name))
         self._codes[id(code)] = known = code, kind, is_users, name
         return known
 

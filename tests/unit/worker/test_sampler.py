@@ -60,6 +60,22 @@ def test_the_innermost_line_of_the_users_counts(tmp_path: Path) -> None:
     assert found.places[found.samples[-1].place].line == 3
 
 
+def test_what_a_wrapper_calls_is_named(tmp_path: Path) -> None:
+    """`all_reduce` is called by a wrapper of torch's, as this wait by one of contextlib's."""
+    wrapped = (
+        "import contextlib, threading\n"
+        "class Empty(contextlib.ContextDecorator):\n"
+        "    def __enter__(self): pass\n"
+        "    def __exit__(self, *_): pass\n"
+        "wait = Empty()(threading.Event().wait)\n"
+        "watched()\nwait(1)\ndone()"
+    )
+    found = _looked(tmp_path, wrapped)
+    place = found.places[found.samples[-1].place]
+    assert place.line == 7
+    assert place.call.endswith("wait")
+
+
 def test_libraries_are_not_the_users() -> None:
     assert is_users_file(CELL)
     assert is_users_file("/home/me/project/data.py")
