@@ -27,14 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Lab]:
-    """A JupyterLab server.
-
-    Without a browser the tests are skipped, and fail where $DDP_MAGIC_REQUIRE_BROWSER is set (CI).
-    """
+def require_chromium() -> None:
+    """Skip a test without a browser; it fails where $DDP_MAGIC_REQUIRE_BROWSER is set (CI)."""
     if harness.chromium() is None and not os.environ.get("DDP_MAGIC_REQUIRE_BROWSER"):
         pytest.skip("no Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Lab]:
+    """A JupyterLab server."""
+    require_chromium()
     server = harness.start_lab(tmp_path_factory.mktemp("notebooks"))
     yield server
     server.stop()

@@ -58,14 +58,18 @@ class Lab:
 
     Attributes:
         directory: Where its notebooks are.
+        application: "jupyterlab", or "notebook" for Notebook 7.
         url: Where it answers, without the token.
         log: What it has written.
     """
 
-    def __init__(self, directory: Path, home: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, directory: Path, home: Path, process: subprocess.Popen[bytes], application: str
+    ) -> None:
         """Take up a server that has been started; `start_lab` does."""
         self.directory = directory
         self.home = home
+        self.application = application
         self.log = home / "lab.log"
         self.url = ""
         self.token = ""
@@ -136,12 +140,15 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def start_lab(directory: Path, env: dict[str, str] | None = None) -> Lab:
+def start_lab(
+    directory: Path, env: dict[str, str] | None = None, application: str = "jupyterlab"
+) -> Lab:
     """Start a JupyterLab server whose kernels are this interpreter, and wait until it answers.
 
     Args:
         directory: Where its notebooks are.
         env: More environment variables.
+        application: The module of the front end: "jupyterlab", or "notebook" for Notebook 7.
     """
     # Short, and not below `directory`: the path of a Unix socket holds about 100 characters.
     home = Path(tempfile.mkdtemp(prefix="lab-"))
@@ -154,7 +161,7 @@ def start_lab(directory: Path, env: dict[str, str] | None = None) -> Lab:
     _write_json(home / "data/kernels/python3/kernel.json", kernel)
     (home / "tmp").mkdir()
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command = [sys.executable, "-m", application, "--no-browser", "--allow-root"]
     command += ["--expose-app-in-browser", "--ip=127.0.0.1", "--port=0"]
     command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={directory}"]
     with (home / "lab.log").open("wb") as log:
@@ -167,7 +174,7 @@ def start_lab(directory: Path, env: dict[str, str] | None = None) -> Lab:
             stderr=log,
             start_new_session=True,
         )
-    lab = Lab(directory, home, process)
+    lab = Lab(directory, home, process, application)
     try:
         lab.wait_until_ready()
     except BaseException:
@@ -275,8 +282,9 @@ def open_notebook(page: Page, lab: Lab, path: Path, *, kernel: bool = True) -> N
     """
     name = path.resolve().relative_to(lab.directory.resolve()).as_posix()
     # A workspace of its own: nothing that another page had open comes back.
-    workspace = secrets.token_hex(4)
-    page.goto(f"{lab.url}lab/workspaces/{workspace}/tree/{name}?token={lab.token}")
+    tree = f"lab/workspaces/{secrets.token_hex(4)}/tree"
+    tree = "notebooks" if lab.application == "notebook" else tree
+    page.goto(f"{lab.url}{tree}/{name}?token={lab.token}")
     page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.content?.activeCell != null")
     if kernel:
         page.wait_for_function(f"{_PANEL}.sessionContext.session?.kernel?.status === 'idle'")
