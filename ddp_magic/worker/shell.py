@@ -175,14 +175,16 @@ class CellShell(InteractiveShell):
         """Return the cell as Python: the kernel has transformed the one in the file."""
         return raw_cell if raw_cell is self._source else str(super().transform_cell(raw_cell))
 
-    def should_run_async(self, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401 -- IPython's
+    def should_run_async(self, raw_cell: str, **kwargs: Any) -> bool:  # noqa: ANN401 -- IPython's
         """Return whether the cell awaits, without the compiler's warnings.
 
         IPython compiles the cell for that as the file "<>", and again, with warnings, to run it.
         """
+        if "await" not in raw_cell and "async" not in raw_cell:
+            return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return bool(super().should_run_async(*args, **kwargs))
+            return bool(super().should_run_async(raw_cell, **kwargs))
 
     def know_sources(self, sources: dict[str, list[Any]]) -> None:
         """Let tracebacks and `inspect` find the text of the notebook's own cells.
