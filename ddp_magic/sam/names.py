@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,14 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
                     "the files"
                 )
         if None not in places:
+            return
+        if len(places) < 2 * len([place for place in places if place is not None]):
+            number = places.index(None)
+            warnings.warn(
+                f"image {number} is {ours[number]}, and mask {number} is {theirs[number]}, while "
+                "the names of most other images and masks agree: check that they belong together",
+                stacklevel=2,
+            )
             return
 
 

@@ -61,6 +61,23 @@ def test_the_order_of_lists_is_compared_by_numbers_and_folders(
         SamDataset(files, mask_files[:-2] + mask_files[-2:][::-1])
 
 
+@pytest.mark.parametrize(
+    ("names", "mask_names"),
+    [
+        (["1.png", "2.png", "4.png"], ["1.png", "2.png", "3.png"]),
+        (["img1.png", "img2.png", "img4.png"], ["nuc1.png", "nuc2.png", "nuc3.png"]),
+        (["a.png", "x.png", "c.png"], ["a_mask.png", "b_mask.png", "c_mask.png"]),
+    ],
+)
+def test_a_pair_of_other_names_between_pairs_that_agree_is_warned_of(
+    tmp_path: Path, names: list[str], mask_names: list[str]
+) -> None:
+    """An image without a mask, and a mask without an image, make lists of the same length."""
+    files, mask_files = images(tmp_path / "i", names), masks(tmp_path / "m", mask_names)
+    with pytest.warns(UserWarning, match="names of most other images and masks agree"):
+        SamDataset(files, mask_files)
+
+
 def test_the_order_of_stacks_is_compared_by_their_folders(tmp_path: Path) -> None:
     """As in the Data Science Bowl."""
     files = images(tmp_path, ["q/images/q.png", "r/images/r.png"])
