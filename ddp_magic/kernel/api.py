@@ -133,14 +133,14 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run:
             options = home.join(wanted) or resolve(wanted)
         options = dataclasses.replace(options, call=bool(extra), from_python=True)
         manager = shell.input_transformer_manager if shell is not None else TransformerManager()
-        try:
-            ready = cell.prepare(
-                text, above=(), filename="<ddp_magic>", transformer=cell.transformer_like(manager)
-            )
-        except SyntaxError as error:
-            lines = "".join(traceback.format_exception_only(error)).splitlines()
-            raise errors.CellSyntaxError(error, lines) from None
-        made = home.make(ready, options, wanted.capture, extra=extra)
+        like = cell.transformer_like(manager)
+        with options.gpu_locks.released_on_error():
+            try:
+                ready = cell.prepare(text, above=(), filename="<ddp_magic>", transformer=like)
+            except SyntaxError as error:
+                lines = "".join(traceback.format_exception_only(error)).splitlines()
+                raise errors.CellSyntaxError(error, lines) from None
+            made = home.make(ready, options, wanted.capture, extra=extra)
         home.execute(made, CellScreen(shell), cold=wanted.cold)
     return made
 

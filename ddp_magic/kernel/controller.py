@@ -27,6 +27,7 @@ from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 from ddp_magic.kernel.value_stream import Extra
+from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 
 current: Controller | None = None  # of this process
@@ -115,6 +116,7 @@ class Controller:
             check=args.check,
             profile=args.profile,
             trace=trace_file(args),
+            gpu_locks=GpuLocks(),  # the session's stay with its group
         )
 
     def make(

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BUSY_MIB = 500  # a desktop, or a driver's own context, takes less
 _QUERY_TIMEOUT_S = 5
@@ -18,15 +18,22 @@ class Gpu:
 
     Attributes:
         visible: Its name in CUDA_VISIBLE_DEVICES: a number or a UUID.
+        uuid: Its UUID, in full.
         name: The model's name.
         used_mib: Memory that is in use by any process, MiB.
         total_mib: Its memory, MiB.
     """
 
     visible: str
+    uuid: str
     name: str
     used_mib: int
     total_mib: int
+
+    @property
+    def memory(self) -> str:
+        """How much of its memory is in use, in words."""
+        return f"{self.used_mib:,} of {self.total_mib:,} MiB in use"
 
 
 def visible_gpus(env: Mapping[str, str]) -> list[Gpu]:
@@ -38,13 +45,13 @@ def visible_gpus(env: Mapping[str, str]) -> list[Gpu]:
     gpus = _nvidia_smi()
     mask = env.get("CUDA_VISIBLE_DEVICES")
     if mask is None:
-        return [gpu for _, gpu in gpus]
+        return gpus
     visible = []
     for entry in filter(None, map(str.strip, mask.split(","))):
         found = [
-            Gpu(visible=entry, name=g.name, used_mib=g.used_mib, total_mib=g.total_mib)
-            for uuid, g in gpus
-            if entry == g.visible or uuid.startswith(entry)
+            replace(gpu, visible=entry)
+            for gpu in gpus
+            if entry == gpu.visible or gpu.uuid.startswith(entry)
         ]
         if not found:
             break  # as CUDA does, which ignores what follows an unknown entry
@@ -52,16 +59,30 @@ def visible_gpus(env: Mapping[str, str]) -> list[Gpu]:
     return visible
 
 
-def _nvidia_smi() -> list[tuple[str, Gpu]]:
-    """Return (UUID, GPU) of every GPU in the machine.
+def _nvidia_smi() -> list[Gpu]:
+    """Return every GPU in the machine."""
+    rows = query_nvidia_smi("--query-gpu=index,uuid,name,memory.used,memory.total", 5)
+    return [
+        Gpu(visible=index, uuid=uuid, name=name, used_mib=mib(used), total_mib=mib(total))
+        for index, uuid, name, used, total in rows
+        if index.isdigit()
+    ]
+
+
+def query_nvidia_smi(query: str, columns: int) -> list[list[str]]:
+    """Return the lines of an answer of `nvidia-smi`; none if it is missing or fails.
 
     By the program rather than nvidia-ml-py: importing that takes some 16 ms of the first cell, also
-    without a GPU, and it would keep the driver's library open in the notebook's process.
+    without a GPU, and it would keep the driver's library open in the notebook's process. A driver
+    that hangs stops the program, not the notebook.
+
+    Args:
+        query: Its option, such as `--query-gpu=index,uuid`.
+        columns: The number of fields of a line; others are no answer.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = "--query-gpu=index,uuid,name,memory.used,memory.total"
     try:
         answer = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"],
@@ -72,17 +93,12 @@ def _nvidia_smi() -> list[tuple[str, Gpu]]:
         )
     except (subprocess.SubprocessError, OSError):
         return []
-    gpus = []
-    for line in answer.stdout.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 5 and fields[0].isdigit():
-            index, uuid, name, used, total = fields
-            gpu = Gpu(visible=index, name=name, used_mib=_mib(used), total_mib=_mib(total))
-            gpus.append((uuid, gpu))
-    return gpus
+    lines = [[field.strip() for field in line.split(",")] for line in answer.stdout.splitlines()]
+    return [fields for fields in lines if len(fields) == columns]
 
 
-def _mib(text: str) -> int:
+def mib(text: str) -> int:
+    """Read an amount of memory."""
     return int(text) if text.isdigit() else 0  # "[N/A]" on some integrated GPUs
 
 
@@ -107,21 +123,20 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
             found = gpus[int(entry) : int(entry) + 1]
         elif entry.startswith(("GPU-", "MIG-")):
             found = [gpu for gpu in gpus if gpu.visible == entry] or [
-                Gpu(visible=entry, name=g.name, used_mib=g.used_mib, total_mib=g.total_mib)
-                for uuid, g in _nvidia_smi()
-                if uuid.startswith(entry)
+                replace(gpu, visible=entry) for gpu in _nvidia_smi() if gpu.uuid.startswith(entry)
             ]
         else:
             raise ValueError(f"invalid GPU {entry!r}: use numbers, UUIDs, or none")
         if not found:
-            raise ValueError(f"GPU {entry} does not exist: {_what_is_there(len(gpus))}")
-        if found[0] in chosen:
+            raise ValueError(f"GPU {entry} does not exist: {what_is_there(len(gpus))}")
+        if any(found[0].uuid == gpu.uuid for gpu in chosen):
             raise ValueError(f"GPU {entry} is listed twice")
         chosen += found[:1]
     return chosen
 
 
-def _what_is_there(count: int) -> str:
+def what_is_there(count: int) -> str:
+    """Say how many GPUs are visible."""
     if count < 2:
         return "only GPU 0 is visible" if count else "no GPU is visible"
     return f"GPUs 0 to {count - 1} are visible"
@@ -135,8 +150,6 @@ def describe(gpus: list[Gpu], nproc: int) -> str:
     used = gpus[:nproc]
     names = ", ".join(f"cuda:{i} {gpu.name}" for i, gpu in enumerate(used))
     busy = [
-        f"cuda:{i} is busy ({gpu.used_mib:,} of {gpu.total_mib:,} MiB in use)"
-        for i, gpu in enumerate(used)
-        if gpu.used_mib > BUSY_MIB
+        f"cuda:{i} is busy ({gpu.memory})" for i, gpu in enumerate(used) if gpu.used_mib > BUSY_MIB
     ]
     return "; ".join([f"{ranks} on {names}", *busy])

@@ -15,6 +15,7 @@ from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.kernel.connections import ATTEMPT_END_S, Connections
 from ddp_magic.kernel.outbox import Outbox
 from ddp_magic.system import processes
+from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
@@ -62,6 +63,7 @@ class WorkerGroup:
         init_process_group: Whether to create the default process group.
         kept: Whether the ranks are a session's.
         max_restarts: How often the agent restarts the ranks after a failure.
+        gpu_locks: The GPUs that the ranks hold; they are released with the group.
         lost_s: How long a rank may live without a connection, in seconds.
         attempt_end_s: How long to wait for the end of ranks that are restarted, in seconds.
 
@@ -80,6 +82,7 @@ class WorkerGroup:
         init_process_group: bool = True,
         kept: bool = False,
         max_restarts: int = 0,
+        gpu_locks: GpuLocks | None = None,
         lost_s: float = LOST_S,
         attempt_end_s: float = ATTEMPT_END_S,
     ) -> None:
@@ -88,6 +91,7 @@ class WorkerGroup:
         self.kept = kept
         self.ended = False
         self.max_restarts = max_restarts
+        self._gpu_locks = gpu_locks
         self._lost_s = lost_s
         self._settings = WorkerSettings(
             socket=str(directory.socket),
@@ -358,6 +362,8 @@ class WorkerGroup:
         self._sweep_sessions()
 
     def _release(self) -> None:
+        if self._gpu_locks is not None:
+            self._gpu_locks.release()
         if self.kept:
             self.directory.tidy()
         self._connections.close()

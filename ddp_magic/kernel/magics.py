@@ -181,7 +181,8 @@ class DDPMagics(Magics):
                 raise UsageError(f"%%ddp {spelling(error.name)}: {error.problem}") from error
             except ValueError as error:
                 raise UsageError(f"%%ddp: {error}") from error
-            run = self._make_run(body, options, args.capture)
+            with options.gpu_locks.released_on_error():
+                run = self._make_run(body, options, args.capture)
             self.controller.execute(run, CellScreen(self.shell), cold=args.cold)
             self.shell.user_ns.update(run.results)
             if args.out is not None:

@@ -20,6 +20,7 @@ DEVICE_COUNTS = ("gpu", "cpu", "auto")  # torchrun's words for --nproc-per-node
 LAST_RANK = 99_999  # --show 0-999999999 must not fill the memory
 _SEEDS = range(-(2**63), 2**64)  # torch.manual_seed takes these
 _GPU = re.compile(r"[0-9]+|(GPU|MIG)-\S+")
+_NOT_LISTED = re.compile(r"none|free(:0*[1-9][0-9]*)?")
 
 
 class InvalidValueError(ValueError):
@@ -55,7 +56,8 @@ def gpus(value: object) -> str:
     """Read what follows `-g`; which GPUs exist is checked later."""
     text = value if isinstance(value, str) else ",".join(map(str, _items(value)))
     entries = [entry.strip() for entry in text.split(",")]
-    if text != "none" and not all(_GPU.fullmatch(entry) for entry in entries):
+    listed = all(_GPU.fullmatch(entry) for entry in entries)
+    if not listed and not _NOT_LISTED.fullmatch(text.strip()):
         raise InvalidValueError
     return ",".join(entries)
 

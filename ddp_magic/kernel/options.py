@@ -112,12 +112,13 @@ OPTIONS = (
         metavar="LIST",
         read=read.gpus,
         what="GPU list",
-        use="numbers such as 0,2, UUIDs, or none",
-        values=("none",),
+        use="numbers such as 0,2, UUIDs, free:2 for idle ones, or none",
+        values=("free:1", "free:2", "free:4", "free:8", "none"),
         also=("--devices", "--device-ids", "--gpu-ids"),
         fixed=True,
         help="GPUs to use: numbers such as `0,2` (relative to CUDA_VISIBLE_DEVICES) or "
-        "UUIDs; `none` for the CPU. Default: all.",
+        "UUIDs; `free:2` for two idle ones, which no other notebook gets meanwhile (`free`: one "
+        "per rank of `-n`); `none` for the CPU. Default: all.",
     ),
     Option(
         name="session",

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from ddp_magic.kernel import devices
+from ddp_magic.kernel import devices, idle_gpus
 from ddp_magic.kernel.devices import Gpu
 from ddp_magic.kernel.machine_limits import most_ranks, too_many
 from ddp_magic.kernel.options import DEFAULT_CPU_RANKS, OptionError
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.wire.specs import default_backend
 
 
@@ -29,20 +30,27 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
     _check_contradictions(asked)
     if visible is None:
         visible = devices.visible_gpus(os.environ)
+    idle = idle_gpus.wanted(asked)
     try:
-        gpus = devices.choose(list(visible), asked.gpus)
+        if idle is not None:
+            idle_gpus.check(idle, visible, os.environ)
+        gpus = list(visible) if idle else devices.choose(list(visible), asked.gpus)
     except ValueError as error:
         raise OptionError("gpus", str(error)) from None
-    nproc = _number_of_ranks(asked, len(gpus))
-    _check_nccl(asked, nproc, len(gpus))
+    count = idle or len(gpus)
+    nproc = _number_of_ranks(asked, count)
+    _check_nccl(asked, nproc, count)
     if problem := too_many(nproc, most_ranks()):
         raise OptionError("nproc_per_node", problem)
     check_ranks(asked, nproc)
+    trace = trace_file(asked)
+    gpus, locks, notes = _lock(gpus, nproc, idle)  # last, so that no check fails afterwards
     return Options(
         nproc=nproc,
+        gpu_locks=locks,
         device="cpu" if asked.gpus == "none" else "cuda",
         visible=None if asked.gpus is None else ",".join(gpu.visible for gpu in gpus),
-        devices=devices.describe(gpus, nproc),
+        devices="; ".join([devices.describe(gpus, nproc), *notes]),
         backend=asked.backend,
         timeout_s=asked.timeout,
         time_limit_s=asked.time_limit,
@@ -53,11 +61,28 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         argv=asked.argv,
         pull=asked.pull,
         profile=asked.profile,
-        trace=trace_file(asked),
+        trace=trace,
         session=asked.session or "",
         check=asked.check,
         max_restarts=asked.max_restarts,
     )
+
+
+def _lock(
+    gpus: list[Gpu], nproc: int, idle: int | None
+) -> tuple[list[Gpu], GpuLocks, Sequence[str]]:
+    """Lock the GPUs of a run; choose them first if so many `idle` ones are wanted.
+
+    Raises:
+        OptionError: Not enough are idle.
+    """
+    if idle is None:
+        return gpus, *idle_gpus.lock(gpus[:nproc])
+    try:
+        chosen, locks, note = idle_gpus.take(idle, gpus)
+    except (ValueError, OSError) as error:
+        raise OptionError("gpus", str(error)) from None
+    return chosen, locks, [note]
 
 
 def check_ranks(asked: SimpleNamespace, nproc: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.options import spelling
 from ddp_magic.kernel.pull import Pull
+from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.messages import RunCell
 
@@ -28,6 +29,7 @@ class Options:
         check: Compare every collective of the ranks.
         call: The cell is ours and calls a function: its lines are of no interest.
         from_python: Python code asked for it, not a magic.
+        gpu_locks: The GPUs that its ranks hold; empty for a later cell of a session.
     """
 
     nproc: int
@@ -50,6 +52,7 @@ class Options:
     max_restarts: int = 0
     call: bool = False
     from_python: bool = False
+    gpu_locks: GpuLocks = field(default_factory=GpuLocks, compare=False)
 
     def command(
         self,
@@ -91,4 +94,5 @@ def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
         init_process_group=options.init_process_group,
         kept=bool(options.session),
         max_restarts=options.max_restarts,
+        gpu_locks=options.gpu_locks,
     )

@@ -39,6 +39,8 @@ def _keywords(**given: object) -> dict[str, Any]:
         ("-g0,2", {"gpus": "0,2"}),
         ("-g 'GPU-aa, 1'", {"gpus": "GPU-aa,1"}),
         ("-g none", {"gpus": "none"}),
+        ("-g free", {"gpus": "free"}),
+        ("-gfree:2", {"gpus": "free:2"}),
         ("-slab", {"session": "lab"}),
         ("--show 0,2-3", {"show": frozenset({0, 2, 3})}),
         ("--capture a,b", {"capture": frozenset("ab")}),
@@ -61,6 +63,7 @@ def test_what_follows_two_dashes_is_the_cells() -> None:
 
 
 RANK_COUNT = "use 1, 2, ..., gpu, cpu or auto"
+GPUS = "use numbers such as 0,2, UUIDs, free:2 for idle ones, or none"
 SECONDS = "use a number above 0, such as 30 or 0.5"
 
 
@@ -76,7 +79,13 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("--timeout -1", f"%%ddp --timeout: invalid number of seconds '-1': {SECONDS}"),
         ("--time-limit inf", f"%%ddp --time-limit: invalid number of seconds 'inf': {SECONDS}"),
         ("--timeout", f"%%ddp --timeout: missing number of seconds: {SECONDS}"),
-        ("-g x", "%%ddp -g: invalid GPU list 'x': use numbers such as 0,2, UUIDs, or none"),
+        ("-g x", f"%%ddp -g: invalid GPU list 'x': {GPUS}"),
+        ("-g free:0", f"%%ddp -g: invalid GPU list 'free:0': {GPUS}"),
+        ("-g free:", f"%%ddp -g: invalid GPU list 'free:': {GPUS}"),
+        ("-g free:-1", f"%%ddp -g: invalid GPU list 'free:-1': {GPUS}"),
+        ("-g free:two", f"%%ddp -g: invalid GPU list 'free:two': {GPUS}"),
+        ("-g free:2,0", f"%%ddp -g: invalid GPU list 'free:2,0': {GPUS}"),
+        ("-g 0,free:1", f"%%ddp -g: invalid GPU list '0,free:1': {GPUS}"),
         ("--show 3-1", "%%ddp --show: invalid list of ranks '3-1': use ranks such as 0,2-3"),
         ("--show 0-9999999999", "%%ddp --show: invalid list of ranks '0-9999999999'"),
         ("-o 2x", "%%ddp -o: invalid name '2x': use a Python name, such as run"),

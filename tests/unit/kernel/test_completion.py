@@ -23,6 +23,8 @@ SOURCES = {
         ("%%ddp --nproc g", "g", ["gpu"]),
         ("%%ddp --nproc-per-node=g", "g", ["gpu"]),
         ("%%ddp -g n", "n", ["none"]),
+        ("%%ddp -g f", "f", ["free:1", "free:2", "free:4", "free:8"]),
+        ("%%ddp --gpus=free:2", "free:2", ["free:2"]),
         ("%%ddp --backend ", "", ["gloo", "nccl", "cpu:gloo,cuda:nccl"]),
         ("%%ddp -s ", "", ["lab", "big"]),
         ("%%ddp --capture ", "", ["none", "images", "labels"]),

@@ -15,8 +15,13 @@ from ddp_magic.kernel.run_options import Options
 
 
 def _resolve(line: str, gpus: int = 0) -> Options:
-    there = [Gpu(visible=str(i), name="T4", used_mib=0, total_mib=9) for i in range(gpus)]
-    return resolve(parse_line("%%ddp", line), there)
+    there = [
+        Gpu(visible=str(i), uuid=f"GPU-{i}-{os.getpid()}", name="T4", used_mib=0, total_mib=9)
+        for i in range(gpus)
+    ]
+    options = resolve(parse_line("%%ddp", line), there)
+    options.gpu_locks.release()
+    return options
 
 
 @pytest.mark.parametrize(
