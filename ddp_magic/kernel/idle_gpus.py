@@ -133,7 +133,7 @@ def _not_enough(
             use = list(uses.get(gpu.uuid, ()))
             use[_LISTED:] = [f"{len(use) - _LISTED} more"] if len(use) > _LISTED else []
             use += filter(None, [_held(gpu.uuid)])
-            words = ", ".join(use) or "held by another notebook"
+            words = ", ".join(use) or "held by another run"
             busy.append(f"GPU {number} ({gpu.memory}) is {words}")
     needed = f"{count} idle GPU{'s are' if count > 1 else ' is'} needed, and "
     there = f"{len(idle) or 'none'} of {len(gpus)} {'is' if len(idle) < 2 else 'are'} idle"
@@ -154,6 +154,6 @@ def _held(uuid: str) -> str:
     if who is None:
         return ""
     if who.pid == os.getpid():
-        return "held by this notebook (%ddp_status lists its runs and sessions)"
+        return "held by this notebook's own run or session (%ddp_status lists them)"
     process = f" (pid {who.pid})" if who.pid else ""
-    return f"held by a notebook of {who.user or 'somebody'}{process}"
+    return f"held by a run of {who.user or 'somebody'}{process}"

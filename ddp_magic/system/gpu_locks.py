@@ -45,11 +45,23 @@ class Holder:
 
 
 class GpuLocks:
-    """The GPUs that one run, or one session, holds. A forked child of the process holds none."""
+    """The GPUs that one run, or one session, holds.
+
+    A forked child of the process holds none of them. A program that it starts with `descriptors`
+    takes them over when it unpickles them; they are free once both have released them.
+    """
 
     def __init__(self) -> None:
         self._sockets: dict[str, socket.socket] = {}
         _all_locks.add(self)
+
+    @property
+    def descriptors(self) -> dict[str, int]:
+        """The descriptor of each lock, by UUID."""
+        return {uuid: lock.fileno() for uuid, lock in self._sockets.items()}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _inherited, (os.getpid(), self.descriptors)
 
     def take(self, uuid: str) -> bool:
         """Lock a GPU; return False if somebody holds it.
@@ -77,6 +89,23 @@ class GpuLocks:
         except BaseException:
             self.release()
             raise
+
+
+def _inherited(pid: int, descriptors: dict[str, int]) -> GpuLocks:
+    """Take over locks from process `pid`, which has started this one with their descriptors."""
+    locks = GpuLocks()
+    if pid == os.getpid():
+        return locks  # a copy holds nothing
+    for uuid, descriptor in descriptors.items():
+        with contextlib.suppress(OSError):  # it was not passed on
+            lock = socket.socket(fileno=os.dup(descriptor))
+            if lock.getsockname() != (_NAME + uuid).encode():
+                lock.close()
+                continue
+            os.close(descriptor)
+            lock.listen(_BACKLOG)  # the holder is who listened last
+            locks._sockets[uuid] = lock
+    return locks
 
 
 def holder(uuid: str) -> Holder | None:

@@ -12,7 +12,7 @@ import pytest
 from tests.gpu_machine import Machine
 from tests.integration.kernel import Kernel, Result
 
-HELD = f"held by a notebook of {pwd.getpwuid(os.getuid()).pw_name}"
+HELD = f"held by a run of {pwd.getpwuid(os.getuid()).pw_name}"
 CELL = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
 

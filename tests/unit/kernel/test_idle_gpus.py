@@ -103,7 +103,7 @@ def test_a_named_gpu_that_is_held_is_used_with_a_warning(run: Resolve) -> None:
     options = run("-g 2,3")
     assert options.visible == "2,3"
     assert options.devices.endswith(
-        "cuda:0 is held by this notebook (%ddp_status lists its runs and sessions)"
+        "cuda:0 is held by this notebook's own run or session (%ddp_status lists them)"
     )
 
 
@@ -119,8 +119,8 @@ def test_busy_ones_are_named_with_owner_and_memory(run: Resolve, machine: Machin
     try:
         assert _problem(run, "-g free:2") == (
             "gpus: 2 idle GPUs are needed, and none of 4 is idle: "
-            "GPU 0 (3 of 81,920 MiB in use) is held by this notebook (%ddp_status lists its runs "
-            "and sessions); "
+            "GPU 0 (3 of 81,920 MiB in use) is held by this notebook's own run or session "
+            "(%ddp_status lists them); "
             "GPU 1 (40,000 of 81,920 MiB in use) is used by processes that cannot be seen from "
             "here; "
             f"GPU 2 (3 of 81,920 MiB in use) is used by {ME} (pid {os.getpid()}, 1,200 MiB); "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -114,6 +116,51 @@ def test_a_program_that_is_started_does_not_hold_it(uuid: str, locks: GpuLocks) 
         locks.release()
         assert holder(uuid) is None
         program.kill()
+
+
+TAKE_OVER = """
+import pickle, sys
+locks = pickle.loads(bytes.fromhex(sys.argv[1]))
+print(*locks.descriptors, flush=True)
+sys.stdin.readline()
+locks.release()
+print("released", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_program_that_is_started_can_take_them_over(uuid: str, locks: GpuLocks) -> None:
+    """The host of a background run does: it outlives the notebook that chose the GPUs."""
+    assert locks.take(uuid)
+    argv = [sys.executable, "-c", TAKE_OVER, pickle.dumps(locks).hex()]
+    pipe, fds = subprocess.PIPE, tuple(locks.descriptors.values())
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, pass_fds=fds, text=True) as host:
+        assert host.stdin is not None
+        assert host.stdout is not None
+        assert host.stdout.readline().split() == [uuid]
+        locks.release()
+        found = holder(uuid)
+        assert found is not None
+        assert found.pid == host.pid
+        host.stdin.write("\n")
+        host.stdin.flush()
+        assert host.stdout.readline() == "released\n"
+        assert holder(uuid) is None
+        host.kill()
+
+
+def test_locks_that_were_not_passed_on_are_not_taken_over(uuid: str, locks: GpuLocks) -> None:
+    assert locks.take(uuid)
+    argv = [sys.executable, "-c", TAKE_OVER, pickle.dumps(locks).hex()]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as host:
+        assert host.communicate("", HANG_S)[0] == "\nreleased\n"
+
+
+def test_a_copy_holds_nothing(uuid: str, locks: GpuLocks) -> None:
+    assert locks.take(uuid)
+    copy.deepcopy(locks).release()
+    assert holder(uuid) is not None
 
 
 def test_an_error_releases_them(uuid: str, locks: GpuLocks) -> None:
