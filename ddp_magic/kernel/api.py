@@ -52,7 +52,7 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
         function: Any function: from the notebook, a script or a module, or a lambda.
         *args: Its arguments. Each rank gets its own copy; arrays share their memory.
         **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `time_limit=60`;
-            see below.
+            see below. What `%config DDPMagics` sets is for `%%ddp` alone.
 
     Returns:
         The run. Its `results` are the values that the function returned, one for each rank.
@@ -87,7 +87,7 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
     Args:
         text: The cell.
         **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `pull="loss@all"`;
-            see below.
+            see below. What `%config DDPMagics` sets is for `%%ddp` alone.
 
     Returns:
         The run. Its `results` are the pulled values, by name.

@@ -26,11 +26,15 @@ _NUMBER = re.compile(r"-\.?\d")  # a negative number is a value, not an option
 def parse_keywords(given: Mapping[str, object]) -> SimpleNamespace:
     """Check the keywords of `launch` or `run`; None stands for an option's default.
 
+    Returns:
+        The values by the options' names, and `given`: the options that are not left to a default.
+
     Raises:
         TypeError: There is no such option.
         OptionError: An option cannot have this value.
     """
     found = {option.name: option.default for option in OPTIONS}
+    found["given"] = frozenset(name for name, value in given.items() if value is not None)
     for name, value in given.items():
         option = KEYWORDS.get(name)
         if option is None:
@@ -65,6 +69,9 @@ def parse_line(
         options: What it takes.
         split: Splits the line into words.
 
+    Returns:
+        The values by the options' names, and `given`: the options that the line names.
+
     Raises:
         ValueError: The line is wrong; the text is the message to show.
     """
@@ -77,14 +84,20 @@ def parse_line(
         problem = "missing closing quote" if quote else "nothing follows the last backslash"
         raise ValueError(f"{magic}: {problem} in: {line.strip()}") from None
     found: dict[str, Any] = {option.name: option.default for option in options}
+    named: set[str] = set()
     flags = {flag: option for option in options for flag in option.flags}
+    negations = {option.negation: option for option in options if option.negation}
     positional = [option for option in options if not option.flags]
     while words:
         word = words.popleft()
         if word == "--" and "--" in flags:
-            found[flags["--"].name] = tuple(words)
-            break
-        if word.startswith("-") and len(word) > 1 and not _NUMBER.match(word):
+            option = flags["--"]
+            found[option.name] = tuple(words)
+            words.clear()
+        elif word in negations:
+            option = negations[word]
+            found[option.name] = False
+        elif word.startswith("-") and len(word) > 1 and not _NUMBER.match(word):
             flag, joined = _split(magic, word, flags)
             option = flags[flag]
             found[option.name] = _flag_value(magic, option, flag, joined, words)
@@ -93,7 +106,8 @@ def parse_line(
             found[option.name] = _checked(magic, option, "", word)
         else:
             raise ValueError(_unexpected(magic, word, flags))
-    return SimpleNamespace(**found)
+        named.add(option.name)
+    return SimpleNamespace(**found, given=frozenset(named))
 
 
 def _flag_value(magic: str, option: Option, flag: str, text: str | None, words: deque[str]) -> Any:  # noqa: ANN401 -- of each option's own type
@@ -167,7 +181,7 @@ def _unrecognized(magic: str, word: str, flags: Mapping[str, Option]) -> str:
 
 def _unexpected(magic: str, word: str, flags: Mapping[str, Option]) -> str:
     text = f"{magic}: unexpected argument {word!r}: "
-    if bare := word.lstrip(_DASHES + "-") if word[0] in _DASHES else "":
+    if bare := word.lstrip(_DASHES + "-") if word[:1] in _DASHES else "":
         flag = f"-{bare}" if len(bare) == 1 else f"--{bare}"
         return f"{text}it starts with a dash instead of a hyphen: type {flag}"
     if word.startswith("#"):

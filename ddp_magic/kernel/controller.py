@@ -21,7 +21,7 @@ from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
 from ddp_magic.kernel.options import OPTIONS, OptionError
 from ddp_magic.kernel.past_runs import PastRuns
-from ddp_magic.kernel.resolve import check_ranks, trace_file
+from ddp_magic.kernel.resolve import check_ranks, shown_ranks, trace_file
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
@@ -95,12 +95,12 @@ class Controller:
             return None
         nproc = session.options.nproc
         other = f"omit the option, run %ddp_stop {session.name} first, or use another session name"
-        if args.nproc_per_node not in (None, nproc):
+        if "nproc_per_node" in args.given and args.nproc_per_node != nproc:
             ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
             problem = f"session {session.name!r} already runs with {ranks}: {other}"
             raise OptionError("nproc_per_node", problem)
         for option in OPTIONS:
-            if option.fixed and getattr(args, option.name):
+            if option.fixed and option.name in args.given and getattr(args, option.name):
                 problem = f"session {session.name!r} is already running: {other}"
                 raise OptionError(option.name, problem)
         check_ranks(args, nproc)
@@ -108,7 +108,7 @@ class Controller:
             session.options,
             devices=f"session {session.name} · {session.options.devices}",
             time_limit_s=args.time_limit,
-            show=args.show,
+            show=shown_ranks(args, nproc),
             quiet=args.quiet,
             seed=args.seed,
             argv=args.argv,

@@ -33,6 +33,7 @@ from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
+from ddp_magic.kernel.option_defaults import OptionDefaults, in_force, with_defaults
 from ddp_magic.kernel.option_help import DDP_HELP, LOGS_HELP, SHOW_HELP, STATUS_HELP, STOP_HELP
 from ddp_magic.kernel.options import (
     LOGS_OPTIONS,
@@ -70,7 +71,7 @@ def keep_empty_body(lines: list[str]) -> list[str]:
 
 
 @magics_class
-class DDPMagics(Magics):
+class DDPMagics(Magics, OptionDefaults):
     """`%%ddp` and the line magics beside it."""
 
     preload = Union(
@@ -170,6 +171,7 @@ class DDPMagics(Magics):
     def _run(self, args: SimpleNamespace, body: str) -> DDPMagicError | RunInterrupted | None:
         """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
+        args = with_defaults(args, self)
         with (
             without_frames(lambda: interrupted_words(run)),
             warnings_without_ours(),
@@ -178,7 +180,8 @@ class DDPMagics(Magics):
             try:
                 options = self.controller.join(args) or resolve(args)
             except OptionError as error:
-                raise UsageError(f"%%ddp {spelling(error.name)}: {error.problem}") from error
+                problem = error.problem + in_force(args, error)
+                raise UsageError(f"%%ddp {spelling(error.name)}: {problem}") from error
             except ValueError as error:
                 raise UsageError(f"%%ddp: {error}") from error
             with options.gpu_locks.released_on_error():

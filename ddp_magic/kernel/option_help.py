@@ -80,6 +80,9 @@ whatever its value.
 Options:
 {option_lines(OPTIONS)}
 
+`%config DDPMagics.nproc_per_node = 4` sets what a line without -n means; `%config DDPMagics` lists
+the options that can be set so. --no-quiet turns off a flag that is set, --raise-error the last one.
+
 Examples:
 
   %%ddp -n 2

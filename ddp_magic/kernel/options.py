@@ -51,6 +51,8 @@ class Option:
         values: Values that TAB offers.
         also: Spellings that other tools have, for "did you mean ...?".
         fixed: The first cell of a session decides it for all.
+        has_default: `%config DDPMagics` can set its value for lines that do not name it. Not for
+            what belongs to one cell.
         keyword: Whether `launch` and `run` take it.
     """
 
@@ -65,12 +67,21 @@ class Option:
     values: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     fixed: bool = False
+    has_default: bool = False
     keyword: bool = True
 
     @property
     def spelling(self) -> str:
         """The long flag."""
         return self.flags[-1]
+
+    @property
+    def negation(self) -> str:
+        """What turns a flag off on a line, where it is on by default; empty if it cannot be."""
+        if self.metavar or not self.has_default:
+            return ""
+        positive = self.spelling.removeprefix("--no-")
+        return f"--{positive}" if positive != self.spelling else f"--no-{positive[2:]}"
 
     def value(self, given: object) -> Any:  # noqa: ANN401 -- of each option's own type
         """Check a value that was given, and convert it.
@@ -103,6 +114,7 @@ OPTIONS = (
         use="1, 2, ..., gpu, cpu or auto",
         values=read.DEVICE_COUNTS,
         also=("--np", "--nprocs", "--ranks", "--world-size", "--num-processes"),
+        has_default=True,
         help="Number of ranks: a number, or torchrun's `gpu`, `cpu` or `auto`. Default: one for "
         f"each chosen GPU; without a GPU, {DEFAULT_CPU_RANKS}.",
     ),
@@ -116,6 +128,7 @@ OPTIONS = (
         values=("free:1", "free:2", "free:4", "free:8", "none"),
         also=("--devices", "--device-ids", "--gpu-ids"),
         fixed=True,
+        has_default=True,
         help="GPUs to use: numbers such as `0,2` (relative to CUDA_VISIBLE_DEVICES) or "
         "UUIDs; `free:2` for two idle ones, which no other notebook gets meanwhile (`free`: one "
         "per rank of `-n`); `none` for the CPU. Default: all.",
@@ -169,6 +182,7 @@ OPTIONS = (
         read=read.ranks,
         what="list of ranks",
         use="ranks such as 0,2-3",
+        has_default=True,
         help="Ranks whose output is shown, such as `0,2-3`; all ranks run, and errors are always "
         "shown. Default: all.",
     ),
@@ -176,6 +190,7 @@ OPTIONS = (
         name="quiet",
         flags=("-q", "--quiet"),
         default=False,
+        has_default=True,
         help="Show only the output of the ranks, and the rest only if something goes wrong.",
     ),
     Option(
@@ -185,6 +200,7 @@ OPTIONS = (
         read=read.seed,
         what="seed",
         use="an integer from -2**63 to 2**64 - 1, such as 42",
+        has_default=True,
         help="Seed Python, NumPy and torch, the same on all ranks. Default: each rank draws its "
         "own.",
     ),
@@ -197,6 +213,7 @@ OPTIONS = (
         use="gloo, nccl, or one for each device, such as cpu:gloo,cuda:nccl",
         values=("gloo", "nccl", "cpu:gloo,cuda:nccl"),
         fixed=True,
+        has_default=True,
         help="Backend of the process group. "
         f"Default: `{default_backend('cuda')}` with GPUs, otherwise `{default_backend('cpu')}`.",
     ),
@@ -208,6 +225,7 @@ OPTIONS = (
         what="number of seconds",
         use="a number above 0, such as 30 or 0.5",
         fixed=True,
+        has_default=True,
         help="Timeout for collectives, in seconds. Default: torch's.",
     ),
     Option(
@@ -217,6 +235,7 @@ OPTIONS = (
         read=read.seconds,
         what="number of seconds",
         use="a number above 0, such as 30 or 0.5",
+        has_default=True,
         help="Time limit for the whole run, in seconds. Default: none.",
     ),
     Option(
@@ -228,6 +247,7 @@ OPTIONS = (
         use="0, 1, 2, ...",
         default=0,
         also=("--restarts", "--retries", "--max-retries"),
+        has_default=True,
         help="After a failure, restart all ranks, up to K times: the cell runs again from its "
         "first line, `train` goes on from its last checkpoint. Default: 0.",
     ),
@@ -242,6 +262,7 @@ OPTIONS = (
         name="profile",
         flags=("--profile",),
         default=False,
+        has_default=True,
         help="Show at the end where the time of each rank went, and what limits the run.",
     ),
     Option(
@@ -258,6 +279,7 @@ OPTIONS = (
         flags=("--cold",),
         default=False,
         fixed=True,
+        has_default=True,
         help="Start the ranks by plain `torch.distributed.run`: nothing is preloaded, each rank "
         "imports for itself.",
     ),
@@ -265,6 +287,7 @@ OPTIONS = (
         name="check",
         flags=("--check",),
         default=False,
+        has_default=True,
         help="Compare every collective of the ranks, and stop at the first on which they differ: "
         "in order, operation, shapes, dtypes, reduction or root.",
     ),
@@ -272,6 +295,7 @@ OPTIONS = (
         name="no_raise_error",
         flags=("--no-raise-error",),
         default=False,
+        has_default=True,
         help="Show the error of a failed run, but do not fail the cell.",
     ),
     Option(

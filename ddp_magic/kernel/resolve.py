@@ -55,7 +55,7 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         timeout_s=asked.timeout,
         time_limit_s=asked.time_limit,
         init_process_group=not asked.no_init,
-        show=asked.show,
+        show=shown_ranks(asked, nproc),
         quiet=asked.quiet,
         seed=asked.seed,
         argv=asked.argv,
@@ -97,10 +97,22 @@ def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
             "session"
         )
         raise OptionError("max_restarts", problem)
-    for name, ranks in (("pull", [p.rank or 0 for p in asked.pull]), ("show", asked.show or ())):
+    shown = asked.show or () if "show" in asked.given else ()
+    for name, ranks in (("pull", [p.rank or 0 for p in asked.pull]), ("show", shown)):
         if (last := max(ranks, default=0)) >= nproc:
             there = f"ranks 0 to {nproc - 1}" if nproc > 1 else "only rank 0"
             raise OptionError(name, f"invalid rank {last}: this run has {there}")
+
+
+def shown_ranks(asked: SimpleNamespace, nproc: int) -> frozenset[int] | None:
+    """Return whose output is shown; None for all.
+
+    A default for `--show` may name ranks that this run does not have.
+    """
+    show: frozenset[int] | None = asked.show
+    if show is None or "show" in asked.given:
+        return show
+    return (show & frozenset(range(nproc))) or None
 
 
 def trace_file(asked: SimpleNamespace) -> Path | None:

@@ -49,6 +49,11 @@ def _keywords(**given: object) -> dict[str, Any]:
         ("--seed -1 --timeout .5", {"seed": -1, "timeout": 0.5}),
         ("--cold --no-init", {"cold": True, "no_init": True}),
         ("-h", {"help": True}),
+        ("-q", {"quiet": True}),
+        ("-q --no-quiet", {}),
+        ("--no-quiet -q", {"quiet": True}),
+        ("--no-raise-error --raise-error", {}),
+        ("--no-check --no-profile --no-cold", {}),
         ("-n 2 -- --lr 0.1 'two words' -n", {"nproc_per_node": 2}),
     ],
 )
@@ -110,6 +115,9 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("-n 1 # one", "%%ddp: unexpected argument '#': put comments below this line"),
         ("-n 1 -- 'open", "%%ddp: missing closing quote in: -n 1 -- 'open"),
         ("-n 1 \\", "%%ddp: nothing follows the last backslash in: -n 1 \\"),
+        ("--no-quiet=1", "%%ddp: unrecognized option --no-quiet: did you mean --quiet?"),
+        ("--no-seed", "%%ddp: unrecognized option --no-seed: "),
+        ("''", "%%ddp: unexpected argument ''"),
         ("--no", "%%ddp: ambiguous option --no: use --no-init or --no-raise-error"),
         ("--frobnicate", "%%ddp: unrecognized option --frobnicate: %%ddp --help lists the options"),
         ("-x", "%%ddp: unrecognized option -x: %%ddp --help lists the options"),
@@ -148,7 +156,7 @@ def test_wrong_lines(line: str, message: str) -> None:
         ("-session", "--session"),
         ("--time_limit", "--time-limit"),
         ("--output", "--out"),
-        ("--raise-error", "--no-raise-error"),
+        ("--raise-errors", "--no-raise-error"),
         ("-help", "--help"),
     ],
 )
@@ -157,6 +165,18 @@ def test_a_near_miss_gets_a_suggestion(word: str, option: str) -> None:
         parse_line("%%ddp", f"{word} 2")
     name = word.partition("=")[0]
     assert str(caught.value) == f"%%ddp: unrecognized option {name}: did you mean {option}?"
+
+
+def test_what_a_line_names_is_known() -> None:
+    """Also where it is the default; `%config DDPMagics` may have another one."""
+    line = "-n2 --gpus=none --no-quiet --raise-error --time-l 3 -- a"
+    given = {"nproc_per_node", "gpus", "quiet", "no_raise_error", "time_limit", "argv"}
+    assert parse_line("%%ddp", line).given == given
+    assert parse_line("%%ddp", "").given == frozenset()
+    assert parse_keywords({"nproc_per_node": 2, "seed": None, "cold": False}).given == {
+        "nproc_per_node",
+        "cold",
+    }
 
 
 def test_line_magics() -> None:

@@ -31,7 +31,7 @@ NOTHING: dict[str, Any] = {
 
 
 def _args(**given: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{**NOTHING, **given})
+    return SimpleNamespace(**{**NOTHING, **given}, given=frozenset(given))
 
 
 def _cell(*reads: str) -> Cell:
