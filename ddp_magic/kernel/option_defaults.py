@@ -11,6 +11,7 @@ from typing import Any
 
 from traitlets import HasTraits, TraitError, TraitType
 
+from ddp_magic.errors import one_line
 from ddp_magic.kernel.options import OPTIONS, Option, OptionError
 
 _OPTIONS = tuple(option for option in OPTIONS if option.has_default)
@@ -40,7 +41,8 @@ class Default(TraitType):
         try:
             return self._option.value(value)
         except ValueError as error:
-            raise TraitError(f"DDPMagics.{self.name}: {error}") from None
+            problem = TraitError(f"DDPMagics.{self.name}: {error}")
+            raise one_line(problem) from None  # from a configuration file: without a traceback
 
     def from_string(self, text: str) -> object:
         """Read a value from a command line: `ipython --DDPMagics.quiet=True`."""

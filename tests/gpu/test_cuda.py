@@ -81,6 +81,19 @@ def test_a_session_whose_cuda_context_is_lost(kernel: Kernel) -> None:
     kernel.run("%ddp_stop lab")
 
 
+def test_idle_gpus(new_kernel: Callable[..., Kernel]) -> None:
+    """A session holds them from its start to its end; the driver's answers are understood."""
+    first, second = new_kernel(), new_kernel()
+    line = f"%%ddp -g free:{torch.cuda.device_count()}"
+    cell = f"{line} -s lab\nt = torch.ones(2**20, device=device)\nprint(device)"
+    assert "[rank 0] cuda:0" in first.run(cell).lines
+    refused = second.run(f"{line}\nprint(device)")
+    assert f"(pid {first.pid})" in refused.text, refused
+    assert "MiB in use) is used by " in refused.text, refused
+    first.run("%ddp_stop lab")
+    assert "[rank 0] cuda:0" in second.run(f"{line}\nprint(device)").lines
+
+
 def test_the_cpu_on_a_gpu_machine(kernel: Kernel) -> None:
     """-g none hides the GPUs."""
     result = kernel.run("%%ddp -n 2 -g none\nprint(device, torch.cuda.is_available())")

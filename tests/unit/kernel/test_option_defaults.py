@@ -118,8 +118,9 @@ def test_a_wrong_value_is_refused_and_the_old_one_stays(
     assert getattr(settings, name) == before
     settings.update_config(Config(Settings={"seed": 3}))
     assert settings.seed == 3, "the next one is not refused with it"
-    with pytest.raises(TraitError):
+    with pytest.raises(TraitError) as caught:
         Settings(config=Config(Settings={name: value}))
+    assert len(caught.value._render_traceback_()) == 1  # what %load_ext shows
 
 
 def test_none_stands_for_no_default() -> None:
