@@ -67,7 +67,9 @@ def complete(
         return _values(option, fragment, sources, body)
     positional = [option for option in options if not option.flags]
     values = _values(positional[0], fragment, sources, body)[1] if positional else []
-    return fragment, values + [flag for flag in flags if flag.startswith(fragment)]
+    # What turns a flag off is rarely wanted: not before it is clear that it is.
+    negations = [option.negation for option in options] if len(fragment) > len("--n") else []
+    return fragment, values + [flag for flag in [*flags, *negations] if flag.startswith(fragment)]
 
 
 def _option(flag: str, flags: Mapping[str, Option]) -> Option | None:

@@ -17,6 +17,8 @@ SOURCES = {
     ("line", "fragment", "found"),
     [
         ("%%ddp --n", "--n", ["--nproc-per-node", "--no-init", "--no-raise-error"]),
+        ("%%ddp --no-q", "--no-q", ["--no-quiet"]),
+        ("%%ddp --rai", "--rai", ["--raise-error"]),
         ("  %%ddp -n 2 --ti", "--ti", ["--timeout", "--time-limit"]),
         ("%%ddp -n ", "", ["gpu", "cpu", "auto"]),
         ("%%ddp -n g", "g", ["gpu"]),
