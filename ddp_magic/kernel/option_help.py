@@ -81,7 +81,8 @@ Options:
 {option_lines(OPTIONS)}
 
 `%config DDPMagics.nproc_per_node = 4` sets what a line without -n means; `%config DDPMagics` lists
-the options that can be set so. --no-quiet turns off a flag that is set, --raise-error the last one.
+the options that can be set so. For one cell, --no-quiet turns off --quiet, and so for each flag
+that is set; --raise-error turns off --no-raise-error.
 
 Examples:
 
