@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import base64
+import html
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.display.journal import PastRun
-from ddp_magic.display.screen import is_notebook
+from ddp_magic.display.labels import colored, has_place, label, labelled
+from ddp_magic.display.outputs import MAX_OUTPUTS, has_colors, is_notebook
+from ddp_magic.display.terminal import display_lines
+from ddp_magic.system.run_directory import RunDirectory
 
 TEXT_CHARS = 1_000_000  # a Jupyter server drops what comes faster than 1 MB a second
-_FIGURES = {"image/png": ".png", "image/jpeg": ".jpg", "image/svg+xml": ".svg"}
+MAX_ENTRIES = MAX_OUTPUTS - 5  # more would be hidden behind a button
 
 
 def replay(run: PastRun, shell: InteractiveShell | None) -> None:
@@ -27,23 +29,79 @@ def replay(run: PastRun, shell: InteractiveShell | None) -> None:
             run's directory.
     """
     print(run.title)  # noqa: T201 -- this is the answer
-    name = uuid.uuid4().hex[:8]
-    for number, entry in enumerate(_merged(run.outputs(), run.logs)):
-        if "text" in entry:
-            sys.stdout.write(entry["text"])
-        elif is_notebook(shell):
-            assert shell is not None  # noqa: S101 -- it is a notebook's
-            shell.display_pub.publish(
-                entry["display"],
-                entry["metadata"],
-                transient={"display_id": f"show-{name}-{number}"},
-                update=False,
-            )
-        else:
-            print(_as_text(entry["display"], run.path.parent, number))  # noqa: T201
+    paint = colored if has_colors(shell) else str
+    if is_notebook(shell):
+        assert shell is not None  # noqa: S101 -- it is a notebook's
+        _publish(run, shell, paint)
+    else:
+        for entry in _merged(run.outputs(), run.logs):
+            sys.stdout.write(paint(entry.get("text") or _as_text(entry, run)))
     for line in run.error:
         print(line)  # noqa: T201
     print(run.outcome)  # noqa: T201
+
+
+def _publish(run: PastRun, shell: InteractiveShell, paint: Callable[[str], str]) -> None:
+    name = uuid.uuid4().hex[:8]
+    for number, entry in enumerate(_few(list(_labelled(_merged(run.outputs(), run.logs))))):
+        if "text" in entry:
+            sys.stdout.write(paint(entry["text"]))
+            continue
+        sys.stdout.flush()  # what comes now stands below it
+        shell.display_pub.publish(
+            entry["display"],
+            entry["metadata"],
+            transient={"display_id": f"show-{name}-{number}"},
+            update=False,
+        )
+
+
+def _rank_to_name(entry: Mapping[str, Any]) -> int | None:
+    """Return the rank that a display needs a label of; None if it needs none."""
+    ours = entry["metadata"].get("ddp", {})
+    return None if ours.get("page") else ours.get("rank")  # a page has labels
+
+
+def _labelled(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the entries, displays with the labels of their ranks, inside or in a line above."""
+    for entry in entries:
+        rank = None if "text" in entry else _rank_to_name(entry)
+        if rank is None:
+            yield entry
+        elif has_place(entry["display"]):
+            data = labelled(entry["display"], entry["metadata"], rank)
+            yield {**entry, "display": data}
+        else:
+            yield {"text": f"{label([rank])}\n"}
+            yield entry
+
+
+def _few(entries: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the entries, several in one where they are too many: all are to be in sight."""
+    each = -(-len(entries) // MAX_ENTRIES)
+    for start in range(0, len(entries), max(1, each)):
+        group = entries[start : start + each]
+        forms = [_as_html(entry) for entry in group]
+        if len(group) == 1 or None in forms:
+            yield from group
+        else:
+            data = {"text/html": "".join(filter(None, forms))}
+            data["text/plain"] = "".join(
+                entry.get("text") or f"{entry['display'].get('text/plain', '')}\n"
+                for entry in group
+            )
+            yield {"display": data, "metadata": {"ddp": {}}}
+
+
+def _as_html(entry: Mapping[str, Any]) -> str | None:
+    """Return an entry as HTML; None if it has no such form."""
+    if "text" in entry:
+        return f"<pre>{html.escape(entry['text'])}</pre>"
+    data = entry["display"]
+    if "text/html" in data:
+        return f"<div>{data['text/html']}</div>"
+    only_text = data.keys() == {"text/plain"}
+    return f"<pre>{html.escape(data['text/plain'])}</pre>" if only_text else None
 
 
 def _merged(entries: list[dict[str, Any]], logs: str) -> Iterator[dict[str, Any]]:
@@ -66,13 +124,8 @@ def _merged(entries: list[dict[str, Any]], logs: str) -> Iterator[dict[str, Any]
                 text += f"... long output is left out here; all of it is in {logs}\n"
 
 
-def _as_text(data: Mapping[str, Any], folder: Path, number: int) -> str:
+def _as_text(entry: Mapping[str, Any], run: PastRun) -> str:
     """Return a display as text; a figure is saved, and its file named."""
-    for kind, suffix in _FIGURES.items():
-        if kind in data:
-            content = str(data[kind])
-            raw = content.encode() if suffix == ".svg" else base64.b64decode(content)
-            path = folder / f"figure{number}{suffix}"
-            path.write_bytes(raw)
-            return f"figure: {path}"
-    return str(data.get("text/plain", ""))
+    data, rank = entry["display"], _rank_to_name(entry)
+    lines = display_lines(data, RunDirectory(run.path.parent), rank, entry["id"])
+    return "\n".join(lines) + "\n"

@@ -8,19 +8,22 @@ messages that arrive faster than 1000 a second.
 
 from __future__ import annotations
 
-import base64
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_magic.display.fold import Fold
 from ddp_magic.display.journal import Journal
+from ddp_magic.display.labels import label
+from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.places import with_cell_names
+from ddp_magic.display.rank_displays import RankDisplays
 from ddp_magic.display.rank_text import Page, RankText
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.status import html_line, summary, table_html, table_text
+from ddp_magic.display.status import clock, html_line, summary
+from ddp_magic.display.table import LiveTable, status_line
+from ddp_magic.display.table_place import TablePlace
 from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
 from ddp_magic.wire.kernel_events import Note, Restarted, RunEvent, Stream
 from ddp_magic.wire.messages import ClearOutput, DisplayData
@@ -30,7 +33,6 @@ FLUSH_S = 0.05
 TABLE_S = 0.25
 TABLE_AFTER_S = 0.5  # a shorter run shows no table
 PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
-LABEL_CHARS = 80
 PAGE_S = 0.5  # between two updates of a page
 
 
@@ -45,21 +47,23 @@ class CellScreen:
     def __init__(
         self, shell: InteractiveShell | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._shell = shell
         self._clock = clock
-        self._live = is_notebook(shell)
+        self._outputs = Outputs(shell)
+        self._live = self._outputs.shows_displays
         self._texts: dict[int, RankText] = {}
         self._progress: dict[int, str] = {}
         self._incoming: list[tuple[int, str]] = []
+        self._came = 0.0  # when the first of them came
+        self._fold: Fold[DisplayData] = Fold(())
         self._out: list[str] = []
         self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
         self._last_flush = 0.0
         self._last_table = 0.0
         self._last_pages = 0.0
-        self._shown_table = ""
-        self._show: frozenset[int] | None = None
+        self._table = LiveTable()
+        self._table_place = TablePlace(self._outputs, "")
+        self._displays = RankDisplays(self._outputs)
         self._cell_labels: Mapping[str, str] = {}
-        self._run_id = self._id = ""
         self._journal: Journal | None = None
 
     # --- what a run calls ---------------------------------------------------------------------
@@ -67,30 +71,44 @@ class CellScreen:
     def start(self, record: RunRecord) -> None:
         """Show which devices the ranks run on."""
         size = Bucket(BYTES_BURST, BYTES_PER_S)
-        self._run_id = self._id = record.id
-        self._show, self._cell_labels = record.show, record.cell_labels
+        self._cell_labels = record.cell_labels
         if record.journal is not None:
             self._journal = Journal(record.journal)
             self._journal.begin(record)
         for rank in record.ranks:
             self._texts[rank.rank] = RankText(rank.rank, str(rank.log), size)
+        shown = [rank for rank in self._texts if record.show is None or rank in record.show]
+        self._fold = Fold(shown)
+        self._table_place = TablePlace(self._outputs, f"{record.id}-table")
+        self._displays.start(record, shown, self._journal)
         if not record.quiet:
-            self._say(record.devices)
+            self._begin(record)
+
+    def _begin(self, record: RunRecord) -> None:
+        if self._live:
+            line = f"{record.devices} · {clock(record.started)}"
+            self._table_place.begin(line, html_line(line))
+        else:
+            print(record.devices, flush=True)  # noqa: T201 -- this is the screen
 
     def take(self, event: RunEvent) -> None:
         """Show an event now or at the next `tick`."""
         match event:
             case Stream(rank=rank, text=text):
+                self._came = self._came if self._incoming else self._clock()
                 self._incoming.append((rank, text))
-            case DisplayData():
-                self._display(event)
+            case DisplayData(rank=rank) if self._fold.shows(rank):
+                self._feed()
+                if partial := self._texts[rank].lines.take_partial():
+                    self._queue(self._texts[rank], [partial])
+                self._fold.add(rank, event, self._clock())
             case ClearOutput(rank=rank):
                 self._clear(self._texts[rank])
             case Restarted(number=number):
                 self._end_texts()
-                self._id = f"{self._run_id}-restart{number}"  # earlier displays stay
+                self._displays.restart(number)  # earlier displays stay
             case Note(text=text):
-                self._flush()
+                self._flush(final=True)
                 self._write_lines([text])
                 self._write()
             case _:
@@ -101,12 +119,13 @@ class CellScreen:
 
         Text from before its first `clear_output()` is mixed with other ranks' text and stays.
         """
+        self._feed()
+        self._show([((text.rank,), item) for item in self._fold.take_all(text.rank)])
         text.replace_last = True
         if not self._live:
             return
-        self._flush()
         if partial := text.lines.take_partial():
-            self._write_rank_lines(text.rank, [partial])
+            self._write_rank_line((text.rank,), partial)
         text.page = text.page or Page(text.log)
         text.page.clear()
 
@@ -119,9 +138,17 @@ class CellScreen:
             self._progress[rank] = text.lines.progress
         self._publish_pages(now)
         due = now - self._last_table >= TABLE_S and record.elapsed_s > TABLE_AFTER_S
-        if self._live and due and (record.waits or not record.quiet):
+        if due and (record.waits or not record.quiet):
             self._last_table = now
-            self._publish_table(table_text(record), table_html(record))
+            self._show_state(record, now)
+
+    def _show_state(self, record: RunRecord, now: float) -> None:
+        status = self._outputs.status
+        if self._live:
+            room = self._outputs.room - self._displays.promised
+            self._table_place.show(*self._table.render(record), now, room=room)
+        elif status is not None and self._open_rank is None:
+            status.show(status_line(record, status.chars))
 
     @property
     def progress(self) -> Mapping[int, str]:
@@ -130,6 +157,8 @@ class CellScreen:
 
     def finish(self, record: RunRecord) -> None:
         """Show the remaining output, and replace the table by the closing line."""
+        if self._outputs.status is not None:
+            self._outputs.status.hide()
         self._end_texts()
         for rank in record.ranks:
             if rank.left_early:
@@ -140,37 +169,63 @@ class CellScreen:
         self._write_lines(record.closing)
         self._write()
         if record.figure is not None:
-            self._publish_figure(record.figure)
+            self._displays.show_profile(record.figure)
+            self._table_place.has_output_below(self._clock())
         if self._journal is not None:
             self._journal.end(record)
             if why := self._journal.failure:
                 self._write_lines([f"%ddp_show cannot show all of this again: {why}"])
                 self._write()
         # A table that told of a wait is not to stay.
-        if not record.quiet or record.state is not State.SUCCEEDED or self._shown_table:
-            self._say(summary(record))
+        has_table = not self._table_place.is_empty
+        if not record.quiet or record.state is not State.SUCCEEDED or has_table:
+            self._close(record)
+
+    def _close(self, record: RunRecord) -> None:
+        if self._live:
+            line = summary(record, with_clock=True)
+            self._table_place.close(line, html_line(line))
+        else:
+            print(summary(record), flush=True)  # noqa: T201 -- this is the screen
 
     def _end_texts(self) -> None:
         """Show what is left of the ranks' text, and let what follows begin anew."""
-        self._flush()
+        self._flush(final=True)
+        now = self._clock()
         for text in self._texts.values():
-            lines = text.throttle.admit(text.lines.end(), self._clock())
-            lines += text.throttle.release(self._clock(), final=True)
+            lines = text.throttle.admit(text.lines.end(), now)
+            lines += text.throttle.release(now, final=True)
             if text.rank == self._open_rank and lines:
                 self._out.append(lines.pop(0))  # the rest of the line on the screen
-            self._write_rank_lines(text.rank, lines)
+            self._queue(text, lines)
+        self._show(self._fold.release(now, final=True))
         self._publish_pages(float("inf"))
         if self._open_rank is not None:
             self._out.append("\n")
             self._open_rank = None
+        self._write()
         for text in self._texts.values():
             text.end()
 
     # --- text ---------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
+    def _flush(self, *, final: bool = False) -> None:
+        """Show what is due; with `final`, everything but unfinished lines."""
         now = self._clock()
         self._last_flush = now
+        self._feed()
+        quiet = [text for text in self._texts.values() if now - text.last_text > PARTIAL_S]
+        for text in quiet:
+            self._queue(text, text.throttle.release(now))
+        self._show(self._fold.release(now, final=final))
+        for text in quiet:
+            if text.lines.partial and text.page is None and not self._fold.has(text.rank):
+                self._write_partial(text)
+        self._write()
+
+    def _feed(self) -> None:
+        """Split what has come into lines, and let them wait for those of the other ranks."""
+        now = self._clock()
         incoming, self._incoming = self._incoming, []
         for rank, joined in _join(incoming):
             text = self._texts[rank]
@@ -181,22 +236,30 @@ class CellScreen:
                 self._out.append(lines.pop(0) + "\n")
                 self._open_rank = None
             admitted = lines if text.page is not None else text.throttle.admit(lines, now)
-            self._write_rank_lines(rank, admitted)
-        for text in self._texts.values():
-            quiet = now - text.last_text > PARTIAL_S
-            if quiet:
-                self._write_rank_lines(text.rank, text.throttle.release(now))
-            if quiet and text.lines.partial and text.page is None:
-                self._write_partial(text)
-        self._write()
+            self._queue(text, admitted, self._came)
 
-    def _write_rank_lines(self, rank: int, lines: Iterable[str]) -> None:
-        lines = [with_cell_names(line, self._cell_labels) for line in lines]
-        page = self._texts[rank].page
+    def _queue(self, text: RankText, lines: Iterable[str], came: float | None = None) -> None:
+        """Let lines wait for those of the other ranks, from when they came on, in seconds."""
+        if not self._fold.shows(text.rank):
+            return
+        came = self._clock() if came is None else came
+        for line in lines:
+            named = with_cell_names(line, self._cell_labels)
+            self._fold.add_line(text.rank, named, came, foldable=text.page is None)
+
+    def _show(self, released: Iterable[tuple[tuple[int, ...], str | DisplayData]]) -> None:
+        for ranks, item in released:
+            if isinstance(item, DisplayData):
+                self._display(item)
+            else:
+                self._write_rank_line(ranks, item)
+
+    def _write_rank_line(self, ranks: tuple[int, ...], line: str) -> None:
+        page = self._texts[ranks[0]].page if len(ranks) == 1 else None
         if page is not None:
-            page.add(lines)
-        elif self._show is None or rank in self._show:
-            self._write_lines(f"[rank {rank}] {line}" for line in lines)
+            page.add([line])
+        else:
+            self._write_lines([f"{label(ranks)} {line}"])
 
     def _write_lines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -207,7 +270,7 @@ class CellScreen:
             self._out.append(line + "\n")
 
     def _write_partial(self, text: RankText) -> None:
-        if self._show is not None and text.rank not in self._show:
+        if not self._fold.shows(text.rank):
             return
         piece = text.throttle.admit_partial(text.lines.partial, self._clock())
         if not piece:
@@ -218,109 +281,39 @@ class CellScreen:
             return
         if self._open_rank is not None:
             self._out.append("\n")
-        self._out.append(f"[rank {text.rank}] {piece}")
+        self._out.append(f"{label([text.rank])} {piece}")
         self._open_rank = text.rank
 
-    def _write(self) -> None:
+    def _write(self, *, keep: bool = True) -> None:
+        """Write the pending text.
+
+        Args:
+            keep: Whether it belongs into the journal.
+        """
         if self._out:
             text = "".join(self._out)
-            if self._journal is not None:
+            if keep and self._journal is not None:
                 self._journal.text(text)
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            self._outputs.write(text)
+            self._table_place.has_output_below(self._clock())
             self._out = []
+
+    # --- rich output --------------------------------------------------------------------------
 
     def _publish_pages(self, now: float) -> None:
         if now - self._last_pages < PAGE_S:
             return
         self._last_pages = now
         for rank, text in self._texts.items():
-            if text.page is None or not text.page.changed:
-                continue
-            if self._show is not None and rank not in self._show:
-                continue
-            self._publish(
-                {"text/plain": text.page.text(rank)},
-                {"ddp": {"rank": rank}},
-                f"{self._id}-{rank}-page",
-                update=text.page.shown,
-            )
-            text.page.changed, text.page.shown = False, True
-
-    # --- rich output --------------------------------------------------------------------------
+            if text.page is not None and text.page.changed and self._fold.shows(rank):
+                self._displays.show_page(rank, text.page)
+                self._table_place.has_output_below(now)
 
     def _display(self, event: DisplayData) -> None:
-        self._flush()
-        if self._show is not None and event.rank not in self._show:
-            return
-        text = self._texts[event.rank]
-        if partial := text.lines.take_partial():
-            self._write_rank_lines(event.rank, [partial])
-        update, display_id = event.update, event.display_id
-        if display_id is not None:
-            display_id = f"{self._id}-{event.rank}-own-{display_id}"
-        elif text.replace_last and text.last_display is not None:
-            display_id, update = text.last_display, True
-        else:
-            text.displays += 1
-            display_id = f"{self._id}-{event.rank}-{text.displays}"
-        text.replace_last = False
-        if not update:
-            text.last_display = display_id
-            self._label(event)
-        metadata = {**event.metadata, "ddp": {"rank": event.rank}}
-        self._publish(event.data, metadata, display_id, update=update)
-
-    def _publish_figure(self, png: bytes) -> None:
-        data = {"image/png": base64.b64encode(png).decode(), "text/plain": "(profile)"}
-        self._publish(data, {"ddp": {"profile": True}}, f"{self._id}-profile", update=False)
-
-    def _publish(
-        self, data: Mapping[str, Any], metadata: Mapping[str, Any], display_id: str, *, update: bool
-    ) -> None:
-        if self._journal is not None:
-            self._journal.display(data, metadata, display_id, update=update)
-        if self._shell is not None and self._live:
-            self._shell.display_pub.publish(
-                data, metadata, transient={"display_id": display_id}, update=update
-            )
-
-    def _label(self, event: DisplayData) -> None:
-        plain = str(event.data.get("text/plain", ""))
-        drawn = any(kind.startswith("image/") for kind in event.data)
-        if self._live and (drawn or "\n" in plain or len(plain) > LABEL_CHARS):
-            plain = ""
-        if plain:
-            self._write_lines(f"[rank {event.rank}] {line}" for line in plain.splitlines())
-        else:
-            self._write_lines([f"[rank {event.rank}]"])
         self._write()
-
-    # --- the table ----------------------------------------------------------------------------
-
-    def _say(self, line: str) -> None:
-        """Show a line in the place of the table."""
-        if self._live:
-            self._publish_table(line, html_line(line))
-        else:
-            print(line, flush=True)  # noqa: T201 -- this is the screen
-
-    def _publish_table(self, text: str, markup: str) -> None:
-        if text == self._shown_table or self._shell is None:
-            return
-        update = bool(self._shown_table)
-        self._shown_table = text
-        self._shell.display_pub.publish(
-            {"text/plain": text, "text/html": markup},
-            {},
-            transient={"display_id": f"{self._run_id}-table"},
-            update=update,
-        )
-
-
-def is_notebook(shell: InteractiveShell | None) -> bool:
-    """Return whether displays can be updated in place; a terminal would print them again."""
-    return hasattr(shell, "kernel")
+        self._write_lines(self._displays.show(event, self._texts[event.rank]))
+        self._write(keep=False)  # the journal has the display
+        self._table_place.has_output_below(self._clock())
 
 
 def _join(pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from ddp_magic.display.diagnose import describe_exit
+from ddp_magic.display.diagnose import describe_exit, headline
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.restarts import closing_words, count_words
@@ -20,12 +20,10 @@ from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.states import State
 
 SILENT_S = 5.0  # without a heartbeat for this long, something holds the interpreter lock
-MAX_ROWS = 8
-# The cell blocks the notebook: these answer nevertheless.
-STACKS_COMMAND = "`ddp-magic stacks` in a terminal, or %ddp_status --stacks in a subshell console"
 MAX_NAMES = 8
+REASON_CHARS = 200
 
-_OUTCOMES = {
+OUTCOMES = {
     State.PENDING: "starting",
     State.RUNNING: "running",
     State.SUCCEEDED: "ok",
@@ -34,11 +32,17 @@ _OUTCOMES = {
 }
 
 
-def summary(run: RunRecord) -> str:
-    """Return a run's closing line: `4 ranks · 5.5 s · ok`."""
+def summary(run: RunRecord, *, with_clock: bool = False) -> str:
+    """Return a run's closing line: `4 ranks · 5.5 s · ok`.
+
+    Args:
+        run: The run.
+        with_clock: Whether to say at what time of day it ended.
+    """
     count = len(run.ranks)
-    ranks = f"{count} rank{'s' if count > 1 else ''}"
-    words = [ranks, _duration(run.elapsed_s), _OUTCOMES[run.state]]
+    words = [f"{count} rank{'s' if count > 1 else ''}", _duration(run.elapsed_s)]
+    words += [clock(run.ended or time.time())] if with_clock else []
+    words.append(OUTCOMES[run.state])
     if run.checked is not None:
         words.append(f"checked {run.checked} collective{'s' if run.checked != 1 else ''}")
     succeeded = run.state is State.SUCCEEDED
@@ -47,6 +51,9 @@ def summary(run: RunRecord) -> str:
         shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
         names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
         words.append(f"stayed in the ranks: {names} (--pull NAME, or --session)")
+    if run.state is State.FAILED and run.error is not None:
+        reason = headline(getattr(run.error, "shown", "") or str(run.error))
+        words.append(reason if len(reason) <= REASON_CHARS else reason[:REASON_CHARS] + " ...")
     return " · ".join(words)
 
 
@@ -56,6 +63,15 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def clock(seconds: float) -> str:
+    """Return a time of day, `14:03:12`.
+
+    Args:
+        seconds: Since the epoch.
+    """
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def rank_state(rank: Rank, now: float) -> str:
@@ -73,41 +89,23 @@ def rank_state(rank: Rank, now: float) -> str:
     return rank.phase.value
 
 
-def _memory(rank: Rank) -> str:
+def rank_memory(rank: Rank) -> str:
+    """Return the memory of a rank, with unit; empty if it is not known."""
     if not rank.rss_mib:
         return ""
     device = f" + {rank.device_mib:,.0f} on the GPU" if rank.device_mib else ""
     return f"{rank.rss_mib:,.0f} MiB{device}"
 
 
-_COLUMNS = ("rank", "pid", "device", "state", "line", "memory", "progress")
-
-
-def _cells(rank: Rank, now: float) -> tuple[str, ...]:
+def rank_cells(rank: Rank, now: float) -> tuple[str, ...]:
     """Return the columns that both tables share: rank, pid, device, state, line."""
     pid = str(rank.pid or "")
     line = f"{rank.cell.removeprefix('Cell ')}:{rank.line}".lstrip(":") if rank.line else ""
     return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
 
 
-def _rows(run: RunRecord, limit: int) -> list[tuple[str, ...]]:
-    now = time.time() if run.ended is None else run.ended
-    rows = [
-        (*_cells(rank, now), _memory(rank), run.progress.get(rank.rank, "")[-100:])
-        for rank in run.ranks
-    ]
-    if len(rows) <= limit:
-        return rows
-    hidden = len(rows) - limit
-    return [*rows[:limit], ("...", "", "", f"{hidden} more: %ddp_status", "", "", "")]
-
-
-def _headline(run: RunRecord) -> str:
-    doing = run.doing or _OUTCOMES[run.state]
-    return " · ".join([run.devices, doing, *_attempt(run), f"{run.elapsed_s:.0f} s"])
-
-
-def _attempt(run: RunRecord) -> list[str]:
+def attempt_words(run: RunRecord) -> list[str]:
+    """Return which restart it is, or how many there were; empty if there was none."""
     if not run.restarts:
         return []
     if run.ended is not None:
@@ -115,24 +113,8 @@ def _attempt(run: RunRecord) -> list[str]:
     return [count_words(len(run.restarts), run.max_restarts)]
 
 
-def _head(run: RunRecord) -> list[str]:
-    """Return the lines above the live table: what the run does, and who waits for whom."""
-    lines = [_headline(run), *run.waits]
-    return [*lines, f"stacks of all ranks: {STACKS_COMMAND}"] if run.waits else lines
-
-
-def table_text(run: RunRecord) -> str:
-    """Return the live table as text."""
-    return "\n".join([*_head(run), *_grid(_COLUMNS, _rows(run, MAX_ROWS))])
-
-
-def table_html(run: RunRecord) -> str:
-    """Return the live table as HTML."""
-    lines = "".join(map(html_line, _head(run)))
-    return lines + _html_grid(_COLUMNS, _rows(run, MAX_ROWS))
-
-
-def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def grid(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return a table as lines of text, without the columns that are empty."""
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     lines = [[head[i] for i in kept], *([row[i] for i in kept] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
@@ -147,14 +129,26 @@ def html_line(text: str) -> str:
     return f'<div style="padding:1px 8px;font-family:monospace">{html.escape(text)}</div>'
 
 
-def _html_grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def html_grid(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], colors: Sequence[str] = ()
+) -> str:
+    """Return a table as HTML, without the columns that are empty.
+
+    Args:
+        head: Names of the columns.
+        rows: Their contents.
+        colors: The color of each row's first cell; empty for the text's own.
+    """
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     style = "text-align:left;padding:1px 8px;white-space:pre;font-family:monospace"
     top = "".join(f'<th style="{style}">{head[i]}</th>' for i in kept)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="{style}">{html.escape(row[i])}</td>' for i in kept) + "</tr>"
-        for row in rows
-    )
+    body = ""
+    for number, row in enumerate(rows):
+        color = f";color:{colors[number]}" if colors and colors[number] else ""
+        cells = [
+            f'<td style="{style}{"" if i else color}">{html.escape(row[i])}</td>' for i in kept
+        ]
+        body += f"<tr>{''.join(cells)}</tr>"
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -184,7 +178,7 @@ class Status:
 
     def __repr__(self) -> str:
         runs = [
-            "\n".join([self.title(run), *run.waits, *_grid(_STATUS_COLUMNS, _status_rows(run))])
+            "\n".join([self.title(run), *run.waits, *grid(_STATUS_COLUMNS, _status_rows(run))])
             for run in self._runs
         ]
         blocks = ["\n".join(self._head), *runs, "\n".join(self._foot)]
@@ -196,7 +190,7 @@ class Status:
             + "".join(
                 f"<div><b>{html.escape(self.title(run))}</b></div>"
                 + "".join(map(html_line, run.waits))
-                + _html_grid(_STATUS_COLUMNS, _status_rows(run))
+                + html_grid(_STATUS_COLUMNS, _status_rows(run))
                 for run in self._runs
             )
             + "".join(map(html_line, self._foot))
@@ -208,9 +202,8 @@ class Status:
     @staticmethod
     def title(run: RunRecord) -> str:
         """Return a run's id, cell, state, start and logs, in a line."""
-        started = time.strftime("%H:%M:%S", time.localtime(run.started))
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
-        words += [f"started {started}", _duration(run.elapsed_s), *_attempt(run)]
+        words += [f"started {clock(run.started)}", _duration(run.elapsed_s), *attempt_words(run)]
         words.append(f"logs in {run.logs}")
         return " · ".join(words)
 
@@ -283,7 +276,7 @@ _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 def _status_rows(run: RunRecord) -> list[tuple[str, ...]]:
     now = time.time() if run.ended is None else run.ended
     return [
-        (*_cells(rank, now), _duration((rank.ended or now) - _began(run)), _memory(rank))
+        (*rank_cells(rank, now), _duration((rank.ended or now) - _began(run)), rank_memory(rank))
         for rank in run.ranks
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,16 @@ class RunDirectory:
     def profile(self, rank: int) -> Path:
         """What a rank has measured of its cell."""
         return self.path / f"{_PROFILE}{rank}.jsonl"
+
+    def figure(self, display: str, suffix: str) -> Path:
+        """A figure, saved for a terminal.
+
+        Args:
+            display: Name of the display: that of the run, the rank, its number.
+            suffix: `.png` and so on.
+        """
+        name = re.sub(r"[^\w.-]", "_", display.removeprefix(f"{self.id}-"))
+        return self.path / f"figure-{name}{suffix}"
 
     def children(self, rank: int) -> Path:
         """What a rank leaves for its `multiprocessing` children."""

@@ -48,7 +48,7 @@ class Result:
 
     Attributes:
         status: "ok" or "error", from the reply.
-        text: All stream text.
+        text: All stream text, without colors.
         outputs: Every output message's (type, content), in order, streams included.
         elapsed_s: From request to idle.
     """
@@ -156,7 +156,7 @@ class Kernel:
             if kind == "status" and content["execution_state"] == "idle":
                 break
             if kind == "stream":
-                result.text += content["text"]
+                result.text += plain(content["text"])
             if kind in ("stream", "display_data", "update_display_data", "execute_result", "error"):
                 result.outputs.append((kind, content))
             if until and until in result.text:

@@ -15,6 +15,7 @@ import pytest
 
 from ddp_magic.display import journal
 from ddp_magic.display.journal import Journal, PastRun
+from ddp_magic.display.outputs import MAX_OUTPUTS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.replay import TEXT_CHARS, replay
@@ -88,17 +89,16 @@ def test_a_run_is_shown_again(record: RunRecord, capsys: pytest.CaptureFixture[s
     lines, again = _shown(_read(record), capsys)
     assert lines == [
         "[rank 0] one",
-        "[rank 0]",
-        "[rank 0]",
         "[rank 1] two",
         "rank 0: was stopped",
         "WorkerLostError: rank 1 exited with code 3",
-        "2 ranks · 5.5 s · failed",
+        "2 ranks · 5.5 s · failed · rank 1 exited with code 3",
     ]
-    assert [(data, meta) for data, meta, _, update in again.published if not update] == [
-        ({"image/png": PNG}, {"width": 3, "ddp": {"rank": 0}}),
-        ({"text/plain": "late\n."}, {"ddp": {"rank": 0}}),
-    ]
+    figure, update = [(data, meta) for data, meta, *_ in again.published]
+    assert figure[0]["image/png"] == PNG
+    assert figure[1] == {"width": 3, "ddp": {"rank": 0}}
+    assert update == ({"text/plain": "[rank 0]\nlate\n."}, {"ddp": {"rank": 0}})
+    assert figure[0] == shell.displays[0][0]  # as it was shown
     names = {name for *_, name, _ in again.published}
     assert len(names) == 2
     assert names.isdisjoint(name for *_, name, _ in shell.published)
@@ -136,7 +136,28 @@ def test_in_a_terminal_figures_are_saved(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "figure: " in line]
     path = Path(line.removeprefix("figure: "))
     assert path.parent == tmp_path
+    assert path.name.endswith("-0-1.png")
     assert path.read_bytes() == base64.b64decode(PNG)
+
+
+def test_many_displays_are_all_in_sight(
+    record: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JupyterLab draws 50 outputs: several displays, and the text between, are one."""
+    writer = Journal(record.journal or Path())
+    writer.begin(record)
+    for number in range(100):
+        writer.text(f"[rank 0] text {number}\n")
+        data = {"image/png": PNG, "text/plain": f"figure {number}"}
+        writer.display(data, {"ddp": {"rank": 0}}, f"d{number}", update=False)
+    writer.end(record)
+    _, shell = _shown(_read(record), capsys)
+    assert len(shell.published) <= MAX_OUTPUTS - 3
+    everything = "".join(data["text/html"] for data, *_ in shell.published)
+    found = re.findall(r"text (\d+)\n|alt=\"figure (\d+)\"", everything)
+    assert [int(a or b) for a, b in found] == [n for n in range(100) for _ in (0, 1)]
+    everything = "".join(data["text/plain"] for data, *_ in shell.published)
+    assert everything.count("[rank 0] figure") == 100
 
 
 def test_the_middle_of_long_text_is_left_out(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddp_magic.display import journal
+from ddp_magic.display.fold import HOLD_S
+from ddp_magic.display.outputs import MAX_OUTPUTS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import (
@@ -24,6 +31,8 @@ from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
 from tests.unit.fakes import FakeShell, exited, finished, heartbeat, ready, text
 
+ENDED = 1_800_000_000.0  # s since the epoch
+
 
 class Cell:
     """A cell's output, with a clock that the test turns."""
@@ -38,14 +47,17 @@ class Cell:
             id="run-1",
             label="Cell In[1]",
             log_directory=RunDirectory(Path("/logs")),
-            ranks=[Rank(rank=r, log=Path(f"/logs/rank{r}.log")) for r in range(3)],
-            **{"devices": "3 ranks on the CPU", **record},
+            **{
+                "devices": "3 ranks on the CPU",
+                "ranks": [Rank(rank=r, log=Path(f"/logs/rank{r}.log")) for r in range(3)],
+                **record,
+            },
         )
         self.record.progress = self.screen.progress
         self._capsys = capsys
         self.screen.start(self.record)
 
-    def show(self, *events: RunEvent, wait_s: float = 0.1) -> str:
+    def show(self, *events: RunEvent, wait_s: float = HOLD_S + 0.01) -> str:
         """Return what the screen writes when these come, a while after the last ones."""
         for event in events:
             self.record.take(event)
@@ -56,12 +68,17 @@ class Cell:
 
     def finish(self, state: State = State.SUCCEEDED) -> str:
         self.record.state = state
-        self.record.ended = self.record.started + 5.5
+        self.record.started, self.record.ended = ENDED - 5.5, ENDED
         self.screen.finish(self.record)
         return self.written()
 
     def written(self) -> str:
         return self._capsys.readouterr().out
+
+
+def closing(words: str) -> str:
+    """The closing line of a run that takes 5.5 s."""
+    return f"3 ranks · 5.5 s · {time.strftime('%H:%M:%S', time.localtime(ENDED))} · {words}"
 
 
 @pytest.fixture
@@ -86,14 +103,14 @@ def test_quiet_shows_only_what_ranks_print(capsys: pytest.CaptureFixture[str]) -
         assert quiet.shell.tables == []
         failed = Cell(capsys, notebook=notebook, quiet=True)
         said = failed.finish(State.FAILED) + "".join(failed.shell.tables)
-        assert said.rstrip() == "3 ranks · 5.5 s · failed"
+        assert re.fullmatch(r"3 ranks · 5\.5 s( · \d\d:\d\d:\d\d)? · failed", said.rstrip())
     waiting = Cell(capsys, quiet=True)
     waiting.record.started -= 10
     waiting.record.waits = ("ranks 1, 2 wait for rank 0",)
     waiting.show()
     assert "ranks 1, 2 wait for rank 0" in waiting.shell.tables[0]
     waiting.finish()
-    assert waiting.shell.tables[-1] == "3 ranks · 5.5 s · ok"
+    assert waiting.shell.tables[-1] == closing("ok")
 
 
 def _html(rank: int, body: str = "<p>", mark: int = 1, **more: Any) -> DisplayData:
@@ -113,7 +130,7 @@ def test_each_line_has_its_rank(cell: Cell) -> None:
 
 def test_text_of_many_events_is_written_at_once(cell: Cell) -> None:
     """A Jupyter server drops messages that come too fast."""
-    cell.show()
+    cell.show(text(0, "0\n"))  # this kind of line is known to be one rank's
     assert cell.show(*[text(0, f"{i}\n") for i in range(3)], wait_s=FLUSH_S / 2) == ""
     assert cell.show(wait_s=FLUSH_S) == "[rank 0] 0\n[rank 0] 1\n[rank 0] 2\n"
 
@@ -200,27 +217,98 @@ def test_a_bar_is_in_the_table_and_only_its_last_state_in_the_text(cell: Cell) -
 def test_a_display_has_a_label_and_its_rank(cell: Cell) -> None:
     """In its place among the text."""
     written = cell.show(text(1, "before\n"), _html(1, "<b>"), text(1, "after\n"))
-    assert written == "[rank 1] before\n[rank 1]\n[rank 1] after\n"
+    assert written == "[rank 1] before\n[rank 1] after\n"
     ((data, metadata, _, update),) = cell.shell.displays
-    assert (data, metadata, update) == ({"text/html": "<b>"}, {"ddp": {"rank": 1}}, False)
+    assert (metadata, update) == ({"ddp": {"rank": 1}}, False)
+    assert data["text/html"].endswith("<b>")
+    assert ">[rank 1]<" in data["text/html"]
+    assert cell.shell.published[1][0] == data  # after the first line, before the table
 
 
 def test_what_is_unfinished_before_a_display_is_shown_before_it(cell: Cell) -> None:
-    assert cell.show(text(0, "loss: "), _html(0)) == "[rank 0] loss: \n[rank 0]\n"
+    assert cell.show(text(0, "loss: "), _html(0)) == "[rank 0] loss: \n"
 
 
-@pytest.mark.parametrize(
-    ("data", "label"),
-    [
-        ({"text/plain": "0.5"}, "[rank 0] 0.5\n"),
-        ({"text/plain": "<Figure>", "image/png": "x"}, "[rank 0]\n"),
-        ({"text/plain": "a\nb", "text/html": "x"}, "[rank 0]\n"),
-        ({"text/plain": "x" * 81}, "[rank 0]\n"),
-    ],
-)
-def test_the_label_is_a_short_text(cell: Cell, data: dict[str, str], label: str) -> None:
-    """Of a figure or a table, the display itself says it."""
-    assert cell.show(DisplayData(rank=0, mark=1, data=data, metadata={})) == label
+def test_what_has_no_place_for_a_label_has_a_line(cell: Cell) -> None:
+    """Above it, and once: an update has none."""
+    plot = DisplayData(
+        rank=2, mark=1, data={"application/x": {}, "text/html": "x"}, metadata={}, display_id="a"
+    )
+    assert cell.show(plot) == "[rank 2]\n"
+    assert cell.show(replace(plot, update=True)) == ""
+    assert [data for data, *_ in cell.shell.displays] == [plot.data] * 2
+
+
+def test_many_displays_share_the_last_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says how many there were, and how to see all; other ranks have theirs."""
+    cell = Cell(capsys)
+    for number in range(100):
+        cell.show(text(0, f"{number}\n"), _html(0, f"<p>{number}"))
+    cell.show(_html(1, "<p>other"))
+    shown = [data["text/html"] for data, *_ in cell.shell.displays]
+    assert shown[99].endswith("<p>99")
+    assert "; %ddp_show run-1 shows all<" in shown[99]
+    assert "the last of " not in shown[100]
+    new = [meta["ddp"]["rank"] for _, meta, _, update in cell.shell.displays if not update]
+    assert new.count(1) == 1
+    assert 5 < new.count(0) < 20
+
+
+def test_the_journal_has_all_displays_that_share_an_output(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cell = Cell(capsys, journal=tmp_path / "journal.jsonl")
+    for number in range(100):
+        cell.show(_html(0, f"<p>{number}"))
+    cell.finish()
+    run = journal.read(tmp_path / "journal.jsonl")
+    assert run is not None
+    kept = [entry["display"]["text/html"] for entry in run.outputs() if "display" in entry]
+    assert kept == [f"<p>{number}" for number in range(100)]
+
+
+class Recorder(io.StringIO):
+    """Standard output that knows how many displays there were before each text."""
+
+    def __init__(self, shell: FakeShell) -> None:
+        super().__init__()
+        self._shell = shell
+        self.places: list[int] = []
+
+    def write(self, text: str) -> int:
+        self.places.append(sum(not update for *_, update in self._shell.published))
+        return super().write(text)
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs: displays, and texts between them."""
+        return sum(not update for *_, update in self._shell.published) + len(set(self.places))
+
+
+@pytest.mark.parametrize(("nproc", "rounds"), [(1, 60), (3, 10), (3, 40), (20, 3), (64, 2)])
+def test_an_error_after_any_displays_is_in_sight(
+    capsys: pytest.CaptureFixture[str], nproc: int, rounds: int
+) -> None:
+    """JupyterLab draws 50 outputs: text, displays, tables that have moved, the error's."""
+    cell = Cell(capsys, ranks=[Rank(rank=r) for r in range(nproc)])
+    recorder = Recorder(cell.shell)
+    cell.record.started = time.time() - 100
+    with contextlib.redirect_stdout(recorder):
+        for number in range(rounds):
+            for rank in range(nproc):
+                cell.show(text(rank, f"{number}\n"), _html(rank), wait_s=3)
+        cell.finish(State.FAILED)
+    assert 20 < recorder.outputs < MAX_OUTPUTS
+
+
+def test_three_figures_of_four_ranks_are_all_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """With text between them, in a run of some minutes."""
+    cell = Cell(capsys, ranks=[Rank(rank=r) for r in range(4)])
+    cell.record.started = time.time() - 100
+    for number in range(3):
+        for rank in range(4):
+            cell.show(text(rank, f"{number}\n"), _html(rank), wait_s=10)
+    assert sum(not update for *_, update in cell.shell.displays) == 12
 
 
 def test_displays_do_not_meet(cell: Cell) -> None:
@@ -230,11 +318,12 @@ def test_displays_do_not_meet(cell: Cell) -> None:
 
 
 def test_an_update_of_a_display(cell: Cell) -> None:
-    """It takes its place, without another label."""
+    """It takes its place."""
     cell.show(_html(0, display_id="x"))
     assert cell.show(_html(0, "<i>", display_id="x", update=True)) == ""
     (_, _, first, _), (data, _, second, update) = cell.shell.displays
-    assert (data["text/html"], second, update) == ("<i>", first, True)
+    assert data["text/html"].endswith("<i>")
+    assert (second, update) == (first, True)
 
 
 def test_clear_output_replaces_the_last_display(cell: Cell) -> None:
@@ -242,7 +331,10 @@ def test_clear_output_replaces_the_last_display(cell: Cell) -> None:
     cell.show(_html(0, "old"), _html(1, "other"))
     cell.show(_clear(0), _html(0, "new"))
     cell.show(_html(0, "further"))
-    shown = [(data["text/html"], update) for data, _, _, update in cell.shell.displays]
+    shown = [
+        (data["text/html"].rpartition("\n")[2], update)
+        for data, _, _, update in cell.shell.displays
+    ]
     assert shown == [("old", False), ("other", False), ("new", True), ("further", False)]
     ids = [display_id for _, _, display_id, _ in cell.shell.displays]
     assert ids[2] == ids[0]
@@ -281,15 +373,28 @@ def test_other_ranks_go_on_beside_a_page(cell: Cell) -> None:
 
 
 def test_the_first_line_is_the_devices(cell: Cell) -> None:
-    """In a notebook it is where the table will be."""
-    assert cell.shell.tables == ["3 ranks on the CPU"]
+    """And the time of day. In a notebook it is where the table will be."""
+    (line,) = cell.shell.tables
+    assert re.fullmatch(r"3 ranks on the CPU · \d\d:\d\d:\d\d", line)
     assert cell.written() == ""
 
 
 def test_a_quick_run_has_no_table(cell: Cell) -> None:
+    """If it puts nothing out, its closing line is its only output."""
     cell.show(ready(0), wait_s=TABLE_S + 0.1)
     assert cell.finish() == ""
-    assert cell.shell.tables == ["3 ranks on the CPU", "3 ranks · 5.5 s · ok"]
+    assert cell.shell.tables[1:] == [closing("ok")]
+    assert [update for *_, update in cell.shell.published] == [False, True]
+
+
+def test_the_closing_line_stands_below_the_output(cell: Cell) -> None:
+    """The first line stays above it."""
+    cell.show(text(0, "a\n"))
+    cell.finish()
+    first, last = cell.shell.published
+    assert not last[3]
+    assert last[2] != first[2]
+    assert last[0]["text/plain"] == closing("ok")
 
 
 def test_the_table_is_updated_in_place(cell: Cell) -> None:
@@ -304,6 +409,15 @@ def test_the_table_is_updated_in_place(cell: Cell) -> None:
     ids = {display_id for _, _, display_id, _ in cell.shell.published}
     assert ids == {"run-1-table"}
     assert [update for *_, update in cell.shell.published] == [False, True, True]
+
+
+def test_the_first_table_stands_below_the_text(cell: Cell) -> None:
+    """And below the first line, which stays."""
+    cell.show(text(0, "a\n"))
+    cell.record.started = time.time() - TABLE_AFTER_S - 1
+    cell.show(wait_s=TABLE_S + 0.1)
+    assert [update for *_, update in cell.shell.published] == [False, False]
+    assert "since" in cell.shell.tables[-1]
 
 
 def test_the_table_says_what_is_done(cell: Cell) -> None:
@@ -342,7 +456,8 @@ def test_a_display_in_a_terminal_is_its_text(terminal: Cell) -> None:
     """All lines of it."""
     terminal.written()
     plain = DisplayData(rank=0, mark=1, data={"text/plain": "a\nb", "image/png": ""}, metadata={})
-    assert terminal.show(plain) == "[rank 0] a\n[rank 0] b\n"
+    shown = terminal.show(plain)
+    assert shown.startswith("[rank 0] a\n[rank 0] b\n[rank 0] the figure could not be saved: ")
     assert terminal.shell.displays == []
 
 
@@ -358,6 +473,29 @@ def test_a_script_has_no_shell(capsys: pytest.CaptureFixture[str]) -> None:
     cell.screen.start(cell.record)
     cell.show(text(0, "a\n"), _html(0))
     assert cell.finish() == "3 ranks · 5.5 s · ok\n"
+
+
+def test_lines_of_all_ranks_are_folded(cell: Cell) -> None:
+    """In a cell, around figures too; a rank's own lines stay in their places."""
+    events: list[RunEvent] = []
+    for rank in range(3):
+        events += [text(rank, f"begin\nrank {rank}\n"), _html(rank), text(rank, "end\n")]
+    shown = cell.show(*events)
+    assert shown.splitlines() == [
+        "[ranks 0-2] begin",
+        *[f"[rank {rank}] rank {rank}" for rank in range(3)],
+        "[ranks 0-2] end",
+    ]
+
+
+def test_only_the_ranks_that_are_shown_are_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    cell = Cell(capsys, show=frozenset([0, 2]))
+    shown = cell.show(*[text(rank, "a\n") for rank in range(3)], text(0, "b\n"))
+    assert shown == "[ranks 0, 2] a\n[rank 0] b\n"
+
+
+def test_a_note_waits_for_nobody(cell: Cell) -> None:
+    assert cell.show(text(0, "a\n"), Note(text="n"), text(1, "a\n"), wait_s=0) == "[rank 0] a\nn\n"
 
 
 def test_a_place_in_a_cell_has_the_cells_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,7 +523,7 @@ def test_a_line_on_the_screen_is_ended_by_a_restart(cell: Cell) -> None:
 
 
 def test_displays_before_a_restart_stay(cell: Cell) -> None:
-    """Those of the same id, and a rank's page, are of another attempt; the table is the same."""
+    """Those of the same id, and a rank's page, are of another attempt."""
     outputs = [_html(0, display_id="x"), _clear(0), text(0, "page\n")]
     for events in (outputs, [Restarted(number=1), *outputs]):
         cell.show(*events, wait_s=max(PAGE_S, TABLE_AFTER_S))
@@ -398,5 +536,3 @@ def test_displays_before_a_restart_stay(cell: Cell) -> None:
         ("run-1-restart1-0-own-x", False),
         ("run-1-restart1-0-page", False),
     ]
-    tables = {display_id for _, meta, display_id, _ in cell.shell.published if "ddp" not in meta}
-    assert tables == {"run-1-table"}

@@ -1,4 +1,4 @@
-"""Tables, closing lines and `%ddp_status`: every state of a rank and of a run has its words."""
+"""Closing lines and `%ddp_status`: every state of a rank and of a run has its words."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.restarts import Restart
 from ddp_magic.display.status import SILENT_S, SessionStatus, Status
-from ddp_magic.errors import LaunchError
+from ddp_magic.display.table import LiveTable
+from ddp_magic.errors import LaunchError, RunInterrupted
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.forkserver_status import ForkserverStatus
-from ddp_magic.wire.kernel_events import Doing, Rejoined, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent
 from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
 from ddp_magic.wire.states import Phase, State
 from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, ready
 
 NOW = time.time()
+NOON = 1_800_000_000.0  # s since the epoch
+AT_NOON = time.strftime("%H:%M:%S", time.localtime(NOON))
 
 
 def _record(nproc: int = 2, *events: RunEvent, **fields: Any) -> RunRecord:
@@ -82,11 +85,12 @@ def test_every_state_of_a_rank(events: list[RunEvent], words: str) -> None:
     ],
 )
 def test_every_state_of_a_run(state: State, words: str) -> None:
-    """In the closing line and in the table's headline."""
-    record = _record(state=state)
+    """In the closing line and in the table's headline, with the time of day."""
+    record = _record(state=state, started=NOON - 5.5, ended=NOON)
     assert status.summary(record) == f"2 ranks · 5.5 s · {words}"
-    headline = status.table_text(record).splitlines()[0]
-    assert headline == f"2 ranks on the CPU · {words} · 6 s"
+    assert status.summary(record, with_clock=True) == f"2 ranks · 5.5 s · {AT_NOON} · {words}"
+    headline = LiveTable().render(record)[0].splitlines()[0]
+    assert headline.startswith(f"2 ranks on the CPU · {words} · 6 s · since ")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,17 @@ def test_every_state_of_a_run(state: State, words: str) -> None:
 def test_durations(seconds: float, words: str) -> None:
     record = _record(started=0.0, ended=seconds)
     assert status.summary(record).split(" · ")[1] == words
+
+
+def test_the_closing_line_says_why_it_failed() -> None:
+    """In a line, which a long error does not fill; not what Stop or nobody has ended."""
+    line = status.summary(_record(state=State.FAILED, error=LaunchError("no room\nnowhere")))
+    assert line == "2 ranks · 5.5 s · failed · no room ..."
+    line = status.summary(_record(state=State.FAILED, error=LaunchError("x" * 10_000)))
+    assert len(line) < 300
+    assert status.summary(_record(state=State.CANCELLED, error=RunInterrupted("stopped"))) == (
+        "2 ranks · 5.5 s · stopped"
+    )
 
 
 def test_one_rank_is_one() -> None:
@@ -126,58 +141,6 @@ def test_what_stays_in_the_ranks_is_said_once() -> None:
     assert "a, b, c, d, e, f, g, h and 2 more (" in status.summary(_record(2, many, state=ok))
     assert "stayed" not in status.summary(_record(2, names, state=ok, session="lab"))
     assert "stayed" not in status.summary(_record(2, names, state=State.FAILED))
-
-
-# --- the table --------------------------------------------------------------------------------
-
-
-def test_the_table() -> None:
-    """One row a rank; columns that are empty are left out."""
-    record = _record(
-        2,
-        hello(0),
-        ready(0, "cuda:0"),
-        heartbeat(0, 7, time=NOW, rss_mib=2048.0, device_mib=10_000.0),
-        hello(1),
-    )
-    record.progress = {0: "", 1: ""}
-    assert status.table_text(record).splitlines()[1:] == [
-        "rank  pid  device  state     line  memory",
-        "0     100  cuda:0  running   7     2,048 MiB + 10,000 on the GPU",
-        "1     101          starting",
-    ]
-
-
-def test_progress_bars_are_in_the_table() -> None:
-    """The end of a long one, where the numbers are."""
-    record = _record(2, ready(0))
-    record.progress = {0: "x" * 200 + " 3/5"}
-    row = status.table_text(record).splitlines()[2]
-    assert row.endswith("x 3/5")
-    assert row.count("x") == 96
-
-
-def test_what_is_done_takes_the_place_of_the_state() -> None:
-    record = _record(2, Doing(text="importing torch"))
-    assert status.table_text(record).startswith("2 ranks on the CPU · importing torch · ")
-
-
-def test_a_table_of_many_ranks_is_cut() -> None:
-    """Eight rows, and where the others are."""
-    rows = status.table_text(_record(11)).splitlines()[2:]
-    assert len(rows) == 9
-    assert rows[-1] == "...   3 more: %ddp_status"
-    assert len(status.table_text(_record(8)).splitlines()[2:]) == 8
-
-
-def test_html_says_the_same() -> None:
-    """Escaped: a bar or an exception may hold anything."""
-    record = _record(1, ready(0), error(0, ename="<Error>"))
-    markup = status.table_html(record)
-    assert "raised &lt;Error&gt;" in markup
-    assert "<Error>" not in markup
-    assert markup.count("<tr>") == 2
-    assert "&lt;b&gt;" in status.html_line("<b>")
 
 
 # --- %ddp_status ------------------------------------------------------------------------------
@@ -279,7 +242,7 @@ def test_the_closing_line_says_why_ranks_were_restarted() -> None:
 def test_the_table_says_which_restart_it_is() -> None:
     fields = {"ended": None, "restarts": (RESTART,), "max_restarts": 3}
     record = _record(2, Restarted(number=1), state=State.RUNNING, **fields)
-    head, *_ = status.table_text(record).splitlines()
+    head, *_ = LiveTable().render(record)[0].splitlines()
     assert head.startswith("2 ranks on the CPU · starting · restart 1 of 3 · ")
     assert "restart 1 of 3" in Status.title(record)
     record.ended = NOW

@@ -1,0 +1,183 @@
+"""Brings the output of all ranks into one order, in which a line that all ranks print is one. Pure.
+
+Lines are folded only if they are identical. To find out, a line waits for those of the other
+ranks: for `HOLD_S` at most, and not at all where the same kind of line has waited in vain before.
+The order of each rank's output is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+HOLD_S = 0.15
+ALONE_LINES = 3  # after so many lines that waited while no other rank wrote, a rank's do not wait
+_KINDS = 1000  # that are remembered
+_RECENT_LINES = 500  # that are looked at for whether all ranks print them
+
+_NUMBER = re.compile(r"\d+")
+
+Other = TypeVar("Other")  # what is shown besides lines
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[Other]):
+    """Something that a rank shows.
+
+    Attributes:
+        number: Its place in the order of arrival.
+        came: When it came, in seconds.
+        until: It is shown then at the latest, in seconds.
+        line: A line that may be folded; None for anything else.
+    """
+
+    number: int
+    came: float
+    until: float
+    line: str | None
+    shown: str | Other
+
+
+class Fold(Generic[Other]):
+    """The output that the ranks have sent and that is not shown yet.
+
+    Args:
+        ranks: The ranks that are shown: a line that all of them print is folded.
+    """
+
+    def __init__(self, ranks: Iterable[int]) -> None:
+        self._queues: dict[int, deque[_Entry[Other]]] = {rank: deque() for rank in ranks}
+        self._everyone = tuple(self._queues)
+        self._waiting: Counter[tuple[int, str]] = Counter()
+        self._spread: Counter[str] = Counter()  # line -> number of ranks where it waits
+        self._number = 0
+        self._wrote = dict.fromkeys(self._queues, float("-inf"))  # when each rank wrote a line
+        self._alone = dict.fromkeys(self._queues, 0)
+        # Kind of line -> whether all ranks print such lines.
+        self._common: OrderedDict[str, bool] = OrderedDict()
+        self._recent: OrderedDict[str, set[int]] = OrderedDict()
+
+    def add_line(self, rank: int, line: str, now: float, *, foldable: bool = True) -> None:
+        """Take a line of a rank.
+
+        Args:
+            rank: Whose it is.
+            line: Its text.
+            now: Time, in seconds.
+            foldable: Whether it may be shown as a line of all ranks.
+        """
+        foldable = foldable and len(self._queues) > 1
+        hold_s = HOLD_S if foldable and self._is_worth_waiting(rank, line) else 0.0
+        self._wrote[rank] = now
+        self._append(rank, line, line if foldable else None, now, now + hold_s)
+
+    def add(self, rank: int, other: Other, now: float) -> None:
+        """Take something else that a rank shows, which keeps its place among the lines."""
+        self._append(rank, other, None, now, now)
+
+    def _append(
+        self, rank: int, shown: str | Other, line: str | None, now: float, until: float
+    ) -> None:
+        self._number += 1
+        self._queues[rank].append(_Entry(self._number, now, until, line, shown))
+        if line is not None:
+            self._waiting[rank, line] += 1
+            self._spread[line] += self._waiting[rank, line] == 1
+
+    def shows(self, rank: int) -> bool:
+        """Return whether the output of a rank is shown."""
+        return rank in self._queues
+
+    def take_all(self, rank: int) -> list[str | Other]:
+        """Return all that a rank has sent and that is not shown yet; the other ranks' waits."""
+        return [self._take_alone(rank) for _ in range(len(self._queues.get(rank, ())))]
+
+    def has(self, rank: int) -> bool:
+        """Return whether something of a rank is not shown yet."""
+        return bool(self._queues.get(rank))
+
+    def release(
+        self, now: float, *, final: bool = False
+    ) -> list[tuple[tuple[int, ...], str | Other]]:
+        """Return what is to be shown now, in order: whose it is, and the line or other thing.
+
+        Args:
+            now: Time, in seconds.
+            final: Whether nothing is to wait any longer.
+        """
+        released: list[tuple[tuple[int, ...], str | Other]] = []
+        while (rank := self._next(now, final=final)) is not None:
+            line = self._queues[rank][0].line
+            if line is None or not self._is_common(line):
+                released.append(((rank,), self._take_alone(rank)))
+                continue
+            for other, queue in self._queues.items():
+                while queue[0].line != line:
+                    released.append(((other,), self._take_alone(other)))
+                self._pop(other)
+            self._learn(line, is_common=True)
+            released.append((self._everyone, line))
+        return released
+
+    def _next(self, now: float, *, final: bool) -> int | None:
+        """Return the rank whose first entry is the next one to show; None if all have to wait."""
+        ready = [
+            (queue[0].number, rank)
+            for rank, queue in self._queues.items()
+            if queue and (final or queue[0].until <= now or self._is_common(queue[0].line))
+        ]
+        return min(ready)[1] if ready else None
+
+    def _is_common(self, line: str | None) -> bool:
+        return line is not None and self._spread[line] == len(self._queues)
+
+    def _pop(self, rank: int) -> _Entry[Other]:
+        entry = self._queues[rank].popleft()
+        if entry.line is not None:
+            self._waiting[rank, entry.line] -= 1
+            if not self._waiting[rank, entry.line]:
+                del self._waiting[rank, entry.line]
+                self._spread[entry.line] -= 1
+                if not self._spread[entry.line]:
+                    del self._spread[entry.line]
+        return entry
+
+    def _take_alone(self, rank: int) -> str | Other:
+        """Take a rank's first entry, and learn from a line that was not folded."""
+        entry = self._pop(rank)
+        if entry.line is None:
+            return entry.shown
+        if entry.until > entry.came:  # it has waited in vain
+            self._learn(entry.line, is_common=False)
+            others = [wrote for other, wrote in self._wrote.items() if other != rank]
+            self._alone[rank] += max(others) < entry.came - HOLD_S
+        seen = self._recent.setdefault(entry.line, set())
+        seen.add(rank)
+        if len(seen) == len(self._queues):  # too late for this one
+            del self._recent[entry.line]
+            self._learn(entry.line, is_common=True)
+        elif len(self._recent) > _RECENT_LINES:
+            self._recent.popitem(last=False)
+        return entry.shown
+
+    def _is_worth_waiting(self, rank: int, line: str) -> bool:
+        """Guess whether the other ranks print this line too. It decides on the delay alone."""
+        known = self._common.get(_kind(line))
+        return self._alone[rank] < ALONE_LINES if known is None else known
+
+    def _learn(self, line: str, *, is_common: bool) -> None:
+        kind = _kind(line)
+        self._common[kind] = is_common
+        self._common.move_to_end(kind)
+        if len(self._common) > _KINDS:
+            self._common.popitem(last=False)
+        if is_common:
+            self._alone = dict.fromkeys(self._alone, 0)
+
+
+def _kind(line: str) -> str:
+    """Return a line without its numbers: lines of a loop differ only in them."""
+    return _NUMBER.sub("0", line[:200])

@@ -1,0 +1,93 @@
+"""The outputs of one cell in a notebook: text, displays, the table. Counts them.
+
+JupyterLab draws 50 outputs of a cell, and hides the others behind a button: the traceback of a
+failure among them. Text that follows text is one output with it; text that follows a display is
+another one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from ddp_magic.display.labels import colored
+from ddp_magic.display.terminal import StatusLine, is_terminal
+
+MAX_OUTPUTS = 45
+# Text, notes, a figure of the profile, the closing line, the traceback: they come at the end.
+_ENDING = 5
+
+
+class Outputs:
+    """The outputs of one cell.
+
+    Args:
+        shell: The notebook's shell; None in a script.
+
+    Attributes:
+        shows_displays: Whether displays can be shown, and updated in place.
+        status: The last line of a terminal; None elsewhere.
+    """
+
+    def __init__(self, shell: InteractiveShell | None) -> None:
+        self._shell = shell
+        self._has_colors = has_colors(shell)
+        self._count = 0
+        self._text_is_last = False
+        self.shows_displays = is_notebook(shell)
+        has_status = not self.shows_displays and is_terminal()
+        self.status = StatusLine() if has_status else None
+
+    @property
+    def room(self) -> int:
+        """Number of outputs that may follow, without those at the end."""
+        return MAX_OUTPUTS - _ENDING - self._count
+
+    def write(self, text: str) -> None:
+        """Show text."""
+        if not self._text_is_last:
+            self._count += 1
+            self._text_is_last = True
+        hidden = self.status.hide() if self.status is not None else ""
+        sys.stdout.write(colored(text) if self._has_colors else text)
+        sys.stdout.flush()
+        if self.status is not None and hidden and text.endswith("\n"):
+            self.status.show(hidden)
+
+    def display(
+        self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str, *, update: bool
+    ) -> None:
+        """Show a display, or new content in the place of one.
+
+        Args:
+            data: What it is, by MIME type.
+            metadata: Jupyter's.
+            name: Its display id.
+            update: Whether it takes the place of the one of this name.
+        """
+        if self._shell is None or not self.shows_displays:
+            return
+        if not update:
+            self._count += 1
+            self._text_is_last = False
+        self._shell.display_pub.publish(
+            data, metadata, transient={"display_id": name}, update=update
+        )
+
+
+def is_notebook(shell: InteractiveShell | None) -> bool:
+    """Return whether displays can be updated in place; a terminal would print them again."""
+    return hasattr(shell, "kernel")
+
+
+def has_colors(shell: InteractiveShell | None) -> bool:
+    """Return whether text may have colors: not in a file, with `%%capture` or with NO_COLOR."""
+    if os.environ.get("NO_COLOR") or str(getattr(shell, "colors", "")).lower() == "nocolor":
+        return False
+    if is_notebook(shell):
+        return type(sys.stdout).__module__.startswith("ipykernel.")
+    return is_terminal()

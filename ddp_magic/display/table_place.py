@@ -1,0 +1,108 @@
+"""Where the live table of a run stands in a notebook: below what was put out last.
+
+Jupyter cannot move an output. JupyterLab and Notebook 7 are told to draw the table last, by a style
+that comes with it. For other front ends, the table moves now and then: it is shown again below, and
+its old place becomes empty. Each move costs two outputs, so the moves become rarer.
+"""
+
+from __future__ import annotations
+
+from ddp_magic.display.outputs import Outputs
+
+FIRST_MOVE_S = 2.0  # after output has come below the table; then twice that, four times that
+MAX_MOVES = 6
+
+# Of JupyterLab's elements, one holds the outputs of a cell, and each output has one of its own.
+_STYLE = """<style>
+.jp-OutputArea:has(> .jp-OutputArea-child .{name}) {{ display: flex; flex-direction: column }}
+.jp-OutputArea:has(> .jp-OutputArea-child .{name}) > * {{ flex: none; min-width: 0 }}
+.jp-OutputArea > .jp-OutputArea-child:has(.{name}) {{ order: 1 }}
+</style>"""
+
+
+class TablePlace:
+    """The place of a run's table, and of the line that replaces it at the end.
+
+    Args:
+        outputs: The cell's outputs.
+        name: The display id of the first place.
+    """
+
+    def __init__(self, outputs: Outputs, name: str) -> None:
+        self._outputs = outputs
+        self._name = name
+        self._head = ("", "")  # what stays in the first place
+        self._place = 0
+        self._shown = ""
+        self._below_since: float | None = None
+        self._next_move_s = FIRST_MOVE_S
+        self._moves = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been shown."""
+        return not self._place
+
+    def begin(self, text: str, markup: str) -> None:
+        """Show the line that stays above the output."""
+        self._head = (text, markup)
+        self._put(text, markup, new=True)
+
+    def has_output_below(self, now: float) -> None:
+        """Note that the cell has put something out, at this time in seconds."""
+        if self._place and self._below_since is None:
+            self._below_since = now
+
+    def show(self, text: str, markup: str, now: float, *, room: int) -> None:
+        """Show the table.
+
+        Args:
+            text: The table.
+            markup: The same as HTML.
+            now: Time, in seconds.
+            room: Number of outputs that it may use to move.
+        """
+        if text == self._shown:
+            return
+        style = _STYLE.format(name=f"ddp-{self._name}")
+        markup = f'<div class="ddp-{self._name}">{markup}</div>{style}'
+        if self.is_empty:
+            self._put(text, markup, new=True)
+        elif self._below_since is not None and self._shown == self._head[0]:
+            self._move(text, markup)  # the first table: no place becomes empty
+        elif self._has_to_move(now) and room > 1:
+            self._moves += 1
+            self._next_move_s *= 2
+            self._move(text, markup)
+        else:
+            self._put(text, markup)
+
+    def _has_to_move(self, now: float) -> bool:
+        if self._below_since is None or self._moves == MAX_MOVES:
+            return False
+        return now - self._below_since >= self._next_move_s
+
+    def close(self, text: str, markup: str) -> None:
+        """Replace the table by a line that stands below all output."""
+        if self._place and self._below_since is not None:
+            self._move(text, markup)
+        else:
+            self._put(text, markup, new=self.is_empty)
+
+    def _move(self, text: str, markup: str) -> None:
+        left, was_shown = self._place, self._shown
+        stays = self._head if left == 1 else ("", "")
+        if stays[0] != was_shown:
+            self._publish(*stays, left, update=True)
+        self._put(text, markup, new=True)
+
+    def _put(self, text: str, markup: str, *, new: bool = False) -> None:
+        if new:
+            self._place += 1
+            self._below_since = None
+        self._shown = text
+        self._publish(text, markup, self._place, update=not new)
+
+    def _publish(self, text: str, markup: str, place: int, *, update: bool) -> None:
+        name = self._name if place == 1 else f"{self._name}{place}"
+        self._outputs.display({"text/plain": text, "text/html": markup}, {}, name, update=update)

@@ -1,0 +1,133 @@
+"""Where the table stands: below the newest output, at few outputs' cost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.table_place import FIRST_MOVE_S, MAX_MOVES, TablePlace
+from tests.unit.fakes import FakeShell
+
+
+class Cell:
+    """A cell with a table, and other outputs; what a notebook would show of it."""
+
+    def __init__(self) -> None:
+        self.shell = FakeShell()
+        self.place = TablePlace(Outputs(self.shell), "run-table")  # type: ignore[arg-type]
+        self.now = 0.0
+        self.version = 0
+        self.texts = 0
+
+    def text(self) -> None:
+        """Put something out below the table."""
+        self.texts += 1
+        self.shell.published.append(({"text/plain": "text"}, {}, f"text{self.texts}", False))
+        self.place.has_output_below(self.now)
+
+    def update(self, wait_s: float = 0.0, room: int = 30) -> None:
+        self.now += wait_s
+        self.version += 1
+        self.place.show(f"table {self.version}", "markup", self.now, room=room)
+
+    @property
+    def seen(self) -> list[str]:
+        """The outputs in order, with their last contents."""
+        outputs: dict[str, str] = {}
+        for data, _, name, update in self.shell.published:
+            assert update == (name in outputs)
+            outputs[name] = data["text/plain"]
+        return list(outputs.values())
+
+
+@pytest.fixture
+def cell() -> Cell:
+    """A cell whose first line is shown."""
+    made = Cell()
+    made.place.begin("head", "head")
+    return made
+
+
+def test_the_first_table_takes_the_place_of_the_first_line(cell: Cell) -> None:
+    cell.update()
+    assert cell.seen == ["table 1"]
+
+
+def test_the_first_line_stays_above_the_output(cell: Cell) -> None:
+    """Wherever the table was when the output came."""
+    cell.text()
+    cell.update()
+    assert cell.seen == ["head", "text", "table 1"]
+
+
+def test_a_table_moves_below_output_that_stays(cell: Cell) -> None:
+    """Not at once: each move costs outputs."""
+    cell.update()
+    cell.text()
+    cell.update(FIRST_MOVE_S / 2)
+    assert cell.seen == ["table 2", "text"]
+    cell.update(FIRST_MOVE_S)
+    assert cell.seen == ["head", "text", "table 3"]
+
+
+def test_moves_become_rarer(cell: Cell) -> None:
+    """In a run that puts something out for ever, most are soon after its start."""
+    moved = []
+    for second in range(1000):
+        cell.text()
+        before = len(cell.shell.tables)
+        cell.update(1.0)
+        if len(cell.shell.tables) - before == 2:
+            moved.append(second)
+    assert len(moved) == MAX_MOVES
+    gaps = [b - a for a, b in itertools.pairwise(moved)]
+    assert gaps == sorted(gaps)
+
+
+def test_a_place_that_was_left_is_empty(cell: Cell) -> None:
+    for _ in range(2):
+        cell.text()
+        cell.update(100)
+    cell.text()
+    cell.update(100)
+    assert cell.seen == ["head", "text", "", "text", "", "text", "table 3"]
+
+
+def test_no_move_without_room(cell: Cell) -> None:
+    cell.update()
+    cell.text()
+    cell.update(100, room=1)
+    assert cell.seen == ["table 2", "text"]
+
+
+def test_the_same_table_is_not_sent_again(cell: Cell) -> None:
+    cell.place.show("same", "", 0, room=9)
+    cell.place.show("same", "", 1, room=9)
+    assert len(cell.shell.published) == 2
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+def test_the_closing_line_is_the_last_output(cell: Cell, with_table: bool) -> None:
+    """And the first line the first."""
+    if with_table:
+        cell.update()
+    cell.text()
+    cell.place.close("closing", "")
+    assert cell.seen == ["head", "text", "closing"]
+
+
+def test_the_closing_line_takes_the_table_s_place(cell: Cell) -> None:
+    cell.text()
+    cell.update()
+    cell.place.close("closing", "")
+    assert cell.seen == ["head", "text", "closing"]
+
+
+def test_a_closing_line_alone() -> None:
+    """Of a quiet run that failed."""
+    quiet = Cell()
+    quiet.text()
+    quiet.place.close("closing", "")
+    assert quiet.seen == ["text", "closing"]
