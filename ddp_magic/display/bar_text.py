@@ -8,7 +8,7 @@ import re
 _BAR = re.compile(r"[\u2500-\u259f#=>.\- ]{6,}")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _COUNT = re.compile(r"(\d+)/(\d+)")
-_MIN_BAR_CHARS = 5
+_MIN_BAR_CHARS = 3
 
 
 def percent_done(bar: str) -> float | None:

@@ -7,6 +7,7 @@ The order of each rank's output is kept.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
@@ -98,6 +99,11 @@ class Fold(Generic[Other]):
     def has(self, rank: int) -> bool:
         """Return whether something of a rank is not shown yet."""
         return bool(self._queues.get(rank))
+
+    @property
+    def due(self) -> float:
+        """When the next wait ends, in seconds; infinity if nothing waits."""
+        return min((queue[0].until for queue in self._queues.values() if queue), default=math.inf)
 
     def release(
         self, now: float, *, final: bool = False

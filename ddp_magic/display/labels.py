@@ -15,6 +15,7 @@ from ddp_magic.display.rank import rank_names
 _ANSI = (36, 32, 35, 33, 34)
 _CSS = ("#258f8f", "#2e8b3d", "#a64ca6", "#a87b00", "#4078c0")
 _LABEL = re.compile(r"^\[rank (\d+)\]", re.MULTILINE)
+_ESCAPES = re.compile(r"\x1b\[[0-9;:?]{0,100}[A-Za-z]")
 
 IMAGES = {
     "image/png": ".png",
@@ -40,6 +41,15 @@ def colored(text: str) -> str:
         text: Lines that begin with their labels.
     """
     return _LABEL.sub(lambda found: f"\x1b[{_of(found[1], _ANSI)}m{found[0]}\x1b[0m", text)
+
+
+def as_html(text: str) -> str:
+    """Return text as HTML, with the labels in their colors, without escape sequences."""
+    escaped = html.escape(_ESCAPES.sub("", text))
+    painted = _LABEL.sub(
+        lambda found: f'<span style="color:{css_color(int(found[1]))}">{found[0]}</span>', escaped
+    )
+    return f'<pre style="margin:0;padding:1px 8px">{painted}</pre>'
 
 
 def _of(rank: int | str, colors: tuple[Any, ...]) -> Any:  # noqa: ANN401 -- of the colors' type
@@ -72,7 +82,8 @@ def labelled(
     """
     name = f"{label([rank])} {words}".rstrip()
     found = dict(data)
-    head = f'<div style="font-family:monospace;color:{css_color(rank)}">{html.escape(name)}</div>\n'
+    style = f"padding:1px 8px;font-family:monospace;color:{css_color(rank)}"
+    head = f'<div style="{style}">{html.escape(name)}</div>\n'
     if (kind := image_of(data)) is not None and data.keys().isdisjoint(_BEFORE_IMAGES):
         found["text/html"] = head + _image(kind, data, metadata)
     elif "text/html" in data:

@@ -133,6 +133,10 @@ class Screen(Protocol):
     def progress(self) -> Mapping[int, str]:
         """The ranks' progress bars, by rank; kept up to date."""
 
+    @property
+    def wait_s(self) -> float:
+        """Time until the next `tick` at the latest, in seconds."""
+
     def start(self, record: RunRecord) -> None:
         """Show that the run is about to start."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.display.journal import PastRun
-from ddp_magic.display.labels import colored, has_place, label, labelled
+from ddp_magic.display.labels import as_html, colored, has_place, label, labelled
 from ddp_magic.display.outputs import MAX_OUTPUTS, has_colors, is_notebook
 from ddp_magic.display.terminal import display_lines
 from ddp_magic.system.run_directory import RunDirectory
@@ -96,12 +95,12 @@ def _few(entries: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _as_html(entry: Mapping[str, Any]) -> str | None:
     """Return an entry as HTML; None if it has no such form."""
     if "text" in entry:
-        return f"<pre>{html.escape(entry['text'])}</pre>"
+        return as_html(entry["text"])
     data = entry["display"]
     if "text/html" in data:
         return f"<div>{data['text/html']}</div>"
     only_text = data.keys() == {"text/plain"}
-    return f"<pre>{html.escape(data['text/plain'])}</pre>" if only_text else None
+    return as_html(data["text/plain"]) if only_text else None
 
 
 def _merged(entries: list[dict[str, Any]], logs: str) -> Iterator[dict[str, Any]]:

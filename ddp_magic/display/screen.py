@@ -151,6 +151,13 @@ class CellScreen:
             status.show(status_line(record, status.chars))
 
     @property
+    def wait_s(self) -> float:
+        """Time until a `tick` has text to show, in seconds; infinity if there is none."""
+        now = self._clock()
+        due = now if self._incoming else self._fold.due
+        return max(0.0, due - now, self._last_flush + FLUSH_S - now)
+
+    @property
     def progress(self) -> Mapping[int, str]:
         """The ranks' progress bars, by rank; updated at each `tick`."""
         return self._progress
@@ -212,7 +219,6 @@ class CellScreen:
     def _flush(self, *, final: bool = False) -> None:
         """Show what is due; with `final`, everything but unfinished lines."""
         now = self._clock()
-        self._last_flush = now
         self._feed()
         quiet = [text for text in self._texts.values() if now - text.last_text > PARTIAL_S]
         for text in quiet:
@@ -295,7 +301,8 @@ class CellScreen:
             if keep and self._journal is not None:
                 self._journal.text(text)
             self._outputs.write(text)
-            self._table_place.has_output_below(self._clock())
+            self._last_flush = self._clock()  # what comes after a silence is shown at once
+            self._table_place.has_output_below(self._last_flush)
             self._out = []
 
     # --- rich output --------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def status_line(run: RunRecord, chars: int) -> str:
         start = " · ".join([*words, f"rank {slowest}: "])
         return (start + shorten_bar(bars[slowest], max(10, chars - len(start))))[:chars]
     else:
-        now = time.time()
+        now = time.time() if run.ended is None else run.ended
         states = Counter(_row(rank, run, now)[3] for rank in run.ranks)
         if len(states) > 1:
             words += [f"{count} {state}" for state, count in states.most_common()]

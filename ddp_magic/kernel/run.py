@@ -206,7 +206,7 @@ class Run(RunRecord):
         while not self._over:
             if self._stop is None and self._is_ready:
                 self._send_cell()
-            self._take(self._group.poll(POLL_S), screen)
+            self._take(self._group.poll(min(POLL_S, screen.wait_s)), screen)
             if self._watch.look(self.ranks):
                 self.waits = self._watch.waits
             screen.tick(self)

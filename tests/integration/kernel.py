@@ -48,20 +48,25 @@ class Result:
 
     Attributes:
         status: "ok" or "error", from the reply.
-        text: All stream text, without colors.
+        shown: All stream text, without colors.
         outputs: Every output message's (type, content), in order, streams included.
         elapsed_s: From request to idle.
     """
 
     status: str = ""
-    text: str = ""
+    shown: str = ""
     outputs: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     reply: dict[str, Any] = field(default_factory=dict)
     elapsed_s: float = 0.0
 
     @property
+    def text(self) -> str:
+        """All stream text; a line of all ranks as a line of each."""
+        return unfolded(self.shown)
+
+    @property
     def lines(self) -> list[str]:
-        """The stream text's lines."""
+        """The lines of `text`."""
         return self.text.splitlines()
 
     @property
@@ -97,6 +102,17 @@ class Result:
 def plain(text: str) -> str:
     """Remove terminal colors."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def unfolded(text: str) -> str:
+    """Return text with a line for each rank where one stands for all: `[ranks 0-1] ...`."""
+
+    def each(found: re.Match[str]) -> str:
+        ends = [[int(n) for n in part.split("-")] for part in found[1].split(", ")]
+        ranks = [rank for end in ends for rank in range(end[0], end[-1] + 1)]
+        return "".join(f"[rank {rank}]{found[2]}" for rank in ranks)
+
+    return re.sub(r"^\[ranks ([\d, -]+)\](.*\n)", each, text, flags=re.MULTILINE)
 
 
 class Kernel:
@@ -156,7 +172,7 @@ class Kernel:
             if kind == "status" and content["execution_state"] == "idle":
                 break
             if kind == "stream":
-                result.text += plain(content["text"])
+                result.shown += plain(content["text"])
             if kind in ("stream", "display_data", "update_display_data", "execute_result", "error"):
                 result.outputs.append((kind, content))
             if until and until in result.text:

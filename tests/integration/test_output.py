@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tests.integration.kernel import Kernel, Result
+from tests.integration.kernel import Kernel, Result, plain
 
 
 def _log(kernel: Kernel, rank: int) -> bytes:
@@ -66,34 +67,49 @@ def test_figures_are_in_order_with_the_text(kernel: Kernel) -> None:
         "    print('after', i)\n"
     )
     assert result.status == "ok", result
-    for rank in (0, 1):
-        assert _sequence(result, rank) == [
-            "before 0",
-            "figure",
-            "after 0",
-            "before 1",
-            "figure",
-            "after 1",
-            "before 2",
-            "figure",
-            "after 2",
-        ]
+    expected = [word for i in range(3) for word in (f"before {i}", "figure", f"after {i}")]
+    assert _sequence(result, 0) == _sequence(result, 1) == expected
 
 
 def _sequence(result: Result, rank: int) -> list[str]:
-    """Return what one rank showed, in order; its label lines are left out."""
+    """Return what one rank showed, in order, with the lines that all ranks printed."""
     seen: list[str] = []
     for kind, content in result.outputs:
         if kind == "stream":
-            seen += [
-                line.removeprefix(f"[rank {rank}] ")
-                for line in content["text"].splitlines()
-                if line.startswith(f"[rank {rank}] ")
-            ]
+            lines = re.findall(rf"\[(?:rank {rank}|ranks 0-1)\] (.*)", plain(content["text"]))
+            seen += [line for line in lines if line]
         elif kind == "display_data" and content["metadata"].get("ddp") == {"rank": rank}:
             assert content["data"]["image/png"]
+            assert f"[rank {rank}]" in content["data"]["text/html"]
             seen.append("figure")
     return seen
+
+
+def test_lines_of_all_ranks_are_one(kernel: Kernel) -> None:
+    """Those that are identical; each rank's own stay, in their order."""
+    result = kernel.run(
+        "%%ddp -n 3\nprint('begin')\nprint('rank', rank)\ndist.barrier()\nprint('end')\n"
+        "if rank != 1: print('not all')"
+    )
+    lines = result.shown.splitlines()
+    assert lines[0] == "[ranks 0-2] begin"
+    assert sorted(lines[1:4]) == [f"[rank {rank}] rank {rank}" for rank in range(3)]
+    assert lines[4] == "[ranks 0-2] end"
+    assert sorted(lines[5:]) == ["[rank 0] not all", "[rank 2] not all"]
+
+
+def test_a_label_has_a_color(kernel: Kernel) -> None:
+    """Not where text is captured, and not with NO_COLOR."""
+    cell = "%%ddp -n 2\nprint('mine', rank)"
+    streams = [c["text"] for kind, c in kernel.run(cell).outputs if kind == "stream"]
+    assert "\x1b[32m[rank 1]\x1b[0m mine 1\n" in "".join(streams)
+    kernel.run("%%capture captured\n" + cell)
+    assert "[rank 1] mine 1\n" in kernel.value("captured.stdout")
+    kernel.run("import os; os.environ['NO_COLOR'] = '1'")
+    streams = [c["text"] for kind, c in kernel.run(cell).outputs if kind == "stream"]
+    kernel.run("del os.environ['NO_COLOR']")
+    assert "[rank 1] mine 1\n" in "".join(streams)
+    assert "\x1b" not in "".join(streams)
 
 
 def test_an_open_figure_is_shown_at_the_end(kernel: Kernel) -> None:
@@ -112,7 +128,10 @@ def test_clear_output_redraws_in_place(kernel: Kernel) -> None:
     assert kinds.count("display_data") == 2
     assert kinds.count("update_display_data") == 4
     last = {c["metadata"]["ddp"]["rank"]: c["data"]["text/html"] for c in result.displays}
-    assert last == {0: "<p>0.2</p>", 1: "<p>1.2</p>"}
+    assert {rank: markup.splitlines()[-1] for rank, markup in last.items()} == {
+        0: "<p>0.2</p>",
+        1: "<p>1.2</p>",
+    }
 
 
 def test_a_progress_bar_leaves_its_last_state(kernel: Kernel) -> None:

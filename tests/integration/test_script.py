@@ -477,7 +477,8 @@ def test_clear_output_removes_what_was_printed(kernel: Kernel) -> None:
     assert sorted(result.lines) == ["[rank 0] before", "[rank 1] before"], result
     last = {d["metadata"]["ddp"]["rank"]: d["data"]["text/plain"] for d in result.displays}
     assert last == {r: f"[rank {r}] epoch 49\n[rank {r}] loss {r}" for r in (0, 1)}
-    assert sum(kind == "display_data" for kind, _ in result.outputs) == 3  # with the table
+    # With the first line and the closing line.
+    assert sum(kind == "display_data" for kind, _ in result.outputs) == 4
 
 
 def test_a_long_page_keeps_its_end(kernel: Kernel) -> None:

@@ -1,34 +1,50 @@
-"""IPython in a terminal: plain text, no updates in place."""
+"""IPython in a terminal: plain text, figures as files, and a status line that is rewritten."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
+from tests.limits import LONG_S
 
-def test_text_in_a_terminal(tmp_path: Path) -> None:
-    """The first line, the ranks' lines, figures by name, one line at the end; status as text."""
-    script = tmp_path / "session.ipy"
-    script.write_text(
-        "%load_ext ddp_magic\n"
-        "%ddp_status\n"
-        "get_ipython().run_cell_magic('ddp', '-n 2', '''print('hello', rank)\n"
-        "if rank == 1:\n"
-        "    plt.plot([1]); plt.show()\n"
-        "    display({'text/html': '<b>x</b>', 'text/plain': 'bold'}, raw=True)\n"
-        "''')\n"
-        "print(get_ipython().run_line_magic('ddp_status', ''))\n"
-    )
+SESSION = (
+    "%load_ext ddp_magic\n"
+    "%ddp_status\n"
+    "get_ipython().run_cell_magic('ddp', '-n 2', '''import time\n"
+    "print('hello', rank)\n"
+    "if rank == 1:\n"
+    "    plt.plot([1]); plt.show()\n"
+    "    display({'text/html': '<b>x</b>', 'text/plain': 'bold'}, raw=True)\n"
+    "for _ in tqdm(range(20), desc='work'): time.sleep(0.05)\n"
+    "''')\n"
+    "print(get_ipython().run_line_magic('ddp_status', ''))\n"
+)
+
+
+def _ipython(folder: Path) -> list[str]:
+    script = folder / "session.ipy"
+    script.write_text(SESSION)
+    return [sys.executable, "-m", "IPython", "--no-banner", "--simple-prompt", str(script)]
+
+
+def test_text_that_goes_to_a_file(tmp_path: Path) -> None:
+    """The first line, the ranks' lines, figures as files, one line at the end; status as text."""
     done = subprocess.run(
-        [sys.executable, "-m", "IPython", "--no-banner", str(script)],
+        _ipython(tmp_path),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG_S,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "dumb"},
+        env={**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "xterm-256color"},
     )
     lines = done.stdout.splitlines()
     assert "2 ranks on the CPU" in lines, done
@@ -38,3 +54,29 @@ def test_text_in_a_terminal(tmp_path: Path) -> None:
     assert any(line.startswith("2 ranks · ") and line.endswith(" · ok") for line in lines)
     assert not any("<div" in line or "<table" in line for line in lines)
     assert any("SUCCEEDED" in line for line in lines)
+    (figure,) = re.findall(r"^figure: (.*)$", done.stdout, re.MULTILINE)
+    assert Path(figure).read_bytes().startswith(b"\x89PNG")
+    assert "\x1b[K" not in done.stdout  # no status line
+
+
+def test_a_terminal_has_a_status_line(tmp_path: Path) -> None:
+    """Rewritten in place, never wider than the terminal, and gone at the end."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        _ipython(tmp_path), stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # so does Linux tell the end
+        while piece := os.read(ours, 65536):
+            written += piece
+    os.close(ours)
+    assert process.wait(timeout=LONG_S) == 0
+    states = re.findall(r"\r\x1b\[K([^\r\n\x1b]*)", written.decode())
+    assert any(re.search(r"running · \d+ s · rank \d: work: +\d+%", state) for state in states)
+    assert max(map(len, states)) < 60
+    kept = re.sub(r"\r\x1b\[K[^\r\n\x1b]*(?=\r\x1b\[K)|\r\x1b\[K", "", written.decode())
+    assert "\x1b[36m[rank 0]\x1b[0m hello 0\r\n" in kept
+    assert "running · " not in kept.partition("· SUCCEEDED")[0]

@@ -177,7 +177,7 @@ def test_a_run_is_shown_after_the_end_of_its_kernel(
     ]
     for line in (*failed.lines, *failed.traceback.splitlines()):
         assert line in plain(again.text).splitlines()
-    assert again.lines[-1].endswith("failed")
+    assert " · failed · rank 1 raised ZeroDivisionError" in again.lines[-1]
     second.stop()
 
     code, shown = verb("show", whole)

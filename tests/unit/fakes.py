@@ -172,6 +172,7 @@ class FakeScreen:
 
     def __init__(self) -> None:
         self.progress: dict[int, str] = {}
+        self.wait_s = 0.0
         self.events: list[RunEvent] = []
         self.ended = ""
 

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.labels import colored, has_place, image_of, label, labelled
+from ddp_magic.display.labels import (
+    as_html,
+    colored,
+    css_color,
+    has_place,
+    image_of,
+    label,
+    labelled,
+)
 
 PNG = base64.b64encode(b"\x89PNG").decode() + "\n"  # with the newline that IPython adds
 SVG = "<svg><title>é</title></svg>"
@@ -32,6 +40,14 @@ def test_labels_have_colors_that_a_terminal_knows() -> None:
         ("36", "[rank 0]"),
         ("32", "[rank 1]"),
     ]
+
+
+def test_text_as_html() -> None:
+    """Labels have the colors of displays; what a rank has colored is readable."""
+    markup = as_html("[rank 1] <b>\x1b[31mred\x1b[0m [rank 0]\n")
+    assert re.sub("<.*?>", "", markup) == "[rank 1] &lt;b&gt;red [rank 0]\n"
+    assert markup.count("<span") == 1
+    assert css_color(1) in markup
 
 
 def test_neighboring_ranks_differ_in_color() -> None:

@@ -135,6 +135,19 @@ def test_text_of_many_events_is_written_at_once(cell: Cell) -> None:
     assert cell.show(wait_s=FLUSH_S) == "[rank 0] 0\n[rank 0] 1\n[rank 0] 2\n"
 
 
+def test_a_line_after_a_silence_is_shown_at_once(cell: Cell) -> None:
+    """And the screen says when it wants to show what comes then."""
+    cell.show(text(0, "0\n"))
+    cell.show(wait_s=10)
+    assert cell.screen.wait_s == float("inf")
+    assert cell.show(text(0, "1\n"), wait_s=0) == "[rank 0] 1\n"
+    assert cell.show(text(0, "2\n"), wait_s=0) == ""
+    assert cell.screen.wait_s == pytest.approx(FLUSH_S)
+    assert cell.show(wait_s=FLUSH_S * 1.01) == "[rank 0] 2\n"
+    cell.show(text(0, "another\n"), wait_s=FLUSH_S * 1.01)
+    assert cell.screen.wait_s == pytest.approx(HOLD_S - FLUSH_S * 1.01)
+
+
 def test_a_line_in_pieces_is_one_line(cell: Cell) -> None:
     assert cell.show(text(0, "half")) == ""
     assert cell.show(text(0, " and half\n")) == "[rank 0] half and half\n"
