@@ -36,11 +36,16 @@ class Outputs:
     def __init__(self, shell: InteractiveShell | None) -> None:
         self._shell = shell
         self._has_colors = has_colors(shell)
-        self._count = 0
+        self._count = self._number = 0
         self._text_is_last = False
         self.shows_displays = is_notebook(shell)
         has_status = not self.shows_displays and is_terminal()
         self.status = StatusLine() if has_status else None
+
+    @property
+    def number(self) -> int:
+        """Number of texts and displays so far, updates not counted: it tells when one comes."""
+        return self._number
 
     @property
     def room(self) -> int:
@@ -49,6 +54,7 @@ class Outputs:
 
     def write(self, text: str) -> None:
         """Show text."""
+        self._number += 1
         if not self._text_is_last:
             self._count += 1
             self._text_is_last = True
@@ -72,6 +78,7 @@ class Outputs:
         if self._shell is None or not self.shows_displays:
             return
         if not update:
+            self._number += 1
             self._count += 1
             self._text_is_last = False
         self._shell.display_pub.publish(

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddp_magic.display.display_places import DisplayPlaces
+from ddp_magic.display.display_places import DisplayPlaces, Place
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.labels import has_place, label, labelled
 from ddp_magic.display.outputs import Outputs
@@ -55,32 +55,28 @@ class RankDisplays:
         """Number of outputs that are kept for displays."""
         return self._places.promised()
 
-    def show(self, event: DisplayData, text: RankText) -> list[str]:
-        """Show a display of a rank.
+    def show(self, event: DisplayData, text: RankText) -> None:
+        """Show a display of a rank: in a terminal, lines of text.
 
         Args:
             event: The display.
             text: The state of the rank.
-
-        Returns:
-            Lines to show: in a terminal the whole display, in a notebook the label of what has no
-            place for one.
         """
         name, update = self._name(event, text)
         metadata = {**event.metadata, "ddp": {"rank": event.rank}}
         if self._journal is not None:
             self._journal.display(event.data, metadata, name, update=update)
         if not self._outputs.shows_displays:
-            return display_lines(event.data, self._directory, event.rank, name)
+            lines = display_lines(event.data, self._directory, event.rank, name)
+            self._outputs.write("".join(f"{line}\n" for line in lines))
+            return
         place = self._places.place(event.rank, name, self._outputs.room)
         data: Mapping[str, Any] = event.data
-        lines = []
         if has_place(data):
-            data = labelled(data, metadata, event.rank, self._shared_words(place.shares))
+            data = labelled(data, metadata, event.rank, self._shared_words(place))
         elif not place.update:
-            lines = [label([event.rank])]
+            self._outputs.write(f"{label([event.rank])}\n")
         self._outputs.display(data, metadata, place.name, update=place.update)
-        return lines
 
     def _name(self, event: DisplayData, text: RankText) -> tuple[str, bool]:
         """Return the name of a display, and whether it is new content of an earlier one."""
@@ -97,10 +93,10 @@ class RankDisplays:
             text.last_display = name
         return name, update
 
-    def _shared_words(self, shares: int) -> str:
-        if shares < 2:
+    def _shared_words(self, place: Place) -> str:
+        if place.shares == 1:
             return ""
-        return f"the last of {shares} displays; %ddp_show {self._run_id} shows all"
+        return f"the last of {place.shares} displays; %ddp_show {self._run_id} shows all"
 
     def show_page(self, rank: int, page: Page) -> None:
         """Show the page of a rank, in the place of its last one."""
@@ -109,7 +105,10 @@ class RankDisplays:
         page.changed, page.shown = False, True
         if self._journal is not None:
             self._journal.display(data, metadata, name, update=update)
-        self._outputs.display(data, metadata, name, update=update)
+        place = self._places.place(rank, name, self._outputs.room)
+        if words := self._shared_words(place):
+            data = {"text/plain": f"{label([rank])} {words}\n{data['text/plain']}"}
+        self._outputs.display(data, metadata, place.name, update=place.update)
 
     def show_profile(self, png: bytes) -> None:
         """Show the figure of `--profile`."""

@@ -32,7 +32,7 @@ class TablePlace:
         self._outputs = outputs
         self._name = name
         self._head = ("", "")  # what stays in the first place
-        self._place = 0
+        self._place = self._number = 0
         self._shown = ""
         self._below_since: float | None = None
         self._next_move_s = FIRST_MOVE_S
@@ -48,10 +48,9 @@ class TablePlace:
         self._head = (text, markup)
         self._put(text, markup, new=True)
 
-    def has_output_below(self, now: float) -> None:
-        """Note that the cell has put something out, at this time in seconds."""
-        if self._place and self._below_since is None:
-            self._below_since = now
+    @property
+    def _is_last(self) -> bool:
+        return self._outputs.number == self._number
 
     def show(self, text: str, markup: str, now: float, *, room: int) -> None:
         """Show the table.
@@ -68,7 +67,7 @@ class TablePlace:
         markup = f'<div class="ddp-{self._name}">{markup}</div>{style}'
         if self.is_empty:
             self._put(text, markup, new=True)
-        elif self._below_since is not None and self._shown == self._head[0]:
+        elif not self._is_last and self._shown == self._head[0]:
             self._move(text, markup)  # the first table: no place becomes empty
         elif self._has_to_move(now) and room > 1:
             self._moves += 1
@@ -78,13 +77,15 @@ class TablePlace:
             self._put(text, markup)
 
     def _has_to_move(self, now: float) -> bool:
-        if self._below_since is None or self._moves == MAX_MOVES:
+        if self._is_last or self._moves == MAX_MOVES:
             return False
+        if self._below_since is None:
+            self._below_since = now
         return now - self._below_since >= self._next_move_s
 
     def close(self, text: str, markup: str) -> None:
         """Replace the table by a line that stands below all output."""
-        if self._place and self._below_since is not None:
+        if not self.is_empty and not self._is_last:
             self._move(text, markup)
         else:
             self._put(text, markup, new=self.is_empty)
@@ -102,6 +103,8 @@ class TablePlace:
             self._below_since = None
         self._shown = text
         self._publish(text, markup, self._place, update=not new)
+        if new:
+            self._number = self._outputs.number
 
     def _publish(self, text: str, markup: str, place: int, *, update: bool) -> None:
         name = self._name if place == 1 else f"{self._name}{place}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.programs import IMPORTED, MODULE, SLOW_IMPORT, VALUES
-from tests.integration.kernel import Kernel, Result
+from tests.integration.kernel import Kernel, Result, plain
 from tests.limits import HANG_S, within
 
 DISK_BYTES = 48 * 1024 * 1024
@@ -73,7 +73,7 @@ class Cell:
 
     def _take(self, kind: str, content: dict[str, object]) -> None:
         if kind == "stream":
-            self.result.text += str(content["text"])
+            self.result.shown += plain(str(content["text"]))
         if kind in ("stream", "display_data", "update_display_data", "execute_result", "error"):
             self.result.outputs.append((kind, content))
 

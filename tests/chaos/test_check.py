@@ -26,7 +26,7 @@ def _cell(status: str = "ok", text: str = "", *, error: str = "", ename: str = "
     if error:
         content = {"ename": ename or "WorkerError", "evalue": error, "traceback": [error]}
         outputs = [("error", content)]
-    return Result(status=status, text=text, outputs=outputs)
+    return Result(status=status, shown=text, outputs=outputs)
 
 
 NEXT = _cell(text="[rank 0] sum 2.0 None\n[rank 1] sum 2.0 None\n")
@@ -83,7 +83,7 @@ def test_a_fault_as_promised_breaks_nothing() -> None:
         ("next", {"next": _cell(text="[rank 0] sum 1.0 None\n")}),
         ("other", {"stray": ["store0"]}),
         ("other", {"beside": _cell("error", error="no")}),
-        ("frames", {"next": dataclasses.replace(NEXT, text=NEXT.text + "ddp_magic/kernel/x.py")}),
+        ("frames", {"next": dataclasses.replace(NEXT, shown=NEXT.shown + "ddp_magic/kernel/x.py")}),
     ],
 )
 def test_a_broken_promise_is_found(kind: str, change: dict[str, Any]) -> None:

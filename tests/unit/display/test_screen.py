@@ -17,14 +17,8 @@ from ddp_magic.display.fold import HOLD_S
 from ddp_magic.display.outputs import MAX_OUTPUTS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.screen import (
-    FLUSH_S,
-    PAGE_S,
-    PARTIAL_S,
-    TABLE_AFTER_S,
-    TABLE_S,
-    CellScreen,
-)
+from ddp_magic.display.screen import TABLE_AFTER_S, TABLE_S, CellScreen
+from ddp_magic.display.text_output import FLUSH_S, PAGE_S, PARTIAL_S
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, Restarted, RunEvent
 from ddp_magic.wire.messages import ClearOutput, DisplayData
@@ -213,7 +207,8 @@ def test_only_some_ranks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 1] d"
     cell.show(_html(0), _html(1))
     assert [meta["ddp"]["rank"] for _, meta, _, _ in cell.shell.displays] == [1]
-    cell.show(_clear(0), text(0, "page\n"), wait_s=PAGE_S + 0.1)
+    cell.show(text(0, "unfinished"))
+    assert cell.show(_clear(0), text(0, "page\n"), wait_s=PAGE_S + 0.1) == ""
     assert len(cell.shell.displays) == 1
 
 
@@ -250,6 +245,10 @@ def test_what_has_no_place_for_a_label_has_a_line(cell: Cell) -> None:
     assert cell.show(plot) == "[rank 2]\n"
     assert cell.show(replace(plot, update=True)) == ""
     assert [data for data, *_ in cell.shell.displays] == [plot.data] * 2
+    recorder = Recorder(cell.shell)
+    with contextlib.redirect_stdout(recorder):
+        cell.show(replace(plot, display_id="b"))
+    assert recorder.places == [2]  # the first line and the other plot were there, not this one
 
 
 def test_many_displays_share_the_last_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +327,25 @@ def test_displays_do_not_meet(cell: Cell) -> None:
     """Each has an id of its own, also those that ranks have given the same id."""
     cell.show(_html(0), _html(0), _html(0, display_id="x"), _html(1, display_id="x"))
     assert len({display_id for _, _, display_id, _ in cell.shell.displays}) == 4
+
+
+def test_a_display_ends_an_unfinished_line(cell: Cell) -> None:
+    """What follows of it stands below the display, with a label."""
+    cell.show(text(0, "one "))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] one "
+    assert cell.show(_html(0), text(0, "two ")) == "\n"
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] two "
+    assert cell.show(_html(1)) == "\n"
+    assert cell.show(text(0, "three\n")) == "[rank 0] three\n"
+
+
+def test_pages_of_many_ranks_are_in_sight(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside displays; those that have no room share one output."""
+    cell = Cell(capsys, ranks=[Rank(rank=r) for r in range(64)])
+    for rank in range(64):
+        cell.show(_clear(rank), text(rank, "page\n"), wait_s=PAGE_S + 0.1)
+    assert sum(not update for *_, update in cell.shell.published) < MAX_OUTPUTS - 3
+    assert "[rank 63] the last of " in cell.shell.displays[-1][0]["text/plain"]
 
 
 def test_an_update_of_a_display(cell: Cell) -> None:

@@ -1,0 +1,264 @@
+"""The text of all ranks on the screen, in one order with their displays.
+
+Text is written at most every `FLUSH_S` seconds, in one piece, because a Jupyter server silently
+drops messages that arrive faster than 1000 a second. What comes after a silence is shown at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from ddp_magic.display.fold import Fold
+from ddp_magic.display.journal import Journal
+from ddp_magic.display.labels import label
+from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.places import with_cell_names
+from ddp_magic.display.rank_displays import RankDisplays
+from ddp_magic.display.rank_text import Page, RankText
+from ddp_magic.display.record import RunRecord
+from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
+from ddp_magic.wire.messages import DisplayData
+
+FLUSH_S = 0.05
+PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
+PAGE_S = 0.5  # between two updates of a page
+
+
+class TextOutput:
+    """The lines of all ranks, and what stands between them.
+
+    Args:
+        outputs: Where text is written.
+        displays: What shows the displays.
+        clock: Returns the time, in seconds.
+    """
+
+    def __init__(
+        self, outputs: Outputs, displays: RankDisplays, clock: Callable[[], float]
+    ) -> None:
+        self._outputs = outputs
+        self._displays = displays
+        self._clock = clock
+        self._texts: dict[int, RankText] = {}
+        self._incoming: list[tuple[int, str]] = []
+        self._came = 0.0  # when the first of them came
+        self._fold: Fold[DisplayData] = Fold(())
+        self._out: list[str] = []
+        self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
+        self._last_write = 0.0
+        self._last_pages = 0.0
+        self._cell_labels: Mapping[str, str] = {}
+        self._journal: Journal | None = None
+
+    def start(self, record: RunRecord, shown: Iterable[int], journal: Journal | None) -> None:
+        """Begin a run.
+
+        Args:
+            record: The run.
+            shown: The ranks whose output is shown.
+            journal: Where the text is kept; None for nowhere.
+        """
+        size = Bucket(BYTES_BURST, BYTES_PER_S)
+        self._texts = {rank.rank: RankText(rank.rank, str(rank.log), size) for rank in record.ranks}
+        self._fold = Fold(shown)
+        self._cell_labels = record.cell_labels
+        self._journal = journal
+
+    # --- what comes ---------------------------------------------------------------------------
+
+    def add(self, rank: int, text: str) -> None:
+        """Take text of a rank."""
+        self._came = self._came if self._incoming else self._clock()
+        self._incoming.append((rank, text))
+
+    def add_display(self, event: DisplayData) -> None:
+        """Take a display, which keeps its place among the rank's lines."""
+        if not self._fold.shows(event.rank):
+            return
+        self._feed()
+        if self._open_rank == event.rank:
+            self._end_line()
+        if partial := self._texts[event.rank].lines.take_partial():
+            self._queue(self._texts[event.rank], [partial])
+        self._fold.add(event.rank, event, self._clock())
+
+    def clear(self, rank: int) -> None:
+        """Replace the rank's last output by its next one.
+
+        Text from before its first `clear_output()` is mixed with other ranks' text and stays.
+        """
+        text = self._texts[rank]
+        self._feed()
+        self._show([((rank,), item) for item in self._fold.take_all(rank)])
+        text.replace_last = True
+        if not self._outputs.shows_displays or not self._fold.shows(rank):
+            return
+        if partial := text.lines.take_partial():
+            self._write_rank_line((rank,), partial)
+        text.page = text.page or Page(text.log)
+        text.page.clear()
+
+    def note(self, line: str) -> None:
+        """Show a line of ddp_magic's own, below all that has come."""
+        self._flush(final=True)
+        self._write_lines([line])
+        self._write()
+
+    # --- what is shown ------------------------------------------------------------------------
+
+    @property
+    def wait_s(self) -> float:
+        """Time until a `tick` has text to show, in seconds; infinity if there is none."""
+        now = self._clock()
+        due = now if self._incoming else self._fold.due
+        return max(0.0, due - now, self._last_write + FLUSH_S - now)
+
+    @property
+    def bars(self) -> dict[int, str]:
+        """The ranks' progress bars, by rank."""
+        return {rank: text.lines.progress for rank, text in self._texts.items()}
+
+    @property
+    def ends_a_line(self) -> bool:
+        """Whether no unfinished line is on the screen."""
+        return self._open_rank is None
+
+    def tick(self) -> None:
+        """Show what is due."""
+        now = self._clock()
+        if now - self._last_write >= FLUSH_S:
+            self._flush()
+        self._publish_pages(now)
+
+    def end(self) -> None:
+        """Show what is left of the ranks' text, and let what follows begin anew."""
+        self._flush(final=True)
+        now = self._clock()
+        for text in self._texts.values():
+            lines = text.throttle.admit(text.lines.end(), now)
+            lines += text.throttle.release(now, final=True)
+            if text.rank == self._open_rank and lines:
+                self._out.append(lines.pop(0))  # the rest of the line on the screen
+            self._queue(text, lines)
+        self._show(self._fold.release(now, final=True))
+        self._publish_pages(float("inf"))
+        self._end_line()
+        for text in self._texts.values():
+            text.end()
+
+    # --- lines --------------------------------------------------------------------------------
+
+    def _flush(self, *, final: bool = False) -> None:
+        """Show what is due; with `final`, everything but unfinished lines."""
+        now = self._clock()
+        self._feed()
+        quiet = [text for text in self._texts.values() if now - text.last_text > PARTIAL_S]
+        for text in quiet:
+            self._queue(text, text.throttle.release(now))
+        self._show(self._fold.release(now, final=final))
+        for text in quiet:
+            if text.lines.partial and text.page is None and not self._fold.has(text.rank):
+                self._write_partial(text)
+        self._write()
+
+    def _feed(self) -> None:
+        """Split what has come into lines, and let them wait for those of the other ranks."""
+        now = self._clock()
+        incoming, self._incoming = self._incoming, []
+        for rank, joined in _join(incoming):
+            text = self._texts[rank]
+            text.last_text = now
+            lines = text.lines.feed(joined)
+            if lines and self._open_rank == rank:
+                # The beginning of this line is already on the screen.
+                self._out.append(lines.pop(0) + "\n")
+                self._open_rank = None
+            admitted = lines if text.page is not None else text.throttle.admit(lines, now)
+            self._queue(text, admitted, self._came)
+
+    def _queue(self, text: RankText, lines: Iterable[str], came: float | None = None) -> None:
+        """Let lines wait for those of the other ranks, from when they came on, in seconds."""
+        if not self._fold.shows(text.rank):
+            return
+        came = self._clock() if came is None else came
+        for line in lines:
+            named = with_cell_names(line, self._cell_labels)
+            self._fold.add_line(text.rank, named, came, foldable=text.page is None)
+
+    def _show(self, released: Iterable[tuple[tuple[int, ...], str | DisplayData]]) -> None:
+        for ranks, item in released:
+            if isinstance(item, DisplayData):
+                self._display(item)
+            else:
+                self._write_rank_line(ranks, item)
+
+    def _write_rank_line(self, ranks: tuple[int, ...], line: str) -> None:
+        page = self._texts[ranks[0]].page if len(ranks) == 1 else None
+        if page is not None:
+            page.add([line])
+        else:
+            self._write_lines([f"{label(ranks)} {line}"])
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if self._open_rank is not None:
+                self._out.append("\n")
+                # Another rank's line breaks it: the rest of it starts a new line.
+                self._open_rank = None
+            self._out.append(line + "\n")
+
+    def _write_partial(self, text: RankText) -> None:
+        if not self._fold.shows(text.rank):
+            return
+        piece = text.throttle.admit_partial(text.lines.partial, self._clock())
+        if not piece:
+            return
+        text.lines.take_partial()
+        if self._open_rank == text.rank:
+            self._out.append(piece)
+            return
+        if self._open_rank is not None:
+            self._out.append("\n")
+        self._out.append(f"{label([text.rank])} {piece}")
+        self._open_rank = text.rank
+
+    def _write(self) -> None:
+        if self._out:
+            text = "".join(self._out)
+            if self._journal is not None:
+                self._journal.text(text)
+            self._outputs.write(text)
+            self._last_write = self._clock()
+            self._out = []
+
+    def _publish_pages(self, now: float) -> None:
+        if now - self._last_pages < PAGE_S:
+            return
+        self._last_pages = now
+        for rank, text in self._texts.items():
+            if text.page is not None and text.page.changed and self._fold.shows(rank):
+                if not text.page.shown:
+                    self._end_line()
+                self._displays.show_page(rank, text.page)
+
+    def _display(self, event: DisplayData) -> None:
+        self._end_line()
+        self._displays.show(event, self._texts[event.rank])
+
+    def _end_line(self) -> None:
+        """Write the pending text; a display that follows ends an unfinished line."""
+        if self._open_rank is not None:
+            self._out.append("\n")
+            self._open_rank = None
+        self._write()
+
+
+def _join(pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Join consecutive pieces of the same rank."""
+    joined: list[tuple[int, list[str]]] = []
+    for rank, text in pieces:
+        if joined and joined[-1][0] == rank:
+            joined[-1][1].append(text)
+        else:
+            joined.append((rank, [text]))
+    return [(rank, "".join(texts)) for rank, texts in joined]
