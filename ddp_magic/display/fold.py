@@ -1,7 +1,8 @@
 """Brings the output of all ranks into one order, in which a line that all ranks print is one. Pure.
 
 Lines are folded only if they are identical. To find out, a line waits for those of the other
-ranks: for `HOLD_S` at most, and not at all where the same kind of line has waited in vain before.
+ranks: for `HOLD_S` at most, until all ranks have one of the same kind, and not at all where this
+kind of line has waited in vain before. Lines are of the same kind if they differ in numbers only.
 The order of each rank's output is kept.
 """
 
@@ -33,12 +34,14 @@ class _Entry(Generic[Other]):
         came: When it came, in seconds.
         until: It is shown then at the latest, in seconds.
         line: A line that may be folded; None for anything else.
+        kind: Its kind.
     """
 
     number: int
     came: float
     until: float
     line: str | None
+    kind: str
     shown: str | Other
 
 
@@ -71,22 +74,25 @@ class Fold(Generic[Other]):
             foldable: Whether it may be shown as a line of all ranks.
         """
         foldable = foldable and len(self._queues) > 1
-        hold_s = HOLD_S if foldable and self._is_worth_waiting(rank, line) else 0.0
+        kind = _kind(line) if foldable else ""
+        hold_s = HOLD_S if foldable and self._is_worth_waiting(rank, kind) else 0.0
         self._wrote[rank] = now
-        self._append(rank, line, line if foldable else None, now, now + hold_s)
+        self._number += 1
+        entry = _Entry[Other](
+            self._number, now, now + hold_s, line if foldable else None, kind, line
+        )
+        self._append(rank, entry)
 
     def add(self, rank: int, other: Other, now: float) -> None:
         """Take something else that a rank shows, which keeps its place among the lines."""
-        self._append(rank, other, None, now, now)
-
-    def _append(
-        self, rank: int, shown: str | Other, line: str | None, now: float, until: float
-    ) -> None:
         self._number += 1
-        self._queues[rank].append(_Entry(self._number, now, until, line, shown))
-        if line is not None:
-            self._waiting[rank, line] += 1
-            self._spread[line] += self._waiting[rank, line] == 1
+        self._append(rank, _Entry[Other](self._number, now, now, None, "", other))
+
+    def _append(self, rank: int, entry: _Entry[Other]) -> None:
+        self._queues[rank].append(entry)
+        if entry.line is not None:
+            self._waiting[rank, entry.line] += 1
+            self._spread[entry.line] += self._waiting[rank, entry.line] == 1
 
     def shows(self, rank: int) -> bool:
         """Return whether the output of a rank is shown."""
@@ -115,27 +121,45 @@ class Fold(Generic[Other]):
             final: Whether nothing is to wait any longer.
         """
         released: list[tuple[tuple[int, ...], str | Other]] = []
-        while (rank := self._next(now, final=final)) is not None:
-            line = self._queues[rank][0].line
+        alone: set[str] = set()  # kinds of lines that turned out to be of single ranks
+        while (rank := self._next(math.inf if final else now, alone)) is not None:
+            head = self._queues[rank][0]
+            line = head.line
             if line is None or not self._is_common(line):
+                alone |= {head.kind} if line is not None else set()
                 released.append(((rank,), self._take_alone(rank)))
                 continue
             for other, queue in self._queues.items():
                 while queue[0].line != line:
                     released.append(((other,), self._take_alone(other)))
                 self._pop(other)
-            self._learn(line, is_common=True)
+            self._learn(head.kind, is_common=True)
             released.append((self._everyone, line))
         return released
 
-    def _next(self, now: float, *, final: bool) -> int | None:
-        """Return the rank whose first entry is the next one to show; None if all have to wait."""
+    def _next(self, now: float, alone: set[str]) -> int | None:
+        """Return the rank whose first entry is the next one to show; None if all have to wait.
+
+        Args:
+            now: Time, in seconds.
+            alone: Kinds of lines that do not wait.
+        """
+        heads = {rank: queue[0] for rank, queue in self._queues.items() if queue}
+        differ = len(heads) == len(self._queues) and self._correspond(heads.values())
         ready = [
-            (queue[0].number, rank)
-            for rank, queue in self._queues.items()
-            if queue and (final or queue[0].until <= now or self._is_common(queue[0].line))
+            (head.number, rank)
+            for rank, head in heads.items()
+            if head.until <= now
+            or differ
+            or (head.line is not None and (head.kind in alone or self._is_common(head.line)))
         ]
         return min(ready)[1] if ready else None
+
+    @staticmethod
+    def _correspond(heads: Iterable[_Entry[Other]]) -> bool:
+        """Return whether all ranks print a line of the same kind: `rank 0`, `rank 1`."""
+        kinds = {None if head.line is None else head.kind for head in heads}
+        return len(kinds) == 1 and None not in kinds
 
     def _is_common(self, line: str | None) -> bool:
         return line is not None and self._spread[line] == len(self._queues)
@@ -157,25 +181,24 @@ class Fold(Generic[Other]):
         if entry.line is None:
             return entry.shown
         if entry.until > entry.came:  # it has waited in vain
-            self._learn(entry.line, is_common=False)
+            self._learn(entry.kind, is_common=False)
             others = [wrote for other, wrote in self._wrote.items() if other != rank]
             self._alone[rank] += max(others) < entry.came - HOLD_S
         seen = self._recent.setdefault(entry.line, set())
         seen.add(rank)
         if len(seen) == len(self._queues):  # too late for this one
             del self._recent[entry.line]
-            self._learn(entry.line, is_common=True)
+            self._learn(entry.kind, is_common=True)
         elif len(self._recent) > _RECENT_LINES:
             self._recent.popitem(last=False)
         return entry.shown
 
-    def _is_worth_waiting(self, rank: int, line: str) -> bool:
+    def _is_worth_waiting(self, rank: int, kind: str) -> bool:
         """Guess whether the other ranks print this line too. It decides on the delay alone."""
-        known = self._common.get(_kind(line))
+        known = self._common.get(kind)
         return self._alone[rank] < ALONE_LINES if known is None else known
 
-    def _learn(self, line: str, *, is_common: bool) -> None:
-        kind = _kind(line)
+    def _learn(self, kind: str, *, is_common: bool) -> None:
         self._common[kind] = is_common
         self._common.move_to_end(kind)
         if len(self._common) > _KINDS:

@@ -23,6 +23,7 @@ SILENT_S = 5.0  # without a heartbeat for this long, something holds the interpr
 MAX_NAMES = 8
 REASON_CHARS = 200
 
+FINISHED = "finished"
 OUTCOMES = {
     State.PENDING: "starting",
     State.RUNNING: "running",
@@ -79,7 +80,7 @@ def rank_state(rank: Rank, now: float) -> str:
     if rank.error is not None:
         return f"raised {rank.error.ename}"
     if rank.code == 0 or rank.idle:
-        return "finished"
+        return FINISHED
     if rank.code is not None:
         if rank.code < 0:
             return exit_words(rank.code)

@@ -12,6 +12,7 @@ from ddp_magic.display.labels import css_color
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import (
+    FINISHED,
     OUTCOMES,
     attempt_words,
     clock,
@@ -70,9 +71,9 @@ class LiveTable:
         same = {}
         for name, place in _SHARED.items():
             contents = {row[place] for row in rows}
-            if len(contents) > 1:
+            if len(contents - {""}) > 1 or (name != "device" and len(contents) > 1):
                 self._differed.add(name)
-            elif len(rows) > 1 and name not in self._differed and contents != {""}:
+            elif len(rows) > 1 and name not in self._differed and "" not in contents:
                 same[name] = rows[0][place]
         return same
 
@@ -125,17 +126,16 @@ def _without(row: Row, columns: dict[str, str]) -> Row:
 def _those_that_differ(run: RunRecord, rows: list[Row]) -> list[Row]:
     """Return the rows of the ranks to look at, and one for all others.
 
-    These have failed, do something else than most, are the slowest or the fastest.
+    These have failed, are the slowest or the fastest, or do something else than most; to have
+    finished is nothing to look at.
     """
-    usual = Counter(row[3] for row in rows).most_common(1)[0][0]
+    states = {rank.rank: row[3] for rank, row in zip(run.ranks, rows, strict=True)}
+    usual = Counter(states.values()).most_common(1)[0][0]
     failed = [rank.rank for rank in run.ranks if rank.failure is not None]
-    others = [rank.rank for rank, row in zip(run.ranks, rows, strict=True) if row[3] != usual]
-    order = sorted(
-        (rank.rank for rank in run.ranks), key=lambda rank: _advance(run, run.ranks[rank])
-    )
-    extremes = [order[0], order[-1]]
-    if _advance(run, run.ranks[order[0]]) == _advance(run, run.ranks[order[-1]]):
-        extremes = []
+    others = [rank for rank, state in states.items() if state not in (usual, FINISHED)]
+    far = {r.rank: _advance(run, r) for r in run.ranks if states[r.rank] != FINISHED}
+    order = sorted(far, key=far.__getitem__)
+    extremes = [order[0], order[-1]] if order and far[order[0]] != far[order[-1]] else []
     chosen = sorted(list(dict.fromkeys([*failed, *extremes, *others]))[:MAX_ROWS])
     rest = [row for rank, row in enumerate(rows) if rank not in chosen]
     return [*(rows[rank] for rank in chosen), *([_summed_up(rest)] if rest else [])]

@@ -122,6 +122,23 @@ def test_a_kind_of_line_waits_in_vain_once() -> None:
     assert ranks.print(0, "step 2, loss 0.25").wait(0) == ["0 step 2, loss 0.25"]
 
 
+def test_lines_that_correspond_do_not_wait() -> None:
+    """Each rank has printed its own: nothing is to come."""
+    ranks = Ranks()
+    for rank in range(3):
+        assert ranks.wait(0) == []
+        ranks.print(rank, f"rank {rank} of 3")
+    assert ranks.wait(0) == [f"{rank} rank {rank} of 3" for rank in range(3)]
+
+
+def test_lines_of_a_kind_that_has_waited_are_shown_together() -> None:
+    """Of the last bars of ranks, say: one text and not three."""
+    ranks = Ranks().print(0, "bar 0: 100%")
+    ranks.wait(SOON)
+    ranks.print(1, "bar 1: 100%", "other")
+    assert ranks.wait(LATE - SOON) == ["0 bar 0: 100%", "1 bar 1: 100%"]
+
+
 def test_a_rank_that_prints_alone_does_not_wait() -> None:
     """Whatever it prints, after its first lines."""
     ranks = Ranks()

@@ -15,7 +15,7 @@ from ddp_magic.display.status import html_line
 from ddp_magic.display.table import MAX_ROWS, LiveTable, status_line
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import Doing, RunEvent
-from tests.unit.fakes import error, exited, heartbeat, hello, ready
+from tests.unit.fakes import done, error, exited, heartbeat, hello, ready
 
 NOW = time.time()
 
@@ -130,6 +130,16 @@ def test_of_many_ranks_those_that_differ_have_rows() -> None:
     text = LiveTable().render(record)[0]
     assert "60 others       cpu     running" in text
     assert text.endswith("1-62 %")
+
+
+def test_ranks_that_have_finished_are_summed_up() -> None:
+    """The slowest of those that run is to be looked at; also where few still run."""
+    for running in (60, 2):
+        record = _running(64)
+        for rank in range(running, 64):
+            for event in done(rank):
+                record.take(event)
+        assert [row[0] for row in _rows(record)] == ["0", str(running - 1), "62"]
 
 
 def test_never_more_rows_than_fit() -> None:
