@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +41,7 @@ class Displays:
             lambda mark: DisplayData(
                 rank=self._rank,
                 mark=mark,
-                data=data,
+                data=encoded(data),
                 metadata=metadata or {},
                 display_id=display_id,
                 update=update,
@@ -59,3 +60,11 @@ class Displays:
             # The event first: when the kernel reads the mark, the event is there already.
             if self._channel.send(event(self._mark)):
                 self._pipe.write_mark(self._mark)
+
+
+def encoded(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a display with what is binary, such as a PIL image, in Jupyter's form: base64."""
+    return {
+        kind: base64.b64encode(content).decode() if isinstance(content, bytes) else content
+        for kind, content in data.items()
+    }

@@ -31,6 +31,16 @@ def test_each_output_is_sent_and_marked_with_its_number() -> None:
     assert os.read(pipe.read_end, 1000) == f"{pipe.marker}1\a{pipe.marker}2\a".encode()
 
 
+def test_an_image_is_sent_as_base64() -> None:
+    """A PIL image gives bytes; matplotlib's figures, and text, are as they are to be."""
+    channel = FakeChannel()
+    displays, _ = _displays(channel)
+    data = {"image/png": b"\x89PNG", "image/svg+xml": "<svg>"}
+    displays.display(data, None, None, update=False)
+    (event,) = channel.sent
+    assert cast("DisplayData", event).data == {"image/png": "iVBORw==", "image/svg+xml": "<svg>"}
+
+
 def test_what_could_not_be_sent_is_not_marked() -> None:
     """The kernel would wait for it."""
     displays, pipe = _displays(FakeChannel(open_=False))
