@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ddp_magic.display.outputs import Outputs
 
-FIRST_MOVE_S = 2.0  # after output has come below the table; then twice that, four times that
+FIRST_MOVE_S = 5.0  # after output has come below the table; then twice that, four times that
 MAX_MOVES = 6
 
 # Of JupyterLab's elements, one holds the outputs of a cell, and each output has one of its own.

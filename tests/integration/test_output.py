@@ -157,6 +157,42 @@ def test_nested_bars(kernel: Kernel) -> None:
     assert "4/4" in result.text
 
 
+def _saved(result: Result) -> list[str]:
+    """Return the kinds of a cell's outputs as a notebook file has them: text is joined."""
+    kinds: list[str] = []
+    for kind, _ in result.outputs:
+        if kind != "update_display_data" and not (kind == "stream" and kinds[-1:] == ["stream"]):
+            kinds.append(kind)
+    return kinds
+
+
+def test_bars_and_figures_are_few_outputs(kernel: Kernel) -> None:
+    """The first line, the bars' last states, three figures, the closing line."""
+    result = kernel.run(
+        "%%ddp -n 4\nimport time, matplotlib.pyplot\n"
+        "for _ in tqdm(range(1000), desc=f'train {rank}'): time.sleep(0.001)\n"
+        "dist.barrier()\n"
+        "if rank == 0:\n"
+        "    for _ in range(3): plt.figure(figsize=(1, 1)); plt.plot([1, 2]); plt.show()\n"
+    )
+    assert _saved(result) == ["display_data", "stream", *["display_data"] * 4]
+    assert "ok" in result.summary
+
+
+def test_many_figures_and_an_error_are_in_sight(kernel: Kernel) -> None:
+    """JupyterLab draws 50 outputs; `%ddp_show` shows all figures."""
+    result = kernel.run(
+        "%%ddp -n 4\nfor i in range(10):\n    print(i, rank)\n"
+        "    plt.figure(figsize=(1, 1)); plt.plot([1, 2]); plt.show()\n"
+        "dist.barrier()\nif rank == 3: raise ValueError('late')\ndist.barrier()"
+    )
+    assert result.error["ename"] == "WorkerError"
+    assert result.summary.endswith("· failed · rank 3 raised ValueError at line 6: late")
+    assert len(_saved(result)) <= 45
+    markup = "".join(d["data"]["text/html"] for d in kernel.run("%ddp_show").displays)
+    assert markup.count("<img ") == 40
+
+
 def test_last_words_before_sigkill(kernel: Kernel) -> None:
     """What a rank wrote just before it was killed is shown."""
     result = kernel.run(
