@@ -90,7 +90,8 @@ def headline(run: RunRecord, same: dict[str, str]) -> str:
     if state and state not in (*words, Phase.WAITING.value):
         words.append(f"all ranks: {state}")
     if "line" in same:
-        words.append(f"all at line {same['line']}")
+        cell, _, line = same["line"].rpartition(":")
+        words.append(f"all at Cell {cell}, line {line}" if cell else f"all at line {line}")
     words += [*attempt_words(run), f"{run.elapsed_s:.0f} s", f"since {clock(run.started)}"]
     return " · ".join(words)
 
@@ -138,7 +139,10 @@ def _those_that_differ(run: RunRecord, rows: list[Row]) -> list[Row]:
     extremes = [order[0], order[-1]] if order and far[order[0]] != far[order[-1]] else []
     chosen = sorted(list(dict.fromkeys([*failed, *extremes, *others]))[:MAX_ROWS])
     rest = [row for rank, row in enumerate(rows) if rank not in chosen]
-    return [*(rows[rank] for rank in chosen), *([_summed_up(rest)] if rest else [])]
+    return [
+        *(rows[rank] for rank in chosen),
+        *([_summed_up(rest, "others" if chosen else "ranks")] if rest else []),
+    ]
 
 
 def _advance(run: RunRecord, rank: Rank) -> tuple[float, int]:
@@ -151,8 +155,8 @@ def _done(bar: str) -> float:
     return -1.0 if done is None else done
 
 
-def _summed_up(rows: Sequence[Row]) -> Row:
-    """Return one row for these ranks."""
+def _summed_up(rows: Sequence[Row], name: str) -> Row:
+    """Return one row for these ranks: `10 others`."""
     columns = list(zip(*rows, strict=True))
     states = [f"{count} {state}" for state, count in Counter(columns[3]).most_common(3)]
     state = columns[3][0] if len(set(columns[3])) == 1 else ", ".join(states)
@@ -160,7 +164,17 @@ def _summed_up(rows: Sequence[Row]) -> Row:
     bar = _span([f"{percent:.0f}" for percent in done], " %")
     memory = _span([found[0] for cell in columns[5] if (found := _NUMBERS.match(cell))], " MiB")
     devices = columns[2][0] if len(set(columns[2])) == 1 else ""
-    return (f"{len(rows)} others", "", devices, state, _span(columns[4]), memory, bar)
+    return (f"{len(rows)} {name}", "", devices, state, _lines(columns[4]), memory, bar)
+
+
+def _lines(cells: Sequence[str]) -> str:
+    """Return the first and the last of lines of one cell; empty if they are of several cells."""
+    cell, _, _ = cells[0].rpartition(":")
+    numbers = [text.removeprefix(f"{cell}:") for text in cells]
+    if not all(number.isdigit() for number in filter(None, numbers)):
+        return ""
+    span = _span(numbers)
+    return f"{cell}:{span}" if cell and span else span
 
 
 def _span(numbers: Sequence[str], unit: str = "") -> str:

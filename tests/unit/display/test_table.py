@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,21 @@ def test_never_more_rows_than_fit() -> None:
 def test_many_ranks_that_do_the_same_are_one_row() -> None:
     record = _running(64)
     record.progress = {}
-    assert [row[:2] for row in _rows(record)] == [["64", "others"]]
+    assert [row[:2] for row in _rows(record)] == [["64", "ranks"]]
+
+
+def test_a_line_of_another_cell_is_named_with_it() -> None:
+    """As of a function that `launch` calls; lines of several cells have no span."""
+    record = _running(12)
+    record.progress = {}
+    for rank in range(12):
+        record.take(dataclasses.replace(heartbeat(rank, 7, time=NOW), cell="Cell In[2]"))
+    text, _ = LiveTable().render(record)
+    assert "all at Cell In[2], line 7" in text.splitlines()[0]
+    record.take(dataclasses.replace(heartbeat(0, 9, time=NOW), cell="Cell In[2]"))
+    assert "In[2]:7-9" in LiveTable().render(record)[0]
+    record.take(dataclasses.replace(heartbeat(0, 9, time=NOW), cell="Cell In[3]"))
+    assert "In[" not in LiveTable().render(record)[0]
 
 
 # --- bars -------------------------------------------------------------------------------------
