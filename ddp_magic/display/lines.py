@@ -1,91 +1,110 @@
-"""Splits a rank's text into finished lines, and the progress bar or partial line at its end."""
+"""Splits a stream's text into finished lines, and the progress bars or partial line at its end."""
 
 from __future__ import annotations
 
 import re
 
+from ddp_magic.display.rows import Row
+
 _MAX_PARAMETERS = 10_000  # most digits in an escape sequence; a longer one is text
-# "Cursor up"; also "show cursor", "hide cursor" and "erase in line", which have no effect in a
-# notebook.
 _DIGITS = f"[0-9]{{0,{_MAX_PARAMETERS}}}"
+# What progress bars use: return, newline, cursor up (A, F), down (B, E) and to a column (G), erase
+# in line (K) and below (J), modes, such as "show cursor" and "hide cursor".
 _CONTROL = re.compile(
-    rf"\r+|\n|\x1b\[(?P<up>{_DIGITS})A|\x1b\[(?:\?(?=[0-9]){_DIGITS}[hl]|{_DIGITS}K)"
+    rf"\r+|\n|\x1b\[(?P<count>{_DIGITS})(?P<name>[ABEFGJK])"
+    rf"|\x1b\[\?(?P<mode>(?=[0-9]){_DIGITS})(?P<on>[hl])"
 )
 # A possible beginning of one of those.
 _BEGINNING = re.compile(rf"\x1b(?:\[\??{_DIGITS})?\Z")
-TAIL_CHARS = 1000
+MAX_ROWS = 100  # a program that never ends its rows gets no more
 _MANY_DIGITS = 6  # more rows than any screen has
-
-
-class Row:
-    """One row of text, kept in pieces: joining each new piece would copy the row."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-
-    def add(self, piece: str) -> None:
-        """Append text."""
-        self._pieces.append(piece)
-
-    def clear(self) -> None:
-        """Remove all text."""
-        self._pieces = []
-
-    @property
-    def text(self) -> str:
-        """All text of the row."""
-        if len(self._pieces) > 1:
-            self._pieces = ["".join(self._pieces)]
-        return self._pieces[0] if self._pieces else ""
-
-    def tail(self) -> str:
-        """Return the last `TAIL_CHARS` characters, for the table."""
-        end: list[str] = []
-        size = 0
-        for piece in reversed(self._pieces):
-            end.insert(0, piece)
-            size += len(piece)
-            if size >= TAIL_CHARS:
-                break
-        return "".join(end)[-TAIL_CHARS:]
+_CURSOR = "25"  # the mode "show cursor"
 
 
 class LineAssembler:
-    """Split a rank's text into finished lines and one live line.
+    """Split the text of one stream into finished lines and live rows, as a terminal does.
 
-    A carriage return overwrites the line, as on a terminal, so only the last state of a progress
-    bar becomes a line. "Cursor up" (nested bars) returns to rows that are not finished. The text
-    can be cut anywhere, even within an escape sequence. The cost is linear in the text, however
-    long the lines are.
+    A carriage return overwrites the row, so only the last state of a progress bar becomes a line.
+    Nested bars move the cursor up and down. A row below which the cursor is has not been left for
+    good: the next text may return to it. A bar is therefore finished when plain text follows it,
+    when `settle` or twice `age` finds the cursor below it, or at the end. The text can be cut
+    anywhere, even within an escape sequence. The cost is linear in the text, however long the
+    lines are.
+
+    Attributes:
+        continues: Whether the first of the lines that were returned last is the rest of one whose
+            beginning was taken.
     """
 
     def __init__(self) -> None:
         self._rows = [Row()]
-        self._row = 0
-        self._overwrite = False
-        self._is_bar = False
+        self._row = 0  # where the cursor is
+        self._highest = 0  # the highest row that it was in since the last `age`
+        self._fed = False  # whether text has come since the last `age`
+        self._at_start = True  # whether it is in the first column
+        self._returned = False  # whether text that follows replaces what stands there
+        self._to_redraw = 0  # rows below the cursor over which it has moved up
+        self._erased = False
+        self._hidden = False  # the cursor: rich hides it while it draws bars
+        self._rests_below = False  # between two updates it stands below the bars
+        self._aside: list[str] = []  # an unfinished line that is none of the rows
+        self._is_aside = False  # whether the present write belongs to it
         self._beginning = ""  # of an escape sequence whose rest has not arrived
+        self.continues = False
 
-    def feed(self, text: str) -> list[str]:
-        """Add text and return the lines that it finishes."""
+    def feed(self, text: str, *, begins: bool = False) -> list[str]:
+        """Add text and return the lines that it finishes.
+
+        Args:
+            text: The text.
+            begins: Whether it is the beginning of a write. A bar is written by a write of its own:
+                other text, also where the cursor stands behind a bar, is a line of its own.
+        """
         text = self._keep_beginning(self._beginning + text)
-        if "\r" not in text and "\x1b" not in text and len(self._rows) == 1:
+        self._fed = True
+        row = self._rows[self._row]
+        if begins:
+            self._is_aside = bool(text) and self._is_other_text(text)
+        if self._is_aside:
+            return self._feed_aside(text)
+        plain = len(self._rows) == 1 and not (row.is_bar or self._returned or self._hidden)
+        if plain and "\r" not in text and "\x1b" not in text:
             return self._feed_plain(text)
+        finished: list[Row] = []
         done = 0
         for control in _CONTROL.finditer(text):
-            self._write(text[done : control.start()])
+            self._write(text[done : control.start()], finished)
             done = control.end()
-            if control[0] == "\n":
-                self._newline()
-            elif control[0][0] == "\r":
-                self._overwrite = True
-                self._is_bar = True
-            elif (up := control["up"]) is not None:
-                self._row = max(0, self._row - _number(up))
-        self._write(text[done:])
-        finished, self._rows = self._rows[: self._row], self._rows[self._row :]
-        self._row = 0
-        return [row.text for row in finished]
+            self._obey(control)
+        self._write(text[done:], finished)
+        return self._texts(finished + self._take_left())
+
+    def _is_other_text(self, text: str) -> bool:
+        """Return whether a write is text beside the bars; after a blank one it takes its row."""
+        if self._aside:
+            return text[0] != "\r" and not self._moves(text)
+        row = self._rows[self._row]
+        if self._moves(text) or text[0] in "\r\n":
+            return False
+        if row.is_blank:
+            row.is_bar = self._returned = False
+        return row.is_bar and not self._at_start
+
+    @staticmethod
+    def _moves(text: str) -> bool:
+        control = _CONTROL.match(text) if text[0] == "\x1b" else None
+        return control is not None or "\r" in text.replace("\r\n", "")
+
+    def _feed_aside(self, text: str) -> list[str]:
+        first, newline, rest = text.partition("\n")
+        self._aside.append(first)
+        if not newline:
+            return []
+        lines = self.settle()
+        *finished, last = rest.split("\n")
+        finished.insert(0, "".join(self._aside))
+        self._aside = [last] if last else []
+        return lines + finished
 
     def _keep_beginning(self, text: str) -> str:
         """Store a possible beginning of an escape sequence; return the text before it."""
@@ -97,62 +116,165 @@ class LineAssembler:
         return text[:last]
 
     def _feed_plain(self, text: str) -> list[str]:
-        if self._overwrite and text and text[0] != "\n":
-            self._rows[0].clear()
-        if text:
-            self._overwrite = False
         first, newline, rest = text.partition("\n")
+        row = self._rows[0]
         if first:
-            self._rows[0].add(first)
+            row.add(first)
+            self._at_start = False
         if not newline:
             return []
         *finished, last = rest.split("\n")
-        finished.insert(0, self._rows[0].text)
+        finished.insert(0, row.text)
+        self.continues = row.taken
         self._rows = [Row()]
         if last:
             self._rows[0].add(last)
-        self._is_bar = False
+        self._at_start = not last
         return finished
+
+    # --- the cursor -------------------------------------------------------------------------
+
+    def _write(self, piece: str, finished: list[Row]) -> None:
+        if not piece:
+            return
+        rests = self._rests_below or not self._erased
+        if not rests and all(row.is_blank for row in self._rows[self._row :]):
+            # The bars are drawn anew from here on: what stands above is not theirs.
+            finished += self._take(self._row)
+        row = self._rows[self._row]
+        if self._at_start:
+            row.clear()
+            row.is_bar = False
+        row.is_bar = row.is_bar or self._returned or self._hidden
+        row.add(piece)
+        self._at_start = self._returned = self._erased = False
+
+    def _obey(self, control: re.Match[str]) -> None:
+        if control[0] == "\n":
+            self._newline()
+        elif control[0][0] == "\r":
+            self._at_start = self._returned = True
+        elif control["mode"]:
+            if control["mode"].lstrip("0") == _CURSOR:
+                self._hidden = control["on"] == "l"
+        else:
+            self._move_or_erase(control["name"], control["count"])
+
+    def _move_or_erase(self, name: str, digits: str) -> None:
+        if name in "AF":
+            self._up(_number(digits))
+        elif name in "BE":
+            self._row = min(self._row + _number(digits), len(self._rows) - 1)
+        elif name in "KJ" and (self._at_start or digits.lstrip("0") == "2"):
+            self._rows[self._row].clear()
+            self._erased = self._returned = True
+            if name == "J":
+                del self._rows[self._row + 1 :]
+        if name in "EF" or (name == "G" and digits.lstrip("0") in ("", "1")):
+            self._at_start = self._returned = True
 
     def _newline(self) -> None:
         self._row += 1
-        self._overwrite = False
+        self._at_start = True
+        self._returned = self._to_redraw > 0
+        self._to_redraw = max(0, self._to_redraw - 1)
         if self._row == len(self._rows):
             self._rows.append(Row())
-            self._is_bar = False
 
-    def _write(self, piece: str) -> None:
-        if not piece:
-            return
-        if self._overwrite:
-            self._rows[self._row].clear()
-        self._rows[self._row].add(piece)
-        self._overwrite = False
+    def _up(self, count: int) -> None:
+        bottom = self._rows[self._row]
+        written = bottom.is_bar or self._returned or not bottom.is_blank
+        if self._row == len(self._rows) - 1 and not written:
+            self._rests_below = True
+        above = max(0, self._row - count)
+        for row in self._rows[above : self._row + 1]:
+            row.is_bar = True
+        self._to_redraw = min(self._to_redraw + count, MAX_ROWS)
+        self._row = above
+        self._highest = min(self._highest, above)
+        self._returned = True
+
+    # --- finished rows ----------------------------------------------------------------------
+
+    def _take(self, count: int) -> list[Row]:
+        """Remove the first rows; return those that are lines: what a bar leaves blank is none."""
+        rows, self._rows = self._rows[:count], self._rows[count:]
+        self._row -= count
+        self._highest = max(0, self._highest - count)
+        if [row.is_bar for row in self._rows] == [False]:
+            self._rests_below, self._to_redraw = False, 0
+        return [row for row in rows if not (row.is_bar and row.is_blank)]
+
+    def _texts(self, rows: list[Row]) -> list[str]:
+        self.continues = bool(rows) and rows[0].taken
+        return [row.text for row in rows]
+
+    def _take_left(self) -> list[Row]:
+        """Remove the rows to which the cursor does not return: all above a plain line."""
+        above = self._rows[: self._row]
+        if self._hidden:
+            return self._take(max(0, len(self._rows) - MAX_ROWS))
+        bars = [i for i, row in enumerate(above) if row.is_bar]
+        printed = [i for i, row in enumerate(above) if not (row.is_bar or row.is_blank)]
+        count = bars[0] if bars else len(above)
+        if printed:
+            count = max(count, printed[-1] + 1)
+        return self._take(max(count, min(self._row, len(self._rows) - MAX_ROWS)))
+
+    def settle(self) -> list[str]:
+        """Return the rows above the cursor: something else is shown now, below them."""
+        row = self._rows[self._row]
+        ended = self._row == len(self._rows) - 1 and row.is_blank and not row.is_bar
+        if self._rests_below or (self._hidden and not ended):
+            return []
+        return self._texts(self._take(self._row))
+
+    def age(self) -> list[str]:
+        """Return the rows above which the cursor has not been since the last call.
+
+        Call it when bars have had the time for an update: a fraction of a second.
+        """
+        fed, self._fed = self._fed, False
+        if self._rests_below or self._hidden:
+            return [] if fed else self.settle()
+        finished = self._texts(self._take(self._highest))
+        self._highest = self._row
+        return finished
 
     @property
-    def progress(self) -> str:
-        """The live line if it is a progress bar; else empty."""
-        if not self._is_bar:
-            return ""
-        return self._rows[-1].tail().rstrip() or self._rows[0].tail().rstrip()
+    def bars(self) -> tuple[str, ...]:
+        """The progress bars that stand in the live rows, from the top."""
+        current = self._rows[self._row] if self._returned else None
+        rows = [row for row in self._rows if (row.is_bar or row is current) and not row.is_blank]
+        return tuple(row.tail().rstrip() for row in rows)
 
     @property
     def partial(self) -> str:
         """The unfinished line if it is not a progress bar; else empty."""
-        return "" if self._is_bar or len(self._rows) > 1 else self._rows[0].text
+        if self._aside:
+            return "".join(self._aside)
+        row = self._rows[0]
+        live = len(self._rows) > 1 or row.is_bar or self._returned
+        return "" if live else row.text
 
     def take_partial(self) -> str:
         """Return the unfinished line and remove it; later text continues after it."""
         if text := self.partial:
-            self._rows[0].clear()
+            if self._aside:
+                self._aside = []
+            else:
+                self._rows[0].clear()
+                self._rows[0].taken = True
         return text
 
     def end(self) -> list[str]:
-        """Return all remaining rows, at the end of the stream."""
+        """Return all remaining rows, at the end of the stream: no text may follow."""
         if self._beginning:
-            self._write(self._beginning)
-        rows, self._rows, self._row, self._beginning = self._rows, [Row()], 0, ""
-        return [row.text for row in rows if row.text.strip()]
+            self._write(self._beginning, [])
+        aside = "".join(self._aside)
+        while self._rows and self._rows[-1].is_blank:
+            self._rows.pop()
+        return self._texts(self._take(len(self._rows))) + [aside] * bool(aside)
 
 
 def _number(digits: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from ddp_magic.display.lines import LineAssembler
+from ddp_magic.display.rank_lines import RankLines
 from ddp_magic.display.throttle import Bucket, Throttle
 
 PAGE_LINES = 100
@@ -18,9 +18,9 @@ class RankText:
     def __init__(self, rank: int, log: str, size: Bucket) -> None:
         self.rank = rank
         self.log = log
-        self.lines = LineAssembler()
+        self.lines = RankLines()
         self.throttle = Throttle(log, size)
-        self.last_text = 0.0
+        self.last_text = self.last_age = 0.0
         self.last_display: str | None = None
         self.displays = 0
         self.replace_last = False
@@ -28,6 +28,7 @@ class RankText:
 
     def end(self) -> None:
         """Forget what was displayed: the rank's next output is that of a new process."""
+        self.lines = RankLines()
         self.last_display, self.replace_last, self.page = None, False, None
 
 

@@ -80,7 +80,7 @@ class RunRecord:
     closing: tuple[str, ...] = ()
     figure: bytes | None = None
     group_end: GroupEnded | None = None
-    progress: Mapping[int, str] = field(default_factory=dict)
+    progress: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def take(self, event: RunEvent) -> None:
         """Update the state from an event."""
@@ -130,7 +130,7 @@ class Screen(Protocol):
     """Where a run is shown while it goes on; see `screen`."""
 
     @property
-    def progress(self) -> Mapping[int, str]:
+    def progress(self) -> Mapping[int, tuple[str, ...]]:
         """The ranks' progress bars, by rank; kept up to date."""
 
     @property

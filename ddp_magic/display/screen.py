@@ -46,7 +46,7 @@ class CellScreen:
         self._table = LiveTable()
         self._table_place = TablePlace(self._outputs, "")
         self._last_table = 0.0
-        self._progress: dict[int, str] = {}
+        self._progress: dict[int, tuple[str, ...]] = {}
         self._journal: Journal | None = None
 
     def start(self, record: RunRecord) -> None:
@@ -72,8 +72,8 @@ class CellScreen:
     def take(self, event: RunEvent) -> None:
         """Show an event now or at the next `tick`."""
         match event:
-            case Stream(rank=rank, text=text):
-                self._text.add(rank, text)
+            case Stream():
+                self._text.add(event)
             case DisplayData():
                 self._text.add_display(event)
             case ClearOutput(rank=rank):
@@ -110,8 +110,8 @@ class CellScreen:
         return self._text.wait_s
 
     @property
-    def progress(self) -> Mapping[int, str]:
-        """The ranks' progress bars, by rank; updated at each `tick`."""
+    def progress(self) -> Mapping[int, tuple[str, ...]]:
+        """The ranks' progress bars, by rank, outer ones first; updated at each `tick`."""
         return self._progress
 
     def finish(self, record: RunRecord) -> None:

@@ -25,6 +25,7 @@ from ddp_magic.display.status import (
 from ddp_magic.wire.states import Phase
 
 MAX_ROWS = 8
+MAX_BARS = 6  # of one rank
 BAR_CHARS = 100
 # The cell blocks the notebook: these answer nevertheless.
 STACKS_COMMAND = "`ddp-magic stacks` in a terminal, or %ddp_status --stacks in a subshell console"
@@ -57,6 +58,7 @@ class LiveTable:
         if len(rows) > MAX_ROWS:
             rows = _those_that_differ(run, rows)
         rows = [_without(row, same) for row in rows]
+        rows = [row for first in rows for row in (first, *_inner_rows(first, run))]
         if not any(cell for row in rows for cell in row[1:]):
             rows = []  # no rank has begun
         colors = [css_color(int(row[0])) if row[0].isdigit() else "" for row in rows]
@@ -99,13 +101,14 @@ def headline(run: RunRecord, same: dict[str, str]) -> str:
 def status_line(run: RunRecord, chars: int) -> str:
     """Return what a run does in one line of a terminal, of so many characters at most."""
     words = [run.doing or OUTCOMES[run.state], *attempt_words(run), f"{run.elapsed_s:.0f} s"]
-    bars = {rank: bar for rank, bar in run.progress.items() if bar}
+    bars = {rank: found for rank, found in run.progress.items() if found}
     if run.waits:
         words.append(run.waits[0])
     elif bars:
-        slowest = min(bars, key=lambda rank: (_done(bars[rank]), rank))
+        slowest = min(bars, key=lambda rank: (*map(_done, bars[rank]), rank))
         start = " · ".join([*words, f"rank {slowest}: "])
-        return (start + shorten_bar(bars[slowest], max(10, chars - len(start))))[:chars]
+        each = (chars - len(start)) // len(bars[slowest]) - 3
+        return (start + " · ".join(shorten_bar(b, max(10, each)) for b in bars[slowest]))[:chars]
     else:
         now = time.time() if run.ended is None else run.ended
         states = Counter(_row(rank, run, now)[3] for rank in run.ranks)
@@ -115,8 +118,17 @@ def status_line(run: RunRecord, chars: int) -> str:
 
 
 def _row(rank: Rank, run: RunRecord, now: float) -> Row:
-    bar = shorten_bar(run.progress.get(rank.rank, ""), BAR_CHARS)
-    return (*rank_cells(rank, now), rank_memory(rank), bar)
+    bar = next(iter(run.progress.get(rank.rank, ())), "")
+    return (*rank_cells(rank, now), rank_memory(rank), shorten_bar(bar, BAR_CHARS))
+
+
+def _inner_rows(row: Row, run: RunRecord) -> list[Row]:
+    """Return the rows of the bars that stand within the rank's first one."""
+    bars = run.progress.get(int(row[0]), ()) if row[0].isdigit() else ()
+    shown = list(bars[1:MAX_BARS])
+    if len(bars) > MAX_BARS:
+        shown[-1] = f"... {len(bars) - MAX_BARS + 1} more bars"
+    return [("",) * (len(_COLUMNS) - 1) + (shorten_bar(bar, BAR_CHARS),) for bar in shown]
 
 
 def _without(row: Row, columns: dict[str, str]) -> Row:
@@ -145,9 +157,9 @@ def _those_that_differ(run: RunRecord, rows: list[Row]) -> list[Row]:
     ]
 
 
-def _advance(run: RunRecord, rank: Rank) -> tuple[float, int]:
-    """Return how far a rank is: by its bar, by the collectives it has called."""
-    return _done(run.progress.get(rank.rank, "")), sum(rank.enqueued.values())
+def _advance(run: RunRecord, rank: Rank) -> tuple[tuple[float, ...], int]:
+    """Return how far a rank is: by its bars, by the collectives it has called."""
+    return tuple(map(_done, run.progress.get(rank.rank, ()))), sum(rank.enqueued.values())
 
 
 def _done(bar: str) -> float:

@@ -7,6 +7,7 @@ drops messages that arrive faster than 1000 a second. What comes after a silence
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from ddp_magic.display.fold import Fold
 from ddp_magic.display.journal import Journal
@@ -17,6 +18,7 @@ from ddp_magic.display.rank_displays import RankDisplays
 from ddp_magic.display.rank_text import Page, RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
+from ddp_magic.wire.kernel_events import Stream
 from ddp_magic.wire.messages import DisplayData
 
 FLUSH_S = 0.05
@@ -40,7 +42,7 @@ class TextOutput:
         self._displays = displays
         self._clock = clock
         self._texts: dict[int, RankText] = {}
-        self._incoming: list[tuple[int, str]] = []
+        self._incoming: list[Stream] = []
         self._came = 0.0  # when the first of them came
         self._fold: Fold[DisplayData] = Fold(())
         self._out: list[str] = []
@@ -66,10 +68,10 @@ class TextOutput:
 
     # --- what comes ---------------------------------------------------------------------------
 
-    def add(self, rank: int, text: str) -> None:
+    def add(self, event: Stream) -> None:
         """Take text of a rank."""
         self._came = self._came if self._incoming else self._clock()
-        self._incoming.append((rank, text))
+        self._incoming.append(event)
 
     def add_display(self, event: DisplayData) -> None:
         """Take a display, which keeps its place among the rank's lines."""
@@ -114,9 +116,9 @@ class TextOutput:
         return max(0.0, due - now, self._last_write + FLUSH_S - now)
 
     @property
-    def bars(self) -> dict[int, str]:
-        """The ranks' progress bars, by rank."""
-        return {rank: text.lines.progress for rank, text in self._texts.items()}
+    def bars(self) -> dict[int, tuple[str, ...]]:
+        """The ranks' progress bars, by rank, outer ones first."""
+        return {rank: text.lines.bars for rank, text in self._texts.items()}
 
     @property
     def ends_a_line(self) -> bool:
@@ -137,7 +139,7 @@ class TextOutput:
         for text in self._texts.values():
             lines = text.throttle.admit(text.lines.end(), now)
             lines += text.throttle.release(now, final=True)
-            if text.rank == self._open_rank and lines:
+            if text.rank == self._open_rank and lines and text.lines.continues:
                 self._out.append(lines.pop(0))  # the rest of the line on the screen
             self._queue(text, lines)
         self._show(self._fold.release(now, final=True))
@@ -152,6 +154,10 @@ class TextOutput:
         """Show what is due; with `final`, everything but unfinished lines."""
         now = self._clock()
         self._feed()
+        for text in self._texts.values():
+            if now - text.last_age > PARTIAL_S:
+                text.last_age = now
+                self._admit(text, text.lines.age())
         quiet = [text for text in self._texts.values() if now - text.last_text > PARTIAL_S]
         for text in quiet:
             self._queue(text, text.throttle.release(now))
@@ -165,16 +171,19 @@ class TextOutput:
         """Split what has come into lines, and let them wait for those of the other ranks."""
         now = self._clock()
         incoming, self._incoming = self._incoming, []
-        for rank, joined in _join(incoming):
-            text = self._texts[rank]
+        for piece in _join(incoming):
+            text = self._texts[piece.rank]
             text.last_text = now
-            lines = text.lines.feed(joined)
-            if lines and self._open_rank == rank:
+            lines = text.lines.feed(piece.text, piece.writer, begins=piece.begins)
+            if lines and self._open_rank == piece.rank and text.lines.continues:
                 # The beginning of this line is already on the screen.
                 self._out.append(lines.pop(0) + "\n")
                 self._open_rank = None
-            admitted = lines if text.page is not None else text.throttle.admit(lines, now)
-            self._queue(text, admitted, self._came)
+            self._admit(text, lines, self._came)
+
+    def _admit(self, text: RankText, lines: list[str], came: float | None = None) -> None:
+        admitted = lines if text.page is not None else text.throttle.admit(lines, self._clock())
+        self._queue(text, admitted, came)
 
     def _queue(self, text: RankText, lines: Iterable[str], came: float | None = None) -> None:
         """Let lines wait for those of the other ranks, from when they came on, in seconds."""
@@ -253,12 +262,14 @@ class TextOutput:
         self._write()
 
 
-def _join(pieces: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Join consecutive pieces of the same rank."""
-    joined: list[tuple[int, list[str]]] = []
-    for rank, text in pieces:
-        if joined and joined[-1][0] == rank:
-            joined[-1][1].append(text)
+def _join(pieces: list[Stream]) -> list[Stream]:
+    """Join consecutive pieces of the same rank, but not two writes of a stream."""
+    joined: list[tuple[Stream, list[str]]] = []
+    for piece in pieces:
+        last = joined[-1][0] if joined else None
+        same = last is not None and (last.rank, last.writer) == (piece.rank, piece.writer)
+        if same and not piece.begins:
+            joined[-1][1].append(piece.text)
         else:
-            joined.append((rank, [text]))
-    return [(rank, "".join(texts)) for rank, texts in joined]
+            joined.append((piece, [piece.text]))
+    return [replace(first, text="".join(texts)) for first, texts in joined]

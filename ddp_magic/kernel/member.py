@@ -15,7 +15,7 @@ from ddp_magic.kernel.admission import take_pipe
 from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.kernel_events import RunEvent, Stream
-from ddp_magic.wire.marks import MarkSplitter
+from ddp_magic.wire.marks import MarkSplitter, Writer
 from ddp_magic.wire.messages import ClearOutput, DisplayData, WorkerHello
 
 
@@ -45,9 +45,11 @@ class Member:
     log_error: OSError | None = None
     unconnected_since: float | None = None
     _decoder: codecs.IncrementalDecoder = field(default_factory=_utf8)
-    _text: deque[tuple[bytes, int] | int] = field(default_factory=deque)
+    _text: deque[tuple[bytes, int] | int | Writer] = field(default_factory=deque)
     _outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
     _last_mark: int = 0  # of the outputs that have come, which come in their order
+    _writer: Writer = Writer.ANYBODY
+    _begins: bool = False  # whether the next text is the beginning of a write
 
     @classmethod
     def of(cls, hello: WorkerHello, channel: Channel, log: Path) -> Member:
@@ -86,8 +88,8 @@ class Member:
             self._add(rest)
         return self.ordered(final=True)
 
-    def _add(self, item: bytes | int) -> None:
-        if isinstance(item, int):
+    def _add(self, item: bytes | int | Writer) -> None:
+        if not isinstance(item, bytes):
             self._text.append(item)
             return
         try:
@@ -115,13 +117,20 @@ class Member:
                     return
                 if item in self._outputs:
                     yield self._outputs.pop(item)
+            elif isinstance(item, Writer):
+                self._writer, self._begins = item, True
             elif text := self._decoder.decode(item[0]):
-                yield Stream(rank=self.rank, text=text, log_bytes=item[1])
+                yield self._stream(text, item[1])
             self._text.popleft()
         if final:
             if text := self._decoder.decode(b"", final=True):
-                yield Stream(rank=self.rank, text=text, log_bytes=self.written)
+                yield self._stream(text, self.written)
             yield from (self._outputs.pop(mark) for mark in sorted(self._outputs))
+
+    def _stream(self, text: str, log_bytes: int) -> Stream:
+        begins, self._begins = self._begins, False
+        writer = self._writer.value
+        return Stream(rank=self.rank, text=text, log_bytes=log_bytes, writer=writer, begins=begins)
 
     def close(self) -> None:
         """Close the connection and the pipe."""

@@ -60,11 +60,15 @@ class Stream:
 
     Attributes:
         log_bytes: Size of the rank's log with this text in it, in bytes.
+        writer: 1 for `sys.stdout`, 2 for `sys.stderr`, 0 for anybody.
+        begins: Whether it is the beginning of what this one writes; False where nobody knows.
     """
 
     rank: int
     text: str
     log_bytes: int = 0
+    writer: int = 0
+    begins: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,39 @@
-"""Marks: how a rank says where in its text a rich output belongs.
+"""Marks: how a rank says where in its text a rich output belongs, and which text is one write.
 
-`worker.displays` writes the marks; `kernel.member` puts the outputs back in order.
+`worker.displays` and `worker.streams` write the marks; `kernel.member` puts the outputs back in
+order.
 
 A rank's stdout and stderr are one pipe, so that their order is the order of writing. A figure
 travels over the socket beside it. To keep it in its place, the rank writes a *mark* into the pipe
 right after it has sent the figure: an operating system command (OSC) that holds a token known to
 nobody else and the figure's number. This is exact also for what C code and child processes write,
 whose bytes the rank cannot count.
+
+While a stream shows a progress bar, each write of `sys.stdout` and `sys.stderr` stands between two
+marks: otherwise nobody could tell where a bar ends, and where the words of a `print` begin.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from enum import Enum
 
-# Widest that a mark's number and its closing BEL can be.
-_MARK_TAIL_BYTES = 20
+# What follows a marker: the number of a rich output, or who writes.
+_TAIL = re.compile(rb"(?:(?P<number>[0-9]{1,19})|w(?P<writer>[012]))\a")
+_TAIL_BEGINNING = re.compile(rb"(?:[0-9]{0,19}|w[012]?)\Z")
+
+
+class Writer(Enum):
+    """Whose text follows."""
+
+    ANYBODY = 0
+    STDOUT = 1
+    STDERR = 2
+
+    def mark(self, marker: str) -> bytes:
+        """Return the mark that says so."""
+        return f"{marker}w{self.value}\a".encode()
 
 
 class MarkSplitter:
@@ -28,8 +47,8 @@ class MarkSplitter:
         self._marker = marker
         self._buffer = b""
 
-    def feed(self, data: bytes) -> Iterator[bytes | int]:
-        """Yield text (bytes) and marks (their numbers) in order.
+    def feed(self, data: bytes) -> Iterator[bytes | int | Writer]:
+        """Yield text (bytes), marks of rich outputs (their numbers) and of writers in order.
 
         Only what may be the beginning of a mark is kept back.
         """
@@ -45,11 +64,11 @@ class MarkSplitter:
                 return
             if text:
                 yield text
-            number, bel, after = rest.partition(b"\a")
-            if bel and number.isdigit() and len(number) < _MARK_TAIL_BYTES:
-                yield int(number)
-                data = after
-            elif len(rest) <= _MARK_TAIL_BYTES and rest.isdigit() | (not rest):
+            if found := _TAIL.match(rest):
+                writer = found["writer"]
+                yield int(found["number"]) if writer is None else Writer(int(writer))
+                data = rest[found.end() :]
+            elif _TAIL_BEGINNING.match(rest):
                 self._buffer = marker + rest
                 return
             else:  # no mark of ours: text that quotes one

@@ -8,10 +8,13 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import resource
 import secrets
 import sys
 from typing import Any
+
+from ddp_magic.wire.marks import Writer
 
 HIGH_FD = 900  # under the usual limit of 1024 open files
 PIPE_BYTES = 2**20
@@ -47,30 +50,75 @@ class TextPipe:
         if nothing != 0:
             os.dup2(nothing, 0)
             os.close(nothing)
-        sys.stdout = sys.__stdout__ = text_stream(1)  # type: ignore[misc]
-        sys.stderr = sys.__stderr__ = text_stream(2)  # type: ignore[misc]
+        writes = Writes(self.marker)
+        sys.stdout = sys.__stdout__ = text_stream(1, writes)  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = text_stream(2, writes)  # type: ignore[misc]
 
     def write_mark(self, number: int) -> None:
         """Mark the place of a rich output in the text."""
         os.write(self._write_end, f"{self.marker}{number}\a".encode())
 
 
+# What only progress bars write: a return, or a sequence that moves the cursor or erases.
+_MOVES = re.compile(rb"\r(?!\n)|\x1b\[(?:[0-9]*[ABEFGJK]|\?[0-9]+[hl])")
+
+
+class Writes:
+    """Puts each write between two marks while a stream shows a progress bar.
+
+    Other text goes out as it is, at no cost.
+
+    Args:
+        marker: What each mark begins with.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self._marks = {writer.value: writer.mark(marker) for writer in Writer}
+        self._bars: set[int] = set()  # the streams that end with a bar
+        self._unfinished: set[int] = set()  # those that end with a part of a line
+
+    def marked(self, fd: int, data: bytes) -> bytes:
+        """Return what to write to the descriptor 1 or 2 for this text."""
+        moves = b"\r" in data or b"\x1b[" in data
+        moves = moves and _MOVES.search(data) is not None
+        # `print("50%", end="\r")`: its return belongs where its text is.
+        plain = not self._bars and (not moves or fd in self._unfinished)
+        ends = data.endswith(b"\n")
+        if plain:
+            (self._unfinished.discard if ends else self._unfinished.add)(fd)
+            return data
+        if ends:
+            self._bars.discard(fd)
+            self._unfinished.discard(fd)
+        elif moves:
+            self._bars.add(fd)
+        return self._marks[fd] + data + self._marks[0]
+
+
 class _Descriptor(io.FileIO):
     """A descriptor that writes all it is given; FileIO's own write may stop short at a signal."""
 
+    def __init__(self, fd: int, writes: Writes) -> None:
+        super().__init__(fd, "wb", closefd=False)
+        self._number = fd
+        self._writes = writes
+
     def write(self, data: Any, /) -> int:  # noqa: ANN401 -- any buffer
         """Write everything, unbuffered."""
-        view = memoryview(data).cast("B")
+        data = bytes(data)
+        if not data:
+            return 0
+        view = memoryview(self._writes.marked(self._number, data))
         done = 0
         while done < len(view):
             done += super().write(view[done:]) or 0
-        return done
+        return len(data)
 
 
-def text_stream(fd: int) -> io.TextIOWrapper:
+def text_stream(fd: int, writes: Writes) -> io.TextIOWrapper:
     """Return an unbuffered stream: `print(".", end="")` is shown at once, as in a notebook."""
     return io.TextIOWrapper(
-        _Descriptor(fd, "wb", closefd=False),  # as Python itself does for -u
+        _Descriptor(fd, writes),  # unbuffered, as Python itself does for -u
         encoding="utf-8",
         errors="backslashreplace",
         line_buffering=True,

@@ -171,7 +171,7 @@ class FakeScreen:
     """
 
     def __init__(self) -> None:
-        self.progress: dict[int, str] = {}
+        self.progress: dict[int, tuple[str, ...]] = {}
         self.wait_s = 0.0
         self.events: list[RunEvent] = []
         self.ended = ""

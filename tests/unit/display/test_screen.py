@@ -20,7 +20,7 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import TABLE_AFTER_S, TABLE_S, CellScreen
 from ddp_magic.display.text_output import FLUSH_S, PAGE_S, PARTIAL_S
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, Restarted, RunEvent, Stream
 from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
 from tests.unit.fakes import FakeShell, exited, finished, heartbeat, ready, text
@@ -214,9 +214,39 @@ def test_only_some_ranks_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bar_is_in_the_table_and_only_its_last_state_in_the_text(cell: Cell) -> None:
     assert cell.show(text(2, "\r 10%")) == ""
-    assert cell.screen.progress[2] == " 10%".rstrip()
-    assert cell.show(text(2, "\r100%\n")) == "[rank 2] 100%\n"
-    assert cell.screen.progress[2] == ""
+    assert cell.screen.progress[2] == (" 10%",)
+    assert cell.show(text(2, "\r100%\n")) == ""
+    assert cell.show(text(2, "next\n")) == "[rank 2] 100%\n[rank 2] next\n"
+    assert cell.screen.progress[2] == ()
+
+
+def test_a_bar_that_has_ended_is_shown_soon(cell: Cell) -> None:
+    """Though nothing follows it: a nested bar would have returned to it by now."""
+    cell.show(text(2, "\r100%\n"), wait_s=PARTIAL_S + 0.1)
+    shown = [cell.show(wait_s=PARTIAL_S + 0.1) for _ in range(3)]
+    assert "".join(shown) == "[rank 2] 100%\n"
+
+
+def test_a_line_that_a_bar_does_not_continue(cell: Cell) -> None:
+    """A bar that ends beside an unfinished line has a line of its own."""
+    cell.show(text(0, "loss: "))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 0] loss: "
+    bar = Stream(rank=0, text="\r100%\n", writer=2, begins=True)
+    cell.show(bar, wait_s=PARTIAL_S + 0.1)
+    shown = [cell.show(wait_s=PARTIAL_S + 0.1) for _ in range(3)]
+    assert "".join(shown) == "\n[rank 0] 100%\n"
+    assert cell.show(text(0, "0.5\n")) == "[rank 0] 0.5\n"
+
+
+def test_nested_bars_are_rows_of_their_rank(cell: Cell) -> None:
+    """The other columns are the rank's."""
+    cell.record.started = time.time() - TABLE_AFTER_S - 1
+    nested = "\router 10%\n\rinner 20%\x1b[A"
+    cell.show(ready(0), text(0, nested), text(1, "\rother"), wait_s=TABLE_S + 0.1)
+    cell.show()
+    *_, first, second, third, _ = cell.shell.tables[-1].splitlines()
+    assert (first.split()[0], second.split(), third.split()[0]) == ("0", ["inner", "20%"], "1")
+    assert first.endswith("outer 10%")
 
 
 # --- displays ---------------------------------------------------------------------------------
@@ -544,7 +574,7 @@ def test_text_before_a_restart_is_shown_to_its_end(cell: Cell) -> None:
     cell.show(text(0, "half"), text(1, "\r 50%|#####"))
     restarted = cell.show(Restarted(number=1), Note(text="restart 1 of 3"), text(0, "new\n"))
     assert restarted == "[rank 0] half\n[rank 1]  50%|#####\nrestart 1 of 3\n[rank 0] new\n"
-    assert cell.screen.progress[1] == ""
+    assert cell.screen.progress[1] == ()
 
 
 def test_a_line_on_the_screen_is_ended_by_a_restart(cell: Cell) -> None:

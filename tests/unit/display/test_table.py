@@ -40,7 +40,7 @@ def _running(nproc: int, **fields: Any) -> RunRecord:
     for rank in range(nproc):
         for event in (hello(rank), ready(rank), heartbeat(rank, 7, time=NOW)):
             record.take(event)
-    record.progress = {rank: f"{rank}%|##" for rank in range(nproc)}
+    record.progress = {rank: (f"{rank}%|##",) for rank in range(nproc)}
     return record
 
 
@@ -59,7 +59,7 @@ def test_the_table() -> None:
         heartbeat(0, 7, time=NOW, rss_mib=2048.0, device_mib=10_000.0),
         hello(1),
     )
-    record.progress = {0: "", 1: ""}
+    record.progress = {0: (), 1: ()}
     assert LiveTable().render(record)[0].splitlines()[1:] == [
         "rank  pid  device  state     line  memory",
         "0     100  cuda:0  running   7     2,048 MiB + 10,000 on the GPU",
@@ -221,6 +221,24 @@ def test_the_line_of_a_terminal() -> None:
     assert status_line(record, 80) == "starting · 6 s · 2 running · 1 raised KeyError"
     record.waits = ("ranks 0, 1 wait for rank 2",)
     assert status_line(record, 80).endswith("ranks 0, 1 wait for rank 2")
-    record.progress, record.waits = {1: TQDM}, ()
+    record.progress, record.waits = {1: (TQDM,)}, ()
     assert len(status_line(record, 60)) <= 60
     assert status_line(record, 60).endswith("loss=0.123]")
+
+
+def test_inner_bars_have_rows_of_their_own() -> None:
+    """Under their rank's; of many, the outer ones."""
+    record = _record(2)
+    record.progress = {0: ("outer 1/3", "inner 2/9"), 1: tuple(f"bar {i}" for i in range(20))}
+    text, markup = LiveTable().render(record)
+    rows = [line.split() for line in text.splitlines()[-8:]]
+    assert [row[0] for row in rows if row[0] in "01"] == ["0", "1"]
+    assert [row[-2:] for row in rows[:3]] == [["outer", "1/3"], ["inner", "2/9"], ["bar", "0"]]
+    assert rows[-1] == ["...", "15", "more", "bars"]
+    assert markup.count("<tr>") == 1 + 8
+
+
+def test_the_line_of_a_terminal_has_nested_bars() -> None:
+    record = _record(2)
+    record.progress = {0: ("outer 1/3", "inner 2/9"), 1: ("outer 1/3", "inner 1/9")}
+    assert status_line(record, 100).endswith("rank 1: outer 1/3 · inner 1/9")

@@ -88,3 +88,13 @@ def test_closing_twice_closes_once(tmp_path: Path) -> None:
     member.close()
     assert member.pipe == -1
     os.close(write_end)
+
+
+def test_a_write_says_whose_it_is_and_where_it_begins(tmp_path: Path) -> None:
+    """Also when its bytes come in pieces; the log has no marks."""
+    member = _member(tmp_path)
+    pieces = [b"aM;w2\a\r5", b"0%M;w0\ab"]
+    streams = [e for piece in pieces for e in member.take_text(piece) if isinstance(e, Stream)]
+    seen = [(event.text, event.writer, event.begins) for event in streams]
+    assert seen == [("a", 0, False), ("\r5", 2, True), ("0%", 2, False), ("b", 0, True)]
+    assert member.log.read_bytes() == b"a\r50%b"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 
-from ddp_magic.wire.marks import MarkSplitter
+from ddp_magic.wire.marks import MarkSplitter, Writer
 
 MARKER = b"\x1b]ddp_magic;0123;"
 
 
-def _split(pieces: list[bytes]) -> list[bytes | int]:
+def _split(pieces: list[bytes]) -> list[bytes | int | Writer]:
     splitter = MarkSplitter(MARKER)
-    items: list[bytes | int] = []
+    items: list[bytes | int | Writer] = []
     for piece in pieces:
         for item in splitter.feed(piece):
             if isinstance(item, bytes) and items and isinstance(items[-1], bytes):
@@ -25,8 +25,8 @@ def _split(pieces: list[bytes]) -> list[bytes | int]:
 
 def test_marks_split_in_any_way() -> None:
     """Wherever the reads cut, the same text and marks come out, and no byte is lost."""
-    data = b"one\x1b]d" + MARKER + b"12\a" + b"two" + MARKER + b"3\a" + MARKER + b"4\a\x1b]ddp_m"
-    wanted = [b"one\x1b]d", 12, b"two", 3, 4]
+    data = b"one\x1b]d" + MARKER + b"12\a" + b"two" + MARKER + b"3\a" + MARKER + b"w2\a\x1b]ddp_m"
+    wanted = [b"one\x1b]d", 12, b"two", 3, Writer.STDERR]
     chance = random.Random(0)
     for _ in range(300):
         cuts = sorted(chance.sample(range(len(data)), chance.randint(0, 12)))
@@ -38,7 +38,8 @@ def test_marks_split_in_any_way() -> None:
 
 def test_a_quoted_marker_is_text() -> None:
     """What only looks like a mark goes through."""
-    assert _split([MARKER + b"x\aend"]) == [MARKER + b"x\aend"]
+    for tail in (b"x\aend", b"w9\a", b"w12\a", b"wx", b"\a"):
+        assert _split([MARKER + tail]) == [MARKER + tail]
 
 
 def test_a_mark_with_a_huge_number_is_text() -> None:

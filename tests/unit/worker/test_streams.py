@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from ddp_magic.worker.streams import HIGH_FD, PIPE_BYTES, TextPipe, flush, move_high, text_stream
+from ddp_magic.worker.streams import (
+    HIGH_FD,
+    PIPE_BYTES,
+    TextPipe,
+    Writes,
+    flush,
+    move_high,
+    text_stream,
+)
 
 
 @pytest.fixture
@@ -80,7 +88,7 @@ def test_the_pipe_is_large_and_out_of_the_way(pipe: TextPipe) -> None:
 def test_text_is_written_at_once_and_never_refused() -> None:
     """Half a character of UTF-16 too."""
     read, write = os.pipe()
-    stream = text_stream(write)
+    stream = text_stream(write, Writes("M;"))
     stream.write("x\ud83dé")
     assert os.read(read, 100) == "x\\ud83dé".encode()
     stream.close()
@@ -109,3 +117,22 @@ def test_flushing_survives_what_a_cell_has_done(monkeypatch: pytest.MonkeyPatch)
     for stream in (closed, object(), None):
         monkeypatch.setattr(sys, "stdout", stream)
         flush()
+
+
+def test_writes_beside_a_bar_are_marked() -> None:
+    """Also those of the other stream; when the bar has ended, no write is."""
+    writes = Writes("M;")
+    assert writes.marked(1, b"text\n") == b"text\n"
+    assert writes.marked(2, b"\r10%") == b"M;w2\a\r10%M;w0\a"
+    assert writes.marked(1, b"text") == b"M;w1\atextM;w0\a"
+    assert writes.marked(2, b"\n") == b"M;w2\a\nM;w0\a"
+    assert writes.marked(1, b"text\n") == b"text\n"
+
+
+@pytest.mark.parametrize(
+    "pieces", [(b"50%", b"\r", b"100%\r", b"done", b"\n"), (b"a\r\n",), (b"\x1b[31mred\x1b[0m\n",)]
+)
+def test_other_text_is_not_marked(pieces: tuple[bytes, ...]) -> None:
+    """A return after text belongs to that text; colors do not move the cursor."""
+    writes = Writes("M;")
+    assert tuple(writes.marked(2, piece) for piece in pieces) == pieces
