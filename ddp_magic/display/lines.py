@@ -45,6 +45,7 @@ class LineAssembler:
         self._returned = False  # whether text that follows replaces what stands there
         self._to_redraw = 0  # rows below the cursor over which it has moved up
         self._erased = False
+        self._is_new_line = False  # whether a newline was the last that came
         self._hidden = False  # the cursor: rich hides it while it draws bars
         self._rests_below = False  # between two updates it stands below the bars
         self._aside: list[str] = []  # an unfinished line that is none of the rows
@@ -67,7 +68,10 @@ class LineAssembler:
             self._is_aside = bool(text) and self._is_other_text(text)
         if self._is_aside:
             return self._feed_aside(text)
+        # A newline alone may be a bar's, which moves the cursor down to where it stands.
+        moves = begins and not text.strip("\n")
         plain = len(self._rows) == 1 and not (row.is_bar or self._returned or self._hidden)
+        plain = plain and not moves
         if plain and "\r" not in text and "\x1b" not in text:
             return self._feed_plain(text)
         finished: list[Row] = []
@@ -77,6 +81,9 @@ class LineAssembler:
             done = control.end()
             self._obey(control)
         self._write(text[done:], finished)
+        if moves:
+            for row in self._rows[: self._row]:
+                row.is_held = row.is_blank
         return self._texts(finished + self._take_left())
 
     def _is_other_text(self, text: str) -> bool:
@@ -118,6 +125,7 @@ class LineAssembler:
     def _feed_plain(self, text: str) -> list[str]:
         first, newline, rest = text.partition("\n")
         row = self._rows[0]
+        self._is_new_line = False
         if first:
             row.add(first)
             self._at_start = False
@@ -147,9 +155,10 @@ class LineAssembler:
             row.is_bar = False
         row.is_bar = row.is_bar or self._returned or self._hidden
         row.add(piece)
-        self._at_start = self._returned = self._erased = False
+        self._at_start = self._returned = self._erased = self._is_new_line = False
 
     def _obey(self, control: re.Match[str]) -> None:
+        self._is_new_line = False
         if control[0] == "\n":
             self._newline()
         elif control[0][0] == "\r":
@@ -175,7 +184,7 @@ class LineAssembler:
 
     def _newline(self) -> None:
         self._row += 1
-        self._at_start = True
+        self._at_start = self._is_new_line = True
         self._returned = self._to_redraw > 0
         self._to_redraw = max(0, self._to_redraw - 1)
         if self._row == len(self._rows):
@@ -214,7 +223,7 @@ class LineAssembler:
         above = self._rows[: self._row]
         if self._hidden:
             return self._take(max(0, len(self._rows) - MAX_ROWS))
-        bars = [i for i, row in enumerate(above) if row.is_bar]
+        bars = [i for i, row in enumerate(above) if row.is_bar or row.is_held]
         printed = [i for i, row in enumerate(above) if not (row.is_bar or row.is_blank)]
         count = bars[0] if bars else len(above)
         if printed:
@@ -272,6 +281,8 @@ class LineAssembler:
         if self._beginning:
             self._write(self._beginning, [])
         aside = "".join(self._aside)
+        if self._is_new_line:
+            del self._rows[self._row :]  # what has not been drawn again since is no longer true
         while self._rows and self._rows[-1].is_blank:
             self._rows.pop()
         return self._texts(self._take(len(self._rows))) + [aside] * bool(aside)

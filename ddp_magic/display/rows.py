@@ -11,6 +11,7 @@ class Row:
     Attributes:
         is_bar: Whether it was written over, as a progress bar is.
         is_blank: Whether nothing can be seen in it.
+        is_held: Whether it is blank and may be a bar's: a bar below it is written first.
         taken: Whether its beginning was taken before it was finished.
     """
 
@@ -18,6 +19,7 @@ class Row:
         self._pieces: list[str] = []
         self.is_bar = False
         self.is_blank = True
+        self.is_held = False
         self.taken = False
 
     def add(self, piece: str) -> None:

@@ -1,7 +1,8 @@
-"""`tqdm.notebook` in a rank: text bars, which the kernel shows in its table.
+"""tqdm in a rank: text bars, which the kernel shows in its table.
 
 The bars of `tqdm.notebook` are widgets. A widget is updated by messages to its front end, which a
-rank cannot send: such a bar would stay at 0 %.
+rank cannot send: such a bar would stay at 0 %. And with `disable=None`, as the downloads of
+huggingface_hub have it, tqdm shows bars in terminals only, and in notebooks: so in ranks, too.
 """
 
 from __future__ import annotations
@@ -13,25 +14,42 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-MODULE = "tqdm.notebook"
+NOTEBOOK, UTILS = "tqdm.notebook", "tqdm.utils"
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds `tqdm.notebook`, and loads it with our loader."""
+    """Finds `tqdm.notebook` and `tqdm.utils`, and loads them with our loaders."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return the module's own spec with our loader; None for all other modules."""
-        if name != MODULE:
+        if name not in (NOTEBOOK, UTILS):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.origin is not None:
-            spec.loader = _Loader(name, spec.origin)
+            loader = _NotebookLoader if name == NOTEBOOK else _UtilsLoader
+            spec.loader = loader(name, spec.origin)
         return spec
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
+class _UtilsLoader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module; then let `disable=None` show bars on the streams of a rank.
+
+        tqdm asks this class, which wraps each file that it writes to, whether it is a terminal.
+        """
+        super().exec_module(module)
+
+        def isatty(self: Any) -> bool:  # noqa: ANN401 -- tqdm's own
+            """Return whether bars are to be shown."""
+            file = self._wrapped
+            return file is sys.stdout or file is sys.stderr or bool(file.isatty())
+
+        module.DisableOnWriteError.isatty = isatty
+
+
+class _NotebookLoader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         """Define the names of `tqdm.notebook`, with text bars."""
         from tqdm import std

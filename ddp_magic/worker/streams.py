@@ -18,6 +18,7 @@ from ddp_magic.wire.marks import Writer
 
 HIGH_FD = 900  # under the usual limit of 1024 open files
 PIPE_BYTES = 2**20
+STDERR = 2
 
 
 class TextPipe:
@@ -81,6 +82,8 @@ class Writes:
         """Return what to write to the descriptor 1 or 2 for this text."""
         moves = b"\r" in data or b"\x1b[" in data
         moves = moves and _MOVES.search(data) is not None
+        # The first bar may begin with newlines, down to where it stands.
+        moves = moves or (fd == STDERR and not data.strip(b"\n"))
         # `print("50%", end="\r")`: its return belongs where its text is.
         plain = not self._bars and (not moves or fd in self._unfinished)
         ends = data.endswith(b"\n")

@@ -84,6 +84,13 @@ def _three_levels() -> None:
         tqdm.write("said")
 
 
+def _all_stay() -> None:
+    for _ in _bar(range(2), desc="a"):
+        for _ in _bar(range(2), desc="b"):
+            for _ in _bar(range(2), desc="c"):
+                pass
+
+
 def _one_after_the_other() -> None:
     for epoch in range(3):
         for _ in _bar(range(3), desc=f"epoch {epoch}"):
@@ -98,6 +105,13 @@ def _positions() -> None:
             bar.update()
     print("between")
     for bar in bars:
+        bar.close()
+
+
+def _lowest_first() -> None:
+    bars = [_bar(total=1, desc=f"bar {i}", position=i) for i in (2, 0)]
+    for bar in bars:
+        bar.update()
         bar.close()
 
 
@@ -129,12 +143,14 @@ def _return_at_the_end() -> None:
 
 CASES: list[tuple[Callable[[], None], list[str]]] = [
     (_nested, ["epoch 0", "epoch 1", "outer 2/2"]),
+    (_all_stay, ["c 2/2", "c 2/2", "b 2/2", "c 2/2", "c 2/2", "b 2/2", "a 2/2"]),
     (_three_levels, ["b 2/2", "said", "b 2/2", "said", "a 2/2"]),
     (
         _one_after_the_other,
         ["epoch 0 3/3", "loss 0", "epoch 1 3/3", "loss 1", "epoch 2 3/3", "loss 2"],
     ),
     (_positions, ["between", "bar 0 2/2", "bar 1 2/2", "bar 2 2/2"]),
+    (_lowest_first, ["bar 2 1/1", "bar 0 1/1"]),
     (
         _on_stdout,
         [
@@ -243,6 +259,15 @@ def test_text_of_children_beside_a_bar() -> None:
     assert lines.feed("\r100%", 2, begins=True) == []
     assert lines.feed("\n", 2, begins=True) == []
     assert lines.feed("next\n") == ["100%", "next"]
+
+
+def test_blank_lines_stay_blank_lines() -> None:
+    """Also on stderr, where they may be the beginning of a bar."""
+    lines = RankLines()
+    assert lines.feed("\n", 2, begins=True) == []
+    assert lines.feed("text\n") == ["", "text"]
+    lines.feed("\n", 2, begins=True)
+    assert lines.age() + lines.age() == [""]
 
 
 def test_bars_without_colors() -> None:
