@@ -35,18 +35,23 @@ class Finder(importlib.abc.MetaPathFinder):
 
 class _UtilsLoader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module; then let `disable=None` show bars on the streams of a rank.
-
-        tqdm asks this class, which wraps each file that it writes to, whether it is a terminal.
-        """
+        """Run the module, and change it."""
         super().exec_module(module)
+        _show_for_terminals(module)
 
-        def isatty(self: Any) -> bool:  # noqa: ANN401 -- tqdm's own
-            """Return whether bars are to be shown."""
-            file = self._wrapped
-            return file is sys.stdout or file is sys.stderr or bool(file.isatty())
 
-        module.DisableOnWriteError.isatty = isatty
+def _show_for_terminals(utils: ModuleType) -> None:
+    """Let `disable=None` show bars on the streams of a rank.
+
+    tqdm asks the class that wraps each file that it writes to whether that is a terminal.
+    """
+
+    def isatty(self: Any) -> bool:  # noqa: ANN401 -- tqdm's own
+        """Return whether bars are to be shown."""
+        file = self._wrapped
+        return file is sys.stdout or file is sys.stderr or bool(file.isatty())
+
+    utils.DisableOnWriteError.isatty = isatty
 
 
 class _NotebookLoader(importlib.machinery.SourceFileLoader):
@@ -77,5 +82,7 @@ class _NotebookLoader(importlib.machinery.SourceFileLoader):
 
 
 def use_text() -> None:
-    """Give later imports of `tqdm.notebook` text bars."""
+    """Give later imports of `tqdm.notebook` text bars, and let tqdm show those for terminals."""
     sys.meta_path.insert(0, Finder())
+    if (utils := sys.modules.get(UTILS)) is not None:  # torch has imported it
+        _show_for_terminals(utils)

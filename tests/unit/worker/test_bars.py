@@ -8,8 +8,8 @@ import sys
 from tests.limits import HANG_S
 
 
-def _run(code: str) -> str:
-    program = "from ddp_magic.worker import bars\nbars.use_text()\n" + code
+def _run(code: str, before: str = "") -> str:
+    program = f"{before}\nfrom ddp_magic.worker import bars\nbars.use_text()\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=True
     )
@@ -23,8 +23,10 @@ def test_the_bars_of_a_notebook_are_text() -> None:
 
 
 def test_bars_that_are_for_terminals_are_shown() -> None:
-    """`disable=None`, as huggingface_hub has it."""
-    assert "2/2" in _run("from tqdm import tqdm\nfor _ in tqdm(range(2), disable=None): pass")
+    """`disable=None`, as huggingface_hub has it; also if torch has imported tqdm before."""
+    for before in ("", "import tqdm"):
+        code = "from tqdm import tqdm\nfor _ in tqdm(range(2), disable=None): pass"
+        assert "2/2" in _run(code, before)
 
 
 def test_they_are_not_written_to_files() -> None:
