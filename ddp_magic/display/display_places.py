@@ -56,6 +56,10 @@ class DisplayPlaces:
         missing = (max(0, self._promised - self._own[r]) for r in self._ranks if r != without)
         return OUTPUTS_EACH * sum(missing)
 
+    def knows(self, display: str) -> bool:
+        """Return whether a display of this name is shown."""
+        return display in self._places
+
     def place(self, rank: int, display: str, room: int) -> Place:
         """Return where a display is shown.
 

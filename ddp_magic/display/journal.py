@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from ddp_magic.display.record import RunRecord
+from ddp_magic.display.shown import without_rank
 from ddp_magic.display.status import summary
 from ddp_magic.system.run_directory import append
 from ddp_magic.wire.states import State
@@ -63,6 +64,14 @@ class Journal:
     ) -> None:
         """Write a display, or the new content of an earlier one."""
         self._write({"display": data, "metadata": metadata, "id": display_id, "update": update})
+
+    def clear(self, rank: int) -> None:
+        """Write that all that a rank has shown is removed."""
+        self._write({"clear": rank})
+
+    def keep(self) -> None:
+        """Write that what has been shown stays, whichever rank clears its output."""
+        self._write({"keep": True})
 
     def end(self, record: RunRecord) -> None:
         """Write how the run ended."""
@@ -125,17 +134,38 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 def _current(entries: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the entries with each display at its first place, with its last content."""
     found: list[dict[str, Any]] = []
-    places: dict[str, dict[str, Any]] = {}
+    places: dict[str, list[dict[str, Any]]] = {}  # a cell may display several with the same id
+    kept = 0  # entries that no rank clears any more
     for entry in entries:
         name = entry.get("id") if "display" in entry else None
-        if name is None:
+        if "clear" in entry:
+            found[kept:] = _without_rank(found[kept:], entry["clear"])
+        elif "keep" in entry:
+            found.append(entry)
+            kept = len(found)
+        elif name is None:
             found.append(entry)
         elif entry.get("update") and name in places:
-            places[name].update(display=entry["display"], metadata=entry["metadata"])
+            for place in places[name]:
+                place.update(display=entry["display"], metadata=entry["metadata"])
         else:
             found.append(entry)
-            places[name] = entry
+            places.setdefault(name, []).append(entry)
     return found
+
+
+def _without_rank(entries: list[dict[str, Any]], rank: int) -> list[dict[str, Any]]:
+    """Return entries without the lines and the displays of a rank."""
+    left: list[dict[str, Any]] = []
+    for entry in entries:
+        if "text" in entry and left and "text" in left[-1]:
+            left[-1] = {"text": left[-1]["text"] + entry["text"]}  # a line may be in both
+        elif "display" not in entry or entry["metadata"].get("ddp", {}).get("rank") != rank:
+            left.append(entry)
+    for number, entry in enumerate(left):
+        if "text" in entry:
+            left[number] = {"text": without_rank(entry["text"], rank)}
+    return left
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.display.labels import colored
+from ddp_magic.display.shown import Shown
 from ddp_magic.display.terminal import StatusLine, is_terminal
 
 MAX_OUTPUTS = 45
@@ -38,6 +40,8 @@ class Outputs:
         self._has_colors = has_colors(shell)
         self._count = self._number = 0
         self._text_is_last = False
+        self._shown = Shown()
+        self._has_to_redraw = False
         self.shows_displays = is_notebook(shell)
         has_status = not self.shows_displays and is_terminal()
         self.status = StatusLine() if has_status else None
@@ -55,6 +59,11 @@ class Outputs:
     def write(self, text: str) -> None:
         """Show text."""
         self._number += 1
+        if self.shows_displays:
+            self._shown.text(text)
+        self._put_text(text)
+
+    def _put_text(self, text: str) -> None:
         if not self._text_is_last:
             self._count += 1
             self._text_is_last = True
@@ -77,13 +86,50 @@ class Outputs:
         """
         if self._shell is None or not self.shows_displays:
             return
+        self._number += not update
+        self._shown.display(name, data, metadata, update=update)
+        self._put_display(data, metadata, name, update=update)
+
+    def _put_display(
+        self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str, *, update: bool
+    ) -> None:
+        assert self._shell is not None  # noqa: S101 -- it shows displays
         if not update:
-            self._number += 1
             self._count += 1
             self._text_is_last = False
         self._shell.display_pub.publish(
             data, metadata, transient={"display_id": name}, update=update
         )
+
+    def keep(self) -> None:
+        """Keep what is shown now, whichever rank clears its output: it is of earlier processes."""
+        self._shown.keep()
+
+    def remove(self, rank: int) -> None:
+        """Remove all that a rank has shown, at the next `redraw`."""
+        if self.shows_displays and self._shown.remove(rank):
+            self._has_to_redraw = True
+
+    def redraw(self, logs: str) -> None:
+        """Show all anew that is to stay: Jupyter removes all outputs of a cell or none.
+
+        Args:
+            logs: Directory of the logs, for the message on lines left out.
+        """
+        if not self._has_to_redraw or self._shell is None:
+            return
+        self._has_to_redraw = False
+        if isinstance(self._shell.display_pub, CapturingDisplayPublisher):
+            return  # it cannot remove text
+        entries = self._shown.entries(logs)
+        sys.stdout.flush()
+        self._shell.display_pub.clear_output(wait=bool(entries))
+        self._count, self._text_is_last = 0, False
+        for entry in entries:
+            if isinstance(entry, str):
+                self._put_text(entry)
+            else:
+                self._put_display(entry.data, entry.metadata, entry.name, update=False)
 
 
 def is_notebook(shell: InteractiveShell | None) -> bool:

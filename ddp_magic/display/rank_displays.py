@@ -10,7 +10,8 @@ from ddp_magic.display.display_places import DisplayPlaces, Place
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.labels import has_place, label, labelled
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.rank_text import Page, RankText
+from ddp_magic.display.page import Page
+from ddp_magic.display.rank_text import RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.terminal import display_lines
 from ddp_magic.system.run_directory import RunDirectory
@@ -29,6 +30,7 @@ class RankDisplays:
         self._places = DisplayPlaces((), outputs.room)
         self._journal: Journal | None = None
         self._run_id = self._id = ""
+        self._late: dict[str, str] = {}  # of displays, in a terminal
 
     def start(self, record: RunRecord, shown: Sequence[int], journal: Journal | None) -> None:
         """Begin a run.
@@ -62,15 +64,20 @@ class RankDisplays:
             event: The display.
             text: The state of the rank.
         """
-        name, update = self._name(event, text)
+        if text.page is not None:
+            self._show_in_page(event, text.page)
+            return
+        name = self._name(event, text)
+        update = self._places.knows(name)
+        if event.update and not update:
+            return  # as in a notebook: there is nothing to update
         metadata = {**event.metadata, "ddp": {"rank": event.rank}}
         if self._journal is not None:
             self._journal.display(event.data, metadata, name, update=update)
-        if not self._outputs.shows_displays:
-            lines = display_lines(event.data, self._directory, event.rank, name)
-            self._outputs.write("".join(f"{line}\n" for line in lines))
-            return
         place = self._places.place(event.rank, name, self._outputs.room)
+        if not self._outputs.shows_displays:
+            self._write_lines(event, name, update=update)
+            return
         data: Mapping[str, Any] = event.data
         if has_place(data):
             data = labelled(data, metadata, event.rank, self._shared_words(place))
@@ -78,37 +85,58 @@ class RankDisplays:
             self._outputs.write(f"{label([event.rank])}\n")
         self._outputs.display(data, metadata, place.name, update=place.update)
 
-    def _name(self, event: DisplayData, text: RankText) -> tuple[str, bool]:
-        """Return the name of a display, and whether it is new content of an earlier one."""
-        update, name = event.update, event.display_id
-        if name is not None:
-            name = f"{self._id}-{event.rank}-own-{name}"
-        elif text.replace_last and text.last_display is not None:
-            name, update = text.last_display, True
+    def _write_lines(self, event: DisplayData, name: str, *, update: bool) -> None:
+        """Show a display as lines; its updates at the end, where only the last one counts."""
+        lines = display_lines(event.data, self._directory, event.rank, name)
+        text = "".join(f"{line}\n" for line in lines)
+        if update:
+            self._late[name] = text
         else:
-            text.displays += 1
-            name = f"{self._id}-{event.rank}-{text.displays}"
-        text.replace_last = False
-        if not update:
-            text.last_display = name
-        return name, update
+            self._outputs.write(text)
+
+    def end(self) -> None:
+        """Show the last updates of displays, which a terminal cannot show in their places."""
+        late, self._late = self._late, {}
+        for text in late.values():
+            self._outputs.write(text)
+
+    def _show_in_page(self, event: DisplayData, page: Page) -> None:
+        data: Mapping[str, Any] = event.data
+        if has_place(data):
+            data = labelled(data, event.metadata, event.rank)
+        elif not event.update:
+            page.add([""])  # the label
+        page.display(data, event.metadata, event.display_id, update=event.update)
+
+    def _name(self, event: DisplayData, text: RankText) -> str:
+        if event.display_id is not None:
+            return f"{self._id}-{event.rank}-own-{event.display_id}"
+        text.displays += 1
+        return f"{self._id}-{event.rank}-{text.displays}"
 
     def _shared_words(self, place: Place) -> str:
         if place.shares == 1:
             return ""
         return f"the last of {place.shares} displays; %ddp_show {self._run_id} shows all"
 
-    def show_page(self, rank: int, page: Page) -> None:
-        """Show the page of a rank, in the place of its last one."""
-        data, metadata = {"text/plain": page.text(rank)}, {"ddp": {"rank": rank, "page": True}}
-        name, update = f"{self._id}-{rank}-page", page.shown
-        page.changed, page.shown = False, True
-        if self._journal is not None:
-            self._journal.display(data, metadata, name, update=update)
-        place = self._places.place(rank, name, self._outputs.room)
-        if words := self._shared_words(place):
-            data = {"text/plain": f"{label([rank])} {words}\n{data['text/plain']}"}
-        self._outputs.display(data, metadata, place.name, update=place.update)
+    def show_page(self, rank: int, page: Page, *, final: bool) -> None:
+        """Show what has changed in the page of a rank.
+
+        Args:
+            rank: Whose it is.
+            page: The page.
+            final: Whether nothing more comes for it.
+        """
+        for content in page.changes(final=final):
+            metadata = {**content.metadata, "ddp": {"rank": rank, "page": True}}
+            name = f"{self._id}-{rank}-page{content.place}"
+            if self._journal is not None:
+                self._journal.display(content.data, metadata, name, update=content.update)
+            place = self._places.place(rank, name, self._outputs.room)
+            data = dict(content.data)
+            if (words := self._shared_words(place)) and data.get("text/plain"):
+                data["text/plain"] = f"{label([rank])} {words}\n{data['text/plain']}"
+            self._outputs.display(data, metadata, place.name, update=place.update)
 
     def show_profile(self, png: bytes) -> None:
         """Show the figure of `--profile`."""

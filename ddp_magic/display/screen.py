@@ -76,11 +76,14 @@ class CellScreen:
                 self._text.add(event)
             case DisplayData():
                 self._text.add_display(event)
-            case ClearOutput(rank=rank):
-                self._text.clear(rank)
+            case ClearOutput(rank=rank, wait=wait) if self._live:
+                self._text.clear(rank, wait=wait)
             case Restarted(number=number):
                 self._text.end()
-                self._displays.restart(number)  # earlier displays stay
+                self._displays.restart(number)
+                self._outputs.keep()
+                if self._journal is not None:
+                    self._journal.keep()
             case Note(text=text):
                 self._text.note(text)
             case _:

@@ -13,9 +13,10 @@ from ddp_magic.display.fold import Fold
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.labels import label
 from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.page import Page
 from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank_displays import RankDisplays
-from ddp_magic.display.rank_text import Page, RankText
+from ddp_magic.display.rank_text import RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.throttle import BYTES_BURST, BYTES_PER_S, Bucket
 from ddp_magic.wire.kernel_events import Stream
@@ -23,7 +24,8 @@ from ddp_magic.wire.messages import DisplayData
 
 FLUSH_S = 0.05
 PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
-PAGE_S = 0.5  # between two updates of a page
+PAGE_S = 0.25  # between two updates of a page
+MANY_PAGES = 8  # of more ranks, the pages are updated more rarely
 
 
 class TextOutput:
@@ -50,6 +52,7 @@ class TextOutput:
         self._last_write = 0.0
         self._last_pages = 0.0
         self._cell_labels: Mapping[str, str] = {}
+        self._logs = ""
         self._journal: Journal | None = None
 
     def start(self, record: RunRecord, shown: Iterable[int], journal: Journal | None) -> None:
@@ -63,7 +66,7 @@ class TextOutput:
         size = Bucket(BYTES_BURST, BYTES_PER_S)
         self._texts = {rank.rank: RankText(rank.rank, str(rank.log), size) for rank in record.ranks}
         self._fold = Fold(shown)
-        self._cell_labels = record.cell_labels
+        self._cell_labels, self._logs = record.cell_labels, str(record.logs)
         self._journal = journal
 
     # --- what comes ---------------------------------------------------------------------------
@@ -84,21 +87,39 @@ class TextOutput:
             self._queue(self._texts[event.rank], [partial])
         self._fold.add(event.rank, event, self._clock())
 
-    def clear(self, rank: int) -> None:
-        """Replace the rank's last output by its next one.
+    def clear(self, rank: int, *, wait: bool) -> None:
+        """Begin a new page of a rank: what it shows from now on is apart from the others'.
 
-        Text from before its first `clear_output()` is mixed with other ranks' text and stays.
+        Args:
+            rank: The rank.
+            wait: Whether its output stays until something follows.
         """
+        if not self._fold.shows(rank):
+            return
         text = self._texts[rank]
         self._feed()
-        self._show([((rank,), item) for item in self._fold.take_all(rank)])
-        text.replace_last = True
-        if not self._outputs.shows_displays or not self._fold.shows(rank):
-            return
+        self._queue(text, text.throttle.release(self._clock(), final=True))
         if partial := text.lines.take_partial():
-            self._write_rank_line((rank,), partial)
-        text.page = text.page or Page(text.log)
-        text.page.clear()
+            self._queue(text, [partial])
+        self._show([((rank,), item) for item in self._fold.take_all(rank)])
+        if text.page is None:
+            self._write()
+            text.page, text.has_old_output = Page(rank, text.log), True
+        text.page.clear(wait=wait)
+        if not wait:
+            self._remove_old(text)
+
+    def _remove_old(self, text: RankText) -> None:
+        """Remove what the rank has shown before its first page, at the next `tick`."""
+        if not text.has_old_output:
+            return
+        text.has_old_output = False
+        self._write()
+        self._outputs.remove(text.rank)
+        if self._journal is not None:
+            self._journal.clear(text.rank)
+        if self._open_rank == text.rank:
+            self._open_rank = None
 
     def note(self, line: str) -> None:
         """Show a line of ddp_magic's own, below all that has come."""
@@ -130,6 +151,7 @@ class TextOutput:
         now = self._clock()
         if now - self._last_write >= FLUSH_S:
             self._flush()
+            self._outputs.redraw(self._logs)
         self._publish_pages(now)
 
     def end(self) -> None:
@@ -143,8 +165,11 @@ class TextOutput:
                 self._out.append(lines.pop(0))  # the rest of the line on the screen
             self._queue(text, lines)
         self._show(self._fold.release(now, final=True))
-        self._publish_pages(float("inf"))
+        self._write()
+        self._outputs.redraw(self._logs)
+        self._publish_pages(now, final=True)
         self._end_line()
+        self._displays.end()
         for text in self._texts.values():
             text.end()
 
@@ -202,9 +227,10 @@ class TextOutput:
                 self._write_rank_line(ranks, item)
 
     def _write_rank_line(self, ranks: tuple[int, ...], line: str) -> None:
-        page = self._texts[ranks[0]].page if len(ranks) == 1 else None
-        if page is not None:
-            page.add([line])
+        text = self._texts[ranks[0]]
+        if len(ranks) == 1 and text.page is not None:
+            self._remove_old(text)
+            text.page.add([line])
         else:
             self._write_lines([f"{label(ranks)} {line}"])
 
@@ -240,19 +266,21 @@ class TextOutput:
             self._last_write = self._clock()
             self._out = []
 
-    def _publish_pages(self, now: float) -> None:
-        if now - self._last_pages < PAGE_S:
+    def _publish_pages(self, now: float, *, final: bool = False) -> None:
+        pages = {rank: text.page for rank, text in self._texts.items() if text.page is not None}
+        if not final and now - self._last_pages < PAGE_S * max(1, len(pages) / MANY_PAGES):
             return
         self._last_pages = now
-        for rank, text in self._texts.items():
-            if text.page is not None and text.page.changed and self._fold.shows(rank):
-                if not text.page.shown:
-                    self._end_line()
-                self._displays.show_page(rank, text.page)
+        for rank, page in pages.items():
+            self._displays.show_page(rank, page, final=final)
 
     def _display(self, event: DisplayData) -> None:
-        self._end_line()
-        self._displays.show(event, self._texts[event.rank])
+        text = self._texts[event.rank]
+        if text.page is None:
+            self._end_line()
+        else:
+            self._remove_old(text)
+        self._displays.show(event, text)
 
     def _end_line(self) -> None:
         """Write the pending text; a display that follows ends an unfinished line."""

@@ -370,10 +370,16 @@ class DisplayData:
 
 @dataclass(frozen=True, kw_only=True)
 class ClearOutput:
-    """Jupyter's clear_output: the rank's next output replaces its last."""
+    """Jupyter's clear_output.
+
+    Attributes:
+        mark: Number of the mark in the rank's text where this belongs.
+        wait: Whether the output stays until something follows.
+    """
 
     rank: int
     mark: int
+    wait: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

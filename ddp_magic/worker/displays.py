@@ -48,9 +48,9 @@ class Displays:
             )
         )
 
-    def clear_output(self) -> None:
-        """Let this rank's next output replace its last one."""
-        self._send_marked(lambda mark: ClearOutput(rank=self._rank, mark=mark))
+    def clear_output(self, *, wait: bool) -> None:
+        """Remove this rank's output; with `wait`, when something follows."""
+        self._send_marked(lambda mark: ClearOutput(rank=self._rank, mark=mark, wait=wait))
 
     def _send_marked(self, event: Callable[[int], Event]) -> None:
         flush()

@@ -45,8 +45,8 @@ class Outlet(Protocol):
     ) -> None:
         """Show one rich output."""
 
-    def clear_output(self) -> None:
-        """Let the next output replace the last one."""
+    def clear_output(self, *, wait: bool) -> None:
+        """Remove the output; with `wait`, when something follows."""
 
 
 class RankDisplayPublisher(DisplayPublisher):
@@ -76,10 +76,9 @@ class RankDisplayPublisher(DisplayPublisher):
             self.outlet.display(data, metadata, display_id, update=update)
 
     def clear_output(self, wait: bool = False) -> None:
-        """Let the next output replace the last one of its kind, rich output or text."""
-        del wait  # nothing is cleared before the next output comes
+        """Remove the rank's output, rich output and text; with `wait`, when something follows."""
         if self.outlet is not None and self.outlet.connected:
-            self.outlet.clear_output()
+            self.outlet.clear_output(wait=wait)
 
 
 class RankDisplayHook(DisplayHook):

@@ -20,6 +20,9 @@ from jupyter_client.kernelspec import KernelSpec
 from tests.limits import HANG_S, within
 
 CELL_S = HANG_S
+_OUTPUTS = (
+    "stream", "display_data", "update_display_data", "execute_result", "error", "clear_output",
+)  # fmt: skip
 
 # For a cell: what a process holds open. Another thread may close one while the list is made.
 DESCRIPTORS = """
@@ -68,6 +71,26 @@ class Result:
     def lines(self) -> list[str]:
         """The lines of `text`."""
         return self.text.splitlines()
+
+    @property
+    def visible(self) -> list[str]:
+        """The text of the outputs that can be seen at the end: streams and displays, in order."""
+        seen: list[tuple[str, str]] = []
+        waits = False
+        for kind, content in self.outputs:
+            if kind == "clear_output":
+                waits = content["wait"]
+                seen = seen if waits else []
+                continue
+            if waits and kind != "update_display_data":
+                seen, waits = [], False
+            name = content.get("transient", {}).get("display_id", "")
+            words = plain(content.get("text") or content.get("data", {}).get("text/plain", ""))
+            if kind == "update_display_data":
+                seen = [(old, words if old == name else text) for old, text in seen]
+            else:
+                seen.append((name, words))
+        return [text for _, text in seen]
 
     @property
     def error(self) -> dict[str, Any]:
@@ -173,7 +196,7 @@ class Kernel:
                 break
             if kind == "stream":
                 result.shown += plain(content["text"])
-            if kind in ("stream", "display_data", "update_display_data", "execute_result", "error"):
+            if kind in _OUTPUTS:
                 result.outputs.append((kind, content))
             if until and until in result.text:
                 return result

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 from tests.integration.kernel import Kernel, Result, plain
+
+FIGURE = "[rank 0] <Figure size 100x100 with 1 Axes>"
+
+
+def _tables(result: Result) -> list[str]:
+    """Return the states of the status table."""
+    displays = [c for kind, c in result.outputs if kind.endswith("display_data")]
+    return [c["data"]["text/plain"] for c in displays if "ddp" not in c["metadata"]]
 
 
 def _log(kernel: Kernel, rank: int) -> bytes:
@@ -118,20 +127,44 @@ def test_an_open_figure_is_shown_at_the_end(kernel: Kernel) -> None:
     assert len(result.displays) == 1, result
 
 
-def test_clear_output_redraws_in_place(kernel: Kernel) -> None:
-    """A loop of clear_output and display leaves one display: the last."""
+def test_clear_output_shows_the_last_state(kernel: Kernel) -> None:
+    """Of text and figures, with and without `wait`, after a flood; other ranks are unharmed."""
+    for wait in (True, False):
+        result = kernel.run(
+            "%%ddp -n 2\nfrom IPython.display import clear_output\nimport time\n"
+            "for i in range(3000): print('flood', i)\n"
+            "for i in range(3 if rank == 0 else 0):\n"
+            f"    clear_output(wait={wait})\n"
+            "    print('epoch', i)\n"
+            "    plt.figure(figsize=(1, 1)); plt.plot([1, 2]); plt.show()\n"
+            "    print('after', i); time.sleep(0.4)"
+        )
+        assert result.status == "ok", result.traceback
+        head, *others, closing = result.visible
+        page = ["[rank 0] epoch 2", FIGURE, "[rank 0] after 2"]
+        assert [text for text in others if text and "rank 1" not in text] == page
+        shown = "".join(text for text in others if text not in page)
+        assert "[rank 0]" not in shown
+        assert shown.startswith("[rank 1] flood 0\n")
+        assert shown.endswith("[rank 1] flood 2999\n")
+        assert "2 ranks" in head
+        assert "ok" in closing
+
+
+def test_displays_are_updated(kernel: Kernel) -> None:
+    """No first value stays beside them, whatever other ranks have given the same id."""
     result = kernel.run(
-        "%%ddp -n 2\nfrom IPython.display import clear_output, HTML\n"
-        "for i in range(3):\n    clear_output(wait=True)\n    display(HTML(f'<p>{rank}.{i}</p>'))"
+        "%%ddp -n 2\nfrom IPython.display import ProgressBar, update_display\n"
+        "handle = display('first', display_id=True)\nhandle.update('last')\n"
+        "display(1, display_id='x'); display(2, display_id='x')\n"
+        "update_display(rank, display_id='x')\nfor _ in ProgressBar(3): pass"
     )
-    kinds = [kind for kind, c in result.outputs if "ddp" in c.get("metadata", {})]
-    assert kinds.count("display_data") == 2
-    assert kinds.count("update_display_data") == 4
-    last = {c["metadata"]["ddp"]["rank"]: c["data"]["text/html"] for c in result.displays}
-    assert {rank: markup.splitlines()[-1] for rank, markup in last.items()} == {
-        0: "<p>0.2</p>",
-        1: "<p>1.2</p>",
-    }
+    assert result.status == "ok", result.traceback
+    assert result.text == ""
+    for rank in (0, 1):
+        own = [text for text in result.visible if text.startswith(f"[rank {rank}] ")]
+        assert own[:2] == [f"[rank {rank}] 'last'", f"[rank {rank}] {rank}"]
+        assert own[2].endswith(" 3/3")
 
 
 def test_a_progress_bar_leaves_its_last_state(kernel: Kernel) -> None:
@@ -142,19 +175,48 @@ def test_a_progress_bar_leaves_its_last_state(kernel: Kernel) -> None:
     bars = [line for line in result.lines if "work" in line]
     assert sorted(line[:9] for line in bars) == ["[rank 0] ", "[rank 1] "]
     assert all("40/40" in line for line in bars)
-    tables = [c["data"]["text/plain"] for k, c in result.outputs if k == "update_display_data"]
+    tables = _tables(result)
     assert any("work" in table and "40/40" not in table for table in tables)
 
 
 def test_nested_bars(kernel: Kernel) -> None:
-    """Bars that move the cursor up do not flood the cell."""
+    """A row each while they run; what is printed, or logged, between them is a line, in order."""
     result = kernel.run(
-        "%%ddp -n 1\nimport time\n"
-        "for _ in tqdm(range(4), desc='outer'):\n"
-        "    for _ in tqdm(range(10), desc='inner', leave=False): time.sleep(0.02)\n"
+        "%%ddp -n 2\nimport sys, time\n"
+        "for epoch in tqdm(range(3), desc='outer'):\n"
+        "    for _ in tqdm(range(10), desc='inner', leave=False): time.sleep(0.05)\n"
+        "    print('epoch', epoch)\n"
+        "    print('warning', epoch, file=sys.stderr)"
     )
-    assert len(result.lines) <= 6, result.text
-    assert "4/4" in result.text
+    for rank in (0, 1):
+        own = [line for line in result.lines if line.startswith(f"[rank {rank}] ")]
+        wanted = [f"[rank {rank}] {word} {i}" for i in range(3) for word in ("epoch", "warning")]
+        assert own[:-1] == wanted
+        assert own[-1].startswith(f"[rank {rank}] outer: 100%")
+    tables = _tables(result)
+    rows = [table.splitlines() for table in tables]
+    assert any(
+        "outer" in row and "inner" in below
+        for lines in rows
+        for row, below in itertools.pairwise(lines)
+    ), tables
+
+
+def test_the_bars_of_rich(kernel: Kernel) -> None:
+    """A row each, and their last states once."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport time\nfrom rich.progress import Progress\n"
+        "with Progress() as progress:\n"
+        "    tasks = [progress.add_task(name, total=20) for name in ('load', 'save')]\n"
+        "    for i in range(20):\n"
+        "        for task in tasks: progress.advance(task)\n"
+        "        if i == 10: print('half')\n"
+        "        time.sleep(0.1)"
+    )
+    words = [line.split()[2] for line in map(plain, result.lines)]
+    assert words == ["half", "load", "save"], result.text
+    tables = _tables(result)
+    assert any("load" in table and "save" in table for table in tables)
 
 
 def _saved(result: Result) -> list[str]:

@@ -198,11 +198,15 @@ class FakeShell:
 
     Attributes:
         published: (data, metadata, display id, update) of each display, in order.
+        visible: (display id, text) of the displays that can be seen now, in order.
+        cleared: The `wait` of each `clear_output`.
     """
 
     def __init__(self, *, notebook: bool = True) -> None:
         self.published: list[tuple[dict[str, Any], dict[str, Any], str, bool]] = []
-        self.display_pub = SimpleNamespace(publish=self._publish)
+        self.visible: list[tuple[str, str]] = []
+        self.cleared: list[bool] = []
+        self.display_pub = SimpleNamespace(publish=self._publish, clear_output=self._clear)
         if notebook:
             self.kernel = object()
 
@@ -214,7 +218,17 @@ class FakeShell:
         transient: dict[str, str],
         update: bool,
     ) -> None:
-        self.published.append((data, metadata, transient["display_id"], update))
+        name = transient["display_id"]
+        self.published.append((data, metadata, name, update))
+        shown = (name, str(data.get("text/plain", "")))
+        if update:
+            self.visible = [shown if old == name else (old, t) for old, t in self.visible]
+        else:
+            self.visible.append(shown)
+
+    def _clear(self, wait: bool) -> None:
+        self.cleared.append(wait)
+        self.visible = []
 
     @property
     def displays(self) -> list[tuple[dict[str, Any], dict[str, Any], str, bool]]:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,39 @@ def _shown(run: PastRun, capsys: pytest.CaptureFixture[str]) -> tuple[list[str],
     shell = FakeShell()
     replay(run, shell)  # type: ignore[arg-type]
     return capsys.readouterr().out.splitlines()[1:], shell
+
+
+def test_what_was_cleared_is_not_shown_again(
+    record: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text and displays of that rank, and all pages but the last; what the others have shown is."""
+    screen = CellScreen(FakeShell())  # type: ignore[arg-type]
+    screen.start(record)
+    clear = ClearOutput(rank=0, mark=1, wait=True)
+    events = [text(0, "old\n"), text(1, "other\n"), _display(1, "old\n.")]
+    for event in [*events, clear, text(0, "first\n"), clear, _display(1, "last")]:
+        screen.take(event)
+        screen.tick(record)
+    _end(record, screen)
+    capsys.readouterr()
+    lines, again = _shown(_read(record), capsys)
+    assert lines[0] == "[rank 1] other"
+    assert not any("rank 0" in line for line in lines)
+    assert [text for _, text in again.visible] == ["[rank 0] last"]
+
+
+def test_two_displays_of_one_id_are_one(
+    record: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = CellScreen(FakeShell())  # type: ignore[arg-type]
+    screen.start(record)
+    first = _display(1, "early", display_id="a")
+    for event in (first, first, replace(first, data={"text/plain": "late"}, update=True)):
+        screen.take(event)
+    _end(record, screen)
+    capsys.readouterr()
+    _, again = _shown(_read(record), capsys)
+    assert [text for _, text in again.visible] == ["[rank 0] late"]
 
 
 def test_a_run_is_shown_again(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:

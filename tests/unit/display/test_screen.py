@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ddp_magic.display import journal
 from ddp_magic.display.fold import HOLD_S
@@ -111,8 +112,8 @@ def _html(rank: int, body: str = "<p>", mark: int = 1, **more: Any) -> DisplayDa
     return DisplayData(rank=rank, mark=mark, data={"text/html": body}, metadata={}, **more)
 
 
-def _clear(rank: int) -> ClearOutput:
-    return ClearOutput(rank=rank, mark=1)
+def _clear(rank: int, *, wait: bool = False) -> ClearOutput:
+    return ClearOutput(rank=rank, mark=1, wait=wait)
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -374,51 +375,108 @@ def test_pages_of_many_ranks_are_in_sight(capsys: pytest.CaptureFixture[str]) ->
     cell = Cell(capsys, ranks=[Rank(rank=r) for r in range(64)])
     for rank in range(64):
         cell.show(_clear(rank), text(rank, "page\n"), wait_s=PAGE_S + 0.1)
+    for _ in range(5):
+        cell.show(wait_s=10.0)
     assert sum(not update for *_, update in cell.shell.published) < MAX_OUTPUTS - 3
     assert "[rank 63] the last of " in cell.shell.displays[-1][0]["text/plain"]
 
 
 def test_an_update_of_a_display(cell: Cell) -> None:
-    """It takes its place."""
-    cell.show(_html(0, display_id="x"))
-    assert cell.show(_html(0, "<i>", display_id="x", update=True)) == ""
-    (_, _, first, _), (data, _, second, update) = cell.shell.displays
-    assert data["text/html"].endswith("<i>")
-    assert (second, update) == (first, True)
+    """It takes its place; the label is inside, so that no first value stays beside it."""
+    value = {"text/plain": "0.5"}
+    first = DisplayData(rank=0, mark=1, data=value, metadata={}, display_id="x")
+    assert cell.show(first) == ""
+    assert cell.show(replace(first, data={"text/plain": "0.25"}, update=True)) == ""
+    assert cell.shell.visible[1:] == [("run-1-0-own-x", "[rank 0] 0.25")]
+    html = _html(1, "<b>", display_id="x")
+    assert cell.show(html, replace(html, data={"text/html": "<i>"}, update=True)) == ""
+    assert re.fullmatch("<div[^>]*>.rank 1.</div>\\s*<i>", cell.shell.published[-1][0]["text/html"])
+    assert [name for name, _ in cell.shell.visible[1:]] == ["run-1-0-own-x", "run-1-1-own-x"]
 
 
-def test_clear_output_replaces_the_last_display(cell: Cell) -> None:
-    """Of that rank."""
-    cell.show(_html(0, "old"), _html(1, "other"))
-    cell.show(_clear(0), _html(0, "new"))
-    cell.show(_html(0, "further"))
-    shown = [
-        (data["text/html"].rpartition("\n")[2], update)
-        for data, _, _, update in cell.shell.displays
-    ]
-    assert shown == [("old", False), ("other", False), ("new", True), ("further", False)]
-    ids = [display_id for _, _, display_id, _ in cell.shell.displays]
-    assert ids[2] == ids[0]
-    assert len(set(ids)) == 3
+def test_two_displays_of_one_id(cell: Cell) -> None:
+    """The second takes the place of the first, so that none is stale."""
+    value = DisplayData(rank=0, mark=1, data={"text/plain": "a"}, metadata={}, display_id="x")
+    cell.show(value, value, replace(value, data={"text/plain": "b"}, update=True))
+    assert [shown for _, shown in cell.shell.visible[1:]] == ["[rank 0] b"]
+    unknown = replace(value, display_id="unknown", update=True)
+    cell.show(unknown)
+    assert len(cell.shell.visible) == 2
+
+
+def test_clear_output_removes_all_of_its_rank(cell: Cell) -> None:
+    """Text and displays; what other ranks have shown, and the table, is there again."""
+    cell.show(text(0, "a\n"), _html(0, "old"), text(1, "b\n"), _html(1, "other"), text(0, "half"))
+    cell.show(wait_s=PARTIAL_S + 0.1)
+    assert cell.show(_clear(0)) == "[rank 1] b\n"
+    assert cell.shell.cleared == [True]
+    assert [name for name, _ in cell.shell.visible] == ["run-1-table", "run-1-1-1"]
+    assert cell.finish() == ""
+
+
+def test_clear_output_with_wait_removes_nothing_until_something_follows(cell: Cell) -> None:
+    cell.show(text(0, "a\n"))
+    cell.show(_clear(0, wait=True))
+    assert cell.shell.cleared == []
+    cell.show(text(0, "b\n"), wait_s=PAGE_S + 0.1)
+    cell.show(wait_s=PAGE_S + 0.1)
+    assert cell.shell.cleared == [True]
+    assert cell.shell.visible[1:] == [("run-1-0-page0", "[rank 0] b")]
+
+
+def test_a_flood_can_be_cleared(cell: Cell) -> None:
+    """Also what of it was held back."""
+    flood = "".join(f"{i}\n" for i in range(10_000))
+    cell.show(text(0, flood), text(1, flood))
+    written = cell.show(_clear(0), text(0, "last\n"), wait_s=10.0)
+    again = written.rpartition("[rank 1] 0\n")[2]
+    assert "[rank 0]" not in again
+    assert cell.show(_clear(1), text(1, "last\n"), wait_s=10.0) == ""
+    cell.show(wait_s=10.0)
+    assert [shown for _, shown in cell.shell.visible[1:]] == ["[rank 0] last", "[rank 1] last"]
+    assert cell.finish() == ""
+
+
+def test_ranks_that_clear_at_once_are_redrawn_once(cell: Cell) -> None:
+    cell.show(*(text(rank, "a\n") for rank in range(3)))
+    cell.show(*(_clear(rank) for rank in range(3)))
+    assert cell.shell.cleared == [True]
+
+
+def test_only_what_is_captured_cannot_be_cleared(capsys: pytest.CaptureFixture[str]) -> None:
+    """`%%capture`: it holds text that nobody can remove."""
+    cell = Cell(capsys)
+    cell.shell.display_pub = CapturingDisplayPublisher()  # type: ignore[assignment]
+    cell.show(text(0, "a\n"))
+    assert cell.show(_clear(0), text(0, "b\n"), wait_s=PAGE_S + 0.1) == ""
 
 
 def test_pages(cell: Cell) -> None:
-    """What a rank prints between two `clear_output()` is one output, which the next replaces."""
+    """What a rank shows between two `clear_output()` is apart; the next page replaces it."""
     assert cell.show(text(0, "before\n")) == "[rank 0] before\n"
     for i in range(3):
-        written = cell.show(_clear(0), text(0, f"step {i}\nloss\n"), wait_s=PAGE_S + 0.1)
-        assert written == ""
-    pages = [(data["text/plain"], update) for data, _, _, update in cell.shell.displays]
-    assert pages == [
-        ("[rank 0] step 0\n[rank 0] loss", False),
-        ("[rank 0] step 1\n[rank 0] loss", True),
-        ("[rank 0] step 2\n[rank 0] loss", True),
+        events = (_clear(0), text(0, f"step {i}\nloss\n"), _html(0, f"<{i}>"))
+        assert cell.show(*events, wait_s=PAGE_S + 0.1) == ""
+        cell.show(wait_s=PAGE_S + 0.1)
+    assert [(data.get("text/plain"), name, update) for data, _, name, update in _pages(cell)] == [
+        ("[rank 0] step 0\n[rank 0] loss", "run-1-0-page0", False),
+        ("[rank 0]", "run-1-0-page1", False),
+        ("[rank 0] step 1\n[rank 0] loss", "run-1-0-page0", True),
+        ("[rank 0]", "run-1-0-page1", True),
+        ("[rank 0] step 2\n[rank 0] loss", "run-1-0-page0", True),
+        ("[rank 0]", "run-1-0-page1", True),
     ]
+    assert _pages(cell)[-1][0]["text/html"].endswith("<2>")
+
+
+def _pages(cell: Cell) -> list[tuple[dict[str, Any], dict[str, Any], str, bool]]:
+    return [shown for shown in cell.shell.displays if "-page" in shown[2]]
 
 
 def test_a_page_is_not_published_at_each_line(cell: Cell) -> None:
     """But its last state is, at the end."""
     cell.show(_clear(0), text(0, "a\n"), wait_s=PAGE_S + 0.1)
+    cell.show(wait_s=PAGE_S + 0.1)
     for _ in range(5):
         cell.show(_clear(0), text(0, "b\n"), wait_s=0.01)
     assert len(cell.shell.displays) == 1
@@ -527,6 +585,17 @@ def test_clear_output_in_a_terminal_clears_nothing(terminal: Cell) -> None:
     assert terminal.show(text(0, "a\n"), _clear(0), text(0, "b\n")) == "[rank 0] a\n[rank 0] b\n"
 
 
+def test_updates_of_a_display_in_a_terminal(terminal: Cell) -> None:
+    """It cannot be replaced there: the first value is shown, and at the end the last."""
+    terminal.written()
+    value = DisplayData(rank=0, mark=1, data={"text/plain": "0 %"}, metadata={}, display_id="x")
+    assert terminal.show(value) == "[rank 0] 0 %\n"
+    for i in range(5):
+        data = {"text/plain": f"{i} %"}
+        assert terminal.show(replace(value, data=data, update=True)) == ""
+    assert terminal.finish().splitlines()[0] == "[rank 0] 4 %"
+
+
 def test_a_script_has_no_shell(capsys: pytest.CaptureFixture[str]) -> None:
     """`python train.py` with `launch`."""
     cell = Cell(capsys)
@@ -593,7 +662,10 @@ def test_displays_before_a_restart_stay(cell: Cell) -> None:
     ids = [(display_id, update) for _, _, display_id, update in cell.shell.displays]
     assert ids == [
         ("run-1-0-own-x", False),
-        ("run-1-0-page", False),
+        ("run-1-0-page0", False),
         ("run-1-restart1-0-own-x", False),
-        ("run-1-restart1-0-page", False),
+        ("run-1-0-page0", False),
+        ("run-1-restart1-0-page0", False),
     ]
+    seen = [name for name, _ in cell.shell.visible]
+    assert seen == ["run-1-table", "run-1-0-page0", "run-1-restart1-0-page0", "run-1-table2"]

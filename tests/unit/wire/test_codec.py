@@ -96,7 +96,7 @@ _RIGHT = {
     "sizes": [1], "failed": {"b": "why"}, "values": ["a"], "error": "", "swept": 0,
     "left_out": {"b": "why"}, "good": ["os"], "module": "os", "files": {"os": ["/x", 1]},
     "number": 1, "environ": {"A": "b"},
-    "reason": "", "run_id": "r", "attempt": 0,
+    "reason": "", "run_id": "r", "attempt": 0, "wait": True,
 }  # fmt: skip
 _EVENTS = [*get_args(ForkserverEvent), *get_args(AgentEvent), *get_args(WorkerEvent)]
 

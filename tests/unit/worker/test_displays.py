@@ -21,12 +21,12 @@ def test_each_output_is_sent_and_marked_with_its_number() -> None:
     channel = FakeChannel()
     displays, pipe = _displays(channel)
     displays.display({"text/html": "x"}, None, "id", update=True)
-    displays.clear_output()
+    displays.clear_output(wait=True)
     assert channel.sent == [
         DisplayData(
             rank=1, mark=1, data={"text/html": "x"}, metadata={}, display_id="id", update=True
         ),
-        ClearOutput(rank=1, mark=2),
+        ClearOutput(rank=1, mark=2, wait=True),
     ]
     assert os.read(pipe.read_end, 1000) == f"{pipe.marker}1\a{pipe.marker}2\a".encode()
 
