@@ -27,6 +27,12 @@ from traitlets.config import Config
 from ddp_magic.wire.messages import RunCell
 from ddp_magic.worker import bars, child_main
 
+WIDGET = "application/vnd.jupyter.widget"
+WIDGETS = (
+    "{name} is a widget, and ranks cannot show widgets: create it in a cell without %%ddp, and use "
+    "its value here. In ranks, use print(), display() and tqdm."
+)
+
 
 class Outlet(Protocol):
     """Where rich output goes (`displays.Displays`)."""
@@ -53,6 +59,7 @@ class RankDisplayPublisher(DisplayPublisher):
     """`display()`: sends rich outputs to the kernel, and prints plain text."""
 
     outlet: Outlet | None = None
+    has_named_widgets = False  # whether the cell has been told of widgets
 
     def publish(
         self,
@@ -67,13 +74,22 @@ class RankDisplayPublisher(DisplayPublisher):
         """Send a MIME bundle to the notebook."""
         display_id = (transient or {}).get("display_id")
         display_id = None if display_id is None else str(display_id)
-        # A widget needs the kernel that created it; of a rank's widget, show the other formats.
-        data = {k: v for k, v in data.items() if not k.startswith("application/vnd.jupyter.widget")}
+        formats = {k: v for k, v in data.items() if not k.startswith(WIDGET)}
+        if len(formats) < len(data) and not set(formats) - {"text/plain"}:
+            self._name_widget(str(data.get("text/plain", "")))
+            return
+        data = formats
         plain = not set(data) - {"text/plain"} and display_id is None
         if plain or self.outlet is None or not self.outlet.connected:
             print(data.get("text/plain", ""))  # noqa: T201 -- to descriptor 1, in the text's order
         else:
             self.outlet.display(data, metadata, display_id, update=update)
+
+    def _name_widget(self, text: str) -> None:
+        """Say once in a cell that a widget is not shown: it needs the kernel that created it."""
+        if not self.has_named_widgets:
+            self.has_named_widgets = True
+            print(WIDGETS.format(name=text.partition("(")[0]))  # noqa: T201 -- as other text
 
     def clear_output(self, wait: bool = False) -> None:
         """Remove the rank's output, rich output and text; with `wait`, when something follows."""
@@ -165,6 +181,7 @@ class CellShell(InteractiveShell):
         self.user_module.__file__ = command.name
         self.compile.start_cell(command)
         self.displayhook.source = self._source = source
+        self.display_pub.has_named_widgets = False
         self.execution_count = command.execution_count or 1
         result = self.run_cell(source, store_history=False)
         error: BaseException | None = result.error_before_exec or result.error_in_exec

@@ -80,3 +80,15 @@ except ZeroDivisionError as error:
     if sys.version_info >= (3, 11):
         assert "  | ExceptionGroup: g (1 sub-exception)" in text
         assert "Cell In[5], line 2" in text
+
+
+def test_widgets_are_named_once_in_a_cell() -> None:
+    """With what to use instead; what else a display has is shown."""
+    shown = _in_a_rank(r"""
+publisher = shell.CellShell.instance().display_pub
+view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+for name in ("IntSlider(value=3)", "Button()"):
+    publisher.publish({**view, "text/plain": name})
+""")
+    assert shown.startswith("IntSlider is a widget, and ranks cannot show widgets: ")
+    assert shown.count("\n") == 1
