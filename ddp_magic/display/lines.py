@@ -258,6 +258,12 @@ class LineAssembler:
         return tuple(row.tail().rstrip() for row in rows)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all text has become lines."""
+        blank = all(row.is_blank and not row.is_held for row in self._rows)
+        return blank and not (self._aside or self._beginning or self._hidden or self._rests_below)
+
+    @property
     def partial(self) -> str:
         """The unfinished line if it is not a progress bar; else empty."""
         if self._aside:

@@ -54,6 +54,11 @@ class RankLines:
         return tuple(_COLOR.sub("", bar) for bar in self._out.bars + self._bars.bars)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all text has become lines."""
+        return self._out.is_empty and self._bars.is_empty
+
+    @property
     def partial(self) -> str:
         """The unfinished line; empty if there is none."""
         return self._out.partial or self._bars.partial

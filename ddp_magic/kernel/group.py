@@ -230,6 +230,8 @@ class WorkerGroup:
         deadline = time.monotonic() + DRAIN_S  # a thread of a session's rank may go on writing
         while not self.ended and self._connections.pending() and time.monotonic() < deadline:
             events += self.poll(0)
+        for member in self._connections.members.values():
+            events += member.end_log()
         return events
 
     def rejoin(self) -> list[RunEvent]:

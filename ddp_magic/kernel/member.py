@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from ddp_magic.display.log_text import LogText
 from ddp_magic.kernel.admission import take_pipe
 from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
@@ -48,6 +50,9 @@ class Member:
     _text: deque[tuple[bytes, int] | int | Writer] = field(default_factory=deque)
     _outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
     _last_mark: int = 0  # of the outputs that have come, which come in their order
+    _log_text: LogText = field(default_factory=LogText)
+    _log_writer: Writer = Writer.ANYBODY
+    _log_begins: bool = False
     _writer: Writer = Writer.ANYBODY
     _begins: bool = False  # whether the next text is the beginning of a write
 
@@ -86,17 +91,33 @@ class Member:
         """Yield all that is left: nothing more will come."""
         if rest := self.splitter.end():
             self._add(rest)
-        return self.ordered(final=True)
+        yield from self.ordered(final=True)
+        yield from self.end_log()
+
+    def end_log(self) -> Iterator[RunEvent]:
+        """Log what is unfinished, such as a bar: a cell has ended, or the rank."""
+        if rest := self._log_text.end():
+            self._append(rest)
+            yield Stream(rank=self.rank, text="", log_bytes=self.written)
 
     def _add(self, item: bytes | int | Writer) -> None:
+        if isinstance(item, Writer):
+            self._log_writer, self._log_begins = item, True
         if not isinstance(item, bytes):
             self._text.append(item)
             return
+        writer, begins = self._log_writer.value, self._log_begins
+        self._log_begins = False
+        self._append(self._log_text.feed(item, writer, time.monotonic(), begins=begins))
+        self._text.append((item, self.written))
+
+    def _append(self, data: bytes) -> None:
+        if not data:
+            return
         try:
-            self.written = append(self.log, item)
+            self.written = append(self.log, data)
         except OSError as error:  # a full disk costs the log, not the run
             self.log_error = error
-        self._text.append((item, self.written))
 
     def take_output(self, event: DisplayData | ClearOutput) -> Iterator[RunEvent]:
         """Take a rich output, and yield what is complete."""

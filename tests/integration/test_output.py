@@ -278,3 +278,14 @@ def test_lines_of_10_mb(kernel: Kernel) -> None:
     ]
     assert len(result.text) < 1_000_000
     assert result.lines[-1] == "[rank 0] end"
+
+
+def test_a_log_has_the_last_state_of_a_bar(kernel: Kernel) -> None:
+    """Not each one: a bar of hours would fill the disk."""
+    kernel.run(
+        "%%ddp -n 1\nimport time\nprint('before')\n"
+        "for _ in tqdm(range(40), desc='bar'): time.sleep(0.02)\nprint('after')"
+    )
+    before, bar, after = _log(kernel, 0).decode().splitlines()
+    assert (before, after) == ("before", "after")
+    assert bar.startswith("bar: 100%")

@@ -91,10 +91,23 @@ def test_closing_twice_closes_once(tmp_path: Path) -> None:
 
 
 def test_a_write_says_whose_it_is_and_where_it_begins(tmp_path: Path) -> None:
-    """Also when its bytes come in pieces; the log has no marks."""
+    """Also when its bytes come in pieces."""
     member = _member(tmp_path)
     pieces = [b"aM;w2\a\r5", b"0%M;w0\ab"]
     streams = [e for piece in pieces for e in member.take_text(piece) if isinstance(e, Stream)]
     seen = [(event.text, event.writer, event.begins) for event in streams]
     assert seen == [("a", 0, False), ("\r5", 2, True), ("0%", 2, False), ("b", 0, True)]
-    assert member.log.read_bytes() == b"a\r50%b"
+
+
+def test_the_log_has_the_last_state_of_a_bar(tmp_path: Path) -> None:
+    """Once, and no mark; what is unfinished is there at the end."""
+    member = _member(tmp_path)
+    for i in range(100):
+        list(member.take_text(b"M;w2\a\r%d %%M;w0\aline %d\n" % (i, i)))
+    list(member.take_text(b"half"))
+    *_, last = member.take_end()
+    assert isinstance(last, Stream)
+    assert last.log_bytes == member.written
+    lines = [f"line {i}" for i in range(100)]
+    assert member.log.read_text().splitlines() == [*lines, "99 %", "half"]
+    assert member.written == member.log.stat().st_size
