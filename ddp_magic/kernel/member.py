@@ -6,7 +6,7 @@ import codecs
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,14 +83,13 @@ class Member:
 
     def take_text(self, data: bytes) -> Iterator[RunEvent]:
         """Log what the rank wrote, and yield what is complete."""
-        for item in self.splitter.feed(data):
-            self._add(item)
+        self._add(self.splitter.feed(data))
         return self.ordered()
 
     def take_end(self) -> Iterator[RunEvent]:
         """Yield all that is left: nothing more will come."""
         if rest := self.splitter.end():
-            self._add(rest)
+            self._add([rest])
         yield from self.ordered(final=True)
         yield from self.end_log()
 
@@ -100,16 +99,22 @@ class Member:
             self._append(rest)
             yield Stream(rank=self.rank, text="", log_bytes=self.written)
 
-    def _add(self, item: bytes | int | Writer) -> None:
+    def _add(self, items: Iterable[bytes | int | Writer]) -> None:
+        """Log text, in one piece, and keep it until it is its turn."""
+        pieces = [(item, self._logged(item)) for item in items]
+        size = self.written
+        self._append(b"".join(logged for _, logged in pieces))
+        for item, logged in pieces:
+            size = min(size + len(logged), self.written)
+            self._text.append((item, size) if isinstance(item, bytes) else item)
+
+    def _logged(self, item: bytes | int | Writer) -> bytes:
         if isinstance(item, Writer):
             self._log_writer, self._log_begins = item, True
         if not isinstance(item, bytes):
-            self._text.append(item)
-            return
-        writer, begins = self._log_writer.value, self._log_begins
-        self._log_begins = False
-        self._append(self._log_text.feed(item, writer, time.monotonic(), begins=begins))
-        self._text.append((item, self.written))
+            return b""
+        begins, self._log_begins = self._log_begins, False
+        return self._log_text.feed(item, self._log_writer.value, time.monotonic(), begins=begins)
 
     def _append(self, data: bytes) -> None:
         if not data:

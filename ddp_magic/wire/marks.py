@@ -9,8 +9,8 @@ right after it has sent the figure: an operating system command (OSC) that holds
 nobody else and the figure's number. This is exact also for what C code and child processes write,
 whose bytes the rank cannot count.
 
-While a stream shows a progress bar, each write of `sys.stdout` and `sys.stderr` stands between two
-marks: otherwise nobody could tell where a bar ends, and where the words of a `print` begin.
+A write of `sys.stdout` or `sys.stderr` that belongs to a progress bar, or meets one, stands between
+two marks: otherwise nobody could tell where a bar ends, and where the words of a `print` begin.
 """
 
 from __future__ import annotations
@@ -54,26 +54,25 @@ class MarkSplitter:
         """
         data = self._buffer + data
         self._buffer = b""
-        while True:
-            text, marker, rest = data.partition(self._marker)
-            if not marker:
-                keep = _overlap(text, self._marker)
-                self._buffer = text[len(text) - keep :]
-                if text[: len(text) - keep]:
-                    yield text[: len(text) - keep]
-                return
-            if text:
-                yield text
-            if found := _TAIL.match(rest):
-                writer = found["writer"]
-                yield int(found["number"]) if writer is None else Writer(int(writer))
-                data = rest[found.end() :]
-            elif _TAIL_BEGINNING.match(rest):
-                self._buffer = marker + rest
+        done = 0
+        while (found := data.find(self._marker, done)) >= 0:
+            if found > done:
+                yield data[done:found]
+            done = found + len(self._marker)
+            if tail := _TAIL.match(data, done):
+                writer = tail["writer"]
+                yield int(tail["number"]) if writer is None else Writer(int(writer))
+                done = tail.end()
+            elif _TAIL_BEGINNING.match(data, done):
+                self._buffer = data[found:]
                 return
             else:  # no mark of ours: text that quotes one
-                yield marker
-                data = rest
+                yield self._marker
+        rest = data[done:]
+        keep = _overlap(rest, self._marker)
+        self._buffer = rest[len(rest) - keep :]
+        if keep < len(rest):
+            yield rest[: len(rest) - keep]
 
     def end(self) -> bytes:
         """Give back what was kept, at the end of the stream."""

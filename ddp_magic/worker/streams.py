@@ -65,7 +65,7 @@ _MOVES = re.compile(rb"\r(?!\n)|\x1b\[(?:[0-9]*[ABEFGJK]|\?[0-9]+[hl])")
 
 
 class Writes:
-    """Puts each write between two marks while a stream shows a progress bar.
+    """Puts a write between two marks if a progress bar could be in its way, or if it is one.
 
     Other text goes out as it is, at no cost.
 
@@ -84,8 +84,10 @@ class Writes:
         moves = moves and _MOVES.search(data) is not None
         # The first bar may begin with newlines, down to where it stands.
         moves = moves or (fd == STDERR and not data.strip(b"\n"))
+        # Text without marks goes where stdout's goes: only a bar there can be in its way.
+        beside = self._bars if fd == STDERR else self._bars - {STDERR}
         # `print("50%", end="\r")`: its return belongs where its text is.
-        plain = not self._bars and (not moves or fd in self._unfinished)
+        plain = not beside and (not moves or fd in self._unfinished)
         ends = data.endswith(b"\n")
         if plain:
             (self._unfinished.discard if ends else self._unfinished.add)(fd)

@@ -120,13 +120,18 @@ def test_flushing_survives_what_a_cell_has_done(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_writes_beside_a_bar_are_marked() -> None:
-    """Also those of the other stream; when the bar has ended, no write is."""
+    """When the bar has ended, no write is; text is marked only where a bar is in its way."""
     writes = Writes("M;")
-    assert writes.marked(1, b"text\n") == b"text\n"
+    assert writes.marked(2, b"text\n") == b"text\n"
     assert writes.marked(2, b"\r10%") == b"M;w2\a\r10%M;w0\a"
-    assert writes.marked(1, b"text") == b"M;w1\atextM;w0\a"
-    assert writes.marked(2, b"\n") == b"M;w2\a\nM;w0\a"
     assert writes.marked(1, b"text\n") == b"text\n"
+    assert writes.marked(2, b"text") == b"M;w2\atextM;w0\a"
+    assert writes.marked(2, b"\n") == b"M;w2\a\nM;w0\a"
+    assert writes.marked(2, b"text\n") == b"text\n"
+    assert writes.marked(1, b"\r10%") == b"M;w1\a\r10%M;w0\a"
+    assert writes.marked(2, b"text\n") == b"M;w2\atext\nM;w0\a"
+    assert writes.marked(1, b"text\n") == b"M;w1\atext\nM;w0\a"
+    assert writes.marked(2, b"text\n") == b"text\n"
 
 
 @pytest.mark.parametrize(
