@@ -76,7 +76,6 @@ class Page:
         self._shown: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
         self._is_cleared = False  # by a call after which nothing has come
         self._complete = 0  # places of the last page, which stay until this one is complete
-        self._seen = 0  # entries of a page that is not shown yet
         self._waits = MAX_WAITS
 
     def clear(self, *, wait: bool) -> None:
@@ -126,9 +125,8 @@ class Page:
         Args:
             final: Whether nothing more comes for this page.
         """
-        is_new = not (self._shown or final or self._is_cleared or not self._waits)
-        if is_new and self._seen != len(self._entries):
-            self._seen = len(self._entries)
+        is_new = bool(self._entries) and not (self._shown or final or self._is_cleared)
+        if is_new and self._waits:
             self._waits -= 1
             return []  # more may come, and the places of a rank are to be next to each other
         now: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [

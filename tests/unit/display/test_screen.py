@@ -16,6 +16,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from ddp_magic.display import journal
 from ddp_magic.display.fold import HOLD_S
 from ddp_magic.display.outputs import MAX_OUTPUTS
+from ddp_magic.display.page import MAX_WAITS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import TABLE_AFTER_S, TABLE_S, CellScreen
@@ -419,7 +420,7 @@ def test_clear_output_with_wait_removes_nothing_until_something_follows(cell: Ce
     cell.show(_clear(0, wait=True))
     assert cell.shell.cleared == []
     cell.show(text(0, "b\n"), wait_s=PAGE_S + 0.1)
-    cell.show(wait_s=PAGE_S + 0.1)
+    _wait_for_page(cell)
     assert cell.shell.cleared == [True]
     assert cell.shell.visible[1:] == [("run-1-0-page0", "[rank 0] b")]
 
@@ -432,7 +433,7 @@ def test_a_flood_can_be_cleared(cell: Cell) -> None:
     again = written.rpartition("[rank 1] 0\n")[2]
     assert "[rank 0]" not in again
     assert cell.show(_clear(1), text(1, "last\n"), wait_s=10.0) == ""
-    cell.show(wait_s=10.0)
+    _wait_for_page(cell)
     assert [shown for _, shown in cell.shell.visible[1:]] == ["[rank 0] last", "[rank 1] last"]
     assert cell.finish() == ""
 
@@ -457,7 +458,7 @@ def test_pages(cell: Cell) -> None:
     for i in range(3):
         events = (_clear(0), text(0, f"step {i}\nloss\n"), _html(0, f"<{i}>"))
         assert cell.show(*events, wait_s=PAGE_S + 0.1) == ""
-        cell.show(wait_s=PAGE_S + 0.1)
+        _wait_for_page(cell)
     assert [(data.get("text/plain"), name, update) for data, _, name, update in _pages(cell)] == [
         ("[rank 0] step 0\n[rank 0] loss", "run-1-0-page0", False),
         ("[rank 0]", "run-1-0-page1", False),
@@ -469,6 +470,12 @@ def test_pages(cell: Cell) -> None:
     assert _pages(cell)[-1][0]["text/html"].endswith("<2>")
 
 
+def _wait_for_page(cell: Cell) -> None:
+    """Until the first page is shown, which waits for more."""
+    for _ in range(MAX_WAITS):
+        cell.show(wait_s=PAGE_S + 0.1)
+
+
 def _pages(cell: Cell) -> list[tuple[dict[str, Any], dict[str, Any], str, bool]]:
     return [shown for shown in cell.shell.displays if "-page" in shown[2]]
 
@@ -476,7 +483,7 @@ def _pages(cell: Cell) -> list[tuple[dict[str, Any], dict[str, Any], str, bool]]
 def test_a_page_is_not_published_at_each_line(cell: Cell) -> None:
     """But its last state is, at the end."""
     cell.show(_clear(0), text(0, "a\n"), wait_s=PAGE_S + 0.1)
-    cell.show(wait_s=PAGE_S + 0.1)
+    _wait_for_page(cell)
     for _ in range(5):
         cell.show(_clear(0), text(0, "b\n"), wait_s=0.01)
     assert len(cell.shell.displays) == 1
