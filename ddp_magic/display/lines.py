@@ -93,7 +93,8 @@ class LineAssembler:
         row = self._rows[self._row]
         if self._moves(text) or text[0] in "\r\n":
             return False
-        if row.is_blank:
+        if row.is_blank and self._at_start:
+            row.clear()
             row.is_bar = self._returned = False
         return row.is_bar and not self._at_start
 
@@ -216,7 +217,7 @@ class LineAssembler:
 
     def _texts(self, rows: list[Row]) -> list[str]:
         self.continues = bool(rows) and rows[0].taken
-        return [row.text for row in rows]
+        return [row.text.rstrip(" ") if row.is_bar else row.text for row in rows]
 
     def _take_left(self) -> list[Row]:
         """Remove the rows to which the cursor does not return: all above a plain line."""

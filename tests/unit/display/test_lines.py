@@ -88,7 +88,8 @@ _PIECES = [
 
 
 def _rstrip(lines: list[str]) -> list[str]:
-    """Remove blank lines at the end."""
+    """Remove blank lines at the end, and the blanks that bars end with."""
+    lines = [line.rstrip(" ") for line in lines]
     while lines and not lines[-1].strip():
         lines.pop()
     return lines

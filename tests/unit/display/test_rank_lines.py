@@ -134,6 +134,13 @@ def _postfix_and_log() -> None:
             sys.stderr.write(f"WARNING:root:{i}\n")
 
 
+def _written_beside_it() -> None:
+    import sys
+
+    for i in _bar(range(3), desc="a long description"):
+        tqdm.write(f"said {i}", file=sys.stderr)
+
+
 def _return_at_the_end() -> None:
     for i in range(3):
         print(f"{i} of 3", end="\r")
@@ -164,6 +171,7 @@ CASES: list[tuple[Callable[[], None], list[str]]] = [
         ],
     ),
     (_postfix_and_log, ["WARNING:root:0", "WARNING:root:1", "bar 2/2, loss=1"]),
+    (_written_beside_it, ["said 0", "said 1", "said 2", "a long description 3/3"]),
     (_return_at_the_end, ["2 of 3", "done"]),
 ]
 
