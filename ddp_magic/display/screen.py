@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -35,9 +36,12 @@ class CellScreen:
         clock: Returns the time, in seconds.
     """
 
+    _said_last: ClassVar[tuple[int | None, str] | None] = None  # number of the cell, devices
+
     def __init__(
         self, shell: InteractiveShell | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._shell = shell
         self._clock = clock
         self._outputs = Outputs(shell)
         self._live = self._outputs.shows_displays
@@ -64,6 +68,10 @@ class CellScreen:
 
     def _begin(self, record: RunRecord) -> None:
         if self._live:
+            cell = getattr(self._shell, "execution_count", None)
+            if cell is not None and CellScreen._said_last == (cell, record.devices):
+                return  # a loop of `launch`: each line would be an output more
+            CellScreen._said_last = (cell, record.devices)
             line = f"{record.devices} · {clock(record.started)}"
             self._table_place.begin(line, html_line(line))
         else:

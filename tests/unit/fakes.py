@@ -207,6 +207,7 @@ class FakeShell:
         self.visible: list[tuple[str, str]] = []
         self.cleared: list[bool] = []
         self.display_pub = SimpleNamespace(publish=self._publish, clear_output=self._clear)
+        self.execution_count: int | None = None
         if notebook:
             self.kernel = object()
 

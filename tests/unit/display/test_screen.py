@@ -34,9 +34,14 @@ class Cell:
     """A cell's output, with a clock that the test turns."""
 
     def __init__(
-        self, capsys: pytest.CaptureFixture[str], *, notebook: bool = True, **record: Any
+        self,
+        capsys: pytest.CaptureFixture[str],
+        *,
+        notebook: bool = True,
+        shell: FakeShell | None = None,
+        **record: Any,
     ) -> None:
-        self.shell = FakeShell(notebook=notebook)
+        self.shell = shell or FakeShell(notebook=notebook)
         self.now = 1000.0
         self.screen = CellScreen(self.shell, lambda: self.now)  # type: ignore[arg-type]
         self.record = RunRecord(
@@ -504,6 +509,18 @@ def test_the_first_line_is_the_devices(cell: Cell) -> None:
     (line,) = cell.shell.tables
     assert re.fullmatch(r"3 ranks on the CPU · \d\d:\d\d:\d\d", line)
     assert cell.written() == ""
+
+
+def test_runs_of_one_cell_say_their_devices_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A loop of `launch` has two outputs for each run: its text and its closing line."""
+    shell = FakeShell()
+    for number, devices in ((7, "a"), (7, "a"), (7, "b"), (8, "b")):
+        shell.execution_count = number
+        cell = Cell(capsys, shell=shell, devices=devices)
+        cell.show(text(0, "x\n"))
+        cell.finish()
+    heads = [table.split(" · ")[0] for table in shell.tables]
+    assert heads == ["a", "3 ranks", "3 ranks", "b", "3 ranks", "b", "3 ranks"]
 
 
 def test_a_quick_run_has_no_table(cell: Cell) -> None:
