@@ -10,13 +10,14 @@ In a notebook, load the extension once, then begin a cell with `%%ddp`::
 It runs on 4 ranks; `%%ddp --help` lists the options. The cell finds `rank`, `local_rank`,
 `world_size` and `device`, an initialized process group, and the names of the notebook that it
 uses. `%ddp_status` lists the runs, `%ddp_show` and `%ddp_logs` show one again, `%ddp_stop` ends
-one, or a session. In Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do
-the same as the magic.
+one, or a session; `%ddp_wait` and `%ddp_attach` follow one that goes on in the background. In
+Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the same as the magic.
 
 Map of the package. A folder says which process its lines run in, and imports only from folders
 below it::
 
-    kernel     the notebook's process: magics, runs, sessions, worker groups
+    kernel     the notebook's process: magics, runs, sessions, worker groups; and the host, which
+               does the same for a run in the background
     display    what a person sees: outputs, tables, how a run ended, why ranks wait
     engines    how one agent gets onto each node: the forkserver, torchrun
     node       beside the ranks: the forkserver, the agent (torch elastic), the ranks' processes
@@ -41,6 +42,7 @@ from ddp_magic.errors import (
     CaptureError,
     CellSyntaxError,
     DDPMagicError,
+    HostLostError,
     LaunchError,
     MismatchError,
     ProtocolError,
@@ -60,6 +62,7 @@ __all__ = [
     "CaptureError",
     "CellSyntaxError",
     "DDPMagicError",
+    "HostLostError",
     "LaunchError",
     "MismatchError",
     "ProtocolError",

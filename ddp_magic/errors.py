@@ -13,6 +13,7 @@
       x MismatchError     --check found a collective on which the ranks differ
       x TimeLimitError    the run exceeded its --time-limit
       x PullError         a value that was asked for did not come back
+      x HostLostError     the process that served a background run ended before it
       x ProtocolError     a frame that cannot be read: too long, no JSON, unknown
     KeyboardInterrupt
       x RunInterrupted    Stop was pressed; what the ranks were doing is in the message
@@ -101,9 +102,10 @@ class WorkerError(DDPMagicError):
         ename: Name of its exception class.
         evalue: Text of its exception.
         traceback: IPython's formatted traceback, with the notebook's own line numbers.
+        classes: Its exception class and those above it, as "module:name".
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is a fact of its own
         self,
         message: str,
         *,
@@ -113,6 +115,7 @@ class WorkerError(DDPMagicError):
         traceback: Sequence[str],
         details: Sequence[str] = (),
         shown: str = "",
+        classes: Sequence[str] = (),
     ) -> None:
         """Keep the failing rank's own words; see the class for the meaning of each."""
         super().__init__(message, details=details, shown=shown)
@@ -120,6 +123,7 @@ class WorkerError(DDPMagicError):
         self.ename = ename
         self.evalue = evalue
         self.traceback = tuple(traceback)
+        self.classes = tuple(classes)
 
 
 def of_class(
@@ -190,6 +194,10 @@ class TimeLimitError(DDPMagicError):
 
 class PullError(DDPMagicError):
     """The cell succeeded, but a value asked for with --pull did not come back."""
+
+
+class HostLostError(DDPMagicError):
+    """The process that served a background run ended before the run did, and its ranks with it."""
 
 
 class ProtocolError(DDPMagicError):

@@ -1,8 +1,9 @@
 """The journal of a run: what a person saw of it, on disk as it comes, and read again.
 
-Each line is a JSON object. The first one describes the run, the last one how it ended; the others
-are what the screen showed: text, and displays with their figures. The live table is left out, since
-the last line says what it came to. A run whose kernel was killed has no last line.
+Each line is a JSON object, with its number ("n"). The first one describes the run, the last one how
+it ended; the others are what the screen showed: text, and displays with their figures. The live
+table is left out, since the last line says what it came to. A run whose kernel was killed has no
+last line.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from ddp_magic.display.record import RunRecord
+from ddp_magic.display.kept_errors import as_json
+from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.display.shown import without_rank
 from ddp_magic.display.status import summary
 from ddp_magic.system.run_directory import append
@@ -38,6 +40,7 @@ class Journal:
     def __init__(self, path: Path, compact_bytes: int = COMPACT_BYTES) -> None:
         self._path = path
         self._compact_at = self._compact_bytes = compact_bytes
+        self._number = 0  # of the last entry
         self.failure = ""  # why it has ended; empty while it can be written
 
     def begin(self, record: RunRecord) -> None:
@@ -52,6 +55,8 @@ class Journal:
                 "started": record.started,
                 "logs": str(record.logs),
                 "kernel": os.getpid(),
+                "quiet": record.quiet,
+                "background": record.background and vars(record.background),
             }
         )
 
@@ -76,7 +81,10 @@ class Journal:
     def end(self, record: RunRecord) -> None:
         """Write how the run ended."""
         error = list(record.error._render_traceback_() if record.error else ())
+        if record.background and record.error:
+            self._write({"raised": as_json(record.error)})
         words = {"state": record.state.value, "ended": record.ended, "summary": summary(record)}
+        words["closing"] = summary(record, with_clock=True)
         self._write({**words, "error": error})
         if self.failure:
             self._end_without_room({**words, "error": error[-1:], "incomplete": self.failure})
@@ -96,8 +104,9 @@ class Journal:
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self.failure:
             return
+        self._number += 1
         try:
-            size = append(self._path, _line(entry))
+            size = append(self._path, _line({**entry, "n": self._number}))
             if size > self._compact_at:
                 self._compact_at = 2 * self._compact() + self._compact_bytes
         except OSError as error:
@@ -107,7 +116,7 @@ class Journal:
         """Rewrite the file with only the last content of each display; return its size."""
         fresh = self._path.with_suffix(".new")
         with fresh.open("wb") as file:
-            for entry in _current(_entries(self._path)):
+            for entry in current(entries_of(self._path)):
                 file.write(_line(entry))
             size = file.tell()
         fresh.replace(self._path)
@@ -119,7 +128,7 @@ def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, default=str).encode() + b"\n"
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
+def entries_of(path: Path) -> Iterator[dict[str, Any]]:
     """Yield what can be read of a journal: its last line may be cut off."""
     with path.open("rb") as file:
         for line in file:
@@ -131,7 +140,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _current(entries: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+def current(entries: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the entries with each display at its first place, with its last content."""
     found: list[dict[str, Any]] = []
     places: dict[str, list[dict[str, Any]]] = {}  # a cell may display several with the same id
@@ -148,6 +157,7 @@ def _current(entries: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         elif entry.get("update") and name in places:
             for place in places[name]:
                 place.update(display=entry["display"], metadata=entry["metadata"])
+                place["n"] = entry.get("n", 0)
         else:
             found.append(entry)
             places.setdefault(name, []).append(entry)
@@ -159,12 +169,13 @@ def _without_rank(entries: list[dict[str, Any]], rank: int) -> list[dict[str, An
     left: list[dict[str, Any]] = []
     for entry in entries:
         if "text" in entry and left and "text" in left[-1]:
-            left[-1] = {"text": left[-1]["text"] + entry["text"]}  # a line may be in both
+            # A line may be in both.
+            left[-1] = {"text": left[-1]["text"] + entry["text"], "n": entry.get("n", 0)}
         elif "display" not in entry or entry["metadata"].get("ddp", {}).get("rank") != rank:
             left.append(entry)
     for number, entry in enumerate(left):
         if "text" in entry:
-            left[number] = {"text": without_rank(entry["text"], rank)}
+            left[number] = {**entry, "text": without_rank(entry["text"], rank)}
     return left
 
 
@@ -181,10 +192,13 @@ class PastRun:
         ranks: Number of ranks.
         started: When it started, in seconds since the epoch.
         logs: Directory of the ranks' logs.
-        kernel: Process id of its kernel.
+        kernel: Process id of its kernel, or of its host.
+        quiet: Whether only the output of the ranks is shown while all goes well.
+        background: How a host serves it; None for a run of a notebook's own process.
         state: How it ended; None if the journal does not say so.
         ended: When it ended, in seconds since the epoch; None if it is not known.
         summary: The closing line.
+        closing: The same with the time of day.
         error: The lines of the error; empty if it succeeded.
         incomplete: Why not all of its output was kept; empty if it was.
     """
@@ -198,9 +212,12 @@ class PastRun:
     started: float
     logs: str
     kernel: int
+    quiet: bool = False
+    background: Background | None = None
     state: State | None = None
     ended: float | None = None
     summary: str = ""
+    closing: str = ""
     error: tuple[str, ...] = ()
     incomplete: str = ""
 
@@ -229,14 +246,32 @@ class PastRun:
     def outcome(self) -> str:
         """The closing line, or why there is none."""
         if self.state is not None:
-            left_out = f" · not all of its output was kept: {self.incomplete}"
-            return self.summary + (left_out if self.incomplete else "")
+            return self.summary + self._left_out
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
-        return f"{ranks} · " + ("running" if self.goes_on else "ended with its notebook")
+        if self.goes_on:
+            return f"{ranks} · running"
+        lost = "its host process was killed, and its ranks with it"
+        return f"{ranks} · {lost if self.background else 'ended with its notebook'}"
+
+    @property
+    def last_line(self) -> str:
+        """The closing line with the time of day, or why there is none."""
+        return self.closing + self._left_out if self.closing else self.outcome
+
+    @property
+    def _left_out(self) -> str:
+        words = f" · not all of its output was kept: {self.incomplete}"
+        return words if self.incomplete else ""
+
+    @property
+    def raised(self) -> dict[str, Any]:
+        """The error of a background run, for `kept_errors.from_json`; empty if it is not there."""
+        found = [entry["raised"] for entry in entries_of(self.path) if "raised" in entry]
+        return dict(found[-1]) if found else {}
 
     def outputs(self) -> list[dict[str, Any]]:
         """Return what was shown, in order: `text`, or `display`, `metadata` and `id`."""
-        entries = _current(_entries(self.path))
+        entries = current(entries_of(self.path))
         return [entry for entry in entries if "text" in entry or "display" in entry]
 
 
@@ -245,6 +280,9 @@ def read(path: Path) -> PastRun | None:
     try:
         with path.open("rb") as file:
             head = json.loads(file.readline())
+            head.pop("n", None)
+            if background := head.get("background"):
+                head["background"] = Background(**background)
             file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - _END_BYTES))
             last = _object(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
         end: dict[str, Any] = {}
@@ -252,6 +290,7 @@ def read(path: Path) -> PastRun | None:
             end = {name: last[name] for name in ("ended", "summary")}
             end |= {"state": State(last["state"]), "error": tuple(last["error"])}
             end["incomplete"] = last.get("incomplete", "")
+            end["closing"] = last.get("closing", "")
         return PastRun(path=path, **head, **end)
     except (OSError, ValueError, TypeError, KeyError):
         return None

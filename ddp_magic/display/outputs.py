@@ -29,21 +29,26 @@ class Outputs:
 
     Args:
         shell: The notebook's shell; None in a script.
+        stays: Whether these are the outputs of the cell that runs now, also after its end and from
+            other threads.
 
     Attributes:
         shows_displays: Whether displays can be shown, and updated in place.
         status: The last line of a terminal; None elsewhere.
     """
 
-    def __init__(self, shell: InteractiveShell | None) -> None:
+    def __init__(self, shell: InteractiveShell | None, *, stays: bool = False) -> None:
         self._shell = shell
+        self._stdout = sys.stdout if stays else None
+        self._publisher = _publisher_of_this_cell(shell.display_pub) if shell and stays else None
         self._has_colors = has_colors(shell)
         self._count = self._number = 0
         self._text_is_last = False
         self._shown = Shown()
         self._has_to_redraw = False
         self.shows_displays = is_notebook(shell)
-        has_status = not self.shows_displays and is_terminal()
+        # A terminal's last line is that of the prompt, once the cell has ended.
+        has_status = not self.shows_displays and is_terminal() and not stays
         self.status = StatusLine() if has_status else None
 
     @property
@@ -68,8 +73,9 @@ class Outputs:
             self._count += 1
             self._text_is_last = True
         hidden = self.status.hide() if self.status is not None else ""
-        sys.stdout.write(colored(text) if self._has_colors else text)
-        sys.stdout.flush()
+        out = self._stdout or sys.stdout
+        out.write(colored(text) if self._has_colors else text)
+        out.flush()
         if self.status is not None and hidden and text.endswith("\n"):
             self.status.show(hidden)
 
@@ -97,9 +103,8 @@ class Outputs:
         if not update:
             self._count += 1
             self._text_is_last = False
-        self._shell.display_pub.publish(
-            data, metadata, transient={"display_id": name}, update=update
-        )
+        publisher = self._publisher or self._shell.display_pub
+        publisher.publish(data, metadata, transient={"display_id": name}, update=update)
 
     def keep(self) -> None:
         """Keep what is shown now, whichever rank clears its output: it is of earlier processes."""
@@ -119,17 +124,31 @@ class Outputs:
         if not self._has_to_redraw or self._shell is None:
             return
         self._has_to_redraw = False
-        if isinstance(self._shell.display_pub, CapturingDisplayPublisher):
+        publisher = self._publisher or self._shell.display_pub
+        if isinstance(publisher, CapturingDisplayPublisher):
             return  # it cannot remove text
         entries = self._shown.entries(logs)
-        sys.stdout.flush()
-        self._shell.display_pub.clear_output(wait=bool(entries))
+        (self._stdout or sys.stdout).flush()
+        publisher.clear_output(wait=bool(entries))
         self._count, self._text_is_last = 0, False
         for entry in entries:
             if isinstance(entry, str):
                 self._put_text(entry)
             else:
                 self._put_display(entry.data, entry.metadata, entry.name, update=False)
+
+
+def _publisher_of_this_cell(publisher: Any) -> Any:  # noqa: ANN401 -- IPython's or ipykernel's
+    """Return a publisher that goes on publishing into this cell.
+
+    ipykernel's own follows the cells: in version 6 the newest cell, whatever the thread.
+    """
+    if not hasattr(publisher, "set_parent"):  # a terminal's; that of %%capture
+        return publisher
+    ours = type(publisher)(session=publisher.session, pub_socket=publisher.pub_socket)
+    ours.topic = publisher.topic
+    ours.set_parent({"header": publisher.parent_header})
+    return ours
 
 
 def is_notebook(shell: InteractiveShell | None) -> bool:

@@ -31,6 +31,7 @@ class RankDisplays:
         self._journal: Journal | None = None
         self._run_id = self._id = ""
         self._late: dict[str, str] = {}  # of displays, in a terminal
+        self._unlabelled: set[str] = set()  # names of displays that have no label inside
 
     def start(self, record: RunRecord, shown: Sequence[int], journal: Journal | None) -> None:
         """Begin a run.
@@ -40,13 +41,24 @@ class RankDisplays:
             shown: The ranks whose output is shown.
             journal: Where every display is kept; None for nowhere.
         """
-        self._run_id = self._id = record.id
         # A session's runs share the directory of their logs.
-        self._directory = (
+        directory = (
             record.log_directory if record.journal is None else RunDirectory(record.journal.parent)
         )
-        self._places = DisplayPlaces(shown, self._outputs.room)
         self._journal = journal
+        self.begin(record.id, directory, shown)
+
+    def begin(self, run_id: str, directory: RunDirectory, shown: Sequence[int]) -> None:
+        """Begin a run, or to follow one.
+
+        Args:
+            run_id: Name of the run.
+            directory: Its directory.
+            shown: The ranks whose output is shown.
+        """
+        self._run_id = self._id = run_id
+        self._directory = directory
+        self._places = DisplayPlaces(shown, self._outputs.room)
 
     def restart(self, number: int) -> None:
         """Leave what is displayed as it is: what follows is of other processes."""
@@ -74,20 +86,34 @@ class RankDisplays:
         metadata = {**event.metadata, "ddp": {"rank": event.rank}}
         if self._journal is not None:
             self._journal.display(event.data, metadata, name, update=update)
-        place = self._places.place(event.rank, name, self._outputs.room)
+        self.put(event.data, metadata, name)
+
+    def put(self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str) -> None:
+        """Show a display, or the new content of the one of this name, as the journal has it."""
+        ours = metadata.get("ddp", {})
+        rank = ours.get("rank")
+        if rank is None:
+            update = name in self._unlabelled
+            self._unlabelled.add(name)
+            place = Place(name=name, update=update, shares=1)
+        else:
+            update = self._places.knows(name)
+            place = self._places.place(rank, name, self._outputs.room)
         if not self._outputs.shows_displays:
-            self._write_lines(event, name, update=update)
+            self._write_lines(data, None if ours.get("page") else rank, name, update=update)
             return
-        data: Mapping[str, Any] = event.data
-        if has_place(data):
-            data = labelled(data, metadata, event.rank, self._shared_words(place))
-        elif not place.update:
-            self._outputs.write(f"{label([event.rank])}\n")
+        if rank is not None and not ours.get("page"):  # a page has labels
+            if has_place(data):
+                data = labelled(data, metadata, rank, self._shared_words(place))
+            elif not place.update:
+                self._outputs.write(f"{label([rank])}\n")
         self._outputs.display(data, metadata, place.name, update=place.update)
 
-    def _write_lines(self, event: DisplayData, name: str, *, update: bool) -> None:
+    def _write_lines(
+        self, data: Mapping[str, Any], rank: int | None, name: str, *, update: bool
+    ) -> None:
         """Show a display as lines; its updates at the end, where only the last one counts."""
-        lines = display_lines(event.data, self._directory, event.rank, name)
+        lines = display_lines(data, self._directory, rank, name)
         text = "".join(f"{line}\n" for line in lines)
         if update:
             self._late[name] = text

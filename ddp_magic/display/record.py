@@ -18,6 +18,27 @@ from ddp_magic.wire.messages import CellNames, Imported, WorkerExited
 from ddp_magic.wire.states import State
 
 
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """What is known of a run that a host serves, beside what is known of every run.
+
+    Attributes:
+        detached: Whether it outlives its kernel (`--detach`); otherwise it ends with it (`--bg`).
+        kernel: Process id of the kernel that started it.
+        pull: The value of `--pull`; empty for none.
+        call: Whether it is a call of `launch`.
+        out: Name for the run in the notebook; empty for none.
+        raises: Whether its failure fails the cell that waits for it.
+    """
+
+    detached: bool = False
+    kernel: int = 0
+    pull: str = ""
+    call: bool = False
+    out: str = ""
+    raises: bool = True
+
+
 @dataclass(kw_only=True)
 class RunRecord:
     """What is known of one run.
@@ -30,6 +51,7 @@ class RunRecord:
         journal: Where what is shown is kept; None for nowhere.
         devices: One line that says which devices the ranks run on.
         session: Name of the session; empty for a run with ranks of its own.
+        background: How a host serves it; None for a run of the notebook's own process.
         show: Ranks whose output is shown; None for all.
         quiet: Whether only the output of the ranks is shown while all goes well.
         ranks: What is known of each rank, in the order of the ranks.
@@ -59,6 +81,7 @@ class RunRecord:
     journal: Path | None = None
     devices: str = ""
     session: str = ""
+    background: Background | None = None
     show: frozenset[int] | None = None
     quiet: bool = False
     cell_labels: Mapping[str, str] = field(default_factory=dict)

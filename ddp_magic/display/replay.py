@@ -33,7 +33,7 @@ def replay(run: PastRun, shell: InteractiveShell | None) -> None:
         assert shell is not None  # noqa: S101 -- it is a notebook's
         _publish(run, shell, paint)
     else:
-        for entry in _merged(run.outputs(), run.logs):
+        for entry in merged(run.outputs(), run.logs):
             sys.stdout.write(paint(entry.get("text") or _as_text(entry, run)))
     for line in run.error:
         print(line)  # noqa: T201
@@ -42,7 +42,7 @@ def replay(run: PastRun, shell: InteractiveShell | None) -> None:
 
 def _publish(run: PastRun, shell: InteractiveShell, paint: Callable[[str], str]) -> None:
     name = uuid.uuid4().hex[:8]
-    for number, entry in enumerate(_few(list(_labelled(_merged(run.outputs(), run.logs))))):
+    for number, entry in enumerate(_few(list(_labelled(merged(run.outputs(), run.logs))))):
         if "text" in entry:
             sys.stdout.write(paint(entry["text"]))
             continue
@@ -103,7 +103,7 @@ def _as_html(entry: Mapping[str, Any]) -> str | None:
     return as_html(data["text/plain"]) if only_text else None
 
 
-def _merged(entries: list[dict[str, Any]], logs: str) -> Iterator[dict[str, Any]]:
+def merged(entries: list[dict[str, Any]], logs: str) -> Iterator[dict[str, Any]]:
     """Yield the entries, neighboring texts as one, without the middle of very long text."""
     total = sum(len(entry["text"]) for entry in entries if "text" in entry)
     text, seen = "", 0

@@ -34,16 +34,24 @@ class CellScreen:
     Args:
         shell: The notebook's shell; None in a script.
         clock: Returns the time, in seconds.
+        outputs: The cell's outputs; None for those of the cell that runs.
+        table_place: Where the table stands; None for a place among the outputs.
     """
 
     _said_last: ClassVar[tuple[int | None, str] | None] = None  # number of the cell, devices
 
     def __init__(
-        self, shell: InteractiveShell | None, clock: Callable[[], float] = time.monotonic
+        self,
+        shell: InteractiveShell | None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        outputs: Outputs | None = None,
+        table_place: TablePlace | None = None,
     ) -> None:
         self._shell = shell
         self._clock = clock
-        self._outputs = Outputs(shell)
+        self._outputs = outputs or Outputs(shell)
+        self._given_place = table_place
         self._live = self._outputs.shows_displays
         self._displays = RankDisplays(self._outputs)
         self._text = TextOutput(self._outputs, self._displays, clock)
@@ -62,7 +70,8 @@ class CellScreen:
         shown = [rank for rank in ranks if record.show is None or rank in record.show]
         self._displays.start(record, shown, self._journal)
         self._text.start(record, shown, self._journal)
-        self._table_place = TablePlace(self._outputs, f"{record.id}-table")
+        name = f"{record.id}-table"
+        self._table_place = self._given_place or TablePlace(self._outputs, name)
         if not record.quiet:
             self._begin(record)
 

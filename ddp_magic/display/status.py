@@ -160,7 +160,8 @@ class Status:
         runs: The runs to show, newest first.
         preloading: The forkserver's status, shown above the runs; None to omit it.
         sessions: The sessions, shown above the runs.
-        ended: Lines on runs of notebooks that have ended, shown below the runs.
+        ended: Lines on runs of notebooks and hosts that have ended, shown below the runs.
+        background: What the hosts of background runs say, shown above the runs.
     """
 
     def __init__(
@@ -169,11 +170,13 @@ class Status:
         preloading: ForkserverStatus | None = None,
         sessions: Iterable[SessionStatus] = (),
         ended: Sequence[str] = (),
+        background: Sequence[str] = (),
     ) -> None:
         self._runs = runs
         self._head = forkserver_lines(preloading) if preloading is not None else []
         self._head += [line for session in sessions for line in session_lines(session)]
-        if not runs:
+        self._background = list(background)
+        if not runs and not background:
             self._head.append(_NOTHING)
         self._foot = [_ENDED, *(f"  {line}" for line in ended)] if ended else []
 
@@ -182,12 +185,13 @@ class Status:
             "\n".join([self.title(run), *run.waits, *grid(_STATUS_COLUMNS, _status_rows(run))])
             for run in self._runs
         ]
-        blocks = ["\n".join(self._head), *runs, "\n".join(self._foot)]
+        blocks = ["\n".join(self._head), *self._background, *runs, "\n".join(self._foot)]
         return "\n\n".join(filter(None, blocks))
 
     def _repr_html_(self) -> str:
         return (
             "".join(html_line(line) for line in self._head)
+            + "".join(f"<pre>{html.escape(text)}</pre>" for text in self._background)
             + "".join(
                 f"<div><b>{html.escape(self.title(run))}</b></div>"
                 + "".join(map(html_line, run.waits))
@@ -269,7 +273,7 @@ def session_lines(session: SessionStatus) -> list[str]:
     return lines
 
 
-_ENDED = "of notebooks that have ended, since yesterday (%ddp_show RUN shows one again):"
+_ENDED = "of notebooks and hosts that have ended, since yesterday (%ddp_show RUN shows one again):"
 _NOTHING = "Nothing has run yet. Start a cell with %%ddp -n 2; %ddp? lists the options."
 _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 

@@ -43,6 +43,7 @@ class StopReason(enum.Enum):
     """Why the kernel ended a run."""
 
     INTERRUPT = "Stop was pressed"
+    KERNEL_ENDED = "the notebook's kernel ended"
     MISMATCH = "the ranks called different collectives"
     TIME_LIMIT = "the time limit passed"
     PEER_FAILED = "a rank of a session failed"
@@ -100,6 +101,9 @@ def judge(  # noqa: PLR0911 -- one for each end
     match evidence.stop:
         case StopReason.INTERRUPT:
             return State.CANCELLED, _interrupted(evidence, own)
+        case StopReason.KERNEL_ENDED:
+            what = "the notebook's kernel ended, and this background run with it: "
+            return State.CANCELLED, RunInterrupted(what + _how_they_stopped(evidence.ranks))
         case StopReason.TIME_LIMIT if evidence.restarts_left or not own:
             limit = f"the run exceeded its time limit of {evidence.time_limit_s:g} s; "
             return State.FAILED, TimeLimitError(
@@ -203,6 +207,7 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         traceback=lines,
         details=[head, *lines, *others, *evidence.waits, *hints],
         shown=shown,
+        classes=first.error.classes,
     )
 
 

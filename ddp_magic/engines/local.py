@@ -116,12 +116,18 @@ class LocalEngine:
             self._seen.update(list(modules))
             self._cell_words.update(re.findall(r"\w+", text))
 
-    def close(self) -> None:
-        """End the forkserver; agents that run go on to their end."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End the forkserver; agents that run go on to their end.
+
+        Args:
+            at_once: Also while it imports something. There are no agents.
+        """
         with self._lock:
             forkserver, self._forkserver = self._forkserver, None
             self.off = "off"
             if forkserver is not None:
+                if at_once:
+                    forkserver.kill()
                 forkserver.close()
                 forkserver.wait(CLOSE_S)
 

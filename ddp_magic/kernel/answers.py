@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ddp_magic.display.status import Status, stack_lines
 from ddp_magic.kernel.past_runs import PastRuns
@@ -57,11 +57,15 @@ class Answers:
                 return self._stop(name)
         raise ValueError(f"unknown question {words}")
 
-    def status(self) -> Status:
-        """Return the status of everything."""
+    def status(self, background: Sequence[str] = ()) -> Status:
+        """Return the status of everything.
+
+        Args:
+            background: What the hosts of background runs say.
+        """
         sessions = [session.status() for session in self._sessions]
         ended = self._past.of_ended_kernels()
-        return Status(list(self._runs), self._forkserver(), sessions, ended)
+        return Status(list(self._runs), self._forkserver(), sessions, ended, background)
 
     def _find(self, run_id: str) -> Run:
         if (run := self._runs.find(run_id)) is None:

@@ -16,9 +16,11 @@ from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic import errors
+from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel import call, cell, controller
 from ddp_magic.kernel.arguments import parse_keywords
+from ddp_magic.kernel.background import BackgroundRun
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.option_help import keyword_lines
@@ -45,7 +47,11 @@ def _lists_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
 
 
 @_lists_options(without=["pull"])
-def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # noqa: ANN401
+def launch(
+    function: Callable[..., Any],
+    *args: Any,  # noqa: ANN401
+    **options: Any,  # noqa: ANN401
+) -> Run | BackgroundRun:
     """Call a function on every rank.
 
     Args:
@@ -55,7 +61,8 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
             see below. What `%config DDPMagics` sets is for `%%ddp` alone.
 
     Returns:
-        The run. Its `results` are the values that the function returned, one for each rank.
+        The run. Its `results` are the values that the function returned, one for each rank. With
+        `bg` or `detach` it still goes on: its `wait()` returns it at its end.
 
     Raises:
         TypeError: There is no such option.
@@ -73,6 +80,8 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
         wanted = parse_keywords(options)
     wanted.pull = (call.PULL,)
     made = _run(*call.cell_of_call(function, args), wanted)
+    if isinstance(made, BackgroundRun):
+        return made
     made.results = call.results(made.results)
     if (error := _failure(made, wanted)) is not None:
         del made  # the traceback keeps this frame, which must not keep the results
@@ -81,7 +90,7 @@ def launch(function: Callable[..., Any], *args: Any, **options: Any) -> Run:  # 
 
 
 @_lists_options()
-def run(text: str, **options: Any) -> Run:  # noqa: ANN401
+def run(text: str, **options: Any) -> Run | BackgroundRun:  # noqa: ANN401
     """Run the text of a cell, as `%%ddp` does.
 
     Args:
@@ -90,7 +99,8 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
             see below. What `%config DDPMagics` sets is for `%%ddp` alone.
 
     Returns:
-        The run. Its `results` are the pulled values, by name.
+        The run. Its `results` are the pulled values, by name. With `bg` or `detach` it still goes
+        on: its `wait()` returns it at its end.
 
     Raises:
         CellSyntaxError: The text is not Python.
@@ -105,6 +115,8 @@ def run(text: str, **options: Any) -> Run:  # noqa: ANN401
         if not isinstance(text, str):
             raise TypeError(f"run takes the text of a cell, not {type(text).__name__}")
     made = _run(text, {}, wanted)
+    if isinstance(made, BackgroundRun):
+        return made
     if (error := _failure(made, wanted)) is not None:
         del made  # as in `launch`
         raise error
@@ -122,7 +134,7 @@ def _misuse_in_one_line() -> Iterator[None]:
         raise errors.one_line(error) from None
 
 
-def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run:
+def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | BackgroundRun:
     made: Run | None = None
     with (
         without_frames(lambda: interrupted_words(made)),
@@ -140,9 +152,18 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run:
             except SyntaxError as error:
                 lines = "".join(traceback.format_exception_only(error)).splitlines()
                 raise errors.CellSyntaxError(error, lines) from None
+            if wanted.bg or wanted.detach:
+                return _in_background(home.start_in_background(ready, options, wanted, extra=extra))
             made = home.make(ready, options, wanted.capture, extra=extra)
         home.execute(made, CellScreen(shell), cold=wanted.cold)
     return made
+
+
+def _in_background(run: BackgroundRun) -> BackgroundRun:
+    if run.background.detached:
+        print("\n".join(run.announcement()))  # noqa: T201 -- it must be known
+    run.show_from_now_on(Outputs(get_ipython(), stays=True))
+    return run
 
 
 def _failure(

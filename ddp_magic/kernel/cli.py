@@ -1,7 +1,7 @@
-"""The terminal's verbs: `ddp-magic status | stacks | stop | show | logs`.
+"""The terminal's verbs: `ddp-magic status | stacks | stop | attach | show | logs`.
 
-They work while a cell blocks its notebook, for every notebook of the user on this machine; `show`
-and `logs` also after the notebook has ended.
+They work while a cell blocks its notebook, for every notebook of the user on this machine;
+`attach`, `show` and `logs` also after the notebook has ended.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.replay import replay
 from ddp_magic.kernel import control
+from ddp_magic.kernel.background import BackgroundRuns
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.storage import run_roots
 
+INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
 NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
 
 
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _ask("status"), "Show the runs and sessions of each notebook.")
     add("stacks", _ask("stacks"), "Show the Python stack of every rank of the runs that go on.")
     add("stop", _ask("stop"), "Stop a run, as the notebook's Stop does, or end a session.")
+    add("attach", _attach, "Follow a background run to its end; exit with 1 if it fails.")
     add("show", _show, "Show all that a run showed; by default, the newest run.")
     add("logs", _logs, "Print what the ranks of a run wrote; by default, of the newest run.")
     return parser
@@ -70,9 +74,9 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
         if not answers:
             print(NO_KERNEL, file=sys.stderr)
             return 1
-        right = [(pid, text) for pid, ok, text in answers if ok]
-        for pid, text in right:
-            print(f"kernel {pid}\n{text}\n" if verb == "status" else text)
+        right = [(who, text) for who, ok, text in answers if ok]
+        for who, text in right:
+            print(f"{who}\n{text}\n" if verb == "status" else text)
         if not right:
             # A run is one kernel's: the others need not say that they do not have it.
             texts = dict.fromkeys(text for _, _, text in answers)
@@ -83,16 +87,16 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
     return ask
 
 
-def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[int, bool, str]]:
-    for pid, path in control.kernels(roots):
+def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[str, bool, str]]:
+    for who, path in control.answering(roots):
         try:
             ok, text = control.ask(path, words)
         except ConnectionError:
             path.unlink(missing_ok=True)  # its kernel was killed
             continue
         except TimeoutError:
-            ok, text = False, f"kernel {pid} does not answer"
-        yield pid, ok, text
+            ok, text = False, f"{who} does not answer"
+        yield who, ok, text
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -101,6 +105,27 @@ def _show(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    past = PastRuns(lambda: (), arguments.roots)
+    background = BackgroundRuns(past)
+    try:
+        run = background.choose(arguments.run or None, of_any=True)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    try:
+        run.follow(Outputs(None))
+    except KeyboardInterrupt:
+        print(f"run {run.id} goes on; `ddp-magic stop {run.id}` ends it", file=sys.stderr)
+        return INTERRUPTED
+    if (failure := run.failure({})) is not None:
+        print("\n".join(failure._render_traceback_()), file=sys.stderr)
+        return 1
+    if run.background.pull and not run.background.call:
+        print(f"values of --pull {run.background.pull}: %ddp_attach {run.id} in a notebook")
     return 0
 
 

@@ -16,11 +16,13 @@ from IPython.core.interactiveshell import InteractiveShell
 from ddp_magic.kernel.arguments import matching
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.options import (
+    ATTACH_OPTIONS,
     LOGS_OPTIONS,
     OPTIONS,
     SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
+    WAIT_OPTIONS,
     Option,
 )
 
@@ -30,6 +32,8 @@ _MAGICS = {
     "%ddp_show": SHOW_OPTIONS,
     "%ddp_logs": LOGS_OPTIONS,
     "%ddp_stop": STOP_OPTIONS,
+    "%ddp_wait": WAIT_OPTIONS,
+    "%ddp_attach": ATTACH_OPTIONS,
 }
 _LISTS = ("capture", "pull")  # comma-separated
 _ASSIGNED = re.compile(r"^\s*([^\W\d]\w*)\s*=(?!=)", re.MULTILINE)
@@ -107,8 +111,8 @@ class Completion:
     def __init__(self, shell: InteractiveShell, controller: Controller) -> None:
         self._matchers: list[Any] = shell.Completer.custom_matchers
         sources: dict[str, Source] = {
-            "session": lambda: [session.name for session in controller.sessions],
-            "run": lambda: [run.id for run in controller.runs],
+            "session": controller.stoppable,
+            "run": lambda: [run.id for run in (*controller.background, *controller.runs)],
             "name": controller.notebook.visible,
         }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 QUESTION_S = 5.0  # for a question to arrive, and for an answer to be taken
 ANSWER_S = 30.0  # for a kernel to answer
 MAX_QUESTION_BYTES = 10_000
-_PREFIX, _SUFFIX = "kernel-", ".control"
+_KERNEL, _HOST, _SUFFIX = "kernel-", "host-", ".control"
 
 
 class ControlServer:
@@ -27,10 +27,18 @@ class ControlServer:
         answer: Returns the answer to a question's words; what it raises as ValueError is the answer
             to a wrong question. Called in the thread.
         question_s: How long a question may take to arrive, in seconds.
+        is_host: Whether this process is the host of a background run.
     """
 
-    def __init__(self, answer: Callable[[list[str]], str], question_s: float = QUESTION_S) -> None:
+    def __init__(
+        self,
+        answer: Callable[[list[str]], str],
+        question_s: float = QUESTION_S,
+        *,
+        is_host: bool = False,
+    ) -> None:
         self._answer = answer
+        self._prefix = _HOST if is_host else _KERNEL
         self._question_s = question_s
         self._socket: socket.socket | None = None
         self._path: Path | None = None
@@ -45,7 +53,7 @@ class ControlServer:
             if self._path is not None and self._path.exists():
                 return
             self._close()
-            path = root / f"{_PREFIX}{os.getpid()}{_SUFFIX}"
+            path = root / f"{self._prefix}{os.getpid()}{_SUFFIX}"
             listener = socket.socket(socket.AF_UNIX)
             try:
                 path.unlink(missing_ok=True)  # of a process that had this pid
@@ -134,10 +142,22 @@ def ask(path: Path, words: list[str]) -> tuple[bool, str]:
         raise ConnectionError("no answer") from error
 
 
-def kernels(roots: Iterable[Path]) -> Iterator[tuple[int, Path]]:
-    """Yield the process id and the socket of each kernel that keeps its runs there."""
+def host_socket(root: Path, pid: int) -> Path:
+    """Return the socket of a host."""
+    return root / f"{_HOST}{pid}{_SUFFIX}"
+
+
+def hosts(roots: Iterable[Path]) -> Iterator[Path]:
+    """Yield the socket of each host that keeps its runs there."""
     for root in roots:
-        for path in sorted(root.glob(f"{_PREFIX}*{_SUFFIX}")):
-            pid = path.name[len(_PREFIX) : -len(_SUFFIX)]
-            if pid.isdigit():
-                yield int(pid), path
+        yield from sorted(root.glob(f"{_HOST}*{_SUFFIX}"))
+
+
+def answering(roots: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the socket of each kernel and host that keeps its runs there."""
+    for root in roots:
+        for prefix in (_KERNEL, _HOST):
+            for path in sorted(root.glob(f"{prefix}*{_SUFFIX}")):
+                pid = path.name[len(prefix) : -len(_SUFFIX)]
+                if pid.isdigit():
+                    yield f"{prefix[:-1]} {pid}", path

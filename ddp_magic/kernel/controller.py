@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -11,14 +12,17 @@ from types import SimpleNamespace
 
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.hangs import HANG_S
-from ddp_magic.display.record import Screen
+from ddp_magic.display.record import Background, Screen
+from ddp_magic.display.status import Status
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.answers import Answers
+from ddp_magic.kernel.background import BackgroundRun, BackgroundRuns
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
+from ddp_magic.kernel.hosting import HostStart, start_host
 from ddp_magic.kernel.options import OPTIONS, OptionError
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.resolve import check_ranks, shown_ranks, trace_file
@@ -28,6 +32,7 @@ from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 from ddp_magic.kernel.value_stream import Extra
 from ddp_magic.system.gpu_locks import GpuLocks
+from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 
 current: Controller | None = None  # of this process
@@ -41,17 +46,23 @@ class Controller:
 
     Args:
         notebook: The notebook's names.
+        serves_one: Whether this is a host, which serves one run.
     """
 
-    def __init__(self, notebook: Notebook) -> None:
+    def __init__(self, notebook: Notebook, *, serves_one: bool = False) -> None:
+        self._serves_one = serves_one
         self.runs = Runs()
         self.sessions = Sessions()
         self.notebook = notebook
         self.forkserver = LocalEngine(fallback=Torchrun())
         self.hang_s = HANG_S
-        self.past = PastRuns(lambda: [run.id for run in self.runs])
+        self.past = PastRuns(self._own_ids, roots=() if serves_one else None)
+        self.background = BackgroundRuns(self.past)
         self.answers = Answers(self.runs, self.sessions, self.describe_forkserver, self.past)
-        self._control = ControlServer(self.answers.answer)
+        self._control = ControlServer(self.answers.answer, is_host=serves_one)
+
+    def _own_ids(self) -> list[str]:
+        return [run.id for run in (*self.runs, *self.background)]
 
     def describe_forkserver(self) -> ForkserverStatus:
         """Return what the forkserver does."""
@@ -172,8 +183,86 @@ class Controller:
             cell_files=session.cell_files if session else None,
             hang_s=self.hang_s,
         )
+        self.add(run)
+        return run
+
+    def add(self, run: Run) -> None:
+        """Add a run that is about to start."""
         self.runs.add(run)
         self._control.start(run.directory.path.parent)
+
+    def start_in_background(
+        self,
+        cell: Cell,
+        options: Options,
+        args: SimpleNamespace,
+        *,
+        execution_count: int | None = None,
+        settings: dict[str, str] | None = None,
+        extra: Mapping[str, Extra] | None = None,
+    ) -> BackgroundRun:
+        """Start a run that a host serves.
+
+        Args:
+            cell: What to run.
+            options: How.
+            args: The options as they were given.
+            execution_count: The number in the notebook's `In[n]`.
+            settings: Settings of the notebook's shell.
+            extra: Further names to send.
+
+        Raises:
+            CaptureError: A value that the cell needs cannot be sent to the ranks.
+            LaunchError: torch is not installed.
+            OSError: The host cannot be started.
+        """
+        _check_torch()
+        capture = self.notebook.capture(
+            cell.names, args.capture, None, extra, option=options.spelled("capture")
+        )
+        try:
+            directory = process_storage.new_run_directory(len(cell.source.encode()))
+            background = Background(
+                detached=args.detach,
+                kernel=os.getpid(),
+                pull=",".join(map(str, options.pull)),
+                call=options.call,
+                out=args.out or "",
+                raises=not args.no_raise_error,
+            )
+            start = HostStart(
+                directory=directory.path,
+                cell=cell,
+                options=options,
+                background=background,
+                cold=args.cold,
+                execution_count=execution_count,
+                settings=settings or {},
+                sys_path=list(sys.path),
+                hang_s=self.hang_s,
+                notebook=frozenset(self.notebook.visible()),
+                elsewhere={
+                    name: found for name in cell.names.reads if any(found := self._elsewhere(name))
+                },
+                values=capture.values,
+                captured=capture.command,
+                segments={n: (s.fd, s.sizes) for n, s in capture.segments.items()},
+                prelude=capture.prelude,
+                notes=[*process_storage.take_notes(), *capture.notes, *self._results_left(cell)],
+            )
+            process = start_host(start)
+        finally:
+            capture.close()
+        run = BackgroundRun(
+            directory,
+            background,
+            process=process,
+            label=f"Cell In[{execution_count}]" if execution_count else "Cell",
+            devices=options.devices,
+            captured=tuple(capture.values),
+        )
+        self.background.add(run)
+        self._control.start(directory.path.parent)
         return run
 
     def _results_left(self, cell: Cell) -> list[str]:
@@ -211,11 +300,67 @@ class Controller:
         else:
             self.sessions.forget(run.options.session)
 
+    # --- background runs ----------------------------------------------------------------------
+
+    def status(self, run_id: str | None = None) -> Status:
+        """Return the status of everything, or of one run.
+
+        Raises:
+            ValueError: There is no such run.
+        """
+        if run_id is None:
+            shown = [
+                r for r in self.background.going_on_anywhere() if r.is_ours or r.background.detached
+            ]
+            return self.answers.status([run.status() for run in shown])
+        if (run := self.runs.find(run_id)) is not None:
+            return Status([run])
+        if (found := self.background.find_any(run_id)) is None:
+            raise ValueError(f"unknown run {run_id!r}: %ddp_status without it lists the runs")
+        return Status([], background=[found.status()])
+
+    def stoppable(self) -> list[str]:
+        """Return what `%ddp_stop` can end: names of sessions, ids of background runs."""
+        return [
+            *(session.name for session in self.sessions),
+            *(run.id for run in self.background.going_on_anywhere()),
+        ]
+
+    def stop(self, name: str | None) -> str:
+        """End a session or a run; return a message for the user.
+
+        Args:
+            name: Name of a session, or the end of a run's id; None for the only background run.
+
+        Raises:
+            ValueError: There is none, or there are several.
+        """
+        there = f"running: {', '.join(self.stoppable()) or 'nothing'}"
+        if name is None:
+            going_on = self.background.going_on()
+            if len(going_on) == 1 and not list(self.sessions):
+                return going_on[0].stop()
+            raise ValueError(f"missing session or run: give its name or id, or --all ({there})")
+        known = name in [session.name for session in self.sessions] or self.runs.find(name)
+        if not known and (run := self.background.find_any(name)) is not None:
+            return run.stop()
+        try:
+            return self.answers.answer(["stop", name])
+        except LaunchError as error:
+            raise ValueError(str(error)) from error
+        except ValueError as error:
+            raise ValueError(f"{error} ({there})") from error
+
+    def stop_all(self) -> list[str]:
+        """End all sessions and background runs of this notebook; return messages for the user."""
+        return [*self.sessions.end_all(), *(run.stop() for run in self.background.going_on())]
+
     def close(self) -> None:
-        """End the sessions and the forkserver."""
+        """End the sessions, the background runs of this process and the forkserver."""
         self._control.close()
+        self.background.close()
         self.sessions.close()
-        self.forkserver.close()
+        self.forkserver.close(at_once=self._serves_one)
 
 
 def _check_torch() -> None:

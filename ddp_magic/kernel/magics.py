@@ -16,38 +16,49 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from traitlets import Bool, Float, List, Unicode, Union, observe
 
 from ddp_magic.display.hangs import HANG_S
+from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.replay import replay
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.display.status import Status
 from ddp_magic.errors import (
     CellSyntaxError,
     DDPMagicError,
-    LaunchError,
     RunInterrupted,
     WorkerError,
     WorkerLostError,
 )
 from ddp_magic.kernel import cell, controller, expansion
 from ddp_magic.kernel.arguments import parse_line
+from ddp_magic.kernel.background import BackgroundRun
 from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.option_defaults import OptionDefaults, in_force, with_defaults
-from ddp_magic.kernel.option_help import DDP_HELP, LOGS_HELP, SHOW_HELP, STATUS_HELP, STOP_HELP
+from ddp_magic.kernel.option_help import (
+    ATTACH_HELP,
+    DDP_HELP,
+    LOGS_HELP,
+    SHOW_HELP,
+    STATUS_HELP,
+    STOP_HELP,
+    WAIT_HELP,
+)
 from ddp_magic.kernel.options import (
+    ATTACH_OPTIONS,
     LOGS_OPTIONS,
     OPTIONS,
     SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
+    WAIT_OPTIONS,
     Option,
     OptionError,
     spelling,
 )
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.run_options import Options
 from ddp_magic.system.frames import warnings_without_ours
 
 
@@ -185,7 +196,16 @@ class DDPMagics(Magics, OptionDefaults):
             except ValueError as error:
                 raise UsageError(f"%%ddp: {error}") from error
             with options.gpu_locks.released_on_error():
-                run = self._make_run(body, options, args.capture)
+                ready, number, settings = self._prepare(body)
+                if args.bg or args.detach:
+                    started = self.controller.start_in_background(
+                        ready, options, args, execution_count=number, settings=settings
+                    )
+                    self._show_in_background(started)
+                    return None
+                run = self.controller.make(
+                    ready, options, args.capture, execution_count=number, settings=settings
+                )
             self.controller.execute(run, CellScreen(self.shell), cold=args.cold)
             self.shell.user_ns.update(run.results)
             if args.out is not None:
@@ -197,8 +217,18 @@ class DDPMagics(Magics, OptionDefaults):
                 return None
             return run.error
 
-    def _make_run(self, body: str, options: Options, only: frozenset[str] | None) -> Run:
-        """Compile the cell here, where a SyntaxError costs nothing, and make its run."""
+    def _show_in_background(self, run: BackgroundRun) -> None:
+        if run.background.out:
+            self.shell.user_ns[run.background.out] = run
+        print("\n".join(run.announcement()))  # noqa: T201 -- the answer
+        run.show_from_now_on(Outputs(self.shell, stays=True))
+
+    def _prepare(self, body: str) -> tuple[Cell, int | None, dict[str, str]]:
+        """Compile the cell here, where a SyntaxError costs nothing.
+
+        Returns:
+            The cell, its number, and the settings of the notebook's shell.
+        """
         shell = self.shell
         raw = self._raw_cell if body.strip() in self._raw_cell else "%%ddp\n" + body
         number = _execution_count(shell)
@@ -217,7 +247,7 @@ class DDPMagics(Magics, OptionDefaults):
             "xmode": str(shell.InteractiveTB.mode),
             "ast_node_interactivity": str(shell.ast_node_interactivity),
         }
-        return self.controller.make(ready, options, only, execution_count=number, settings=settings)
+        return ready, number, settings
 
     @line_magic
     @documented(STATUS_HELP)
@@ -230,14 +260,8 @@ class DDPMagics(Magics, OptionDefaults):
         if args.stacks:
             print(self._answer(["stacks", *filter(None, [args.run])]))  # noqa: T201 -- the answer
             return None
-        if args.run is None:
-            return self.controller.answers.status()
-        run = self.controller.runs.find(args.run)
-        if run is None:
-            raise UsageError(
-                f"%ddp_status: unknown run {args.run!r}: %ddp_status without it lists the runs"
-            )
-        return Status([run])
+        with _usage_errors("%ddp_status"):
+            return self.controller.status(args.run)
 
     @line_magic
     @documented(SHOW_HELP)
@@ -262,6 +286,43 @@ class DDPMagics(Magics, OptionDefaults):
             text = "\n".join(self.controller.past.logs(args.run, args.rank, args.lines))
         print(text, end="\n" if text else "")  # noqa: T201 -- the answer
 
+    @line_magic
+    @documented(WAIT_HELP)
+    def ddp_wait(self, line: str) -> BackgroundRun | None:
+        """Follow a background run of this notebook."""
+        return self._follow("%ddp_wait", line, WAIT_OPTIONS, WAIT_HELP)
+
+    @line_magic
+    @documented(ATTACH_HELP)
+    def ddp_attach(self, line: str) -> BackgroundRun | None:
+        """Follow a background run of any notebook."""
+        return self._follow("%ddp_attach", line, ATTACH_OPTIONS, ATTACH_HELP)
+
+    def _follow(
+        self, magic: str, line: str, options: tuple[Option, ...], text: str
+    ) -> BackgroundRun | None:
+        args = _parse(magic, line, options)
+        if args.help:
+            print(text)  # noqa: T201 -- the answer
+            return None
+        with _usage_errors(magic):
+            run = self.controller.background.choose(args.run, of_any=magic == "%ddp_attach")
+        goes_on = f"stopped following run {run.id}, which goes on; %ddp_stop {run.id} ends it"
+        with without_frames(lambda: goes_on):
+            run.follow(Outputs(self.shell))
+        run = run.with_results(self.shell.user_ns)
+        if not run.background.call:
+            self.shell.user_ns.update(run.results)
+        if run.background.out:
+            self.shell.user_ns[run.background.out] = run
+        if (error := run.error) is None:
+            return run
+        if run.background.raises or isinstance(error, KeyboardInterrupt):
+            del run  # a frame that a traceback keeps must not keep the run's results alive
+            raise error
+        print("\n".join(error._render_traceback_()))  # noqa: T201 -- IPython's own name
+        return run
+
     def _answer(self, words: list[str]) -> str:
         with _usage_errors("%ddp_status"):
             return self.controller.answers.answer(words)
@@ -269,30 +330,22 @@ class DDPMagics(Magics, OptionDefaults):
     @line_magic
     @documented(STOP_HELP)
     def ddp_stop(self, line: str) -> None:
-        """End sessions."""
+        """End sessions and runs."""
         args = _parse("%ddp_stop", line, STOP_OPTIONS)
         if args.help:
             print(STOP_HELP)  # noqa: T201 -- the answer
             return
-        with without_frames(lambda: "%ddp_stop was interrupted; what had not ended was killed"):
-            print("\n".join(self._end_sessions(args)))  # noqa: T201 -- the answer
-
-    def _end_sessions(self, args: SimpleNamespace) -> list[str]:
-        sessions = self.controller.sessions
-        names = [session.name for session in sessions]
-        there = f"the sessions are {', '.join(names)}" if names else "there is no session"
         if args.all and args.session is not None:
             raise UsageError("%ddp_stop: give a session or --all, not both")
-        if args.all:
-            return sessions.end_all() or ["there is no session"]
-        if args.session is None:
-            raise UsageError(f"%ddp_stop: missing session: give its name, or --all ({there})")
-        try:
-            return [self.controller.answers.answer(["stop", args.session])]
-        except LaunchError as error:
-            raise UsageError(f"%ddp_stop: {error}") from error
-        except ValueError as error:
-            raise UsageError(f"%ddp_stop: {error}: {there}") from error
+        with (
+            without_frames(lambda: "%ddp_stop was interrupted; what had not ended was killed"),
+            _usage_errors("%ddp_stop"),
+        ):
+            if args.all:
+                ended = self.controller.stop_all() or ["there is no session and no background run"]
+            else:
+                ended = [self.controller.stop(args.session)]
+            print("\n".join(ended))  # noqa: T201 -- the answer
 
     @line_cell_magic
     def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own

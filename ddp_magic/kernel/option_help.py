@@ -6,12 +6,14 @@ import textwrap
 from collections.abc import Collection, Sequence
 
 from ddp_magic.kernel.options import (
+    ATTACH_OPTIONS,
     KEYWORDS,
     LOGS_OPTIONS,
     OPTIONS,
     SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
+    WAIT_OPTIONS,
     Option,
 )
 
@@ -104,13 +106,34 @@ Usage: %ddp_status [OPTIONS] [RUN]
 """
 
 STOP_HELP = f"""\
-End a session: ask its ranks to end, wait for their exit handlers, then kill them.
+End a session or a background run: ask its ranks to end, wait for them, then kill them.
 
 A cell that runs blocks the notebook; in a subshell console, this stops it as the Stop button does.
+A background run of any notebook can be ended by its id.
 
 Usage: %ddp_stop [OPTIONS] [SESSION or RUN]
 
 {option_lines(STOP_OPTIONS)}
+"""
+
+WAIT_HELP = f"""\
+Follow a background run to its end: its output from the beginning, its values, its error.
+
+The names of its --pull are then in the notebook. Stop ends the wait, not the run.
+
+Usage: %ddp_wait [RUN]
+
+{option_lines(WAIT_OPTIONS)}
+"""
+
+ATTACH_HELP = f"""\
+Follow a background run of any notebook to its end, as %ddp_wait does.
+
+It works while the run goes on, and for 7 days after its end, also if its notebook has ended.
+
+Usage: %ddp_attach [RUN]
+
+{option_lines(ATTACH_OPTIONS)}
 """
 
 SHOW_HELP = f"""\

@@ -194,6 +194,22 @@ OPTIONS = (
         help="Show only the output of the ranks, and the rest only if something goes wrong.",
     ),
     Option(
+        name="bg",
+        flags=("--bg",),
+        default=False,
+        also=("--background", "--noblock", "--no-block"),
+        help="Return at once: the run goes on in the background, and ends with its kernel. "
+        "`%ddp_wait` follows it to its end.",
+    ),
+    Option(
+        name="detach",
+        flags=("--detach",),
+        default=False,
+        also=("--detached", "--daemon"),
+        help="As `--bg`, but the run outlives the notebook: `%ddp_attach` in any notebook, or "
+        "`ddp-magic attach` in a terminal, follows it.",
+    ),
+    Option(
         name="seed",
         flags=("--seed",),
         metavar="S",
@@ -338,6 +354,24 @@ SHOW_OPTIONS = (
     HELP,
 )
 
+WAIT_OPTIONS = (
+    replace(
+        STATUS_OPTIONS[0],
+        help="The id of a background run, or its end. Default: the only one that goes on, or the "
+        "newest of this notebook.",
+    ),
+    HELP,
+)
+
+ATTACH_OPTIONS = (
+    replace(
+        STATUS_OPTIONS[0],
+        help="The id of a background run, or its end. Default: the only one that goes on, or the "
+        "newest, of any notebook.",
+    ),
+    HELP,
+)
+
 LOGS_OPTIONS = (
     SHOW_OPTIONS[0],
     Option(
@@ -368,9 +402,15 @@ STOP_OPTIONS = (
         read=read.word,
         what="session",
         use="the name of a session, or the id of a run",
-        help="The session to end, or the id of a run to stop, or its end.",
+        help="The session to end, or the id of a run to stop, or its end. Default: the only "
+        "background run.",
     ),
-    Option(name="all", flags=("--all",), default=False, help="End all sessions."),
+    Option(
+        name="all",
+        flags=("--all",),
+        default=False,
+        help="End all sessions and background runs of this notebook.",
+    ),
     HELP,
 )
 

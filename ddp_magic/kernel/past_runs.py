@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ddp_magic.display import journal
 from ddp_magic.display.journal import PastRun
+from ddp_magic.kernel import control
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.storage import run_directories, run_roots
 
@@ -83,6 +84,28 @@ class PastRuns:
             found.append(run.title)
         return found
 
+    def of_living_hosts(self) -> list[PastRun]:
+        """Return the background runs that go on, newest first."""
+        found = []
+        for path in control.hosts(self._places()):
+            try:
+                ids = control.ask(path, ["running"])[1].split()
+            except ConnectionError:
+                path.unlink(missing_ok=True)  # it was killed
+                continue
+            except TimeoutError:
+                continue
+            runs = [journal.read(RunDirectory(path.parent / run_id).journal) for run_id in ids]
+            found += [run for run in runs if run is not None]
+        return sorted(found, key=lambda run: -run.started)
+
+    def of_hosts(self) -> Iterator[PastRun]:
+        """Yield the background runs, newest first, whether they go on or not."""
+        for directory in self._newest_first():
+            run = journal.read(directory.journal)
+            if run is not None and run.background is not None:
+                yield run
+
     def _with_logs(self, run_id: str | None) -> RunDirectory:
         """Return the directory of a run's logs: a session's runs share one."""
         try:
@@ -97,8 +120,10 @@ class PastRuns:
                 return directory
         raise ValueError(f"no {_named(run_id)} with logs is left: they are kept for 7 days")
 
+    def _places(self) -> Sequence[Path]:
+        return run_roots() if self._roots is None else self._roots
+
     def _newest_first(self) -> list[RunDirectory]:
-        roots = run_roots() if self._roots is None else self._roots
         now = time.strftime("%m%d-%H%M%S")
 
         def began(directory: RunDirectory) -> tuple[bool, str, int]:
@@ -106,7 +131,7 @@ class PastRuns:
             stamp, number = (match[1], int(match[2])) if match else ("", 0)
             return stamp <= now, stamp, number  # a later day of the year is one of last year
 
-        return sorted(run_directories(roots), key=began, reverse=True)
+        return sorted(run_directories(self._places()), key=began, reverse=True)
 
 
 def _is(directory: RunDirectory, run_id: str | None) -> bool:

@@ -7,16 +7,21 @@ without another copy.
 from __future__ import annotations
 
 import keyword
+import os
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddp_magic.errors import ProtocolError
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.codec import decode, encode
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.messages import Results
 from ddp_magic.wire.pickling import load, read_saved
+
+_PIECE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,77 @@ class Pulls:
             values = [self._values[r][pull.path] for r in ranks]
             found[pull.name] = values if pull.rank is None else values[0]
         return found
+
+
+class KeptPulls(Pulls):
+    """Keeps the values that arrive in a host, which reads none: a notebook fetches them later."""
+
+    def __init__(self, asked: Sequence[Pull], ranks: int, directory: RunDirectory) -> None:
+        super().__init__(asked, ranks, directory)
+        for rank in range(ranks):  # of an attempt before a restart
+            directory.kept_results(rank).unlink(missing_ok=True)
+            directory.kept_values(rank).unlink(missing_ok=True)
+
+    def take(self, event: Results, fd: int | None) -> None:
+        """Write to the run's directory what a rank has sent."""
+        failed = dict(event.failed)
+        names = event.names
+        if fd is not None:
+            try:
+                _copy(fd, self._directory.kept_values(event.rank))
+            except OSError as error:  # a full disk
+                self._directory.kept_values(event.rank).unlink(missing_ok=True)
+                why = f"could not be kept for the notebook ({error.strerror})"
+                failed |= dict.fromkeys(event.names, why)
+                names = ()
+            finally:
+                os.close(fd)
+        self._values[event.rank] = dict.fromkeys(names)
+        self._reasons |= {(event.rank, path): why for path, why in failed.items()}
+        kept = replace(event, names=names, failed=failed)
+        try:
+            self._directory.kept_results(event.rank).write_bytes(encode(kept))
+        except OSError as error:
+            self._values[event.rank] = {}
+            why = f"could not be kept for the notebook ({error.strerror})"
+            self._reasons |= {(event.rank, path): why for path in event.names}
+
+
+def fetch(pulls: Pulls, ranks: int, directory: RunDirectory) -> None:
+    """Read the values that a host has kept.
+
+    Args:
+        pulls: Takes them.
+        ranks: Number of ranks.
+        directory: Of the run.
+    """
+    for rank in range(ranks):
+        try:
+            event = decode(directory.kept_results(rank).read_bytes())
+        except (OSError, ProtocolError):
+            continue  # this rank sent nothing
+        if not isinstance(event, Results):
+            continue
+        fd = None
+        if event.names:
+            try:
+                fd = os.open(directory.kept_values(rank), os.O_RDONLY)
+            except OSError as error:
+                why = f"is not there any more ({error.strerror})"
+                event = replace(
+                    event, names=(), failed=event.failed | dict.fromkeys(event.names, why)
+                )
+        pulls.take(event, fd)
+
+
+def _copy(fd: int, path: Path) -> None:
+    """Copy the whole of a file into another one."""
+    size, done = os.fstat(fd).st_size, 0
+    with path.open("wb") as file:
+        while done < size:
+            piece = os.pread(fd, _PIECE_BYTES, done)
+            file.write(piece)
+            done += len(piece)
 
 
 def _read(segment: Segment) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
             "session"
         )
         raise OptionError("max_restarts", problem)
+    _check_background(asked)
     shown = asked.show or () if "show" in asked.given else ()
     for name, ranks in (("pull", [p.rank or 0 for p in asked.pull]), ("show", shown)):
         if (last := max(ranks, default=0)) >= nproc:
@@ -113,6 +114,24 @@ def shown_ranks(asked: SimpleNamespace, nproc: int) -> frozenset[int] | None:
     if show is None or "show" in asked.given:
         return show
     return (show & frozenset(range(nproc))) or None
+
+
+def _check_background(asked: SimpleNamespace) -> None:
+    """Check that nothing is asked of a background run that only a notebook's own process can do."""
+    if asked.bg and asked.detach:
+        problem = "a detached run is in the background already: omit this option"
+        raise OptionError("bg", problem)
+    if not (asked.bg or asked.detach):
+        return
+    name = "bg" if asked.bg else "detach"
+    if asked.session:
+        problem = (
+            "the ranks of a session are the notebook's, and run its cells one by one: omit this "
+            "option or the session"
+        )
+        raise OptionError(name, problem)
+    if getattr(asked, "debug", False):
+        raise OptionError(name, "nobody could answer the debugger: omit this option or --debug")
 
 
 def trace_file(asked: SimpleNamespace) -> Path | None:

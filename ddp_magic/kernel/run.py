@@ -12,7 +12,7 @@ from ddp_magic.display.diagnose import CellCode, Surroundings
 from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.record import RunRecord, Screen
+from ddp_magic.display.record import Background, RunRecord, Screen
 from ddp_magic.display.restarts import (
     TIMED_OUT,
     earlier_attempts,
@@ -29,13 +29,14 @@ from ddp_magic.kernel.collective_watch import CollectiveWatch
 from ddp_magic.kernel.group import POLL_S, WorkerGroup
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.machine_limits import system_error
-from ddp_magic.kernel.pull import Pulls
+from ddp_magic.kernel.pull import KeptPulls, Pulls
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.stop import Stop, reason_to_stop
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.frames import know_source
+from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.kernel_events import (
     Doing,
@@ -63,6 +64,8 @@ class Run(RunRecord):
         group: A session's ranks; None for ranks of its own.
         cell_files: The text of the session's cells by what they call themselves; this one is added.
         hang_s: A shorter wait of ranks for others is not explained, in seconds.
+        directory: A directory for it that has been made already; None to make one.
+        background: What a host knows of a run that it serves; None for a run of this process.
 
     Attributes:
         directory: Where the cell is, and every rank's whole output unless it is a session's.
@@ -83,9 +86,11 @@ class Run(RunRecord):
         group: WorkerGroup | None = None,
         cell_files: dict[str, str] | None = None,
         hang_s: float = HANG_S,
+        directory: RunDirectory | None = None,
+        background: Background | None = None,
     ) -> None:
         source = cell.source.encode()
-        self.directory = process_storage.new_run_directory(len(source))
+        self.directory = directory or process_storage.new_run_directory(len(source))
         self.directory.cell.write_bytes(source)
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
@@ -99,6 +104,7 @@ class Run(RunRecord):
             show=options.show,
             quiet=options.quiet,
             max_restarts=options.max_restarts,
+            background=background,
             ranks=[Rank(rank=r, log=logs.rank_log(r)) for r in range(options.nproc)],
         )
         self.options = options
@@ -109,9 +115,10 @@ class Run(RunRecord):
         self._hang_s = hang_s
         self.captured = tuple(self._capture.values)
         self._has_cell = False  # whether the ranks have been sent the cell
-        self._pulls = Pulls(options.pull, options.nproc, self.directory)
+        self._pulls = self._new_pulls()
         self._watch = CollectiveWatch(options, self.directory, hang_s)
         self._gives_up = False
+        self._kernel_ended = False
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
         self._cell_files = {} if cell_files is None else cell_files
@@ -143,10 +150,14 @@ class Run(RunRecord):
         lines.append(f"  logs: {self.logs}")
         return "\n".join(lines)
 
+    def _new_pulls(self) -> Pulls:
+        kind = KeptPulls if self.background else Pulls  # a host keeps values, and reads none
+        return kind(self.options.pull, self.options.nproc, self.directory)
+
     def _begin_attempt(self) -> None:
         self._watch.close()
         self._has_cell = False
-        self._pulls = Pulls(self.options.pull, self.options.nproc, self.directory)
+        self._pulls = self._new_pulls()
         self._watch = CollectiveWatch(self.options, self.directory, self._hang_s)
 
     # --- from the start to the end ------------------------------------------------------------
@@ -380,6 +391,11 @@ class Run(RunRecord):
         """Stop the ranks, as a press of Stop does; the second time they are killed."""
         self._presses.count += 1
 
+    def end_with_kernel(self) -> None:
+        """Kill the ranks of a background run, whose kernel has ended."""
+        self._kernel_ended = True
+        self._presses.count += 2
+
     def stacks(self) -> list[StackDumped]:
         """Return the stacks of the ranks that run."""
         return stacks.ask(
@@ -401,6 +417,8 @@ class Run(RunRecord):
             kept=self._group.kept,
             mismatch=self._watch.differs(self.ranks),
         )
+        if reason is StopReason.INTERRUPT and self._kernel_ended:
+            reason = StopReason.KERNEL_ENDED
         if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
             self._watch.remember_waits(self.ranks)
         starting = not self._has_cell  # no cell to finish, no session to keep yet
@@ -414,6 +432,7 @@ class Run(RunRecord):
             starting=starting,
             keep=keep and not starting,
             now=time.monotonic(),
+            again=f"%ddp_stop {self.id} again" if self.background else "press Stop again",
         )
 
     def _stacks_of_crashes(self) -> list[RunEvent]:

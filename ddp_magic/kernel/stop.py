@@ -21,6 +21,7 @@ PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
 # How long a rank that has answered may go on; 0 for no longer than one that does not answer.
 _FINISH_S = {
     StopReason.INTERRUPT: FINISH_S,
+    StopReason.KERNEL_ENDED: 0.0,
     StopReason.MISMATCH: PEERS_FINISH_S,
     StopReason.TIME_LIMIT: 0.0,
     StopReason.PEER_FAILED: PEERS_FINISH_S,
@@ -85,9 +86,10 @@ class Stop:
         keep: Whether the ranks are a session's, and outlive the interrupt.
         now: Time on the monotonic clock, in seconds.
         starting: Whether its cell has not begun: there is nothing to finish.
+        again: How a person kills the ranks: by the second press, or the second `%ddp_stop`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is independent of the others
         self,
         group: Stoppable,
         ranks: Sequence[Rank],
@@ -97,8 +99,10 @@ class Stop:
         keep: bool,
         now: float,
         starting: bool = False,
+        again: str = "press Stop again",
     ) -> None:
         self.reason = reason
+        self._again = again
         self.began = time.time()
         self._group = group
         self._ranks = ranks
@@ -139,7 +143,7 @@ class Stop:
             names = rank_names(rank.rank for rank in alive)
             text = (
                 f"stopping: {names} answered and may take {self._finish_s:g} s to finish; "
-                "press Stop again to kill now"
+                f"{self._again} to kill now"
             )
             events.append(Note(text=text))
         return events

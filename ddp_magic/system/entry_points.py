@@ -1,7 +1,8 @@
 """Where each process of ddp_magic starts: names, so that no process imports another's code.
 
-An engine starts the forkserver, or torchrun with its keepers, in a new interpreter; an agent forks
-a worker from itself. `tests/unit/system/test_entry_points.py` resolves every name.
+An engine starts the forkserver, or torchrun with its keepers, in a new interpreter, and a kernel
+starts a host so; an agent forks a worker from itself. `tests/unit/system/test_entry_points.py`
+resolves every name.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 FORKSERVER = "ddp_magic.node.forkserver:main"
+HOST = "ddp_magic.kernel.host:main"
 TORCHRUN = "ddp_magic.node.torchrun:main"
 KEEPER = "ddp_magic.node.torchrun:keep"
 WORKER = "ddp_magic.worker.worker:main"
 WORKER_SHELL = "ddp_magic.worker.shell:preload"  # the forkserver calls it, for every rank
-ALL = (FORKSERVER, TORCHRUN, KEEPER, WORKER, WORKER_SHELL)
+ALL = (FORKSERVER, HOST, TORCHRUN, KEEPER, WORKER, WORKER_SHELL)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _LAST_WORDS_BYTES = 4000

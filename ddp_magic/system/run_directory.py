@@ -10,6 +10,7 @@ SOCKET = "socket"
 _STORE = "store"
 _CHILDREN = "children"
 _PROFILE = "profile"
+_VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class RunDirectory:
     def journal(self) -> Path:
         """What a person saw of the run."""
         return self.path / "journal.jsonl"
+
+    @property
+    def table(self) -> Path:
+        """The table of a background run, as it is shown now."""
+        return self.path / "table.json"
+
+    @property
+    def host_log(self) -> Path:
+        """What the host of a background run wrote to its stdout and stderr."""
+        return self.path / "host.log"
 
     @property
     def torchrun_logs(self) -> Path:
@@ -107,6 +118,19 @@ class RunDirectory:
     def torch_error(self, local_rank: int) -> Path:
         """Where torch's agent expects a rank's error record."""
         return self.path / f"error{local_rank}.json"
+
+    def kept_results(self, rank: int) -> Path:
+        """What a rank of a background run said of the values that it sent."""
+        return self.path / f"results{rank}.json"
+
+    def kept_values(self, rank: int) -> Path:
+        """The values that a rank of a background run sent, as `wire.memory` arranges them."""
+        return self.path / f"{_VALUES}{rank}"
+
+    @property
+    def has_values(self) -> bool:
+        """Whether values lie here that a notebook may still want."""
+        return any(self.path.glob(f"{_VALUES}*"))
 
     def unread_results(self, rank: int) -> Path:
         """Pulled values that the kernel could not read."""

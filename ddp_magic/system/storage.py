@@ -279,7 +279,8 @@ def _is_ours(path: Path) -> bool:
 def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -> None:
     """Remove the oldest runs beyond `keep_s` seconds of age or `keep_bytes` in all.
 
-    A run that may still be under way (its socket is there, and it is not old) is left alone.
+    A run that may still be under way (its socket is there, and it is not old), or that holds values
+    of a background run, is left alone.
     """
     sizes = {}
     try:
@@ -298,7 +299,7 @@ def prune(root: Path, *, keep_s: float = KEEP_S, keep_bytes: int = KEEP_BYTES) -
     for path, (newest, size) in sorted(sizes.items(), key=lambda item: -item[1][0]):
         total += size
         old = time.time() - newest > keep_s
-        busy = RunDirectory(path).socket.exists()
+        busy = RunDirectory(path).socket.exists() or RunDirectory(path).has_values
         if old or (total > keep_bytes and not busy):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -181,6 +181,14 @@ def test_stop_keeps_what_was_raised_before() -> None:
     assert found.details == ("rank 0 of 2 had raised:", "Cell In[1], line 3")
 
 
+def test_a_background_run_that_ends_with_its_kernel_says_so() -> None:
+    ranks = [_rank(0, exited(0, -9)), _rank(1, exited(1, -9))]
+    state, found = judge(Evidence(ranks=ranks, stop=StopReason.KERNEL_ENDED, stopped=4.0))
+    assert state is State.CANCELLED
+    assert isinstance(found, RunInterrupted)
+    assert str(found).startswith("the notebook's kernel ended, and this background run with it: ")
+
+
 def test_a_time_limit_does_not_hide_an_earlier_error() -> None:
     """It was being formatted when the limit came."""
     ranks = [_rank(0, error(0), exited(0, 1)), _rank(1, exited(1, -9, by_agent=True))]

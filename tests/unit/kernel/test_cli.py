@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ddp_magic import errors
+from ddp_magic.display.journal import Journal
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.kernel import cli
 from ddp_magic.kernel.control import ControlServer
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.states import State
 
 
 @pytest.fixture
@@ -98,6 +106,51 @@ def test_logs_that_are_not_there(
     _log(root, "1127-103517-7-1", "text")
     assert cli.main(arguments, [root]) == 1
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"), [(None, 0, ""), (errors.TimeLimitError("too long"), 1, "too long")]
+)
+def test_attach_shows_a_run_and_exits_as_it_ended(
+    root: Path, capsys: pytest.CaptureFixture[str], error: Any, code: int, words: str
+) -> None:
+    directory = RunDirectory(root / "1127-103517-7-1")
+    directory.make_again()
+    record = RunRecord(
+        id=directory.id,
+        label="Cell In[1]",
+        log_directory=directory,
+        background=Background(detached=True, pull="x"),
+        ranks=[Rank(rank=0, log=directory.rank_log(0))],
+        state=State.FAILED if error else State.SUCCEEDED,
+        error=error,
+    )
+    journal = Journal(directory.journal)
+    journal.begin(record)
+    journal.text("[rank 0] hello\n")
+    journal.end(record)
+    assert cli.main(["attach", "7-1"], [root]) == code
+    shown = capsys.readouterr()
+    assert shown.out.startswith("[rank 0] hello\n1 rank · ")
+    assert words in shown.err
+    assert ("%ddp_attach 1127-103517-7-1 in a notebook" in shown.out) is (code == 0)
+
+
+def test_a_run_that_is_not_there_cannot_be_attached(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["attach", "7-1"], [root]) == 1
+    assert "no run '7-1' is left" in capsys.readouterr().err
+
+
+def test_a_host_is_asked_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It serves a background run, as a kernel would."""
+    server = ControlServer(" ".join, is_host=True)
+    server.start(root)
+    assert cli.main(["status"], [root]) == 0
+    assert capsys.readouterr().out == f"host {os.getpid()}\nstatus\n\n"
+    server.close()
+    assert list(root.iterdir()) == []
 
 
 def test_of_several_runs_none_is_stopped(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,24 @@ import pytest
 
 from ddp_magic.kernel import api
 from ddp_magic.kernel.magics import keep_empty_body
-from ddp_magic.kernel.option_help import DDP_HELP, LOGS_HELP, SHOW_HELP, STATUS_HELP, STOP_HELP
+from ddp_magic.kernel.option_help import (
+    ATTACH_HELP,
+    DDP_HELP,
+    LOGS_HELP,
+    SHOW_HELP,
+    STATUS_HELP,
+    STOP_HELP,
+    WAIT_HELP,
+)
 from ddp_magic.kernel.options import (
+    ATTACH_OPTIONS,
     KEYWORDS,
     LOGS_OPTIONS,
     OPTIONS,
     SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
+    WAIT_OPTIONS,
     Option,
 )
 
@@ -30,6 +40,8 @@ from ddp_magic.kernel.options import (
         (SHOW_HELP, SHOW_OPTIONS),
         (LOGS_HELP, LOGS_OPTIONS),
         (STOP_HELP, STOP_OPTIONS),
+        (WAIT_HELP, WAIT_OPTIONS),
+        (ATTACH_HELP, ATTACH_OPTIONS),
     ],
 )
 def test_help_lists_every_option(text: str, options: tuple[Option, ...]) -> None:
@@ -47,7 +59,8 @@ def test_docstrings_list_every_keyword(function: Callable[..., Any], without: se
 
 
 def test_lines_fit_a_notebook() -> None:
-    for line in (DDP_HELP + STATUS_HELP + SHOW_HELP + LOGS_HELP + STOP_HELP).splitlines():
+    whole = DDP_HELP + STATUS_HELP + SHOW_HELP + LOGS_HELP + STOP_HELP + WAIT_HELP + ATTACH_HELP
+    for line in whole.splitlines():
         assert len(line) <= 100
 
 

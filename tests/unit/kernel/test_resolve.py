@@ -59,6 +59,9 @@ def test_numbers_of_ranks(line: str, gpus: int, ranks: int) -> None:
         ("--no-init --backend gloo", 0, "no_init: backend has no effect without a process group"),
         ("--no-init --timeout 3", 0, "no_init: timeout has no effect without a process group"),
         ("-o x --pull a.x", 0, "out: 'x' is pulled too: use another name for the run"),
+        ("--bg --detach", 0, "bg: a detached run is in the background already: omit this option"),
+        ("--bg -s lab", 0, "bg: the ranks of a session are the notebook's"),
+        ("--detach -s lab", 0, "detach: the ranks of a session are the notebook's"),
     ],
 )
 def test_contradictions(line: str, gpus: int, message: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display.record import Background
 from ddp_magic.errors import (
     LaunchError,
     MismatchError,
@@ -66,7 +67,9 @@ def _cell(source: str = "pass\n", **more: Any) -> Cell:
 
 def _run(group: FakeGroup, source: str = "pass\n", **options: Any) -> Run:
     how: dict[str, Any] = {"execution_count": 1, "group": group}
-    how |= {name: options.pop(name) for name in ("capture", "around") if name in options}
+    how |= {
+        name: options.pop(name) for name in ("capture", "around", "background") if name in options
+    }
     if group.kept:
         options["session"] = "lab"
     return Run(_cell(source), Options(nproc=group.nproc, **options), **how)
@@ -390,6 +393,32 @@ def test_a_second_press_is_passed_on(tmp_path: Path) -> None:
     group = _group(tmp_path, [press_stop], on={"interrupt": answers, "dump_stack": ends})
     _execute(_run(group))
     assert group.commands[-3:] == [("dump_stack", 0), ("dump_stack", 1), ("close",)]
+
+
+def test_a_background_run_is_killed_at_once_when_its_kernel_ends(tmp_path: Path) -> None:
+    """A rank may be deaf; nothing may be left some seconds later."""
+    run: Run
+    ends: list[Batch] = [[exited(0, -9), exited(1, -9), NOTHING_WAS]]
+    kernel_ends = lambda: run.end_with_kernel()  # noqa: E731, PLW0108 -- there is no run yet
+    group = _group(tmp_path, [kernel_ends], on={"dump_stack": ends})
+    run = _run(group, background=Background())
+    _execute(run)
+    assert isinstance(run.error, RunInterrupted)
+    assert str(run.error).startswith("the notebook's kernel ended")
+    assert run.state is State.CANCELLED
+
+
+def test_a_host_keeps_values_and_reads_none(tmp_path: Path) -> None:
+    """They may be of libraries that it must not import."""
+    stream = pickle.dumps({"x": 1})
+    segment = Segment.of([memoryview(stream)])
+    results = Results(rank=0, names=("x",), sizes=segment.sizes)
+    sent = PulledValues(results=results, fd=segment.fd)
+    group = _group(tmp_path, [sent, *done(0), *done(1), NOTHING_WAS])
+    run = _run(group, pull=(Pull("x"),), background=Background())
+    _execute(run)
+    assert run.state is State.SUCCEEDED
+    assert run.directory.kept_values(0).read_bytes()[: len(stream)] == stream
 
 
 def test_the_time_limit(tmp_path: Path) -> None:

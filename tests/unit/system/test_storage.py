@@ -242,6 +242,16 @@ def test_old_and_big_runs_go(storage: RunStorage) -> None:
     assert [run.exists() for run in runs] == [False, True, False, True]
 
 
+def test_values_that_a_notebook_has_yet_to_fetch_stay(storage: RunStorage) -> None:
+    """Until they are old, however large."""
+    run = storage.new_run_directory()
+    run.kept_values(0).write_bytes(b"x" * 1000)
+    prune(run.path.parent, keep_s=10**9, keep_bytes=10)
+    assert run.path.exists()
+    prune(run.path.parent, keep_s=-1, keep_bytes=10)
+    assert not run.path.exists()
+
+
 def test_what_is_no_run_stays(storage: RunStorage) -> None:
     """Whatever else somebody keeps there."""
     root = storage.new_run_directory().path.parent
