@@ -76,3 +76,20 @@ def test_a_cell_that_fails_before_its_start_holds_nothing(
     )
     assert ran.status == "ok", ran
     assert _gpus(kernel.run(f"%%ddp -g free:2 -n 1\n{CELL}")) == "0,1"
+
+
+def test_a_detached_run_holds_its_gpus_itself(notebook: Callable[[], Kernel]) -> None:
+    """Until it ends, whatever becomes of its kernel."""
+    first, second = notebook(), notebook()
+    started = first.run("%%ddp -g free:1 --detach\nimport time; time.sleep(1000)")
+    assert started.status == "ok", started
+    assert "until its end it holds: 1 rank on cuda:0" in started.text
+    run = started.text.split()[1]
+    first.kill()
+    first.manager.provisioner.process.wait()
+    assert _gpus(second.run(f"%%ddp -g free:1\n{CELL}")) == "1"
+    shared = second.run(f"%%ddp -g 0\n{CELL}")
+    assert f"cuda:0 is {HELD}" in str(shared.outputs)
+    assert f"(pid {first.pid})" not in str(shared.outputs)
+    assert "stopped" in second.run(f"%ddp_stop {run}").text
+    assert _gpus(second.run(f"%%ddp -g free:2 -n 1\n{CELL}")) == "0,1"
