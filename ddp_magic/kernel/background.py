@@ -34,7 +34,8 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.memory import size_words
 from ddp_magic.wire.states import State
 
-POLL_S = 0.1  # between two looks at the journal
+POLL_S = 0.05  # between two looks at what is new in the journal
+LOOK_S = 0.3  # at how it ended
 CLOSE_S = 3.0  # for a host to end with its kernel
 STOP_S = 40.0  # for a run to end: its ranks have 30 s to finish
 
@@ -82,6 +83,7 @@ class BackgroundRun:
         self._awaited = False  # by `wait`
         self._ends_here = False  # with this process
         self._is_in_terminal = False
+        self._head: PastRun | None = None
 
     @classmethod
     def of(cls, run: PastRun) -> BackgroundRun:
@@ -159,8 +161,8 @@ class BackgroundRun:
         """Process id of its host; None if it is not known yet."""
         if self._process is not None:
             return self._process.pid
-        past = self.past
-        return None if past is None else past.kernel
+        self._head = self._head or self.past
+        return None if self._head is None else self._head.kernel
 
     @property
     def is_ours(self) -> bool:
@@ -170,8 +172,8 @@ class BackgroundRun:
     def _host_lives(self) -> bool:
         if self._process is not None:
             return self._process.poll() is None
-        past = self.past
-        return past is not None and past.kernel_lives
+        self._head = self._head or self.past  # which process it is does not change
+        return self._head is not None and self._head.kernel_lives
 
     def announcement(self) -> list[str]:
         """Return what a person must know of it: what it holds, how long, how to end it."""
@@ -238,7 +240,7 @@ class BackgroundRun:
         """
         self._wait_for_thread()
         while not self.is_over():
-            time.sleep(POLL_S)
+            time.sleep(LOOK_S)
         self._collect({})
         if self.error is not None and self.background.raises:
             raise self.error
@@ -366,7 +368,7 @@ class BackgroundRun:
     def _wait_for_end(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self.is_over() and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+            time.sleep(LOOK_S)
 
     def end_with_kernel(self) -> None:
         """Ask its host to end at once, if it is to end with this process."""

@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None, roots: Sequence[Path] | None = None)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
