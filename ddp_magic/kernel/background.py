@@ -181,9 +181,9 @@ class BackgroundRun:
         values = f", {size_words(size)} of the notebook's values" if size else ""
         if not self.background.detached:
             return [
-                f"run {self.id} goes on in the background: {self.devices}{values}",
-                f"it ends with this kernel; %ddp_wait {self.id} follows it to its end, "
-                f"%ddp_stop {self.id} ends it",
+                f"run {self.id} goes on in the background, and ends with this kernel: "
+                f"{self.devices}{values}",
+                f"follow it: %ddp_wait {self.id} · end it: %ddp_stop {self.id}",
             ]
         return [
             f"run {self.id} is detached: it goes on without this notebook and its server",
