@@ -160,9 +160,8 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
 
 
 def _in_background(run: BackgroundRun) -> BackgroundRun:
-    if run.background.detached:
-        print("\n".join(run.announcement()))  # noqa: T201 -- it must be known
-    run.show_from_now_on(Outputs(get_ipython(), stays=True))
+    says = run.announcement() if run.background.detached else ()
+    run.show_from_now_on(Outputs(get_ipython(), stays=True), says=says)
     return run
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,15 @@ class BackgroundRun:
 
     # --- followed to its end ------------------------------------------------------------------
 
-    def show_from_now_on(self, out: Outputs) -> None:
-        """Show it, in a thread of its own, in the cell that runs now."""
+    def show_from_now_on(self, out: Outputs, says: Sequence[str] = ()) -> None:
+        """Show it, in a thread of its own, in the cell that runs now.
+
+        Args:
+            out: The outputs of the cell.
+            says: Lines to show at once.
+        """
+        if says:
+            out.write("".join(f"{line}\n" for line in says))
         self._is_in_terminal = not out.shows_displays
         # In the context of this cell: ipykernel finds the cell of a thread's text in it.
         target = copy_context().run

@@ -220,8 +220,7 @@ class DDPMagics(Magics, OptionDefaults):
     def _show_in_background(self, run: BackgroundRun) -> None:
         if run.background.out:
             self.shell.user_ns[run.background.out] = run
-        print("\n".join(run.announcement()))  # noqa: T201 -- the answer
-        run.show_from_now_on(Outputs(self.shell, stays=True))
+        run.show_from_now_on(Outputs(self.shell, stays=True), says=run.announcement())
 
     def _prepare(self, body: str) -> tuple[Cell, int | None, dict[str, str]]:
         """Compile the cell here, where a SyntaxError costs nothing.
