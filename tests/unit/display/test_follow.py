@@ -157,6 +157,18 @@ def test_what_came_before_is_shown_as_it_is_now(record: RunRecord, cell: Cell) -
     assert cell.step()[2:] == [f"2 ranks on the CPU · {clock(record.started)}", "[rank 1] 8"]
 
 
+def test_what_a_rank_clears_is_removed(record: RunRecord, cell: Cell) -> None:
+    """Its text; that of the others is shown again, as Jupyter removes all or nothing."""
+    journal = Journal(record.log_directory.journal)
+    journal.begin(record)
+    cell.step()
+    journal.text("[rank 0] a\n[rank 1] b\n")
+    cell.step()
+    journal.clear(0)
+    assert cell.step()[0] == "[rank 1] b"
+    assert cell.step() == []
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_quiet_run_has_a_closing_line_only_if_it_fails(
     record: RunRecord, cell: Cell, fails: bool
