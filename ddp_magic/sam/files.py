@@ -13,9 +13,9 @@ from ddp_magic.sam.checks import check_sizes
 from ddp_magic.sam.names import check_order, list_folder, match
 from ddp_magic.sam.pictures import Page, Pictures
 from ddp_magic.sam.process_group import print0
-from ddp_magic.sam.readers import NIFTI, from_pil, header, kind_of, read, turn_of
+from ddp_magic.sam.readers import DICOM, NIFTI, from_pil, header, kind_of, read, turn_of
 from ddp_magic.sam.stored import Stored, as_stored, to_numpy
-from ddp_magic.sam.volumes import Header, check_affines
+from ddp_magic.sam.volumes import Header, check_affines, check_places
 
 OPENED = {
     ".zarr": "zarr.open_array(path, mode='r')",
@@ -161,6 +161,13 @@ def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header |
     elif kind_of(image) == kind_of(mask) == NIFTI:
         check_affines(image, mask)
         return True
+    elif kind_of(image) == kind_of(mask) == DICOM:
+        check_places(image, mask)
+    elif {kind_of(image), kind_of(mask)} == {DICOM, NIFTI}:
+        raise ValueError(
+            f"{image} and {mask} are DICOM and NIfTI, whose rows may be in the opposite order: "
+            "convert both to NIfTI, for example with dcm2niix"
+        )
     if head.pages != mask_head.pages:
         raise ValueError(
             f"{image} contains {head.pages} images, but {mask} contains {mask_head.pages} masks: "

@@ -286,3 +286,21 @@ def _dicom_frames(path: Path, _mtime_ns: int, labels: bool) -> Array:
         for scale in group.get("PixelValueTransformationSequence", []):
             data.RescaleSlope, data.RescaleIntercept = scale.RescaleSlope, scale.RescaleIntercept
     return np.asarray(library.apply_modality_lut(frames, data), dtype=np.float32)
+
+
+def check_places(image: Path, mask: Path) -> None:
+    """Check that a DICOM label map lies where its image does, as far as both say it.
+
+    Raises:
+        ValueError: It does not.
+    """
+    names = ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"]
+    dcmread = require("pydicom", "dicom").dcmread
+    ours, theirs = (dcmread(path, specific_tags=names) for path in (image, mask))
+    for name in names:
+        here, there = (list(map(float, each.get(name) or [])) for each in (ours, theirs))
+        if len(here) == len(there) and not np.allclose(here, there, rtol=0, atol=0.01):
+            raise ValueError(
+                f"{mask} has the {name} {there}, but its image {image} has {here}: use the labels "
+                "of this image; or, if the arrays do match, save them as PNG"
+            )

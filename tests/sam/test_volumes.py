@@ -163,3 +163,26 @@ def test_a_dicom_with_a_table_of_values_is_refused(tmp_path: Path) -> None:
     data.save_as(tmp_path / "a.dcm")
     with pytest.raises(ValueError, match=r"a\.dcm: has a Modality LUT Sequence"):
         header(tmp_path / "a.dcm")
+
+
+def test_a_dicom_and_labels_of_another_place_are_refused(tmp_path: Path) -> None:
+    """Labels of a turned or of another slice, and NIfTI, whose rows dcm2niix turns."""
+    image, mask = tmp_path / "image.dcm", tmp_path / "mask.dcm"
+    data = _ct()
+    data.save_as(image)
+    data.PixelData = np.full((128, 128), 1, np.int16).tobytes()
+    data.RescaleIntercept = 0
+    data.save_as(mask)
+    assert len(SamDataset([image], [mask])) == 1
+    for name, value in (
+        ("ImagePositionPatient", [0, 0, 0]),
+        ("ImageOrientationPatient", [-1, 0, 0, 0, -1, 0]),
+    ):
+        other = pydicom.dcmread(mask)
+        setattr(other, name, value)
+        other.save_as(tmp_path / "other.dcm")
+        with pytest.raises(ValueError, match=rf"other\.dcm has the {name} .*image\.dcm"):
+            SamDataset([image], [tmp_path / "other.dcm"])
+    nibabel.Nifti1Image(np.ones((128, 128), np.uint8), np.eye(4)).to_filename(tmp_path / "m.nii")
+    with pytest.raises(ValueError, match=r"image\.dcm and .*m\.nii are DICOM and NIfTI"):
+        SamDataset([image], [tmp_path / "m.nii"])
