@@ -65,7 +65,13 @@ def one_channel(pixels: Array) -> Array:
     if alpha is None or _is_flat(alpha):
         return gray
     if _is_flat(gray):  # a cut-out: what is opaque is the object
-        return alpha > _opaque(pixels) / 2
+        levels = len(np.unique(alpha))
+        if levels > 2:
+            raise ValueError(
+                f"has {levels} levels in its alpha channel: save labels without one; for one "
+                "object, alpha > 127"
+            )
+        return np.asarray(alpha != alpha.min())
     if gray[alpha == 0].any():
         raise ValueError("has different masks in its gray levels and its alpha channel: save one")
     return gray

@@ -160,6 +160,9 @@ def test_labels_are_the_same_in_every_format(tmp_path: Path) -> None:
         mask = np.dstack([np.full_like(LABELS, color)] * 3 + [(LABELS > 0) * np.uint8(255)])
         Image.fromarray(mask).save(tmp_path / "alpha.png")
         assert np.array_equal(read(tmp_path / "alpha.png", labels=True), LABELS > 0)
+        mask[..., 3] //= 255  # 1 is the object, as in a label map
+        Image.fromarray(mask).save(tmp_path / "alpha.png")
+        assert np.array_equal(read(tmp_path / "alpha.png", labels=True), LABELS > 0)
     inverted = Image.fromarray((LABELS == 0).astype(np.uint8)).convert("P")
     inverted.putpalette([255, 255, 255, 0, 0, 0])  # black is the background, but not index 0
     inverted.save(tmp_path / "inverted.png")
@@ -201,6 +204,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "four.nii": (lambda path: nibabel.save(FOUR, path), "shape"),
     "mask of colors.png": (_png(RGB), "colors, not labels"),
     "mask in alpha.png": (_png(np.dstack([GRAY, 255 - GRAY])), "different masks"),
+    "mask, labels in alpha.png": (_png(np.dstack([LABELS * 0, LABELS])), "3 levels in its alpha"),
     "mask of a palette.png": (_png(COLORS.quantize(9)), "background is uncertain"),
     "mask, white.tif": (_tiff(BINARY * np.uint8(255), photometric="miniswhite"), "0 is white"),
     "mask.jpg": (_png(Image.fromarray(LABELS).resize((60, 40))), "JPEG"),
