@@ -118,9 +118,14 @@ def rimmed_rows(mask: NDArray[Any]) -> float:
 
 
 def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Refuse 255 and 65535 far above the other labels, with which data sets mark borders."""
+    """Refuse 255, 65535 and 2**32 - 1 far above the other labels, which data sets leave out.
+
+    The largest number of another dtype, too: it is what -1 becomes, or a writer's missing value.
+    """
     top = int(labels[-1])
-    if top not in {255, 65535} or labels[-2] > 0.9 * top:
+    marks = {255, 65535, 2**32 - 1}
+    marks |= {int(np.iinfo(mask.dtype).max)} if mask.dtype.kind in "iu" else set()
+    if top not in marks or labels[-2] > 0.9 * top:
         return
     ignored = np.pad(mask == top, 1)
     around = ignored[:-2, 1:-1] | ignored[2:, 1:-1] | ignored[1:-1, :-2] | ignored[1:-1, 2:]

@@ -150,6 +150,8 @@ def test_label_maps_are_accepted(labels: Any) -> None:
         (MASKS[0] - 1, "negative label -1: .*ignore_label=-1"),
         (np.where(MASKS[0] == 0, 255, MASKS[0]), "borders 3 of them: .*ignore_label=255"),
         (np.where(MASKS[0] == 0, 65535, MASKS[0]).astype(np.uint16), "ignore_label=65535"),
+        (np.where(MASKS[0] == 3, -1, MASKS[0].astype(int)).astype(np.uint32), "=4294967295"),
+        (np.where(MASKS[0] == 3, 2**31 - 1, MASKS[0].astype(np.int32)), "ignore_label=2147483647"),
         (MASKS[0] * 0.3, "fractions"),
         (np.where(MASKS[0] == 0, np.nan, MASKS[0]), "fractions or NaN"),
         (MASKS[0].astype(complex), "dtype complex"),
