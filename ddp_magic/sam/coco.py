@@ -174,6 +174,10 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
             _check_segmentation(record.get("segmentation"), size)
             code = data.annToRLE(record)
             area, is_crowd = int(rle.area(code)), int(record.get("iscrowd") or 0)
+            box, found = np.array([record.get("bbox") or [0] * 4], float), rle.toBbox(code)[None]
+            apart = min(*box[0, 2:], *found[0, 2:]) > 4 and rle.iou(found, box, [0]).item() < 0.3
+            if isinstance(record["segmentation"], dict):
+                rle.decode(code)  # it refuses what is not in its encoding
         except Exception as error:  # pycocotools raises what it meets
             raise ValueError(
                 f"{name} has no valid mask ({error}): segmentation must be polygons [[x, y, x, y, "
@@ -183,6 +187,12 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
             raise ValueError(
                 f"{name} has a mask without pixels: polygons are (x, y) in pixels, not fractions "
                 "of the image; remove annotations smaller than a pixel"
+            )
+        if apart:
+            raise ValueError(
+                f"{name} has a mask in the box {found[0].tolist()}, but bbox is {box[0].tolist()}, "
+                "(x, y, width, height): are x and y swapped, or is one of them of another size? "
+                "Correct it, or remove bbox"
             )
         (crowd if is_crowd else codes).append(code)
     return Encoded(codes, size, crowd)

@@ -125,6 +125,7 @@ def test_several_pages_are_refused(tmp_path: Path) -> None:
         [[5, 5, 20, 5, 20, 20, 7]],
         [[5, 5, 20, 5, 20, float("nan")]],
         {"counts": [5, 10, 1585]},
+        {"size": [40, 40], "counts": "!!"},
     ],
 )
 def test_masks_that_pycocotools_would_make_up_are_refused(tmp_path: Path, mask: Any) -> None:
@@ -152,3 +153,18 @@ def test_an_orientation_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     Image.open(path).save(path, exif=exif)
     SamDataset(tmp_path / "set", coco(tmp_path, ["1.jpg"]))
     assert "1 images are turned as their metadata says" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("box", "message"), [([5, 25, 10, 10], "swapped"), ([25, 5, 10, 10], "")])
+def test_a_mask_that_is_not_in_its_box_is_refused(
+    tmp_path: Path, box: list[int], message: str
+) -> None:
+    """Polygons in (y, x) order, or of another size, are not where the box is."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"], mask=[[25, 5, 35, 5, 35, 15, 25, 15]])
+    path.write_text(path.read_text().replace('"category_id"', f'"bbox": {box}, "category_id"'))
+    if message:
+        with pytest.raises(ValueError, match=f"annotation 0 has a mask in the box .*{message}"):
+            SamDataset(tmp_path / "set", path)
+    else:
+        assert SamDataset(tmp_path / "set", path)[0]["masks"].sum() == 100
