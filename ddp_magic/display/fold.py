@@ -98,6 +98,12 @@ class Fold(Generic[Other]):
         """Return whether the output of a rank is shown."""
         return rank in self._queues
 
+    def show_too(self, rank: int) -> None:
+        """Show what a hidden rank sends from now on; its lines are no lines of all ranks."""
+        self._queues.setdefault(rank, deque())
+        self._wrote.setdefault(rank, float("-inf"))
+        self._alone.setdefault(rank, 0)
+
     def take_all(self, rank: int) -> list[str | Other]:
         """Return all that a rank has sent and that is not shown yet; the other ranks' waits."""
         return [self._take_alone(rank) for _ in range(len(self._queues.get(rank, ())))]

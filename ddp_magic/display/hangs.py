@@ -275,12 +275,8 @@ class _Known:
         """Return where a rank is that others wait for."""
         rank = self.ranks[number]
         place = self._place(rank)
-        if rank.error is not None:
-            return f"it raised {rank.error.ename}{rank.where}"
-        if rank.finished is not None or rank.idle or rank.code == 0:
-            return "it has finished its cell"
-        if rank.code is not None:
-            return f"it has ended ({exit_words(rank.code)})"
+        if reported := _reported(rank):
+            return reported
         state = self._processes.get(number, ProcessState())
         if state.stopped:
             return f"it is stopped: `kill -CONT {rank.pid}` continues it"
@@ -379,6 +375,19 @@ def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[s
         fates = [known.whereabouts(rank).replace("it ", f"rank {rank} ", 1) for rank in others]
         sentences.append("; ".join([head, *fates]))
     return sentences
+
+
+def _reported(rank: Rank) -> str:
+    """Return what a rank itself has said of why it joins no collective; empty if nothing."""
+    at = rank.where
+    if (error := rank.error or rank.held) is not None:
+        asks = ", and waits for an answer in the cell" if rank.question else ""
+        return f"it raised {error.ename}{at}{asks}"
+    if rank.question is not None:
+        return f"it waits for an answer in the cell{at}"
+    if rank.finished is not None or rank.idle or rank.code == 0:
+        return "it has finished its cell"
+    return "" if rank.code is None else f"it has ended ({exit_words(rank.code)})"
 
 
 def _ranks(numbers: Iterable[int]) -> str:

@@ -79,6 +79,11 @@ class Outputs:
         if self.status is not None and hidden and text.endswith("\n"):
             self.status.show(hidden)
 
+    def count_answer(self) -> None:
+        """Count an output of the front end's own: a question and its answer."""
+        self._count += 1
+        self._text_is_last = False
+
     def display(
         self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str, *, update: bool
     ) -> None:

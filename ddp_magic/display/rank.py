@@ -6,13 +6,14 @@ import itertools
 import signal
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddp_magic.display.diagnose import Failure, line_words
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Killed,
+    QuestionClosed,
     Rejoined,
     RunEvent,
     StackDumped,
@@ -21,11 +22,13 @@ from ddp_magic.wire.kernel_events import (
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
     Collectives,
+    DebuggerQuit,
     Error,
     Finished,
     Heartbeat,
     Idle,
     Interrupted,
+    Question,
     WorkerExited,
     WorkerHello,
     WorkerReady,
@@ -57,6 +60,9 @@ class Rank:
         idle: Whether it belongs to a session and has ended its cell.
         has_group: Whether a session's rank still has its default process group after its cell.
         cuda_error: Why a session's rank can no longer use CUDA; empty if it can.
+        question: What it waits for an answer to; None if it does not.
+        held: Its error, while it is in the debugger (`--debug`).
+        quit: Whether its debugger was quit, which ends the run.
         log: File with all its text.
         log_span: Where in the file the run's text begins and ends, in bytes.
         stack: The frames of its last stack dump, innermost first.
@@ -87,6 +93,9 @@ class Rank:
     idle: bool = False
     has_group: bool = True
     cuda_error: str = ""
+    question: Question | None = None
+    held: Error | None = None
+    quit: bool = False
     log: Path | None = None
     log_span: tuple[int, int | None] = (0, None)
     stack: tuple[str, ...] = ()
@@ -94,7 +103,7 @@ class Rank:
     completed: Mapping[str, int] = field(default_factory=dict)
     _cpu_s: float = 0.0
 
-    def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912 -- one case for each event
+    def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912, PLR0915 -- one case for each event
         """Update the state from an event of this rank."""
         match event:
             case WorkerHello(pid=pid):
@@ -115,8 +124,17 @@ class Rank:
             case Idle(group=has_group, cuda_error=cuda_error):
                 self.idle, self.ended, self.phase = True, event.time, Phase.IDLE
                 self.has_group, self.cuda_error = has_group, cuda_error
+            case Error(line=line, cell=cell, held=True):
+                self.held, self.line, self.cell = event, line, cell
             case Error(line=line, cell=cell):
                 self.error, self.line, self.cell = event, line, cell
+            case Question():
+                self.question = event
+            case QuestionClosed(number=number):
+                if self.question is not None and self.question.mark == number:
+                    self.question = None
+            case DebuggerQuit():
+                self.quit = True
             case Finished():
                 self.finished = event
             case Killed():
@@ -130,6 +148,9 @@ class Rank:
             case WorkerExited(code=code, time=ended, by_agent=by_agent):
                 self.code, self.ended, self.phase = code, ended, Phase.ENDED
                 self.by_agent = by_agent
+                if self.error is None and self.held is not None:
+                    # It was ended in the debugger: another rank's error ended the run.
+                    self.error = replace(self.held, time=max(self.held.time, ended), held=False)
             case _:
                 pass
 
@@ -142,7 +163,7 @@ class Rank:
         # A heartbeat sent before a session's cell may arrive late.
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:
             self.phase = event.phase
-        if event.phase is Phase.RUNNING and self.error is None:
+        if event.phase is Phase.RUNNING and self.error is None and self.held is None:
             self.cell = event.cell
             self.line = event.line  # a rank that exits keeps the line it failed in
             self.call, self.still_s = event.call, event.still_s

@@ -20,7 +20,14 @@ from ddp_magic.display.status import clock, html_line, summary
 from ddp_magic.display.table import LiveTable, status_line
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.display.text_output import TextOutput
-from ddp_magic.wire.kernel_events import Note, Restarted, RunEvent, Stream
+from ddp_magic.wire.kernel_events import (
+    Note,
+    QuestionClosed,
+    QuestionOpened,
+    Restarted,
+    RunEvent,
+    Stream,
+)
 from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
 
@@ -95,6 +102,10 @@ class CellScreen:
                 self._text.add_display(event)
             case ClearOutput(rank=rank, wait=wait) if self._live:
                 self._text.clear(rank, wait=wait)
+            case QuestionOpened(rank=rank, prompt=prompt):
+                self._text.ask(rank, prompt)
+            case QuestionClosed(rank=rank, line=line):
+                self._text.close_question(rank, line)
             case Restarted(number=number):
                 self._text.end()
                 self._displays.restart(number)

@@ -77,8 +77,8 @@ def clock(seconds: float) -> str:
 
 def rank_state(rank: Rank, now: float) -> str:
     """Return what a rank is doing, or how it ended, in a few words."""
-    if rank.error is not None:
-        return f"raised {rank.error.ename}"
+    if (error := rank.error or rank.held) is not None:
+        return f"raised {error.ename}" + (", asks" if rank.question else "")
     if rank.code == 0 or rank.idle:
         return FINISHED
     if rank.code is not None:
@@ -87,7 +87,7 @@ def rank_state(rank: Rank, now: float) -> str:
         return f"exit code {rank.code}" if rank.finished else describe_exit(rank.code).split(",")[0]
     if (silent_s := rank.silent_s(now)) > SILENT_S:
         return f"silent for {silent_s:.0f} s"
-    return rank.phase.value
+    return rank.phase.value if rank.question is None else "asks"
 
 
 def rank_memory(rank: Rank) -> str:

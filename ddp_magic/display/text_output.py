@@ -48,6 +48,7 @@ class TextOutput:
         self._came = 0.0  # when the first of them came
         self._fold: Fold[DisplayData] = Fold(())
         self._out: list[str] = []
+        self._asked: tuple[int, str] | None = None  # in a terminal: the open question
         self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
         self._last_write = 0.0
         self._last_pages = 0.0
@@ -126,6 +127,38 @@ class TextOutput:
         self._flush(final=True)
         self._write_lines([line])
         self._write()
+
+    def ask(self, rank: int, prompt: str) -> None:
+        """Show all that was written before a question; in a terminal, the question too.
+
+        A front end's input box has the question in it. What the rank writes is shown from now on.
+        """
+        self._fold.show_too(rank)
+        self._flush(final=True)
+        if self._texts[rank].lines.partial:
+            self._write_partial(self._texts[rank])
+        if not self._outputs.shows_displays and self._open_rank not in (None, rank):
+            self._end_line()
+        self._write()
+        self._publish_pages(float("inf"))
+        if not self._outputs.shows_displays:
+            self._asked = (rank, prompt)
+            self._write_question(rank, prompt)
+
+    def _write_question(self, rank: int, prompt: str) -> None:
+        self._outputs.write(prompt if self._open_rank == rank else f"{label([rank])} {prompt}")
+        self._open_rank = rank
+
+    def close_question(self, rank: int, line: str) -> None:
+        """Keep question and answer, which the front end or the terminal has shown."""
+        if line:
+            self._outputs.count_answer()
+        if line and self._journal is not None:
+            self._journal.text(line + "\n")
+        if self._asked is not None and self._asked[0] == rank:
+            self._asked = None
+            if line and self._open_rank == rank:
+                self._open_rank = None  # Enter has ended the line
 
     # --- what is shown ------------------------------------------------------------------------
 
@@ -265,6 +298,8 @@ class TextOutput:
             self._outputs.write(text)
             self._last_write = self._clock()
             self._out = []
+            if self._asked is not None and self._open_rank is None:
+                self._write_question(*self._asked)  # the text has broken its line
 
     def _publish_pages(self, now: float, *, final: bool = False) -> None:
         pages = {rank: text.page for rank, text in self._texts.items() if text.page is not None}

@@ -47,6 +47,7 @@ class StopReason(enum.Enum):
     MISMATCH = "the ranks called different collectives"
     TIME_LIMIT = "the time limit passed"
     PEER_FAILED = "a rank of a session failed"
+    DEBUGGER = "the debugger was quit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def judge(  # noqa: PLR0911 -- one for each end
     # If the agent ended, its ranks died of that, and some reported the death of others before.
     agent_ended = evidence.group.agent_died or _AGENT_SIGNALED.search(evidence.group.agent_error)
     match evidence.stop:
-        case StopReason.INTERRUPT:
+        case StopReason.INTERRUPT | StopReason.DEBUGGER:
             return State.CANCELLED, _interrupted(evidence, own)
         case StopReason.KERNEL_ENDED:
             what = "the notebook's kernel ended, and this background run with it: "
@@ -126,7 +127,9 @@ def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
     culprits = [f for f in own if f.error is not None and f.error.ename != "KeyboardInterrupt"]
     found = [evidence.mismatch] if evidence.mismatch else []
     if not culprits:
-        return RunInterrupted(message, details=found or evidence.waits)
+        # The others waited for the rank in the debugger, which a person knows.
+        waits = () if evidence.stop is StopReason.DEBUGGER else evidence.waits
+        return RunInterrupted(message, details=found or waits)
     first = diagnose.first_failure(culprits)
     assert first.error is not None  # noqa: S101 -- `culprits` have one
     head = f"rank {first.rank} of {len(evidence.ranks)} had raised:"
@@ -198,7 +201,8 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     hints = diagnose.name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
     # A child of the rank has written its own traceback into the error's text.
-    lines = [with_cell_names(line, evidence.cell_labels) for line in first.error.traceback]
+    shown_lines = ["\n".join(text_without_ours(t.split("\n"))) for t in first.error.traceback]
+    lines = [with_cell_names(line, evidence.cell_labels) for line in shown_lines]
     return of_class(WorkerError, first.error.classes, evidence.around.notebook)(
         message,
         rank=first.rank,
@@ -272,6 +276,8 @@ def _how_they_stopped(ranks: Sequence[Rank]) -> str:
 
 def _how_it_stopped(rank: Rank) -> str:  # noqa: PLR0911 -- one for each end
     where = rank.where if rank.finished is None else " after the end of its cell"
+    if rank.quit and not rank.killed:
+        return f"quit the debugger{where}"
     if rank.killed and not rank.ran:
         return "had not started its cell"
     if rank.killed and not rank.answered:

@@ -17,6 +17,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic import errors
 from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.question_box import box_of
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel import call, cell, controller
 from ddp_magic.kernel.arguments import parse_keywords
@@ -155,7 +156,7 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
             if wanted.bg or wanted.detach:
                 return _in_background(home.start_in_background(ready, options, wanted, extra=extra))
             made = home.make(ready, options, wanted.capture, extra=extra)
-        home.execute(made, CellScreen(shell), cold=wanted.cold)
+        home.execute(made, CellScreen(shell), cold=wanted.cold, box=box_of(shell))
     return made
 
 

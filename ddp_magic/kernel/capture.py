@@ -65,6 +65,12 @@ class Capture:
     prelude: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def texts(self) -> list[str]:
+        """The text of the notebook's cells whose functions are sent."""
+        sources = self.command.sources.values() if self.command is not None else ()
+        return [str(source[0]) for source in sources]
+
     def close(self) -> None:
         """Close the memory; the notebook keeps what later cells can use."""
         for segment in self.segments.values():

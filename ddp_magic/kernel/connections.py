@@ -30,6 +30,7 @@ from ddp_magic.wire.messages import (
     Command,
     DisplayData,
     Event,
+    Question,
     Results,
     WorkerExited,
     WorkerHello,
@@ -250,7 +251,7 @@ class Connections:
                 return [PulledValues(results=message, fd=fd)]
             case Results():
                 return [PulledValues(results=message, fd=None)]
-            case DisplayData() | ClearOutput():
+            case DisplayData() | ClearOutput() | Question():
                 return list(self.members[message.rank].take_output(message))
             case _:
                 pass

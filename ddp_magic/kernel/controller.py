@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.hangs import HANG_S
+from ddp_magic.display.question_box import Box
 from ddp_magic.display.record import Background, Screen
 from ddp_magic.display.status import Status
 from ddp_magic.engines.local import LocalEngine
@@ -125,6 +126,7 @@ class Controller:
             argv=args.argv,
             pull=args.pull,
             check=args.check,
+            debug=args.debug,
             profile=args.profile,
             trace=trace_file(args),
             gpu_locks=GpuLocks(),  # the session's stay with its group
@@ -284,15 +286,18 @@ class Controller:
         session = self.sessions.get(run.options.session)
         return run.label, session.name if session and name in session.held.bound else ""
 
-    def execute(self, run: Run, screen: Screen, *, cold: bool = False) -> None:
+    def execute(
+        self, run: Run, screen: Screen, *, cold: bool = False, box: Box | None = None
+    ) -> None:
         """Run a cell to its end.
 
         Args:
             run: A run from `make`.
             screen: Where it is shown.
             cold: Whether to start the ranks by torchrun.
+            box: Where a person answers what the ranks ask; None for nowhere.
         """
-        run.execute(screen, Torchrun() if cold else self.forkserver, list(sys.path))
+        run.execute(screen, Torchrun() if cold else self.forkserver, list(sys.path), box)
         self.runs.without_results(run)
         self.forkserver.want(run.imported)
         if session := self.sessions.get(run.options.session):

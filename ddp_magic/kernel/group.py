@@ -31,6 +31,7 @@ from ddp_magic.wire.kernel_events import (
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.messages import (
     AgentDone,
+    Answer,
     ClearOutput,
     Command,
     DisplayData,
@@ -161,6 +162,11 @@ class WorkerGroup:
         Ranks that are not up yet get it when they are.
         """
         self._outbox.send(command, fd)
+
+    def answer(self, rank: int, answer: Answer) -> None:
+        """Send a rank the answer to its question."""
+        if (member := self._connections.members.get(rank)) is not None:
+            member.channel.send(answer)
 
     def share(self, number: int, segment: Segment) -> None:
         """Send shared memory to every rank, unless they have it already."""

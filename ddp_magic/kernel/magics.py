@@ -17,6 +17,7 @@ from traitlets import Bool, Float, List, Unicode, Union, observe
 
 from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.question_box import box_of
 from ddp_magic.display.replay import replay
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.display.status import Status
@@ -206,7 +207,8 @@ class DDPMagics(Magics, OptionDefaults):
                 run = self.controller.make(
                     ready, options, args.capture, execution_count=number, settings=settings
                 )
-            self.controller.execute(run, CellScreen(self.shell), cold=args.cold)
+            box = box_of(self.shell)
+            self.controller.execute(run, CellScreen(self.shell), cold=args.cold, box=box)
             self.shell.user_ns.update(run.results)
             if args.out is not None:
                 self.shell.user_ns[args.out] = run

@@ -18,7 +18,7 @@ from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.kernel_events import RunEvent, Stream
 from ddp_magic.wire.marks import MarkSplitter, Writer
-from ddp_magic.wire.messages import ClearOutput, DisplayData, WorkerHello
+from ddp_magic.wire.messages import ClearOutput, DisplayData, Question, WorkerHello
 
 
 def _utf8() -> codecs.IncrementalDecoder:
@@ -48,7 +48,7 @@ class Member:
     unconnected_since: float | None = None
     _decoder: codecs.IncrementalDecoder = field(default_factory=_utf8)
     _text: deque[tuple[bytes, int] | int | Writer] = field(default_factory=deque)
-    _outputs: dict[int, DisplayData | ClearOutput] = field(default_factory=dict)
+    _outputs: dict[int, DisplayData | ClearOutput | Question] = field(default_factory=dict)
     _last_mark: int = 0  # of the outputs that have come, which come in their order
     _log_text: LogText = field(default_factory=LogText)
     _log_writer: Writer = Writer.ANYBODY
@@ -124,7 +124,7 @@ class Member:
         except OSError as error:  # a full disk costs the log, not the run
             self.log_error = error
 
-    def take_output(self, event: DisplayData | ClearOutput) -> Iterator[RunEvent]:
+    def take_output(self, event: DisplayData | ClearOutput | Question) -> Iterator[RunEvent]:
         """Take a rich output, and yield what is complete."""
         self._outputs[event.mark] = event
         self._last_mark = max(self._last_mark, event.mark)

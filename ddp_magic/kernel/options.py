@@ -242,7 +242,8 @@ OPTIONS = (
         use="a number above 0, such as 30 or 0.5",
         fixed=True,
         has_default=True,
-        help="Timeout for collectives, in seconds. Default: torch's.",
+        help="Timeout for collectives, in seconds. Default: torch's. None in a cell that can ask: "
+        "`input()`, `breakpoint()`, `--debug`.",
     ),
     Option(
         name="time_limit",
@@ -252,7 +253,8 @@ OPTIONS = (
         what="number of seconds",
         use="a number above 0, such as 30 or 0.5",
         has_default=True,
-        help="Time limit for the whole run, in seconds. Default: none.",
+        help="Time limit for the whole run, in seconds; time in which a rank waits for an answer "
+        "does not count. Default: none.",
     ),
     Option(
         name="max_restarts",
@@ -306,6 +308,14 @@ OPTIONS = (
         has_default=True,
         help="Compare every collective of the ranks, and stop at the first on which they differ: "
         "in order, operation, shapes, dtypes, reduction or root.",
+    ),
+    Option(
+        name="debug",
+        flags=("--debug",),
+        default=False,
+        also=("--pdb",),
+        help="Stop a rank that raises in the debugger, at the failing line, and hold the others "
+        "meanwhile. With `--max-restarts` only when no restarts are left.",
     ),
     Option(
         name="no_raise_error",

@@ -64,6 +64,7 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         trace=trace,
         session=asked.session or "",
         check=asked.check,
+        debug=asked.debug,
         max_restarts=asked.max_restarts,
     )
 

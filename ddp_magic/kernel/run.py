@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import CellCode, Surroundings
 from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
+from ddp_magic.display.question_box import Box
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord, Screen
 from ddp_magic.display.restarts import (
@@ -30,6 +31,7 @@ from ddp_magic.kernel.group import POLL_S, WorkerGroup
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.machine_limits import system_error
 from ddp_magic.kernel.pull import KeptPulls, Pulls
+from ddp_magic.kernel.questions import Questions
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.stop import Stop, reason_to_stop
@@ -47,7 +49,7 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import Error, Exit
+from ddp_magic.wire.messages import Error, Exit, HoldTimeouts, Question
 from ddp_magic.wire.states import State
 
 
@@ -117,6 +119,7 @@ class Run(RunRecord):
         self._has_cell = False  # whether the ranks have been sent the cell
         self._pulls = self._new_pulls()
         self._watch = CollectiveWatch(options, self.directory, hang_s)
+        self._questions = Questions(None)
         self._gives_up = False
         self._kernel_ended = False
         self._stop: Stop | None = None
@@ -162,14 +165,18 @@ class Run(RunRecord):
 
     # --- from the start to the end ------------------------------------------------------------
 
-    def execute(self, screen: Screen, engine: Engine, sys_path: list[str]) -> None:
+    def execute(
+        self, screen: Screen, engine: Engine, sys_path: list[str], box: Box | None = None
+    ) -> None:
         """Run the cell to its end. What went wrong is then in `error`; nothing is raised.
 
         Args:
             screen: Where it is shown.
             engine: What places the agent.
             sys_path: The ranks' module search path.
+            box: Where a person answers what the ranks ask; None for nowhere.
         """
+        self._questions = Questions(box)
         self.started = time.time()
         self.progress = screen.progress
         screen.start(self)
@@ -218,11 +225,13 @@ class Run(RunRecord):
             if self._stop is None and self._is_ready:
                 self._send_cell()
             self._take(self._group.poll(min(POLL_S, screen.wait_s)), screen)
+            self._take(self._answers(), screen)
             if self._watch.look(self.ranks):
                 self.waits = self._watch.waits
             screen.tick(self)
             self._stop = self._stop or self._begin_stop(counter.count)
             if self._stop is not None:
+                self._questions.stop()
                 self._take(self._stop.step(counter.count, time.monotonic()), screen)
         self._take(self._group.drain(), screen)
         self._take(self._stacks_of_crashes(), screen)
@@ -234,6 +243,9 @@ class Run(RunRecord):
             earlier = earlier_attempts(self.restarts, self.max_restarts)
             self.error.details = (*self.error.details, *earlier)
         self._take(self._watch.warnings(self.ranks, self.state), screen)
+        if self.options.debug and self._questions.problem and any(r.error for r in self.ranks):
+            text = f"{self.options.spelled('debug')}: no debugger: {self._questions.problem}"
+            self._take([Note(text=text)], screen)
         if self._group.kept:
             self._prepare_next_cell(screen, counter)
 
@@ -255,7 +267,13 @@ class Run(RunRecord):
             self.directory.cell.write_text(self._cell.source, encoding="utf-8")
         for rank in self.ranks:
             rank.began = time.time()
-        self._group.send(self._command)
+        self._group.send(
+            self._questions.prepare(
+                self._command,
+                [self._cell.source, *self._capture.texts],
+                last_attempt=len(self.restarts) >= self.max_restarts,
+            )
+        )
         if not self._group.kept:
             self._group.send(Exit())
 
@@ -266,6 +284,14 @@ class Run(RunRecord):
         if not self._group.kept or any(rank.busy for rank in self.ranks):
             return False
         return any(rank.code is None for rank in self.ranks)  # else the group ends by itself
+
+    def _answers(self) -> Iterator[RunEvent]:
+        """Send the ranks what was answered."""
+        for answered in self._questions.step():
+            if answered.answer is not None:
+                self._group.answer(answered.rank, answered.answer)
+            if answered.event is not None:
+                yield answered.event
 
     def _take(self, events: Iterable[RunEvent], screen: Screen) -> None:
         for event in events:
@@ -283,8 +309,11 @@ class Run(RunRecord):
                     self._pulls.take(results, fd)
                 case Error() if self._stop is None:
                     self._watch.remember_waits(self.ranks)
+                case Question() if not self._questions.waiting:
+                    self._group.send(HoldTimeouts())
             self.take(event)
             screen.take(event)
+            self._questions.take(event)
 
     def _restart(self, event: Restarted, screen: Screen) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
@@ -350,6 +379,7 @@ class Run(RunRecord):
             self.closing = (*self.closing, line)
 
     def _end(self) -> None:
+        self._questions.stop()
         unfinished = self.state in (State.PENDING, State.RUNNING)  # an error of the kernel's own
         if unfinished:
             self.state = State.FAILED
@@ -412,7 +442,7 @@ class Run(RunRecord):
         reason = reason_to_stop(
             self.ranks,
             presses=presses,
-            elapsed_s=self.elapsed_s,
+            elapsed_s=self.elapsed_s - self._questions.waited_s,
             time_limit_s=self.options.time_limit_s,
             kept=self._group.kept,
             mismatch=self._watch.differs(self.ranks),

@@ -27,6 +27,7 @@ class Options:
         trace: File for the trace of the run; None for no trace.
         session: Name of the session whose ranks run the cell; empty for ranks of its own.
         check: Compare every collective of the ranks.
+        debug: Hold a rank that raises in the debugger.
         call: The cell is ours and calls a function: its lines are of no interest.
         from_python: Python code asked for it, not a magic.
         gpu_locks: The GPUs that its ranks hold; empty for a later cell of a session.
@@ -49,6 +50,7 @@ class Options:
     trace: Path | None = None
     session: str = ""
     check: bool = False
+    debug: bool = False
     max_restarts: int = 0
     call: bool = False
     from_python: bool = False
@@ -76,6 +78,7 @@ class Options:
             call=self.call,
             check=self.check,
             profile=self.profile or self.trace is not None,
+            debug=self.debug,
         )
 
     def spelled(self, name: str) -> str:

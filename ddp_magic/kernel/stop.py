@@ -7,7 +7,7 @@ A rank that does not answer is killed after 2 s (`ANSWER_S`), one that answers a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from ddp_magic.display.rank import Rank, rank_names
@@ -22,6 +22,7 @@ PEERS_FINISH_S = 5.0  # and to clean up, once they are interrupted
 _FINISH_S = {
     StopReason.INTERRUPT: FINISH_S,
     StopReason.KERNEL_ENDED: 0.0,
+    StopReason.DEBUGGER: FINISH_S,
     StopReason.MISMATCH: PEERS_FINISH_S,
     StopReason.TIME_LIMIT: 0.0,
     StopReason.PEER_FAILED: PEERS_FINISH_S,
@@ -43,7 +44,7 @@ class Stoppable(Protocol):
 
 
 def reason_to_stop(
-    ranks: Iterable[Rank],
+    ranks: Sequence[Rank],
     *,
     presses: int,
     elapsed_s: float,
@@ -63,6 +64,8 @@ def reason_to_stop(
     """
     if presses:
         return StopReason.INTERRUPT
+    if any(rank.quit for rank in ranks):
+        return StopReason.DEBUGGER
     if mismatch:
         return StopReason.MISMATCH
     if time_limit_s is not None and elapsed_s > time_limit_s:

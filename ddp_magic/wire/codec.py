@@ -30,6 +30,7 @@ from ddp_magic.wire.messages import (
     Finished,
     ForkserverEvent,
     Heartbeat,
+    Question,
     Results,
     WorkerEvent,
     WorkerReady,
@@ -44,7 +45,10 @@ _PARTS = (GroupRecord, Operation)  # of messages
 _CLASSES: dict[str, type[Any]] = {cls.__name__: cls for cls in _MESSAGES}
 _TYPES: dict[str, type[Any]] = {**_CLASSES, **{cls.__name__: cls for cls in _PARTS}}
 # Shown to a person; paths and environments keep bytes that are not UTF-8.
-_SHOWN = (AgentDone, DisplayData, Error, Finished, Heartbeat, Results, CellNames, WorkerReady)
+_SHOWN = (
+    *(AgentDone, DisplayData, Error, Finished, Heartbeat, Question),
+    *(Results, CellNames, WorkerReady),
+)
 _Check: TypeAlias = Callable[[object], bool]
 _Restorer: TypeAlias = Callable[[Any], object]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

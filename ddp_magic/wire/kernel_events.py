@@ -72,6 +72,28 @@ class Stream:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuestionOpened:
+    """A rank's question is about to be asked: no other one is open."""
+
+    rank: int
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionClosed:
+    """A rank's question was answered or dropped.
+
+    Attributes:
+        number: The question's mark.
+        line: Question and answer, as they are to be read later; empty if it was dropped.
+    """
+
+    rank: int
+    number: int
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConnectionLost:
     """A rank's connection has ended, but its process has not."""
 
@@ -139,6 +161,8 @@ RunEvent: TypeAlias = (
     | Rejoined
     | PulledValues
     | Stream
+    | QuestionOpened
+    | QuestionClosed
     | ConnectionLost
     | Killed
     | StackDumped

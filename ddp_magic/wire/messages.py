@@ -19,6 +19,8 @@ from ddp_magic.wire.states import Phase
 LOST_CONNECTION = 113
 # Precedes a rank's number in the agent's log if the rank could not even connect.
 NOT_STARTED = "could not start rank"
+# Number of the answer that lets a rank that raised into the debugger; marks begin with 1.
+EXAMINE = 0
 
 # --- commands: kernel -> worker ---------------------------------------------------------------
 
@@ -71,6 +73,9 @@ class RunCell:
         call: The cell is generated and calls a function: tracebacks leave it out.
         check: Whether to write down every collective, beside the file `path`; see `wire.calls`.
         profile: Whether to measure where the time goes; see `wire.profile`.
+        can_ask: Whether a person can answer what the cell asks.
+        may_ask: Whether the cell is likely to ask, so that collectives wait without a timeout.
+        debug: Whether a rank that raises stops in the debugger.
     """
 
     path: str
@@ -84,6 +89,9 @@ class RunCell:
     call: bool = False
     check: bool = False
     profile: bool = False
+    can_ask: bool = False
+    may_ask: bool = False
+    debug: bool = False
 
     @property
     def name(self) -> str:
@@ -112,6 +120,28 @@ class NewGroup:
     """
 
     number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to a question of this rank's.
+
+    Attributes:
+        number: The question's mark, or `EXAMINE`.
+        text: What was answered, without the end of the line.
+        ended: The input was ended (Ctrl-D) instead.
+        problem: Why there is no answer; empty if there is one.
+    """
+
+    number: int
+    text: str = ""
+    ended: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldTimeouts:
+    """Let collectives wait without a timeout until the cell ends: a rank waits for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,12 +413,49 @@ class ClearOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """Jupyter's input_request: the rank waits for a line from the person at the notebook.
+
+    Attributes:
+        mark: Number of the mark in the rank's text where this belongs.
+        prompt: What it asks, in one line.
+        password: Whether the answer is not to be shown.
+    """
+
+    rank: int
+    mark: int
+    prompt: str
+    password: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionWithdrawn:
+    """The rank waits for the answer no more.
+
+    Attributes:
+        number: The question's mark.
+    """
+
+    rank: int
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebuggerQuit:
+    """The debugger of this rank was quit, which ends the run; the rank waits for the interrupt."""
+
+    rank: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Error:
     """Jupyter's error: the cell raised on this rank.
 
     It is sent twice: at once, and again with its text and traceback formatted.
 
     Attributes:
+        held: The rank wants into the debugger (`--debug`), and has not failed yet.
         line: The innermost line of the cell in the traceback.
         cell: What a person calls the cell of that line; empty for the one that ran.
         classes: Its class and the base classes, as "module:name".
@@ -402,6 +469,7 @@ class Error:
     line: int | None = None
     cell: str = ""
     classes: tuple[str, ...] = ()
+    held: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,7 +533,17 @@ class Idle:
 
 
 Command: TypeAlias = (
-    SharedMemory | Captured | RunCell | Interrupt | NewGroup | Exit | Kill | Preload | ForkAgent
+    SharedMemory
+    | Captured
+    | RunCell
+    | Interrupt
+    | Answer
+    | HoldTimeouts
+    | NewGroup
+    | Exit
+    | Kill
+    | Preload
+    | ForkAgent
 )
 ForkserverEvent: TypeAlias = Importing | Preloaded | ForkObstacle | Forked
 AgentEvent: TypeAlias = AgentHello | WorkerExited | AgentDone
@@ -478,6 +556,9 @@ WorkerEvent: TypeAlias = (
     | Interrupted
     | DisplayData
     | ClearOutput
+    | Question
+    | QuestionWithdrawn
+    | DebuggerQuit
     | Error
     | Finished
     | Results

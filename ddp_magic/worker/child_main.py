@@ -12,6 +12,7 @@ imports it.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.machinery
 import json
 import os
@@ -295,8 +296,17 @@ def _execute(tree: ast.Module, path: str, namespace: dict[str, Any]) -> None:
     exec(compile(tree, path, "exec"), namespace)  # noqa: S102 -- the user's own cell
 
 
+def _input(prompt: object = "", /) -> str:
+    """Raise an error: the input of a child is empty."""
+    raise RuntimeError(
+        f"a process that a rank has started called input({str(prompt)!r}): only the rank itself "
+        "can ask. Ask before the process is started"
+    )
+
+
 def _become_child() -> None:
     """Restore the cell in this child; if that fails, end it as an uncaught error does."""
+    builtins.input = _input
     try:
         with warnings_without_ours():
             restore(globals(), json.loads(Path(os.environ[VARIABLE]).read_text()))

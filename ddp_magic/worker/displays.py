@@ -37,7 +37,7 @@ class Displays:
         update: bool,
     ) -> None:
         """Send a rich output, and mark its place in the text."""
-        self._send_marked(
+        self.send_marked(
             lambda mark: DisplayData(
                 rank=self._rank,
                 mark=mark,
@@ -50,16 +50,19 @@ class Displays:
 
     def clear_output(self, *, wait: bool) -> None:
         """Remove this rank's output; with `wait`, when something follows."""
-        self._send_marked(lambda mark: ClearOutput(rank=self._rank, mark=mark, wait=wait))
+        self.send_marked(lambda mark: ClearOutput(rank=self._rank, mark=mark, wait=wait))
 
-    def _send_marked(self, event: Callable[[int], Event]) -> None:
+    def send_marked(self, event: Callable[[int], Event]) -> bool:
+        """Send an event, and mark its place in the text; return whether the kernel is there."""
         flush()
         # An interrupt here would leave half a frame, and the kernel could read nothing after it.
         with interrupts.held_back(), self._lock:
             self._mark += 1
             # The event first: when the kernel reads the mark, the event is there already.
-            if self._channel.send(event(self._mark)):
+            sent = self._channel.send(event(self._mark))
+            if sent:
                 self._pipe.write_mark(self._mark)
+            return sent
 
 
 def encoded(data: dict[str, Any]) -> dict[str, Any]:

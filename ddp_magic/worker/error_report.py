@@ -63,6 +63,7 @@ def send_error(
     cell: CellPlace,
     send: Callable[[Error], object],
     format_error: Formatter | None = None,
+    raised: float | None = None,
 ) -> None:
     """Report an error at once, and again when it is formatted.
 
@@ -72,8 +73,9 @@ def send_error(
         cell: Where it ran.
         send: Sends an event to the kernel.
         format_error: IPython's formatter; None for Python's own.
+        raised: When it was raised, in seconds since the epoch; None for now.
     """
-    first = describe(error, rank, cell)
+    first = describe(error, rank, cell, raised)
     send(first)
     # A peer that has failed too may end first: the agent leaves us a moment after SIGTERM.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,14 +83,16 @@ def send_error(
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def describe(error: BaseException, rank: int, cell: CellPlace) -> Error:
+def describe(
+    error: BaseException, rank: int, cell: CellPlace, raised: float | None = None
+) -> Error:
     """Describe an error without a call of the user's code."""
     kind = type(error)
     text = _shorten(_safe_text(error))
     line, of_cell = _line(error, cell)
     return Error(
         rank=rank,
-        time=now(),
+        time=now() if raised is None else raised,
         ename=kind.__name__,
         evalue=text,
         traceback=(*_plain_frames(_shown(error, cell), cell), f"{kind.__name__}: {text}"),

@@ -1,4 +1,4 @@
-"""Resets what a fork inherits: seeds, thread pools, keyboard."""
+"""Resets what a fork inherits: seeds, thread pools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from ddp_magic.system import processes
 from ddp_magic.system.environment import threads_wanted
 from ddp_magic.system.frames import end_stacks_at_ours
-from ddp_magic.worker import keyboard
 
 
 def take() -> None:
@@ -25,7 +24,6 @@ def take() -> None:
     atexit.unregister(shutil.rmtree)
     _reseed()
     _set_threads()
-    keyboard.install()
     end_stacks_at_ours()
 
 

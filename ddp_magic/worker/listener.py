@@ -11,10 +11,12 @@ from typing import NoReturn, TypeAlias
 
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import (
+    Answer,
     Captured,
     Command,
     Event,
     Exit,
+    HoldTimeouts,
     Interrupt,
     NewGroup,
     RunCell,
@@ -38,6 +40,8 @@ class CommandListener:
         activity: What the main thread is doing.
         values: Where the notebook's values go.
         abort_collectives: Called in a thread of its own, to end a wait in a collective.
+        hold_timeouts: Called to let collectives wait without a timeout.
+        take_answer: Takes the answer to a question of the rank's.
     """
 
     def __init__(
@@ -47,11 +51,15 @@ class CommandListener:
         values: NotebookValues,
         *,
         abort_collectives: Callable[[], None],
+        hold_timeouts: Callable[[], None],
+        take_answer: Callable[[Answer], None],
     ) -> None:
         self._channel = channel
         self._activity = activity
         self._values = values
         self._abort_collectives = abort_collectives
+        self._hold_timeouts = hold_timeouts
+        self._take_answer = take_answer
         self._queue: queue.SimpleQueue[MainCommand] = queue.SimpleQueue()
 
     def next_command(self) -> MainCommand:
@@ -72,6 +80,10 @@ class CommandListener:
         match command:
             case Interrupt(abort_collectives=abort):
                 self._interrupt(abort_collectives=abort)
+            case Answer():
+                self._take_answer(command)
+            case HoldTimeouts():
+                self._hold_timeouts()
             case SharedMemory(number=number, sizes=sizes):
                 self._values.add_segment(number, self._channel.received_fds.pop(0), sizes)
             case Captured():

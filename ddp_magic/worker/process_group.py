@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # older torch has no name for this type of string
     from torch.distributed.distributed_c10d import GroupName
 
 
+FOREVER = timedelta(days=30)
+
+
 class ProcessGroups:
     """Replaces torch's `init_process_group` and `destroy_process_group` in one rank.
 
@@ -60,6 +63,7 @@ class ProcessGroups:
         self._ours: Any = None
         self._kept: list[Any] = []
         self._sockets: set[str] = set()
+        self._held: dict[Any, timedelta] | None = None  # timeouts by backend; None if they run
         self._in_rank = True  # not in a process that the rank has forked
 
         @functools.wraps(self._torch_init)
@@ -73,10 +77,16 @@ class ProcessGroups:
         @functools.wraps(self._torch_helper)
         def helper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's
             before = _sockets()
+            wanted = kwargs.get("timeout")
+            if self._held is not None and isinstance(wanted, timedelta):
+                kwargs["timeout"] = FOREVER
             try:
-                return self._torch_helper(*args, **kwargs)
+                made = self._torch_helper(*args, **kwargs)
             finally:
                 self._sockets |= _sockets() - before
+            if self._held is not None and isinstance(wanted, timedelta):
+                self._hold(made[0], wanted)
+            return made
 
         distributed_c10d._new_process_group_helper = helper
         for module in (dist, distributed_c10d):
@@ -143,6 +153,29 @@ class ProcessGroups:
         self.cut()
         self._number, self._count, self._ours = number, 0, None
         self.init()
+
+    def hold_timeouts(self) -> None:
+        """Let collectives that begin from now on wait for ever, until `release_timeouts`.
+
+        What a rank waits in already keeps its timeout: gloo and NCCL take it along when it begins.
+        """
+        if self._held is None:
+            self._held = {}
+            for group in list(distributed_c10d._world.pg_map):
+                self._hold(group, None)
+
+    def _hold(self, group: Any, timeout: timedelta | None) -> None:  # noqa: ANN401 -- torch's
+        """Let a group's collectives wait for ever, and note its timeout (None for the present)."""
+        for backend in _backends(group):
+            if self._held is not None and backend not in self._held:
+                self._held[backend] = timeout or backend.options._timeout
+                backend._set_default_timeout(FOREVER)
+
+    def release_timeouts(self) -> None:
+        """Let the timeouts of collectives run again."""
+        held, self._held = self._held, None
+        for backend, timeout in (held or {}).items():
+            backend._set_default_timeout(timeout)
 
     def cut(self) -> None:
         """Close the connections of all groups.
@@ -229,6 +262,14 @@ class ProcessGroups:
         # A group whose last owner is a DDP object deadlocks in its destructor: it waits, with
         # the interpreter lock held, for a thread that needs the lock. So no group is ever deleted.
         self._kept.extend(distributed_c10d._world.pg_map)
+
+
+def _backends(group: Any) -> list[Any]:  # noqa: ANN401 -- a ProcessGroup
+    """Return the backends of a group whose timeout can be changed: those of gloo and NCCL."""
+    if not hasattr(group, "_device_types"):
+        return []  # of a rank that does not belong to it
+    found = [group._get_backend(device) for device in group._device_types]
+    return [backend for backend in found if hasattr(backend, "_set_default_timeout")]
 
 
 def _is_launched() -> bool:

@@ -25,7 +25,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from ddp_magic.wire.messages import RunCell
-from ddp_magic.worker import bars, child_main
+from ddp_magic.worker import bars, child_main, debugger, keyboard
 
 WIDGET = "application/vnd.jupyter.widget"
 WIDGETS = (
@@ -142,6 +142,10 @@ class CellCompiler(CachingCompiler):
         """Return files and numbers of the notebook's cells."""
         return [(f, n) for f, n in self._numbers.items() if n is not None]
 
+    def labels(self) -> dict[str, str]:
+        """Return what a person calls the files of cells: `Cell In[5]`."""
+        return {file: " ".join(self.format_code_name(file) or ()) for file in self._numbers}
+
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
         """Name the code by the cell's file."""
         del raw_code, transformed_code, number
@@ -158,6 +162,7 @@ class CellCompiler(CachingCompiler):
 class CellShell(InteractiveShell):
     """An IPython shell without a terminal, a history or a prompt."""
 
+    debugger_cls = debugger.Debugger
     compiler_class = Type(CellCompiler)
     display_pub_class = Type(RankDisplayPublisher)
     displayhook_class = Type(RankDisplayHook)
@@ -263,6 +268,7 @@ def _holds_group(error: BaseException | None) -> bool:
 
 def preload() -> None:
     """Create the shell before the fork, so that it costs the ranks no time."""
+    keyboard.install()
     _make_shell()
 
 

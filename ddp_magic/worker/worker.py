@@ -45,9 +45,11 @@ from ddp_magic.wire.states import Phase
 from ddp_magic.worker import (
     checked_calls,
     child_main,
+    debugger,
     error_report,
     fresh_state,
     interrupts,
+    keyboard,
     sent_values,
     stacks,
 )
@@ -59,6 +61,7 @@ from ddp_magic.worker.error_report import CellPlace
 from ddp_magic.worker.exit import end_forked, end_process
 from ddp_magic.worker.heartbeat import HeartbeatThread
 from ddp_magic.worker.interrupts import user_code
+from ddp_magic.worker.keyboard import Keyboard
 from ddp_magic.worker.listener import CommandListener, MainCommand
 from ddp_magic.worker.notebook_values import NotebookValues
 from ddp_magic.worker.process_group import ProcessGroups
@@ -104,15 +107,21 @@ class Worker:
         self._channel = connect(settings.socket)
         self._channel.move(move_high)
         self._heartbeats = HeartbeatThread(self._rank, self._channel, self._activity)
+        self._pipe = TextPipe()
+        self._displays = Displays(self._rank, self._channel, self._pipe)
+        self._keyboard = Keyboard(self._rank, self._channel, self._displays.send_marked)
+        keyboard.connect(self._keyboard)
+        debugger.install()
         self._listener = CommandListener(
             self._channel,
             self._activity,
             self._values,
             abort_collectives=self._abort_collectives,
+            hold_timeouts=self._hold_timeouts,
+            take_answer=self._keyboard.take,
         )
         # Before the hello, since from then on the kernel may ask for stacks.
         stacks.register(self._directory.stacks(self._rank))
-        self._pipe = TextPipe()
         self._send_hello()
         # After it, so that a failure to reach the kernel is in the agent's log.
         self._pipe.open_standard_streams()
@@ -142,6 +151,10 @@ class Worker:
     def _abort_collectives(self) -> None:
         if self._groups is not None:
             self._groups.cut()
+
+    def _hold_timeouts(self) -> None:
+        if self._groups is not None:
+            self._groups.hold_timeouts()
 
     def serve(self) -> int:
         """Set the rank up, then run cells until told to exit.
@@ -180,7 +193,7 @@ class Worker:
             "world_size": int(os.environ["WORLD_SIZE"]),
             "device": device,
         }
-        shell = start_shell(Displays(self._rank, self._channel, self._pipe), names)
+        shell = start_shell(self._displays, names)
         shell.user_module.__spec__ = child_main.MainSpec(self._for_children)
         self._report_ready()
         return shell, groups, self._listener.next_command()
@@ -207,15 +220,22 @@ class Worker:
 
     # --- one cell -----------------------------------------------------------------------------
 
-    def _run_cell(self, shell: CellShell, command: RunCell) -> int:
+    def _begin_cell(self, shell: CellShell, command: RunCell) -> None:
+        """Give the cell what a script finds: an earlier one of the session may have changed it."""
         self._place = CellPlace.of(command)
         self._activity.start_cell(command.name)
-        # Again for each cell: an earlier one of the session may have changed them.
         self._pipe.open_standard_streams()
+        keyboard.begin_cell(can_ask=command.can_ask)
+        debugger.begin_cell(command.name, shell.compile.labels, is_call=command.call)
+        if command.may_ask:
+            self._hold_timeouts()
         interrupts.install(self._heartbeats.interrupt_taken)
         sys.argv[:] = [command.name, *command.argv]
         self._for_children.add_cell(command.path, command.prelude, command.name)
         fresh_state.seed(command.seed)
+
+    def _run_cell(self, shell: CellShell, command: RunCell) -> int:
+        self._begin_cell(shell, command)
         self._activity.phase = Phase.RUNNING
         self._heartbeats.resume()
         before = NamesBefore({})
@@ -237,11 +257,12 @@ class Worker:
             error, interrupted = user_code(run, heed_missed=True)
         if self._channel.closed:  # a process that the cell has forked (`os.fork`) has left it too
             end_forked(error or interrupted, self._rank, self._place, shell.format_error)
+        raised = self._end_debugger(command, error)
         self._activity.phase = Phase.EXITING
         flush()
         if self._has_peers:
             self._heartbeats.report_cell()
-        code = self._report_end(error or interrupted, shell)
+        code = self._report_end(error or interrupted, shell, raised)
         self._report_imports()
         if self._settings.kept:
             self._modules.record()
@@ -249,6 +270,34 @@ class Worker:
             self._channel.send(before.compare(0, shell.user_ns, shell.user_ns_hidden))
         self._send_results(command, shell)
         return code
+
+    def _end_debugger(self, command: RunCell, error: BaseException | None) -> float:
+        """Let the debugger see an error of the cell (`--debug`), and end it.
+
+        Returns:
+            When the cell ended, in seconds since the epoch.
+        """
+        debugger.end_cell()
+        ended = now()
+        if command.debug and error is not None:
+            self._examine(error, ended)
+        if self._groups is not None:
+            self._groups.release_timeouts()
+        return ended
+
+    def _examine(self, error: BaseException, raised: float) -> None:
+        """Hold the rank in the debugger after an error of its cell (`--debug`)."""
+        if not isinstance(error, Exception) or not debugger.is_in_notebook(error):
+            return
+        first = error_report.describe(error, self._rank, self._place, raised)
+        held = replace(first, held=True)
+
+        def examine() -> None:
+            if self._keyboard.may_examine(held):
+                debugger.examine(error, self._rank)
+
+        user_code(examine)
+        debugger.end_cell()
 
     def _tell_lines_of_functions(self, shell: CellShell) -> None:
         """Tell places in the notebook's functions: nobody has seen the cell that calls them."""
@@ -280,7 +329,7 @@ class Worker:
 
     # --- reports ------------------------------------------------------------------------------
 
-    def _report_end(self, error: BaseException | None, shell: CellShell) -> int:
+    def _report_end(self, error: BaseException | None, shell: CellShell, raised: float) -> int:
         """Report how the cell ended; return its exit code."""
         if error is None:
             self._channel.send(Finished(rank=self._rank, time=now()))
@@ -289,12 +338,15 @@ class Worker:
             finished = error_report.describe_exit(error, self._rank)
             self._channel.send(finished)
             return finished.code
-        self._report_error(error, shell)
+        self._report_error(error, shell, raised)
         return 1
 
-    def _report_error(self, error: BaseException, shell: CellShell | None) -> None:
+    def _report_error(
+        self, error: BaseException, shell: CellShell | None, raised: float | None = None
+    ) -> None:
         format_error = shell and shell.format_error
-        error_report.send_error(error, self._rank, self._place, self._channel.send, format_error)
+        send = self._channel.send
+        error_report.send_error(error, self._rank, self._place, send, format_error, raised)
 
     def _report_imports(self) -> None:
         """Report which libraries the next run will probably need."""
@@ -306,6 +358,7 @@ class Worker:
     def _report_idle(self) -> None:
         """Report, in a session, that the rank waits for the next cell."""
         self._activity.phase = Phase.IDLE
+        self._keyboard.idle = True
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
         idle = Idle(rank=self._rank, time=now(), group=has_group, cuda_error=cuda_error())
         self._channel.send(idle)

@@ -13,16 +13,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
+from ddp_magic.display.question_box import Reply
 from ddp_magic.display.record import RunRecord
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import GroupEnded, Note, Rejoined, RunEvent, Stream
 from ddp_magic.wire.messages import (
+    Answer,
     Command,
     Error,
     Finished,
     Heartbeat,
     Idle,
     Interrupted,
+    Question,
     WorkerExited,
     WorkerHello,
     WorkerReady,
@@ -91,6 +94,9 @@ class FakeGroup:
 
     def send(self, command: Command, _fd: int | None = None) -> None:
         self._record(type(command).__name__, command)
+
+    def answer(self, rank: int, answer: Answer) -> None:
+        self._record("answer", rank, answer)
 
     def share(self, number: int, _segment: object) -> None:
         self._record("share", number)
@@ -242,6 +248,28 @@ class FakeShell:
         return [data["text/plain"] for data, meta, _, _ in self.published if "ddp" not in meta]
 
 
+class FakeBox:
+    """Where a person answers: what is given as `replies`, one for each question.
+
+    Attributes:
+        log: What happened, in order: the prompts (a password's after `*`), and "closed".
+    """
+
+    def __init__(self, *replies: Reply | None, problem: str = "") -> None:
+        self.problem = problem
+        self.log: list[str] = []
+        self.replies = deque(replies)
+
+    def open(self, prompt: str, *, password: bool) -> None:
+        self.log.append("*" * password + prompt)
+
+    def poll(self) -> Reply | None:
+        return self.replies.popleft() if self.replies else None
+
+    def close(self) -> None:
+        self.log.append("closed")
+
+
 # --- a rank's events --------------------------------------------------------------------------
 
 
@@ -278,6 +306,10 @@ def interrupted(rank: int, line: int = 3) -> list[RunEvent]:
     """The rank takes the interrupt, and its cell raises KeyboardInterrupt."""
     raised = error(rank, "", LATE, ename="KeyboardInterrupt", line=line)
     return [Interrupted(rank=rank, time=LATE), raised]
+
+
+def question(rank: int, mark: int = 1, prompt: str = "name? ", **more: Any) -> Question:
+    return Question(rank=rank, mark=mark, prompt=prompt, **more)
 
 
 def finished(rank: int, code: int = 0, message: str = "") -> Finished:

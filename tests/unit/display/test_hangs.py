@@ -11,7 +11,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Operation
 from ddp_magic.wire.messages import Collectives
 from ddp_magic.wire.states import Phase
-from tests.unit.fakes import error, exited, finished
+from tests.unit.fakes import error, exited, finished, question
 
 NOW = 1000.0
 
@@ -391,3 +391,22 @@ class _Aborted(Rank):
 
     def _last_words(self) -> str:
         return self.words
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"question": question(1)}, "it waits for an answer in the cell at line 9"),
+        ({"held": error(1)}, "it raised ValueError at line 9"),
+        (
+            {"held": error(1), "question": question(1)},
+            "it raised ValueError at line 9, and waits for an answer in the cell",
+        ),
+    ],
+)
+def test_a_rank_that_asks_is_no_riddle(more: dict[str, Any], words: str) -> None:
+    """A person knows what to do about it."""
+    ranks = [_rank(0, WAITING), _rank(1, BEHIND, line=9, call="input", **more), _rank(2, WAITING)]
+    assert explain(ranks, NOW) == [
+        f"ranks 0, 2 wait in all_reduce #2 (line 12) for 24 s; rank 1 has not joined: {words}"
+    ]

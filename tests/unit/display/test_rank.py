@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from ddp_magic.display.rank import Rank, rank_names
-from ddp_magic.wire.kernel_events import ConnectionLost, Rejoined, RunEvent, StackDumped
+from ddp_magic.wire.kernel_events import (
+    ConnectionLost,
+    QuestionClosed,
+    Rejoined,
+    RunEvent,
+    StackDumped,
+)
 from ddp_magic.wire.messages import (
     LOST_CONNECTION,
     Error,
@@ -19,7 +25,18 @@ from ddp_magic.wire.messages import (
     WorkerReady,
 )
 from ddp_magic.wire.states import Phase
-from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, ready, text
+from tests.unit.fakes import (
+    EARLY,
+    error,
+    exited,
+    finished,
+    heartbeat,
+    hello,
+    idle,
+    question,
+    ready,
+    text,
+)
 
 
 def _beat(phase: Phase, line: int | None) -> Heartbeat:
@@ -214,3 +231,38 @@ def test_a_restarted_rank_keeps_its_log_alone() -> None:
         hello(0), ready(0), heartbeat(0, 3), text(0, "a", log_bytes=5), exited(0, 1), log=log
     )
     assert rank.restarted() == Rank(rank=0, log=log, log_span=(0, 5))
+
+
+def test_a_rank_asks_until_its_question_is_closed() -> None:
+    rank = Rank(rank=0)
+    rank.take(question(0, 4))
+    rank.take(QuestionClosed(rank=0, number=3))
+    assert rank.question == question(0, 4)
+    rank.take(QuestionClosed(rank=0, number=4))
+    assert rank.question is None
+
+
+def test_a_rank_in_the_debugger_has_not_failed_yet() -> None:
+    """It stays at the line in which it raised."""
+    rank = Rank(rank=0)
+    rank.take(error(0, held=True))
+    rank.take(heartbeat(0, 9))
+    assert (rank.failure, rank.line, rank.busy) == (None, 3, True)
+
+
+def test_a_rank_that_was_ended_in_the_debugger_has_failed_with_its_error() -> None:
+    """After the one whose error ended the run."""
+    rank = Rank(rank=0)
+    rank.take(error(0, held=True))
+    rank.take(exited(0, -15, EARLY + 10, by_agent=True))
+    assert rank.failure is not None
+    assert rank.failure.time == EARLY + 10
+    assert rank.error == error(0, time=EARLY + 10)
+
+
+def test_the_error_that_a_debugger_has_seen_is_the_ranks_own() -> None:
+    rank = Rank(rank=0)
+    rank.take(error(0, held=True))
+    rank.take(error(0, "in full"))
+    rank.take(exited(0, 1))
+    assert rank.error == error(0, "in full")

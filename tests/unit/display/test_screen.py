@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import time
 from dataclasses import replace
@@ -22,7 +23,16 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import TABLE_AFTER_S, TABLE_S, CellScreen
 from ddp_magic.display.text_output import FLUSH_S, PAGE_S, PARTIAL_S
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, Restarted, RunEvent, Stream
+from ddp_magic.wire.kernel_events import (
+    Doing,
+    GroupEnded,
+    Note,
+    QuestionClosed,
+    QuestionOpened,
+    Restarted,
+    RunEvent,
+    Stream,
+)
 from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
 from tests.unit.fakes import FakeShell, exited, finished, heartbeat, ready, text
@@ -694,3 +704,53 @@ def test_displays_before_a_restart_stay(cell: Cell) -> None:
     ]
     seen = [name for name, _ in cell.shell.visible]
     assert seen == ["run-1-table", "run-1-0-page0", "run-1-restart1-0-page0", "run-1-table2"]
+
+
+# --- questions ----------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_shown_before_a_question(cell: Cell) -> None:
+    """An unfinished line, too; the question itself is in the front end's box."""
+    cell.screen.take(text(0, "a\n"))
+    cell.screen.take(text(1, "who"))
+    cell.screen.take(QuestionOpened(rank=1, prompt="? "))
+    assert cell.written() == "[rank 0] a\n[rank 1] who"
+
+
+def test_a_rank_that_asks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a debugger prints would be hidden otherwise."""
+    cell = Cell(capsys, show=frozenset([0]))
+    cell.screen.take(text(1, "-> x = 1\n"))
+    cell.screen.take(text(2, "hidden\n"))
+    cell.screen.take(QuestionOpened(rank=1, prompt="(Pdb) "))
+    assert cell.written() == "[rank 1] -> x = 1\n"
+    assert cell.show(text(1, "5\n"), text(2, "hidden\n")) == "[rank 1] 5\n"
+
+
+def test_a_terminal_shows_the_question_itself(terminal: Cell) -> None:
+    """Behind what its rank has written; Enter ends the line."""
+    terminal.written()
+    terminal.screen.take(text(1, "who"))
+    terminal.screen.take(QuestionOpened(rank=1, prompt="? "))
+    assert terminal.written() == "[rank 1] who? "
+    assert terminal.show(QuestionClosed(rank=1, number=1, line="x")) == ""
+    assert terminal.show(text(0, "b\n")) == "[rank 0] b\n"
+
+
+def test_a_terminal_shows_the_question_again_below_other_text(terminal: Cell) -> None:
+    terminal.written()
+    terminal.screen.take(QuestionOpened(rank=1, prompt="name? "))
+    assert terminal.written() == "[rank 1] name? "
+    assert terminal.show(text(0, "b\n")) == "\n[rank 0] b\n[rank 1] name? "
+    assert terminal.show(QuestionClosed(rank=1, number=1)) == ""  # dropped: nobody pressed Enter
+    assert terminal.show(text(0, "c\n")) == "\n[rank 0] c\n"
+
+
+def test_question_and_answer_are_in_the_journal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The box of the front end is gone after a reload."""
+    journal = tmp_path / "journal"
+    cell = Cell(capsys, journal=journal)
+    cell.show(QuestionClosed(rank=1, number=1, line="[rank 1] name? Bob"))
+    assert json.loads(journal.read_text().splitlines()[-1]) == {"text": "[rank 1] name? Bob\n"}

@@ -22,7 +22,7 @@ from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent
 from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
 from ddp_magic.wire.states import Phase, State
-from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, ready
+from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, question, ready
 
 NOW = time.time()
 NOON = 1_800_000_000.0  # s since the epoch
@@ -60,6 +60,9 @@ def _record(nproc: int = 2, *events: RunEvent, **fields: Any) -> RunRecord:
         ([ready(0), exited(0, 0)], "finished"),
         ([ready(0), error(0, ename="KeyError")], "raised KeyError"),
         ([ready(0), error(0, ename="KeyError"), exited(0, 1)], "raised KeyError"),
+        ([ready(0), question(0), heartbeat(0, 3, time=NOW)], "asks"),
+        ([ready(0), error(0, ename="KeyError", held=True)], "raised KeyError"),
+        ([ready(0), error(0, ename="KeyError", held=True), question(0)], "raised KeyError, asks"),
         ([ready(0), exited(0, -9)], "killed by SIGKILL"),
         ([ready(0), finished(0, 3), exited(0, 3)], "exit code 3"),
         ([ready(0), exited(0, 3)], "exited with code 3"),

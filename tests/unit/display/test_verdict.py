@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display import diagnose
 from ddp_magic.display.diagnose import Surroundings
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.verdict import Evidence, StopReason, judge
@@ -22,7 +23,7 @@ from ddp_magic.errors import (
 )
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import ConnectionLost, GroupEnded, Killed, RunEvent, StackDumped
-from ddp_magic.wire.messages import LOST_CONNECTION, Idle, Interrupted
+from ddp_magic.wire.messages import LOST_CONNECTION, DebuggerQuit, Idle, Interrupted
 from ddp_magic.wire.states import State
 from tests.unit.fakes import (
     EARLY,
@@ -217,6 +218,34 @@ def test_how_a_rank_stopped(events: tuple[RunEvent, ...], words: str) -> None:
     ranks = [_rank(0, *events, up=bool(events))]
     _, found = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
     assert f"rank 0 {words}" in str(found)
+
+
+def test_a_debugger_that_was_quit_cancels_the_run() -> None:
+    """The waits of the others for its rank are no news."""
+    ranks = [_rank(0, error(0, "", 5.6, ename="KeyboardInterrupt"), exited(0, 1)) for _ in "ab"]
+    ranks[1].take(DebuggerQuit(rank=0, time=5.4))
+    evidence = Evidence(ranks=ranks, stop=StopReason.DEBUGGER, stopped=5.5, waits=["rank 0 waits"])
+    state, found = judge(evidence)
+    assert state is State.CANCELLED
+    assert isinstance(found, RunInterrupted)
+    assert str(found).endswith("stopped at line 3; rank 0 quit the debugger at line 3")
+    assert found.details == ()
+
+
+def test_our_frames_are_left_out_of_a_childs_traceback() -> None:
+    """It is part of the text of the rank's error."""
+    text = (
+        "RuntimeError: Caught RuntimeError in DataLoader worker process 0.\n"
+        '  File "/cell.py", line 8, in get\n    input()\n'
+        f'  File "{diagnose.__file__}", line 1, in ask\n    raise RuntimeError\n'
+        "RuntimeError: a process cannot ask"
+    )
+    _, found = judge(Evidence(ranks=[_rank(0, error(0, traceback=(text,)), exited(0, 1))]))
+    assert found is not None
+    shown = "\n".join(found.details)
+    assert "diagnose.py" not in shown
+    assert "line 8, in get" in shown
+    assert "a process cannot ask" in shown
 
 
 def test_many_ranks_are_counted() -> None:

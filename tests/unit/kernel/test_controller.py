@@ -26,7 +26,7 @@ NOTHING: dict[str, Any] = {
     "no_init": False, "cold": False, "time_limit": None, "show": None, "quiet": False,
     "seed": None, "pull": (),
     "check": False,
-    "max_restarts": 0, "bg": False, "detach": False,
+    "max_restarts": 0, "bg": False, "detach": False, "debug": False,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display.question_box import Reply
 from ddp_magic.display.record import Background
 from ddp_magic.errors import (
     LaunchError,
@@ -34,15 +35,26 @@ from ddp_magic.wire.kernel_events import (
     GroupEnded,
     Note,
     PulledValues,
+    QuestionClosed,
+    QuestionOpened,
     RunEvent,
     StackDumped,
 )
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import CellNames, Imported, Interrupted, Results
+from ddp_magic.wire.messages import (
+    Answer,
+    CellNames,
+    DebuggerQuit,
+    Imported,
+    Interrupted,
+    Results,
+)
 from ddp_magic.wire.states import State
 from tests.unit.fakes import (
+    EARLY,
     LATE,
     Batch,
+    FakeBox,
     FakeGroup,
     FakeScreen,
     done,
@@ -53,6 +65,7 @@ from tests.unit.fakes import (
     idle,
     interrupted,
     press_stop,
+    question,
     ready,
     text,
     up,
@@ -739,3 +752,107 @@ def test_what_could_not_be_compared_is_said(tmp_path: Path) -> None:
     screen = _execute(runs[0])
     assert runs[0].state is State.SUCCEEDED
     assert "warning: --check did not compare all calls of rank 1" in screen.notes[-1]
+
+
+# --- questions ----------------------------------------------------------------------------------
+
+
+def _ask(run: Run, box: FakeBox | None) -> FakeScreen:
+    screen = FakeScreen()
+    run.execute(screen, None, ["/lib"], box)  # type: ignore[arg-type]
+    return screen
+
+
+def test_a_rank_gets_the_answer_to_its_question(tmp_path: Path) -> None:
+    ends = [[*done(0), *done(1)], [NOTHING_WAS]]
+    group = _group(tmp_path, [question(1, 4)], on={"answer": ends})
+    run = _run(group, "input('name? ')\n")
+    screen = _ask(run, FakeBox(None, Reply("Bob")))
+    assert run.state is State.SUCCEEDED
+    assert ("answer", 1, Answer(number=4, text="Bob")) in group.commands
+    opened = QuestionOpened(rank=1, prompt="name? ")
+    closed = QuestionClosed(rank=1, number=4, line="[rank 1] name? Bob")
+    assert [e for e in screen.events if isinstance(e, QuestionOpened | QuestionClosed)] == [
+        opened,
+        closed,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "box", "told"),
+    [
+        ("input()\n", FakeBox(), (True, True)),
+        ("pass\n", FakeBox(), (True, False)),
+        ("input()\n", FakeBox(problem="nbclient"), (False, False)),
+        ("input()\n", None, (False, False)),
+    ],
+)
+def test_ranks_are_told_whether_they_can_ask(
+    tmp_path: Path, source: str, box: FakeBox | None, told: tuple[bool, bool]
+) -> None:
+    group = _group(tmp_path, [*done(0), *done(1)], [NOTHING_WAS])
+    _ask(_run(group, source), box)
+    command = next(command[1] for command in group.commands if command[0] == "RunCell")
+    assert (command.can_ask, command.may_ask) == told
+
+
+def test_timeouts_are_held_once_a_rank_asks(tmp_path: Path) -> None:
+    """Whatever module of the user's asks, of which the cell's text says nothing."""
+    ends = [[*done(0), *done(1)], [NOTHING_WAS]]
+    group = _group(tmp_path, [question(0), question(1)], on={"answer": [[], *ends]})
+    _ask(_run(group), FakeBox(Reply("a"), Reply("b")))
+    assert group.names.count("HoldTimeouts") == 1
+
+
+def test_stop_closes_the_question(tmp_path: Path) -> None:
+    box = FakeBox()
+    answers = [[*interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)], [NOTHING_WAS]]
+    group = _group(tmp_path, [question(1)], [press_stop], on={"interrupt": answers})
+    run = _run(group)
+    _ask(run, box)
+    assert run.state is State.CANCELLED
+    assert box.log == ["[rank 1] name? ", "closed"]
+    assert "answer" not in group.names
+
+
+def test_a_person_may_think_longer_than_the_time_limit(tmp_path: Path) -> None:
+    ends = [[*done(0), *done(1)], [NOTHING_WAS]]
+    group = _group(tmp_path, [question(1)], [], [lambda: time.sleep(0.3)], [], on={"answer": ends})
+    run = _run(group, time_limit_s=0.25)
+    _ask(run, FakeBox(None, None, None, Reply("x")))
+    assert run.state is State.SUCCEEDED, run.error
+
+
+def test_quitting_the_debugger_ends_all_ranks(tmp_path: Path) -> None:
+    answers = [[*interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)], [NOTHING_WAS]]
+    quit_ = DebuggerQuit(rank=1, time=EARLY)
+    group = _group(tmp_path, [quit_], on={"interrupt": answers})
+    run = _run(group)
+    _ask(run, FakeBox())
+    assert run.state is State.CANCELLED
+    assert isinstance(run.error, RunInterrupted)
+    assert str(run.error) == "rank 0 stopped at line 3; rank 1 quit the debugger at line 3"
+    assert ("interrupt", (0, 1), False) in group.commands
+
+
+@pytest.mark.parametrize("problem", ["", "nbclient"])
+def test_debug_without_anybody_to_answer_is_said_once(tmp_path: Path, problem: str) -> None:
+    """The run fails as without it."""
+    group = _group(tmp_path, [error(1), exited(1, 1), exited(0, -15, by_agent=True)], [NOTHING_WAS])
+    run = _run(group, debug=True)
+    screen = _ask(run, FakeBox(problem=problem))
+    command = next(command[1] for command in group.commands if command[0] == "RunCell")
+    assert command.debug is not bool(problem)
+    assert isinstance(run.error, WorkerError)
+    assert screen.notes == ([f"--debug: no debugger: {problem}"] if problem else [])
+
+
+def test_a_rank_that_raised_is_let_into_the_debugger(tmp_path: Path) -> None:
+    """And the run fails with its error afterwards."""
+    ends = [[error(1), exited(1, 1), exited(0, -15, by_agent=True)], [NOTHING_WAS]]
+    group = _group(tmp_path, [error(1, held=True)], on={"answer": ends})
+    run = _run(group, debug=True)
+    _ask(run, FakeBox())
+    assert ("answer", 1, Answer(number=0)) in group.commands
+    assert isinstance(run.error, WorkerError)
+    assert run.error.rank == 1

@@ -11,7 +11,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.verdict import StopReason
 from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop, reason_to_stop
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
-from ddp_magic.wire.messages import Interrupted
+from ddp_magic.wire.messages import DebuggerQuit, Interrupted
 from tests.unit.fakes import EARLY, LATE, FakeGroup, error, exited, hello, idle, ready
 
 GOES_ON: dict[str, Any] = {"presses": 0, "elapsed_s": 5.0, "time_limit_s": None, "kept": False}
@@ -40,6 +40,15 @@ def test_why_a_run_ends(
     if failed is not None:
         ranks[1].take(error(1, time=failed))
     assert reason_to_stop(ranks, **{**GOES_ON, **how}) is reason
+
+
+def test_a_debugger_that_is_quit_ends_the_run() -> None:
+    """Like Stop, and before a mismatch that the debugging has brought."""
+    ranks = [Rank(rank=0), Rank(rank=1)]
+    ranks[1].take(DebuggerQuit(rank=1, time=EARLY))
+    assert reason_to_stop(ranks, **GOES_ON) is StopReason.DEBUGGER
+    assert reason_to_stop(ranks, **{**GOES_ON, "mismatch": True}) is StopReason.DEBUGGER
+    assert reason_to_stop(ranks, **{**GOES_ON, "presses": 1}) is StopReason.INTERRUPT
 
 
 class Scene:

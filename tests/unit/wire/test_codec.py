@@ -13,6 +13,7 @@ from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode
 from ddp_magic.wire.collectives import GroupRecord, Operation
 from ddp_magic.wire.messages import (
     AgentEvent,
+    Answer,
     Captured,
     CellNames,
     Collectives,
@@ -26,6 +27,7 @@ from ddp_magic.wire.messages import (
     Kill,
     NewGroup,
     Preloaded,
+    Question,
     Results,
     RunCell,
     SharedMemory,
@@ -52,6 +54,8 @@ from ddp_magic.wire.states import Phase
         Results(rank=1, names=("a.b",), sizes=(1,), failed={"c": "was never set"}),
         CellNames(rank=0, names=("f", "x"), values=("x",)),
         NewGroup(number=2),
+        Question(rank=1, mark=3, prompt="ü\n? ", password=True),
+        Answer(number=3, text="ünï", ended=True, problem="no"),
     ],
 )
 def test_a_message_arrives_as_it_was_sent(message: object) -> None:
@@ -96,7 +100,8 @@ _RIGHT = {
     "sizes": [1], "failed": {"b": "why"}, "values": ["a"], "error": "", "swept": 0,
     "left_out": {"b": "why"}, "good": ["os"], "module": "os", "files": {"os": ["/x", 1]},
     "number": 1, "environ": {"A": "b"},
-    "reason": "", "run_id": "r", "attempt": 0, "wait": True,
+    "reason": "", "run_id": "r", "attempt": 0, "prompt": "name? ", "password": False,
+    "held": False, "wait": True,
 }  # fmt: skip
 _EVENTS = [*get_args(ForkserverEvent), *get_args(AgentEvent), *get_args(WorkerEvent)]
 

@@ -9,8 +9,10 @@ from typing import Any, cast
 import pytest
 
 from ddp_magic.wire.messages import (
+    Answer,
     Captured,
     Exit,
+    HoldTimeouts,
     Interrupt,
     NewGroup,
     RunCell,
@@ -45,11 +47,14 @@ class Rank:
         self.channel, self.values = FakeChannel(), FakeValues()
         self.progress = Activity(phase, cells=1)
         self.aborted = 0
+        self.taken: list[object] = []
         self.listener = CommandListener(
             cast("Any", self.channel),
             self.progress,
             cast("Any", self.values),
             abort_collectives=lambda: setattr(self, "aborted", self.aborted + 1),
+            hold_timeouts=lambda: self.taken.append("hold"),
+            take_answer=self.taken.append,
         )
 
 
@@ -103,3 +108,10 @@ def test_an_interrupt_between_two_cells_does_not_reach_the_next_one() -> None:
     rank.listener.take(RunCell(path="/c.py"))
     result = interrupts.user_code(lambda: SimpleNamespace(ran=True), heed_missed=True)[0]
     assert result is not None
+
+
+def test_answers_and_held_timeouts_do_not_wait_for_the_main_thread() -> None:
+    rank = Rank()
+    rank.listener.take(HoldTimeouts())
+    rank.listener.take(Answer(number=1, text="yes"))
+    assert rank.taken == ["hold", Answer(number=1, text="yes")]

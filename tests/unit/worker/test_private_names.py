@@ -184,6 +184,15 @@ def test_a_parameter_counts_its_writes() -> None:
     assert weight._version > before
 
 
+def test_the_timeout_of_a_backend_can_be_changed(group: Any) -> None:
+    """What lets collectives wait for a person; NCCL's backend has the same names."""
+    backend = group._get_backend(group._device_types[0])
+    assert backend.options._timeout == timedelta(minutes=30)
+    backend._set_default_timeout(timedelta(days=1))
+    assert backend.options._timeout == timedelta(days=1)
+    assert group._get_backend(group._device_types[0]) is backend
+
+
 # --- IPython ----------------------------------------------------------------------------------
 
 

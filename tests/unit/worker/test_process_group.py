@@ -1,0 +1,74 @@
+"""The timeouts of collectives, which stand still while a person answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.worker.process_group import FOREVER, ProcessGroups
+
+S20, S30 = timedelta(seconds=20), timedelta(seconds=30)
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ProcessGroups]:
+    """The groups of a rank that is alone."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for module in (dist, distributed_c10d):
+        for name in ("init_process_group", "destroy_process_group"):
+            monkeypatch.setattr(module, name, getattr(module, name))
+    helper = distributed_c10d._new_process_group_helper
+    monkeypatch.setattr(distributed_c10d, "_new_process_group_helper", helper)
+    made = ProcessGroups(RunDirectory(tmp_path), backend="gloo", timeout=S30)
+    made.init()
+    yield made
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _timeout(group: Any = None) -> timedelta:
+    group = group or dist.group.WORLD
+    found: timedelta = group._get_backend(torch.device("cpu")).options._timeout
+    return found
+
+
+def test_collectives_wait_for_ever_while_timeouts_are_held(groups: ProcessGroups) -> None:
+    other = dist.new_group([0], timeout=S20)
+    groups.hold_timeouts()
+    groups.hold_timeouts()
+    assert (_timeout(), _timeout(other)) == (FOREVER, FOREVER)
+    groups.release_timeouts()
+    assert (_timeout(), _timeout(other)) == (S30, S20)
+    groups.release_timeouts()
+    assert _timeout() == S30
+
+
+def test_a_group_that_is_made_meanwhile(groups: ProcessGroups) -> None:
+    groups.hold_timeouts()
+    made = dist.new_group([0], timeout=S20)
+    assert _timeout(made) == FOREVER
+    groups.release_timeouts()
+    assert _timeout(made) == S20
+
+
+def test_the_cells_own_default_group(groups: ProcessGroups) -> None:
+    groups.hold_timeouts()
+    dist.init_process_group("gloo", timeout=S20)
+    assert _timeout() == FOREVER
+    groups.release_timeouts()
+    assert _timeout() == S20
+
+
+def test_a_rank_without_a_group(groups: ProcessGroups) -> None:
+    dist.destroy_process_group()
+    groups.hold_timeouts()
+    groups.release_timeouts()
