@@ -166,10 +166,43 @@ class Kernel:
         """The kernel's process id."""
         return int(self.manager.provisioner.process.pid)
 
-    def start(self, code: str) -> str:
-        """Send a cell; return its message id."""
+    def start(self, code: str, *, can_ask: bool = False) -> str:
+        """Send a cell; return its message id.
+
+        Args:
+            code: The cell.
+            can_ask: Whether the front end answers questions; see `question` and `answer`.
+        """
         # After an error an older ipykernel answers what comes soon by "aborted".
-        return str(self.client.execute(code, allow_stdin=False, stop_on_error=False))
+        return str(self.client.execute(code, allow_stdin=can_ask, stop_on_error=False))
+
+    def question(self, message_id: str, timeout_s: float = CELL_S) -> str:
+        """Wait for an input box of a cell; return its prompt, with a `*` before it for a password.
+
+        Raises:
+            TimeoutError: None came.
+        """
+        while True:  # a box of an earlier cell may have been withdrawn
+            try:
+                message = self.client.get_stdin_msg(timeout=timeout_s)
+            except queue.Empty:
+                raise TimeoutError(f"no question in {timeout_s} s") from None
+            if message["parent_header"].get("msg_id") == message_id:
+                content = message["content"]
+                return ("*" if content["password"] else "") + str(content["prompt"])
+
+    def answer(self, text: str) -> None:
+        """Answer the question of the box."""
+        self.client.input(text)
+
+    def talk(self, code: str, *answers: str) -> tuple[list[str], Result]:
+        """Run a cell to its end and answer its questions in turn; return these and its outputs."""
+        message_id = self.start(code, can_ask=True)
+        prompts = []
+        for text in answers:
+            prompts.append(self.question(message_id))
+            self.answer(text)
+        return prompts, self.finish(message_id)
 
     def run(self, code: str, timeout_s: float = CELL_S) -> Result:
         """Run a cell to its end."""
