@@ -208,6 +208,8 @@ class Status:
     def title(run: RunRecord) -> str:
         """Return a run's id, cell, state, start and logs, in a line."""
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
+        if run.background is not None:
+            words.append("detached" if run.background.detached else "in the background")
         words += [f"started {clock(run.started)}", _duration(run.elapsed_s), *attempt_words(run)]
         words.append(f"logs in {run.logs}")
         return " · ".join(words)

@@ -73,9 +73,6 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
                 return 1
         words = [verb, *([arguments.run] if arguments.run else [])]
         answers = list(_answers(words, arguments.roots))
-        if not answers:
-            print(NO_KERNEL, file=sys.stderr)
-            return 1
         right = [(who, text) for who, ok, text in answers if ok]
         for who, text in right:
             print(f"{who}\n{text}\n" if verb == "status" else text)
@@ -83,10 +80,21 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
             # A run is one kernel's: the others need not say that they do not have it.
             texts = dict.fromkeys(text for _, _, text in answers)
             known = [text for text in texts if not text.startswith("unknown ")]
-            print("\n".join(known or texts), file=sys.stderr)
+            known = known or (_ended(arguments) if verb == "stop" else [])
+            print("\n".join(known or texts or [NO_KERNEL]), file=sys.stderr)
         return 0 if right else 1
 
     return ask
+
+
+def _ended(arguments: argparse.Namespace) -> list[str]:
+    """Return how the run that is meant has ended; nothing if it has not, or there is none."""
+    try:
+        run = PastRuns(lambda: (), arguments.roots).find(arguments.run)
+    except ValueError:
+        return []
+    has_ended = arguments.run and not run.goes_on
+    return [f"run {run.id} has ended: {run.outcome}"] if has_ended else []
 
 
 def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[str, bool, str]]:

@@ -136,7 +136,7 @@ def test_stop_ends_the_wait_and_ddp_stop_the_run(kernel: Kernel, runs: Path) -> 
     family = _family(_host(runs / run))
     status = kernel.run("%ddp_status").outputs[-1][1]["data"]["text/plain"]
     assert f"run {run} · Cell In[" in status
-    assert "RUNNING · 2 ranks" in status
+    assert "RUNNING · 2 ranks · in the background" in status
     ended = kernel.run("%ddp_stop")
     assert re.fullmatch(rf"run {run} ended: 2 ranks · .* s · stopped\n", ended.text), ended
     assert wait_gone(family, 3) == []

@@ -19,6 +19,7 @@ from ddp_magic.kernel import cli
 from ddp_magic.kernel.control import ControlServer
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
+from tests.unit.kernel.test_past_runs import run
 
 
 @pytest.fixture
@@ -134,6 +135,17 @@ def test_attach_shows_a_run_and_exits_as_it_ended(
     assert shown.out.startswith("[rank 0] hello\n1 rank · ")
     assert words in shown.err
     assert ("%ddp_attach 1127-103517-7-1 in a notebook" in shown.out) is (code == 0)
+
+
+def test_a_run_that_has_ended_cannot_be_stopped(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody serves it any more."""
+    run(root, "1127-103517-7-1")
+    assert cli.main(["stop", "7-1"], [root]) == 1
+    assert capsys.readouterr().err == "run 1127-103517-7-1 has ended: 1 rank · 1.0 s · ok\n"
+    assert cli.main(["stop", "7-2"], [root]) == 1
+    assert "no notebook of yours" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_there_cannot_be_attached(
