@@ -19,7 +19,8 @@ from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.answers import Answers
-from ddp_magic.kernel.background import BackgroundRun, BackgroundRuns
+from ddp_magic.kernel.background import BackgroundRun
+from ddp_magic.kernel.background_runs import BackgroundRuns
 from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer

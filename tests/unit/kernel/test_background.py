@@ -19,7 +19,8 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.errors import HostLostError, LaunchError, PullError, RunInterrupted, WorkerError
 from ddp_magic.kernel import call
-from ddp_magic.kernel.background import BackgroundRun, BackgroundRuns
+from ddp_magic.kernel.background import BackgroundRun
+from ddp_magic.kernel.background_runs import BackgroundRuns
 from ddp_magic.kernel.capture import Value
 from ddp_magic.kernel.control import ControlServer
 from ddp_magic.kernel.past_runs import PastRuns
