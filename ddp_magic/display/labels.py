@@ -17,6 +17,9 @@ _CSS = ("#258f8f", "#2e8b3d", "#a64ca6", "#a87b00", "#4078c0")
 _LABEL = re.compile(r"^\[rank (\d+)\]", re.MULTILINE)
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?]{0,100}[A-Za-z]")
 
+# As JupyterLab shows text; elsewhere the size is that of the page.
+FONT = "font-family:monospace;font-size:var(--jp-code-font-size)"
+
 IMAGES = {
     "image/png": ".png",
     "image/jpeg": ".jpg",
@@ -82,7 +85,7 @@ def labelled(
     """
     name = f"{label([rank])} {words}".rstrip()
     found = dict(data)
-    style = f"padding:1px 8px;font-family:monospace;color:{css_color(rank)}"
+    style = f"padding:1px 8px;{FONT};color:{css_color(rank)}"
     head = f'<div style="{style}">{html.escape(name)}</div>\n'
     if (kind := image_of(data)) is not None and data.keys().isdisjoint(_BEFORE_IMAGES):
         found["text/html"] = head + _image(kind, data, metadata)

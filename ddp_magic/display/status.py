@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from ddp_magic.display.diagnose import describe_exit, headline
+from ddp_magic.display.labels import FONT
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.restarts import closing_words, count_words
@@ -127,7 +128,7 @@ def grid(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def html_line(text: str) -> str:
     """Return a line as HTML, in the table's font and margin."""
-    return f'<div style="padding:1px 8px;font-family:monospace">{html.escape(text)}</div>'
+    return f'<div style="padding:1px 8px;{FONT}">{html.escape(text)}</div>'
 
 
 def html_grid(
@@ -141,7 +142,7 @@ def html_grid(
         colors: The color of each row's first cell; empty for the text's own.
     """
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    style = "text-align:left;padding:1px 8px;white-space:pre;font-family:monospace"
+    style = f"text-align:left;padding:1px 8px;white-space:pre;{FONT}"
     top = "".join(f'<th style="{style}">{head[i]}</th>' for i in kept)
     body = ""
     for number, row in enumerate(rows):

@@ -23,6 +23,9 @@ from ddp_magic.sam.masks import (
     pixel,
 )
 
+# A picture of fewer and of more pixels on its sides is none.
+THIN, LONG = 5, 16
+
 
 def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray[Any]) -> None:
     """Check that an image and its mask have the same size.
@@ -68,6 +71,11 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
         elif len(shape) == 3 and shape[-1] == 4:
             hint = ": drop the alpha channel, image[..., :3]"
         raise ValueError(f"{name} has shape {shape}, but must have (H, W) or (H, W, 3){hint}")
+    if min(shape[:2]) < THIN and max(shape[:2]) >= LONG:
+        raise ValueError(
+            f"{name} has shape {shape}, which is no picture: if the last axis counts the images, "
+            "move it to the front, np.moveaxis(images, -1, 0), that of the masks too"
+        )
 
 
 def prompt_rows(

@@ -56,7 +56,15 @@ def as_stored(array: Any) -> Any:  # noqa: ANN401 -- any value
 
 
 def to_numpy(array: Any) -> Any:  # noqa: ANN401 -- any value
-    """Return a tensor of torch as an array of NumPy, and anything else unchanged."""
+    """Return a tensor of torch as an array of NumPy, and anything else unchanged.
+
+    Raises:
+        ValueError: It is a masked array of NumPy: what it hides would be read.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise ValueError("a masked array has hidden values: fill them first, array.filled(0)")
+        return array.data
     if not (hasattr(array, "detach") and hasattr(array, "cpu")):
         return array
     tensor = array.detach().cpu()

@@ -254,3 +254,20 @@ def test_a_file_of_hdf5_that_is_closed_or_written(tmp_path: Path) -> None:
     assert np.array_equal(_first(data), SamDataset(IMAGES, MASKS)[0]["masks"])
     with pytest.raises(ValueError, match=r"Closed HDF5 dataset.*keep the file open"):
         SamDataset(closed, MASKS)
+
+
+@pytest.mark.parametrize("shape", [(40, 56, 3), (56, 1, 40)])
+def test_stacks_whose_images_stand_last_are_refused(shape: tuple[int, ...]) -> None:
+    """As NIfTI and MATLAB have them: they would be many images of a few pixels."""
+    stack = np.zeros(shape, np.uint8)
+    stack[10:20] = 1
+    with pytest.raises(ValueError, match="moveaxis"):
+        SamDataset(stack * 200, stack)
+
+
+def test_a_masked_array_is_refused_where_it_hides_values() -> None:
+    """NumPy's own functions leave the hidden values out; a model would see them."""
+    mask = np.ma.MaskedArray(MASKS[0], mask=MASKS[0] == 1)
+    with pytest.raises(ValueError, match="filled"):
+        SamDataset(IMAGES[:1], [mask])
+    assert len(SamDataset(IMAGES[:1], [np.ma.MaskedArray(MASKS[0])])) == 1
