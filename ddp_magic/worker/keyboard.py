@@ -32,7 +32,7 @@ from ddp_magic.wire.messages import (
 from ddp_magic.worker import interrupts
 
 MAX_PROMPT_CHARS = 300  # of a box; a longer prompt is printed
-NOWHERE = "nothing here can answer (nbclient, papermill, a script without a terminal)"
+NOWHERE = "nothing here can answer (nbclient, papermill, --bg, a script without a terminal)"
 _python_input = builtins.input
 _python_getpass = getpass_module.getpass
 _keyboard: Keyboard | None = None  # of this process; None if it is no rank

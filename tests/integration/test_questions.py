@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kernel import Kernel, frames_of_ours
+from tests.integration.kernel import Kernel, frames_of_ours, plain
 from tests.limits import HANG_S, within
 
 
@@ -112,10 +112,10 @@ def test_quitting_the_debugger_ends_all_ranks(kernel: Kernel) -> None:
     prompts, result = kernel.talk(_cell(cell), "q")
     assert len(prompts) == 1
     assert result.error["ename"] == "RunInterrupted"
-    assert result.traceback == (
-        "KeyboardInterrupt: rank 0 stopped at line 4; rank 1 quit the debugger at line 4"
-    )
-    assert result.summary.endswith("stopped")
+    # gloo lets rank 0 go when its peer has ended; on a slow machine it is killed before that.
+    assert result.traceback.startswith("KeyboardInterrupt: rank 0 ")
+    assert result.traceback.endswith("; rank 1 quit the debugger at line 4")
+    assert " · stopped" in result.summary
 
 
 def test_stop_while_a_rank_asks(kernel: Kernel) -> None:
@@ -133,7 +133,7 @@ def test_stop_while_a_rank_asks(kernel: Kernel) -> None:
 
 
 def test_timeouts_stand_still_while_a_person_thinks(kernel: Kernel) -> None:
-    """Of collectives and of the whole run; the table says who is waited for."""
+    """Those of collectives; the table says who is waited for."""
     cell = """
         if rank == 1:
             input("? ")
@@ -141,8 +141,8 @@ def test_timeouts_stand_still_while_a_person_thinks(kernel: Kernel) -> None:
         print("joined")
     """
     kernel.run("%config DDPMagics.hang_s = 1.0")
-    message_id = _asked(kernel, _cell(cell, "-n 2 --timeout 2 --time-limit 5"))
-    time.sleep(6)
+    message_id = _asked(kernel, _cell(cell, "-n 2 --timeout 5"))
+    time.sleep(8)
     kernel.answer("")
     result = kernel.finish(message_id)
     kernel.run("%config DDPMagics.hang_s = 5.0")
@@ -152,7 +152,7 @@ def test_timeouts_stand_still_while_a_person_thinks(kernel: Kernel) -> None:
     ]
     words = "rank 1 has not joined: it waits for an answer in the cell at line 3"
     assert any(words in table for table in tables), tables
-    assert any(line.split()[3:4] == ["asks"] for table in tables for line in table.splitlines())
+    assert any(" asks " in line for table in tables for line in table.splitlines())
 
 
 def test_a_session_goes_on_after_a_question(kernel: Kernel) -> None:
@@ -267,7 +267,7 @@ class Terminal:
         while words not in self.text:
             if not select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise TimeoutError(f"no {words!r} in {self.text!r}")
-            self.text += os.read(self._fd, 4096).decode(errors="replace")
+            self.text = plain(self.text + os.read(self._fd, 4096).decode(errors="replace"))
         self.text = self.text.partition(words)[2]
 
     def type(self, line: str) -> None:

@@ -753,4 +753,4 @@ def test_question_and_answer_are_in_the_journal(
     journal = tmp_path / "journal"
     cell = Cell(capsys, journal=journal)
     cell.show(QuestionClosed(rank=1, number=1, line="[rank 1] name? Bob"))
-    assert json.loads(journal.read_text().splitlines()[-1]) == {"text": "[rank 1] name? Bob\n"}
+    assert json.loads(journal.read_text().splitlines()[-1])["text"] == "[rank 1] name? Bob\n"
