@@ -214,6 +214,8 @@ class BackgroundRun:
 
     def _show(self, out: Outputs) -> None:
         self.follow(out)
+        if self._process is not None:
+            self._process.wait()  # else it stays a zombie
         if self._awaited:
             return  # it is raised there
         if (error := self.failure({})) is not None:

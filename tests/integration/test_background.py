@@ -64,7 +64,7 @@ def _host(directory: Path) -> int:
     return int(head["kernel"])
 
 
-def test_a_run_in_the_background(kernel: Kernel) -> None:
+def test_a_run_in_the_background(kernel: Kernel, runs: Path) -> None:
     """Values go in and come back, its text goes to its cell; the notebook is free meanwhile."""
     kernel.run("import numpy as np\ndata = np.arange(3_000_000)\nfree = False")
     message = kernel.start(
@@ -90,6 +90,8 @@ def test_a_run_in_the_background(kernel: Kernel) -> None:
         "Linear",
     )
     assert kernel.value("r.state.value") == "SUCCEEDED"
+    host = _host(runs / kernel.value("r.id"))
+    _until(lambda: not psutil.pid_exists(host))  # not even a zombie
 
 
 def test_a_failure_is_raised_where_it_is_waited_for(kernel: Kernel) -> None:
