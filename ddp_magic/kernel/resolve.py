@@ -131,7 +131,7 @@ def _check_background(asked: SimpleNamespace) -> None:
             "option or the session"
         )
         raise OptionError(name, problem)
-    if getattr(asked, "debug", False):
+    if asked.debug:
         raise OptionError(name, "nobody could answer the debugger: omit this option or --debug")
 
 

@@ -62,6 +62,7 @@ def test_numbers_of_ranks(line: str, gpus: int, ranks: int) -> None:
         ("--bg --detach", 0, "bg: a detached run is in the background already: omit this option"),
         ("--bg -s lab", 0, "bg: the ranks of a session are the notebook's"),
         ("--detach -s lab", 0, "detach: the ranks of a session are the notebook's"),
+        ("--bg --debug", 0, "bg: nobody could answer the debugger: omit this option or --debug"),
     ],
 )
 def test_contradictions(line: str, gpus: int, message: str) -> None:
