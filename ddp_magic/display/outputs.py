@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from IPython.core.displaypub import CapturingDisplayPublisher
@@ -46,6 +46,7 @@ class Outputs:
         self._text_is_last = False
         self._shown = Shown()
         self._has_to_redraw = False
+        self._held: Callable[[], None] | None = None
         self.shows_displays = is_notebook(shell)
         # A terminal's last line is that of the prompt, once the cell has ended.
         has_status = not self.shows_displays and is_terminal() and not stays
@@ -61,8 +62,27 @@ class Outputs:
         """Number of outputs that may follow, without those at the end."""
         return MAX_OUTPUTS - _ENDING - self._count
 
+    def hold(self, show: Callable[[], None]) -> None:
+        """Hold back what is to stand above the cell's first output until that comes.
+
+        Args:
+            show: Shows it.
+        """
+        self._held = show
+
+    def show_held(self) -> None:
+        """Show what is held back."""
+        held, self._held = self._held, None
+        if held is not None:
+            held()
+
+    def drop_held(self) -> None:
+        """Do not show what is held back."""
+        self._held = None
+
     def write(self, text: str) -> None:
         """Show text."""
+        self.show_held()
         self._number += 1
         if self.shows_displays:
             self._shown.text(text)
@@ -81,6 +101,7 @@ class Outputs:
 
     def count_answer(self) -> None:
         """Count an output of the front end's own: a question and its answer."""
+        self.show_held()
         self._count += 1
         self._text_is_last = False
 
@@ -97,6 +118,7 @@ class Outputs:
         """
         if self._shell is None or not self.shows_displays:
             return
+        self.show_held()
         self._number += not update
         self._shown.display(name, data, metadata, update=update)
         self._put_display(data, metadata, name, update=update)

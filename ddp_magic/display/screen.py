@@ -32,6 +32,7 @@ from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
 
 TABLE_S = 0.25
+HEAD_AFTER_S = 0.05
 TABLE_AFTER_S = 0.5  # a shorter run shows no table
 
 
@@ -64,7 +65,7 @@ class CellScreen:
         self._text = TextOutput(self._outputs, self._displays, clock)
         self._table = LiveTable()
         self._table_place = TablePlace(self._outputs, "")
-        self._last_table = 0.0
+        self._last_table = self._head_due = 0.0
         self._progress: dict[int, tuple[str, ...]] = {}
         self._journal: Journal | None = None
 
@@ -84,14 +85,19 @@ class CellScreen:
 
     def _begin(self, record: RunRecord) -> None:
         if self._live:
-            cell = getattr(self._shell, "execution_count", None)
-            if cell is not None and CellScreen._said_last == (cell, record.devices):
-                return  # a loop of `launch`: each line would be an output more
-            CellScreen._said_last = (cell, record.devices)
-            line = f"{record.devices} · {clock(record.started)}"
-            self._table_place.begin(line, html_line(line))
+            # A cell that ends at once without a word has only the closing line.
+            self._head_due = self._clock() + HEAD_AFTER_S
+            self._outputs.hold(lambda: self._show_head(record))
         else:
             print(record.devices, flush=True)  # noqa: T201 -- this is the screen
+
+    def _show_head(self, record: RunRecord) -> None:
+        cell = getattr(self._shell, "execution_count", None)
+        if cell is not None and CellScreen._said_last == (cell, record.devices):
+            return  # a loop of `launch`: each line would be an output more
+        CellScreen._said_last = (cell, record.devices)
+        line = f"{record.devices} · {clock(record.started)}"
+        self._table_place.begin(line, html_line(line))
 
     def take(self, event: RunEvent) -> None:
         """Show an event now or at the next `tick`."""
@@ -122,6 +128,8 @@ class CellScreen:
         self._text.tick()
         self._progress.update(self._text.bars)
         now = self._clock()
+        if now >= self._head_due:
+            self._outputs.show_held()
         due = now - self._last_table >= TABLE_S and record.elapsed_s > TABLE_AFTER_S
         if due and (record.waits or not record.quiet):
             self._last_table = now
@@ -166,6 +174,7 @@ class CellScreen:
     def _close(self, record: RunRecord) -> None:
         if self._live:
             line = summary(record, with_clock=True)
+            self._outputs.drop_held()
             self._table_place.close(line, html_line(line))
         else:
             print(summary(record), flush=True)  # noqa: T201 -- this is the screen

@@ -20,7 +20,7 @@ from ddp_magic.display.outputs import MAX_OUTPUTS
 from ddp_magic.display.page import MAX_WAITS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.screen import TABLE_AFTER_S, TABLE_S, CellScreen
+from ddp_magic.display.screen import HEAD_AFTER_S, TABLE_AFTER_S, TABLE_S, CellScreen
 from ddp_magic.display.text_output import FLUSH_S, PAGE_S, PARTIAL_S
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
@@ -515,7 +515,9 @@ def test_other_ranks_go_on_beside_a_page(cell: Cell) -> None:
 
 
 def test_the_first_line_is_the_devices(cell: Cell) -> None:
-    """And the time of day. In a notebook it is where the table will be."""
+    """And the time of day. In a notebook it is where the table will be, after a moment."""
+    assert cell.shell.tables == []
+    assert cell.show(wait_s=HEAD_AFTER_S) == ""
     (line,) = cell.shell.tables
     assert re.fullmatch(r"3 ranks on the CPU · \d\d:\d\d:\d\d", line)
     assert cell.written() == ""
@@ -534,11 +536,18 @@ def test_runs_of_one_cell_say_their_devices_once(capsys: pytest.CaptureFixture[s
 
 
 def test_a_quick_run_has_no_table(cell: Cell) -> None:
-    """If it puts nothing out, its closing line is its only output."""
+    """If it puts nothing out, its closing line is its only output, and replaces the first line."""
     cell.show(ready(0), wait_s=TABLE_S + 0.1)
     assert cell.finish() == ""
     assert cell.shell.tables[1:] == [closing("ok")]
     assert [update for *_, update in cell.shell.published] == [False, True]
+
+
+def test_a_run_that_ends_at_once_has_one_message(cell: Cell) -> None:
+    """Each message costs the cell of a session half a millisecond."""
+    cell.finish()
+    assert cell.shell.tables == [closing("ok")]
+    assert [update for *_, update in cell.shell.published] == [False]
 
 
 def test_the_closing_line_stands_below_the_output(cell: Cell) -> None:
