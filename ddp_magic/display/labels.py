@@ -15,6 +15,7 @@ from ddp_magic.display.rank import rank_names
 _ANSI = (36, 32, 35, 33, 34)
 _CSS = ("#258f8f", "#2e8b3d", "#a64ca6", "#a87b00", "#4078c0")
 _LABEL = re.compile(r"^\[rank (\d+)\]", re.MULTILINE)
+_COLORS = re.compile(r"\x1b\[([\d;]{0,100})m")
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?]{0,100}[A-Za-z]")
 
 # As JupyterLab shows text; elsewhere the size is that of the page.
@@ -43,7 +44,16 @@ def colored(text: str) -> str:
     Args:
         text: Lines that begin with their labels.
     """
+    if "\x1b[" in text:
+        *lines, rest = text.split("\n")
+        text = "\n".join([*map(_closed, lines), rest])
     return _LABEL.sub(lambda found: f"\x1b[{_of(found[1], _ANSI)}m{found[0]}\x1b[0m", text)
+
+
+def _closed(line: str) -> str:
+    """Return a line that leaves no color on: the next one may be another rank's."""
+    colors = _COLORS.findall(line)
+    return line if not colors or colors[-1].strip("0;") == "" else f"{line}\x1b[0m"
 
 
 def as_html(text: str) -> str:

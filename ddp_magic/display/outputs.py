@@ -31,13 +31,17 @@ class Outputs:
         shell: The notebook's shell; None in a script.
         stays: Whether these are the outputs of the cell that runs now, also after its end and from
             other threads.
+        owns_cell: Whether nothing else shows something in the cell: only then it can be cleared.
 
     Attributes:
         shows_displays: Whether displays can be shown, and updated in place.
         status: The last line of a terminal; None elsewhere.
     """
 
-    def __init__(self, shell: InteractiveShell | None, *, stays: bool = False) -> None:
+    def __init__(
+        self, shell: InteractiveShell | None, *, stays: bool = False, owns_cell: bool = True
+    ) -> None:
+        self._owns_cell = owns_cell
         self._shell = shell
         self._stdout = sys.stdout if stays else None
         self._publisher = _publisher_of_this_cell(shell.display_pub) if shell and stays else None
@@ -152,8 +156,8 @@ class Outputs:
             return
         self._has_to_redraw = False
         publisher = self._publisher or self._shell.display_pub
-        if isinstance(publisher, CapturingDisplayPublisher):
-            return  # it cannot remove text
+        if not self._owns_cell or isinstance(publisher, CapturingDisplayPublisher):
+            return  # the rest of the cell's output would go too; what is captured stays
         entries = self._shown.entries(logs)
         (self._stdout or sys.stdout).flush()
         publisher.clear_output(wait=bool(entries))

@@ -177,7 +177,7 @@ class Status:
         self._head = forkserver_lines(preloading) if preloading is not None else []
         self._head += [line for session in sessions for line in session_lines(session)]
         self._background = list(background)
-        if not runs and not background:
+        if not runs and not background and not ended:
             self._head.append(_NOTHING)
         self._foot = [_ENDED, *(f"  {line}" for line in ended)] if ended else []
 

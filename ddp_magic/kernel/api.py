@@ -156,13 +156,15 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
             if wanted.bg or wanted.detach:
                 return _in_background(home.start_in_background(ready, options, wanted, extra=extra))
             made = home.make(ready, options, wanted.capture, extra=extra)
-        home.execute(made, CellScreen(shell), cold=wanted.cold, box=box_of(shell))
+        # The cell that calls this may have shown something of its own.
+        screen = CellScreen(shell, outputs=Outputs(shell, owns_cell=False))
+        home.execute(made, screen, cold=wanted.cold, box=box_of(shell))
     return made
 
 
 def _in_background(run: BackgroundRun) -> BackgroundRun:
     says = run.announcement() if run.background.detached else ()
-    run.show_from_now_on(Outputs(get_ipython(), stays=True), says=says)
+    run.show_from_now_on(Outputs(get_ipython(), stays=True, owns_cell=False), says=says)
     return run
 
 

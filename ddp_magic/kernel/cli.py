@@ -71,6 +71,8 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
             if len(ids) > 1:  # also those of other notebooks
                 print(f"several runs are going on: give the id of one: {' '.join(ids)}")
                 return 1
+        if verb == "stop":
+            PastRuns(lambda: (), arguments.roots).wait_for_start(arguments.run)
         words = [verb, *([arguments.run] if arguments.run else [])]
         answers = list(_answers(words, arguments.roots))
         right = [(who, text) for who, ok, text in answers if ok]

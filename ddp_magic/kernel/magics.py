@@ -207,8 +207,9 @@ class DDPMagics(Magics, OptionDefaults):
                 run = self.controller.make(
                     ready, options, args.capture, execution_count=number, settings=settings
                 )
+            screen = CellScreen(self.shell, outputs=self._outputs_of(body))
             box = box_of(self.shell)
-            self.controller.execute(run, CellScreen(self.shell), cold=args.cold, box=box)
+            self.controller.execute(run, screen, cold=args.cold, box=box)
             self.shell.user_ns.update(run.results)
             if args.out is not None:
                 self.shell.user_ns[args.out] = run
@@ -223,6 +224,11 @@ class DDPMagics(Magics, OptionDefaults):
         if run.background.out:
             self.shell.user_ns[run.background.out] = run
         run.show_from_now_on(Outputs(self.shell, stays=True), says=run.announcement())
+
+    def _outputs_of(self, body: str) -> Outputs:
+        """Return the outputs of the notebook's cell, which may have other code too."""
+        is_whole = self._raw_cell.rstrip().endswith(body.rstrip())  # not a call of run_cell_magic
+        return Outputs(self.shell, owns_cell=is_whole)
 
     def _prepare(self, body: str) -> tuple[Cell, int | None, dict[str, str]]:
         """Compile the cell here, where a SyntaxError costs nothing.

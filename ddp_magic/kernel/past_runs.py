@@ -14,6 +14,8 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.storage import run_directories, run_roots
 
 DAY_S = 24 * 3600
+START_S = 60.0  # for the host of a background run to start
+POLL_S = 0.1
 MAX_RUNS = 20  # of ended kernels that are listed
 _ID = re.compile(r"(\d{4}-\d{6})-\d+-(\d+)")
 
@@ -47,6 +49,16 @@ class PastRuns:
             if (run := journal.read(directory.journal)) is not None:
                 return run
         raise ValueError(f"no {_named(run_id)} is left: runs are kept for 7 days")
+
+    def wait_for_start(self, run_id: str | None, limit_s: float = START_S) -> None:
+        """Wait until a run of this id that has just been made can be asked and found.
+
+        The host of a background run is some seconds behind the line that announces the run.
+        """
+        made = [each for each in self._newest_first() if run_id and _is(each, run_id)]
+        deadline = time.monotonic() + limit_s
+        while made and _is_starting(made[0]) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def logs(self, run_id: str | None, rank: int | None, lines: int | None) -> Iterator[str]:
         """Yield what the ranks of a run wrote, a line at a time.
@@ -140,3 +152,11 @@ def _is(directory: RunDirectory, run_id: str | None) -> bool:
 
 def _named(run_id: str | None) -> str:
     return f"run {run_id!r}" if run_id else "run"
+
+
+def _is_starting(directory: RunDirectory) -> bool:
+    try:
+        made = directory.path.stat().st_mtime
+    except OSError:
+        return False
+    return time.time() - made < START_S and not directory.journal.exists()

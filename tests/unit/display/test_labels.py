@@ -31,6 +31,15 @@ def test_whose_an_output_is(ranks: Any, words: str) -> None:
     assert label(ranks) == words
 
 
+def test_a_color_ends_with_its_line() -> None:
+    """The next line is another rank's. An unfinished line may go on in its color."""
+    text = "[ranks 0-1] \x1b[31mred\n[rank 1] \x1b[1;32mok\x1b[0m\n[ranks 0-1] \x1b[31mopen"
+    first, second, last = colored(text).split("\n")
+    assert first.endswith("red\x1b[0m")
+    assert second.endswith("ok\x1b[0m")
+    assert last.endswith("open")
+
+
 def test_labels_have_colors_that_a_terminal_knows() -> None:
     """At the beginning of lines; those of all ranks, and what a rank prints, stay as they are."""
     text = "[rank 0] a [rank 1]\n[ranks 0-1] b\n[rank 1] c\n"

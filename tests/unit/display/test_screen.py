@@ -16,7 +16,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ddp_magic.display import journal
 from ddp_magic.display.fold import HOLD_S
-from ddp_magic.display.outputs import MAX_OUTPUTS
+from ddp_magic.display.outputs import MAX_OUTPUTS, Outputs
 from ddp_magic.display.page import MAX_WAITS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
@@ -49,11 +49,13 @@ class Cell:
         *,
         notebook: bool = True,
         shell: FakeShell | None = None,
+        owns_cell: bool = True,
         **record: Any,
     ) -> None:
         self.shell = shell or FakeShell(notebook=notebook)
         self.now = 1000.0
-        self.screen = CellScreen(self.shell, lambda: self.now)  # type: ignore[arg-type]
+        outputs = Outputs(self.shell, owns_cell=owns_cell)  # type: ignore[arg-type]
+        self.screen = CellScreen(self.shell, lambda: self.now, outputs=outputs)  # type: ignore[arg-type]
         self.record = RunRecord(
             id="run-1",
             label="Cell In[1]",
@@ -458,6 +460,14 @@ def test_ranks_that_clear_at_once_are_redrawn_once(cell: Cell) -> None:
     cell.show(*(text(rank, "a\n") for rank in range(3)))
     cell.show(*(_clear(rank) for rank in range(3)))
     assert cell.shell.cleared == [True]
+
+
+def test_what_else_the_cell_has_shown_is_not_cleared(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second `launch` in the cell, or prints of its own: Jupyter would remove them too."""
+    cell = Cell(capsys, owns_cell=False)
+    assert cell.show(text(0, "before\n")) == "[rank 0] before\n"
+    cell.show(_clear(0), text(0, "after\n"), wait_s=PAGE_S + 0.1)
+    assert cell.shell.cleared == []
 
 
 def test_only_what_is_captured_cannot_be_cleared(capsys: pytest.CaptureFixture[str]) -> None:

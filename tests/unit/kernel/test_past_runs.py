@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
+from tests.limits import HANG_S, within
 
 DEAD = 4194303  # no process has this number
 
@@ -89,3 +91,19 @@ def test_logs_are_those_of_the_runs_session(tmp_path: Path) -> None:
         [*past.logs("7-1", 3, None)]
     with pytest.raises(ValueError, match="no run 'x' with logs is left"):
         [*past.logs("x", None, None)]
+
+
+def test_a_run_that_has_just_been_made_is_waited_for(tmp_path: Path) -> None:
+    """The host of a background run begins its journal some seconds after it was announced."""
+    (tmp_path / "0102-000000-9-1").mkdir()
+    past = PastRuns(lambda: (), [tmp_path])
+    begin = threading.Timer(0.3, run, (tmp_path, "0102-000000-9-1"))
+    begin.start()
+    past.wait_for_start("9-1", HANG_S)
+    begin.join(HANG_S)
+    assert past.find("9-1").id == "0102-000000-9-1"
+    (tmp_path / "0102-000000-9-2").mkdir()
+    began = time.monotonic()
+    past.wait_for_start("9-2", 0.2)
+    past.wait_for_start("unknown", HANG_S)
+    assert within(time.monotonic() - began, HANG_S)
