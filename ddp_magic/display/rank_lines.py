@@ -36,6 +36,11 @@ class RankLines:
         self.continues = own.continues and not ended
         return ended + lines
 
+    def settle(self) -> list[str]:
+        """Return the bars that have ended: something else is shown now, below them."""
+        self.continues = False
+        return self._bars.settle() + self._out.settle()
+
     def age(self) -> list[str]:
         """Return the bars that have ended a while ago."""
         self.continues = False

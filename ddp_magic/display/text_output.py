@@ -84,9 +84,13 @@ class TextOutput:
         self._feed()
         if self._open_rank == event.rank:
             self._end_line()
+        now = self._clock()
+        for text in self._texts.values():  # bars that have ended stand above it
+            if text.rank == event.rank or now - text.last_text > FLUSH_S:
+                self._admit(text, text.lines.settle())
         if partial := self._texts[event.rank].lines.take_partial():
             self._queue(self._texts[event.rank], [partial])
-        self._fold.add(event.rank, event, self._clock())
+        self._fold.add(event.rank, event, now)
 
     def clear(self, rank: int, *, wait: bool) -> None:
         """Begin a new page of a rank: what it shows from now on is apart from the others'.

@@ -236,7 +236,8 @@ def test_two_sessions_and_a_run_between(lab: Kernel) -> None:
     assert "session b" in status
     assert lab.run("%ddp_stop a").text.strip() == "session a (1 rank) ended"
     assert lab.run("%ddp_stop --all").text.strip() == "session b (2 ranks) ended"
-    assert "unknown session or run 'a': there is no session" in str(lab.run("%ddp_stop a").error)
+    unknown = str(lab.run("%ddp_stop a").error)
+    assert "unknown session or run 'a' (nothing is running)" in unknown
 
 
 def test_threads_that_use_a_session_at_once(lab: Kernel) -> None:
