@@ -102,10 +102,12 @@ class Member:
     def _add(self, items: Iterable[bytes | int | Writer]) -> None:
         """Log text, in one piece, and keep it until it is its turn."""
         pieces = [(item, self._logged(item)) for item in items]
-        size = self.written
-        self._append(b"".join(logged for _, logged in pieces))
+        added = b"".join(logged for _, logged in pieces)
+        self._append(added)
+        # Not from its size before, which a rank of a second attempt does not know.
+        size = max(0, self.written - len(added))
         for item, logged in pieces:
-            size = min(size + len(logged), self.written)
+            size += len(logged)
             self._text.append((item, size) if isinstance(item, bytes) else item)
 
     def _logged(self, item: bytes | int | Writer) -> bytes:

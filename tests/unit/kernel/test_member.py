@@ -111,3 +111,11 @@ def test_the_log_has_the_last_state_of_a_bar(tmp_path: Path) -> None:
     lines = [f"line {i}" for i in range(100)]
     assert member.log.read_text().splitlines() == [*lines, "99 %", "half"]
     assert member.written == member.log.stat().st_size
+
+
+def test_the_size_of_the_log_counts_what_an_earlier_attempt_wrote(tmp_path: Path) -> None:
+    """Else the text of a restarted rank would seem to end in the middle of the first attempt's."""
+    (tmp_path / "log").write_bytes(b"the first attempt\n")
+    (event,) = _member(tmp_path).take_text(b"the second\n")
+    assert isinstance(event, Stream)
+    assert event.log_bytes == (tmp_path / "log").stat().st_size
