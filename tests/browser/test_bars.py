@@ -31,7 +31,7 @@ def test_nested_bars_are_rows_of_the_table(
     wait_idle(page)
     shoot(page, 1, "after")
     lines = text(page, 1).splitlines()
-    assert sum("epochs: 100%" in line for line in lines) == 2
+    assert sum("epochs: 100%" in line for line in lines) in (1, 2)  # folded or not
     assert not any("steps" in line or "\x1b" in line for line in lines)
     assert sum("trained" in line for line in lines) in (2, 3, 4)  # folded or not
 
