@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -147,6 +147,22 @@ class RunRecord:
     def elapsed_s(self) -> float:
         """Seconds from the start to the end, or until now."""
         return (self.ended or time.time()) - self.started
+
+
+def error_lines(error: BaseException | None) -> list[str]:
+    """Return what the `repr` of a run says of its error."""
+    return [] if error is None else [f"  error: {type(error).__name__}: {error}"]
+
+
+def value_lines(results: object, captured: Iterable[object]) -> list[str]:
+    """Return what the `repr` of a run says of the values that came back and that were sent."""
+    lines = []
+    if results:
+        names = results if isinstance(results, dict) else ["one per rank"]
+        lines.append(f"  results: {', '.join(names)}")
+    if sent := dict.fromkeys(map(str, captured)):
+        lines.append(f"  captured: {', '.join(sent)}")
+    return lines
 
 
 class Screen(Protocol):

@@ -16,7 +16,7 @@ from ddp_magic.display import journal, kept_errors
 from ddp_magic.display.follow import Follower
 from ddp_magic.display.journal import PastRun
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.record import Background
+from ddp_magic.display.record import Background, error_lines, value_lines
 from ddp_magic.errors import (
     DDPMagicError,
     HostLostError,
@@ -93,15 +93,8 @@ class BackgroundRun:
 
     def __repr__(self) -> str:
         lines = [f"Run {self.id}: {self.state.value} · {self.outcome}"]
-        if self.error is not None:
-            lines.append(f"  error: {type(self.error).__name__}: {self.error}")
-        if self.results:
-            names = self.results if isinstance(self.results, dict) else ["one per rank"]
-            lines.append(f"  results: {', '.join(names)}")
-        if self.captured:
-            lines.append(f"  captured: {', '.join(dict.fromkeys(map(str, self.captured)))}")
-        lines.append(f"  logs: {self.directory}")
-        return "\n".join(lines)
+        lines += [*error_lines(self.error), *value_lines(self.results, self.captured)]
+        return "\n".join([*lines, f"  logs: {self.directory}"])
 
     # --- what is known of it ------------------------------------------------------------------
 

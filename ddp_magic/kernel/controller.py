@@ -341,25 +341,24 @@ class Controller:
         Raises:
             ValueError: There is none, or there are several.
         """
-        own = [*(session.name for session in self.sessions)]
-        own += [run.id for run in self.background.going_on()]
+        sessions = [session.name for session in self.sessions]
+        going_on = self.background.going_on()
+        own = [*sessions, *(run.id for run in going_on)]
         others = [each for each in self.stoppable() if each not in own]
         running = [f"running: {', '.join(own)}"] if own else []
         running += [f"of other notebooks: {', '.join(others)}"] if others else []
         there = "; ".join(running) or "nothing is running"
         if name is None:
-            going_on = self.background.going_on()
-            if len(going_on) == 1 and not list(self.sessions):
+            if len(going_on) == 1 and not sessions:
                 return going_on[0].stop()
             if not running:
                 raise ValueError("there is no session and no background run")
             which = "give its name or id" + (", or --all" if own else "")
             raise ValueError(f"missing session or run: {which} ({there})")
-        if not self.runs.find(name):
+        if name not in sessions and not self.runs.find(name):
             self.past.wait_for_start(name)
-        known = name in [session.name for session in self.sessions] or self.runs.find(name)
-        if not known and (run := self.background.find_any(name)) is not None:
-            return run.stop()
+            if (run := self.background.find_any(name)) is not None:
+                return run.stop()
         try:
             return self.answers.answer(["stop", name])
         except LaunchError as error:

@@ -55,7 +55,9 @@ class PastRuns:
 
         The host of a background run is some seconds behind the line that announces the run.
         """
-        made = [each for each in self._newest_first() if run_id and _is(each, run_id)]
+        if not run_id:
+            return
+        made = [each for each in self._newest_first() if _is(each, run_id)]
         deadline = time.monotonic() + limit_s
         while made and _is_starting(made[0]) and time.monotonic() < deadline:
             time.sleep(POLL_S)

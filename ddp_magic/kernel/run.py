@@ -13,7 +13,7 @@ from ddp_magic.display.hangs import HANG_S
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.record import Background, RunRecord, Screen
+from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
 from ddp_magic.display.restarts import (
     TIMED_OUT,
     earlier_attempts,
@@ -142,16 +142,11 @@ class Run(RunRecord):
     def __repr__(self) -> str:
         ranks = f"{len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
         lines = [f"Run {self.id}: {self.state.value} · {ranks} · {self.elapsed_s:.1f} s"]
-        if self.error is not None:
-            lines.append(f"  error: {type(self.error).__name__}: {self.error}")
+        lines += error_lines(self.error)
         lines += [f"  {restart}" for restart in self.restarts]
-        if self.results:
-            names = self.results if isinstance(self.results, dict) else ["one per rank"]
-            lines.append(f"  results: {', '.join(names)}")
-        if self.captured:
-            lines.append(f"  captured: {', '.join(dict.fromkeys(map(str, self.captured)))}")
-        lines.append(f"  logs: {self.logs}")
-        return "\n".join(lines)
+        return "\n".join(
+            [*lines, *value_lines(self.results, self.captured), f"  logs: {self.logs}"]
+        )
 
     def _new_pulls(self) -> Pulls:
         kind = KeptPulls if self.background else Pulls  # a host keeps values, and reads none

@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import close, getpid, write  # bound here: a cell may replace the module's
 from pathlib import Path
@@ -196,23 +196,20 @@ class CallLog:
 
 
 @contextlib.contextmanager
-def written(
-    command: RunCell, rank: int, cells: Callable[[], Iterable[tuple[str, int]]]
-) -> Iterator[None]:
+def written(command: RunCell, rank: int, labels: Callable[[], dict[str, str]]) -> Iterator[None]:
     """Write down, in the body of the `with`, which collectives this rank calls, if that is wanted.
 
     Args:
         command: The cell that runs in the body.
         rank: This rank.
-        cells: Returns files and numbers of the notebook's cells: the code of a function that
-            `launch` calls is in one of them.
+        labels: Returns what a person calls the notebook's cells, by file: the code of a function
+            that `launch` calls is in one of them.
     """
     if not command.check:
         yield
         return
     path = RunDirectory(Path(command.path).parent).calls(rank)
-    others = {file: f"Cell In[{number}]" for file, number in cells()}
-    with written_to(CallLog(path, others if command.call else {command.name: ""})):
+    with written_to(CallLog(path, labels() if command.call else {command.name: ""})):
         yield
 
 

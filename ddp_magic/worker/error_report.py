@@ -196,10 +196,10 @@ def _shown(error: BaseException, cell: CellPlace) -> TracebackType | None:
 
 def _plain_frames(tb: TracebackType | None, cell: CellPlace) -> list[str]:
     lines = []
+    labels = {**cell.functions, cell.file: cell.label}
     tb, left_out = shortened(tb, MAX_FRAMES)
     for frame in traceback.extract_tb(tb):
         if not is_ours(frame.filename):
-            labels = {**cell.functions, cell.file: cell.label}
             file = labels.get(frame.filename, f'File "{frame.filename}"')
             lines.append(f"{file}, line {frame.lineno}, in {frame.name}")
             lines.append(f"    {frame.line}")

@@ -142,6 +142,10 @@ class CellCompiler(CachingCompiler):
         """Return files and numbers of the notebook's cells."""
         return [(f, n) for f, n in self._numbers.items() if n is not None]
 
+    def numbered_labels(self) -> dict[str, str]:
+        """Return what a person calls the cells that have a number, by file: `Cell In[5]`."""
+        return {file: f"Cell In[{number}]" for file, number in self.numbered_cells()}
+
     def labels(self) -> dict[str, str]:
         """Return what a person calls the files of cells: `Cell In[5]`."""
         return {file: " ".join(self.format_code_name(file) or ()) for file in self._numbers}
@@ -241,8 +245,8 @@ class CellShell(InteractiveShell):
     def _format_groups(self, error: BaseException) -> list[str]:
         """Format an exception group as Python does: IPython does not show its members."""
         lines = "".join(traceback.format_exception(error)).splitlines()
-        for file, number in self.compile.numbered_cells():
-            lines = [line.replace(f'File "{file}"', f"Cell In[{number}]") for line in lines]
+        for file, label in self.compile.numbered_labels().items():
+            lines = [line.replace(f'File "{file}"', label) for line in lines]
         return lines
 
     def showtraceback(self, *_args: object, **_kwargs: object) -> None:

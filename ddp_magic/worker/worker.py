@@ -248,7 +248,7 @@ class Worker:
             if command.call:
                 self._tell_lines_of_functions(shell)
             before = NamesBefore(shell.user_ns)
-            with checked_calls.written(command, self._rank, shell.compile.numbered_cells):
+            with checked_calls.written(command, self._rank, shell.compile.numbered_labels):
                 return shell.run_file(command)
 
         directory = RunDirectory(Path(command.path).parent)
@@ -301,8 +301,7 @@ class Worker:
 
     def _tell_lines_of_functions(self, shell: CellShell) -> None:
         """Tell places in the notebook's functions: nobody has seen the cell that calls them."""
-        labels = {file: f"Cell In[{number}]" for file, number in shell.compile.numbered_cells()}
-        self._activity.cell_labels = labels
+        self._activity.cell_labels = labels = shell.compile.numbered_labels()
         self._place = replace(self._place, functions=labels)
 
     def _reload_modules(self) -> None:
