@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -21,6 +22,10 @@ class StatusLine:
     @property
     def chars(self) -> int:
         """Longest line that the terminal does not wrap."""
+        # The terminal itself knows: COLUMNS keeps the size that it had at its start.
+        with contextlib.suppress(OSError, ValueError):
+            if columns := os.get_terminal_size(sys.stdout.fileno()).columns:
+                return columns - 1
         return shutil.get_terminal_size().columns - 1
 
     def show(self, text: str) -> None:

@@ -64,6 +64,7 @@ def test_a_terminal_has_a_status_line(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "xterm-256color"}
+    env["COLUMNS"] = "80"  # from a shell that was wider
     process = subprocess.Popen(
         _ipython(tmp_path), stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env
     )
