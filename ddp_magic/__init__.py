@@ -16,12 +16,14 @@ Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the 
 Map of the package. A folder says which process its lines run in, and imports only from folders
 below it::
 
-    kernel     the notebook's process: magics, runs, sessions, worker groups; and the host, which
-               does the same for a run in the background
-    display    what a person sees: outputs, tables, how a run ended, why ranks wait
+    kernel     the notebook's process: magics, runs, sessions. Its rooms: options, values (to
+               the ranks and back), worker_group, watch (hangs, profiles), background (the host),
+               machine (GPUs, limits)
+    display    what a person sees: outputs and tables. Its rooms: text, diagnosis (how a run ended,
+               why ranks wait), profiles
     engines    how one agent gets onto each node: the forkserver, torchrun
     node       beside the ranks: the forkserver, the agent (torch elastic), the ranks' processes
-    worker     one rank
+    worker     one rank. Its rooms: console (text, displays, questions), values, watch
     ----------
     wire       what travels between processes: messages, channels, values
     system     processes, environment, run directories, installed libraries

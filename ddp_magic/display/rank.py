@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ddp_magic.display.diagnose import Failure, line_words
+from ddp_magic.display.diagnosis.diagnose import Failure, line_words
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Killed,

@@ -10,10 +10,10 @@ from ddp_magic.display.display_places import DisplayPlaces, Place
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.labels import has_place, label, labelled
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.page import Page
-from ddp_magic.display.rank_text import RankText
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.terminal import display_lines
+from ddp_magic.display.text.page import Page
+from ddp_magic.display.text.rank_text import RankText
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.messages import DisplayData
 

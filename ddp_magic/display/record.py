@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ddp_magic.display.profile import Profile
+from ddp_magic.display.diagnosis.restarts import Restart
+from ddp_magic.display.profiles.profile import Profile
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.restarts import Restart
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import Doing, GroupEnded, Restarted, RunEvent

@@ -19,7 +19,7 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import clock, html_line, summary
 from ddp_magic.display.table import LiveTable, status_line
 from ddp_magic.display.table_place import TablePlace
-from ddp_magic.display.text_output import TextOutput
+from ddp_magic.display.text.text_output import TextOutput
 from ddp_magic.wire.kernel_events import (
     Note,
     QuestionClosed,

@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
-from ddp_magic.display.diagnose import describe_exit, headline
+from ddp_magic.display.diagnosis.diagnose import describe_exit, headline
+from ddp_magic.display.diagnosis.restarts import closing_words, count_words
 from ddp_magic.display.labels import FONT
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.restarts import closing_words, count_words
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import StackDumped

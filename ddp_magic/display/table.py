@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from ddp_magic.display.bar_text import percent_done, shorten_bar
 from ddp_magic.display.labels import css_color
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
@@ -22,6 +21,7 @@ from ddp_magic.display.status import (
     rank_cells,
     rank_memory,
 )
+from ddp_magic.display.text.bar_text import percent_done, shorten_bar
 from ddp_magic.wire.states import Phase
 
 MAX_ROWS = 8

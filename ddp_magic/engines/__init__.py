@@ -19,8 +19,8 @@ How a rank starts, from the cell to its first message::
     9 connections._welcome
           ──────────────RunCell───────────────────────────────────────────▶
 
-1. `kernel/group.py`, `WorkerGroup.start`: listens on the run's socket and asks an engine for an
-   agent. It sends the cell's commands when a rank connects.
+1. `kernel/worker_group/group.py`, `WorkerGroup.start`: listens on the run's socket and asks an
+   engine for an agent. It sends the cell's commands when a rank connects.
 2. `engines/local.py`, `LocalEngine.start`: starts a forkserver if none runs, or if what it has
    imported is out of date (`engines/forkserver.py` is the handle of one such process,
    `engines/preload_record.py` what is known of imports), and sends it `ForkAgent`. Returns a
@@ -37,7 +37,7 @@ How a rank starts, from the cell to its first message::
    agent; `run_worker` there sets its variables.
 8. `worker/worker.py`, `main`: connects to the socket, sends `WorkerHello` with the read end of its
    stdout and stderr, makes the process group, and waits for commands.
-9. `kernel/connections.py`, `Connections._welcome`: the rank is a member of the group.
+9. `kernel/worker_group/connections.py`, `Connections._welcome`: the rank is a member of the group.
 
 After a failure torch's agent may restart the ranks (`--max-restarts`), from step 6. The first hello
 of the new attempt makes the kernel read what the old ranks have left, and forget them

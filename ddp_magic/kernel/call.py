@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ddp_magic.kernel.pull import Pull
-from ddp_magic.kernel.value_stream import Extra
+from ddp_magic.kernel.values.pull import Pull
+from ddp_magic.kernel.values.value_stream import Extra
 
 # Names that no session's cell and no notebook has.
 _FUNCTION, _ARGUMENT, _RETURN_VALUE = "_function", "_argument", "_return_value"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-from ddp_magic.kernel.names import Names, names_of
+from ddp_magic.kernel.values.names import Names, names_of
 
 _WARNINGS = threading.Lock()  # several threads may prepare a cell; the filters are the process's
 

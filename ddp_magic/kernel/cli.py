@@ -14,7 +14,7 @@ from pathlib import Path
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.replay import replay
 from ddp_magic.kernel import control
-from ddp_magic.kernel.background_runs import BackgroundRuns
+from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.storage import run_roots
 

@@ -13,9 +13,9 @@ from typing import Any
 from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
-from ddp_magic.kernel.arguments import matching
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.options import (
+from ddp_magic.kernel.options.arguments import matching
+from ddp_magic.kernel.options.declaration import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
     OPTIONS,

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 
-from ddp_magic.display.diagnose import Surroundings
-from ddp_magic.display.hangs import HANG_S
+from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.hangs import HANG_S
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.record import Background, Screen
 from ddp_magic.display.status import Status
@@ -19,20 +19,20 @@ from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.answers import Answers
-from ddp_magic.kernel.background import BackgroundRun
-from ddp_magic.kernel.background_runs import BackgroundRuns
-from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel.background.hosting import HostStart, start_host
+from ddp_magic.kernel.background.run import BackgroundRun
+from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
-from ddp_magic.kernel.hosting import HostStart, start_host
-from ddp_magic.kernel.options import OPTIONS, OptionError
+from ddp_magic.kernel.options.declaration import OPTIONS, OptionError
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.resolve import check_ranks, shown_ranks, trace_file
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
-from ddp_magic.kernel.value_stream import Extra
+from ddp_magic.kernel.values.capture import Notebook
+from ddp_magic.kernel.values.value_stream import Extra
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.forkserver_status import ForkserverStatus

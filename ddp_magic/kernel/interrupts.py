@@ -11,7 +11,7 @@ from typing import Any
 
 from ddp_magic.display.record import RunRecord
 from ddp_magic.errors import DDPMagicError, RunInterrupted
-from ddp_magic.kernel.machine_limits import system_error
+from ddp_magic.kernel.machine.limits import system_error
 from ddp_magic.wire.states import State
 
 

@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import Bool, Float, List, Unicode, Union, observe
 
-from ddp_magic.display.hangs import HANG_S
+from ddp_magic.display.diagnosis.hangs import HANG_S
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.question_box import box_of
 from ddp_magic.display.replay import replay
@@ -28,25 +28,15 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.kernel import cell, controller, expansion
-from ddp_magic.kernel.arguments import parse_line
-from ddp_magic.kernel.background import BackgroundRun
-from ddp_magic.kernel.capture import Notebook
+from ddp_magic.kernel import cell, controller
+from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
-from ddp_magic.kernel.option_defaults import OptionDefaults, in_force, with_defaults
-from ddp_magic.kernel.option_help import (
-    ATTACH_HELP,
-    DDP_HELP,
-    LOGS_HELP,
-    SHOW_HELP,
-    STATUS_HELP,
-    STOP_HELP,
-    WAIT_HELP,
-)
-from ddp_magic.kernel.options import (
+from ddp_magic.kernel.options import expansion
+from ddp_magic.kernel.options.arguments import parse_line
+from ddp_magic.kernel.options.declaration import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
     OPTIONS,
@@ -58,8 +48,19 @@ from ddp_magic.kernel.options import (
     OptionError,
     spelling,
 )
+from ddp_magic.kernel.options.defaults import OptionDefaults, in_force, with_defaults
+from ddp_magic.kernel.options.help import (
+    ATTACH_HELP,
+    DDP_HELP,
+    LOGS_HELP,
+    SHOW_HELP,
+    STATUS_HELP,
+    STOP_HELP,
+    WAIT_HELP,
+)
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.system.frames import warnings_without_ours
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from ddp_magic.display.rank import Rank
-from ddp_magic.kernel.group import POLL_S, WorkerGroup
+from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
 from ddp_magic.wire.kernel_events import Doing, Note, RunEvent
 from ddp_magic.wire.messages import Error, WorkerExited, WorkerReady
 

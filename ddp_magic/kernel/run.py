@@ -7,34 +7,34 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ddp_magic.display import diagnose
-from ddp_magic.display.diagnose import CellCode, Surroundings
-from ddp_magic.display.hangs import HANG_S
-from ddp_magic.display.places import cell_labels
-from ddp_magic.display.question_box import Box
-from ddp_magic.display.rank import Rank
-from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
-from ddp_magic.display.restarts import (
+from ddp_magic.display.diagnosis import diagnose
+from ddp_magic.display.diagnosis.diagnose import CellCode, Surroundings
+from ddp_magic.display.diagnosis.hangs import HANG_S
+from ddp_magic.display.diagnosis.restarts import (
     TIMED_OUT,
     earlier_attempts,
     restart_after,
     restart_line,
 )
-from ddp_magic.display.verdict import Evidence, StopReason, judge
+from ddp_magic.display.diagnosis.verdict import Evidence, StopReason, judge
+from ddp_magic.display.places import cell_labels
+from ddp_magic.display.question_box import Box
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
-from ddp_magic.kernel import profiling, stacks
-from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
-from ddp_magic.kernel.collective_watch import CollectiveWatch
-from ddp_magic.kernel.group import POLL_S, WorkerGroup
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
-from ddp_magic.kernel.machine_limits import system_error
-from ddp_magic.kernel.pull import KeptPulls, Pulls
+from ddp_magic.kernel.machine.limits import system_error
 from ddp_magic.kernel.questions import Questions
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.stop import Stop, reason_to_stop
+from ddp_magic.kernel.values.capture import Capture
+from ddp_magic.kernel.values.pull import KeptPulls, Pulls
+from ddp_magic.kernel.watch import profiling, stacks
+from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
+from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.frames import know_source

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddp_magic.kernel.group import WorkerGroup
-from ddp_magic.kernel.options import spelling
-from ddp_magic.kernel.pull import Pull
+from ddp_magic.kernel.options.declaration import spelling
+from ddp_magic.kernel.values.pull import Pull
+from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.messages import RunCell

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ddp_magic.display import diagnose
+from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.status import SessionStatus
 from ddp_magic.errors import LaunchError
-from ddp_magic.kernel.group import WorkerGroup
 from ddp_magic.kernel.interrupts import deferred
-from ddp_magic.kernel.needed_values import Held
 from ddp_magic.kernel.run_options import Options, group_of
+from ddp_magic.kernel.values.needed_values import Held
+from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.storage import process_storage
 
 END_S = 30.0  # for the exit handlers of the ranks

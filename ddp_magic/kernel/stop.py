@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank, rank_names
-from ddp_magic.display.verdict import StopReason
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 
 ANSWER_S = 2.0  # a rank that has not taken the interrupt by then does not answer

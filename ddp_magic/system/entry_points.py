@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FORKSERVER = "ddp_magic.node.forkserver:main"
-HOST = "ddp_magic.kernel.host:main"
+HOST = "ddp_magic.kernel.background.host:main"
 TORCHRUN = "ddp_magic.node.torchrun:main"
 KEEPER = "ddp_magic.node.torchrun:keep"
 WORKER = "ddp_magic.worker.worker:main"

@@ -1,7 +1,7 @@
 """Marks: how a rank says where in its text a rich output belongs, and which text is one write.
 
-`worker.displays` and `worker.streams` write the marks; `kernel.member` puts the outputs back in
-order.
+`worker.console` (`displays`, `streams`) writes the marks; `kernel.worker_group.member` puts the
+outputs back in order.
 
 A rank's stdout and stderr are one pipe, so that their order is the order of writing. A figure
 travels over the socket beside it. To keep it in its place, the rank writes a *mark* into the pipe

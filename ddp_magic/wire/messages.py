@@ -300,7 +300,7 @@ class WorkerHello:
 
     Attributes:
         marker: Followed by a number and BEL, marks the place of a display in the rank's text; see
-            `ddp_magic.display.rank_text`.
+            `ddp_magic.display.text.rank_text`.
         attempt: How often the ranks were restarted before (TORCHELASTIC_RESTART_COUNT).
     """
 

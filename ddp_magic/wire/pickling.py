@@ -6,8 +6,8 @@ travel in shared memory (`wire.arrays`); what cannot work in another process is 
 reason (`Refused`). Several values go into one stream, so that an optimizer still points at its
 model.
 
-`kernel.notebook_pickler` adds what holds for the notebook's values, `worker.sent_values` what holds
-for a rank's.
+`kernel.values.notebook_pickler` adds what holds for the notebook's values,
+`worker.values.sent_values` what holds for a rank's.
 
 Private names of cloudpickle, all of them used in this file and known to hold for cloudpickle 3.0 to
 3.1 (tests/unit/wire/test_pickling.py fails where they change): `_code_reduce`,
@@ -197,7 +197,7 @@ def load(
 
 
 def read_saved(stream: bytes, buffers: list[bytearray]) -> dict[str, Any]:
-    """Return the values of a stream that was saved (`kernel.pull`)."""
+    """Return the values of a stream that was saved (`kernel.values.pull`)."""
     return dict(load(stream, buffers))
 
 

@@ -268,7 +268,7 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
     """
     provide_prelude(namespace, left["prelude"])
     for captured in left["captured"]:
-        from ddp_magic.worker import received_values
+        from ddp_magic.worker.values import received_values
 
         namespace.update(received_values.receive_as_child(captured, namespace))
     files = left.get("files", {})

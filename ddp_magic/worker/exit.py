@@ -12,10 +12,10 @@ from time import monotonic  # bound here: a cell may replace the module's
 from typing import NamedTuple, NoReturn
 
 from ddp_magic.worker import interrupts
+from ddp_magic.worker.console.streams import flush
 from ddp_magic.worker.error_report import CellPlace, Formatter, print_error
 from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.shell import end_names
-from ddp_magic.worker.streams import flush
 
 FAILED_EXIT_S = 1.0  # for the exit handlers of a rank that failed: its peers wait for its end
 QUEUES_S = 0.3  # for the threads of multiprocessing's queues to give back their semaphores

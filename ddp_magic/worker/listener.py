@@ -24,8 +24,8 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import interrupts
-from ddp_magic.worker.activity import Activity
-from ddp_magic.worker.notebook_values import NotebookValues
+from ddp_magic.worker.values.notebook_values import NotebookValues
+from ddp_magic.worker.watch.activity import Activity
 
 ABORT_AFTER_S = 0.3  # for Python code to handle an interrupt itself
 

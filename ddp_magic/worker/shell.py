@@ -25,7 +25,8 @@ from traitlets import Type
 from traitlets.config import Config
 
 from ddp_magic.wire.messages import RunCell
-from ddp_magic.worker import bars, child_main, debugger, keyboard
+from ddp_magic.worker import child_main
+from ddp_magic.worker.console import bars, debugger, keyboard
 
 WIDGET = "application/vnd.jupyter.widget"
 WIDGETS = (

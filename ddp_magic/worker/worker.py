@@ -42,33 +42,26 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
-from ddp_magic.worker import (
-    checked_calls,
-    child_main,
-    debugger,
-    error_report,
-    fresh_state,
-    interrupts,
-    keyboard,
-    sent_values,
-    stacks,
-)
-from ddp_magic.worker.activity import Activity
-from ddp_magic.worker.cell_names import NamesBefore
+from ddp_magic.worker import child_main, error_report, fresh_state, interrupts
+from ddp_magic.worker.console import debugger, keyboard
+from ddp_magic.worker.console.displays import Displays
+from ddp_magic.worker.console.keyboard import Keyboard
+from ddp_magic.worker.console.streams import TextPipe, flush, move_high
 from ddp_magic.worker.device import cuda_error, set_device
-from ddp_magic.worker.displays import Displays
 from ddp_magic.worker.error_report import CellPlace
 from ddp_magic.worker.exit import end_forked, end_process
-from ddp_magic.worker.heartbeat import HeartbeatThread
 from ddp_magic.worker.interrupts import user_code
-from ddp_magic.worker.keyboard import Keyboard
 from ddp_magic.worker.listener import CommandListener, MainCommand
-from ddp_magic.worker.notebook_values import NotebookValues
 from ddp_magic.worker.process_group import ProcessGroups
-from ddp_magic.worker.profiler import profiled
 from ddp_magic.worker.shell import CellShell, start_shell
-from ddp_magic.worker.streams import TextPipe, flush, move_high
 from ddp_magic.worker.user_modules import UserModules, imported_since
+from ddp_magic.worker.values import sent_values
+from ddp_magic.worker.values.cell_names import NamesBefore
+from ddp_magic.worker.values.notebook_values import NotebookValues
+from ddp_magic.worker.watch import checked_calls, stacks
+from ddp_magic.worker.watch.activity import Activity
+from ddp_magic.worker.watch.heartbeat import HeartbeatThread
+from ddp_magic.worker.watch.profiler import profiled
 
 
 def main(settings: WorkerSettings) -> NoReturn:

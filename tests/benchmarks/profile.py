@@ -42,7 +42,7 @@ LOOPS = {
 TURNS = """
 import statistics, tempfile, threading, time
 from pathlib import Path
-from ddp_magic.worker.profiler import profiled
+from ddp_magic.worker.watch.profiler import profiled
 loop()
 took, cpu, used = {{True: [], False: []}}, {{True: [], False: []}}, 0.0
 folder = Path(tempfile.mkdtemp())

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from ddp_magic.kernel.devices import visible_gpus
+from ddp_magic.kernel.machine.devices import visible_gpus
 from tests.integration.kernel import Kernel, wait_gone
 from tests.integration.test_ports import is_loopback, listening
 from tests.limits import HANG_S

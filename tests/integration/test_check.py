@@ -1,6 +1,6 @@
 """`--check` on real ranks: from torch's dispatcher to the cell's error and its closing line.
 
-What differs and how it is said is tested in tests/unit/display/test_checks.py.
+What differs and how it is said is tested in tests/unit/display/diagnosis/test_checks.py.
 """
 
 from __future__ import annotations

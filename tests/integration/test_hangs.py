@@ -1,6 +1,6 @@
 """Waits and wrong collectives are explained where they happen, on real ranks.
 
-What is said in each case is tested in tests/unit/display/test_hangs.py; these are the seams: from
+What is said in each case is tested in tests/unit/display/diagnosis; these are the seams: from
 torch's recorder to the table, to the error, and to the warning of a run that succeeded.
 """
 

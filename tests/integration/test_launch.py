@@ -58,7 +58,7 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
             from ddp_magic.engines.local import LocalEngine
             from ddp_magic.engines.torchrun import Torchrun
             from ddp_magic.system.environment import rank_environment
-            from ddp_magic.kernel.group import WorkerGroup
+            from ddp_magic.kernel.worker_group.group import WorkerGroup
 
             engine = LocalEngine(fallback=Torchrun())
             groups = []

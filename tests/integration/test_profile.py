@@ -1,7 +1,7 @@
 """`--profile` and `--trace` on real ranks: what limited a run is said at its end.
 
-What is said in each case is tested in tests/unit/display/test_bottleneck.py; these are the seams:
-from a rank's stack and torch's recorder to the table, the figure and the trace.
+What is said in each case is tested in tests/unit/display/profiles; these are the seams: from
+a rank's stack and torch's recorder to the table, the figure and the trace.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.option_help import markdown_table
+from ddp_magic.kernel.options.help import markdown_table
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENT = re.compile(r'^\s*"([\w-]+)>=([\d.]+)(?:,<[\d.]+)?",', re.MULTILINE)

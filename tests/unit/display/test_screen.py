@@ -15,13 +15,13 @@ import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ddp_magic.display import journal
-from ddp_magic.display.fold import HOLD_S
 from ddp_magic.display.outputs import MAX_OUTPUTS, Outputs
-from ddp_magic.display.page import MAX_WAITS
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import HEAD_AFTER_S, TABLE_AFTER_S, TABLE_S, CellScreen
-from ddp_magic.display.text_output import FLUSH_S, PAGE_S, PARTIAL_S
+from ddp_magic.display.text.fold import HOLD_S
+from ddp_magic.display.text.page import MAX_WAITS
+from ddp_magic.display.text.text_output import FLUSH_S, PAGE_S, PARTIAL_S
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     Doing,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ddp_magic.display import status
+from ddp_magic.display.diagnosis.restarts import Restart
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.restarts import Restart
 from ddp_magic.display.status import SILENT_S, SessionStatus, Status
 from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError, RunInterrupted

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.bar_text import percent_done, shorten_bar
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import html_line
 from ddp_magic.display.table import MAX_ROWS, LiveTable, status_line
+from ddp_magic.display.text.bar_text import percent_done, shorten_bar
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import Doing, RunEvent
 from tests.unit.fakes import done, error, exited, heartbeat, hello, ready

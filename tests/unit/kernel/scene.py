@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
 from ddp_magic.wire.kernel_events import Note, RunEvent, Stream

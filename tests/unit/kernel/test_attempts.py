@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.group import WorkerGroup
+from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.kernel_events import GroupEnded, Restarted, RunEvent, Stream

@@ -12,9 +12,9 @@ import pytest
 
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.call import PULL, cell_of_call, results
-from ddp_magic.kernel.capture import Capture, Notebook
-from ddp_magic.kernel.names import names_of
-from ddp_magic.kernel.needed_values import Held
+from ddp_magic.kernel.values.capture import Capture, Notebook
+from ddp_magic.kernel.values.names import names_of
+from ddp_magic.kernel.values.needed_values import Held
 
 
 def _fit(model: object, loader: object = None, *rest: object) -> object:

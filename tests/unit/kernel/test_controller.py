@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from ddp_magic.errors import CaptureError
-from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
+from ddp_magic.kernel.values.capture import Notebook
+from ddp_magic.kernel.values.names import Names
 from ddp_magic.wire.kernel_events import GroupEnded, Note
 from ddp_magic.wire.messages import CellNames
 from tests.unit.fakes import FakeGroup, FakeScreen, exited, finished, idle

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.arguments import parse_line
-from ddp_magic.kernel.capture import Notebook
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.options import OptionError
+from ddp_magic.kernel.options.arguments import parse_line
+from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
+from ddp_magic.kernel.values.capture import Notebook
 from tests.unit.fakes import FakeGroup
 
 ADVICE = "omit the option, run %ddp_stop lab first, or use another session name"

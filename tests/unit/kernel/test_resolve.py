@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.arguments import parse_line
-from ddp_magic.kernel.devices import Gpu
-from ddp_magic.kernel.options import OptionError
+from ddp_magic.kernel.machine.devices import Gpu
+from ddp_magic.kernel.options.arguments import parse_line
+from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run_options import Options
 

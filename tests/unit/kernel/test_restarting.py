@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from ddp_magic.errors import RunInterrupted, TimeLimitError, WorkerError
-from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.names import Names
-from ddp_magic.kernel.pull import Pull
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.values.capture import Capture
+from ddp_magic.kernel.values.names import Names
+from ddp_magic.kernel.values.pull import Pull
 from ddp_magic.wire.kernel_events import GroupEnded, PulledValues, Restarted
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.messages import Captured, CellNames, Results

@@ -21,14 +21,14 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.kernel.call_check import LOOK_S
-from ddp_magic.kernel.capture import Capture
 from ddp_magic.kernel.cell import Cell, cell_file
 from ddp_magic.kernel.interrupts import interrupted_words
-from ddp_magic.kernel.names import Names
-from ddp_magic.kernel.pull import Pull
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.values.capture import Capture
+from ddp_magic.kernel.values.names import Names
+from ddp_magic.kernel.values.pull import Pull
+from ddp_magic.kernel.watch.call_check import LOOK_S
 from ddp_magic.wire.calls import CollectiveCall, first_line
 from ddp_magic.wire.kernel_events import (
     Doing,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.kernel.arguments import parse_keywords, parse_line
-from ddp_magic.kernel.options import KEYWORDS
+from ddp_magic.kernel.options.arguments import parse_keywords, parse_line
+from ddp_magic.kernel.options.declaration import KEYWORDS
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.system.run_directory import RunDirectory

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.names import Names
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import KEEP_RUNS, Runs
+from ddp_magic.kernel.values.names import Names
 
 
 def _run(*bound: str) -> Run:

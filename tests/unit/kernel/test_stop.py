@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.verdict import StopReason
 from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop, reason_to_stop
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 from ddp_magic.wire.messages import DebuggerQuit, Interrupted

@@ -20,8 +20,8 @@ from ddp_magic.wire.messages import (
 )
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import interrupts
-from ddp_magic.worker.activity import Activity
 from ddp_magic.worker.listener import CommandListener
+from ddp_magic.worker.watch.activity import Activity
 from tests.unit.worker.fakes import FakeChannel
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")

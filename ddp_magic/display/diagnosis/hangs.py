@@ -1,0 +1,401 @@
+"""Who waits for whom, and why: from what is known of the ranks to sentences. Pure.
+
+Two facts explain most waits. All ranks of a process group must call the same collectives in the
+same order, and torch's Flight Recorder numbers those that each rank has called. So the first number
+at which two ranks have called different ones is a mismatch, of which all that follows is a
+consequence; and a rank whose last number is below that of a collective that others wait in has not
+joined it. What is not known is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ddp_magic.display.diagnosis.operations import describe, short, signature
+from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.system.processes import exit_words
+from ddp_magic.wire.collectives import GroupRecord, Operation
+
+HANG_S = 5.0  # a wait that is shorter is not explained
+SILENT_S = 2.0  # without a heartbeat for so long, no Python code runs in the process
+LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
+BUSY = 0.2  # share of a processor above which a main thread computes
+
+_UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
+# Functions of torch.distributed in which a rank waits for others. Some the recorder does not know;
+# NCCL records a group's first collective only once all its ranks have come; old torch records none.
+_WAITS = frozenset(
+    [
+        "recv", "send", "batch_isend_irecv", "recv_object_list", "send_object_list",
+        "new_group", "init_process_group", "init_device_mesh", "monitored_barrier",
+        "_store_based_barrier", "split_group", "new_subgroups", "all_reduce", "broadcast",
+        "barrier", "reduce", "all_gather", "gather", "scatter", "all_gather_into_tensor",
+        "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single",
+        "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list",
+    ]
+)  # fmt: skip
+# `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
+# this name has a Python function for it, and is called by its class: `Event.wait`.
+_WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """What the operating system says of a rank's process.
+
+    Attributes:
+        stopped: Whether it was stopped, by SIGSTOP or a debugger.
+        in_system_call: Whether it waits in a system call that no signal interrupts.
+        busy: Whether it uses a processor.
+    """
+
+    stopped: bool = False
+    in_system_call: bool = False
+    busy: bool = False
+
+
+Processes = Mapping[int, ProcessState]
+
+
+def explain(
+    ranks: Sequence[Rank],
+    now: float,
+    wait_s: float = HANG_S,
+    processes: Processes | None = None,
+) -> list[str]:
+    """Return a sentence for each wait of ranks for others.
+
+    Args:
+        ranks: What is known of the ranks.
+        now: Time, in seconds since the epoch.
+        wait_s: A shorter wait is left out, in seconds.
+        processes: What the operating system says of their processes, by rank.
+    """
+    known = _Known(ranks, now, processes or {})
+    sentences = []
+    for group in known.groups:
+        waits = {
+            rank: operation
+            for rank, operation in group.pending.items()
+            if now - operation.created >= wait_s and ranks[rank].still_s >= wait_s - LAG_S
+        }
+        if not waits:
+            continue
+        if (found := group.mismatch(known)) is not None:
+            sentences.append(found)
+        else:
+            sentences += filter(None, [_missing(group, waits, known)])
+    in_collectives = {rank for group in known.groups for rank in group.pending}
+    sentences += _without_record(known, wait_s, in_collectives)
+    return sentences
+
+
+def mismatches(ranks: Sequence[Rank]) -> list[str]:
+    """Return a sentence for each group whose ranks have called different collectives.
+
+    Args:
+        ranks: What is known of the ranks at the end of a run.
+    """
+    known = _Known(ranks, 0.0, {})
+    found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
+    return [sentence for sentence in found if sentence]
+
+
+def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
+    """Return why a run failed, as far as its collectives tell, the most certain first.
+
+    Args:
+        ranks: What is known of the ranks at the end of the run.
+        waits: Who waited for whom when the first rank failed, or when the run was stopped.
+    """
+    known = _Known(ranks, 0.0, {})
+    different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
+    aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
+    met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
+    return different or met or list(waits) or mismatches(ranks)
+
+
+class _Group:
+    """A process group, as its ranks see it.
+
+    Attributes:
+        key: As in `GroupRecord`.
+        name: ` of group 'tensor'`, to be added to a collective; empty for the default group.
+        records: By rank.
+        members: Its ranks.
+        pending: The first collective that has not completed, by rank.
+    """
+
+    def __init__(
+        self, key: str, name: str, records: dict[int, GroupRecord], ranks: Sequence[Rank]
+    ) -> None:
+        self.key = key
+        self.name = name
+        self.records = records
+        self.members = sorted({rank for r in records.values() for rank in r.ranks} or records)
+        self.pending = {
+            rank: operation
+            for rank, record in records.items()
+            if (operation := _first_pending(record, ranks[rank])) is not None
+        }
+
+    def mismatch(self, known: _Known) -> str | None:
+        """Return a sentence on the first number at which ranks called different collectives."""
+        calls: dict[int, dict[int, Operation]] = defaultdict(dict)
+        for rank, record in self.records.items():
+            for operation in record.operations:
+                if not operation.point_to_point:
+                    calls[operation.number][rank] = operation
+        for number, by_rank in sorted(calls.items()):
+            if len({signature(operation) for operation in by_rank.values()}) > 1:
+                return self._differ(number, by_rank, known)
+        return None
+
+    def _differ(self, number: int, by_rank: dict[int, Operation], known: _Known) -> str:
+        same: dict[str, list[int]] = defaultdict(list)
+        lines: dict[str, str] = {}
+        for rank, operation in by_rank.items():
+            words = describe(operation)
+            same[words].append(rank)
+            if self.pending.get(rank) is operation or self._failed_in(rank, operation, known):
+                lines.setdefault(words, known.where(rank, operation))
+        calls = "; ".join(
+            f"{_ranks(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
+        )
+        # In a rank that raised in it, torch calls it completed too.
+        done = any(o.done and known.ranks[rank].error is None for rank, o in by_rank.items())
+        return (
+            f"collective #{number}{self.name} differs between ranks: {calls}. "
+            + ("What it returned is wrong: all" if done else "All")
+            + " ranks must call the same collectives in the same order, with the same shapes and "
+            "dtypes"
+        )
+
+    def _called_in_cell(self, rank: int) -> int:
+        """Return how many collectives a rank has called in the cell."""
+        record = self.records.get(rank)
+        return 0 if record is None else record.enqueued - record.before
+
+    def called(self, rank: int, known: _Known) -> int:
+        """Return the number of the last collective that a rank is known to have called."""
+        if rank >= len(known.ranks):
+            return 0
+        enqueued = known.ranks[rank].enqueued.get(self.key, 0)
+        return max(enqueued, self.records[rank].enqueued if rank in self.records else 0)
+
+    def _failed_in(self, rank: int, operation: Operation, known: _Known) -> bool:
+        """Whether a rank raised in its last collective."""
+        last = self.records[rank].enqueued == operation.number
+        return last and known.ranks[rank].error is not None
+
+    def met_by(self, aborted: Sequence[Rank], known: _Known) -> list[str]:
+        """Return what other ranks called when gloo aborted ranks for the size of their tensors."""
+        if not any(rank.rank in self.members for rank in aborted):
+            return []
+        same: dict[str, list[int]] = defaultdict(list)
+        for rank, record in self.records.items():
+            last = next((o for o in record.operations if o.number == record.enqueued), None)
+            if last is not None and (
+                self._failed_in(rank, last, known) or self._called_in_cell(rank) == 1
+            ):
+                words = f"{describe(last)}, #{last.number}{self.name}{known.where(rank, last)}"
+                same[words].append(rank)
+        who = " and ".join(f"{_ranks([rank.rank])}{rank.where}" for rank in aborted)
+        return [
+            f"{_ranks(ranks)} called {what}; what {who} called does not match"
+            for what, ranks in same.items()
+        ]
+
+    def unequal(self, known: _Known) -> str | None:
+        """Return a sentence if ranks have called more collectives than others of the group."""
+        counts = {
+            rank: self._called_in_cell(rank)
+            for rank in self.members
+            if rank < len(known.ranks) and known.ranks[rank].collectives is not None
+        }
+        if len(counts) < len(self.members) or len(set(counts.values())) < 2:
+            return None
+        if any(known.has_unnamed_groups(rank) for rank in counts.keys() - self.records.keys()):
+            return None  # one of them may be this group
+        fewest = min(counts.values())
+        called = [rank for rank, count in counts.items() if count > fewest]
+        number = self.records[called[0]].before + fewest + 1
+        missing = [rank for rank in counts if rank not in called]
+        operations = [o for r in called for o in self.records[r].operations if o.number == number]
+        what = short(operations[0]) if operations else f"collective #{number}"
+        at = ""
+        if failed := [r for r in called if known.ranks[r].error is not None]:
+            at = known.where(failed[0], operations[0] if operations else None)
+        return f"{_ranks(called)} called {what}{self.name}{at}, but {_ranks(missing)} did not"
+
+
+class _Known:
+    """What is known of all ranks, as the sentences need it."""
+
+    def __init__(self, ranks: Sequence[Rank], now: float, processes: Processes) -> None:
+        self.ranks = ranks
+        self.now = now
+        self._processes = processes
+        self.groups = list(_groups(ranks))
+
+    def where(self, rank: int, operation: Operation | None = None) -> str:
+        """Return ` (line 12, in backward)`, where a rank is; empty if that is not known.
+
+        Args:
+            rank: Which rank.
+            operation: What it waits in, which need not be named twice.
+        """
+        if self.ranks[rank].finished is not None:
+            return ""  # the recorder may know a moment later that it has completed
+        if operation is not None and self.ranks[rank].heard < operation.created:
+            return ""  # its last heartbeat came from another line
+        words = self._place(self.ranks[rank], "" if operation is None else operation.name)
+        return f" ({words})" if words else ""
+
+    def _place(self, rank: Rank, known: str = "") -> str:
+        call = "" if rank.error is not None or rank.call == known else rank.call
+        return ", ".join(filter(None, [rank.place, f"in {call}" if call else ""]))
+
+    def has_unnamed_groups(self, number: int) -> bool:
+        """Whether a rank has used groups whose name it does not know."""
+        reported = self.ranks[number].collectives
+        return reported is not None and any(not group.name for group in reported.groups)
+
+    def is_silent(self, number: int) -> bool:
+        """Whether a running rank has sent no heartbeat for some time, or cannot send one."""
+        rank = self.ranks[number]
+        if self._processes.get(number, ProcessState()).stopped:
+            return rank.busy
+        return rank.busy and rank.silent_s(self.now) > SILENT_S
+
+    def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each
+        """Return where a rank is that others wait for."""
+        rank = self.ranks[number]
+        place = self._place(rank)
+        if reported := _reported(rank):
+            return reported
+        state = self._processes.get(number, ProcessState())
+        if state.stopped:
+            return f"it is stopped: `kill -CONT {rank.pid}` continues it"
+        # Only the function is known of what `launch` calls.
+        place = place if place.startswith("in ") or not place else f"at {place}"
+        last = f"; it was last seen {place}" if place else ""
+        if state.in_system_call:
+            return f"it is stuck in a system call, often of a disk or a network file system{last}"
+        if self.is_silent(number):
+            holds = "holds the interpreter lock in C code" if state.busy else "does not respond"
+            return f"it has been silent for {rank.silent_s(self.now):.0f} s and {holds}{last}"
+        for other in self.groups:
+            if other is not group and (operation := other.pending.get(number)) is not None:
+                return f"it waits in {short(operation)}{other.name}" + self.where(number, operation)
+        if not place:
+            return "it has not reported where it is"
+        return f"it {'computes' if rank.cpu > BUSY else 'is'} {place}"
+
+
+def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
+    records: dict[str, dict[int, GroupRecord]] = defaultdict(dict)
+    for rank in ranks:
+        for record in rank.collectives.groups if rank.collectives else ():
+            if record.name:
+                records[record.key][rank.rank] = record
+    several = len({key.partition(":")[2] for key in records}) > 1
+    for key, by_rank in records.items():
+        title = next((record.title for record in by_rank.values() if record.title), "")
+        shown = key.partition(":")[2] if title in _UNTITLED else title
+        is_default = title == "default_pg" or not several
+        yield _Group(key, "" if is_default else f" of group {shown!r}", by_rank, ranks)
+
+
+def _first_pending(record: GroupRecord, rank: Rank) -> Operation | None:
+    # A record is as old as the last report; each heartbeat brings the numbers of its time.
+    completed = max(record.completed, rank.completed.get(record.key, 0))
+    if record.enqueued <= completed:
+        return None
+    operations = (o for o in record.operations if not o.point_to_point)
+    waiting = (o for o in operations if not o.done and o.number > completed)
+    return min(waiting, key=lambda o: o.number, default=None)
+
+
+def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
+    """Return who waits in which collective, and where the others are; empty if that is usual."""
+    number = min(operation.number for operation in waits.values())
+    waiting = [rank for rank, operation in waits.items() if operation.number == number]
+    seconds = known.now - min(waits[rank].created for rank in waiting)
+    head = (
+        f"{_ranks(waiting)} {_verb(waiting, 'wait')} in {short(waits[waiting[0]])}{group.name}"
+        f"{known.where(waiting[0], waits[waiting[0]])} for {seconds:.0f} s"
+    )
+    others = [rank for rank in group.members if rank not in waiting]
+    silent = [rank for rank in others if known.is_silent(rank)]
+    missing = [r for r in others if r not in silent and group.called(r, known) < number]
+    fates = _absent(missing, known, group)
+    fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
+    if not fates and seconds < HANG_S:
+        return ""  # it moves data, or the last rank has just come
+    # Roots and reductions are not in the record.
+    joined = "all its ranks have joined: `--check` tells whether their arguments differ"
+    return "; ".join([head, *(fates or [joined])])
+
+
+def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:
+    where: dict[str, list[int]] = defaultdict(list)
+    for rank in missing:
+        where[known.whereabouts(rank, group)].append(rank)
+    sentences = []
+    for words, who in where.items():
+        told = words if len(who) == 1 else words.replace("it ", "each ", 1)
+        sentences.append(f"{_ranks(who)} {_verb(who, 'has')} not joined: {told}")
+    return sentences
+
+
+def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[str]:
+    """Return sentences on ranks whose stack says that they wait for others."""
+    sentences = []
+    waiting: dict[tuple[str, str, int | None], list[Rank]] = defaultdict(list)
+    for rank in known.ranks:
+        busy = rank.busy and rank.error is None and rank.finished is None
+        waits = rank.call in _WAITS or _WORK_WAIT.fullmatch(rank.call)
+        if waits and rank.still_s >= wait_s and busy and rank.rank not in explained:
+            peer = rank.collectives.peer if rank.collectives else None
+            waiting[rank.call, rank.place, peer].append(rank)
+    for (call, place, peer), who in waiting.items():
+        numbers = [rank.rank for rank in who]
+        seconds = max(rank.still_s for rank in who)
+        at = f" ({place})" if place else ""
+        partner = "" if peer is None else f" {'from' if 'recv' in call else 'to'} rank {peer}"
+        head = (
+            f"{_ranks(numbers)} {_verb(numbers, 'wait')} in {call}{partner}{at} for {seconds:.0f} s"
+        )
+        others = [r.rank for r in known.ranks if r.rank not in numbers] if peer is None else [peer]
+        others = [rank for rank in others if 0 <= rank < len(known.ranks)]
+        fates = [known.whereabouts(rank).replace("it ", f"rank {rank} ", 1) for rank in others]
+        sentences.append("; ".join([head, *fates]))
+    return sentences
+
+
+def _reported(rank: Rank) -> str:
+    """Return what a rank itself has said of why it joins no collective; empty if nothing."""
+    at = rank.where
+    if (error := rank.error or rank.held) is not None:
+        asks = ", and waits for an answer in the cell" if rank.question else ""
+        return f"it raised {error.ename}{at}{asks}"
+    if rank.question is not None:
+        return f"it waits for an answer in the cell{at}"
+    if rank.finished is not None or rank.idle or rank.code == 0:
+        return "it has finished its cell"
+    return "" if rank.code is None else f"it has ended ({exit_words(rank.code)})"
+
+
+def _ranks(numbers: Iterable[int]) -> str:
+    """Return `rank 1`, or `ranks 0, 2-4`; two neighbors read better without a dash here."""
+    return rank_names(numbers, span=3)
+
+
+def _verb(who: Sequence[int], verb: str) -> str:
+    if verb == "has":
+        return "have" if len(who) > 1 else "has"
+    return verb if len(who) > 1 else f"{verb}s"

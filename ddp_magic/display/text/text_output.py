@@ -1,0 +1,342 @@
+"""The text of all ranks on the screen, in one order with their displays.
+
+Text is written at most every `FLUSH_S` seconds, in one piece, because a Jupyter server silently
+drops messages that arrive faster than 1000 a second. What comes after a silence is shown at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from ddp_magic.display.journal import Journal
+from ddp_magic.display.labels import label
+from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.places import with_cell_names
+from ddp_magic.display.rank_displays import RankDisplays
+from ddp_magic.display.record import RunRecord
+from ddp_magic.display.text.fold import Fold
+from ddp_magic.display.text.page import Page
+from ddp_magic.display.text.rank_text import RankText
+from ddp_magic.display.text.throttle import BYTES_BURST, BYTES_PER_S, Bucket
+from ddp_magic.wire.kernel_events import Stream
+from ddp_magic.wire.messages import DisplayData
+
+FLUSH_S = 0.05
+PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
+PAGE_S = 0.25  # between two updates of a page
+MANY_PAGES = 8  # of more ranks, the pages are updated more rarely
+
+
+class TextOutput:
+    """The lines of all ranks, and what stands between them.
+
+    Args:
+        outputs: Where text is written.
+        displays: What shows the displays.
+        clock: Returns the time, in seconds.
+    """
+
+    def __init__(
+        self, outputs: Outputs, displays: RankDisplays, clock: Callable[[], float]
+    ) -> None:
+        self._outputs = outputs
+        self._displays = displays
+        self._clock = clock
+        self._texts: dict[int, RankText] = {}
+        self._incoming: list[Stream] = []
+        self._came = 0.0  # when the first of them came
+        self._fold: Fold[DisplayData] = Fold(())
+        self._out: list[str] = []
+        self._asked: tuple[int, str] | None = None  # in a terminal: the open question
+        self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
+        self._last_write = 0.0
+        self._last_pages = 0.0
+        self._cell_labels: Mapping[str, str] = {}
+        self._logs = ""
+        self._journal: Journal | None = None
+
+    def start(self, record: RunRecord, shown: Iterable[int], journal: Journal | None) -> None:
+        """Begin a run.
+
+        Args:
+            record: The run.
+            shown: The ranks whose output is shown.
+            journal: Where the text is kept; None for nowhere.
+        """
+        size = Bucket(BYTES_BURST, BYTES_PER_S)
+        self._texts = {rank.rank: RankText(rank.rank, str(rank.log), size) for rank in record.ranks}
+        self._fold = Fold(shown)
+        self._cell_labels, self._logs = record.cell_labels, str(record.logs)
+        self._journal = journal
+
+    # --- what comes ---------------------------------------------------------------------------
+
+    def add(self, event: Stream) -> None:
+        """Take text of a rank."""
+        self._came = self._came if self._incoming else self._clock()
+        self._incoming.append(event)
+
+    def add_display(self, event: DisplayData) -> None:
+        """Take a display, which keeps its place among the rank's lines."""
+        if not self._fold.shows(event.rank):
+            return
+        self._feed()
+        if self._open_rank == event.rank:
+            self._end_line()
+        now = self._clock()
+        for text in self._texts.values():  # bars that have ended stand above it
+            if text.rank == event.rank or now - text.last_text > FLUSH_S:
+                self._admit(text, text.lines.settle())
+        if partial := self._texts[event.rank].lines.take_partial():
+            self._queue(self._texts[event.rank], [partial])
+        self._fold.add(event.rank, event, now)
+
+    def clear(self, rank: int, *, wait: bool) -> None:
+        """Begin a new page of a rank: what it shows from now on is apart from the others'.
+
+        Args:
+            rank: The rank.
+            wait: Whether its output stays until something follows.
+        """
+        if not self._fold.shows(rank):
+            return
+        text = self._texts[rank]
+        self._feed()
+        self._queue(text, text.throttle.release(self._clock(), final=True))
+        if partial := text.lines.take_partial():
+            self._queue(text, [partial])
+        self._show([((rank,), item) for item in self._fold.take_all(rank)])
+        if text.page is None:
+            self._write()
+            text.page, text.has_old_output = Page(rank, text.log), True
+        text.page.clear(wait=wait)
+        if not wait:
+            self._remove_old(text)
+
+    def _remove_old(self, text: RankText) -> None:
+        """Remove what the rank has shown before its first page, at the next `tick`."""
+        if not text.has_old_output:
+            return
+        text.has_old_output = False
+        self._write()
+        self._outputs.remove(text.rank)
+        if self._journal is not None:
+            self._journal.clear(text.rank)
+        if self._open_rank == text.rank:
+            self._open_rank = None
+
+    def note(self, line: str) -> None:
+        """Show a line of ddp_magic's own, below all that has come."""
+        self._flush(final=True)
+        self._write_lines([line])
+        self._write()
+
+    def ask(self, rank: int, prompt: str) -> None:
+        """Show all that was written before a question; in a terminal, the question too.
+
+        A front end's input box has the question in it. What the rank writes is shown from now on.
+        """
+        self._fold.show_too(rank)
+        self._flush(final=True)
+        if self._texts[rank].lines.partial:
+            self._write_partial(self._texts[rank])
+        if not self._outputs.shows_displays and self._open_rank not in (None, rank):
+            self._end_line()
+        self._write()
+        self._publish_pages(float("inf"))
+        if not self._outputs.shows_displays:
+            self._asked = (rank, prompt)
+            self._write_question(rank, prompt)
+
+    def _write_question(self, rank: int, prompt: str) -> None:
+        self._outputs.write(prompt if self._open_rank == rank else f"{label([rank])} {prompt}")
+        self._open_rank = rank
+
+    def close_question(self, rank: int, line: str) -> None:
+        """Keep question and answer, which the front end or the terminal has shown."""
+        if line:
+            self._outputs.count_answer()
+        if line and self._journal is not None:
+            self._journal.text(line + "\n")
+        if self._asked is not None and self._asked[0] == rank:
+            self._asked = None
+            if line and self._open_rank == rank:
+                self._open_rank = None  # Enter has ended the line
+
+    # --- what is shown ------------------------------------------------------------------------
+
+    @property
+    def wait_s(self) -> float:
+        """Time until a `tick` has text to show, in seconds; infinity if there is none."""
+        now = self._clock()
+        due = now if self._incoming else self._fold.due
+        return max(0.0, due - now, self._last_write + FLUSH_S - now)
+
+    @property
+    def bars(self) -> dict[int, tuple[str, ...]]:
+        """The ranks' progress bars, by rank, outer ones first."""
+        return {rank: text.lines.bars for rank, text in self._texts.items()}
+
+    @property
+    def ends_a_line(self) -> bool:
+        """Whether no unfinished line is on the screen."""
+        return self._open_rank is None
+
+    def tick(self) -> None:
+        """Show what is due."""
+        now = self._clock()
+        if now - self._last_write >= FLUSH_S:
+            self._flush()
+            self._outputs.redraw(self._logs)
+        self._publish_pages(now)
+
+    def end(self) -> None:
+        """Show what is left of the ranks' text, and let what follows begin anew."""
+        self._flush(final=True)
+        now = self._clock()
+        for text in self._texts.values():
+            lines = text.throttle.admit(text.lines.end(), now)
+            lines += text.throttle.release(now, final=True)
+            if text.rank == self._open_rank and lines and text.lines.continues:
+                self._out.append(lines.pop(0))  # the rest of the line on the screen
+            self._queue(text, lines)
+        self._show(self._fold.release(now, final=True))
+        self._write()
+        self._outputs.redraw(self._logs)
+        self._publish_pages(now, final=True)
+        self._end_line()
+        self._displays.end()
+        for text in self._texts.values():
+            text.end()
+
+    # --- lines --------------------------------------------------------------------------------
+
+    def _flush(self, *, final: bool = False) -> None:
+        """Show what is due; with `final`, everything but unfinished lines."""
+        now = self._clock()
+        self._feed()
+        for text in self._texts.values():
+            if now - text.last_age > PARTIAL_S:
+                text.last_age = now
+                self._admit(text, text.lines.age())
+        quiet = [text for text in self._texts.values() if now - text.last_text > PARTIAL_S]
+        for text in quiet:
+            self._queue(text, text.throttle.release(now))
+        self._show(self._fold.release(now, final=final))
+        for text in quiet:
+            if text.lines.partial and text.page is None and not self._fold.has(text.rank):
+                self._write_partial(text)
+        self._write()
+
+    def _feed(self) -> None:
+        """Split what has come into lines, and let them wait for those of the other ranks."""
+        now = self._clock()
+        incoming, self._incoming = self._incoming, []
+        for piece in _join(incoming):
+            text = self._texts[piece.rank]
+            text.last_text = now
+            lines = text.lines.feed(piece.text, piece.writer, begins=piece.begins)
+            if lines and self._open_rank == piece.rank and text.lines.continues:
+                # The beginning of this line is already on the screen.
+                self._out.append(lines.pop(0) + "\n")
+                self._open_rank = None
+            self._admit(text, lines, self._came)
+
+    def _admit(self, text: RankText, lines: list[str], came: float | None = None) -> None:
+        admitted = lines if text.page is not None else text.throttle.admit(lines, self._clock())
+        self._queue(text, admitted, came)
+
+    def _queue(self, text: RankText, lines: Iterable[str], came: float | None = None) -> None:
+        """Let lines wait for those of the other ranks, from when they came on, in seconds."""
+        if not self._fold.shows(text.rank):
+            return
+        came = self._clock() if came is None else came
+        for line in lines:
+            named = with_cell_names(line, self._cell_labels)
+            self._fold.add_line(text.rank, named, came, foldable=text.page is None)
+
+    def _show(self, released: Iterable[tuple[tuple[int, ...], str | DisplayData]]) -> None:
+        for ranks, item in released:
+            if isinstance(item, DisplayData):
+                self._display(item)
+            else:
+                self._write_rank_line(ranks, item)
+
+    def _write_rank_line(self, ranks: tuple[int, ...], line: str) -> None:
+        text = self._texts[ranks[0]]
+        if len(ranks) == 1 and text.page is not None:
+            self._remove_old(text)
+            text.page.add([line])
+        else:
+            self._write_lines([f"{label(ranks)} {line}"])
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if self._open_rank is not None:
+                self._out.append("\n")
+                # Another rank's line breaks it: the rest of it starts a new line.
+                self._open_rank = None
+            self._out.append(line + "\n")
+
+    def _write_partial(self, text: RankText) -> None:
+        if not self._fold.shows(text.rank):
+            return
+        piece = text.throttle.admit_partial(text.lines.partial, self._clock())
+        if not piece:
+            return
+        text.lines.take_partial()
+        if self._open_rank == text.rank:
+            self._out.append(piece)
+            return
+        if self._open_rank is not None:
+            self._out.append("\n")
+        self._out.append(f"{label([text.rank])} {piece}")
+        self._open_rank = text.rank
+
+    def _write(self) -> None:
+        if self._out:
+            text = "".join(self._out)
+            if self._journal is not None:
+                self._journal.text(text)
+            self._outputs.write(text)
+            self._last_write = self._clock()
+            self._out = []
+            if self._asked is not None and self._open_rank is None:
+                self._write_question(*self._asked)  # the text has broken its line
+
+    def _publish_pages(self, now: float, *, final: bool = False) -> None:
+        pages = {rank: text.page for rank, text in self._texts.items() if text.page is not None}
+        if not final and now - self._last_pages < PAGE_S * max(1, len(pages) / MANY_PAGES):
+            return
+        self._last_pages = now
+        for rank, page in pages.items():
+            self._displays.show_page(rank, page, final=final)
+
+    def _display(self, event: DisplayData) -> None:
+        text = self._texts[event.rank]
+        if text.page is None:
+            self._end_line()
+        else:
+            self._remove_old(text)
+        self._displays.show(event, text)
+
+    def _end_line(self) -> None:
+        """Write the pending text; a display that follows ends an unfinished line."""
+        if self._open_rank is not None:
+            self._out.append("\n")
+            self._open_rank = None
+        self._write()
+
+
+def _join(pieces: list[Stream]) -> list[Stream]:
+    """Join consecutive pieces of the same rank, but not two writes of a stream."""
+    joined: list[tuple[Stream, list[str]]] = []
+    for piece in pieces:
+        last = joined[-1][0] if joined else None
+        same = last is not None and (last.rank, last.writer) == (piece.rank, piece.writer)
+        if same and not piece.begins:
+            joined[-1][1].append(piece.text)
+        else:
+            joined.append((piece, [piece.text]))
+    return [replace(first, text="".join(texts)) for first, texts in joined]

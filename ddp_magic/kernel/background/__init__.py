@@ -1,0 +1,1 @@
+"""Runs that a host process serves: `--bg` and `--detach`."""

@@ -1,0 +1,116 @@
+"""How a kernel starts the host of a background run, and what it hands over.
+
+A host (`kernel.background.host`) does for one run what a kernel does, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.record import Background
+from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.values.capture import Capture, Value
+from ddp_magic.system.entry_points import HOST, command
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.memory import Segment
+from ddp_magic.wire.messages import Captured
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostStart:
+    """What a kernel tells a host. It goes through a pipe of their own, as a pickle.
+
+    Attributes:
+        directory: Of the run.
+        cell: What to run.
+        options: How.
+        background: How the host serves it.
+        cold: Whether torchrun starts the ranks.
+        execution_count: The number in the notebook's `In[n]`.
+        settings: Settings of the notebook's shell.
+        sys_path: The kernel's module search path.
+        hang_s: A shorter wait of ranks for others is not explained, in seconds.
+        notebook: The names that the notebook defines, for hints in errors.
+        elsewhere: For names of the cell, the cell that last assigned it in other ranks, and the
+            session that still has it.
+        values: What is sent to the ranks: names, types, sizes.
+        captured: The command for that; None if nothing is sent.
+        segments: Descriptor and sizes of shared memory, by number; the host inherits them.
+        prelude: Names of the prelude that the cell reads.
+        notes: Messages to show.
+    """
+
+    directory: Path
+    cell: Cell
+    options: Options
+    background: Background
+    cold: bool
+    execution_count: int | None
+    settings: dict[str, str]
+    sys_path: list[str]
+    hang_s: float
+    notebook: frozenset[str]
+    elsewhere: dict[str, tuple[str, str]]
+    values: list[Value]
+    captured: Captured | None
+    segments: dict[int, tuple[int, tuple[int, ...]]]
+    prelude: set[str]
+    notes: list[str]
+
+    def make_run(self) -> Run:
+        """Return the run, in the host."""
+        capture = Capture(
+            values=self.values,
+            command=self.captured,
+            segments={number: Segment(*given) for number, given in self.segments.items()},
+            prelude=self.prelude,
+            notes=self.notes,
+        )
+        return Run(
+            self.cell,
+            self.options,
+            execution_count=self.execution_count,
+            capture=capture,
+            around=Surroundings(
+                dict.fromkeys(self.notebook), lambda name: self.elsewhere.get(name, ("", ""))
+            ),
+            notebook_shell=self.settings,
+            hang_s=self.hang_s,
+            directory=RunDirectory(self.directory),
+            background=self.background,
+        )
+
+
+def start_host(start: HostStart) -> subprocess.Popen[bytes]:
+    """Start a host; returns before it is up.
+
+    Its environment and its working directory are those of the kernel now; the locks on GPUs are its
+    own from now on.
+
+    Raises:
+        OSError: There is no memory for it, or this process can open no more files.
+    """
+    locks = start.options.gpu_locks
+    with RunDirectory(start.directory).host_log.open("ab") as log:
+        process = subprocess.Popen(
+            command(HOST),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[*(fd for fd, _ in start.segments.values()), *locks.descriptors.values()],
+            start_new_session=True,  # neither Stop nor the end of a terminal reaches it
+        )
+    assert process.stdin is not None  # noqa: S101 -- PIPE was given
+    try:
+        with process.stdin as stdin:
+            stdin.write(pickle.dumps(start))
+    except BrokenPipeError:
+        pass  # it died at once, which its exit shows
+    locks.release()  # the host has them too
+    return process

@@ -1,0 +1,390 @@
+"""Background runs as a notebook sees them: a host serves them, their journal says how they are."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+from ddp_magic.display import journal, kept_errors
+from ddp_magic.display.follow import Follower
+from ddp_magic.display.journal import PastRun
+from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.record import Background, error_lines, value_lines
+from ddp_magic.errors import (
+    DDPMagicError,
+    HostLostError,
+    LaunchError,
+    PullError,
+    RunInterrupted,
+)
+from ddp_magic.kernel import call, control
+from ddp_magic.kernel.values import pull
+from ddp_magic.kernel.values.capture import Value
+from ddp_magic.kernel.values.pull import Pulls
+from ddp_magic.system.entry_points import last_words
+from ddp_magic.system.processes import exit_words
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.memory import size_words
+from ddp_magic.wire.states import State
+
+POLL_S = 0.05  # between two looks at what is new in the journal
+LOOK_S = 0.3  # at how it ended
+CLOSE_S = 3.0  # for a host to end with its kernel
+STOP_S = 40.0  # for a run to end: its ranks have 30 s to finish
+
+
+class BackgroundRun:
+    """A run in the background (`--bg`, `--detach`), in any notebook.
+
+    Args:
+        directory: Of the run.
+        background: How it is served.
+        process: Its host, if this process has started it.
+        label: What the notebook calls the cell.
+        devices: A line that says which devices the ranks run on.
+        captured: What the cell took along from the notebook.
+
+    Attributes:
+        id: Name of the run.
+        results: After `wait`: what was brought back, by the notebook's name for it; of `launch`,
+            the function's values, one a rank.
+        error: After `wait`: why it did not succeed; None if it did.
+        collected: Whether both have been taken.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        background: Background,
+        *,
+        process: subprocess.Popen[bytes] | None = None,
+        label: str = "",
+        devices: str = "",
+        captured: tuple[Value, ...] = (),
+    ) -> None:
+        self.directory = directory
+        self.background = background
+        self.id = directory.id
+        self.label = label
+        self.devices = devices
+        self.captured = captured
+        self.results: Any = {}
+        self.error: DDPMagicError | RunInterrupted | None = None
+        self._process = process
+        self._thread: threading.Thread | None = None
+        self.collected = False
+        self._awaited = False  # by `wait`
+        self._ends_here = False  # with this process
+        self._is_in_terminal = False
+        self._head: PastRun | None = None
+
+    @classmethod
+    def of(cls, run: PastRun) -> BackgroundRun:
+        """Return a run that another kernel has started, from its journal."""
+        assert run.background is not None  # noqa: S101 -- the caller has looked
+        directory = RunDirectory(run.path.parent)
+        return cls(directory, run.background, label=run.label, devices=run.devices)
+
+    def __repr__(self) -> str:
+        lines = [f"Run {self.id}: {self.state.value} · {self.outcome}"]
+        lines += [*error_lines(self.error), *value_lines(self.results, self.captured)]
+        return "\n".join([*lines, f"  logs: {self.directory}"])
+
+    # --- what is known of it ------------------------------------------------------------------
+
+    @property
+    def past(self) -> PastRun | None:
+        """What its journal says; None before it begins."""
+        return journal.read(self.directory.journal)
+
+    def is_over(self) -> bool:
+        """Return whether it has ended, well or not."""
+        lives = self._host_lives()  # first: it writes the end, and then ends
+        past = self.past
+        return not lives or (past is not None and past.state is not None)
+
+    @property
+    def state(self) -> State:
+        """PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED."""
+        over, past = self.is_over(), self.past
+        if past is not None and past.state is not None:
+            return past.state
+        if over:
+            return State.CANCELLED if self._ends_here else State.FAILED
+        return State.PENDING if past is None else State.RUNNING
+
+    @property
+    def outcome(self) -> str:
+        """The closing line, or what there is in its place."""
+        past = self.past
+        if past is not None:
+            return past.outcome
+        if self._ends_here:
+            return "ended with its kernel"
+        return "its host process could not start" if self.is_over() else "starting"
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the logs of the ranks and of the agent."""
+        return self.directory.path
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the start to the end, or until now."""
+        past = self.past
+        if past is None:
+            return 0.0
+        return (past.ended or time.time()) - past.started
+
+    @property
+    def title(self) -> str:
+        """The run in one line."""
+        past = self.past
+        return past.title if past else f"run {self.id} · {self.label} · {self.outcome}"
+
+    @property
+    def host_pid(self) -> int | None:
+        """Process id of its host; None if it is not known yet."""
+        if self._process is not None:
+            return self._process.pid
+        self._head = self._head or self.past
+        return None if self._head is None else self._head.kernel
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has started it."""
+        return self._process is not None
+
+    def _host_lives(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        self._head = self._head or self.past  # which process it is does not change
+        return self._head is not None and self._head.kernel_lives
+
+    def announcement(self) -> list[str]:
+        """Return what a person must know of it: what it holds, how long, how to end it."""
+        size = sum(value.nbytes for value in self.captured)
+        values = f", {size_words(size)} of the notebook's values" if size else ""
+        if not self.background.detached:
+            return [
+                f"run {self.id} goes on in the background, and ends with this kernel: "
+                f"{self.devices}{values}",
+                f"follow it: %ddp_wait {self.id} · end it: %ddp_stop {self.id}",
+            ]
+        return [
+            f"run {self.id} is detached: it goes on without this notebook and its server",
+            f"until its end it holds: {self.devices}{values}; %ddp_status shows its memory",
+            f"follow it: %ddp_attach {self.id} in any notebook, `ddp-magic attach {self.id}` in a "
+            "terminal",
+            f"end it: %ddp_stop {self.id}, or `ddp-magic stop {self.id}`",
+        ]
+
+    # --- followed to its end ------------------------------------------------------------------
+
+    def show_from_now_on(self, out: Outputs, says: Sequence[str] = ()) -> None:
+        """Show it, in a thread of its own, in the cell that runs now.
+
+        Args:
+            out: The outputs of the cell.
+            says: Lines to show at once.
+        """
+        if says:
+            out.write("".join(f"{line}\n" for line in says))
+        self._is_in_terminal = not out.shows_displays
+        # In the context of this cell: ipykernel finds the cell of a thread's text in it.
+        target = copy_context().run
+        name = f"ddp_magic_{self.id}"
+        self._thread = threading.Thread(
+            target=target, args=(self._show, out), name=name, daemon=True
+        )
+        self._thread.start()
+
+    def _show(self, out: Outputs) -> None:
+        self.follow(out)
+        if self._process is not None:
+            self._process.wait()  # else it stays a zombie
+        if self._awaited:
+            return  # it is raised there
+        if (error := self.failure({})) is not None:
+            out.write("".join(f"{line}\n" for line in error._render_traceback_()))
+
+    def follow(self, out: Outputs) -> None:
+        """Show it from its beginning to its end; in a terminal, what it has not shown there yet."""
+        if self._is_in_terminal and self._thread is not threading.current_thread():
+            self._wait_for_thread()
+            return
+        follower = Follower(self.directory, out)
+        while not follower.step():
+            if not self._host_lives():
+                follower.step()  # what it wrote before it ended
+                break
+            time.sleep(POLL_S)
+        past = self.past
+        with_clock = past is not None and out.shows_displays
+        follower.finish(past.last_line if past and with_clock else self.outcome)
+
+    def wait(self) -> BackgroundRun:
+        """Wait for its end, and take its results.
+
+        Returns:
+            The run itself.
+
+        Raises:
+            DDPMagicError: It failed; see `ddp_magic.errors`.
+            RunInterrupted: It was stopped.
+        """
+        self._wait_for_thread()
+        while not self.is_over():
+            time.sleep(LOOK_S)
+        self._collect({})
+        if self.error is not None and self.background.raises:
+            raise self.error
+        return self
+
+    def _wait_for_thread(self) -> None:
+        self._awaited = True
+        try:
+            while self._thread is not None and self._thread.is_alive():
+                time.sleep(POLL_S)  # Stop does not end a join
+        except KeyboardInterrupt:
+            self._awaited = False
+            raise
+
+    def with_results(self, names: Mapping[str, object]) -> BackgroundRun:
+        """Return a copy of it with its results and its error; it has ended.
+
+        This one, which its notebook remembers, holds no results: they may be large.
+
+        Args:
+            names: The notebook's, for exception classes of its own.
+        """
+        self.collected = True
+        taken = copy.copy(self)
+        taken._collect(names)
+        return taken
+
+    def _collect(self, names: Mapping[str, object]) -> None:
+        self.collected = True
+        self.error = self.failure(names)
+        past = self.past
+        if past is None or past.state is None or not self.background.pull:
+            return
+        asked = (call.PULL,) if self.background.call else pull.parse(self.background.pull)
+        pulls = Pulls(asked, past.ranks, self.directory)
+        pull.fetch(pulls, past.ranks, self.directory)
+        values = pulls.values()
+        if pulls.failed and self.error is None:
+            self.error = PullError("; ".join(pulls.failed))
+        if not pulls.failed or isinstance(self.error, PullError):
+            self.results = call.results(values) if self.background.call else values
+
+    def failure(self, names: Mapping[str, object]) -> DDPMagicError | RunInterrupted | None:
+        """Return why it did not succeed; None if it did. It has ended.
+
+        Args:
+            names: The notebook's, for exception classes of its own.
+        """
+        past = self.past
+        if past is None or past.state is None:
+            return self._lost_host(past)
+        if past.state is State.SUCCEEDED:
+            return None
+        if raised := past.raised:
+            return kept_errors.from_json(raised, names)
+        return kept_errors.from_lines(past.error or (past.outcome,))  # of a full disk's journal
+
+    def _lost_host(self, past: PastRun | None) -> DDPMagicError | RunInterrupted:
+        if self._ends_here:
+            return RunInterrupted("the notebook's kernel ended, and this background run with it")
+        code = self._process.poll() if self._process is not None else None
+        how = "" if code is None else f" ({exit_words(code)})"
+        if code == -signal.SIGKILL:
+            how = f" ({exit_words(code)}: often the machine ran out of memory)"
+        words = last_words(self.directory.host_log).splitlines()
+        if past is None:
+            text = f"run {self.id} could not start: its host process ended at once{how}"
+            return LaunchError(text, details=words)
+        text = f"the host process of run {self.id} ended{how} before the run, and its ranks with it"
+        return HostLostError(text, details=words)
+
+    def status(self) -> str:
+        """Return what `%ddp_status` shows of it."""
+        try:
+            return self.ask(["status", self.id])
+        except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
+            return self.title
+
+    # --- ended --------------------------------------------------------------------------------
+
+    def ask(self, words: list[str]) -> str:
+        """Ask its host; see `answers`.
+
+        Raises:
+            ConnectionError: It does not listen: not yet, or not any more.
+            TimeoutError: It does not answer.
+            ValueError: It refuses.
+        """
+        if (pid := self.host_pid) is None:
+            raise ConnectionError
+        ok, text = control.ask(control.host_socket(self.directory.path.parent, pid), words)
+        if not ok:
+            raise ValueError(text)
+        return text
+
+    def stop(self) -> str:
+        """Stop it, and wait for its end; return a message for the user.
+
+        If the wait is interrupted, its ranks are killed.
+        """
+        if self.is_over():
+            return f"run {self.id} has ended already: {self.outcome}"
+        try:
+            self._ask_to_stop()
+            self._wait_for_end(STOP_S)
+        except KeyboardInterrupt:
+            self._ask_to_stop()
+            raise
+        if not self.is_over():
+            return f"run {self.id} was asked to stop and has not ended: stop it again to kill it"
+        return f"run {self.id} ended: {self.outcome}"
+
+    def _ask_to_stop(self) -> None:
+        deadline = time.monotonic() + STOP_S
+        while not self.is_over() and time.monotonic() < deadline:
+            try:
+                self.ask(["stop", self.id])
+            except ConnectionError:  # it is starting
+                time.sleep(POLL_S)
+            except ValueError:  # it has ended meanwhile
+                return
+            else:
+                return
+
+    def _wait_for_end(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.is_over() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+
+    def end_with_kernel(self) -> None:
+        """Ask its host to end at once, if it is to end with this process."""
+        if self._process is not None and not self.background.detached:
+            self._ends_here = True
+            self._process.terminate()
+
+    def close(self) -> None:
+        """Wait for what `end_with_kernel` asked for."""
+        if self._process is None or self.background.detached:
+            return
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)

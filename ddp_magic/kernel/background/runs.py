@@ -1,0 +1,92 @@
+"""The background runs of a notebook, and which of all runs a user means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ddp_magic.display.journal import PastRun
+from ddp_magic.kernel.background.run import BackgroundRun
+from ddp_magic.kernel.past_runs import PastRuns
+
+
+class BackgroundRuns:
+    """The background runs that this process has started or attached to, newest first.
+
+    Args:
+        past: Finds those of other processes.
+    """
+
+    def __init__(self, past: PastRuns) -> None:
+        self._runs: list[BackgroundRun] = []
+        self._past = past
+
+    def add(self, run: BackgroundRun) -> None:
+        """Add a run."""
+        self._runs.insert(0, run)
+
+    def __iter__(self) -> Iterator[BackgroundRun]:
+        return iter(list(self._runs))
+
+    def going_on(self) -> list[BackgroundRun]:
+        """Return those that have not ended."""
+        return [run for run in self if not run.is_over()]
+
+    def going_on_anywhere(self) -> list[BackgroundRun]:
+        """Return those of all notebooks that have not ended, this one's first."""
+        known = [run.id for run in self]
+        others = [run for run in self._past.of_living_hosts() if run.id not in known]
+        return [*self.going_on(), *map(BackgroundRun.of, others)]
+
+    def find(self, run_id: str) -> BackgroundRun | None:
+        """Return the newest one here whose id ends so; None if there is none."""
+        return next((run for run in self if run.id.endswith(run_id)), None)
+
+    def find_any(self, run_id: str) -> BackgroundRun | None:
+        """Return the newest one of any notebook whose id ends so; None if there is none."""
+        try:
+            return self.find(run_id) or self._attached(self._past.find(run_id))
+        except ValueError:  # there is none, or it is no background run
+            return None
+
+    def choose(self, run_id: str | None, *, of_any: bool) -> BackgroundRun:
+        """Return the run that a user means.
+
+        Args:
+            run_id: The end of its id; None for the only one that goes on, or else the newest.
+            of_any: Without an id: of any notebook, not only of this one.
+
+        Raises:
+            ValueError: There is none, or there are several.
+        """
+        if run_id is not None:
+            return self.find(run_id) or self._attached(self._past.find(run_id))
+        going_on = self.going_on_anywhere() if of_any else self.going_on()
+        if len(going_on) > 1:
+            titles = "".join(f"\n  {run.title}" for run in going_on)
+            raise ValueError(f"several background runs are going on: give the id of one{titles}")
+        if going_on:
+            return going_on[0]
+        # One whose results nobody has taken yet comes first.
+        if ended := sorted(self, key=lambda run: run.collected):
+            return ended[0]
+        if of_any and (past := next(self._past.of_hosts(), None)) is not None:
+            return self._attached(past)
+        whose = "" if of_any else " of this notebook: %ddp_attach follows those of others"
+        raise ValueError(f"there is no background run{whose}")
+
+    def _attached(self, run: PastRun) -> BackgroundRun:
+        if run.background is None:
+            raise ValueError(
+                f"run {run.id} is not a background run: %ddp_show {run.id} shows it again"
+            )
+        attached = BackgroundRun.of(run)
+        self.add(attached)
+        return attached
+
+    def close(self) -> None:
+        """End those that end with this process."""
+        runs = self.going_on()
+        for run in runs:
+            run.end_with_kernel()
+        for run in runs:
+            run.close()

@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, idle or busy, and its limits."""

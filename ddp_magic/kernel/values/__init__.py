@@ -1,0 +1,1 @@
+"""The notebook's values on their way to the ranks, and back."""

@@ -1,0 +1,120 @@
+"""The profile and the trace of a run that has ended, from what its ranks have written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ddp_magic.display.profiles.figure import figure_png
+from ddp_magic.display.profiles.profile import Code, Profile, summarize
+from ddp_magic.display.profiles.trace import trace_of
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.profile import Place, RankProfile, read
+
+# torch reads it when an NCCL group is made: its records then have the times of collectives, from
+# CUDA events.
+ENVIRONMENT = {"TORCH_NCCL_ENABLE_TIMING": "1"}
+
+
+def forget_profiles(directory: RunDirectory, nproc: int) -> None:
+    """Remove what the ranks have measured in an attempt; the next one begins its own files."""
+    for rank in range(nproc):
+        with contextlib.suppress(OSError):  # there is none
+            directory.profile(rank).unlink()
+
+
+def take_profiles(directory: RunDirectory, nproc: int, hidden: str = "") -> list[RankProfile]:
+    """Return what the ranks have measured, in their order, and remove their files.
+
+    Args:
+        directory: The run's.
+        nproc: Number of ranks.
+        hidden: File of code whose lines are not the user's.
+    """
+    found = []
+    for rank in range(nproc):
+        path = directory.profile(rank)
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                profile = read(file)
+            path.unlink()
+        except OSError:  # there is none
+            continue
+        if profile is not None:
+            profile.places = [Place() if p.file == hidden else p for p in profile.places]
+            found.append(profile)
+    return found
+
+
+def code_of(
+    cell_file: str,
+    cells: Mapping[str, str],
+    labels: Mapping[str, str],
+    sources: Mapping[str, Sequence[object]],
+) -> Code:
+    """Return the names of the files of a run's code.
+
+    Args:
+        cell_file: What the cell calls itself.
+        cells: Its text and that of the session's earlier cells, by file.
+        labels: Names of the session's cells, by file.
+        sources: Text and cell number of the notebook's functions, by file; see `Captured`.
+    """
+    captured = {file: f"Cell In[{number}]" for file, (_, number) in sources.items() if number}
+    texts = {file: str(text) for file, (text, _) in sources.items()}
+    return Code(
+        labels={**captured, **labels, cell_file: ""},
+        sources={**texts, **cells},
+    )
+
+
+def profile_of(
+    profiles: Sequence[RankProfile], nproc: int, code: Code, *, restarts: int = 0
+) -> Profile | None:
+    """Return where the time of a run went; None if no rank has measured anything.
+
+    Args:
+        profiles: What the ranks have measured, in their order.
+        nproc: Number of ranks.
+        code: The names of files.
+        restarts: How often the ranks were restarted; only the last attempt is measured.
+    """
+    found = summarize(profiles, nproc, code, _processors())
+    if found is None or not restarts:
+        return found
+    note = f"only the time since the {'last ' if restarts > 1 else ''}restart is measured"
+    return replace(found, notes=(note, *found.notes))
+
+
+def shown(profile: Profile | None) -> tuple[tuple[str, ...], bytes | None]:
+    """Return the lines and the figure that show a profile."""
+    if profile is None:
+        return ("there is no profile: no rank ran its cell for long enough",), None
+    return tuple(profile.text.splitlines()), figure_png(profile)
+
+
+def write_trace(path: Path, profiles: Sequence[RankProfile], code: Code, title: str) -> str:
+    """Write the trace of a run.
+
+    Returns:
+        A line that says where it is, or why there is none.
+    """
+    if not profiles:
+        return f"no trace was written to {path}: no rank has measured anything"
+    text = json.dumps(trace_of(profiles, code, title))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f"the trace could not be written to {path}: {error.strerror or error}"
+    return f"trace: {path} (open it at https://ui.perfetto.dev)"
+
+
+def _processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

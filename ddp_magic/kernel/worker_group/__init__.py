@@ -1,0 +1,1 @@
+"""An agent and its ranks, as the kernel sees them: connections; commands in, events out."""

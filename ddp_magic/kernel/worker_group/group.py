@@ -1,0 +1,430 @@
+"""A worker group: an agent and its ranks. Commands go in, a stream of events comes out.
+
+A group serves cells: one, or in a session one after the other. It has no thread; everything
+happens in the thread that calls it. Nobody but the group touches its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable, Mapping
+
+from ddp_magic.engines import Engine, PlacedAgent
+from ddp_magic.kernel.worker_group.connections import ATTEMPT_END_S, Connections
+from ddp_magic.kernel.worker_group.outbox import Outbox
+from ddp_magic.system import processes
+from ddp_magic.system.gpu_locks import GpuLocks
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import (
+    ConnectionLost,
+    Doing,
+    GroupEnded,
+    Note,
+    PulledValues,
+    Rejoined,
+    Restarted,
+    RunEvent,
+    Stream,
+)
+from ddp_magic.wire.memory import Segment
+from ddp_magic.wire.messages import (
+    AgentDone,
+    Answer,
+    ClearOutput,
+    Command,
+    DisplayData,
+    Exit,
+    Interrupt,
+    Kill,
+    NewGroup,
+    WorkerExited,
+    WorkerHello,
+    WorkerReady,
+)
+from ddp_magic.wire.specs import AgentSpec, WorkerSettings
+
+POLL_S = 0.05  # longest wait for news of a group
+KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
+AGENT_S = 3.0  # more for an agent to report a rank's end, before it is killed
+LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
+DRAIN_S = 1.0  # for the end of the text once all processes are gone
+
+
+class WorkerGroup:
+    """The ranks of one run, or of one session.
+
+    Args:
+        directory: Where the socket and the logs go; of mode 0700.
+        nproc: Number of ranks.
+        device: "cuda" or "cpu".
+        backend: Backend of the default process group; None for the device's own.
+        timeout_s: Timeout for collectives, in seconds; None for torch's default.
+        init_process_group: Whether to create the default process group.
+        kept: Whether the ranks are a session's.
+        max_restarts: How often the agent restarts the ranks after a failure.
+        gpu_locks: The GPUs that the ranks hold; they are released with the group.
+        lost_s: How long a rank may live without a connection, in seconds.
+        attempt_end_s: How long to wait for the end of ranks that are restarted, in seconds.
+
+    Attributes:
+        ended: Whether every process of the group has ended.
+    """
+
+    def __init__(  # noqa: PLR0913 -- each is independent of the others
+        self,
+        directory: RunDirectory,
+        *,
+        nproc: int,
+        device: str,
+        backend: str | None = None,
+        timeout_s: float | None = None,
+        init_process_group: bool = True,
+        kept: bool = False,
+        max_restarts: int = 0,
+        gpu_locks: GpuLocks | None = None,
+        lost_s: float = LOST_S,
+        attempt_end_s: float = ATTEMPT_END_S,
+    ) -> None:
+        self.directory = directory
+        self.nproc = nproc
+        self.kept = kept
+        self.ended = False
+        self.max_restarts = max_restarts
+        self._gpu_locks = gpu_locks
+        self._lost_s = lost_s
+        self._settings = WorkerSettings(
+            socket=str(directory.socket),
+            directory=str(directory),
+            device=device,
+            backend=backend,
+            timeout_s=timeout_s,
+            init_process_group=init_process_group,
+            kept=kept,
+        )
+        self._connections = Connections(
+            directory, nproc, max_restarts=max_restarts, attempt_end_s=attempt_end_s
+        )
+        self._outbox = Outbox(self._connections.members, nproc)
+        self._agent: PlacedAgent | None = None
+        self._started = 0.0
+        self._waits_for = ""
+        self._renewals = 0
+        self._ready: dict[int, WorkerReady] = {}
+        self._exited: dict[int, WorkerExited] = {}
+        self._agents_done: list[AgentDone] = []  # of this attempt
+        self._swept = 0  # in earlier attempts
+        self._between_cells: list[RunEvent] = []
+        self._interrupted = False
+        self._killed = False
+        self._kill_deadline: float | None = None
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def start(
+        self, engine: Engine, env: dict[str, str], sys_path: list[str], prelude: tuple[str, ...]
+    ) -> None:
+        """Start the agent, which starts the ranks. Returns before they are up.
+
+        Args:
+            engine: What places the agent.
+            env: The ranks' whole environment; see `environment.rank_environment`.
+            sys_path: Their module search path.
+            prelude: Names of the prelude that the first cell reads.
+
+        Raises:
+            LaunchError: The group's socket cannot be created.
+        """
+        self._started = time.time() - 1.0  # a process's own time is rounded to ticks
+        self._connections.listen()
+        self._agent = engine.start(
+            AgentSpec(
+                run_id=self.directory.id,
+                kernel_pid=os.getpid(),
+                nproc=self.nproc,
+                sys_path=tuple(sys_path),
+                worker=self._settings,
+                prelude=prelude,
+                max_restarts=self.max_restarts,
+            ),
+            env,
+        )
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has been called."""
+        return self._agent is not None
+
+    def send(self, command: Command, fd: int | None = None) -> None:
+        """Send a command, and a descriptor with it, to every rank.
+
+        Ranks that are not up yet get it when they are.
+        """
+        self._outbox.send(command, fd)
+
+    def answer(self, rank: int, answer: Answer) -> None:
+        """Send a rank the answer to its question."""
+        if (member := self._connections.members.get(rank)) is not None:
+            member.channel.send(answer)
+
+    def share(self, number: int, segment: Segment) -> None:
+        """Send shared memory to every rank, unless they have it already."""
+        self._outbox.share(number, segment)
+
+    def renew_process_group(self) -> None:
+        """Let the ranks create their default process group again; each answers WorkerReady."""
+        self._renewals += 1
+        self.send(NewGroup(number=self._renewals))
+
+    def interrupt(self, ranks: Collection[int], *, keep: bool) -> None:
+        """Raise KeyboardInterrupt in these ranks.
+
+        Args:
+            ranks: Which.
+            keep: They are to outlive it, and abort collectives. Otherwise those that do not answer
+                end with the others.
+        """
+        if not keep:
+            self._interrupted = True
+            self._send_agents(Interrupt())
+        for rank in ranks:
+            if (member := self._connections.members.get(rank)) is not None:
+                member.channel.send(Interrupt(abort_collectives=keep))
+
+    def kill(self, ranks: tuple[int, ...] = ()) -> None:
+        """End some ranks at once, or the whole group where none is named."""
+        self._send_agents(Kill(ranks=ranks))
+        if not self._connections.agents and self._agent is not None:
+            self._agent.kill()  # it has not connected: there are no ranks to care for
+        self._killed = self._killed or not ranks
+        if not ranks and self._kill_deadline is None:
+            self._kill_deadline = time.monotonic() + KILL_PATIENCE_S
+
+    def dump_stack(self, rank: int) -> None:
+        """Let a rank write its stack to its file; C code that holds the interpreter lock too."""
+        member = self._connections.members.get(rank)
+        if member is not None and member.process is not None:
+            processes.kill(member.process, signal.SIGUSR1)
+
+    def _send_agents(self, command: Command) -> None:
+        for channel in self._connections.agents:
+            channel.send(command)
+
+    # --- events -------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float) -> list[RunEvent]:
+        """Return what has happened, after waiting at most `timeout_s` for something to happen."""
+        events = self._connections.poll(timeout_s)
+        for event in events:
+            self._heed(event)
+        if self._agent is None or self.ended:
+            return events
+        events += self._news_of_start(self._agent)
+        events += self._kill_lost()
+        self._connections.watch(self._agent.fileno())
+        if self._agent.ended():
+            events += self._finish(self._agent)
+        elif self._kill_deadline is not None and time.monotonic() > self._kill_deadline:
+            self._kill_deadline = None
+            self._agent.kill()
+        return events
+
+    def drain(self) -> list[RunEvent]:
+        """Return what has arrived and was not read, without waiting."""
+        events: list[RunEvent] = []
+        deadline = time.monotonic() + DRAIN_S  # a thread of a session's rank may go on writing
+        while not self.ended and self._connections.pending() and time.monotonic() < deadline:
+            events += self.poll(0)
+        for member in self._connections.members.values():
+            events += member.end_log()
+        return events
+
+    def rejoin(self) -> list[RunEvent]:
+        """Begin another cell of a session.
+
+        Returns:
+            What the ranks wrote since their last cell, and `Rejoined` for each rank.
+        """
+        self.look()
+        events, self._between_cells = self._between_cells, []
+        for rank, member in self._connections.members.items():
+            ready = self._ready.get(rank)
+            events.append(
+                Rejoined(
+                    rank=rank,
+                    pid=member.process.pid if member.process else None,
+                    device=ready.device if ready else "",
+                    log_bytes=member.written,
+                )
+            )
+        return events
+
+    def look(self) -> None:
+        """Take what has happened between two cells, and notice the end of the ranks."""
+        events = self.drain()
+        if not self.ended:
+            events += self.poll(0)
+        shown = (Stream, DisplayData, ClearOutput, Note)
+        self._between_cells += [event for event in events if isinstance(event, shown)]
+        _discard(events)
+        if any(member.channel.closed for member in self._connections.members.values()):
+            self._wait_until_ended(KILL_PATIENCE_S)  # a rank is gone: the agent ends the others
+            self.close()
+        elif self.ended:
+            self.close()
+
+    @property
+    def pids(self) -> Mapping[int, int]:
+        """The ranks' process ids, by rank, as far as they are known."""
+        members = list(self._connections.members.items())  # another thread may ask, for a status
+        return {rank: member.process.pid for rank, member in members if member.process}
+
+    @property
+    def first_exit(self) -> WorkerExited | None:
+        """The end of the rank that ended first; None if no rank's end was reported."""
+        return min(self._exited.values(), key=lambda event: event.time, default=None)
+
+    def _heed(self, event: RunEvent) -> None:
+        match event:
+            case WorkerHello(rank=rank):
+                self._outbox.welcome(rank)
+                if self._interrupted and (member := self._connections.members.get(rank)):
+                    member.channel.send(Interrupt())  # it was starting when the others got theirs
+            case WorkerReady(rank=rank):
+                self._ready[rank] = event
+            case Restarted():
+                self._restart()
+            case AgentDone():
+                self._agents_done.append(event)
+            case WorkerExited(rank=rank):
+                self._exited[rank] = event
+                if self._interrupted and len(self._exited) == self.nproc:
+                    # torchrun's keepers of ranks that were interrupted wait for the others' end.
+                    self._send_agents(Kill())
+            case _:
+                pass
+
+    def _restart(self) -> None:
+        self._outbox.restart()
+        self._ready.clear()
+        self._exited.clear()
+        self._swept += sum(done.swept for done in self._agents_done)
+        self._agents_done = []
+        if self._agent is not None and (self._interrupted or self._killed):
+            self._agent.kill()  # torchrun does not know that the run is stopped
+
+    def _news_of_start(self, agent: PlacedAgent) -> list[RunEvent]:
+        events: list[RunEvent] = [Note(text=text) for text in agent.take_notes()]
+        if (waits_for := agent.waits_for()) != self._waits_for:
+            self._waits_for = waits_for
+            events.append(Doing(text=waits_for))
+        return events
+
+    def _kill_lost(self) -> list[RunEvent]:
+        """End ranks that live and have no connection: nobody would ever hear of them.
+
+        An agent that does not report the end of a rank's process is ended: somebody has stopped it.
+        """
+        events: list[RunEvent] = []
+        for rank, member in self._connections.members.items():
+            since = member.unconnected_since
+            lost_s = time.monotonic() - since if since is not None else 0.0
+            if since is None or rank in self._exited or lost_s < self._lost_s:
+                continue
+            if member.lives():
+                member.unconnected_since = None  # once
+                events.append(ConnectionLost(rank=rank, time=time.time()))
+                self.kill((rank,))
+            elif lost_s > self._lost_s + AGENT_S and self._agent is not None:
+                self._agent.kill()
+        return events
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def finish(self, timeout_s: float) -> bool:
+        """Tell the ranks that no other cell comes.
+
+        Returns:
+            Whether they ended within `timeout_s` seconds.
+        """
+        self.send(Exit())
+        self._wait_until_ended(timeout_s)
+        return self.ended
+
+    def close(self) -> None:
+        """End whatever is left of the group and release everything it holds."""
+        try:
+            if self._agent is not None and not self.ended:
+                self._end_processes(self._agent)
+        finally:
+            self.ended = True
+            self._release()
+
+    def _end_processes(self, agent: PlacedAgent) -> None:
+        try:
+            self.kill()
+            self._wait_until_ended(KILL_PATIENCE_S + DRAIN_S)
+        finally:  # to listen fails if this process can open no more files
+            agent.kill()
+        self._sweep_sessions()
+
+    def _release(self) -> None:
+        if self._gpu_locks is not None:
+            self._gpu_locks.release()
+        if self.kept:
+            self.directory.tidy()
+        self._connections.close()
+        self._outbox.close()
+        if self._agent is not None:
+            self._agent.close()
+
+    def _finish(self, agent: PlacedAgent) -> list[RunEvent]:
+        """Collect what is left once the agent has ended, and end what it could not."""
+        if self._agent_died:
+            self._sweep_sessions()
+        events = self._connections.read_rest(DRAIN_S)
+        for event in events:
+            self._heed(event)
+        self.ended = True
+        errors = [done.error for done in self._agents_done if done.error]
+        events.append(
+            GroupEnded(
+                agent_died=self._agent_died,  # asked again: its report may be among the rest
+                agent_error=errors[0] if errors else "",
+                agent_words=agent.last_words(),
+                swept=self._swept + sum(done.swept for done in self._agents_done),
+            )
+        )
+        return events
+
+    @property
+    def _agent_died(self) -> bool:
+        """Whether the agent, or a keeper of torchrun's, has not reported its end."""
+        return len(self._agents_done) < max(1, len(self._connections.agents))
+
+    def _sweep_sessions(self) -> None:
+        """End what the ranks had started, after an agent that was killed before it could.
+
+        What has left their sessions is the forkserver's to end; if that was killed too, it is found
+        by the variable that torch sets for each rank.
+        """
+        for process in (
+            *processes.session_members(self.pids.values()),
+            *processes.started_with("TORCHELASTIC_RUN_ID", self.directory.id),
+        ):
+            # A session's number is free again only when its last member is gone; one that was
+            # there before this group is somebody else's.
+            if process.create_time() >= self._started:
+                processes.kill(process)
+
+    def _wait_until_ended(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self.ended and time.monotonic() < deadline:
+            _discard(self.poll(POLL_S))
+
+
+def _discard(events: Iterable[RunEvent]) -> None:
+    for event in events:
+        if isinstance(event, PulledValues) and event.fd is not None:
+            os.close(event.fd)

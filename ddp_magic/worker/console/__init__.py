@@ -1,0 +1,1 @@
+"""What a rank writes, shows and reads: text, displays, bars, questions, the debugger."""

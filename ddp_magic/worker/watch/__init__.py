@@ -1,0 +1,1 @@
+"""What a rank reports of itself while a cell runs: where it is, its collectives, its profile."""

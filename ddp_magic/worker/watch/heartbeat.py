@@ -1,0 +1,169 @@
+"""The thread that sends heartbeats, and acknowledges interrupts.
+
+Once the main thread has been at one place for `STILL_S`, or a collective has not completed for that
+long, it also sends what the rank's process groups are doing (`Collectives`), so that the kernel can
+explain who waits for whom.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+from pathlib import Path
+from time import monotonic  # bound here: a cell may replace the module's
+from time import time as now
+from typing import NoReturn
+
+from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.collectives import GroupRecord
+from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
+from ddp_magic.wire.states import Phase
+from ddp_magic.worker import device
+from ddp_magic.worker.console.streams import move_high
+from ddp_magic.worker.watch.activity import Activity
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
+from ddp_magic.worker.watch.main_thread import MainThread
+
+HEARTBEAT_S = 0.25
+STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
+REPEAT_S = 1.0  # and between two reports of what it waits for
+_RESUME, _INTERRUPTED = b"r", b"i"  # why the thread is woken
+
+
+class HeartbeatThread:
+    """Sends a heartbeat four times a second while the rank is not idle, and after an interrupt.
+
+    It is woken through a pipe, since a signal handler may take no lock.
+    """
+
+    def __init__(self, rank: int, channel: Channel, activity: Activity) -> None:
+        self._rank = rank
+        self._channel = channel
+        self._activity = activity
+        self._wake_r, self._wake_w = map(move_high, os.pipe())
+        os.set_blocking(self._wake_w, False)
+        self._main = MainThread()
+        self._stuck = Stuck()
+        self._recorder = FlightRecorder()
+        self._numbers: Numbers = {}  # at the end of the last cell
+        self._reported = 0.0  # when the groups were reported last, monotonic, s
+
+    def run(self) -> NoReturn:
+        """Send heartbeats for ever. The process ends if its connection is no longer there."""
+        while True:
+            if not self.beat():
+                # No one hears what happens here, and no one could end it.
+                os._exit(LOST_CONNECTION)
+
+    def beat(self) -> bool:
+        """Wait until the next heartbeat is due, and send it; or until the rank is no longer idle.
+
+        Returns:
+            False if the connection was closed by something else in this process.
+        """
+        # An idle rank sends none: no one shows them, and nothing happens.
+        timeout_s = None if self._activity.phase is Phase.IDLE else HEARTBEAT_S
+        ready = select.select([self._wake_r], [], [], timeout_s)[0]
+        reasons = os.read(self._wake_r, 64) if ready else b""
+        if ready and not reasons.strip(_RESUME):
+            return True
+        if not self._channel.intact():
+            return False
+        if _INTERRUPTED in reasons:
+            self.report_interrupted()
+        numbers = self._recorder.numbers()
+        self._channel.send(self._observe(numbers))
+        if self._waits(numbers) and monotonic() - self._reported > REPEAT_S:
+            self._reported = monotonic()
+            self._report_collectives(self._recorder.groups(self._numbers))
+        return True
+
+    def report_cell(self) -> None:
+        """Report at once what the process groups have done in the cell."""
+        numbers, before = self._recorder.numbers(), self._numbers
+        # What was called costs 0.5 ms to read, the numbers next to nothing.
+        used = numbers != before
+        self._report_collectives(
+            self._recorder.groups(before) if used else self._recorder.idle_groups(numbers)
+        )
+        self._numbers = numbers
+
+    def _report_collectives(self, groups: tuple[GroupRecord, ...]) -> None:
+        peer = self._main.place.peer
+        self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
+
+    def _waits(self, numbers: Numbers) -> bool:
+        """Whether the rank may be waiting for others."""
+        if self._activity.phase is not Phase.RUNNING:
+            return False
+        stuck_s = self._stuck.look(numbers, monotonic())
+        return max(self._main.still_s, stuck_s) > STILL_S
+
+    def _observe(self, numbers: Numbers) -> Heartbeat:
+        self._main.look(self._activity.cell_labels)
+        place = self._main.place
+        by_key = self._recorder.by_key(numbers)
+        return Heartbeat(
+            rank=self._rank,
+            time=now(),
+            phase=self._activity.phase,
+            line=place.line,
+            cell=place.cell,
+            call=place.call,
+            still_s=self._main.still_s,
+            cpu_s=self._main.cpu_s(),
+            enqueued={key: enqueued for key, (enqueued, _) in by_key.items()},
+            completed={key: completed for key, (_, completed) in by_key.items()},
+            rss_mib=_rss_mib(),
+            device_mib=device.reserved_mib(),
+        )
+
+    def resume(self) -> None:
+        """Send heartbeats again, the first one in `HEARTBEAT_S`: the rank is no longer idle."""
+        self._wake(_RESUME)
+
+    def interrupt_taken(self) -> None:
+        """Report soon that the main thread has taken an interrupt; for use in a signal handler."""
+        self._wake(_INTERRUPTED)
+
+    def report_interrupted(self) -> None:
+        """Report at once that the main thread has taken an interrupt."""
+        self._channel.send(Interrupted(rank=self._rank, time=now()))
+
+    def _wake(self, reason: bytes) -> None:
+        try:
+            os.write(self._wake_w, reason)
+        except BlockingIOError:
+            pass  # 64 KB unread: this one is not needed
+
+
+class Stuck:
+    """For how long the oldest collective has not completed, from the recorder's numbers."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def look(self, numbers: Numbers, now: float) -> float:
+        """Return the seconds since which some group has had the same collective to complete.
+
+        Args:
+            numbers: The last collective enqueued and completed, by group.
+            now: Time on the monotonic clock, in seconds.
+        """
+        self._since = {
+            group: self._since[group]
+            if self._since.get(group, (-1, 0.0))[0] == completed
+            else (completed, now)
+            for group, (enqueued, completed) in numbers.items()
+            if enqueued > completed
+        }
+        return max((now - since for _, since in self._since.values()), default=0.0)
+
+
+def _rss_mib() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return pages * resource.getpagesize() / 2**20

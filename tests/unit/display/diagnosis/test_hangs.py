@@ -1,0 +1,412 @@
+"""Who waits for whom: from what ranks report to sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ddp_magic.display.diagnosis.hangs import ProcessState, explain, mismatches, reasons
+from ddp_magic.display.rank import Rank
+from ddp_magic.wire.collectives import GroupRecord, Operation
+from ddp_magic.wire.messages import Collectives
+from ddp_magic.wire.states import Phase
+from tests.unit.fakes import error, exited, finished, question
+
+NOW = 1000.0
+
+
+def _op(number: int, name: str = "all_reduce", *, age: float = 24.0, **more: Any) -> Operation:
+    settings = {"done": False, "inputs": ((3,),), "dtypes": ("Float",), **more}
+    return Operation(number=number, name=name, created=NOW - age, **settings)
+
+
+def _done(*operations: Operation) -> list[Operation]:
+    return [Operation(**{**vars(operation), "done": True}) for operation in operations]
+
+
+def _group(
+    *operations: Operation, name: str = "0", ranks: tuple[int, ...] = (0, 1, 2), **more: Any
+) -> GroupRecord:
+    enqueued = max((o.number for o in operations), default=0)
+    settings = {
+        "backend": "gloo",
+        "title": "default_pg" if name == "0" else "undefined",
+        "enqueued": enqueued,
+        "completed": max((o.number for o in operations if o.done), default=0),
+        **more,
+    }
+    return GroupRecord(name=name, ranks=ranks, operations=operations, **settings)
+
+
+def _rank(
+    number: int,
+    *groups: GroupRecord,
+    line: int | None = 12,
+    still_s: float = 24.0,
+    peer: int | None = None,
+    heard: float = NOW,
+    **more: Any,
+) -> Rank:
+    rank = Rank(
+        rank=number,
+        pid=100 + number,
+        phase=Phase.RUNNING,
+        line=line,
+        still_s=still_s,
+        heard=heard,
+        **more,
+    )
+    if groups or peer is not None:
+        rank.collectives = Collectives(rank=number, time=NOW, groups=groups, peer=peer)
+    rank.enqueued = {group.key: group.enqueued for group in groups}
+    return rank
+
+
+WAITING = _group(*_done(_op(1, age=30)), _op(2))
+BEHIND = _group(*_done(_op(1, age=30)))
+
+
+def test_a_rank_that_has_not_joined_is_named_with_its_place() -> None:
+    """As DESIGN's example has it: who waits, where, for how long; who is missing, and where."""
+    ranks = [
+        _rank(0, WAITING, call="Tensor.backward"),
+        _rank(1, BEHIND, line=9, call="DataLoader"),
+        _rank(2, WAITING, call="Tensor.backward"),
+    ]
+    assert explain(ranks, NOW) == [
+        "ranks 0, 2 wait in all_reduce #2 (line 12, in Tensor.backward) for 24 s; "
+        "rank 1 has not joined: it is at line 9, in DataLoader"
+    ]
+
+
+def test_a_short_wait_is_not_explained() -> None:
+    waiting = _group(_op(1, age=1.0))
+    assert explain([_rank(0, waiting, still_s=1.0), _rank(1), _rank(2)], NOW) == []
+
+
+def test_a_rank_that_goes_on_does_not_wait() -> None:
+    """It has called a collective asynchronously, and computes meanwhile."""
+    assert explain([_rank(0, WAITING, still_s=0.1), _rank(1, BEHIND), _rank(2)], NOW) == []
+
+
+def test_without_a_wait_there_is_nothing_to_say() -> None:
+    """A long step on every rank, with all collectives completed."""
+    assert explain([_rank(n, BEHIND) for n in range(3)], NOW) == []
+
+
+def test_the_same_place_is_said_once() -> None:
+    ranks = [_rank(0, WAITING), *(_rank(n, BEHIND, line=40, call="evaluate") for n in (1, 2))]
+    (sentence,) = explain(ranks, NOW)
+    assert sentence.endswith("; ranks 1, 2 have not joined: each is at line 40, in evaluate")
+
+
+def _killed() -> Rank:
+    rank = _rank(1, BEHIND)
+    rank.take(exited(1, -9))
+    return rank
+
+
+def _raised() -> Rank:
+    rank = _rank(1, BEHIND)
+    rank.take(error(1, "ValueError", line=7))
+    return rank
+
+
+def _finished() -> Rank:
+    rank = _rank(1, BEHIND)
+    rank.take(finished(1))
+    return rank
+
+
+@pytest.mark.parametrize(
+    ("rank", "where"),
+    [
+        (_finished(), "it has finished its cell"),
+        (_raised(), "it raised ValueError at line 7"),
+        (_killed(), "it has ended (killed by SIGKILL)"),
+        (
+            _rank(1, BEHIND, line=40, call="evaluate", cpu=0.9),
+            "it computes at line 40, in evaluate",
+        ),
+        (_rank(1, BEHIND, line=None), "it has not reported where it is"),
+    ],
+)
+def test_what_a_missing_rank_does(rank: Rank, where: str) -> None:
+    (sentence,) = explain([_rank(0, WAITING), rank, _rank(2, WAITING)], NOW)
+    assert sentence.endswith(f"; rank 1 has not joined: {where}")
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        (ProcessState(stopped=True), "is stopped: `kill -CONT 101` continues it"),
+        (
+            ProcessState(in_system_call=True),
+            "is stuck in a system call, often of a disk or a network file system; it was last seen "
+            "at line 12",
+        ),
+        (
+            ProcessState(busy=True),
+            "has been silent for 20 s and holds the interpreter lock in C code; it was last seen "
+            "at line 12",
+        ),
+        (
+            ProcessState(),
+            "has been silent for 20 s and does not respond; it was last seen at line 12",
+        ),
+    ],
+)
+def test_a_silent_rank_may_have_joined(state: ProcessState, where: str) -> None:
+    """Its last number is as old as its last heartbeat: what is not known is left out."""
+    ranks = [_rank(0, WAITING), _rank(1, BEHIND, heard=NOW - 20), _rank(2, WAITING)]
+    (sentence,) = explain(ranks, NOW, processes={1: state})
+    assert sentence.endswith(f"for 24 s; rank 1 {where}")
+
+
+def test_a_rank_that_was_stopped_at_once_has_sent_no_heartbeat() -> None:
+    ranks = [_rank(0, WAITING), _rank(1, heard=0.0), _rank(2, WAITING)]
+    (sentence,) = explain(ranks, NOW, processes={1: ProcessState(stopped=True)})
+    assert sentence.endswith("for 24 s; rank 1 is stopped: `kill -CONT 101` continues it")
+
+
+def test_a_rank_that_holds_the_lock_at_once_has_sent_no_heartbeat() -> None:
+    ranks = [_rank(0, WAITING), _rank(1, heard=0.0, began=NOW - 25, line=None), _rank(2, WAITING)]
+    (sentence,) = explain(ranks, NOW, processes={1: ProcessState(busy=True)})
+    assert sentence.endswith(
+        "rank 1 has been silent for 25 s and holds the interpreter lock in C code"
+    )
+
+
+def test_a_rank_is_asked_by_its_heartbeat_too() -> None:
+    """It runs, so it has reported no groups; but it has called the collective, and gone on."""
+    rank = _rank(1)
+    rank.enqueued = {"gloo:0": 3}
+    (sentence,) = explain([_rank(0, WAITING), rank, _rank(2, WAITING)], NOW)
+    assert "; all its ranks have joined: `--check` tells" in sentence
+
+
+def test_a_report_may_be_older_than_the_last_heartbeat() -> None:
+    """The collective that was waited in when the rank reported has completed since."""
+    ranks = [_rank(0, WAITING), _rank(1, BEHIND), _rank(2, WAITING)]
+    for rank in ranks:
+        rank.enqueued, rank.completed = {"gloo:0": 3}, {"gloo:0": 2}
+    assert explain(ranks, NOW) == []
+
+
+def test_a_heartbeat_from_before_the_collective_names_no_line() -> None:
+    waiting = _group(*_done(_op(1, age=30)), _op(2, age=6))
+    ranks = [_rank(0, waiting, heard=NOW - 7), _rank(1, BEHIND, line=9), _rank(2, waiting)]
+    (sentence,) = explain(ranks, NOW)
+    assert sentence.startswith("ranks 0, 2 wait in all_reduce #2 for 6 s; rank 1 has not joined")
+
+
+def test_other_operations_are_a_mismatch() -> None:
+    """What follows the first one is a consequence, and is left out."""
+    ranks = [
+        _rank(0, _group(_op(1, "barrier", inputs=(), dtypes=())), line=4),
+        *(_rank(n, _group(_op(1), _op(2)), line=6) for n in (1, 2)),
+    ]
+    assert explain(ranks, NOW) == [
+        "collective #1 differs between ranks: rank 0 called barrier (line 4); ranks 1, 2 called "
+        "all_reduce of float32 [3] (line 6). All ranks must call the same collectives in the same "
+        "order, with the same shapes and dtypes"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (_op(1, inputs=((4,),)), "all_reduce of float32 [4]"),
+        (_op(1, dtypes=("Int",)), "all_reduce of int32 [3]"),
+        (_op(1, "broadcast"), "broadcast of float32 [3]"),
+    ],
+)
+def test_wrong_numbers_are_told_at_the_end(other: Operation, said: str) -> None:
+    """The collective has completed on all ranks, and what it returned is garbage."""
+    ranks = [_rank(0, _group(*_done(other))), *(_rank(n, _group(*_done(_op(1)))) for n in (1, 2))]
+    (sentence,) = mismatches(ranks)
+    assert f"rank 0 called {said}" in sentence
+    assert "What it returned is wrong" in sentence
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [_op(1, inputs=((2, 3),)), _op(1, inputs=((6,),))],  # gloo and NCCL count elements
+        [_op(1, "gather", outputs=((3,), (3,))), _op(1, "gather")],
+        [
+            _op(1, "scatter", inputs=((3,),), outputs=((3,),)),
+            _op(1, "scatter", inputs=(), outputs=((3,),)),
+        ],
+        [_op(1, "all_to_all", inputs=((1,), (2,))), _op(1, "all_to_all", inputs=((2,), (1,)))],
+        [_op(1, "barrier", inputs=(), dtypes=()), _op(1, "barrier", inputs=(), dtypes=())],
+    ],
+)
+def test_what_may_differ(operations: list[Operation]) -> None:
+    ranks = [_rank(n, _group(*_done(one), ranks=(0, 1))) for n, one in enumerate(operations)]
+    assert mismatches(ranks) == []
+
+
+def test_more_collectives_on_some_ranks() -> None:
+    """The root of a broadcast does not wait for the others."""
+    ranks = [
+        _rank(0, _group(*_done(_op(1), _op(2, "broadcast")))),
+        *(_rank(n, BEHIND) for n in (1, 2)),
+    ]
+    assert mismatches(ranks) == ["rank 0 called broadcast #2, but ranks 1, 2 did not"]
+
+
+def test_a_group_without_a_name_may_be_any() -> None:
+    """Its operations have left the record on that rank."""
+    ranks = [_rank(0, _group(_op(1, done=True), name="a", ranks=(0, 1))), _rank(1, _group(name=""))]
+    assert mismatches(ranks) == []
+
+
+def test_only_what_the_cell_called_is_counted() -> None:
+    """A failed cell of the session left a group of which one rank had called more."""
+    old = [_group(name="old", enqueued=n, before=n) for n in (1, 2)]
+    assert mismatches([_rank(n, group) for n, group in enumerate(old)]) == []
+    new = [_group(name="old", enqueued=n, before=5, ranks=(0, 1)) for n in (5, 6)]
+    assert mismatches([_rank(n, group) for n, group in enumerate(new)]) == [
+        "rank 1 called collective #6, but rank 0 did not"
+    ]
+
+
+def test_a_rank_that_has_finished_is_at_no_line() -> None:
+    """torch notes a moment later that its last collective has completed."""
+    ranks = [_rank(n, _group(_op(1, dtypes=(dtype,)))) for n, dtype in enumerate(["Int", "Float"])]
+    for rank in ranks:
+        rank.take(finished(rank.rank))
+    (sentence,) = mismatches(ranks)
+    assert "(line" not in sentence
+
+
+def test_a_rank_without_a_report_is_not_counted() -> None:
+    """It was killed: how many collectives it called is not known."""
+    ranks = [_rank(0, WAITING), _rank(1), _rank(2, BEHIND)]
+    assert mismatches(ranks) == []
+
+
+def test_ranks_that_wait_in_each_others_subgroups() -> None:
+    a, b = {"name": "1", "ranks": (0, 1)}, {"name": "2", "ranks": (1, 2)}
+    ranks = [
+        _rank(0, _group(), _group(_op(1), **a), line=5),
+        _rank(1, _group(), _group(**a), _group(_op(1), **b), line=6),
+        _rank(2, _group(), _group(**b), line=7, call="time.sleep"),
+    ]
+    assert explain(ranks, NOW) == [
+        "rank 0 waits in all_reduce #1 of group '1' (line 5) for 24 s; rank 1 has not joined: it "
+        "waits in all_reduce #1 of group '2' (line 6)",
+        "rank 1 waits in all_reduce #1 of group '2' (line 6) for 24 s; rank 2 has not joined: it "
+        "is at line 7, in time.sleep",
+    ]
+
+
+def test_a_receive_names_its_partner() -> None:
+    """torch's recorder has no sends and receives of gloo: the stack has them."""
+    ranks = [
+        _rank(0, call="recv", peer=2, line=4),
+        _rank(1, line=5),
+        _rank(2, line=6, call="time.sleep"),
+    ]
+    assert explain(ranks, NOW) == [
+        "rank 0 waits in recv from rank 2 (line 4) for 24 s; rank 2 is at line 6, in time.sleep"
+    ]
+
+
+@pytest.mark.parametrize("call", ["req.wait", "dist.irecv(...).wait", "reqs[0].wait"])
+def test_a_request_whose_partner_does_not_come(call: str) -> None:
+    """The recorder does not know it, and nobody knows from which rank: all others are told."""
+    ranks = [_rank(0, call=call, line=4), _rank(1, line=6, call="time.sleep")]
+    assert explain(ranks, NOW) == [
+        f"rank 0 waits in {call} (line 4) for 24 s; rank 1 is at line 6, in time.sleep"
+    ]
+
+
+@pytest.mark.parametrize("call", ["Event.wait", "Popen.wait", "wait"])
+def test_what_else_is_waited_for_is_no_wait_for_ranks(call: str) -> None:
+    ranks = [_rank(0, call=call, line=4), _rank(1, line=6, call="time.sleep")]
+    assert explain(ranks, NOW) == []
+
+
+def test_a_group_that_only_some_ranks_create() -> None:
+    ranks = [_rank(n, call="new_group", line=4) for n in (0, 1)] + [_rank(2, line=6, call="step")]
+    assert explain(ranks, NOW) == [
+        "ranks 0, 1 wait in new_group (line 4) for 24 s; rank 2 is at line 6, in step"
+    ]
+
+
+def test_the_numbers_of_many_ranks_are_short() -> None:
+    ranks = [_rank(n, _group(_op(2), ranks=tuple(range(8)))) for n in range(8)]
+    ranks[5] = _rank(5, line=9)
+    (sentence,) = explain(ranks, NOW)
+    assert sentence.startswith("ranks 0-4, 6, 7 wait in all_reduce #2")
+
+
+def test_of_several_reasons_the_most_certain_is_shown() -> None:
+    """A difference in the records; else who waited for whom; else who called more than others."""
+    barrier = _group(_op(1, "barrier", inputs=(), dtypes=()))
+    differ = [_rank(0, barrier), _rank(1, _group(_op(1))), _rank(2, _group(_op(1)))]
+    (sentence,) = reasons(differ, ["rank 0 waits"])
+    assert sentence.startswith("collective #1 differs between ranks")
+    unequal = [_rank(0, WAITING), _rank(1, BEHIND), _rank(2, WAITING)]
+    assert reasons(unequal, ["rank 0 waits"]) == ["rank 0 waits"]
+    assert reasons(unequal, []) == mismatches(unequal) != []
+
+
+def test_a_short_wait_that_all_have_joined_is_usual() -> None:
+    """It moves data, or the last rank has just come."""
+    for age, told in ((3, 0), (24, 1)):
+        waiting = _group(*_done(_op(1, age=30)), _op(2, age=age))
+        assert len(explain([_rank(n, waiting) for n in range(3)], NOW, wait_s=2.0)) == told
+
+
+@pytest.mark.parametrize(
+    ("survivor", "expected"),
+    [
+        (_rank(1, _group(_op(1), _op(2)), error=error(1, "reset"), line=3), "all_reduce"),
+        (_rank(1, _group(*_done(_op(1, "all_gather"))), finished=finished(1)), "all_gather"),
+        (_rank(1, _group(*_done(_op(1), _op(2))), finished=finished(1)), ""),
+    ],
+    ids=["it raised in it", "its only one", "it is not known which"],
+)
+def test_an_abort_for_other_sizes_names_what_others_called(survivor: Rank, expected: str) -> None:
+    """The record of the rank that gloo aborted is lost; those of the others are not."""
+    words = "terminate called after throwing an instance of 'x'\n  what():  "
+    words += "op.preamble.length <= op.nbytes. 8 vs 4."
+    aborted = _Aborted(rank=0, line=3, code=-6, ended=NOW)
+    aborted.words = words
+    found = [text for text in reasons([aborted, survivor], ()) if "does not match" in text]
+    assert len(found) == bool(expected)
+    if found:
+        assert found[0].startswith(f"rank 1 called {expected} of float32 [3], #")
+        assert found[0].endswith("what rank 0 at line 3 called does not match")
+
+
+class _Aborted(Rank):
+    """A rank whose last words are known without its log."""
+
+    words = ""
+
+    def _last_words(self) -> str:
+        return self.words
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"question": question(1)}, "it waits for an answer in the cell at line 9"),
+        ({"held": error(1)}, "it raised ValueError at line 9"),
+        (
+            {"held": error(1), "question": question(1)},
+            "it raised ValueError at line 9, and waits for an answer in the cell",
+        ),
+    ],
+)
+def test_a_rank_that_asks_is_no_riddle(more: dict[str, Any], words: str) -> None:
+    """A person knows what to do about it."""
+    ranks = [_rank(0, WAITING), _rank(1, BEHIND, line=9, call="input", **more), _rank(2, WAITING)]
+    assert explain(ranks, NOW) == [
+        f"ranks 0, 2 wait in all_reduce #2 (line 12) for 24 s; rank 1 has not joined: {words}"
+    ]

@@ -1,0 +1,140 @@
+"""What `--pull` asks for, and the values that arrive."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddp_magic.kernel.values.pull import Pull, Pulls, parse
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.memory import Segment
+from ddp_magic.wire.messages import Results
+from ddp_magic.worker.values import sent_values
+
+
+def test_names_ranks_and_attributes() -> None:
+    pulls = parse("a, b@all,c@2,trainer.state")
+    assert pulls == (Pull("a", 0), Pull("b", None), Pull("c", 2), Pull("trainer.state", 0))
+    assert [pull.name for pull in pulls] == ["a", "b", "c", "state"]
+    assert ",".join(map(str, pulls)) == "a,b@all,c@2,trainer.state"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "invalid name"),
+        ("a,,b", "invalid name"),
+        ("1a", "invalid name"),
+        ("a.", "invalid name"),
+        ("a@", "invalid rank '' in"),
+        ("a@-1", "invalid rank '-1' in"),
+        ("a,x.a", "would be bound to 'a'"),
+    ],
+)
+def test_invalid_lists_of_names(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse(text)
+
+
+# --- the values -----------------------------------------------------------------------------------
+
+
+def _pulled(pulls: Pulls, ranks: Sequence[dict[str, Any]], directory: RunDirectory) -> None:
+    """Let ranks with these namespaces send what was asked of them."""
+    for rank, namespace in enumerate(ranks):
+        paths = [p.path for p in pulls.asked if p.rank in (rank, None)]
+        event, segment = sent_values.send(rank, paths, namespace, directory)
+        pulls.take(event, segment.fd if segment is not None else None)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+def test_values_by_their_names(directory: RunDirectory) -> None:
+    """From rank 0, from all as a list, from one, and an attribute by its own name."""
+    pulls = Pulls(parse("a,b@all,c@1,trainer.state"), 2, directory)
+    trainer = types.SimpleNamespace(state={"step": 7})
+    ranks = [{"a": f"{r}a", "b": 10 * r, "c": [r], "trainer": trainer} for r in range(2)]
+    _pulled(pulls, ranks, directory)
+    assert pulls.values() == {"a": "0a", "b": [0, 10], "c": [1], "state": {"step": 7}}
+    assert pulls.failed == []
+
+
+def test_arrays_are_whole_writable_and_shared(directory: RunDirectory) -> None:
+    """Two names of one array are one array."""
+    pulls = Pulls(parse("array,again"), 1, directory)
+    array = np.arange(1e5)
+    _pulled(pulls, [{"array": array, "again": [array]}], directory)
+    found = pulls.values()
+    found["array"][0] = 5
+    assert found["again"][0] is found["array"]
+    assert found["array"].sum() == array.sum() + 5
+
+
+def test_what_is_missing_is_named(directory: RunDirectory) -> None:
+    """With the reason of the rank; the others arrive."""
+    pulls = Pulls(parse("best,other,x.y@1,z@all"), 2, directory)
+    _pulled(pulls, [{"other": 1, "z": 1}, {"x": 1}], directory)
+    assert pulls.values() == {"other": 1}
+    assert pulls.failed == [
+        "`best` of rank 0 was never set",
+        "`x.y` of rank 1 cannot be read: AttributeError: 'int' object has no attribute 'y'",
+        "`z` of rank 1 was never set",
+    ]
+
+
+def test_a_rank_that_has_sent_nothing(directory: RunDirectory) -> None:
+    pulls = Pulls(parse("a@all"), 2, directory)
+    _pulled(pulls, [{"a": 1}], directory)
+    assert pulls.values() == {}
+    assert pulls.failed == ["`a` of rank 1 did not arrive"]
+
+
+def test_what_the_notebook_cannot_read_is_saved(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a process that can import its module."""
+    library: Any = types.ModuleType("only_there")
+    library.Thing = type("Thing", (), {"__module__": "only_there", "size": 3})
+    pulls = Pulls(parse("thing"), 1, directory)
+    with monkeypatch.context() as there:
+        there.setitem(sys.modules, "only_there", library)
+        event, segment = sent_values.send(0, ["thing"], {"thing": library.Thing()}, directory)
+    assert segment is not None
+    pulls.take(event, segment.fd)
+    assert pulls.values() == {}
+    (why,) = pulls.failed
+    saved = directory.unread_results(0)
+    assert why.startswith("`thing` of rank 0 cannot be read in the notebook (ModuleNotFoundError")
+    assert why.endswith(f"it was saved: pickle.load(open({str(saved)!r}, 'rb'))")
+    monkeypatch.setitem(sys.modules, "only_there", library)
+    assert pickle.loads(saved.read_bytes())["thing"].size == 3
+
+
+class _Exits:
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_a_value_that_exits_when_it_is_read(directory: RunDirectory) -> None:
+    """It ends neither the cell nor the kernel."""
+    pulls = Pulls(parse("thing"), 1, directory)
+    _pulled(pulls, [{"thing": _Exits()}], directory)
+    assert pulls.values() == {}
+    assert pulls.failed[0].startswith("`thing` of rank 0 cannot be read in the notebook (System")
+
+
+def test_what_cannot_be_saved_either(tmp_path: Path) -> None:
+    pulls = Pulls(parse("a"), 1, RunDirectory(tmp_path / "gone"))
+    pulls.take(Results(rank=0, names=("a",)), Segment.of([memoryview(b"garbage")]).fd)
+    assert pulls.values() == {}
+    assert "it could not be saved either" in pulls.failed[0]

@@ -1,0 +1,228 @@
+"""The adapter to torch's Flight Recorder, on a real process group of gloo."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
+
+from ddp_magic.wire.collectives import GroupRecord
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
+from tests.limits import HANG_S, within
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(c10d, "_dump_fr_trace"), reason="this torch records nothing of gloo"
+)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def _completed(recorder: FlightRecorder, before: Numbers) -> GroupRecord:
+    """Return the record of the one group used; gloo notes a moment later that it has completed."""
+    began = time.monotonic()
+    while True:
+        (record,) = [record for record in recorder.groups(before) if record.operations]
+        if record.enqueued == record.completed:
+            return record
+        assert within(time.monotonic() - began, HANG_S)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_record_says_what_was_called_with_what() -> None:
+    before = FlightRecorder().numbers()
+    dist.all_reduce(torch.ones(2, 3))
+    dist.broadcast(torch.ones(4, dtype=torch.int64), 0)
+    record = _completed(FlightRecorder(), before)
+    assert (record.backend, record.title, record.ranks) == ("gloo", "default_pg", (0,))
+    assert record.enqueued == record.operations[-1].number
+    first, second = record.operations
+    assert (first.name, first.inputs, first.dtypes, first.done) == (
+        "all_reduce", ((2, 3),), ("Float",), True,
+    )  # fmt: skip
+    assert (second.name, second.inputs, second.dtypes) == ("broadcast", ((4,),), ("Long",))
+    assert first.created <= second.created
+
+
+@pytest.mark.usefixtures("group")
+def test_the_numbers_are_those_of_the_records() -> None:
+    recorder = FlightRecorder()
+    before, others = recorder.numbers(), recorder.by_key(recorder.numbers())  # of earlier tests
+    dist.barrier()
+    record = _completed(recorder, before)
+    (key,) = [key for key, value in recorder.numbers().items() if before.get(key) != value]
+    assert recorder.numbers()[key] == (record.enqueued, record.completed)
+    assert recorder.by_key(recorder.numbers()) == {
+        **others,
+        record.key: (record.enqueued, record.completed),
+    }
+
+
+def test_a_group_of_the_same_name_is_another_group(tmp_path: Path) -> None:
+    """The default group of a session is created anew, and counts from 1 again."""
+    recorder = FlightRecorder()
+    for n in (3, 2):
+        store = dist.FileStore(str(tmp_path / f"store{n}"), 1)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        for _ in range(n):
+            dist.barrier()
+        (record,) = [r for r in recorder.groups() if r.title == "default_pg"]
+        assert (record.enqueued, len(record.operations)) == (n, n)
+        assert recorder.by_key(recorder.numbers())[record.key][0] == n
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+def test_what_an_earlier_cell_called_is_left_out() -> None:
+    """Its number is in the record, so that ranks can be compared."""
+    dist.barrier()
+    before = FlightRecorder().numbers()
+    dist.barrier()
+    (record,) = [r for r in FlightRecorder().groups(before) if r.enqueued > r.before]
+    assert [operation.number for operation in record.operations] == [record.before + 1]
+    for record in FlightRecorder().groups(FlightRecorder().numbers()):
+        assert (record.operations, record.enqueued) == ((), record.before)
+
+
+def test_a_torch_without_the_recorder_has_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank waits for is told from its stack then."""
+    for name in ("_dump_fr_trace", "_dump_nccl_trace_json"):
+        monkeypatch.delattr(c10d, name, raising=False)
+    assert FlightRecorder().numbers() == {}
+    assert FlightRecorder().groups() == ()
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"\xff", pickle.dumps([]), pickle.dumps({})])
+def test_a_record_that_cannot_be_read_is_none(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(c10d, "_dump_fr_trace", lambda *_: answer)
+    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda *_: answer, raising=False)
+    assert FlightRecorder().numbers() == {}
+    assert FlightRecorder().groups() == ()
+
+
+@pytest.mark.usefixtures("group")
+def test_both_forms_of_a_record_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's is read as JSON."""
+    before = FlightRecorder().numbers()
+    dist.all_reduce(torch.ones(2, 3))
+    dist.barrier()
+    expected = _completed(FlightRecorder(), before)
+    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", c10d._dump_fr_trace_json, raising=False)
+    monkeypatch.delattr(c10d, "_dump_fr_trace")
+    before = {("nccl", group): numbers for (_, group), numbers in before.items()}
+    (record,) = [record for record in FlightRecorder().groups(before) if record.operations]
+    assert record == replace(expected, backend="nccl")
+
+
+@pytest.mark.usefixtures("group")
+def test_new_calls_are_returned_once_and_lost_ones_counted() -> None:
+    """The record keeps the last ones; torch reads how many when it is imported."""
+    recorder = FlightRecorder()
+    recorder.new_calls()
+    assert recorder.new_calls() == ([], 0)
+    for _ in range(3):
+        dist.all_reduce(torch.ones(2, 3))
+    found, lost = recorder.new_calls()
+    assert [(call.name, call.bytes, call.duration_s) for call in found] == [
+        ("all_reduce", 24, None)
+    ] * 3
+    assert lost == 0
+    assert [b.number - a.number for a, b in itertools.pairwise(found)] == [1, 1]
+    many = 5000
+    for _ in range(many):
+        dist.all_reduce(torch.ones(1))
+    found, lost = recorder.new_calls()
+    assert len(found) + lost == many
+    assert recorder.describe(found[0].key) == ("default_pg", (0,))
+
+
+@pytest.mark.usefixtures("group")
+def test_a_collective_is_pending_until_it_has_completed() -> None:
+    """By the group's name, which the record of its first collective has."""
+    recorder = FlightRecorder()
+    before = recorder.numbers()
+    dist.barrier()
+    _completed(recorder, before)
+    numbers = recorder.numbers()
+    assert recorder.pending(numbers) == {}
+    key = max(numbers, key=lambda key: int(key[1]))  # those of earlier tests are there too
+    enqueued, completed = numbers[key]
+    later = {**numbers, key: (enqueued + 1, completed)}
+    assert list(recorder.pending(later).values()) == [completed]
+    assert recorder.pending({("gloo", "99"): (2, 1)}) == {}
+
+
+def test_a_duration_that_comes_later_is_returned_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's records have it once the GPU has passed the collective's events."""
+    entry = {
+        "record_id": 4, "pg_id": 0, "process_group": ["0", "default_pg"], "is_p2p": False,
+        "collective_seq_id": 7, "p2p_seq_id": 0, "op_id": 7, "profiling_name": "nccl:all_reduce",
+        "time_created_ns": 10**9, "retired": False, "state": "scheduled",
+        "input_sizes": [[4]], "output_sizes": [[4]], "input_dtypes": ["BFloat16"],
+    }  # fmt: skip
+    answers = [entry, entry, {**entry, "duration_ms": 2.5}, {**entry, "duration_ms": 2.5}]
+    monkeypatch.delattr(c10d, "_dump_fr_trace", raising=False)
+    monkeypatch.setattr(
+        c10d,
+        "_dump_nccl_trace_json",
+        lambda _entries, _active: json.dumps({"entries": [answers.pop(0)]}),
+        raising=False,
+    )
+    recorder = FlightRecorder()
+    calls = [[(c.bytes, c.duration_s) for c in recorder.new_calls()[0]] for _ in range(4)]
+    assert calls == [[(8, None)], [], [(8, 0.0025)], []]
+
+
+FIRST_COLLECTIVE = """
+import sys, threading, time
+import torch.distributed as dist
+from ddp_magic.worker.watch.flight_recorder import STILL_S, FlightRecorder
+store = dist.FileStore(sys.argv[1], 1)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+dist.barrier()
+used = FlightRecorder().numbers()
+second, recorder, numbers = dist.new_group([0]), FlightRecorder(), []
+begun, done = threading.Lock(), threading.Lock()
+begun.acquire(), done.acquire()
+def read():
+    begun.acquire()
+    numbers.append(recorder.numbers())  # the second group may be entering the record
+    time.sleep(5 * STILL_S)
+    numbers.append(recorder.numbers())  # it has been there for a while
+    done.release()
+threading.Thread(target=read, daemon=True).start()
+call = "begun.release(); done.acquire(timeout=60)"  # in C, as a function of torch's waits
+exec(compile(call, "/site/torch/distributed/c10d.py", "exec"))
+dist.barrier(second)
+print(len(used), *map(len, numbers), len(recorder.numbers()))
+"""
+
+
+def test_nothing_is_read_while_a_group_may_be_entering_the_record(tmp_path: Path) -> None:
+    """torch has no lock for that: another thread that reads would crash the process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIRST_COLLECTIVE, tmp_path / "store"],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.stdout.split() == ["1", "0", "1", "2"], done

@@ -1,0 +1,129 @@
+"""Heartbeats: when they are sent, and what they carry."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, cast
+
+import pytest
+
+from ddp_magic.wire.messages import Collectives, Heartbeat, Interrupted
+from ddp_magic.wire.states import Phase
+from ddp_magic.worker.watch.activity import Activity
+from ddp_magic.worker.watch.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread, Stuck
+from tests.limits import HANG_S
+from tests.unit.worker.fakes import FakeChannel
+
+
+def _thread(progress: Activity) -> tuple[HeartbeatThread, FakeChannel]:
+    channel = FakeChannel()
+    return HeartbeatThread(2, cast("Any", channel), progress), channel
+
+
+def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
+    """Of the main thread, while another one sends it."""
+    heartbeats, channel = _thread(Activity(Phase.RUNNING, 1, {"/run/cell.py": "Cell In[2]"}))
+
+    def beat() -> None:
+        thread = threading.Thread(target=heartbeats.beat)
+        thread.start()
+        thread.join()
+
+    exec(compile("\n\ndef f():\n    beat()\nf()", "/run/cell.py", "exec"), {"beat": beat})
+    (sent,) = channel.sent
+    assert (sent.rank, sent.phase, sent.line, sent.device_mib) == (2, Phase.RUNNING, 4, None)
+    assert sent.cell == "Cell In[2]"
+    assert sent.call.endswith("beat")
+    assert 1 < sent.rss_mib < 100_000
+    assert sent.cpu_s > 0
+
+
+@pytest.mark.parametrize("activity", [Activity(Phase.EXITING, 1, {"/run/cell.py": ""}), Activity()])
+def test_outside_of_the_cell_there_is_no_line(activity: Activity) -> None:
+    heartbeats, channel = _thread(activity)
+    heartbeats.beat()
+    assert (channel.sent[0].line, channel.sent[0].call) == (None, "")
+
+
+def test_a_rank_that_stands_still_reports_its_groups() -> None:
+    """Once it has for a while, and from then on once a second."""
+    heartbeats, channel = _thread(Activity(Phase.RUNNING))
+    done = threading.Event()
+
+    def beat() -> None:
+        deadline = time.monotonic() + HANG_S
+        while (
+            sum(isinstance(e, Collectives) for e in channel.sent) < 2
+            and time.monotonic() < deadline
+        ):
+            heartbeats.beat()
+        done.set()
+
+    threading.Thread(target=beat).start()
+    assert done.wait(HANG_S)  # the main thread is here all the time
+    kinds = [type(event) for event in channel.sent]
+    first, second = (i for i, kind in enumerate(kinds) if kind is Collectives)
+    assert channel.sent[first - 1].still_s > STILL_S
+    assert second - first > REPEAT_S / HEARTBEAT_S / 2
+
+
+def test_for_how_long_a_collective_has_not_completed() -> None:
+    """Of the group that has waited longest; a new one begins anew."""
+    stuck = Stuck()
+    assert stuck.look({("gloo", "0"): (1, 1)}, 10.0) == 0.0
+    assert stuck.look({("gloo", "0"): (2, 1), ("gloo", "1"): (1, 0)}, 11.0) == 0.0
+    assert stuck.look({("gloo", "0"): (3, 1), ("gloo", "1"): (2, 1)}, 15.0) == 4.0
+    assert stuck.look({("gloo", "0"): (3, 2), ("gloo", "1"): (2, 2)}, 16.0) == 0.0
+    assert stuck.look({("gloo", "0"): (3, 3), ("gloo", "1"): (2, 2)}, 30.0) == 0.0
+
+
+def test_one_is_sent_when_its_time_has_come() -> None:
+    heartbeats, channel = _thread(Activity(Phase.RUNNING))
+    began = time.monotonic()
+    assert heartbeats.beat()
+    assert time.monotonic() - began >= HEARTBEAT_S * 0.9
+    assert [type(event) for event in channel.sent] == [Heartbeat]
+
+
+def test_a_rank_that_is_no_longer_idle_sends_the_first_one_when_its_time_has_come() -> None:
+    """A short cell needs none, and an idle rank waits for ever."""
+    activity = Activity(Phase.IDLE)
+    heartbeats, channel = _thread(activity)
+    activity.phase = Phase.RUNNING
+    heartbeats.resume()
+    assert heartbeats.beat()
+    assert channel.sent == []
+    assert heartbeats.beat()
+    assert [event.phase for event in channel.sent] == [Phase.RUNNING]
+
+
+def test_an_interrupt_is_acknowledged_before_the_heartbeat() -> None:
+    """Once, however often the thread was woken."""
+    heartbeats, channel = _thread(Activity(Phase.IDLE))
+    for wake in (heartbeats.resume, heartbeats.interrupt_taken, heartbeats.interrupt_taken):
+        wake()
+    assert heartbeats.beat()
+    assert [type(event) for event in channel.sent] == [Interrupted, Heartbeat]
+
+
+def test_a_storm_of_interrupts_does_not_block() -> None:
+    """The signal handler must return, though nothing reads the pipe."""
+    heartbeats, _ = _thread(Activity())
+    for _ in range(70_000):
+        heartbeats.interrupt_taken()
+
+
+def test_a_rank_whose_descriptor_was_closed_sends_nothing() -> None:
+    """Its number may be a file of the user's by now."""
+    heartbeats, channel = _thread(Activity(Phase.IDLE))
+    channel.owned = False
+    heartbeats.interrupt_taken()
+    assert not heartbeats.beat()
+    assert channel.sent == []
+
+
+def test_its_pipe_is_not_inherited_by_programs() -> None:
+    heartbeats, _ = _thread(Activity())
+    assert not os.get_inheritable(heartbeats._wake_w)

@@ -1,0 +1,200 @@
+"""Where the main thread is, as another thread sees it."""
+
+from __future__ import annotations
+
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from ddp_magic.system.frames import know_source
+from ddp_magic.worker.watch.main_thread import MainThread, Place
+
+CELL = "/run/cell.py"
+
+
+def _run(source: str, **names: Any) -> Place:
+    """Run a cell that calls `look()` somewhere; return what another thread saw then."""
+    seen: list[Place] = []
+
+    def look(*_args: object, **_more: object) -> float:
+        def in_thread() -> None:
+            main = MainThread()
+            main.look({CELL: ""})
+            seen.append(main.place)
+
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+        return 0.0
+
+    text = textwrap.dedent(source)
+    know_source(CELL, text)
+    exec(compile(text, CELL, "exec"), {"look": look, **names})
+    return seen[0]
+
+
+class Looking(Dataset[int]):
+    """Its items are made while `look` is called."""
+
+    def __init__(self, look: Callable[[], float]) -> None:
+        self.look = look
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        self.look()
+        return index
+
+
+def test_a_data_loader_is_named_as_such() -> None:
+    place = _run(
+        """
+        for batch in DataLoader(Looking(look)):
+            pass
+        """,
+        DataLoader=DataLoader,
+        Looking=Looking,
+    )
+    assert (place.line, place.call) == (2, "DataLoader")
+
+
+def test_a_function_of_torch_distributed_is_named(tmp_path: Path) -> None:
+    """Not its wrapper, nor what it calls in turn."""
+    source = "\n\ndist.broadcast_object_list([Told(look)])"
+
+    class Told:
+        def __init__(self, look: Callable[[], float]) -> None:
+            self.look = look
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            self.look()
+            return (list, ())
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        place = _run(source, dist=dist, Told=Told)
+    finally:
+        dist.destroy_process_group()
+    assert (place.line, place.call) == (3, "broadcast_object_list")
+
+
+def test_a_method_of_a_module_is_named_not_torchs_call() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self, look: Callable[[], float]) -> None:
+            super().__init__()
+            self.look = look
+
+        def forward(self) -> float:
+            return self.look()
+
+    place = _run("Net(look)()", Net=Net)
+    assert place.line == 1
+    assert place.call.endswith("forward")
+
+
+@pytest.mark.skipif(not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's")
+def test_a_function_of_a_module_is_named_as_the_line_calls_it() -> None:
+    """Not by its name alone, nor by what wraps it."""
+    parameter = type("Parameter", (), {"grad": property(lambda self: self.look() or None)})
+    line = "Parameter.look = look; torch.nn.utils.clip_grad_norm_([Parameter()], 1.0)"
+    place = _run(line, torch=torch, Parameter=parameter)
+    assert place == Place(line=1, call="torch.nn.utils.clip_grad_norm_")
+    place = _run("textwrap.indent('x', '', look)", textwrap=textwrap)
+    assert place == Place(line=1, call="textwrap.indent")
+
+
+def test_the_innermost_line_of_the_cell_counts() -> None:
+    place = _run("def step():\n    max([1], key=look)\n\nstep()")
+    assert place.line == 2
+
+
+def test_outside_of_the_cell_nothing_is_known() -> None:
+    main = MainThread()
+    main.look({CELL: ""})
+    assert main.place == Place()
+
+
+@pytest.fixture
+def blocked() -> Iterator[Callable[[str], Place]]:
+    """Runs a line whose C code waits until it was looked at."""
+    done = threading.Event()
+
+    def run(line: str, **names: Any) -> Place:
+        seen: list[Place] = []
+
+        def in_thread() -> None:
+            main = MainThread()
+            while not main.place.line or not main.still_s > 0.05:
+                main.look({CELL: ""})
+            seen.append(main.place)
+            done.set()
+
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        know_source(CELL, line)
+        lock = threading.Lock()
+        lock.acquire()
+        release = threading.Thread(target=lambda: (done.wait(60), lock.release()))
+        release.start()
+        exec(compile(line, CELL, "exec"), {"lock": lock, **names})
+        thread.join()
+        release.join()
+        return seen[0]
+
+    yield run
+    done.set()
+
+
+@pytest.mark.skipif(not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's")
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [
+        ("lock.acquire()", "lock.acquire"),
+        ("x = lock.acquire(True, 60) or None", "lock.acquire"),
+        ("if (ä := [lock.acquire(timeout=60)]): pass", "lock.acquire"),
+        ("for x in [0]: lock.acquire()", "lock.acquire"),
+        ("[lock][0].acquire()", "[lock][0].acquire"),
+        ("dict(lock=lock).pop('lock').acquire()", "dict(...).pop(...).acquire"),
+        ("with lock: pass", ""),
+    ],
+)
+def test_c_code_is_named_as_the_line_calls_it(
+    blocked: Callable[[str], Place], line: str, call: str
+) -> None:
+    """`time.sleep`, `open`, `work.wait` have no frame of their own."""
+    assert blocked(line) == Place(line=1, call=call)
+
+
+def test_it_stands_still_until_it_is_elsewhere() -> None:
+    main = MainThread()
+
+    def look() -> None:
+        main.look({CELL: ""})
+
+    for _ in range(3):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert main.still_s > 0.0
+    threading.Thread(target=look).run()
+    assert main.still_s == 0.0
+
+
+def test_a_receive_waits_for_a_rank() -> None:
+    """The frame's own argument says for which."""
+    code = compile(
+        "def recv(look, src):\n    look()", "/x/torch/distributed/distributed_c10d.py", "exec"
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    place = _run("recv(look, 3)", recv=names["recv"])
+    assert place == Place(line=1, call="recv", peer=3)
