@@ -3,48 +3,57 @@
 This package does not import the rest of ddp_magic. It also works in one process without a process
 group. Each name is imported on its first use.
 
-The modules (each imports only modules below it):
+The rooms (each imports only rooms below it):
 
-    training        the training loop
-    progress        bar and rows
-    segmentation    `segment`: all objects of an image, in tiles
-    tiles           splitting an image, and merging what is found in the parts
-    inference       `predict`: masks of prompted objects
-    evaluation      scores of held-out objects
-    embeddings      embeddings of a frozen encoder, stored on disk
-    checkpoint      checkpoints and the log
-    dry_run         finds parameters that get no gradient, before training
-    tuning          the parameters that are trained: all, the decoder, LoRA
-    model           the forward pass that training, evaluation and inference share
-    postprocessing  from the output of a model to masks at the original size
-    losses          training losses
-    prompts         simulated prompts
-    plots           figures of results and learning curves
-    adapter         the differences between SAM, SAM-HQ, SAM 2 and SAM 3
-    batches         from items of a data set to the input of a model
-    sampling        the order of the images; objects and augmentation in each epoch
-    dataset_access  reading parts of items from any data set
-    data            the data set
-    patches         patches of images that are too large to be read whole
-    coco            masks in the JSON format of COCO
-    gray_levels     from images of any dtype to uint8
-    files           images and masks in files
-    label_checks    checks of masks
-    checks          checks of images and prompts
-    names           the names of files: which mask belongs to which image
-    stored          arrays that are not in memory
-    readers         from a file to an array
-    volumes         TIFF, NIfTI and DICOM
-    channels        alpha, palettes, orientation
-    masks           the objects of a label map or a stack of masks
-    items           an item of a data set
-    metrics         scores of objects, and of label maps
-    optimizers      Muon, and the learning rate
-    instances       a decoder that finds objects without a prompt
-    meta_checkpoint checkpoints in the layout of Meta's repository
-    layers          faster versions of layers of transformers
-    tiny            a tiny SAM with random weights
-    samples         sample data: real nuclei, synthetic cells (NumPy only)
+    training    `train`
+        loop            the training loop
+        progress        bar and rows
+        embeddings      embeddings of a frozen encoder, stored on disk
+        checkpoint      checkpoints and the log
+        restarts        going on after a restart of the ranks
+        dry_run         finds parameters that get no gradient, before training
+        losses          training losses
+        optimizers      Muon, and the learning rate
+    evaluation
+        evaluate        scores of held-out objects
+        metrics         scores of objects, and of label maps
+        plots           figures of results and learning curves
+    inference
+        segment         `segment`: all objects of an image, in tiles
+        tiles           splitting an image, and merging what is found in the parts
+        predict         `predict`: masks of prompted objects
+    models
+        model           the forward pass that training, evaluation and inference share
+        tuning          the parameters that are trained: all, the decoder, LoRA
+        adapter         the differences between SAM, SAM-HQ, SAM 2 and SAM 3
+        prompts         simulated prompts
+        postprocessing  from the output of a model to masks at the original size
+        instances       a decoder that finds objects without a prompt
+        layers          faster versions of layers of transformers
+        meta_checkpoint checkpoints in the layout of Meta's repository
+        tiny            a tiny SAM with random weights
+    data
+        dataset         the data set
+        access          reading parts of items from any data set
+        sampling        the order of the images; objects and augmentation in each epoch
+        batches         from items of a data set to the input of a model
+        samples         sample data: real nuclei, synthetic cells (NumPy only)
+    reading
+        files           images and masks in files
+        names           the names of files: which mask belongs to which image
+        readers         from a file to an array
+        pictures        sequences of images in files, read when they are indexed
+        volumes         TIFF, NIfTI and DICOM
+        channels        alpha, palettes, orientation
+        coco            masks in the JSON format of COCO
+        stored          arrays that are not in memory
+        patches         patches of images that are too large to be read whole
+        gray_levels     from images of any dtype to uint8
+    arrays
+        items           an item of a data set
+        masks           the objects of a label map or a stack of masks
+        checks          checks of images and prompts
+        label_checks    checks of masks
     arguments       checks of words and numbers
     process_group   process group, device, mixed precision
 """
@@ -55,26 +64,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddp_magic.sam.batches import collate, prepare
-    from ddp_magic.sam.data import SamDataset
-    from ddp_magic.sam.dry_run import freeze_unused
-    from ddp_magic.sam.evaluation import evaluate, show_predictions
-    from ddp_magic.sam.inference import predict
-    from ddp_magic.sam.instances import instance_decoder
-    from ddp_magic.sam.losses import dice_bce, step_losses
-    from ddp_magic.sam.meta_checkpoint import load_meta_checkpoint
-    from ddp_magic.sam.metrics import dice_score, instance_scores, iou_score, pixel_accuracy
-    from ddp_magic.sam.model import PromptedSam
-    from ddp_magic.sam.optimizers import Muon, warmup_cosine
-    from ddp_magic.sam.patches import random_patches
-    from ddp_magic.sam.plots import show_history, show_results
+    from ddp_magic.sam.data.batches import collate, prepare
+    from ddp_magic.sam.data.dataset import SamDataset
+    from ddp_magic.sam.data.samples import cells, nuclei, nuclei_picture
+    from ddp_magic.sam.data.sampling import MonaiTransform, RankSampler, Sampled
+    from ddp_magic.sam.evaluation.evaluate import evaluate, show_predictions
+    from ddp_magic.sam.evaluation.metrics import (
+        dice_score,
+        instance_scores,
+        iou_score,
+        pixel_accuracy,
+    )
+    from ddp_magic.sam.evaluation.plots import show_history, show_results
+    from ddp_magic.sam.inference.predict import predict
+    from ddp_magic.sam.inference.segment import segment
+    from ddp_magic.sam.models.instances import instance_decoder
+    from ddp_magic.sam.models.meta_checkpoint import load_meta_checkpoint
+    from ddp_magic.sam.models.model import PromptedSam
+    from ddp_magic.sam.models.tiny import tiny_sam
+    from ddp_magic.sam.models.tuning import tune
     from ddp_magic.sam.process_group import GradScaler, all_reduce_sum, autocast, cleanup, setup
-    from ddp_magic.sam.samples import cells, nuclei, nuclei_picture
-    from ddp_magic.sam.sampling import MonaiTransform, RankSampler, Sampled
-    from ddp_magic.sam.segmentation import segment
-    from ddp_magic.sam.tiny import tiny_sam
-    from ddp_magic.sam.training import train
-    from ddp_magic.sam.tuning import tune
+    from ddp_magic.sam.reading.patches import random_patches
+    from ddp_magic.sam.training.dry_run import freeze_unused
+    from ddp_magic.sam.training.loop import train
+    from ddp_magic.sam.training.losses import dice_bce, step_losses
+    from ddp_magic.sam.training.optimizers import Muon, warmup_cosine
 
 __all__ = [
     "GradScaler",
@@ -118,41 +132,41 @@ __all__ = [
 # Each public name, and the module of this package that defines it.
 HOMES = {
     "GradScaler": "process_group",
-    "MonaiTransform": "sampling",
-    "Muon": "optimizers",
-    "PromptedSam": "model",
-    "RankSampler": "sampling",
-    "SamDataset": "data",
-    "Sampled": "sampling",
+    "MonaiTransform": "data.sampling",
+    "Muon": "training.optimizers",
+    "PromptedSam": "models.model",
+    "RankSampler": "data.sampling",
+    "SamDataset": "data.dataset",
+    "Sampled": "data.sampling",
     "all_reduce_sum": "process_group",
     "autocast": "process_group",
-    "cells": "samples",
+    "cells": "data.samples",
     "cleanup": "process_group",
-    "collate": "batches",
-    "dice_bce": "losses",
-    "dice_score": "metrics",
-    "evaluate": "evaluation",
-    "freeze_unused": "dry_run",
-    "instance_decoder": "instances",
-    "instance_scores": "metrics",
-    "iou_score": "metrics",
-    "load_meta_checkpoint": "meta_checkpoint",
-    "nuclei": "samples",
-    "nuclei_picture": "samples",
-    "pixel_accuracy": "metrics",
-    "predict": "inference",
-    "prepare": "batches",
-    "random_patches": "patches",
-    "segment": "segmentation",
+    "collate": "data.batches",
+    "dice_bce": "training.losses",
+    "dice_score": "evaluation.metrics",
+    "evaluate": "evaluation.evaluate",
+    "freeze_unused": "training.dry_run",
+    "instance_decoder": "models.instances",
+    "instance_scores": "evaluation.metrics",
+    "iou_score": "evaluation.metrics",
+    "load_meta_checkpoint": "models.meta_checkpoint",
+    "nuclei": "data.samples",
+    "nuclei_picture": "data.samples",
+    "pixel_accuracy": "evaluation.metrics",
+    "predict": "inference.predict",
+    "prepare": "data.batches",
+    "random_patches": "reading.patches",
+    "segment": "inference.segment",
     "setup": "process_group",
-    "show_history": "plots",
-    "show_predictions": "evaluation",
-    "show_results": "plots",
-    "step_losses": "losses",
-    "tiny_sam": "tiny",
-    "train": "training",
-    "tune": "tuning",
-    "warmup_cosine": "optimizers",
+    "show_history": "evaluation.plots",
+    "show_predictions": "evaluation.evaluate",
+    "show_results": "evaluation.plots",
+    "step_losses": "training.losses",
+    "tiny_sam": "models.tiny",
+    "train": "training.loop",
+    "tune": "models.tuning",
+    "warmup_cosine": "training.optimizers",
 }
 
 

@@ -48,15 +48,15 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
-from ddp_magic.sam.adapter import geometry_of
-from ddp_magic.sam.batches import collate, load, prepare
-from ddp_magic.sam.embeddings import store_embeddings
-from ddp_magic.sam.losses import step_losses
-from ddp_magic.sam.model import DTYPES, PromptedSam
-from ddp_magic.sam.optimizers import Muon, warmup_cosine
-from ddp_magic.sam.samples import SEEN
-from ddp_magic.sam.sampling import MonaiTransform, Sampled
-from ddp_magic.sam.tuning import tune
+from ddp_magic.sam.data.batches import collate, load, prepare
+from ddp_magic.sam.data.samples import SEEN
+from ddp_magic.sam.data.sampling import MonaiTransform, Sampled
+from ddp_magic.sam.models.adapter import geometry_of
+from ddp_magic.sam.models.model import DTYPES, PromptedSam
+from ddp_magic.sam.models.tuning import tune
+from ddp_magic.sam.training.embeddings import store_embeddings
+from ddp_magic.sam.training.losses import step_losses
+from ddp_magic.sam.training.optimizers import Muon, warmup_cosine
 
 TINY = {
     "size": {"longest_edge": 64},

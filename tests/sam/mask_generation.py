@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddp_magic.sam.masks import box_iou
+from ddp_magic.sam.arrays.masks import box_iou
 
 GRID = {"points_per_crop": 4}
 

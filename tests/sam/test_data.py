@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from ddp_magic.sam.batches import MEAN, STD, Geometry, collate, prepare
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.masks import object_masks
-from ddp_magic.sam.sampling import Sampled
+from ddp_magic.sam.arrays.masks import object_masks
+from ddp_magic.sam.data.batches import MEAN, STD, Geometry, collate, prepare
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.sampling import Sampled
 
 
 def _small() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import ConcatDataset, Subset, random_split
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam.batches import collate, prepare
-from ddp_magic.sam.embeddings import Embedded, store_embeddings
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.tuning import tune
+from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tuning import tune
+from ddp_magic.sam.training.embeddings import Embedded, store_embeddings
 
 
 def _count(sam: Any) -> list[int]:

@@ -14,7 +14,8 @@ from torch import optim
 from transformers import AutoModel
 
 from ddp_magic.prelude import SamDataset, cells, predict, train
-from ddp_magic.sam.adapter import (
+from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.models.adapter import (
     as_arguments,
     encode,
     encoder_parameters,
@@ -22,11 +23,10 @@ from ddp_magic.sam.adapter import (
     geometry_of,
     is_frozen,
 )
-from ddp_magic.sam.batches import collate, prepare
-from ddp_magic.sam.instances import InstanceDecoder
-from ddp_magic.sam.layers import faster_decoder
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.tuning import tune
+from ddp_magic.sam.models.instances import InstanceDecoder
+from ddp_magic.sam.models.layers import faster_decoder
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tuning import tune
 
 from .family import FAMILY, build
 

@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ddp_magic.prelude import SamDataset, cells, random_patches
-from ddp_magic.sam.files import to_array
+from ddp_magic.sam.reading.files import to_array
 
 IMAGES, MASKS, CLICKS = cells(n=3)
 

@@ -27,14 +27,14 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
-from ddp_magic.sam.adapter import geometry_of
-from ddp_magic.sam.batches import collate, prepare
-from ddp_magic.sam.checkpoint import save_model
-from ddp_magic.sam.gray_levels import to_rgb
-from ddp_magic.sam.instances import instance_decoder
-from ddp_magic.sam.items import without_objects
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.optimizers import Muon
+from ddp_magic.sam.arrays.items import without_objects
+from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.models.adapter import geometry_of
+from ddp_magic.sam.models.instances import instance_decoder
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.reading.gray_levels import to_rgb
+from ddp_magic.sam.training.checkpoint import save_model
+from ddp_magic.sam.training.optimizers import Muon
 
 from .family import FAMILY, build
 

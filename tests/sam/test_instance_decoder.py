@@ -11,8 +11,9 @@ from torch import nn
 from transformers import SamModel
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train, tune
-from ddp_magic.sam.batches import Geometry, collate, prepare
-from ddp_magic.sam.instances import (
+from ddp_magic.sam.arrays.masks import label_map
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.models.instances import (
     FILE,
     InstanceDecoder,
     attach_decoder,
@@ -22,9 +23,8 @@ from ddp_magic.sam.instances import (
     middles,
     place_in_object,
 )
-from ddp_magic.sam.losses import step_losses
-from ddp_magic.sam.masks import label_map
-from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.training.losses import step_losses
 
 
 def _labels() -> torch.Tensor:

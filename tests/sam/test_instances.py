@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ddp_magic.prelude import instance_scores
-from ddp_magic.sam.metrics import THRESHOLDS, match_objects
+from ddp_magic.sam.evaluation.metrics import THRESHOLDS, match_objects
 
 Labels = NDArray[Any]
 

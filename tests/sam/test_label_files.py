@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddp_magic.prelude import SamDataset
-from ddp_magic.sam.readers import read
+from ddp_magic.sam.reading.readers import read
 
 VOID = np.zeros((20, 30), np.uint8)
 VOID[2:9, 3:12], VOID[11:17, 14:28], VOID[9:11, 3:12] = 1, 2, 255

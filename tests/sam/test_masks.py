@@ -13,16 +13,16 @@ from PIL import Image, ImageDraw
 from skimage.measure import regionprops
 from torch import Tensor, nn
 
-from ddp_magic.sam.batches import Geometry, collate, prepare
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.evaluation import score_objects
-from ddp_magic.sam.items import pick_objects
-from ddp_magic.sam.label_checks import check_mask
-from ddp_magic.sam.losses import step_losses
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.sampling import MonaiTransform, Sampled, generator
-from ddp_magic.sam.tiny import tiny_sam
+from ddp_magic.sam.arrays.items import pick_objects
+from ddp_magic.sam.arrays.label_checks import check_mask
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.samples import cells
+from ddp_magic.sam.data.sampling import MonaiTransform, Sampled, generator
+from ddp_magic.sam.evaluation.evaluate import score_objects
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tiny import tiny_sam
+from ddp_magic.sam.training.losses import step_losses
 
 IMAGES, MASKS, CLICKS = cells(n=3)
 

@@ -8,7 +8,7 @@ import torch
 from monai.metrics import compute_dice, compute_iou
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
-from ddp_magic.sam.metrics import dice_score, iou_score, pixel_accuracy
+from ddp_magic.sam.evaluation.metrics import dice_score, iou_score, pixel_accuracy
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

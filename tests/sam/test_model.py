@@ -12,15 +12,15 @@ from transformers import SamModel, SamVisionConfig
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.modeling_sam import SamPositionalEmbedding
 
-from ddp_magic.sam.batches import Geometry, collate, prepare
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.dry_run import find_unused
-from ddp_magic.sam.inference import predict
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.postprocessing import at_original_size, best_mask
-from ddp_magic.sam.prompts import next_click
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.tiny import tiny_sam
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.samples import cells
+from ddp_magic.sam.inference.predict import predict
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.postprocessing import at_original_size, best_mask
+from ddp_magic.sam.models.prompts import next_click
+from ddp_magic.sam.models.tiny import tiny_sam
+from ddp_magic.sam.training.dry_run import find_unused
 
 
 @pytest.fixture(scope="module")

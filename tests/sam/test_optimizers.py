@@ -9,8 +9,8 @@ import torch
 from torch import nn, optim
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.optimizers import Muon, orthogonalize, warmup_cosine
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.training.optimizers import Muon, orthogonalize, warmup_cosine
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 24, 8), (2, 8, 40)])

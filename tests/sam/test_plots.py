@@ -15,12 +15,12 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from ddp_magic.sam.batches import collate
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.evaluation import show_predictions
-from ddp_magic.sam.plots import show_history, show_results
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.tiny import tiny_sam
+from ddp_magic.sam.data.batches import collate
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.samples import cells
+from ddp_magic.sam.evaluation.evaluate import show_predictions
+from ddp_magic.sam.evaluation.plots import show_history, show_results
+from ddp_magic.sam.models.tiny import tiny_sam
 
 
 @pytest.fixture

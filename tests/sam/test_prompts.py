@@ -10,9 +10,9 @@ import torch
 from monai.losses import DiceFocalLoss
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam.batches import Geometry, collate, prepare
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.prompts import box_around, first_prompts, kinds_of, rough_mask, to_square
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.prompts import box_around, first_prompts, kinds_of, rough_mask, to_square
 
 
 def _two() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -19,20 +19,20 @@ from torch import optim
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ddp_magic.sam.batches import Geometry, collate, prepare
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.dry_run import find_unused
-from ddp_magic.sam.embeddings import store_embeddings
-from ddp_magic.sam.evaluation import evaluate
-from ddp_magic.sam.instances import InstanceDecoder
-from ddp_magic.sam.losses import step_losses
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.optimizers import Muon
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.samples import cells
+from ddp_magic.sam.evaluation.evaluate import evaluate
+from ddp_magic.sam.models.instances import InstanceDecoder
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tiny import tiny_sam
+from ddp_magic.sam.models.tuning import tune
 from ddp_magic.sam.process_group import cleanup, setup
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.tiny import tiny_sam
-from ddp_magic.sam.training import train
-from ddp_magic.sam.tuning import tune
+from ddp_magic.sam.training.dry_run import find_unused
+from ddp_magic.sam.training.embeddings import store_embeddings
+from ddp_magic.sam.training.loop import train
+from ddp_magic.sam.training.losses import step_losses
+from ddp_magic.sam.training.optimizers import Muon
 from tests.limits import HANG_S
 
 # The forkserver imports once; then each rank is a fork. It starts with the first test.

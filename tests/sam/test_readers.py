@@ -14,8 +14,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from ddp_magic.sam.files import to_array
-from ddp_magic.sam.readers import from_pil, header, read
+from ddp_magic.sam.reading.files import to_array
+from ddp_magic.sam.reading.readers import from_pil, header, read
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

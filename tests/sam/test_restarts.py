@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam import checkpoint, restarts
-from ddp_magic.sam.model import PromptedSam
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.training import checkpoint, restarts
 from tests.sam.test_resuming import Cut, PowerCutError
 
 IMAGES = 4

@@ -14,11 +14,11 @@ from torch import optim
 from torch.utils.data import DataLoader
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
-from ddp_magic.sam.checkpoint import check_space, claim
-from ddp_magic.sam.instances import InstanceDecoder
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.optimizers import Muon
-from ddp_magic.sam.tuning import plain_state, tune
+from ddp_magic.sam.models.instances import InstanceDecoder
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tuning import plain_state, tune
+from ddp_magic.sam.training.checkpoint import check_space, claim
+from ddp_magic.sam.training.optimizers import Muon
 
 
 class PowerCutError(Exception):

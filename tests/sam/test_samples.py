@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from ddp_magic.sam import samples
+from ddp_magic.sam.data import samples
 
 needs_stardist = pytest.mark.skipif(
     importlib.util.find_spec("stardist") is None, reason="pip install --no-deps stardist"

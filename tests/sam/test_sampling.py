@@ -23,12 +23,12 @@ from monai.transforms import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.sampling import MonaiTransform, RankSampler, Sampled, generator
-from ddp_magic.sam.tiny import tiny_sam
-from ddp_magic.sam.training import train
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.samples import cells
+from ddp_magic.sam.data.sampling import MonaiTransform, RankSampler, Sampled, generator
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tiny import tiny_sam
+from ddp_magic.sam.training.loop import train
 
 BOTH = ["image", "masks"]
 

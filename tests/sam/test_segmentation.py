@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddp_magic.prelude import SamDataset, cells, segment, tiny_sam
-from ddp_magic.sam.batches import MEAN, STD, Geometry
-from ddp_magic.sam.dataset_access import training_size
-from ddp_magic.sam.instances import InstanceDecoder, attach_decoder
-from ddp_magic.sam.postprocessing import at_original_size, resizing
-from ddp_magic.sam.segmentation import _on_grid
-from ddp_magic.sam.tiles import Found, Tile, around, paint, split
+from ddp_magic.sam.data.access import training_size
+from ddp_magic.sam.data.batches import MEAN, STD, Geometry
+from ddp_magic.sam.inference.segment import _on_grid
+from ddp_magic.sam.inference.tiles import Found, Tile, around, paint, split
+from ddp_magic.sam.models.instances import InstanceDecoder, attach_decoder
+from ddp_magic.sam.models.postprocessing import at_original_size, resizing
 
 SIZES = [(1, 1), (63, 64), (64, 64), (65, 64), (64, 96), (97, 200), (1000, 30), (130, 129)]
 

@@ -20,16 +20,16 @@ from transformers import SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.utils import logging
 
-from ddp_magic.sam.batches import Geometry, collate, prepare
-from ddp_magic.sam.data import SamDataset
-from ddp_magic.sam.evaluation import CLICKS, evaluate, neighbors, score_objects
-from ddp_magic.sam.inference import predict
-from ddp_magic.sam.losses import dice_bce, object_losses
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.samples import cells
-from ddp_magic.sam.sampling import Sampled
-from ddp_magic.sam.tiny import tiny_sam
-from ddp_magic.sam.training import train
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.samples import cells
+from ddp_magic.sam.data.sampling import Sampled
+from ddp_magic.sam.evaluation.evaluate import CLICKS, evaluate, neighbors, score_objects
+from ddp_magic.sam.inference.predict import predict
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tiny import tiny_sam
+from ddp_magic.sam.training.loop import train
+from ddp_magic.sam.training.losses import dice_bce, object_losses
 
 logging.disable_progress_bar()
 

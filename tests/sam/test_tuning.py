@@ -12,11 +12,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoModel
 
 from ddp_magic.prelude import SamDataset, cells, predict, tiny_sam, train
-from ddp_magic.sam.adapter import encoder_parameters, is_frozen
-from ddp_magic.sam.batches import collate, prepare
-from ddp_magic.sam.losses import step_losses
-from ddp_magic.sam.model import PromptedSam
-from ddp_magic.sam.tuning import plain_state, tune
+from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.models.adapter import encoder_parameters, is_frozen
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tuning import plain_state, tune
+from ddp_magic.sam.training.losses import step_losses
 
 from .family import FAMILY, build
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from ddp_magic.prelude import SamDataset
-from ddp_magic.sam.readers import header, read
+from ddp_magic.sam.reading.readers import header, read
 
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 256, (4, 20, 30), dtype=np.uint8)

@@ -30,7 +30,7 @@ def _function(file: str, source: str) -> dict[str, object]:
 
 
 OURS = _function(str(PACKAGE / "worker.py"), "def f(g):\n    g()\n")["f"]
-LIBRARY = _function(str(PACKAGE / "sam/training.py"), "def f(g):\n    g()\n")["f"]
+LIBRARY = _function(str(PACKAGE / "sam/training/loop.py"), "def f(g):\n    g()\n")["f"]
 
 
 def _raise() -> None:
@@ -56,7 +56,7 @@ def test_our_frames_go_and_the_preludes_stay() -> None:
     assert without_ours(error) is error
     files = _files(error)
     assert not any(map(is_ours, files))
-    assert str(PACKAGE / "sam/training.py") in files
+    assert str(PACKAGE / "sam/training/loop.py") in files
     assert files[-1] == __file__
 
 
@@ -97,7 +97,7 @@ def test_text(indent: str) -> None:
     ("file", "place"),
     [
         (f"{PACKAGE}/worker/shell.py", "sys:1: UserWarning: hm\n"),
-        (f"{PACKAGE}/sam/model.py", f"{PACKAGE}/sam/model.py:5: UserWarning: hm\n"),
+        (f"{PACKAGE}/sam/models/model.py", f"{PACKAGE}/sam/models/model.py:5: UserWarning: hm\n"),
         ("/nb/cell.py", "/nb/cell.py:5: UserWarning: hm\n"),
     ],
 )

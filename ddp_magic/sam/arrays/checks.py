@@ -1,0 +1,290 @@
+"""Checks of the images, masks and prompts that users pass.
+
+The error message of a check names the row or image, and shows the mask in a few lines of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddp_magic.sam.arrays.items import BACKGROUND, FOREGROUND
+from ddp_magic.sam.arrays.masks import (
+    Mask,
+    any_object,
+    box_iou,
+    box_of,
+    object_at,
+    object_labels,
+    object_mask,
+    pixel,
+)
+
+# A picture of fewer and of more pixels on its sides is none.
+THIN, LONG = 5, 16
+
+
+def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray[Any]) -> None:
+    """Check that an image and its mask have the same size.
+
+    Args:
+        name: name of the image, for messages.
+        shape: its shape, (H, W), (H, W, 3), or only (H, W) of it.
+        mask_name: name of the mask, for messages.
+        mask: (H, W), or (N, H, W) with one mask per object.
+
+    Raises:
+        ValueError: They do not, or the image is not gray or RGB.
+    """
+    check_shape(name, shape)
+    size = tuple(shape[:2])
+    if mask.ndim in {2, 3} and mask.shape[-2:] == size:
+        return
+    hint = ""
+    if mask.ndim == 3 and mask.shape[:2] == size:
+        channels = mask.shape[2]
+        gray = channels in {3, 4} and np.array_equal(mask[..., :1].repeat(3, 2), mask[..., :3])
+        one = channels == 1 or gray
+        axis, what = ("[..., 0]", "(H, W)") if one else (".transpose(2, 0, 1)", "(N, H, W)")
+        hint = f": its objects are the last axis? Pass {what}, mask{axis}"
+    elif size == mask.shape[::-1]:
+        hint = " (transposed?)"
+    shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
+    number = mask_name.removeprefix("mask ")
+    file = "" if number != mask_name and "(" not in number else f" {number}"
+    raise ValueError(f"{name} has shape {shape}, but its mask{file} has {mask.shape}{hint}{shown}")
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Check the shape of an image.
+
+    Raises:
+        ValueError: It is not the shape of an image with channels last.
+    """
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[-1] not in {1, 3}) or 0 in shape:
+        hint = ""
+        if len(shape) == 3 and shape[0] in {1, 3}:
+            hint = ": move the channels to the end, image.transpose(1, 2, 0)"
+        elif len(shape) == 3 and shape[-1] == 4:
+            hint = ": drop the alpha channel, image[..., :3]"
+        raise ValueError(f"{name} has shape {shape}, but must have (H, W) or (H, W, 3){hint}")
+    if min(shape[:2]) < THIN and max(shape[:2]) >= LONG:
+        raise ValueError(
+            f"{name} has shape {shape}, which is no picture: if the last axis counts the images, "
+            "move it to the front, np.moveaxis(images, -1, 0), that of the masks too"
+        )
+
+
+def prompt_rows(
+    given: ArrayLike | None, name: str, images: int, widths: tuple[int, ...], columns: str
+) -> NDArray[Any]:
+    """Return prompts as rows of float64, where clicks have a label.
+
+    Args:
+        given: prompts, (P, C) with C in `widths`, the image index first; None: no prompts.
+        name: name of the argument, for messages.
+        images: number of images.
+        widths: the allowed numbers of columns.
+        columns: names of the columns, for messages.
+
+    Raises:
+        ValueError: The shape, an image index, or a label is invalid.
+    """
+    try:
+        rows = np.asarray([] if given is None else given, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array of numbers, {columns}: {error}") from error
+    rows = rows.reshape(-1, widths[-1]) if rows.size == 0 else rows
+    if rows.ndim != 2 or rows.shape[1] not in widths:
+        wanted = " or ".join(f"(P, {width})" for width in widths)
+        raise ValueError(f"{name} has shape {rows.shape}, but must have {wanted}: {columns}")
+    image = rows[:, 0]
+    for row in np.flatnonzero(~((image >= 0) & (image < images) & (image == np.rint(image)))):
+        raise ValueError(
+            f"{name} row {row}: image index {image[row]:g} is not in 0..{images - 1}; "
+            f"the columns are {columns}"
+        )
+    if rows.shape[1] == 3:
+        rows = np.column_stack([rows, np.full(len(rows), FOREGROUND)])
+    elif rows.shape[1] == 4:
+        for row in np.flatnonzero(~np.isin(rows[:, 3], (FOREGROUND, BACKGROUND))):
+            raise ValueError(f"{name} row {row}: invalid label {rows[row, 3]:g}: use 1 or 0")
+    return rows
+
+
+def objects_clicked(
+    rows: NDArray[Any], mask_of: Callable[[int], Mask], name_of: Callable[[int], str]
+) -> NDArray[Any]:
+    """Return the label of the object that each click belongs to, (P,).
+
+    Args:
+        rows: clicks (P, 4), from `prompt_rows`.
+        mask_of: function that returns the mask of an image.
+        name_of: function that returns the name of an image, such as "image 0 (a.png)".
+
+    Raises:
+        ValueError: A click is outside its image, or not on, or off, an object.
+    """
+    labels = np.zeros(len(rows), dtype=np.int64)
+    for image, numbers in _by_image(rows):
+        mask, current = mask_of(image), 0
+        for row in numbers:
+            _, y, x, label = rows[row]
+            where = f"coordinates row {row}: {name_of(image)}, "
+            check_click(y, x, mask.shape[-2:], where, mask)
+            if label == FOREGROUND:
+                current = object_at(mask, y, x)
+                if not current:
+                    raise ValueError(_on_background(row, rows[row], mask, name_of(image)))
+            elif not current:
+                raise ValueError(f"{where}label 0 needs a click with label 1 before it")
+            elif object_mask(mask, current)[pixel(y), pixel(x)]:
+                raise ValueError(
+                    f"{where}a click with label 0 must be off its object, but is on it\n"
+                    + sketch(object_mask(mask, current), y, x)
+                )
+            labels[row] = current
+    return labels
+
+
+def objects_in_boxes(
+    rows: NDArray[Any], mask_of: Callable[[int], Mask], name_of: Callable[[int], str]
+) -> NDArray[Any]:
+    """Return the label of the object inside each box, (Q,).
+
+    Args:
+        rows: boxes (Q, 5), from `prompt_rows`.
+        mask_of: function that returns the mask of an image.
+        name_of: function that returns the name of an image, such as "image 0 (a.png)".
+
+    Raises:
+        ValueError: A box is outside its image, or around no object; or x and y are swapped.
+    """
+    labels, swapped = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
+    for image, numbers in _by_image(rows):
+        mask = mask_of(image)
+        found = object_labels(mask)
+        boxes = [box_of(object_mask(mask, label)) for label in found]
+        around = np.reshape(boxes, (-1, 4))  # (N, 4), also if N is 0
+        for row in numbers:
+            y0, x0, y1, x1 = rows[row, 1:]
+            where = f"boxes row {row}: {name_of(image)}, "
+            check_click(y0, x0, mask.shape[-2:], where, mask)
+            ends = np.minimum([y1, x1], np.array(mask.shape[-2:]) - 1)
+            if 0 < (np.array([y1, x1]) - ends).max() <= 1:  # an exclusive end, at the border
+                raise ValueError(
+                    f"{where}y1 {y1:g}, x1 {x1:g} is outside {mask.shape[-2]} x {mask.shape[-1]} "
+                    "pixels: y1 and x1 are the last pixels of the object. From the exclusive ends "
+                    "of skimage.measure.regionprops and of slices, subtract 1"
+                )
+            check_click(y1, x1, mask.shape[-2:], where, mask)
+            fits = box_iou(np.array([x0, y0, x1, y1]), around)
+            if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
+                raise ValueError(where + _misplaced_box(rows[row, 1:], around, mask))
+            labels[row] = found[fits.argmax()]
+            if len(twice := numbers[labels[numbers] == labels[row]]) > 1:
+                raise ValueError(
+                    f"{where}the object has another box, in row {twice[0]}: use one box per object"
+                )
+            swapped[row] = box_iou(rows[row, 1:], around).max() - fits.max()
+    if len(rows) and swapped.mean() > 0.2:  # in their order, some are around other objects
+        raise ValueError(
+            "boxes fit the objects better as (x0, y0, x1, y1), but must be (image, y0, x0, y1, "
+            "x1): move the columns, boxes[:, [0, 2, 1, 4, 3]]"
+        )
+    return labels
+
+
+def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
+    """Return pairs of an image index and the numbers of its rows, in order."""
+    order = np.argsort(rows[:, 0], kind="stable")
+    images, first = np.unique(rows[order, 0], return_index=True)
+    return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
+
+
+def check_click(
+    y: float,
+    x: float,
+    size: Sequence[int] | NDArray[Any],
+    where: str = "",
+    mask: Mask | None = None,
+) -> None:
+    """Check that a click is inside an image.
+
+    Args:
+        y: coordinate of the click, in pixels.
+        x: coordinate of the click, in pixels.
+        size: height and width of the image, in pixels.
+        where: prefix of the message, such as the row of the click.
+        mask: mask of the objects, (H, W) or (N, H, W), to show in the message.
+
+    Raises:
+        ValueError: The click is outside. The message says whether swapped axes would be inside.
+    """
+    height, width = size
+    if not (-0.5 <= y < height - 0.5 and -0.5 <= x < width - 0.5):
+        fits = -0.5 <= x < height - 0.5 and -0.5 <= y < width - 0.5
+        far = y > 2 * height or x > 2 * width
+        raise ValueError(
+            f"{where}y {y:g}, x {x:g} is outside {height} x {width} pixels"
+            + (" (are y and x swapped?)" if fits else "")
+            + (" (coordinates for another image size?)" if far and not fits else "")
+            + ("" if mask is None else "\n" + sketch(any_object(mask)))
+        )
+
+
+def _on_background(row: int, click: NDArray[Any], mask: Mask, name: str) -> str:
+    """Return the message for a click on background."""
+    image, y, x = click[:3]
+    height, width = mask.shape[-2:]
+    swapped = x < height - 0.5 and y < width - 0.5 and object_at(mask, x, y)
+    return (
+        f"coordinates row {row}: (image {image:g}, y {y:g}, x {x:g}) is on background"
+        + (f" of {name}" if "(" in name else "")
+        + "; "
+        "the columns are (image, y, x)"
+        + ("; (x, y) would be on an object: are the axes swapped?" if swapped else "")
+        + f"\n{sketch(any_object(mask), y, x)}"
+    )
+
+
+def _misplaced_box(box: NDArray[Any], around: NDArray[Any], mask: Mask) -> str:
+    """Return the message for a box that is around no object.
+
+    Args:
+        box: (y0, x0, y1, x1), in pixels.
+        around: the boxes (x0, y0, x1, y1) around the objects, (N, 4).
+        mask: the mask.
+    """
+    y0, x0, y1, x1 = box
+    orders = {
+        "(x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]": box,
+        "(x, y, width, height) as in COCO; convert it": [y0, x0, y0 + y1 - 1, x0 + x1 - 1],
+        "(y, x, height, width); convert it": [x0, y0, x0 + x1 - 1, y0 + y1 - 1],
+    }
+    fits = {name: box_iou(np.array(each), around).max(initial=0) for name, each in orders.items()}
+    best = max(fits, key=fits.__getitem__)
+    return (
+        f"y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; the columns are (image, y0, "
+        "x0, y1, x1)"
+        + (f": is it {best}?" if fits[best] > 0.5 else "")
+        + "\n"
+        + sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)
+    )
+
+
+def sketch(mask: NDArray[Any], y: float | None = None, x: float | None = None) -> str:
+    """Return a mask (H, W) as at most 12 lines of text, with an X at a click."""
+    height, width = mask.shape
+    rows, columns = min(height, 12), min(width, 40)
+    top, left = (np.arange(rows) * height) // rows, (np.arange(columns) * width) // columns
+    blocks = np.maximum.reduceat(np.maximum.reduceat(mask != 0, top, 0), left, 1)
+    lines = [["#" if inside else "." for inside in line] for line in blocks]
+    if y is not None and x is not None:
+        lines[min(int(y * rows / height), rows - 1)][min(int(x * columns / width), columns - 1)] = (
+            "X"
+        )
+    return "\n".join("".join(line) for line in lines)

@@ -1,0 +1,170 @@
+"""Checks of masks: whether they are label maps or stacks, or something that looks like them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_magic.sam.arrays.checks import sketch
+from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, object_mask
+
+LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
+RIMMED = 0.5  # maximum share of objects' rows with a thin rim of a lower label on both sides
+RIM = 4  # maximum width of such a rim, px
+MANY_PARTS = 3  # parts per label, from which a note says that they are one object
+
+
+def check_mask(name: str, mask: Mask) -> None:
+    """Check that a mask is a label map (H, W), or a stack (N, H, W) with one mask per object.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(mask, Encoded):
+        return
+    if mask.ndim not in {2, 3}:
+        raise ValueError(f"{name} has shape {mask.shape}, but must have (H, W) or (N, H, W)")
+    if mask.dtype == bool:
+        return
+    if mask.dtype.kind not in "uif" or mask.max(initial=0) >= 2**63:
+        raise ValueError(
+            f"{name} has dtype {mask.dtype}, and perhaps labels of 2**63 or more: use integer "
+            "labels 1, 2, 3, ..., or bool"
+        )
+    if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
+        raise ValueError(f"{name} contains fractions or NaN: use integer labels, or bool")
+    if mask.size and mask.min() < 0:
+        raise ValueError(
+            f"{name} contains the negative label {mask.min():g}: if it marks pixels to leave "
+            f"out, SamDataset(..., ignore_label={int(mask.min())}) does so; otherwise use "
+            "0 as background"
+        )
+    if mask.ndim == 3:
+        _check_stack(name, mask)
+    elif mask.ndim == 2:
+        labels, areas = label_areas(mask)
+        if len(labels) > 1:
+            _check_gray(name, mask, labels, areas)
+            _check_ignore(name, mask, labels)
+
+
+def _check_stack(name: str, mask: NDArray[Any]) -> None:
+    for number, each in enumerate(mask):
+        if ((each != 0) & (each != each.max())).any():
+            raise ValueError(
+                f"{name} is a stack, but its mask {number} has {len(np.unique(each))} values: a "
+                "stack (N, H, W) contains one mask per object; pass stack > 127 for gray levels, "
+                "or one label map (H, W) per image"
+            )
+
+
+def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDArray[Any]) -> None:
+    """Refuse gray images: pictures, and masks after JPEG, smoothing, or resizing.
+
+    In them, many pixels at edges have a value that none of their neighbors has. In label maps,
+    also of tiny or touching objects, such pixels are rare. With few labels, smooth resizing puts
+    a thin rim of the labels below around each object instead.
+    """
+    lonely, edge = lonely_pixels(mask)
+    # With little loss, JPEG has values near black and white only.
+    faint, white = (labels < 16).sum(), (labels >= 240).sum()
+    near = labels[-1] < 256 and faint + white == len(labels) and white > 1 and lonely > 0
+    rimmed = rimmed_rows(mask)
+    if lonely > LONELY * edge or near or rimmed > RIMMED:
+        signs = (
+            f"in {rimmed:.0%} of the rows through its objects, a thin rim of a lower label is on "
+            "both sides"
+            if rimmed > RIMMED
+            else f"{lonely} of the {edge} pixels at edges differ from all their neighbors, and "
+            f"{(areas <= 3).sum()} of its {len(labels)} labels have one to three pixels"
+        )
+        raise ValueError(
+            f"{name} is a gray image, not a label map: {signs}. Was it saved as JPEG, resized "
+            "smoothly, or is it the picture itself? Save masks as PNG or TIFF, resize them with "
+            f"nearest neighbors; for one object, pass mask > {int(labels[-1]) // 2}\n"
+            + sketch(mask > labels[-1] / 2)
+        )
+
+
+def lonely_pixels(mask: NDArray[Any]) -> tuple[int, int]:
+    """Return how many pixels at edges differ from all neighbors and touch a label; and all."""
+    padded = np.pad(mask, 1)
+    own, edge = padded[1:-1, 1:-1], np.zeros(mask.shape, bool)
+    alone, beside = np.ones(mask.shape, bool), np.zeros(mask.shape, bool)
+    for other in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+        differs = own != other
+        edge |= differs
+        alone &= differs
+        beside |= differs & (other != 0)
+    inside = own != 0
+    return int((inside & alone & beside).sum()), int((inside & edge).sum())
+
+
+def rimmed_rows(mask: NDArray[Any]) -> float:
+    """Return the share of rows through objects on which lower labels are a rim on both sides.
+
+    Objects of the lowest label cannot have one, and do not count.
+    """
+    flat = np.pad(mask, ((0, 0), (2, 2))).ravel()  # so that runs of two rows are apart
+    starts = np.flatnonzero(np.diff(flat, prepend=1 - flat[:1]))
+    values, widths = flat[starts], np.diff(starts, append=len(flat))
+    left, own, right = values[:-2], values[1:-1], values[2:]
+    tops = (own > left) & (own > right) & (own > values[values != 0].min(initial=own.max()))
+    thin = (widths[:-2] <= RIM) & (widths[2:] <= RIM)
+    rims = tops & thin & (left == right) & (left != 0)
+    return float(rims.sum() / max(tops.sum(), 8))
+
+
+def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Refuse 255, 65535 and 2**32 - 1 far above the other labels, which data sets leave out.
+
+    The largest number of another dtype, too: it is what -1 becomes, or a writer's missing value.
+    """
+    top = int(labels[-1])
+    marks = {255, 65535, 2**32 - 1}
+    marks |= {int(np.iinfo(mask.dtype).max)} if mask.dtype.kind in "iu" else set()
+    if top not in marks or labels[-2] > 0.9 * top:
+        return
+    ignored = np.pad(mask == top, 1)
+    around = ignored[:-2, 1:-1] | ignored[2:, 1:-1] | ignored[1:-1, :-2] | ignored[1:-1, 2:]
+    beside = set(label_areas(np.where(around, mask, 0))[0].tolist()) - {top}
+    if not beside and labels[-2] >= 64:  # three gray levels, or so, for separate objects
+        return
+    raise ValueError(
+        f"{name} has the labels 1 to {labels[-2]} and {top}, which borders {len(beside)} of them: "
+        f"if {top} marks pixels to leave out, as in PASCAL VOC, SamDataset(..., "
+        f"ignore_label={top}) does so; if it is an object, give it the label {labels[-2] + 1}"
+    )
+
+
+def note_on(name: str, mask: Mask) -> str:
+    """Return a sentence on a mask that may mean something else than its user thinks, or ""."""
+    if isinstance(mask, Encoded) or not mask.any():
+        return ""
+    if mask.ndim == 3:
+        areas = np.array([np.count_nonzero(each) for each in mask])
+        labels = np.arange(1, len(areas) + 1)
+    else:
+        labels, areas = label_areas(mask)
+    largest = labels[areas.argmax()]
+    inside = object_mask(mask, largest)
+    border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
+    whole = len(labels) > 1 or not inside.all()
+    if inside.mean() > 0.5 and border.mean() > 0.9 and whole:
+        return (
+            f"{name}: the object {largest} covers {inside.mean():.0%} of the image and its border. "
+            "If it is the background, make it 0"
+        )
+    if mask.ndim == 3:
+        return ""
+    parts = label_areas(components_of(mask))[1]
+    parts = parts[parts > 3]
+    if len(parts) >= MANY_PARTS * len(labels):
+        what = "one object" if len(labels) == 1 else f"{len(labels)} objects"
+        return (
+            f"{name}: {len(parts)} separate parts are {what}. If each part is an object: "
+            "SamDataset(..., components=True)"
+        )
+    return ""

@@ -1,0 +1,1 @@
+"""The data set, and the way from its items to batches."""

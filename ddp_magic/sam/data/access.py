@@ -1,0 +1,152 @@
+"""Reading parts of items from a `SamDataset`, a torch `Subset` of one, or any other data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset, Subset
+
+from ddp_magic.sam.arrays.items import Item, pick_objects
+from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.process_group import print0
+
+Choice = Callable[[int], ArrayLike]  # from the number of objects to the indices of the chosen ones
+
+
+def size_of(dataset: object, name: str = "dataset") -> int:
+    """Return the number of images of a data set.
+
+    Raises:
+        TypeError: `dataset` is not a data set, but for example arrays or a loader.
+    """
+    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
+        what = type(dataset).__name__
+        raise TypeError(f"{name} must be a data set such as SamDataset(...), not a {what}")
+    return len(dataset)
+
+
+def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
+    """Return the image of an item, (3, H, W), if possible without reading its masks.
+
+    Args:
+        dataset: a `SamDataset`, a torch `Subset` of one (as `random_split` returns), or any data
+            set with such items.
+        index: index of the item.
+    """
+    own, number = _origin(dataset, index)
+    image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
+    return image
+
+
+def target_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
+    """Return an item without its image, if the data set can skip reading it.
+
+    Args:
+        dataset: see `image_of`.
+        index: index of the item.
+        objects: see `SamDataset.item`.
+    """
+    own, number = _origin(dataset, index)
+    return own.target(number, objects) if own else _picked(dataset[index], objects)
+
+
+def item_of(dataset: Dataset[Item], index: int, objects: Choice) -> Item:
+    """Return an item with some of its objects, if possible without making the other masks.
+
+    Args:
+        dataset: see `image_of`; or one with a method `item` like that of `SamDataset`.
+        index: index of the item.
+        objects: see `SamDataset.item`.
+    """
+    own, number = _origin(dataset, index)
+    if own is not None:
+        return own.item(number, objects)
+    choosing = getattr(dataset, "item", None)  # of stored embeddings
+    if not isinstance(dataset, (SamDataset, Subset)) and choosing is not None:
+        return dict(choosing(index, objects))
+    return _picked(dataset[index], objects)
+
+
+def _picked(item: Item, objects: Choice | None) -> Item:
+    if objects is None:
+        return dict(item)
+    return pick_objects(item, torch.from_numpy(np.asarray(objects(len(item["keys"])), np.int64)))
+
+
+def may_have_boxes(dataset: Dataset[Item]) -> bool:
+    """Return whether objects of a data set may have boxes; see `image_of`."""
+    own, _ = _origin(dataset, 0)
+    return own is None or not np.isnan(own.boxes).all()
+
+
+def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
+    """Return the dtype of the images and the values that are scaled to 0 and 255, for JSON.
+
+    Args:
+        dataset: see `image_of`; not empty.
+
+    Returns:
+        `dtype` and `window`, which is None for uint8; or None if they are not known.
+    """
+    own, _ = _origin(dataset, 0)
+    if own is None:
+        return None
+    window = None if own.window is None else list(own.window)
+    return {"dtype": str(own.dtype), "window": window}
+
+
+def common_levels(train_set: Dataset[Item], val_set: Dataset[Item]) -> dict[str, Any] | None:
+    """Return the gray levels of the training set, and print a warning if the others differ.
+
+    Args:
+        train_set: see `image_of`; not empty.
+        val_set: see `image_of`.
+
+    Returns:
+        See `levels_of`.
+    """
+    levels, other = levels_of(train_set), levels_of(val_set) if size_of(val_set) else None
+    if levels and other and other != levels:
+        print0(
+            "val_set and train_set have different gray levels: create val_set with "
+            "SamDataset(..., window=train_set.window)"
+        )
+    return levels
+
+
+def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
+    """Return the `SamDataset` that an item comes from unchanged (or None), and its index there."""
+    found: Any = dataset
+    while isinstance(found, Subset):
+        found, index = found.dataset, found.indices[index]
+    # A subclass with its own __getitem__ may return other items.
+    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
+    return (found if as_it_is else None), index
+
+
+def first_with_objects(train_set: Dataset[Item]) -> int:
+    """Return the index of the first image with a prompted object.
+
+    Raises:
+        ValueError: There are no images, or none has one.
+    """
+    if not size_of(train_set):
+        raise ValueError("train_set has no images: check the paths or arrays it was made from")
+    for number in range(size_of(train_set)):
+        if len(target_of(train_set, number, lambda n: range(min(n, 1)))["keys"]):
+            return number
+    raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
+
+
+def training_size(train_set: Dataset[Item]) -> list[int]:
+    """Return the shortest, the median and the longest of the longer sides of training images, px.
+
+    At most 16 images are read.
+    """
+    numbers = np.unique(np.linspace(0, size_of(train_set) - 1, 16).astype(int)).tolist()
+    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in numbers)
+    return [sides[0], sides[len(sides) // 2], sides[-1]]

@@ -1,0 +1,278 @@
+"""The order of the images, and what an epoch takes of each: objects, prompts and augmentation.
+
+All choices depend only on the seed, the epoch and the index of an image. They are the same for any
+number of ranks and data loading processes, and after an interruption.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ddp_magic.sam.arguments import check_minimum
+from ddp_magic.sam.arrays.items import Item, no_prompts
+from ddp_magic.sam.data.access import item_of, size_of
+from ddp_magic.sam.data.batches import collate
+from ddp_magic.sam.process_group import all_gather_numbers, print0, rank_and_world
+
+Transform = Callable[[Item, torch.Generator], Item]
+
+LOST = 0.05  # of an image's contrast: a transform that keeps less has probably scaled it to 0..1
+OBJECTS = 25  # maximum per image and step: each takes 0.1 GB a round with a SAM at 1024 pixels
+
+
+def mix(*numbers: int) -> int:
+    """Return a signed 64-bit number that depends on all `numbers`, integers of any size."""
+    text = repr([operator.index(number) for number in numbers])  # NumPy's integers too
+    found = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(found, "little", signed=True)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Return a random generator with a seed that depends on all `numbers`."""
+    return torch.Generator().manual_seed(mix(*numbers))
+
+
+class RankSampler(Sampler[int | None]):
+    """Give each rank its part of the images, in an order that differs between epochs.
+
+    Together, the batches of all ranks are those of one rank with a larger batch.
+    `DistributedSampler` repeats images if their number is not divisible by that of the ranks. Here
+    a rank that has no image left gets the index None, for which `Sampled` returns an image without
+    objects.
+    """
+
+    def __init__(self, dataset: Dataset[Item], seed: int = 0) -> None:
+        """Shuffle the images of `dataset` with an integer `seed`; call `set_epoch` each epoch."""
+        self.images, self.seed, self.epoch = size_of(dataset), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which determines the order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of indices of each rank, the same on all ranks."""
+        return math.ceil(self.images / rank_and_world()[1])
+
+    def __iter__(self) -> Iterator[int | None]:
+        """Return the indices of this rank."""
+        rank, world = rank_and_world()
+        order = torch.randperm(self.images, generator=generator(self.seed, self.epoch)).tolist()
+        return iter((order + [None] * (-self.images % world))[rank::world])
+
+
+class Sampled(Dataset[Item]):
+    """A data set with random objects, prompts and augmentation, which differ between epochs."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Item],
+        seed: int = 0,
+        *,
+        objects: int = OBJECTS,
+        transform: Transform | None = None,
+    ) -> None:
+        """Wrap a data set; call `set_epoch` at the start of each epoch.
+
+        Args:
+            dataset: the data set, such as a `SamDataset`.
+            seed: seed for all choices, any integer.
+            objects: maximum number of objects per image; 0: no maximum.
+            transform: a function of an item and a `torch.Generator` that returns the augmented
+                item. Use the generator for random numbers: it depends only on the seed, the epoch
+                and the image.
+        """
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.objects, self.transform = objects, transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch."""
+        self.epoch = epoch
+
+    def over(self, dataset: Dataset[Item]) -> Sampled:
+        """Return the same choices from another data set, with the same images."""
+        other = copy.copy(self)
+        other.dataset = dataset
+        return other
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return size_of(self.dataset)
+
+    def __getitem__(self, index: int | None) -> Item:
+        """Return an item with this epoch's objects and keys, augmented by `transform`.
+
+        Args:
+            index: index of the image; None: any image, without objects.
+        """
+        if index is None:
+            return item_of(self.dataset, 0, lambda _: [])
+        own = generator(self.seed, self.epoch, index)
+
+        def some(number: int) -> Tensor:
+            if not 0 < self.objects < number:
+                return torch.arange(number)
+            return torch.randperm(number, generator=own)[: self.objects].sort().values
+
+        item = dict(item_of(self.dataset, index, some))
+        # Prompts depend on the keys of the objects, which stay unique.
+        item["keys"] = item["keys"] ^ mix(self.seed, self.epoch)
+        changed = item if self.transform is None else self.transform(item, own)
+        if not isinstance(changed, dict):
+            raise TypeError(f"transform must return an item, a dict, not {type(changed).__name__}")
+        return changed
+
+
+class MonaiTransform:
+    """Augment items with dictionary transforms of MONAI, as `transform` of `train`.
+
+    For example, `MonaiTransform(RandFlipd(["image", "masks"], 0.5, spatial_axis=1))`.
+    Clicks do not follow the image. New ones are drawn on the transformed masks, and objects that
+    have left the image are removed. An object with a box gets the box around its new mask.
+    """
+
+    def __init__(self, *transforms: Any) -> None:  # noqa: ANN401 -- of MONAI
+        """Compose the transforms.
+
+        Args:
+            transforms: transforms of `image`, (3, H, W) in gray levels from 0 to 255, and `masks`,
+                (N, H, W). Those of positions need both keys, and `mode="nearest"` for `masks`.
+        """
+        from monai.transforms import Compose
+
+        self.compose = Compose(transforms)
+
+    def __call__(self, item: Item, generator: torch.Generator) -> Item:
+        """Return the transformed item; see `ddp_magic.sam.arrays.items`."""
+        self.compose.set_random_state(int(torch.randint(2**31, (), generator=generator)))
+        n = len(item["masks"])
+        follow: list[str] = [name for name in ("instances", "ignored") if name in item]
+        # Numbers instead of labels, which may be too large for float32. 0 is background.
+        values = {name: _with_zero_first(item[name]) for name in follow}
+        planes = [item["masks"].float(), *(numbers[None].float() for _, numbers in values.values())]
+        given = {"image": item["image"].float(), "masks": torch.cat(planes)}
+        made = {n: torch.as_tensor(v).as_subclass(Tensor) for n, v in self.compose(given).items()}
+        if made["image"].std() < LOST * given["image"].std():
+            low, high = (float(each) for each in (made["image"].min(), made["image"].max()))
+            warnings.warn(
+                f"the transformed image has values from {low:.2g} to {high:.2g}, but gray levels "
+                "from 0 to 255 are expected: use for example ScaleIntensityd('image', 0, 255)",
+                stacklevel=2,
+            )
+        masks = made["masks"][:n] > 0.5
+        followed: dict[str, Tensor] = {}
+        for (name, (levels, _)), plane in zip(values.items(), made["masks"][n:], strict=True):
+            numbers = plane.round().long()
+            if (plane - numbers).abs().max() > 0.01:
+                raise ValueError(
+                    "a transform has interpolated between labels: it needs mode='nearest' for "
+                    "'masks', such as RandRotated(['image', 'masks'], mode=['bilinear', 'nearest'])"
+                )
+            followed[name] = levels[numbers]
+        left = masks.flatten(1).any(1)  # (N,)
+        boxes = item["boxes"][left].clone()
+        for box, mask in zip(boxes, masks[left], strict=True):
+            if not box.isnan().any():
+                rows, columns = torch.where(mask)
+                box[:] = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])
+        return {
+            **item,
+            **followed,
+            **no_prompts(int(left.sum())),
+            "image": made["image"].round().clamp(0, 255).to(torch.uint8),
+            "masks": masks[left],
+            "keys": item["keys"][left],
+            "boxes": boxes,
+        }
+
+
+def _with_zero_first(plane: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values of a plane (H, W), first 0, and for each pixel the index of its value."""
+    values, numbers = torch.unique(plane, return_inverse=True)
+    at = int((values == 0).nonzero()[0]) if (values == 0).any() else len(values)
+    others = torch.cat([values[:at], values[at + 1 :]])
+    order = torch.where(numbers == at, 0, numbers + (numbers < at))
+    return torch.cat([values.new_zeros(1), others]), order
+
+
+def epoch_loader(
+    train_set: Dataset[Item] | DataLoader[Any],
+    batch_size: int,
+    seed: int,
+    transform: Transform | None,
+    device: torch.device,
+) -> tuple[DataLoader[Any], Sampled]:
+    """Return the loader of a training set, and its data set.
+
+    Args:
+        train_set: a data set, or a loader of one, whose batches and processes are used. Its sampler
+            must give all ranks the same number of batches. Its items are combined by `collate`
+            unless it has a `collate_fn` of the user's own.
+        batch_size: number of images per rank and step, if `train_set` is a data set.
+        seed: seed for the order and the items.
+        transform: augmentation of the items.
+        device: device of the rank; memory is pinned if it is a GPU.
+
+    Raises:
+        TypeError: `train_set` is neither a data set nor a loader of one.
+        ValueError: The loader has no batches, or the ranks have different numbers of them.
+    """
+    given = train_set
+    if not isinstance(given, DataLoader):
+        size_of(given, "train_set")
+        check_minimum(1, batch_size=batch_size)
+        sampler: Any = RankSampler(given, seed)
+        given = DataLoader(given, batch_size, sampler=sampler, pin_memory=device.type == "cuda")
+    dataset = given.dataset
+    size_of(dataset, "the data set of train_set")
+    images = (
+        dataset.over(dataset.dataset) if isinstance(dataset, Sampled) else Sampled(dataset, seed)
+    )
+    images.transform = transform or images.transform
+    if given.batch_sampler is None or (len(dataset) and not len(given)):  # type: ignore[arg-type]
+        raise ValueError("the loader has no batches: it needs a batch_size of at most its images")
+    lengths = all_gather_numbers(len(given))
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the loaders of the ranks have {', '.join(map(str, lengths))} batches, but each step "
+            "needs all ranks: use sampler=RankSampler(dataset), or drop_last=True"
+        )
+    if len(lengths) > 1 and not any(hasattr(each, "set_epoch") for each in _samplers(given)):
+        print0(
+            "the sampler of the loader does not divide the images among the ranks: each draws from "
+            "all images; sampler=RankSampler(dataset) gives each rank its part"
+        )
+    own: Any = given.collate_fn
+    theirs = own.__module__.partition(".")[0] in {"torch", "monai"}  # the defaults of their loaders
+    loader = copy.copy(given)
+    vars(loader).update(  # a loader refuses to be assigned another data set
+        dataset=images,
+        collate_fn=collate if theirs else own,
+        generator=torch.Generator(),  # so that loading does not change the global one
+        persistent_workers=False,  # they would not see the next epoch
+    )
+    return loader, images
+
+
+def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    """Set the epoch of a loader from `epoch_loader`: its order, items and random numbers."""
+    images: Any = loader.dataset
+    images.set_epoch(epoch)
+    loader.generator.manual_seed(mix(images.seed, epoch))
+    for sampler in _samplers(loader):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+
+
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    batches: Any = loader.batch_sampler
+    return [batches, getattr(batches, "sampler", None)]

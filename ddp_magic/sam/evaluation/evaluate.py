@@ -1,0 +1,274 @@
+"""Evaluation on held-out objects. The scores do not depend on the number of ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.std import tqdm
+
+from ddp_magic.sam.arrays.items import Item
+from ddp_magic.sam.data.access import image_of, size_of, target_of
+from ddp_magic.sam.data.batches import Geometry, by_size, collate, load, prepare
+from ddp_magic.sam.evaluation.metrics import (
+    Matches,
+    dice_score,
+    iou_score,
+    match_objects,
+    pixel_accuracy,
+    pooled_scores,
+)
+from ddp_magic.sam.evaluation.plots import show_results
+from ddp_magic.sam.inference.segment import segment
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.postprocessing import MEMORY_BYTES, masks_at, resizing
+from ddp_magic.sam.models.prompts import first_prompts
+from ddp_magic.sam.process_group import rank_and_world
+
+CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more clicks
+SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
+
+Table = dict[str, NDArray[Any]]
+T = TypeVar("T")
+
+
+def evaluate(  # noqa: PLR0913 -- options with defaults
+    model: nn.Module,
+    dataset: Dataset[Item],
+    *,
+    batch_size: int = 16,
+    amp: str = "fp32",
+    prompts: str | Mapping[str, float] = "points",
+    multimask: bool | None = None,
+    workers: int = 0,
+    instances: bool = False,
+) -> dict[str, float]:
+    """Evaluate a model on every prompted object, at the original size of its image.
+
+    After the first prompt of an object, further clicks are placed in the middle of the largest
+    region where the predicted mask is wrong.
+
+    This is a collective: all ranks must call it, and all get the same result. Each object is
+    evaluated exactly once, whatever the number of ranks.
+
+    Args:
+        model: a model of the SAM family with the same weights on all ranks, or DDP around one.
+        dataset: the same data set on all ranks.
+        batch_size: number of images per batch.
+        amp: "fp32", "bf16" or "fp16", as in `train`.
+        prompts: kind of the first prompt, as in `train`. Here prompts are exact: boxes are tight,
+            and clicks are in the middle of the object.
+        multimask: as in `train`; None: as the model was trained.
+        workers: number of data loading processes per rank.
+        instances: whether to compare the result of `segment`, without a prompt, to the label maps
+            too. Every object of the images must be in them.
+
+    Returns:
+        `dice`, `iou` and `accuracy`: means over the objects, with the first prompt only; `dice_2`,
+        `dice_3` and `dice_5`: mean Dice with 1, 2 and 4 more clicks; `wrong_prompt_dice`: mean Dice
+        with the prompt of *another* object of the same image, near 0 if the model follows its
+        prompts; `count`: number of objects. A mean over no objects is NaN. With `instances`, also
+        the scores of `instance_scores`: `ap_50`, `ap_75`, `ap`, `pq` and others.
+
+    Raises:
+        ValueError: `instances` is True, and the items of the data set have no label map.
+    """
+    wrapper = PromptedSam(model, prompts, max(CLICKS), multimask=multimask, amp=amp)
+    table = score_objects(wrapper, dataset, batch_size=batch_size, workers=workers)
+    if not instances:
+        return mean_scores(table)
+    return mean_scores(table) | pooled_scores(_match_images(model, dataset, multimask))
+
+
+def mean_scores(table: Table) -> dict[str, float]:
+    """Return the means of a table from `score_objects`, and the number of objects."""
+    known = {name: table[name][~np.isnan(table[name])] for name in SCORES}
+    means = {name: float(x.mean()) if len(x) else float("nan") for name, x in known.items()}
+    return {**means, "count": len(table["image"])}
+
+
+@torch.no_grad()
+def score_objects(
+    wrapper: PromptedSam,
+    dataset: Dataset[Item],
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Table:
+    """Compute the scores of every object. Collective: each rank takes a part of the images.
+
+    Args:
+        wrapper: a model with five rounds of prompts.
+        dataset: the same data set on all ranks.
+        batch_size: number of images per batch.
+        workers: number of data loading processes per rank.
+        memory_bytes: memory for the objects that are processed at once.
+
+    Returns:
+        The same columns on all ranks, float64, with one row per object in the order of the data
+        set: the indices `image` and `object`, then `SCORES`.
+    """
+    rank, world = rank_and_world()
+    training, device = wrapper.sam.training, next(wrapper.parameters()).device
+    wrapper.eval()
+    n = size_of(dataset)
+    numbers = range(rank, n, world)  # samplers would pad
+    loader = load(dataset, numbers, batch_size, workers, device)
+    rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
+    for step, raw in enumerate(_with_bar(loader, "evaluate", leave=False)):
+        batch = prepare(raw, wrapper.geometry, device)
+        logits = wrapper.predict_logits(batch, memory_bytes)
+        of_clicks = [logits[k - 1] for k in CLICKS]
+        scores = _scores(of_clicks, batch, wrapper.geometry)  # (M, scores)
+        image_index = raw["image_index"]
+        image = numbers[0] + (step * batch_size + image_index.double()) * world  # (M,)
+        number = torch.arange(len(image)) - torch.searchsorted(image_index, image_index)
+        rows.append(torch.cat([torch.stack([image, number], 1), scores.cpu()], 1).numpy())
+    wrapper.train(training)
+    table = np.concatenate(rows)
+    if world > 1:
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, table)
+        table = np.concatenate(parts)
+    table = table[np.lexsort((table[:, 1], table[:, 0]))]  # independent of the number of ranks
+    return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
+
+
+def _with_bar(items: Iterable[T], what: str, *, leave: bool = True) -> Iterable[T]:
+    """Show a bar on rank 0 that advances with the items, after two seconds."""
+    # In the line of the training's bar, if there is one: a line below it needs a terminal.
+    hidden = rank_and_world()[0] != 0
+    return tqdm(
+        items, what, delay=2, disable=hidden, leave=leave, ncols=60, position=0, file=sys.stdout
+    )
+
+
+def _match_images(
+    model: nn.Module, dataset: Dataset[Item], multimask: bool | None
+) -> list[Matches]:
+    """Segment every image, and match the objects. Collective: each rank takes a part of the images.
+
+    Raises:
+        ValueError: An item has no label map.
+    """
+    rank, world = rank_and_world()
+    own: list[Matches] = []
+    numbers = range(rank, size_of(dataset), world)
+    for i in _with_bar(numbers, "segment"):
+        true = target_of(dataset, i).get("instances")
+        if true is None:
+            raise ValueError(
+                f'item {i} has no label map: add "instances", (H, W) integers, to the items'
+            )
+        image = image_of(dataset, i).transpose(1, 2, 0)  # (H, W, 3)
+        found = segment(model, image, multimask=multimask, quiet=True)
+        own.append(match_objects(found, true.clamp(min=0), true < 0))
+    parts: list[Any] = [own] * world
+    if world > 1:
+        dist.all_gather_object(parts, own)
+    return [each for part in parts for each in part]
+
+
+def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:
+    """Return the scores (M, scores) of a batch, given the logits for each number in `CLICKS`.
+
+    Each object is scored in a window around it and its predictions.
+    """
+    image_index, masks, sizes = batch["image_index"], batch["masks"], batch["sizes"].tolist()
+    # The prediction for the prompt of another object is that object's own prediction.
+    other = neighbors(image_index).tolist()
+    scores, resize = [], {}
+    if "ignored" in batch:
+        ignored = batch["ignored"].to(masks.device)  # (B, H, W)
+        not_counted = ignored.sum((1, 2)).tolist()
+    for row, image in enumerate(image_index.tolist()):
+        size = sizes[image][0], sizes[image][1]
+        if size not in resize:
+            resize[size] = resizing(logits[0].shape[-1], size, geometry, masks.device)
+        whole = masks[row, : size[0], : size[1]]
+        low = torch.stack([*(each[row, 0] for each in logits), logits[0][other[row], 0]])
+        window = resize[size].window(low, whole)
+        preds, true = resize[size].part(low, window), whole[window].expand(len(low), -1, -1)
+        counted = whole.numel()
+        if "ignored" in batch:  # right, and then not counted
+            preds = preds.masked_fill(ignored[image][window], -1.0)
+            counted -= not_counted[image]
+        dice, iou = dice_score(preds, true), iou_score(preds[0], true[0])
+        # Outside of the window, all pixels are right.
+        wrong = (1 - pixel_accuracy(preds[0], true[0])) * true[0].numel() / counted
+        control = dice[-1] if other[row] != row else dice.new_tensor(torch.nan)
+        scores.append(torch.stack([*dice[:-1], iou, 1 - wrong, control]))
+    return torch.stack(scores) if scores else torch.zeros(0, len(SCORES), dtype=torch.float64)
+
+
+def neighbors(image_index: Tensor) -> Tensor:
+    """Return for each object the next object of the same image, cyclically.
+
+    Args:
+        image_index: index of the image of each object, (M,), ascending.
+
+    Returns:
+        Object indices, (M,); an object that is alone in its image gets its own index.
+    """
+    rows = torch.arange(len(image_index), device=image_index.device)
+    first = torch.searchsorted(image_index, image_index)
+    after = torch.searchsorted(image_index, image_index, right=True)
+    return torch.where(rows + 1 < after, rows + 1, first)
+
+
+@torch.no_grad()
+def show_predictions(
+    model: nn.Module,
+    dataset: Dataset[Item],
+    images: list[int] | None = None,
+    *,
+    title: str = "",
+    rows: int = 4,
+    prompts: str | Mapping[str, float] = "points",
+    multimask: bool | None = None,
+) -> None:
+    """Plot images of a data set with the predictions of a model.
+
+    This is not a collective: call it on one rank.
+
+    Args:
+        model: a model of the SAM family on any device.
+        dataset: the data set.
+        images: indices of the images; default: the first ones.
+        title: title of the figure.
+        rows: maximum number of images.
+        prompts: kind of the first prompt, as in `evaluate`.
+        multimask: as in `train`; None: as the model was trained.
+    """
+    numbers = list(range(min(rows, size_of(dataset)))) if images is None else images[:rows]
+    if not numbers:
+        return
+    raw = collate([dataset[i] for i in numbers])
+    wrapper, training = PromptedSam(model, prompts, 1, multimask=multimask), model.training
+    wrapper.eval()
+    geometry = wrapper.geometry
+    batch = prepare(raw, geometry, next(model.parameters()).device)
+    side = geometry.image_size
+    given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)
+    (logits,) = wrapper.predict_logits(batch | {"prompts": given})
+    # The prompts, in pixels of the original images.
+    inside = torch.tensor([geometry.resized((h, w)) for h, w in raw["sizes"].tolist()])
+    scale = (inside / raw["sizes"]).flip(1)[raw["image_index"]]  # (M, 2), x and y
+    raw |= {
+        "points": given.points.cpu() / scale[:, None],
+        "labels": given.labels.cpu(),
+        "boxes": given.boxes.cpu() / scale.repeat(1, 2),
+    }
+    wrapper.train(training)
+    masks = torch.zeros_like(raw["masks"])  # (M, H, W)
+    for (h, w), at in by_size(raw["sizes"][raw["image_index"]]):
+        masks[at, :h, :w] = masks_at(logits[at.to(logits.device)], (h, w), geometry).cpu()
+    show_results(raw, predictions=masks, title=title, rows=rows)

@@ -1,0 +1,1 @@
+"""Masks of prompted objects, and of all objects of an image."""

@@ -1,0 +1,155 @@
+"""Inference with a trained model: masks of prompted objects, or of all objects of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from ddp_magic.sam.arrays.checks import check_click
+from ddp_magic.sam.arrays.items import BACKGROUND, FOREGROUND, without_objects
+from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.postprocessing import masks_at
+from ddp_magic.sam.models.prompts import Prompts
+from ddp_magic.sam.process_group import unwrapped
+from ddp_magic.sam.reading.files import to_array
+from ddp_magic.sam.reading.gray_levels import gray_window, to_rgb
+
+
+@contextmanager
+def evaluating(
+    model: nn.Module, *, multimask: bool | None
+) -> Iterator[tuple[PromptedSam, torch.device]]:
+    """Set the model to evaluation mode in a `with` block."""
+    training, wrapper = model.training, PromptedSam(model, rounds=1, multimask=multimask)
+    wrapper.eval()
+    try:
+        yield wrapper, next(model.parameters()).device
+    finally:
+        wrapper.train(training)
+
+
+def scaled_as_trained(model: nn.Module, image: ArrayLike) -> NDArray[np.uint8]:
+    """Return an image as (3, H, W) uint8, scaled as the training images (see `train`)."""
+    image = to_array(image)
+    noted = getattr(unwrapped(model).config, "gray_levels", None) or {}
+    known = noted.get("dtype") == str(image.dtype) and noted["window"]
+    return to_rgb(image, gray_window([image], tuple(noted["window"]) if known else None))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    image: ArrayLike,
+    points: ArrayLike | Sequence[ArrayLike] | None = None,
+    labels: ArrayLike | Sequence[ArrayLike] | None = None,
+    *,
+    boxes: ArrayLike | None = None,
+    masks: ArrayLike | None = None,
+    multimask: bool | None = None,
+) -> NDArray[np.bool_]:
+    """Predict the masks of prompted objects.
+
+    Args:
+        model: a model of the SAM family on any device, or DDP around one.
+        image: (H, W) or (H, W, 3), of any dtype that `SamDataset` accepts; or a PIL image or a
+            file. An image with the dtype of the training images is scaled as they were; other
+            dtypes except uint8 are scaled by the values of this image.
+        points: clicks of one object, (K, 2), rows (y, x) in pixels, or a single click (y, x); or a
+            list of such arrays, one per object.
+        labels: labels of the clicks, (K,), 1 on the object and 0 off it; or a list, as for
+            `points`. Default: 1.
+        boxes: a box (4,), (y0, x0, y1, x1), or boxes (N, 4), one per object.
+        masks: a rough mask (H, W), or rough masks (N, H, W), one per object.
+        multimask: whether to predict three masks for a single click and return the best one. None:
+            as the model was trained.
+
+    Returns:
+        A mask (H, W), or masks (N, H, W) if prompts for several objects are given.
+
+    Raises:
+        ValueError: There is no prompt; a prompt is invalid or outside the image; or points, labels,
+            boxes and masks are for different numbers of objects.
+    """
+    click_list, several = _each(points, 2)
+    label_list, _ = _each(labels, 1)
+    box_list, several_boxes = _each(boxes, 1)
+    mask_list, several_masks = _each(masks, 2)
+    rgb = scaled_as_trained(model, image)  # (3, H, W)
+    (height, width), n = rgb.shape[1:], max(map(len, (click_list, box_list, mask_list)))
+    if n == 0 or any(len(each) not in {0, n} for each in (click_list, box_list, mask_list)):
+        raise ValueError("predict() needs clicks, a box or a mask for each object")
+    click_list = click_list or [np.zeros((0, 2))] * n
+    label_list = label_list or [np.full(len(own), FOREGROUND) for own in click_list]
+    _check_prompts(click_list, label_list, box_list, mask_list, (height, width))
+    item = without_objects(rgb) | {
+        "masks": torch.zeros(n, height, width, dtype=torch.bool),
+        "points": torch.tensor(np.concatenate(click_list)[:, ::-1].copy()).float(),
+        "labels": torch.tensor(np.concatenate(label_list)).long(),
+        "counts": torch.tensor([len(own) for own in click_list]),
+        "boxes": torch.full((n, 4), torch.nan),
+        "keys": torch.arange(n),
+    }
+    if box_list:
+        item["boxes"] = torch.tensor(np.stack(box_list)[:, [1, 0, 3, 2]]).float()
+    if mask_list:
+        item["masks"] = torch.tensor(np.stack(mask_list)) != 0
+    with evaluating(model, multimask=multimask) as (wrapper, device):
+        batch = prepare(collate([item]), wrapper.geometry, device)
+        size = wrapper.mask_size
+        given = batch["target"].new_full((n, 1, size, size), torch.nan)
+        if mask_list:
+            given = F.interpolate(batch["target"], (size, size), mode="area") * 16 - 8
+        batch["prompts"] = Prompts(batch["points"], batch["labels"], batch["boxes"], given)
+        (logits,) = wrapper.predict_logits(batch)
+    predicted = masks_at(logits, (height, width), wrapper.geometry)
+    result: NDArray[np.bool_] = predicted.cpu().numpy()  # (N, H, W)
+    return result if several or several_boxes or several_masks else result[0]
+
+
+def _check_prompts(
+    click_list: list[NDArray[Any]],
+    label_list: list[NDArray[Any]],
+    box_list: list[NDArray[Any]],
+    mask_list: list[NDArray[Any]],
+    size: tuple[int, int],
+) -> None:
+    """Check the prompts.
+
+    Raises:
+        ValueError: A prompt is invalid.
+    """
+    if any(own.shape[1:] != (2,) for own in click_list) or any(
+        box.shape != (4,) for box in box_list
+    ):
+        raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
+    corners = [corner for box in box_list for corner in box.reshape(2, 2)]
+    for y, x in [*(click for own in click_list for click in own), *corners]:
+        check_click(y, x, size)
+    if [len(own) for own in label_list] != [len(own) for own in click_list]:
+        raise ValueError("labels and clicks have different lengths: pass one label per click")
+    if not np.isin(np.concatenate(label_list), (FOREGROUND, BACKGROUND)).all():
+        raise ValueError("labels of clicks must be 1 (on the object) or 0 (off it)")
+    if any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in box_list):
+        raise ValueError("boxes must be (y0, x0, y1, x1) with y0 < y1 and x0 < x1")
+    if any(each.shape != size for each in mask_list):
+        raise ValueError(f"masks must have the size of the image, {size[0]} x {size[1]} pixels")
+
+
+def _each(given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # noqa: ANN401 -- arrays, lists, lists of arrays
+    """Return one array of `dimensions` per object, and whether `given` was for several objects."""
+    if given is None:
+        return [], False
+    if len(given) > 0 and np.ndim(given[0]) == dimensions:
+        return [np.asarray(each, dtype=np.float64) for each in given], True
+    one = np.asarray(given, dtype=np.float64)
+    if dimensions == 2 and one.ndim == 1:  # no click, or a single click (y, x)
+        one = one[None] if len(one) else np.zeros((0, 2))
+    return [one], False

@@ -1,0 +1,75 @@
+"""The parameters that are trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ddp_magic.sam.arguments import check_choice
+from ddp_magic.sam.models.adapter import encoder_parameters
+from ddp_magic.sam.process_group import unwrapped
+
+TUNES = ("full", "decoder", "lora")
+ATTENTION = r"vision_encoder\..*\.(qkv|q_proj|k_proj|v_proj)"  # linear layers that LoRA adapts
+
+
+def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
+    """Choose the parameters that are trained.
+
+    Args:
+        model: a model of the SAM family; it is changed in place. Adapters that it has are merged
+            into its weights.
+        what: "full": all parameters; "decoder": the mask decoder, so that each image needs to be
+            encoded only once; "lora": the mask decoder, and low-rank updates of the attention of
+            the encoder, by peft. The checkpoints of `train` contain the merged weights. To merge
+            them into `model` too, call `tune(model, "full")` after training.
+        rank: rank of the low-rank updates.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: `what` is invalid.
+    """
+    check_choice("what", what, TUNES)
+    sam = unwrapped(model)
+    for name, layer in list(adapted(sam)):
+        layer.merge()
+        sam.set_submodule(name, layer.get_base_layer())
+    sam.requires_grad_(True)
+    if what == "lora":
+        from peft import LoraConfig, inject_adapter_in_model  # its import takes seconds
+
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION)
+        inject_adapter_in_model(config, sam)
+    if what != "full":
+        updates = {id(p) for name, p in sam.named_parameters() if ".lora_" in name}
+        for parameter in [*encoder_parameters(sam), *sam.prompt_encoder.parameters()]:
+            parameter.requires_grad_(id(parameter) in updates)
+        sam.mask_decoder.requires_grad_(True)
+        for parameter in encoder_parameters(sam):  # SAM 2 has some of them in the mask decoder
+            parameter.requires_grad_(id(parameter) in updates)
+    return model
+
+
+def adapted(sam: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Return the names and layers of a model that have an adapter of peft."""
+    for name, module in sam.named_modules():
+        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
+            yield name, module
+
+
+def plain_state(sam: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict with the adapters merged into the weights, for `from_pretrained`."""
+    state = dict(sam.state_dict())
+    for name, layer in adapted(sam):
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            del state[key]
+        merged = copy.deepcopy(layer)
+        merged.merge()
+        base = merged.get_base_layer().state_dict()
+        state |= {f"{name}.{key}": value for key, value in base.items()}
+    return state

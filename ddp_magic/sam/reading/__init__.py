@@ -1,0 +1,1 @@
+"""From files, and arrays that are not in memory, to images and masks."""

@@ -1,0 +1,158 @@
+"""Conversion of images of any dtype to uint8, by one rule for the whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddp_magic.sam.arrays.checks import check_shape, sketch
+from ddp_magic.sam.process_group import print0
+from ddp_magic.sam.reading.files import in_memory, looked_at, name_of
+
+FEW_LEVELS = 64  # a maximum below it is not that of gray levels 0..255, few of which would be left
+
+
+def gray_window(
+    images: Sequence[Any] | NDArray[Any], given: tuple[float, float] | None = None
+) -> tuple[float, float] | None:
+    """Choose, and print, the values that are scaled to 0 and 255 in all images.
+
+    Args:
+        images: images of the same dtype. If they are not in memory, up to 64 are read.
+        given: the values, if they are known.
+
+    Returns:
+        (low, high) in the units of the images; None for uint8 images, which are not scaled.
+
+    Raises:
+        ValueError: The dtypes are different, values are not finite, all values are so small that
+            the images were probably divided by 255 twice, or the given values are not in order.
+    """
+    if given is not None and not -np.inf < given[0] < given[1] < np.inf:
+        raise ValueError(f"invalid window {given}: pass (low, high), with low < high")
+    numbers = looked_at(images, len(images) if in_memory(images) else 64)
+    looked = [np.asarray(images[i]) for i in numbers]
+    types = {image.dtype for image in looked}
+    if len(types) > 1:
+        names = ", ".join(sorted(map(str, types)))
+        raise ValueError(f"images have different dtypes, {names}: convert them to one dtype")
+    if not types or not any(image.size for image in looked):
+        return None
+    kind = types.pop()
+    if kind.kind not in "biuf":
+        raise ValueError(f"{name_of(images, 'image', 0)} has dtype {kind}: use integers or floats")
+    low = min(float(np.min(image)) for image in looked)
+    high = max(float(np.max(image)) for image in looked)
+    if not np.isfinite([low, high]).all():
+        for i, image in zip(numbers, looked, strict=True):
+            check_levels(name_of(images, "image", i), image, kind, None)
+    if low < high and low >= 0 and high <= (1 if kind.kind in "iu" else 1.01 / 255):
+        i, image = max(zip(numbers, looked, strict=True), key=lambda each: each[1].max(initial=0))
+        raise ValueError(
+            f"images of dtype {kind} with values {low:g}..{high:g} are nearly black: were they "
+            "divided by 255 twice, or converted to integers after the division, or are they masks? "
+            f"{name_of(images, 'image', i)}:\n" + sketch(_plane(image) > high / 2)
+        )
+    if given is not None or kind == np.uint8:
+        return given
+    window, rule = _chosen(images, dict(zip(numbers, looked, strict=True)), low, high)
+    print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
+    return window
+
+
+def _chosen(
+    images: Any,  # noqa: ANN401 -- a sequence
+    looked: dict[int, NDArray[Any]],
+    low: float,
+    high: float,
+) -> tuple[tuple[float, float], str]:
+    """Return the values that are scaled to 0 and 255, and a sentence on them."""
+    kind = next(iter(looked.values())).dtype.kind
+    if kind in "bf" and low >= 0 and high <= 1:
+        return (0.0, 1.0), "multiplied by 255"
+    if low >= 0 and FEW_LEVELS <= high <= 255:
+        if kind == "f":
+            _check_dark(images, looked)
+        return (0.0, 255.0), "used as gray levels 0..255"
+    # Percentiles, since microscopes have hot pixels; of at most ~4000 pixels per image.
+    flat = [image.ravel() for image in looked.values()]
+    sample = np.concatenate([pixels[:: 1 + pixels.size // 4096] for pixels in flat])
+    first, last = np.percentile(sample, (0.1, 99.9))
+    source = "percentiles 0.1 and 99.9"
+    if first == last:  # small objects on a flat background
+        first, last, source = low, max(high, low + 1), "all values"
+    rule = f"{first:g}..{last:g} ({source}) stretched to 0..255"
+    return (float(first), float(last)), rule
+
+
+def _check_dark(images: Any, looked: dict[int, NDArray[Any]]) -> None:  # noqa: ANN401 -- a sequence
+    """Refuse images with values from 0 to 1 among images with values to 255.
+
+    Raises:
+        ValueError: There are some.
+    """
+    for number, image in looked.items():
+        if 0 < image.max(initial=0) <= 1:
+            brightest = max(looked, key=lambda i: float(looked[i].max(initial=0)))
+            raise ValueError(
+                f"{name_of(images, 'image', number)} has values up to {image.max():g}, but "
+                f"{name_of(images, 'image', brightest)} up to {looked[brightest].max():g}: scale "
+                "them in the same way"
+            )
+
+
+def check_levels(
+    name: str, image: NDArray[Any], dtype: np.dtype[Any], window: tuple[float, float] | None
+) -> None:
+    """Check that an image is like those that the window was chosen from.
+
+    Raises:
+        ValueError: Its dtype is different, its values are not finite, or not from 0 to 1 as theirs.
+    """
+    check_shape(name, image.shape)
+    if image.dtype != dtype:
+        raise ValueError(
+            f"{name} has dtype {image.dtype}, but other images have dtype {dtype}: convert them to "
+            "one dtype"
+        )
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise ValueError(f"{name} contains values that are not finite: replace NaN and infinity")
+    if image.dtype.kind == "f" and window == (0.0, 1.0) and image.max(initial=0) > 1.01:
+        raise ValueError(
+            f"{name} has values up to {image.max():g}, but other images have values from 0 to 1: "
+            "scale it like them"
+        )
+
+
+def _plane(image: NDArray[Any]) -> NDArray[Any]:
+    return image if image.ndim == 2 else image.max(-1)
+
+
+def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Convert an image to three channels of uint8.
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3).
+        window: the values that are scaled to 0 and 255; None: the image is uint8.
+
+    Returns:
+        A copy, (3, H, W) uint8.
+
+    Raises:
+        ValueError: The shape is invalid, or the image is not uint8 and `window` is None.
+    """
+    pixels = np.asarray(image)
+    check_shape("an image", pixels.shape)
+    if window is not None:
+        low, high = window
+        gain = 255 / max(high - low, 1e-12)
+        pixels = np.rint(np.clip((pixels.astype(np.float32) - low) * gain, 0, 255))
+    elif pixels.dtype != np.uint8:
+        raise ValueError(f"an image has dtype {pixels.dtype}, but other images have dtype uint8")
+    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    full = np.broadcast_to(channels_first, (3, *pixels.shape[:2]))
+    # order="K" keeps channels last in memory, for which resizing takes two thirds of the time.
+    return np.array(full, dtype=np.uint8, order="K")

@@ -1,0 +1,184 @@
+"""The names of images and masks: which files a folder contains, and which belong together."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddp_magic.sam.reading.readers import kind_of
+
+KINDS = "PNG, JPEG, TIFF, NIfTI, DICOM or .npy"
+# Files beside images that are left out without a word, like hidden files.
+OTHERS = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".log", ".db", ".ini"}
+NAMES = {"README", "LICENSE", "DICOMDIR"}
+# Parts of names that say whether a file is an image or a mask.
+_WORDS = (
+    "images?|imgs?|(?:cp_)?masks?|labels?|segs?|segmentations?|gts?|ground_?truths?|annotations?"
+)
+_PREFIX, _SUFFIX = re.compile(rf"^(?:{_WORDS})[-_. ]+"), re.compile(rf"[-_. ]?(?:{_WORDS})$")
+# Some have two, such as a.nii.gz, a.ome.tif, and a.jpg.png for the mask of a.jpg.
+_ENDING = re.compile(r"(\.(?:ome|jpe?g|png|tiff?|bmp))?\.(?![0-9]+$)[^.]+(\.gz)?$")
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """List the images in a folder and its sub-folders, without hidden files.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: It contains files of other kinds.
+    """
+    walk = os.walk(folder, followlinks=True)
+    found = [Path(root, name) for root, _, names in walk for name in names]
+    found = [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.suffix.lower() not in OTHERS
+        and path.name not in NAMES
+    ]
+    kinds = {path: kind_of(path) for path in found}
+    unknown = [path for path in found if not kinds[path]]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]} is not {KINDS} ({len(unknown)} such files): convert it, or pass a list "
+            "of files without it"
+        )
+    if not found:
+        raise FileNotFoundError(f"no {KINDS} files in {folder}")
+    keys = dict(zip(found, _keys(found, folder), strict=True))
+    return sorted(found, key=keys.__getitem__)
+
+
+def _keys(files: list[Path], root: Path) -> list[tuple[Any, ...]]:
+    """Return what a mask and its image have in common: names without words such as `_mask`.
+
+    Numbers are integers, so that img2 comes before img10, and img_001 belongs to mask_1.
+    Sub-folders of `root` count, too.
+    """
+    stems = [_bare(_ENDING.sub("", path.name.lower())) for path in files]
+    if all(re.search("[-_. ]0000$", stem) for stem in stems):  # the first channel, in nnU-Net
+        stems = [stem[:-5] for stem in stems]
+    folders = [
+        [_bare(part.lower()) for part in path.relative_to(root).parts[:-1]] for path in files
+    ]
+    return [
+        tuple(
+            (int(each), "") if re.fullmatch("[0-9]+", each) else (-1, each)
+            for each in re.split("([0-9]+)", "/".join([*filter(None, folder), stem]))
+        )
+        for folder, stem in zip(folders, stems, strict=True)
+    ]
+
+
+def _bare(name: str) -> str:
+    return _SUFFIX.sub("", _PREFIX.sub("", unicodedata.normalize("NFC", name)))
+
+
+def common_folder(files: list[Path]) -> Path:
+    """Return the absolute path of the deepest folder that contains all files."""
+    return Path(os.path.commonpath([path.absolute().parent for path in files or [Path()]]))
+
+
+def match(
+    images: list[Path], root: Path, masks: list[Path], mask_root: Path
+) -> tuple[list[Path], list[Path]]:
+    """Return the images and masks of two folders in the same order.
+
+    Raises:
+        ValueError: A name is without its partner, or not unique.
+    """
+    keyed: list[dict[Any, Path]] = []
+    for files, folder in ((images, root), (masks, mask_root)):
+        keyed.append({})
+        for path, key in zip(files, _keys(files, folder), strict=True):
+            other = keyed[-1].setdefault(key, path)
+            if other != path:
+                raise ValueError(
+                    f"{other} and {path} would belong to the same image: pass two lists, one of "
+                    "images and one of their masks; [[a, b], ...] for one file per object"
+                )
+    ours, theirs = keyed
+    without = [ours[key].name for key in ours if key not in theirs]
+    spare = [theirs[key].name for key in theirs if key not in ours]
+    if without or spare:
+        raise ValueError(
+            f"the names in {root} and {mask_root} do not match: {len(without)} images without a "
+            f"mask{_some(without)}, {len(spare)} masks without an image{_some(spare)}. Rename or "
+            "move them, or pass two lists of files in the same order; with one file "
+            "per object, [[a, b], ...] as masks"
+        )
+    return list(ours.values()), [theirs[key] for key in ours]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f" ({shown}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def check_order(images: list[Any], masks: list[Any]) -> None:
+    """Check that there is a mask for each image, and, as far as their names say it, the right one.
+
+    Raises:
+        ValueError: It is not so, or an image is its own mask.
+    """
+    if len(images) != len(masks):
+        first = [str(each[0]) for each in (images, masks) if each and _place(each[0])]
+        raise ValueError(
+            f"{len(images)} images but {len(masks)} masks, which begin with {' and '.join(first)}: "
+            "pass a mask for each image; masks in the pages of one file need images in one file"
+        )
+    for image, mask in zip(images, masks, strict=True):
+        if isinstance(image, Path) and isinstance(mask, Path) and image.samefile(mask):
+            raise ValueError(f"{image} is both an image and its mask")
+    ours, theirs = ([_place(each) for each in side] for side in (images, masks))
+    for keys, others in zip(_ways(ours), _ways(theirs), strict=False):
+        at = {key: n for n, key in enumerate(others)}
+        if len(set(keys)) < len(images) or len(at) < len(masks):
+            continue  # they do not tell the files apart
+        places = [at.get(key) for key in keys]
+        for number, place in enumerate(places):
+            if place not in {None, number}:
+                raise ValueError(
+                    f"image {number} is {ours[number]}, but mask {number} is {theirs[number]}, and "
+                    f"mask {place} is {theirs[place]}: sort both lists in the same way, or rename "
+                    "the files"
+                )
+        if None not in places:
+            return
+        if len(places) < 2 * len([place for place in places if place is not None]):
+            number = places.index(None)
+            warnings.warn(
+                f"image {number} is {ours[number]}, and mask {number} is {theirs[number]}, while "
+                "the names of most other images and masks agree: check that they belong together",
+                stacklevel=2,
+            )
+            return
+
+
+def _place(given: Any) -> Path | None:  # noqa: ANN401 -- of `files`
+    """Return the file of an image or a mask, the folder of a stack, or None for an array."""
+    if isinstance(given, list) and given and isinstance(given[0], Path):
+        return given[0].parent if len(given) > 1 else given[0]
+    return given if isinstance(given, Path) else None
+
+
+def _ways(files: list[Path | None]) -> Iterator[list[Any]]:
+    """Yield what could tell which mask belongs to which image: names, folders, and numbers."""
+    paths = [path.absolute() for path in files if path]
+    if not paths or len(paths) < len(files):
+        return
+    root = common_folder(paths)
+    keys = _keys(paths, root)
+    yield keys
+    yield [_keys([path], path.parent)[0] for path in paths]
+    yield _keys([path.parent / "_" for path in paths], root)
+    numbers = [tuple(n for n, _ in key if n >= 0) for key in keys]
+    if len({len(each) for each in numbers}) == 1:  # those that differ, such as not of a channel
+        columns = [each for each in zip(*numbers, strict=True) if len(set(each)) > 1]
+        numbers = list(zip(*columns, strict=True))
+    yield numbers

@@ -1,0 +1,100 @@
+"""Sequences of images and masks in files, read when they are indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddp_magic.sam.reading.readers import NIFTI, from_pil, header, kind_of, read
+from ddp_magic.sam.reading.stored import Stored, to_numpy
+
+
+class Page(NamedTuple):
+    """An image in a file."""
+
+    path: Path
+    number: int = 0  # of the page, slice or frame
+    like: Path | None = None  # for a NIfTI label map: the image whose axes it gets
+
+
+class Pictures(Sequence[Any]):
+    """Images or masks in files, read when they are indexed; also PIL images and arrays."""
+
+    def __init__(self, entries: Sequence[Any], *, labels: bool, sizes: Sequence[Any] = ()) -> None:
+        """Store the entries, without reading files.
+
+        Args:
+            entries: for each image a `Page`, a PIL image or an array; for a stack of masks also a
+                list of files, PIL images or arrays, with one mask each.
+            labels: whether they are masks.
+            sizes: their heights and widths, or None, as far as they are known.
+        """
+        self.entries, self.labels, self.sizes = entries, labels, sizes
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence allows slices, which are not used
+        """Read an image, (H, W) or (H, W, 3), or a mask, (H, W) or (N, H, W)."""
+        entry = self.entries[index]
+        return self._stack(index) if isinstance(entry, list) else self._read(entry, index)
+
+    def _read(self, entry: Any, index: int) -> NDArray[Any]:  # noqa: ANN401 -- of `entries`
+        if isinstance(entry, Page):
+            return read(entry.path, entry.number, labels=self.labels, like=entry.like)
+        if isinstance(entry, Stored):
+            return entry[...]
+        if isinstance(entry, Image.Image):
+            try:
+                return from_pil(entry, labels=self.labels)
+            except Exception as error:  # decoders raise what they like
+                kind = "mask" if self.labels else "image"
+                raise ValueError(f"{kind} {index}, a PIL image: {error}") from error
+        return np.asarray(to_numpy(entry))
+
+    def _stack(self, index: int) -> NDArray[Any]:
+        """Read a list of masks, one per object, (N, H, W).
+
+        Raises:
+            ValueError: One is not the mask of one object, or they have different sizes.
+        """
+        masks: list[NDArray[Any]] = []
+        for entry in self.entries[index]:
+            file = entry if isinstance(entry, Path) else None
+            name = f"masks[{index}][{len(masks)}]" + (f" ({file})" if file else "")
+            if file and (kind_of(file) == NIFTI or header(file, labels=True).pages > 1):
+                raise ValueError(f"{name} may contain several masks: pass it without a list")
+            mask = self._read(Page(file) if file else entry, index)
+            if mask.ndim != 2 or (masks and mask.shape != masks[0].shape):
+                raise ValueError(
+                    f"{name} has shape {mask.shape}, but must have "
+                    f"{masks[0].shape if masks else '(H, W)'}: in a list, each is one mask"
+                )
+            if ((mask != 0) & (mask != mask.max())).any():
+                raise ValueError(
+                    f"{name} has {len(np.unique(mask))} values, but in a list each is the mask of "
+                    "one object: save mask > 127 for gray levels; pass a label map without a list"
+                )
+            masks.append(mask)
+        return np.stack(masks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        entries = self.entries
+        if isinstance(entries, list):  # Pillow would pickle decoded images, with 8 of 16 bits
+            entries = [self[n] if isinstance(e, Image.Image) else e for n, e in enumerate(entries)]
+        return vars(self) | {"entries": entries}
+
+    def name(self, index: int) -> str:
+        """Return the name of a file for messages, or "" for an image in memory."""
+        entry = self.entries[index]
+        if isinstance(entry, list):
+            return str(entry[0]) if isinstance(entry[0], Path) else ""
+        if not isinstance(entry, Page):
+            return ""
+        return f"{entry.path}, page {entry.number}" if entry.number else str(entry.path)

@@ -1,0 +1,306 @@
+"""Files that may contain several images: TIFF by tifffile, NIfTI by nibabel, DICOM by pydicom."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_magic.sam.reading.channels import labels_of_palette, turned
+
+Array = NDArray[Any]
+BLACK = ": save it with tifffile.imwrite(path, array, photometric='minisblack')"
+Foreign = Any  # a module or an object of a library without types
+
+
+class Header(NamedTuple):
+    """What a file contains, known without decoding its pixels."""
+
+    pages: int  # images: pages of a TIFF, slices of a NIfTI volume, frames of a DICOM file
+    size: tuple[int, int]  # height and width of an image in the right orientation, px
+    dtype: np.dtype[Any]  # of the images that `read` returns; label maps may have others
+    turn: int = 1  # the orientation in the metadata, which `read` applies; 1: none
+
+
+def require(module: str, extra: str = "sam") -> Foreign:
+    """Import a module that an extra of this package installs.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        raise ImportError(f'needs {name}: pip install "ddp-magic[{extra}]"') from error
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype in the byte order of this machine."""
+    return dtype.newbyteorder("=")
+
+
+# ---------------------------------------------------------------------------------------- TIFF
+
+
+class _Tiff(NamedTuple):
+    """How a TIFF is read."""
+
+    head: Header
+    series: list[Foreign]  # of tifffile, all alike
+    order: tuple[int, ...]  # their axes: those that number the pages, Y, X, channels
+    palette: bool  # whether colors come from the palette
+    inverted: bool  # whether 0 is white
+
+
+def tiff_header(path: Path, *, labels: bool) -> Header:
+    """Return the header of a TIFF."""
+    with require("tifffile").TiffFile(path) as file:
+        return _tiff(file, labels=labels).head
+
+
+def _series(file: Foreign) -> list[Foreign]:
+    """Return the groups of pages of a TIFF, without previews."""
+    return [each for each in file.series if not each.keyframe.is_reduced]
+
+
+def _turn(page: Foreign) -> int:
+    found = int(page.tags.valueof(274, 1))
+    return found if found in range(1, 9) else 1
+
+
+def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
+    """Decide how to read a TIFF.
+
+    Raises:
+        ValueError: Its pages have several sizes, or its channels are not gray, or red, green, blue.
+    """
+    series = _series(file)
+    kinds = {
+        (each.axes, each.shape, each.dtype, each.keyframe.photometric, _turn(each.keyframe))
+        for each in series
+    }
+    if len(kinds) != 1:  # where pages were written one by one, each is a series
+        shapes = ", ".join(str(each.shape) for each in series[:4])
+        raise ValueError(f"contains pages of several kinds ({shapes}): save each as a file")
+    one, page = series[0], series[0].keyframe
+    axes, shape = one.axes, one.shape
+    channels = [n for n, name in enumerate(axes) if name in "SC" and shape[n] > 1]
+    named_c = [n for n in channels if axes[n] == "C"]
+    if len(channels) > 1 or (named_c and (labels or shape[named_c[0]] != 3)):
+        raise ValueError(
+            f"has axes {axes} of {shape}: save one channel, or three as red, green and blue"
+        )
+    colors = page.photometric.name
+    as_rgb = colors == "YCBCR" and "JPEG" in page.compression.name  # decoded as RGB
+    if colors not in {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "MASK"} and not as_rgb:
+        raise ValueError(f"has the color space {colors}: save it as RGB")
+    alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in {1, 2}
+    if page.samplesperpixel - alpha not in {1, 3}:
+        raise ValueError(
+            f"has {page.samplesperpixel} channels, of which {'the last' if alpha else 'none'} is "
+            "alpha: save one, or three as red, green and blue"
+        )
+    at = (axes.index("Y"), axes.index("X"))
+    others = tuple(n for n in range(len(axes)) if n not in {*at, *channels})
+    height, width = (shape[n] for n in at)
+    if width < 5 <= height:
+        raise ValueError(
+            f"has {width} columns: are they channels? tifffile.imwrite(path, rgb, "
+            "photometric='rgb') writes colors"
+        )
+    turn = _turn(page)
+    # ImageJ saves its lookup tables, of false colors or inverted, with pixels that it measures.
+    palette = colors == "PALETTE" and not file.is_imagej
+    pages = len(series) * int(np.prod([shape[n] for n in others], dtype=int))
+    dtype = np.dtype(np.uint8) if palette or one.dtype == bool else native(one.dtype)
+    head = Header(pages, (width, height) if turn > 4 else (height, width), dtype, turn)
+    inverted = colors == "MINISWHITE" and not (labels and file.is_imagej)
+    if inverted and not labels and one.dtype.kind not in "bu":
+        raise ValueError(f"is a TIFF of {one.dtype} where 0 is white{BLACK}")
+    return _Tiff(head, series, (*others, *at, *channels), palette, inverted)
+
+
+def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
+    """Read a page of a TIFF, (H, W) or (H, W, C).
+
+    Raises:
+        ValueError: It is unclear which value of a mask is the object.
+    """
+    with require("tifffile").TiffFile(path) as file:
+        plan = _tiff(file, labels=labels)
+        which, at = divmod(number, plan.head.pages // len(plan.series))
+        series, page = plan.series[which], plan.series[which].keyframe
+        bits, shades = page.bitspersample, page.colormap
+        if plan.head.pages == len(plan.series) * len(series.pages) and page.axes in {"YX", "YXS"}:
+            page = series.pages[at]
+            pixels, shades = page.asarray(), getattr(page, "colormap", shades)
+        else:
+            pixels = _tiff_stack(path, path.stat().st_mtime_ns, which, plan.order)[at]
+    if plan.palette:  # (3, colors), 8 or 16 bits
+        palette = (shades >> 8 if shades.max() > 255 else shades).astype(np.uint8).T
+        pixels = labels_of_palette(pixels, palette) if labels else palette[pixels]
+    elif labels and plan.inverted and len(np.unique(pixels)) == 2:
+        raise ValueError(
+            f"is a TIFF where 0 is white, so that it is unclear which value is the object{BLACK}"
+        )
+    elif not labels:
+        top = 2**bits - 1
+        if plan.inverted:
+            pixels = ~pixels if pixels.dtype == bool else top - pixels
+        if bits < 8:
+            pixels = pixels.astype(np.uint8) * (255 // top)
+    return turned(pixels, plan.head.turn)
+
+
+@lru_cache(maxsize=2)  # an image and its masks
+def _tiff_stack(path: Path, _mtime_ns: int, which: int, order: tuple[int, ...]) -> Array:
+    """Read a whole series of a TIFF, (pages, H, W) or (pages, H, W, C)."""
+    with require("tifffile").TiffFile(path) as file:
+        series = _series(file)[which]
+        stack = series.asarray().transpose(order)
+    numbering = len(order) - (3 if "C" in series.axes or "S" in series.axes else 2)
+    return np.asarray(stack).reshape(-1, *stack.shape[numbering:])
+
+
+# --------------------------------------------------------------------------------------- NIfTI
+
+
+def nifti_header(path: Path) -> Header:
+    """Return the header of a NIfTI volume, whose slices along Z are images.
+
+    Raises:
+        ValueError: It does not have two or three dimensions, or has colors.
+    """
+    volume = require("nibabel").load(path)
+    shape = [*volume.shape, 1, 1]
+    if len(volume.shape) < 2 or any(n > 1 for n in shape[3:]):
+        raise ValueError(f"has shape {volume.shape}, but must have (X, Y) or (X, Y, Z): split it")
+    dtype = volume.get_data_dtype()
+    if dtype.fields:
+        raise ValueError("has colors in a volume: save gray levels")
+    scaled = (volume.dataobj.slope, volume.dataobj.inter) != (1, 0)
+    return Header(shape[2], (shape[1], shape[0]), np.dtype(np.float64) if scaled else native(dtype))
+
+
+def read_nifti(path: Path, number: int, like: Path | None) -> Array:
+    """Read a slice, (H, W), of a volume whose axes are turned to those of the volume `like`."""
+    # The first axis of NIfTI is x.
+    return _nifti_volume(path, path.stat().st_mtime_ns, like)[..., number].T
+
+
+@lru_cache(maxsize=2)  # an image and its masks
+def _nifti_volume(path: Path, _mtime_ns: int, like: Path | None) -> Array:
+    """Read a volume, (X, Y, Z)."""
+    nibabel = require("nibabel")
+    volume = nibabel.load(path)
+    volume = volume if like is None else _as_axes_of(volume, nibabel.load(like))
+    # Not the memory-mapped file, which might change.
+    return np.array(np.asanyarray(volume.dataobj)).reshape(*volume.shape[:2], -1)
+
+
+def check_affines(image: Path, mask: Path) -> None:
+    """Check that a NIfTI label map covers the voxels of its image.
+
+    Raises:
+        ValueError: Its shape or affine is different, other than by the order of the axes.
+    """
+    ours, labels = (require("nibabel").load(path) for path in (image, mask))
+    for path, volume in ((image, ours), (mask, labels)):
+        if not np.isfinite(volume.affine).all() or np.linalg.det(volume.affine) == 0:
+            raise ValueError(f"{path} has an invalid affine: save it with nibabel and a valid one")
+    other = _as_axes_of(labels, ours)
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    shape, theirs = (*ours.shape, 1)[:3], (*other.shape, 1)[:3]
+    corners[:, :3] *= np.array(shape) - 1
+    there = corners @ (np.linalg.inv(ours.affine) @ other.affine).T  # in voxels of the image
+    far = float(np.abs(there - corners).max())
+    if theirs != shape or far > 0.5:
+        raise ValueError(
+            f"the label map {mask} has shape {theirs} and lies up to {far:.3g} voxels "
+            f"away from the image {image} of shape {shape}: resample it to the image; or, "
+            "if the arrays do match, save it with the image's affine: "
+            "nibabel.Nifti1Image(labels, image.affine)"
+        )
+
+
+def _as_axes_of(volume: Foreign, like: Foreign) -> Foreign:
+    """Flip and permute the axes of a volume of nibabel to those of another one."""
+    orient = require("nibabel.orientations")
+    ours, theirs = (orient.io_orientation(each.affine) for each in (volume, like))
+    if len(volume.shape) < 3 or (ours == theirs).all():
+        return volume
+    return volume.as_reoriented(orient.ornt_transform(ours, theirs))
+
+
+# --------------------------------------------------------------------------------------- DICOM
+
+
+def dicom_header(path: Path) -> Header:
+    """Return the header of a DICOM file, whose frames are images.
+
+    Raises:
+        ValueError: It has no image, or one of colors by palette.
+    """
+    data = require("pydicom", "dicom").dcmread(path, stop_before_pixels=True)
+    if data.get("SOPClassUID") == "1.2.840.10008.5.1.4.1.1.66.4":
+        raise ValueError("is a DICOM segmentation: convert it to NIfTI, for example with dcmqi")
+    if "Rows" not in data or "Columns" not in data:
+        raise ValueError("is a DICOM file without an image")
+    if data.PhotometricInterpretation == "PALETTE COLOR":
+        raise ValueError("is a DICOM image with a palette: save it as RGB")
+    if data.get("ModalityLUTSequence"):
+        raise ValueError(
+            "has a Modality LUT Sequence: pass pydicom.pixels.apply_modality_lut(pixels, ds)"
+        )
+    each = data.get("PerFrameFunctionalGroupsSequence", [])
+    if any("PixelValueTransformationSequence" in frame for frame in each):
+        raise ValueError("scales each frame in another way: convert it to NIfTI with dcm2niix")
+    kind = np.float32 if data.SamplesPerPixel == 1 else np.dtype(f"u{data.BitsAllocated // 8}")
+    pages = int(data.get("NumberOfFrames", 1) or 1)
+    return Header(pages, (int(data.Rows), int(data.Columns)), np.dtype(kind))
+
+
+def read_dicom(path: Path, number: int, *, labels: bool) -> Array:
+    """Read a frame, (H, W) float32, in Hounsfield units for CT, or (H, W, 3)."""
+    return np.asarray(_dicom_frames(path, path.stat().st_mtime_ns, labels)[number])
+
+
+@lru_cache(maxsize=2)  # an image and its masks
+def _dicom_frames(path: Path, _mtime_ns: int, labels: bool) -> Array:
+    """Read all frames of a DICOM file."""
+    head = dicom_header(path)
+    data = require("pydicom", "dicom").dcmread(path)
+    library = require("pydicom.pixels", "dicom")
+    pixels = library.pixel_array(data)  # YCbCr becomes RGB
+    if data.SamplesPerPixel > 1:
+        return np.asarray(pixels.reshape(head.pages, *head.size, 3))
+    frames = pixels.reshape(head.pages, *head.size).astype(np.float64)
+    if data.PhotometricInterpretation == "MONOCHROME1" and not labels:  # 0 is white
+        frames = (-1 if data.PixelRepresentation else 2**data.BitsStored - 1) - frames
+    for group in data.get("SharedFunctionalGroupsSequence", []):
+        for scale in group.get("PixelValueTransformationSequence", []):
+            data.RescaleSlope, data.RescaleIntercept = scale.RescaleSlope, scale.RescaleIntercept
+    return np.asarray(library.apply_modality_lut(frames, data), dtype=np.float32)
+
+
+def check_places(image: Path, mask: Path) -> None:
+    """Check that a DICOM label map lies where its image does, as far as both say it.
+
+    Raises:
+        ValueError: It does not.
+    """
+    names = ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"]
+    dcmread = require("pydicom", "dicom").dcmread
+    ours, theirs = (dcmread(path, specific_tags=names) for path in (image, mask))
+    for name in names:
+        here, there = (list(map(float, each.get(name) or [])) for each in (ours, theirs))
+        if len(here) == len(there) and not np.allclose(here, there, rtol=0, atol=0.01):
+            raise ValueError(
+                f"{mask} has the {name} {there}, but its image {image} has {here}: use the labels "
+                "of this image; or, if the arrays do match, save them as PNG"
+            )

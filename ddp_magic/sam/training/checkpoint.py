@@ -1,0 +1,272 @@
+"""Checkpoints, which transformers can load and training can resume from; and the log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from ddp_magic.sam.arrays.items import Item
+from ddp_magic.sam.data.access import common_levels, training_size
+from ddp_magic.sam.models.adapter import image_processor_config, is_frozen, without_fallback
+from ddp_magic.sam.models.instances import attach_decoder, save_decoder
+from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.tuning import plain_state
+from ddp_magic.sam.process_group import print0, rank_and_world
+from ddp_magic.sam.training.restarts import CALL_FILE, name_call, written_by
+
+History = list[dict[str, float]]  # a row per epoch
+
+
+# What a checkpoint holds, by name: objects with `state_dict`; `model` is a `PromptedSam`.
+Parts = dict[str, Any]
+
+
+def claim(
+    folder: Path, model: nn.Module, resume: bool = False, overwrite: bool = False
+) -> tuple[bool, str]:
+    """Check that training can write to a folder, before it starts. On rank 0.
+
+    Args:
+        folder: folder of the checkpoints; created if necessary.
+        model: the model that is trained.
+        resume: whether to go on from its latest checkpoint.
+        overwrite: whether to replace its checkpoints.
+
+    Returns:
+        Whether to resume, as `resume` or after a restart of the ranks; and the name of this call.
+
+    Raises:
+        FileExistsError: It has checkpoints, and neither `resume` nor `overwrite` is True.
+        FileNotFoundError: It has no checkpoint to resume from.
+        OSError: It cannot be written to, or its disk has too little space.
+    """
+    last, call = latest(folder), name_call(folder)
+    writer = written_by(last, call)
+    if writer == "call":
+        print0(f"restarted: train goes on from {last}")
+        resume = True
+    if resume and not (last / "trainer.pt").exists():
+        raise FileNotFoundError(f"there is no checkpoint {last} to resume from: train without it")
+    old = [path for path in (last, folder / "best") if path.exists()]
+    if old and not (resume or overwrite or writer):
+        raise FileExistsError(
+            f"{folder} has the checkpoints of an earlier training: use resume=True to go on with "
+            "it, overwrite=True to replace it, or another out_dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(f"cannot write to out_dir {folder}: {error.strerror or error}") from error
+    if not resume and not writer:
+        (last / CALL_FILE).unlink(missing_ok=True)  # of an earlier run, perhaps with the same id
+    weights = sum(p.nbytes for p in model.parameters())
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    one = 2 * (weights + trained)  # weights for transformers and to resume; two states of AdamW
+    need = one if old else weights + 2 * one  # a new checkpoint is written beside the old one
+    check_space(folder, need, "the checkpoints")
+    return resume, call
+
+
+def check_space(folder: Path, need: int, what: str) -> None:
+    """Check that the disk of a folder has space for `need` bytes.
+
+    Raises:
+        OSError: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB of free space, but {what} take "
+            f"{need / 1e9:.2f} GB: free some space, or use an out_dir on another disk"
+        )
+
+
+def save(
+    folder: Path,
+    parts: Parts,
+    history: History,
+    call: str = "",
+) -> None:
+    """Write `last`, `best` if the last epoch is the best one, and the log. Collective.
+
+    Args:
+        folder: folder of the checkpoints.
+        parts: the objects whose state is saved, by name.
+        history: rows of the epochs.
+        call: the name of the call of `train` (`restarts`).
+    """
+    states = _random_states()
+    if rank_and_world()[0] > 0:
+        return
+    model = parts["model"]
+    if is_best(history):
+        save_model(folder / "best", model.sam)
+    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"history": history, "random": states, "choices": _choices(parts)}
+    save_model(folder / "last", model.sam, state, call)
+    _write_log(folder, history)
+
+
+def load(folder: Path, parts: Parts) -> History:
+    """Load `last` into `parts`, set the random state, and return the history.
+
+    Raises:
+        ValueError: The checkpoint is of another architecture, or of another kind of training.
+    """
+    last = latest(folder)
+    # Written by `save`; weights_only fails for the random states of Python and NumPy.
+    state = torch.load(last / "trainer.pt", map_location="cpu", weights_only=False)
+    _check_shapes(last, state["model"], parts["model"].state_dict())
+    for name, now in _choices(parts).items():
+        if (was := state["choices"][name]) != now:
+            raise ValueError(
+                f"{last} was trained with {name} {was}, now {now}: resume with the same, or start "
+                "a new training in another out_dir"
+            )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    _set_random_state(state["random"])
+    history: History = state["history"]
+    return history
+
+
+def note_config(wrapper: PromptedSam, train_set: Dataset[Item], val_set: Dataset[Item]) -> None:
+    """Note in the config of a model how it is trained, for `evaluate`, `predict` and `segment`."""
+    wrapper.sam.config.multimask_output = wrapper.multimask
+    wrapper.sam.config.gray_levels = common_levels(train_set, val_set)
+    wrapper.sam.config.training_size = training_size(train_set)
+    if wrapper.auxiliary or not is_frozen(wrapper.sam):  # a frozen one keeps the decoder it has
+        attach_decoder(wrapper.sam, wrapper.auxiliary)
+    without_fallback(wrapper.sam)
+
+
+def _choices(parts: Parts) -> dict[str, Any]:
+    """Return what must be the same on resume."""
+    model = parts["model"]
+    trained = sum(p.requires_grad for p in model.parameters())
+    kinds = {name: type(part).__name__ for name, part in parts.items() if name != "model"}
+    return {**kinds, "amp": model.amp, "number of trained parameters": trained}
+
+
+def _check_shapes(last: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the parameters of the model.
+
+    Raises:
+        ValueError: It has not.
+    """
+    there, here = ({name: tuple(x.shape) for name, x in each.items()} for each in (was, now))
+    differ = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"{last} is of another architecture: {len(differ)} of {len(here)} parameters differ.\n"
+            f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here.\n"
+            f"Resume with the same model, or start a new training in another out_dir."
+        )
+
+
+def is_best(history: History) -> bool:
+    """Return whether the last epoch has the highest held-out Dice so far.
+
+    Without held-out objects Dice is NaN, and the last epoch is always the best.
+    """
+    return not history[-1]["dice"] < max(row["dice"] for row in history)
+
+
+def _random_states() -> list[dict[str, Any]]:
+    """Return the random states of all ranks, by rank. Collective."""
+    own = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
+    }
+    rank, world = rank_and_world()
+    states: list[Any] = [own] * world
+    if world > 1:
+        dist.gather_object(own, states if rank == 0 else None)
+    return states
+
+
+def _set_random_state(states: list[dict[str, Any]]) -> None:
+    """Restore the random state of this rank, unless the number of ranks has changed."""
+    rank, world = rank_and_world()
+    if len(states) != world:
+        return
+    own = states[rank]
+    random.setstate(own["python"])
+    np.random.set_state(own["numpy"])
+    torch.set_rng_state(own["torch"])
+    if own["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
+
+
+def latest(folder: Path) -> Path:
+    """Return the latest checkpoint in `folder`, whether it exists or not.
+
+    It is `last`; or `last.old`, if the process was killed while it put a new one in its place.
+    """
+    last, old = folder / "last", folder / "last.old"
+    return old if old.exists() and not last.exists() else last
+
+
+def save_model(
+    folder: Path, sam: nn.Module, state: dict[str, Any] | None = None, call: str = ""
+) -> None:
+    """Write a checkpoint next to `folder`, then rename it, so that it is always complete.
+
+    It includes the configuration of the image processor, for the pipelines of transformers.
+    """
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for leftover in (part, old) if folder.exists() else (part,):
+        shutil.rmtree(leftover, ignore_errors=True)
+    # The progress bar of transformers would interrupt that of training.
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any = sam
+    model.save_pretrained(part, state_dict=plain_state(sam))
+    save_decoder(part, sam)
+    config = json.dumps(image_processor_config(model), indent=2)
+    (part / "preprocessor_config.json").write_text(config + "\n")
+    if shown:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    if state is not None:
+        torch.save(state, part / "trainer.pt")
+    if call:
+        (part / CALL_FILE).write_text(call)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_log(folder: Path, history: History) -> None:
+    """Write `log.csv`, and the last row to TensorBoard if it is installed."""
+    part = folder / "log.csv.part"
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    part.replace(folder / "log.csv")
+    if find_spec("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+
+        row = history[-1]
+        with SummaryWriter(folder / "tensorboard") as board:
+            for name, value in row.items():
+                board.add_scalar(name, value, int(row["epoch"]))

@@ -1,0 +1,93 @@
+"""Training losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+from ddp_magic.sam.evaluation.metrics import iou_score
+from ddp_magic.sam.models.instances import instance_losses
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def dice_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute Dice loss + binary cross-entropy of masks, (n,); logits and target are (n, 1, T, T).
+
+    Other losses of this kind are those of MONAI and torch with `reduction="none"`, such as
+    `DiceFocalLoss(sigmoid=True, lambda_focal=20, reduction="none")`, the loss of SAM.
+    """
+    dice: Tensor = DiceLoss(sigmoid=True, reduction="none")(logits, target)
+    pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return dice.flatten(1).mean(1) + pixels.flatten(1).mean(1)
+
+
+def object_losses(logits: Tensor, iou: Tensor, target: Tensor, loss: Loss = dice_bce) -> Tensor:
+    """Compute the loss of each object: the loss of its best mask, and of the predicted IoU.
+
+    If there are several masks per object, only the one with the lowest loss is trained, because a
+    click can mean a part or the whole. The predicted IoU of all masks is trained.
+
+    Args:
+        logits: (M, C, T, T).
+        iou: predicted IoU, (M, C).
+        target: true masks, (M, 1, T, T), from 0 to 1.
+        loss: a function of logits (n, 1, T, T) and targets (n, 1, T, T) that returns one loss per
+            mask, (n,), or per pixel, (n, ...).
+
+    Returns:
+        One loss per object, (M,).
+
+    Raises:
+        ValueError: `loss` returns a single number.
+
+    Source:
+        Kirillov et al., "Segment Anything", ICCV 2023, appendix A.
+    """
+    if not len(logits):  # on a rank without objects: zero gradients
+        return logits.float().flatten(1).sum(1) + iou.sum(1)
+    logits = logits.float()  # in float16, sums over a 256 x 256 mask overflow
+    true = target.expand_as(logits)
+    of_masks = loss(logits.flatten(0, 1)[:, None], true.flatten(0, 1)[:, None])
+    if not of_masks.ndim or len(of_masks) != iou.numel():
+        raise ValueError(
+            f"loss returned shape {tuple(of_masks.shape)} for {iou.numel()} masks: it must return "
+            "one number per mask or pixel, for example with reduction='none'"
+        )
+    mask_loss = of_masks.reshape(*iou.shape, -1).mean(2)  # (M, C)
+    truth = iou_score(logits.detach(), true > 0.5).to(iou)  # (M, C)
+    best: Tensor = mask_loss.min(1).values + (iou - truth).square().mean(1)
+    return best
+
+
+def step_losses(model: nn.Module, batch: dict[str, Any], loss: Loss = dice_bce) -> Tensor:
+    """Run `model`, a `PromptedSam` or DDP around one, on a prepared batch, and compute its loss.
+
+    Args:
+        model: the model.
+        batch: a batch from `prepare`.
+        loss: the loss of masks, see `object_losses`.
+
+    Returns:
+        One loss per object, (M,): the mean over the rounds, plus the weighted loss of
+        the decoder of instances for the image of the object.
+    """
+    target, losses = batch["target"], []
+    for logits, iou in model(batch):  # (M, C, s, s) and (M, C)
+        full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear")
+        if "counted" in batch:  # certain, and right, where pixels are ignored
+            full = full.masked_fill(~batch["counted"], -30.0)
+        losses.append(object_losses(full, iou, target, loss))
+    of_masks = torch.stack(losses).mean(0)
+    own: Any = getattr(model, "module", model)
+    if own.auxiliary is None:
+        return of_masks
+    of_images = instance_losses(own.auxiliary_output, batch["instances"])
+    # Not of_images[index], whose gradient on a CPU is summed in no fixed order.
+    weighted: Tensor = own.auxiliary.weight * of_images.index_select(0, batch["image_index"])
+    return of_masks + weighted
