@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from tests.integration.kernel import Kernel
-from tests.unit.kernel.test_connections import NONSENSE
+from tests.unit.kernel.worker_group.test_connections import NONSENSE
 
 WAITING = """
 import time
