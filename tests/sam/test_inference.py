@@ -43,7 +43,7 @@ from .family import FAMILY, build
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was trained on synthetic cells until it finds most of them."""
     folder = tmp_path_factory.mktemp("trained")
-    sets = SamDataset(*cells(n=160)), SamDataset(*cells(n=16, seed=1))
+    sets = SamDataset(*cells(n=96)), SamDataset(*cells(n=16, seed=1))
     prompts = {"points": 2, "boxes": 1, "masks": 1}
     sam = tiny_sam()
     model = PromptedSam(sam, prompts, rounds=1, multimask=False, auxiliary=instance_decoder(sam))
