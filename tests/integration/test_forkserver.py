@@ -185,6 +185,7 @@ def test_never_the_users_own_modules(kernel: Kernel, shared_kernel_directory: Pa
     assert "my_dataset" not in _status(kernel)
 
 
+@pytest.mark.slow
 def test_libraries_that_cannot_be_preloaded_are_left_to_the_ranks(
     new_kernel: Callable[..., Kernel], site: Site, tmp_path: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_libraries_that_cannot_be_preloaded_are_left_to_the_ranks(
     assert len(pids) == 2
 
 
+@pytest.mark.slow
 def test_a_prelude_that_cannot_be_preloaded(new_kernel: Callable[..., Kernel], site: Site) -> None:
     """It works in the ranks, costs one forkserver, and what it imports first is preloaded."""
     site.install(
@@ -272,6 +274,7 @@ def test_a_library_that_raises_is_left_alone(kernel: Kernel, shared_site: Site) 
     assert "no kernel here" in result.error["evalue"], result
 
 
+@pytest.mark.slow
 def test_preload_by_configuration(kernel: Kernel, shared_site: Site) -> None:
     """`%config DDPMagics.preload` names more, or turns it off."""
     shared_site.install("asked_for", "")
@@ -355,6 +358,7 @@ def test_an_upgraded_package_is_noticed(kernel: Kernel, shared_site: Site) -> No
     assert result.text.count("version 22") == 2, result
 
 
+@pytest.mark.slow
 def test_a_checkout_in_front_of_the_package(
     kernel: Kernel, shared_site: Site, tmp_path: Path
 ) -> None:
@@ -528,6 +532,7 @@ def test_it_dies_with_its_kernel_while_it_imports(new_kernel: Callable[..., Kern
     assert wait_gone([forkserver.pid], 3.0) == []
 
 
+@pytest.mark.slow
 def test_it_sweeps_while_it_imports(new_kernel: Callable[..., Kernel], site: Site) -> None:
     """Kernel and agent killed during an import: what a rank had started is gone 3 s later."""
     site.install("slow", "import time\ntime.sleep(1000)")
@@ -605,6 +610,7 @@ def test_cold_and_stopped(kernel: Kernel) -> None:
     assert kernel.processes() == []
 
 
+@pytest.mark.slow
 def test_cold_and_the_kernels_end(new_kernel: Callable[..., Kernel]) -> None:
     """SIGKILL the kernel: torchrun, keepers and ranks are gone in 3 s."""
     kernel = new_kernel()
@@ -637,6 +643,7 @@ def test_the_preludes_libraries_are_imported_once(kernel: Kernel) -> None:
 # --- at length ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
     reason="needs a mount namespace",

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.kernel import Kernel
 
 CELLS = [
@@ -159,6 +161,7 @@ print("trained", len(scores))
 """
 
 
+@pytest.mark.slow
 def test_the_guides_own_code(kernel: Kernel) -> None:
     """Its helpers in ordinary cells, then its setup, a training function and its cleanup."""
     for cell in CELLS:

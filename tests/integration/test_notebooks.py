@@ -155,6 +155,7 @@ EXPLAINED = [  # in the order of the cells
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * LONG_S)
 def test_deadlocks(tmp_path: Path) -> None:
     """Each mistake is explained; as it was committed, and as it runs here."""

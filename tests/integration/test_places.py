@@ -58,6 +58,7 @@ def test_something_in_the_place_of_the_logs(
     assert list((short_path / "other").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_preloaded_librarys_temporary_directory(new_kernel: Callable[..., Kernel]) -> None:
     """matplotlib makes one where it finds no cache; no rank removes it, or fails to."""
     kernel = new_kernel({"XDG_CACHE_HOME": "/dev/null", "XDG_CONFIG_HOME": "/dev/null"})
@@ -139,6 +140,7 @@ def test_logs_that_cannot_be_written(kernel: Kernel, runs: Path) -> None:
     assert len(said) == 1, result
 
 
+@pytest.mark.slow
 def test_a_cleaner_between_cells(kernel: Kernel, runs: Path) -> None:
     """All directories are removed: the next cells work, a session's too, and are logged."""
     for options in ("-n 2", "-s lab -n 2"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.integration.kernel import Kernel
 from tests.limits import LONG_S
 
@@ -18,6 +20,7 @@ def _without_numbers(lines: list[str]) -> list[str]:
     return sorted(re.sub(r"\d+(\.\d+)?", "0", line) for line in lines)
 
 
+@pytest.mark.slow
 def test_every_cell_runs(kernel: Kernel) -> None:
     """A cell that is copied from the README works, after those above it; here it trains briefly."""
     for cell in CELLS:

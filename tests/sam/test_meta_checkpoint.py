@@ -55,7 +55,14 @@ def _sam(modeling: Any, width: int = 32, heads: int = 2, depth: int = 3) -> Any:
     return sam
 
 
-@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1280, 16)])  # ViT-B, L, H
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [  # ViT-B, L, H
+        (768, 12),
+        pytest.param(1024, 16, marks=pytest.mark.slow),
+        pytest.param(1280, 16, marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_the_masks_are_those_of_metas_code(
     modeling: Any, width: int, heads: int, tmp_path: Path

@@ -129,7 +129,9 @@ def test_scores_do_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     assert one["count"] == len(_uneven().points) == 16
 
 
-@pytest.mark.parametrize(("world", "images"), [(2, 2), (2, 4), (4, 7)])
+@pytest.mark.parametrize(
+    ("world", "images"), [(2, 2), (2, 4), pytest.param(4, 7, marks=pytest.mark.slow)]
+)
 def test_gradients_do_not_depend_on_the_number_of_ranks(
     tmp_path: Path, world: int, images: int
 ) -> None:
@@ -181,6 +183,7 @@ def _train_all_ways(rank: int, world: int, folder: str) -> list[Any]:
     return out
 
 
+@pytest.mark.slow
 def test_ranks_stay_equal_in_all_ways(tmp_path: Path) -> None:
     """No rank hangs, and all ranks end with the same weights and scores."""
     work = partial(_train_all_ways, folder=str(tmp_path / "out"))

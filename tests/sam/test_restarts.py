@@ -55,6 +55,7 @@ def _scores(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in timing} for row in history]
 
 
+@pytest.mark.slow
 def test_train_goes_on_with_the_same_result(
     tmp_path: Path, attempt: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_train_goes_on_with_the_same_result(
     assert _read(sets) == IMAGES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["run-2", "none"])
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path, attempt: Any, run: str) -> None:
     """Neither if torchrun has given the run no id."""
@@ -88,6 +90,7 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path, attempt: Any, r
     assert _read(sets) == 2 * IMAGES
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_launch_is_not_used(tmp_path: Path, attempt: Any) -> None:
     """It had the same id, and this one's first attempt failed before its first checkpoint."""
     attempt(0)
@@ -100,6 +103,7 @@ def test_a_checkpoint_of_an_earlier_launch_is_not_used(tmp_path: Path, attempt: 
     assert _read(sets) == 2 * IMAGES
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_call_is_not_used(tmp_path: Path, attempt: Any) -> None:
     """The second call of a cell has overwritten that of the first, which begins again."""
     attempt(0)
@@ -114,6 +118,7 @@ def test_a_checkpoint_of_another_call_is_not_used(tmp_path: Path, attempt: Any) 
     assert (_read(first), _read(second)) == (2 * IMAGES, 2 * IMAGES)
 
 
+@pytest.mark.slow
 def test_a_call_that_was_done_is_not_repeated(tmp_path: Path, attempt: Any) -> None:
     """Each call has its folder: the first is read, the second goes on."""
     attempt(0)
@@ -128,6 +133,7 @@ def test_a_call_that_was_done_is_not_repeated(tmp_path: Path, attempt: Any) -> N
     assert (_read(first), _read(second)) == (0, IMAGES)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_replaced_a_checkpoint(tmp_path: Path, attempt: Any) -> None:
     """The one before is complete, and used; the next replaces both."""
     attempt(0)
