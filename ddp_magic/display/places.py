@@ -10,6 +10,8 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
+from ddp_magic.system.frames import cell_label
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _WARNING = re.compile(r"^(.+?\.py):(\d+): (?=\w+: )")
 _NUMBERED = re.compile(r"cell_(\d+)(?:_\d+)?\.py$")
@@ -17,13 +19,13 @@ _NUMBERED = re.compile(r"cell_(\d+)(?:_\d+)?\.py$")
 
 def cell_labels(files: Iterable[str]) -> dict[str, str]:
     """Return what a person calls the cells of these files: `Cell In[5]`, or `Cell`."""
-    return {file: _cell_label(file) for file in files}
+    return {file: _label_of(file) for file in files}
 
 
 @functools.cache  # a session has many cells, and each run asks for all of them
-def _cell_label(file: str) -> str:
+def _label_of(file: str) -> str:
     number = _NUMBERED.search(file)
-    return f"Cell In[{number[1]}]" if number else "Cell"
+    return cell_label(int(number[1]) if number else None)
 
 
 def with_cell_names(line: str, labels: Mapping[str, str]) -> str:

@@ -33,6 +33,7 @@ from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.kernel.values.value_stream import Extra
+from ddp_magic.system.frames import cell_label
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.forkserver_status import ForkserverStatus
@@ -260,7 +261,7 @@ class Controller:
             directory,
             background,
             process=process,
-            label=f"Cell In[{execution_count}]" if execution_count else "Cell",
+            label=cell_label(execution_count),
             devices=options.devices,
             captured=tuple(capture.values),
         )

@@ -144,6 +144,11 @@ def text_without_ours(lines: Iterable[str]) -> list[str]:
     return kept
 
 
+def cell_label(number: int | None) -> str:
+    """Return what a person calls a cell: `Cell In[5]`, or `Cell` where it has no number."""
+    return f"Cell In[{number}]" if number else "Cell"
+
+
 def know_source(file: str, source: str) -> None:
     """Let tracebacks, `inspect` and debuggers find the source of a file that need not exist."""
     lines = [line + "\n" for line in source.rstrip("\n").split("\n")]

@@ -21,7 +21,7 @@ from time import time as now  # bound here: a cell may replace the module's
 from types import TracebackType
 from typing import TypeAlias
 
-from ddp_magic.system.frames import is_ours, shortened, without_ours
+from ddp_magic.system.frames import cell_label, is_ours, shortened, without_ours
 from ddp_magic.wire.messages import Error, Finished, RunCell
 from ddp_magic.worker.interrupts import user_code
 
@@ -52,9 +52,7 @@ class CellPlace:
     @classmethod
     def of(cls, command: RunCell) -> CellPlace:
         """Return the place of the cell that a command runs."""
-        number = command.execution_count
-        label = "Cell" if number is None else f"Cell In[{number}]"
-        return cls(command.name, label, is_call=command.call)
+        return cls(command.name, cell_label(command.execution_count), is_call=command.call)
 
 
 def send_error(

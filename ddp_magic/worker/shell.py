@@ -24,6 +24,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
+from ddp_magic.system.frames import cell_label
 from ddp_magic.wire.messages import RunCell
 from ddp_magic.worker import child_main
 from ddp_magic.worker.console import bars, debugger, keyboard
@@ -145,7 +146,7 @@ class CellCompiler(CachingCompiler):
 
     def numbered_labels(self) -> dict[str, str]:
         """Return what a person calls the cells that have a number, by file: `Cell In[5]`."""
-        return {file: f"Cell In[{number}]" for file, number in self.numbered_cells()}
+        return {file: cell_label(number) for file, number in self.numbered_cells()}
 
     def labels(self) -> dict[str, str]:
         """Return what a person calls the files of cells: `Cell In[5]`."""
