@@ -12,13 +12,10 @@ change.
 from __future__ import annotations
 
 import ast
-import itertools
-import os
 import threading
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -159,23 +156,3 @@ def _indentation(body: str) -> str:
         if stripped := line.lstrip():
             return line[: len(line) - len(stripped)]
     return ""
-
-
-def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> str:
-    """Return what a cell calls itself: a file of the notebook's directory, as a script would be.
-
-    No such file is made there. Who wants the cell's text finds it in `linecache`.
-
-    Args:
-        cell_path: Where the cell lies, in the run's directory.
-        number: In the notebook's `In[n]`.
-        taken: What the session's other cells call themselves.
-    """
-    stem = f"cell_{number}" if number else cell_path.parent.name
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it has been removed
-        here = cell_path.parent
-    names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-    files = (f"{here}/{name}.py" for name in names)
-    return next(file for file in files if file not in taken and not os.path.lexists(file))

@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import CellCode, Surroundings
+from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.diagnosis.hangs import HANG_S
 from ddp_magic.display.diagnosis.restarts import (
     TIMED_OUT,
@@ -17,27 +16,27 @@ from ddp_magic.display.diagnosis.restarts import (
     restart_line,
 )
 from ddp_magic.display.diagnosis.verdict import Evidence, StopReason, judge
-from ddp_magic.display.places import cell_labels
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
-from ddp_magic.kernel.cell import Cell, cell_file
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
 from ddp_magic.kernel.machine.limits import system_error
 from ddp_magic.kernel.questions import Questions
 from ddp_magic.kernel.renewal import prepare_next_cell
+from ddp_magic.kernel.run_code import RunCode
 from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.stop import Stop, reason_to_stop
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.pull import KeptPulls, Pulls
-from ddp_magic.kernel.watch import profiling, stacks
 from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
+from ddp_magic.kernel.watch.profiling import Profiling
+from ddp_magic.kernel.watch.stacks import Stacks
 from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.system.environment import is_late, rank_environment
-from ddp_magic.system.frames import know_source
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.kernel_events import (
@@ -91,14 +90,24 @@ class Run(RunRecord):
         directory: RunDirectory | None = None,
         background: Background | None = None,
     ) -> None:
+        capture = capture or Capture()
         source = cell.source.encode()
         self.directory = directory or process_storage.new_run_directory(len(source))
         self.directory.cell.write_bytes(source)
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
+        self._code = RunCode(
+            cell.source,
+            self.directory.cell,
+            execution_count,
+            cells={} if cell_files is None else cell_files,
+            functions=capture.command.sources if capture.command else {},
+            is_call=options.call,
+        )
         super().__init__(
             id=self.directory.id,
-            label=f"Cell In[{execution_count}]" if execution_count else "Cell",
+            label=self._code.cell.label,
+            cell_labels=self._code.labels,
             log_directory=logs,
             journal=self.directory.journal,
             devices=options.devices,
@@ -113,9 +122,9 @@ class Run(RunRecord):
         self.results: Any = {}
         self._cell = cell
         self._around = around or Surroundings()
-        self._capture = capture or Capture()
+        self._capture = capture
         self._hang_s = hang_s
-        self.captured = tuple(self._capture.values)
+        self.captured = tuple(capture.values)
         self._has_cell = False  # whether the ranks have been sent the cell
         self._pulls = self._new_pulls()
         self._watch = CollectiveWatch(options, self.directory, hang_s)
@@ -124,18 +133,13 @@ class Run(RunRecord):
         self._kernel_ended = False
         self._stop: Stop | None = None
         self._presses = InterruptCounter()  # of Stop
-        self._cell_files = {} if cell_files is None else cell_files
-        file = cell_file(self.directory.cell, execution_count, self._cell_files)
-        self._cell_files[file] = cell.source
-        sources = self._capture.command.sources if self._capture.command else {}
-        functions = {file: f"Cell In[{n}]" for file, (_, n) in sources.items() if n is not None}
-        self.cell_labels = {**functions, **cell_labels(self._cell_files)}
-        self._code = CellCode(file, self.label, functions, is_call=options.call)
+        self._stacks = Stacks(logs, self._code.cell)
+        self._profiling = Profiling(options, self.directory, self._code)
         self._command = options.command(
             path=str(self.directory.cell),
-            file=file,
+            file=self._code.file,
             execution_count=execution_count,
-            prelude=tuple(sorted(self._capture.prelude)),
+            prelude=tuple(sorted(capture.prelude)),
             shell=notebook_shell or {},
         )
 
@@ -203,8 +207,7 @@ class Run(RunRecord):
         else:
             # What the cell sets for libraries that are imported before it runs.
             early = {n: v for n, v in self._cell.environment.items() if not is_late(n)}
-            if self._command.profile:
-                early = profiling.ENVIRONMENT | early
+            early = self._profiling.environment() | early
             env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
             self._group.start(engine, env, sys_path, self._command.prelude)
         self._send_captured()
@@ -229,7 +232,7 @@ class Run(RunRecord):
                 self._questions.stop()
                 self._take(self._stop.step(counter.count, time.monotonic()), screen)
         self._take(self._group.drain(), screen)
-        self._take(self._stacks_of_crashes(), screen)
+        self._take(self._stacks.of_crashes(self.ranks), screen)
         self.waits = ()
         self._take(self._watch.finish(self.ranks), screen)
         self.checked = self._watch.checked
@@ -319,7 +322,7 @@ class Run(RunRecord):
             self._gives_up = True
             self._group.kill()
             return
-        self._take(self._stacks_of_crashes(), screen)
+        self._take(self._stacks.of_crashes(self.ranks), screen)
         self.group_end = GroupEnded(agent_died=event.agent_died)
         evidence = self._evidence()
         _, error = judge(evidence)
@@ -332,7 +335,7 @@ class Run(RunRecord):
         lines = [*waits, restart_line(restart, self.max_restarts)]
         self._take([Note(text=line) for line in lines], screen)
         self._begin_attempt()
-        profiling.forget_profiles(self.directory, self.options.nproc)
+        self._profiling.begin_attempt()
         self._send_captured()
 
     def _take_results(self, screen: Screen) -> None:
@@ -343,7 +346,7 @@ class Run(RunRecord):
         pulled = {pull.path for pull in self.options.pull}
         self.stayed = tuple(name for name in self.stayed if name not in pulled)
         # A function that comes back names the cell as its file, and there is none.
-        know_source(self._command.name, self._cell.source)
+        self._code.make_known()
         if self.error is None:
             self.results = values
             if self._pulls.failed:
@@ -358,20 +361,10 @@ class Run(RunRecord):
 
     def _take_profile(self) -> None:
         """Take what the ranks have measured; a run that failed has a profile too."""
-        if not self._command.profile:
-            return
-        hidden = self._command.name if self.options.call else ""
-        measured = profiling.take_profiles(self.directory, self.options.nproc, hidden)
-        sources = self._capture.command.sources if self._capture.command else {}
-        code = profiling.code_of(self._command.name, self._cell_files, self.cell_labels, sources)
-        self.profile = profiling.profile_of(
-            measured, self.options.nproc, code, restarts=len(self.restarts)
-        )
-        if self.options.profile:
-            self.closing, self.figure = profiling.shown(self.profile)
-        if self.options.trace is not None:
-            line = profiling.write_trace(self.options.trace, measured, code, self.label)
-            self.closing = (*self.closing, line)
+        measured = self._profiling.finish(restarts=len(self.restarts))
+        if measured is not None:
+            self.profile = measured.profile
+            self.closing, self.figure = measured.lines, measured.figure
 
     def _end(self) -> None:
         self._questions.stop()
@@ -423,12 +416,7 @@ class Run(RunRecord):
 
     def stacks(self) -> list[StackDumped]:
         """Return the stacks of the ranks that run."""
-        return stacks.ask(
-            [rank.rank for rank in self.ranks if rank.busy and rank.pid is not None],
-            self.log_directory,
-            self._group.dump_stack,
-            code=self._code,
-        )
+        return self._stacks.ask(self.ranks, self._group.dump_stack)
 
     # --- how it ends --------------------------------------------------------------------------
 
@@ -452,21 +440,13 @@ class Run(RunRecord):
         return reason and Stop(
             self._group,
             self.ranks,
-            stack_of=self._stack_of,
+            stack_of=self._stacks.of,
             reason=reason,
             starting=starting,
             keep=keep and not starting,
             now=time.monotonic(),
             again=f"%ddp_stop {self.id} again" if self.background else "press Stop again",
         )
-
-    def _stacks_of_crashes(self) -> list[RunEvent]:
-        crashed = [r for r in self.ranks if r.code and r.error is None and r.finished is None]
-        stacks = [self._stack_of(rank.rank) for rank in crashed]
-        return [stack for stack in stacks if stack is not None]
-
-    def _stack_of(self, rank: int) -> StackDumped | None:
-        return diagnose.read_stack(self.log_directory, rank, self._code)
 
     def _evidence(self) -> Evidence:
         return Evidence(

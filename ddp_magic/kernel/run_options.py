@@ -56,6 +56,11 @@ class Options:
     from_python: bool = False
     gpu_locks: GpuLocks = field(default_factory=GpuLocks, compare=False)
 
+    @property
+    def measures(self) -> bool:
+        """Whether the ranks measure where their time goes."""
+        return self.profile or self.trace is not None
+
     def command(
         self,
         *,
@@ -77,7 +82,7 @@ class Options:
             pull=tuple((pull.path, pull.rank) for pull in self.pull),
             call=self.call,
             check=self.check,
-            profile=self.profile or self.trace is not None,
+            profile=self.measures,
             debug=self.debug,
         )
 

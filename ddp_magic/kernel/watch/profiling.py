@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddp_magic.display.profiles.figure import figure_png
 from ddp_magic.display.profiles.profile import Code, Profile, summarize
 from ddp_magic.display.profiles.trace import trace_of
+from ddp_magic.kernel.run_code import RunCode
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.profile import Place, RankProfile, read
 
@@ -20,11 +22,62 @@ from ddp_magic.wire.profile import Place, RankProfile, read
 ENVIRONMENT = {"TORCH_NCCL_ENABLE_TIMING": "1"}
 
 
-def forget_profiles(directory: RunDirectory, nproc: int) -> None:
-    """Remove what the ranks have measured in an attempt; the next one begins its own files."""
-    for rank in range(nproc):
-        with contextlib.suppress(OSError):  # there is none
-            directory.profile(rank).unlink()
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured in a run, and how it is shown.
+
+    Attributes:
+        profile: Where the time went; None if no rank has measured anything.
+        lines: What to show at the end.
+        figure: A figure to show at the end, as PNG; None for none.
+    """
+
+    profile: Profile | None
+    lines: tuple[str, ...] = ()
+    figure: bytes | None = None
+
+
+class Profiling:
+    """What the ranks of a run measure (`--profile`, `--trace`).
+
+    Args:
+        options: Of the run.
+        directory: Of the run; the ranks write there.
+        code: The run's.
+    """
+
+    def __init__(self, options: Options, directory: RunDirectory, code: RunCode) -> None:
+        self._options = options
+        self._directory = directory
+        self._code = code
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that the ranks need to measure."""
+        return dict(ENVIRONMENT) if self._options.measures else {}
+
+    def begin_attempt(self) -> None:
+        """Forget what the ranks have measured: restarted, they begin their own files."""
+        for rank in range(self._options.nproc):
+            with contextlib.suppress(OSError):  # there is none
+                self._directory.profile(rank).unlink()
+
+    def finish(self, *, restarts: int) -> Measured | None:
+        """Return what the ranks have measured, and write the trace; None if nothing was asked for.
+
+        Args:
+            restarts: How often the ranks were restarted.
+        """
+        options, title = self._options, self._code.cell.label
+        if not options.measures:
+            return None
+        hidden = self._code.file if options.call else ""
+        profiles = take_profiles(self._directory, options.nproc, hidden)
+        code = self._code.profiled()
+        profile = profile_of(profiles, options.nproc, code, restarts=restarts)
+        lines, figure = shown(profile) if options.profile else ((), None)
+        if options.trace is not None:
+            lines = (*lines, write_trace(options.trace, profiles, code, title))
+        return Measured(profile=profile, lines=lines, figure=figure)
 
 
 def take_profiles(directory: RunDirectory, nproc: int, hidden: str = "") -> list[RankProfile]:
@@ -48,28 +101,6 @@ def take_profiles(directory: RunDirectory, nproc: int, hidden: str = "") -> list
             profile.places = [Place() if p.file == hidden else p for p in profile.places]
             found.append(profile)
     return found
-
-
-def code_of(
-    cell_file: str,
-    cells: Mapping[str, str],
-    labels: Mapping[str, str],
-    sources: Mapping[str, Sequence[object]],
-) -> Code:
-    """Return the names of the files of a run's code.
-
-    Args:
-        cell_file: What the cell calls itself.
-        cells: Its text and that of the session's earlier cells, by file.
-        labels: Names of the session's cells, by file.
-        sources: Text and cell number of the notebook's functions, by file; see `Captured`.
-    """
-    captured = {file: f"Cell In[{number}]" for file, (_, number) in sources.items() if number}
-    texts = {file: str(text) for file, (text, _) in sources.items()}
-    return Code(
-        labels={**captured, **labels, cell_file: ""},
-        sources={**texts, **cells},
-    )
 
 
 def profile_of(

@@ -3,52 +3,74 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.diagnosis.diagnose import CellCode
+from ddp_magic.display.rank import Rank
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
 
 WAIT_S = 2.0  # for a rank to write; one that is stopped does not
 SETTLE_S = 0.05  # between the first and the last byte of a dump
 POLL_S = 0.02
+FRAMES = 8  # of a rank that died, or had to be killed
 MAX_FRAMES = 40
 
 
-def ask(
-    ranks: Collection[int],
-    directory: RunDirectory,
-    dump: Callable[[int], None],
-    *,
-    code: CellCode,
-    wait_s: float = WAIT_S,
-) -> list[StackDumped]:
-    """Return the stacks of ranks, innermost frame first; of those that write them in time.
+class Stacks:
+    """The stacks of a run's ranks, innermost frame first.
 
     Args:
-        ranks: Which ranks.
-        directory: Where they write.
-        dump: Asks a rank to write.
+        directory: Where the ranks write.
         code: The cell's.
-        wait_s: How long to wait, in seconds.
+        wait_s: How long to wait for a rank, in seconds.
     """
-    sizes = {rank: _size(directory, rank) for rank in ranks}
-    for rank in ranks:
-        dump(rank)
-    deadline = time.monotonic() + wait_s
-    while any(_size(directory, rank) == size for rank, size in sizes.items()):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(POLL_S)
-    time.sleep(SETTLE_S)
-    written = [rank for rank, size in sizes.items() if _size(directory, rank) > size]
-    stacks = [diagnose.read_stack(directory, rank, code, MAX_FRAMES) for rank in written]
+
+    def __init__(self, directory: RunDirectory, code: CellCode, wait_s: float = WAIT_S) -> None:
+        self._directory = directory
+        self._code = code
+        self._wait_s = wait_s
+
+    def of(self, rank: int, limit: int = FRAMES) -> StackDumped | None:
+        """Return what a rank wrote last; None if it wrote nothing.
+
+        Args:
+            rank: Which rank.
+            limit: Most frames to return.
+        """
+        return diagnose.read_stack(self._directory, rank, self._code, limit)
+
+    def of_crashes(self, ranks: Iterable[Rank]) -> list[StackDumped]:
+        """Return what ranks wrote that died without a word of their own."""
+        crashed = [r for r in ranks if r.code and r.error is None and r.finished is None]
+        return _known(self.of(rank.rank) for rank in crashed)
+
+    def ask(self, ranks: Iterable[Rank], dump: Callable[[int], None]) -> list[StackDumped]:
+        """Return the stacks of the ranks that run; of those that write them in time.
+
+        Args:
+            ranks: What is known of the ranks.
+            dump: Asks a rank to write.
+        """
+        sizes = {r.rank: self._size(r.rank) for r in ranks if r.busy and r.pid is not None}
+        for rank in sizes:
+            dump(rank)
+        deadline = time.monotonic() + self._wait_s
+        while any(self._size(rank) == size for rank, size in sizes.items()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+        time.sleep(SETTLE_S)
+        written = [rank for rank, size in sizes.items() if self._size(rank) > size]
+        return _known(self.of(rank, MAX_FRAMES) for rank in written)
+
+    def _size(self, rank: int) -> int:
+        try:
+            return self._directory.stacks(rank).stat().st_size
+        except OSError:
+            return 0
+
+
+def _known(stacks: Iterable[StackDumped | None]) -> list[StackDumped]:
     return [stack for stack in stacks if stack is not None]
-
-
-def _size(directory: RunDirectory, rank: int) -> int:
-    try:
-        return directory.stacks(rank).stat().st_size
-    except OSError:
-        return 0

@@ -21,7 +21,7 @@ from ddp_magic.errors import (
     WorkerError,
     WorkerLostError,
 )
-from ddp_magic.kernel.cell import Cell, cell_file
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
@@ -680,16 +680,6 @@ def test_a_run_describes_itself(tmp_path: Path) -> None:
         "  results: loss",
         f"  logs: {tmp_path}",
     ]
-
-
-def test_what_a_cell_calls_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of the working directory that is not there, nor another cell's of the session."""
-    monkeypatch.chdir(tmp_path)
-    cell = Path("/runs/1127-1/cell.py")
-    assert cell_file(cell, 5, set()) == str(tmp_path / "cell_5.py")
-    assert cell_file(cell, None, set()) == str(tmp_path / "1127-1.py")
-    (tmp_path / "cell_5.py").touch()
-    assert cell_file(cell, 5, {str(tmp_path / "cell_5_2.py")}) == str(tmp_path / "cell_5_3.py")
 
 
 # --- --check ----------------------------------------------------------------------------------

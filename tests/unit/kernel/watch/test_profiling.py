@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ddp_magic.display.profiles.profile import Code
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import CellScreen
+from ddp_magic.kernel.run_code import RunCode
+from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.watch import profiling
+from ddp_magic.kernel.watch.profiling import Profiling
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.profile import Place, ProfileWriter, Sample, Spent
 from ddp_magic.wire.states import State
 from tests.unit.fakes import FakeShell
 
 CELL = "/run/cell_5.py"
+CODE = Code(labels={CELL: ""}, sources={CELL: "load()\n"})
 
 
 def _measure(directory: RunDirectory, rank: int, file: str = CELL) -> None:
@@ -46,43 +52,27 @@ def test_lines_that_are_not_the_users_are_not_named(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     (found,) = profiling.take_profiles(directory, 1, hidden=CELL)
-    code = profiling.code_of(CELL, {CELL: "x = 1\n"}, {}, {})
-    profile = profiling.profile_of([found], 1, code)
+    profile = profiling.profile_of([found], 1, CODE)
     assert profile is not None
     assert profile.lines == ()
-
-
-def test_code_is_named_as_in_the_notebook() -> None:
-    """This cell, other cells of the session, and functions that were sent from the notebook."""
-    sources = {"/tmp/1.py": ["def f(): ...", 2], "/tmp/2.py": ["text", None]}
-    cells = {CELL: "x = 1\n", "/o": "def g(): ...\n"}
-    code = profiling.code_of(CELL, cells, {CELL: "Cell In[5]", "/o": "Cell In[4]"}, sources)
-    assert code.where(Place(CELL, 1)) == "line 1"
-    assert code.where(Place("/o", 1)) == "Cell In[4], line 1"
-    assert code.where(Place("/tmp/1.py", 1)) == "Cell In[2], line 1"
-    assert code.where(Place("/tmp/2.py", 1)) == "2.py, line 1"
-    assert code.source(Place(CELL, 1)) == "x = 1"
-    assert code.source(Place("/o", 1)) == "def g(): ..."
-    assert code.source(Place("/tmp/1.py", 1)) == "def f(): ..."
 
 
 def test_a_trace_is_json_and_says_where_it_is(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     found = profiling.take_profiles(directory, 1)
-    path, code = tmp_path / "trace.json", profiling.code_of(CELL, {}, {}, {})
-    line = profiling.write_trace(path, found, code, "Cell In[5]")
+    path = tmp_path / "trace.json"
+    line = profiling.write_trace(path, found, CODE, "Cell In[5]")
     assert line == f"trace: {path} (open it at https://ui.perfetto.dev)"
     assert json.loads(path.read_text())["otherData"]["title"] == "Cell In[5]"
 
 
 def test_a_trace_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> None:
-    code = profiling.code_of(CELL, {}, {}, {})
-    assert "no rank has measured anything" in profiling.write_trace(tmp_path, [], code, "")
+    assert "no rank has measured anything" in profiling.write_trace(tmp_path, [], CODE, "")
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     found = profiling.take_profiles(directory, 1)
-    assert "could not be written to" in profiling.write_trace(tmp_path, found, code, "")
+    assert "could not be written to" in profiling.write_trace(tmp_path, found, CODE, "")
 
 
 def test_a_screen_ends_with_the_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +80,7 @@ def test_a_screen_ends_with_the_profile(tmp_path: Path, capsys: pytest.CaptureFi
     directory = RunDirectory(tmp_path)
     _measure(directory, 0)
     found = profiling.take_profiles(directory, 1)
-    profile = profiling.profile_of(found, 1, profiling.code_of(CELL, {CELL: "load()\n"}, {}, {}))
+    profile = profiling.profile_of(found, 1, CODE)
     lines, _ = profiling.shown(profile)
     for notebook in (True, False):
         shell = FakeShell(notebook=notebook)
@@ -112,3 +102,43 @@ def test_without_a_profile_one_line_says_so() -> None:
         ("there is no profile: no rank ran its cell for long enough",),
         None,
     )
+
+
+# --- of a run -------------------------------------------------------------------------------------
+
+
+def _profiling(directory: Path, **options: Any) -> Profiling:
+    code = RunCode("load()\n", directory / "cell.py", 5, cells={}, functions={}, is_call=False)
+    return Profiling(Options(nproc=1, **options), RunDirectory(directory), code)
+
+
+def test_a_run_that_is_not_measured_has_nothing_to_show(tmp_path: Path) -> None:
+    profiling = _profiling(tmp_path)
+    assert profiling.environment() == {}
+    assert profiling.finish(restarts=0) is None
+
+
+def test_a_profile_is_shown_and_a_trace_is_written(tmp_path: Path) -> None:
+    """A run that is only traced has a profile too, which is not shown."""
+    trace = tmp_path / "trace.json"
+    for options in ({"profile": True}, {"trace": trace}, {"profile": True, "trace": trace}):
+        _measure(RunDirectory(tmp_path), 0)
+        profiling = _profiling(tmp_path, **options)
+        assert "TORCH_NCCL_ENABLE_TIMING" in profiling.environment()
+        found = profiling.finish(restarts=0)
+        assert found is not None
+        assert found.profile is not None
+        assert (found.figure is not None) == ("profile" in options)
+        assert ("Verdict" in "\n".join(found.lines)) == ("profile" in options)
+        assert ([line for line in found.lines if str(trace) in line] != []) == ("trace" in options)
+
+
+def test_an_attempt_begins_its_own_files(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    _measure(directory, 0)
+    profiling = _profiling(tmp_path, profile=True)
+    profiling.begin_attempt()
+    profiling.begin_attempt()
+    found = profiling.finish(restarts=1)
+    assert found is not None
+    assert found.profile is None
