@@ -22,13 +22,13 @@ from ddp_magic.display.record import Background, RunRecord, Screen, error_lines,
 from ddp_magic.engines import Engine
 from ddp_magic.errors import PullError, RunInterrupted
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.interrupts import InterruptCounter, interrupted_words
+from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.machine.limits import system_error
 from ddp_magic.kernel.questions import Questions
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_code import RunCode
 from ddp_magic.kernel.run_options import Options, group_of
-from ddp_magic.kernel.stop import Stop, reason_to_stop
+from ddp_magic.kernel.stop import Stopper
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.pull import KeptPulls, Pulls
 from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
@@ -130,11 +130,16 @@ class Run(RunRecord):
         self._watch = CollectiveWatch(options, self.directory, hang_s)
         self._questions = Questions(None)
         self._gives_up = False
-        self._kernel_ended = False
-        self._stop: Stop | None = None
-        self._presses = InterruptCounter()  # of Stop
-        self._stacks = Stacks(logs, self._code.cell)
         self._profiling = Profiling(options, self.directory, self._code)
+        self._stacks = Stacks(logs, self._code.cell)
+        self._stopper = Stopper(
+            self._group,
+            self.ranks,
+            stack_of=self._stacks.of,
+            time_limit_s=options.time_limit_s,
+            kept=self._group.kept,
+            again=f"%ddp_stop {self.id} again" if background else "press Stop again",
+        )
         self._command = options.command(
             path=str(self.directory.cell),
             file=self._code.file,
@@ -181,10 +186,10 @@ class Run(RunRecord):
         screen.start(self)
         notes = (*process_storage.take_notes(), *self._capture.notes)
         self._take([Note(text=text) for text in notes], screen)
-        with self._presses as counter:
+        with self._stopper.presses as counter:
             try:
                 self._start(screen, engine, sys_path)
-                self._follow(screen, counter)
+                self._follow(screen)
                 self._take_results(screen)
             except OSError as error:
                 self.error = system_error(error)
@@ -218,19 +223,18 @@ class Run(RunRecord):
         if self._capture.command is not None:
             self._group.send(self._capture.command)
 
-    def _follow(self, screen: Screen, counter: InterruptCounter) -> None:
+    def _follow(self, screen: Screen) -> None:
         while not self._over:
-            if self._stop is None and self._is_ready:
+            if self._stopper.reason is None and self._is_ready:
                 self._send_cell()
             self._take(self._group.poll(min(POLL_S, screen.wait_s)), screen)
             self._take(self._answers(), screen)
             if self._watch.look(self.ranks):
                 self.waits = self._watch.waits
             screen.tick(self)
-            self._stop = self._stop or self._begin_stop(counter.count)
-            if self._stop is not None:
-                self._questions.stop()
-                self._take(self._stop.step(counter.count, time.monotonic()), screen)
+            if self._stopper.reason is None:
+                self._look_for_stop()
+            self._take(self._stopper.step(), screen)
         self._take(self._group.drain(), screen)
         self._take(self._stacks.of_crashes(self.ranks), screen)
         self.waits = ()
@@ -245,7 +249,7 @@ class Run(RunRecord):
             text = f"{self.options.spelled('debug')}: no debugger: {self._questions.problem}"
             self._take([Note(text=text)], screen)
         if self._group.kept:
-            self._prepare_next_cell(screen, counter)
+            self._prepare_next_cell(screen)
 
     @property
     def _is_ready(self) -> bool:
@@ -294,7 +298,7 @@ class Run(RunRecord):
     def _take(self, events: Iterable[RunEvent], screen: Screen) -> None:
         for event in events:
             match event:
-                case Doing(text="") if self._stop is not None:
+                case Doing(text="") if self._stopper.reason:
                     continue  # news of the start: what is worth a word is that it stops
                 case Restarted():
                     self._restart(event, screen)
@@ -305,7 +309,7 @@ class Run(RunRecord):
                     continue  # of ranks that are being ended; what is known of the others stays
                 case PulledValues(results=results, fd=fd):
                     self._pulls.take(results, fd)
-                case Error() if self._stop is None:
+                case Error() if self._stopper.reason is None:
                     self._watch.remember_waits(self.ranks)
                 case Question() if not self._questions.waiting:
                     self._group.send(HoldTimeouts())
@@ -318,7 +322,7 @@ class Run(RunRecord):
         self._take(self._watch.finish(self.ranks), screen)
         # Without its cell, a missing device or an unknown backend: it would fail again.
         cannot_start = not self.restarts and not self._has_cell
-        if self._stop is not None or cannot_start or self._watch.mismatch:
+        if self._stopper.reason or cannot_start or self._watch.mismatch:
             self._gives_up = True
             self._group.kill()
             return
@@ -387,15 +391,16 @@ class Run(RunRecord):
         self._capture = Capture()
         self._pulls = Pulls((), 0, self.directory)
 
-    def _prepare_next_cell(self, screen: Screen, counter: InterruptCounter) -> None:
-        pressed = counter.count
+    def _prepare_next_cell(self, screen: Screen) -> None:
+        presses = self._stopper.presses
+        pressed = presses.count
         for events in prepare_next_cell(
             self._group,
             self.ranks,
             name=self.session,
             succeeded=self.state is State.SUCCEEDED,
             wants_process_group=self.options.init_process_group,
-            stopped=lambda: counter.count > pressed,
+            stopped=lambda: presses.count > pressed,
         ):
             for event in events:  # shown, and not the cell's: it has ended
                 if isinstance(event, Doing):
@@ -407,12 +412,11 @@ class Run(RunRecord):
 
     def stop(self) -> None:
         """Stop the ranks, as a press of Stop does; the second time they are killed."""
-        self._presses.count += 1
+        self._stopper.press()
 
     def end_with_kernel(self) -> None:
         """Kill the ranks of a background run, whose kernel has ended."""
-        self._kernel_ended = True
-        self._presses.count += 2
+        self._stopper.end_with_kernel()
 
     def stacks(self) -> list[StackDumped]:
         """Return the stacks of the ranks that run."""
@@ -420,39 +424,23 @@ class Run(RunRecord):
 
     # --- how it ends --------------------------------------------------------------------------
 
-    def _begin_stop(self, presses: int) -> Stop | None:
+    def _look_for_stop(self) -> None:
         """Begin to end the ranks, if there is a reason to."""
-        reason = reason_to_stop(
-            self.ranks,
-            presses=presses,
+        reason = self._stopper.look(
             elapsed_s=self.elapsed_s - self._questions.waited_s,
-            time_limit_s=self.options.time_limit_s,
-            kept=self._group.kept,
             mismatch=self._watch.differs(self.ranks),
+            starting=not self._has_cell,
         )
-        if reason is StopReason.INTERRUPT and self._kernel_ended:
-            reason = StopReason.KERNEL_ENDED
-        if reason not in (None, StopReason.PEER_FAILED):  # that the others wait is a consequence
-            self._watch.remember_waits(self.ranks)
-        starting = not self._has_cell  # no cell to finish, no session to keep yet
-        # Ranks that wait in a collective which will not complete answer once it is aborted.
-        keep = self._group.kept or reason is StopReason.MISMATCH
-        return reason and Stop(
-            self._group,
-            self.ranks,
-            stack_of=self._stacks.of,
-            reason=reason,
-            starting=starting,
-            keep=keep and not starting,
-            now=time.monotonic(),
-            again=f"%ddp_stop {self.id} again" if self.background else "press Stop again",
-        )
+        if reason is not None:
+            self._questions.stop()
+            if reason is not StopReason.PEER_FAILED:  # that the others wait is a consequence
+                self._watch.remember_waits(self.ranks)
 
     def _evidence(self) -> Evidence:
         return Evidence(
             ranks=self.ranks,
-            stop=self._stop.reason if self._stop else None,
-            stopped=self._stop.began if self._stop else 0.0,
+            stop=self._stopper.reason,
+            stopped=self._stopper.began,
             time_limit_s=self.options.time_limit_s,
             restarts_left=len(self.restarts) < self.max_restarts,
             group=self.group_end or GroupEnded(),

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.kernel.interrupts import InterruptCounter
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 
 ANSWER_S = 2.0  # a rank that has not taken the interrupt by then does not answer
@@ -171,3 +172,98 @@ class Stop:
                 lines += [f"    {frame}" for frame in stack.frames]
                 events += [Note(text=line) for line in lines]
         return events
+
+
+class Stopper:
+    """Decides when the ranks of a run are to end, and ends them then.
+
+    Args:
+        group: The worker group.
+        ranks: What is known of its ranks; the run keeps it up to date.
+        stack_of: Returns what a rank wrote when it was asked for its stack.
+        time_limit_s: How long the run may take, in seconds; None for no limit.
+        kept: Whether the ranks are a session's.
+        again: How a person kills the ranks, after having asked them to stop.
+
+    Attributes:
+        presses: Counts how often Stop was pressed.
+    """
+
+    def __init__(
+        self,
+        group: Stoppable,
+        ranks: Sequence[Rank],
+        *,
+        stack_of: Callable[[int], StackDumped | None],
+        time_limit_s: float | None,
+        kept: bool,
+        again: str,
+    ) -> None:
+        self.presses = InterruptCounter()
+        self._group = group
+        self._ranks = ranks
+        self._stack_of = stack_of
+        self._time_limit_s = time_limit_s
+        self._kept = kept
+        self._again = again
+        self._kernel_ended = False
+        self._stop: Stop | None = None
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why the ranks are being ended; None while they may go on."""
+        return self._stop.reason if self._stop else None
+
+    @property
+    def began(self) -> float:
+        """When they began to be ended, in seconds since the epoch; 0 while they may go on."""
+        return self._stop.began if self._stop else 0.0
+
+    def press(self) -> None:
+        """Stop the ranks, as a press of Stop does; the second time they are killed."""
+        self.presses.count += 1
+
+    def end_with_kernel(self) -> None:
+        """Kill the ranks, because the kernel has ended."""
+        self._kernel_ended = True
+        self.presses.count += 2
+
+    def look(self, *, elapsed_s: float, mismatch: bool, starting: bool) -> StopReason | None:
+        """Begin to end the ranks, if there is a reason to; return it.
+
+        Args:
+            elapsed_s: How long the run has taken that counts for its limit, in seconds.
+            mismatch: Whether the ranks have called different collectives.
+            starting: Whether the cell has not begun: no cell to finish, no session to keep yet.
+        """
+        reason = reason_to_stop(
+            self._ranks,
+            presses=self.presses.count,
+            elapsed_s=elapsed_s,
+            time_limit_s=self._time_limit_s,
+            kept=self._kept,
+            mismatch=mismatch,
+        )
+        if reason is None:
+            return None
+        if reason is StopReason.INTERRUPT and self._kernel_ended:
+            reason = StopReason.KERNEL_ENDED
+        # Ranks that wait in a collective which will not complete answer once it is aborted.
+        keep = self._kept or reason is StopReason.MISMATCH
+        self._stop = Stop(
+            self._group,
+            self._ranks,
+            stack_of=self._stack_of,
+            reason=reason,
+            starting=starting,
+            keep=keep and not starting,
+            now=time.monotonic(),
+            again=self._again,
+        )
+        return reason
+
+    def step(self) -> list[RunEvent]:
+        """Go on to end the ranks; nothing while they may go on."""
+        if self._stop is None:
+            return []
+        return self._stop.step(self.presses.count, time.monotonic())

@@ -9,7 +9,7 @@ import pytest
 
 from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank
-from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop, reason_to_stop
+from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop, Stopper, reason_to_stop
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 from ddp_magic.wire.messages import DebuggerQuit, Interrupted
 from tests.unit.fakes import EARLY, LATE, FakeGroup, error, exited, hello, idle, ready
@@ -210,3 +210,65 @@ def test_a_rank_of_a_session_that_has_finished_is_not_asked(tmp_path: Path) -> N
     how: dict[str, Any] = {"stack_of": lambda _: None, "reason": StopReason.PEER_FAILED}
     Stop(group, ranks, **how, keep=True, now=0.0)
     assert group.commands == [("interrupt", (1,), True)]
+
+
+# --- when the ranks of a run are ended ------------------------------------------------------------
+
+
+class StopperScene:
+    """A run of two ranks that goes on; `look` looks for a reason to end it."""
+
+    def __init__(self, directory: Path, **how: Any) -> None:
+        self.group = FakeGroup(directory)
+        self.ranks = [Rank(rank=0), Rank(rank=1)]
+        for rank in self.ranks:
+            rank.take(hello(rank.rank))
+        given = {"time_limit_s": None, "kept": False, "again": "press Stop again", **how}
+        self.stopper = Stopper(self.group, self.ranks, stack_of=lambda _: None, **given)
+
+    def look(self, **how: Any) -> StopReason | None:
+        return self.stopper.look(**{"elapsed_s": 5.0, "mismatch": False, "starting": False, **how})
+
+
+def test_ranks_that_may_go_on_are_left_alone(tmp_path: Path) -> None:
+    scene = StopperScene(tmp_path, time_limit_s=6.0)
+    assert scene.look() is None
+    assert scene.stopper.step() == []
+    assert (scene.stopper.reason, scene.stopper.began) == (None, 0.0)
+    assert scene.group.commands == []
+
+
+def test_a_press_ends_them_and_is_the_reason(tmp_path: Path) -> None:
+    scene = StopperScene(tmp_path)
+    scene.stopper.press()
+    assert scene.look() is StopReason.INTERRUPT
+    assert scene.stopper.reason is StopReason.INTERRUPT
+    assert scene.stopper.began > EARLY
+    assert scene.group.commands == [("interrupt", (0, 1), False)]
+    assert scene.stopper.step() == [Doing(text="stopping")]
+
+
+def test_the_end_of_the_kernel_kills_them(tmp_path: Path) -> None:
+    """As two presses do, and it is told apart from them."""
+    scene = StopperScene(tmp_path)
+    scene.stopper.end_with_kernel()
+    assert scene.look() is StopReason.KERNEL_ENDED
+    scene.stopper.step()
+    assert ("dump_stack", 0) in scene.group.commands
+
+
+@pytest.mark.parametrize(
+    ("how", "more", "keep"),
+    [
+        ({"kept": True}, {}, True),
+        ({"kept": True}, {"starting": True}, False),  # there is no session yet
+        ({}, {"mismatch": True}, True),  # their collective is aborted, so that they answer
+        ({}, {}, False),
+    ],
+)
+def test_ranks_that_must_leave_their_collective(
+    tmp_path: Path, how: dict[str, Any], more: dict[str, Any], *, keep: bool
+) -> None:
+    scene = StopperScene(tmp_path, time_limit_s=1.0, **how)
+    scene.look(**more)
+    assert scene.group.commands == [("interrupt", (0, 1), keep)]
