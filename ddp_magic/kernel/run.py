@@ -20,7 +20,7 @@ from ddp_magic.display.question_box import Box
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
 from ddp_magic.engines import Engine
-from ddp_magic.errors import PullError, RunInterrupted
+from ddp_magic.errors import RunInterrupted
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.machine.limits import system_error
@@ -346,19 +346,18 @@ class Run(RunRecord):
         """Take what was asked for; from a failed run only if all of it is there."""
         if not self._pulls.asked:
             return
-        values = self._pulls.values()
+        succeeded = self.error is None
+        option = "" if self.options.call else self.options.spelled("pull")
+        values, missing = self._pulls.finish(succeeded=succeeded, option=option)
         pulled = {pull.path for pull in self.options.pull}
         self.stayed = tuple(name for name in self.stayed if name not in pulled)
         # A function that comes back names the cell as its file, and there is none.
         self._code.make_known()
-        if self.error is None:
+        if values is not None:
             self.results = values
-            if self._pulls.failed:
-                prefix = "" if self.options.call else f"{self.options.spelled('pull')}: "
-                self.state = State.FAILED
-                self.error = PullError(prefix + "; ".join(self._pulls.failed))
-        elif not self._pulls.failed:
-            self.results = values
+        if missing is not None:
+            self.state, self.error = State.FAILED, missing
+        if values is not None and not succeeded:
             names = ", ".join(pull.label or pull.name for pull in self._pulls.asked)
             text = f"pulled, although the run did not succeed: {names}"
             self._take([Note(text=text)], screen)

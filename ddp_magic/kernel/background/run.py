@@ -279,10 +279,12 @@ class BackgroundRun:
         asked = (call.PULL,) if self.background.call else pull.parse(self.background.pull)
         pulls = Pulls(asked, past.ranks, self.directory)
         pull.fetch(pulls, past.ranks, self.directory)
-        values = pulls.values()
-        if pulls.failed and self.error is None:
-            self.error = PullError("; ".join(pulls.failed))
-        if not pulls.failed or isinstance(self.error, PullError):
+        # What the host could not keep is its run's error already; the rest is there.
+        succeeded = self.error is None or isinstance(self.error, PullError)
+        values, missing = pulls.finish(succeeded=succeeded)
+        if self.error is None:
+            self.error = missing
+        if values is not None:
             self.results = call.results(values) if self.background.call else values
 
     def failure(self, names: Mapping[str, object]) -> DDPMagicError | RunInterrupted | None:

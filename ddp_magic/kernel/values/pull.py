@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.errors import ProtocolError
+from ddp_magic.errors import ProtocolError, PullError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.codec import decode, encode
 from ddp_magic.wire.memory import Segment
@@ -84,12 +84,10 @@ class Pulls:
 
     Attributes:
         asked: Which.
-        failed: Which are missing, and why, a line each.
     """
 
     def __init__(self, asked: Sequence[Pull], ranks: int, directory: RunDirectory) -> None:
         self.asked = tuple(asked)
-        self.failed: list[str] = []
         self._ranks = ranks
         self._directory = directory
         self._values: dict[int, dict[str, Any]] = {}
@@ -116,19 +114,36 @@ class Pulls:
         finally:
             segment.close()
 
-    def values(self) -> dict[str, Any]:
-        """Return the values that have arrived, by their names in the notebook; fill `failed`."""
-        found = {}
+    def finish(
+        self, *, succeeded: bool, option: str = ""
+    ) -> tuple[dict[str, Any] | None, PullError | None]:
+        """Return the values by their names in the notebook, and what is missing.
+
+        A run that failed brings back all that was asked for or nothing, and has its own error.
+
+        Args:
+            succeeded: Whether the run has, as far as it is known.
+            option: How the option was written; empty if nobody wrote it.
+        """
+        values, missing = self._arrived()
+        if not succeeded:
+            return (None if missing else values), None
+        prefix = f"{option}: " if option else ""
+        return values, PullError(prefix + "; ".join(missing)) if missing else None
+
+    def _arrived(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the values that have arrived, and a line for each that has not."""
+        found, failed = {}, []
         for pull in self.asked:
             ranks = range(self._ranks) if pull.rank is None else [pull.rank]
             missing = [r for r in ranks if pull.path not in self._values.get(r, {})]
             if missing:
                 why = self._reasons.get((missing[0], pull.path), "did not arrive")
-                self.failed.append(f"{pull.label or f'`{pull.path}`'} of rank {missing[0]} {why}")
+                failed.append(f"{pull.label or f'`{pull.path}`'} of rank {missing[0]} {why}")
                 continue
             values = [self._values[r][pull.path] for r in ranks]
             found[pull.name] = values if pull.rank is None else values[0]
-        return found
+        return found, failed
 
 
 class KeptPulls(Pulls):

@@ -188,8 +188,9 @@ def test_values_are_fetched_from_the_runs_directory(root: Path) -> None:
     directory = _leave(root, "0101-000000-7-1", pull="a,b@all")
     big = np.arange(1_000_000)
     kept = _send(directory, "a,b@all", [{"a": big + r, "b": r} for r in range(2)])
-    assert set(kept.values()) == {"a", "b"}
-    assert kept.failed == []
+    values, missing = kept.finish(succeeded=True)
+    assert set(values or ()) == {"a", "b"}
+    assert missing is None
     for _ in range(2):
         results = _attach(root, "7-1").wait().results
         assert (results["a"] == big).all()
@@ -214,8 +215,9 @@ def test_a_value_that_could_not_be_kept_fails_the_run(root: Path) -> None:
     """As on a full disk."""
     directory = RunDirectory(root / "0101-000000-7-1")
     kept = _send(RunDirectory(root / "nowhere"), "a", [{"a": 1}, {}])
-    assert kept.values() == {}
-    assert "`a` of rank 0 could not be kept for the notebook (No such file" in kept.failed[0]
+    values, missing = kept.finish(succeeded=True)
+    assert values == {}
+    assert "`a` of rank 0 could not be kept for the notebook (No such file" in str(missing)
     assert not directory.path.exists()
 
 

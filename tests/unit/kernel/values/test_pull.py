@@ -59,14 +59,22 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
+def _finish(pulls: Pulls) -> tuple[object, list[str]]:
+    """Return the values of a run that succeeded, and a line for each that is missing."""
+    found, missing = pulls.finish(succeeded=True)
+    return found, [] if missing is None else str(missing).split("; `")
+
+
 def test_values_by_their_names(directory: RunDirectory) -> None:
     """From rank 0, from all as a list, from one, and an attribute by its own name."""
     pulls = Pulls(parse("a,b@all,c@1,trainer.state"), 2, directory)
     trainer = types.SimpleNamespace(state={"step": 7})
     ranks = [{"a": f"{r}a", "b": 10 * r, "c": [r], "trainer": trainer} for r in range(2)]
     _pulled(pulls, ranks, directory)
-    assert pulls.values() == {"a": "0a", "b": [0, 10], "c": [1], "state": {"step": 7}}
-    assert pulls.failed == []
+    assert pulls.finish(succeeded=True) == (
+        {"a": "0a", "b": [0, 10], "c": [1], "state": {"step": 7}},
+        None,
+    )
 
 
 def test_arrays_are_whole_writable_and_shared(directory: RunDirectory) -> None:
@@ -74,7 +82,8 @@ def test_arrays_are_whole_writable_and_shared(directory: RunDirectory) -> None:
     pulls = Pulls(parse("array,again"), 1, directory)
     array = np.arange(1e5)
     _pulled(pulls, [{"array": array, "again": [array]}], directory)
-    found = pulls.values()
+    found, _ = pulls.finish(succeeded=True)
+    assert found is not None
     found["array"][0] = 5
     assert found["again"][0] is found["array"]
     assert found["array"].sum() == array.sum() + 5
@@ -84,19 +93,21 @@ def test_what_is_missing_is_named(directory: RunDirectory) -> None:
     """With the reason of the rank; the others arrive."""
     pulls = Pulls(parse("best,other,x.y@1,z@all"), 2, directory)
     _pulled(pulls, [{"other": 1, "z": 1}, {"x": 1}], directory)
-    assert pulls.values() == {"other": 1}
-    assert pulls.failed == [
+    found, missing = _finish(pulls)
+    assert found == {"other": 1}
+    assert missing == [
         "`best` of rank 0 was never set",
-        "`x.y` of rank 1 cannot be read: AttributeError: 'int' object has no attribute 'y'",
-        "`z` of rank 1 was never set",
+        "x.y` of rank 1 cannot be read: AttributeError: 'int' object has no attribute 'y'",
+        "z` of rank 1 was never set",
     ]
 
 
 def test_a_rank_that_has_sent_nothing(directory: RunDirectory) -> None:
     pulls = Pulls(parse("a@all"), 2, directory)
     _pulled(pulls, [{"a": 1}], directory)
-    assert pulls.values() == {}
-    assert pulls.failed == ["`a` of rank 1 did not arrive"]
+    found, missing = _finish(pulls)
+    assert found == {}
+    assert missing == ["`a` of rank 1 did not arrive"]
 
 
 def test_what_the_notebook_cannot_read_is_saved(
@@ -111,8 +122,8 @@ def test_what_the_notebook_cannot_read_is_saved(
         event, segment = sent_values.send(0, ["thing"], {"thing": library.Thing()}, directory)
     assert segment is not None
     pulls.take(event, segment.fd)
-    assert pulls.values() == {}
-    (why,) = pulls.failed
+    found, (why,) = _finish(pulls)
+    assert found == {}
     saved = directory.unread_results(0)
     assert why.startswith("`thing` of rank 0 cannot be read in the notebook (ModuleNotFoundError")
     assert why.endswith(f"it was saved: pickle.load(open({str(saved)!r}, 'rb'))")
@@ -129,12 +140,29 @@ def test_a_value_that_exits_when_it_is_read(directory: RunDirectory) -> None:
     """It ends neither the cell nor the kernel."""
     pulls = Pulls(parse("thing"), 1, directory)
     _pulled(pulls, [{"thing": _Exits()}], directory)
-    assert pulls.values() == {}
-    assert pulls.failed[0].startswith("`thing` of rank 0 cannot be read in the notebook (System")
+    found, (why,) = _finish(pulls)
+    assert found == {}
+    assert why.startswith("`thing` of rank 0 cannot be read in the notebook (System")
 
 
 def test_what_cannot_be_saved_either(tmp_path: Path) -> None:
     pulls = Pulls(parse("a"), 1, RunDirectory(tmp_path / "gone"))
     pulls.take(Results(rank=0, names=("a",)), Segment.of([memoryview(b"garbage")]).fd)
-    assert pulls.values() == {}
-    assert "it could not be saved either" in pulls.failed[0]
+    found, (why,) = _finish(pulls)
+    assert found == {}
+    assert "it could not be saved either" in why
+
+
+def test_a_failed_run_brings_back_all_or_nothing(directory: RunDirectory) -> None:
+    """What is missing is no second error."""
+    pulls = Pulls(parse("a,b"), 1, directory)
+    _pulled(pulls, [{"a": 1}], directory)
+    assert pulls.finish(succeeded=False) == (None, None)
+    _pulled(pulls, [{"a": 1, "b": 2}], directory)
+    assert pulls.finish(succeeded=False) == ({"a": 1, "b": 2}, None)
+
+
+def test_the_option_is_named_as_it_was_written(directory: RunDirectory) -> None:
+    pulls = Pulls(parse("a"), 1, directory)
+    _, missing = pulls.finish(succeeded=True, option="--pull")
+    assert str(missing) == "--pull: `a` of rank 0 did not arrive"
