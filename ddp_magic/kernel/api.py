@@ -154,8 +154,8 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
                 lines = "".join(traceback.format_exception_only(error)).splitlines()
                 raise errors.CellSyntaxError(error, lines) from None
             if wanted.bg or wanted.detach:
-                return _in_background(home.start_in_background(ready, options, wanted, extra=extra))
-            made = home.make(ready, options, wanted.capture, extra=extra)
+                return _in_background(home.start_in_background(ready, options, wanted, extra))
+            made = home.make(ready, options, wanted.capture, extra)
         # The cell that calls this may have shown something of its own.
         screen = CellScreen(shell, outputs=Outputs(shell, owns_cell=False))
         home.execute(made, screen, cold=wanted.cold, box=box_of(shell))

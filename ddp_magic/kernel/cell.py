@@ -32,11 +32,15 @@ class Cell:
         source: Python with the notebook's line numbers.
         names: The names that it reads from outside, and those that it binds.
         environment: Environment variables that its top level sets to literal strings.
+        number: In the notebook's `In[n]`; None if it has none.
+        settings: What the notebook's shell is set to; see `messages.RunCell`.
     """
 
     source: str
     names: Names
     environment: dict[str, str] = field(default_factory=dict)
+    number: int | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 class LineKeepingTransformer(TransformerManager):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import os
-import re
 import sys
 from collections.abc import Collection, Mapping
 from types import SimpleNamespace
@@ -13,35 +10,28 @@ from types import SimpleNamespace
 from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.diagnosis.hangs import HANG_S
 from ddp_magic.display.question_box import Box
-from ddp_magic.display.record import Background, Screen
+from ddp_magic.display.record import Screen
 from ddp_magic.display.status import Status
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.answers import Answers
-from ddp_magic.kernel.background.hosting import HostStart, start_host
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
-from ddp_magic.kernel.options.declaration import OPTIONS, OptionError
 from ddp_magic.kernel.past_runs import PastRuns
-from ddp_magic.kernel.resolve import check_ranks, shown_ranks, trace_file
+from ddp_magic.kernel.resolve import join
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
-from ddp_magic.kernel.values.capture import Notebook
+from ddp_magic.kernel.values.capture import Capture, Notebook
+from ddp_magic.kernel.values.needed_values import Held
 from ddp_magic.kernel.values.value_stream import Extra
-from ddp_magic.system.frames import cell_label
-from ddp_magic.system.gpu_locks import GpuLocks
-from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 
 current: Controller | None = None  # of this process
-
-# IPython's own names in a notebook: results and inputs.
-_RESULTS = re.compile(r"_{1,3}|_\d+|_oh|Out|_i{1,3}|_i\d+|_ih|In")
 
 
 class Controller:
@@ -61,14 +51,13 @@ class Controller:
         self.hang_s = HANG_S
         self.past = PastRuns(self._own_ids, roots=() if serves_one else None)
         self.background = BackgroundRuns(self.past)
-        self.answers = Answers(self.runs, self.sessions, self.describe_forkserver, self.past)
+        self.answers = Answers(self.runs, self.sessions, self._forkserver_status, self.past)
         self._control = ControlServer(self.answers.answer, is_host=serves_one)
 
     def _own_ids(self) -> list[str]:
         return [run.id for run in (*self.runs, *self.background)]
 
-    def describe_forkserver(self) -> ForkserverStatus:
-        """Return what the forkserver does."""
+    def _forkserver_status(self) -> ForkserverStatus:
         return self.forkserver.describe()
 
     def preload(self, wanted: bool | list[str]) -> None:
@@ -105,43 +94,13 @@ class Controller:
             OptionError: One contradicts the options that the session was started with.
         """
         session = None if args.session is None else self.sessions.get(args.session)
-        if session is None:
-            return None
-        nproc = session.options.nproc
-        other = f"omit the option, run %ddp_stop {session.name} first, or use another session name"
-        if "nproc_per_node" in args.given and args.nproc_per_node != nproc:
-            ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
-            problem = f"session {session.name!r} already runs with {ranks}: {other}"
-            raise OptionError("nproc_per_node", problem)
-        for option in OPTIONS:
-            if option.fixed and option.name in args.given and getattr(args, option.name):
-                problem = f"session {session.name!r} is already running: {other}"
-                raise OptionError(option.name, problem)
-        check_ranks(args, nproc)
-        return dataclasses.replace(
-            session.options,
-            devices=f"session {session.name} · {session.options.devices}",
-            time_limit_s=args.time_limit,
-            show=shown_ranks(args, nproc),
-            quiet=args.quiet,
-            seed=args.seed,
-            argv=args.argv,
-            pull=args.pull,
-            check=args.check,
-            debug=args.debug,
-            profile=args.profile,
-            trace=trace_file(args),
-            gpu_locks=GpuLocks(),  # the session's stay with its group
-        )
+        return None if session is None else join(args, session.options)
 
     def make(
         self,
         cell: Cell,
         options: Options,
         only: Collection[str] | None,
-        *,
-        execution_count: int | None = None,
-        settings: dict[str, str] | None = None,
         extra: Mapping[str, Extra] | None = None,
     ) -> Run:
         """Create a cell's run, in a session's ranks or in its own.
@@ -150,8 +109,6 @@ class Controller:
             cell: What to run.
             options: How.
             only: Names of the notebook that may be sent to the ranks; None for all.
-            execution_count: The number in the notebook's `In[n]`.
-            settings: Settings of the notebook's shell.
             extra: Further names to send.
 
         Raises:
@@ -162,27 +119,15 @@ class Controller:
         if session is None:
             _check_torch()
             session = Session.of(options) if options.session else None
-        held = session.held if session else None
-        capture = self.notebook.capture(
-            cell.names, only, held, extra, option=options.spelled("capture")
-        )
-        if session is None:
-            capture.notes += self._results_left(cell)
+        capture = self._capture(cell, options, only, session.held if session else None, extra)
         if session is not None:
             self.sessions.add(session)
-            if why := self.sessions.lost.pop(session.name, ""):
-                capture.notes.insert(
-                    0,
-                    f"session {session.name} had ended since its last cell: {why}; these are new "
-                    "ranks, without its variables",
-                )
+            capture.notes[:0] = self.sessions.take_loss(session.name)
         run = Run(
             cell,
             options,
-            execution_count=execution_count,
             capture=capture,
-            around=Surroundings(self.notebook.visible(), self._elsewhere),
-            notebook_shell=settings,
+            around=self._around(),
             group=session.group if session else None,
             cell_files=session.cell_files if session else None,
             hang_s=self.hang_s,
@@ -200,9 +145,6 @@ class Controller:
         cell: Cell,
         options: Options,
         args: SimpleNamespace,
-        *,
-        execution_count: int | None = None,
-        settings: dict[str, str] | None = None,
         extra: Mapping[str, Extra] | None = None,
     ) -> BackgroundRun:
         """Start a run that a host serves.
@@ -211,8 +153,6 @@ class Controller:
             cell: What to run.
             options: How.
             args: The options as they were given.
-            execution_count: The number in the notebook's `In[n]`.
-            settings: Settings of the notebook's shell.
             extra: Further names to send.
 
         Raises:
@@ -221,65 +161,33 @@ class Controller:
             OSError: The host cannot be started.
         """
         _check_torch()
-        capture = self.notebook.capture(
-            cell.names, args.capture, None, extra, option=options.spelled("capture")
-        )
+        capture = self._capture(cell, options, args.capture, None, extra)
         try:
-            directory = process_storage.new_run_directory(len(cell.source.encode()))
-            background = Background(
-                detached=args.detach,
-                kernel=os.getpid(),
-                pull=",".join(map(str, options.pull)),
-                call=options.call,
-                out=args.out or "",
-                raises=not args.no_raise_error,
+            run = self.background.start(
+                cell, options, capture, self._around(), args=args, hang_s=self.hang_s
             )
-            start = HostStart(
-                directory=directory.path,
-                cell=cell,
-                options=options,
-                background=background,
-                cold=args.cold,
-                execution_count=execution_count,
-                settings=settings or {},
-                sys_path=list(sys.path),
-                hang_s=self.hang_s,
-                notebook=frozenset(self.notebook.visible()),
-                elsewhere={
-                    name: found for name in cell.names.reads if any(found := self._elsewhere(name))
-                },
-                values=capture.values,
-                captured=capture.command,
-                segments={n: (s.fd, s.sizes) for n, s in capture.segments.items()},
-                prelude=capture.prelude,
-                notes=[*process_storage.take_notes(), *capture.notes, *self._results_left(cell)],
-            )
-            process = start_host(start)
         finally:
             capture.close()
-        run = BackgroundRun(
-            directory,
-            background,
-            process=process,
-            label=cell_label(execution_count),
-            devices=options.devices,
-            captured=tuple(capture.values),
-        )
-        self.background.add(run)
-        self._control.start(directory.path.parent)
+        self._control.start(run.directory.path.parent)
         return run
 
-    def _results_left(self, cell: Cell) -> list[str]:
-        """Return a note if the cell reads IPython's own names (`_`, `Out`), which are not sent."""
-        read = cell.names.reads - cell.names.assigns  # not the `_` of `for _ in range(3)`
-        names = sorted(name for name in read if _RESULTS.fullmatch(name))
-        names = [n for n in names if n in self.notebook.names and not self.notebook.defines(n)]
-        if not names:
-            return []
-        return [
-            f"`{names[0]}` in the cell is the rank's own: the notebook's results are not sent to "
-            "the ranks; give the value a name in the notebook, and use that"
-        ]
+    def _capture(
+        self,
+        cell: Cell,
+        options: Options,
+        only: Collection[str] | None,
+        held: Held | None,
+        extra: Mapping[str, Extra] | None,
+    ) -> Capture:
+        capture = self.notebook.capture(
+            cell.names, only, held, extra, option=options.spelled("capture")
+        )
+        if held is None:  # ranks of a session have results of their own
+            capture.notes += self.notebook.results_left(cell.names)
+        return capture
+
+    def _around(self) -> Surroundings:
+        return Surroundings(self.notebook.visible(), self._elsewhere)
 
     def _elsewhere(self, name: str) -> tuple[str, str]:
         run = self.runs.last_binding(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -198,16 +199,12 @@ class DDPMagics(Magics, OptionDefaults):
             except ValueError as error:
                 raise UsageError(f"%%ddp: {error}") from error
             with options.gpu_locks.released_on_error():
-                ready, number, settings = self._prepare(body)
+                ready = self._prepare(body)
                 if args.bg or args.detach:
-                    started = self.controller.start_in_background(
-                        ready, options, args, execution_count=number, settings=settings
-                    )
+                    started = self.controller.start_in_background(ready, options, args)
                     self._show_in_background(started)
                     return None
-                run = self.controller.make(
-                    ready, options, args.capture, execution_count=number, settings=settings
-                )
+                run = self.controller.make(ready, options, args.capture)
             screen = CellScreen(self.shell, outputs=self._outputs_of(body))
             box = box_of(self.shell)
             self.controller.execute(run, screen, cold=args.cold, box=box)
@@ -231,12 +228,8 @@ class DDPMagics(Magics, OptionDefaults):
         is_whole = self._raw_cell.rstrip().endswith(body.rstrip())  # not a call of run_cell_magic
         return Outputs(self.shell, owns_cell=is_whole)
 
-    def _prepare(self, body: str) -> tuple[Cell, int | None, dict[str, str]]:
-        """Compile the cell here, where a SyntaxError costs nothing.
-
-        Returns:
-            The cell, its number, and the settings of the notebook's shell.
-        """
+    def _prepare(self, body: str) -> Cell:
+        """Compile the cell here, where a SyntaxError costs nothing."""
         shell = self.shell
         raw = self._raw_cell if body.strip() in self._raw_cell else "%%ddp\n" + body
         number = _execution_count(shell)
@@ -255,7 +248,7 @@ class DDPMagics(Magics, OptionDefaults):
             "xmode": str(shell.InteractiveTB.mode),
             "ast_node_interactivity": str(shell.ast_node_interactivity),
         }
-        return ready, number, settings
+        return dataclasses.replace(ready, number=number, settings=settings)
 
     @line_magic
     @documented(STATUS_HELP)

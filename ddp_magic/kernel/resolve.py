@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from ddp_magic.kernel.machine import devices, idle_gpus
 from ddp_magic.kernel.machine.devices import Gpu
 from ddp_magic.kernel.machine.limits import most_ranks, too_many
-from ddp_magic.kernel.options.declaration import DEFAULT_CPU_RANKS, OptionError
+from ddp_magic.kernel.options.declaration import DEFAULT_CPU_RANKS, OPTIONS, OptionError
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.wire.specs import default_backend
@@ -42,8 +43,8 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
     _check_nccl(asked, nproc, count)
     if problem := too_many(nproc, most_ranks()):
         raise OptionError("nproc_per_node", problem)
-    check_ranks(asked, nproc)
-    trace = trace_file(asked)
+    _check_ranks(asked, nproc)
+    trace = _trace_file(asked)
     gpus, locks, notes = _lock(gpus, nproc, idle)  # last, so that no check fails afterwards
     return Options(
         nproc=nproc,
@@ -55,7 +56,7 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         timeout_s=asked.timeout,
         time_limit_s=asked.time_limit,
         init_process_group=not asked.no_init,
-        show=shown_ranks(asked, nproc),
+        show=_shown_ranks(asked, nproc),
         quiet=asked.quiet,
         seed=asked.seed,
         argv=asked.argv,
@@ -86,7 +87,7 @@ def _lock(
     return chosen, locks, [note]
 
 
-def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
+def _check_ranks(asked: SimpleNamespace, nproc: int) -> None:
     """Check that the ranks which `--pull` and `--show` name exist, and may be restarted.
 
     Raises:
@@ -106,7 +107,7 @@ def check_ranks(asked: SimpleNamespace, nproc: int) -> None:
             raise OptionError(name, f"invalid rank {last}: this run has {there}")
 
 
-def shown_ranks(asked: SimpleNamespace, nproc: int) -> frozenset[int] | None:
+def _shown_ranks(asked: SimpleNamespace, nproc: int) -> frozenset[int] | None:
     """Return whose output is shown; None for all.
 
     A default for `--show` may name ranks that this run does not have.
@@ -135,7 +136,7 @@ def _check_background(asked: SimpleNamespace) -> None:
         raise OptionError(name, "nobody could answer the debugger: omit this option or --debug")
 
 
-def trace_file(asked: SimpleNamespace) -> Path | None:
+def _trace_file(asked: SimpleNamespace) -> Path | None:
     """Return the file that `--trace` names, if it can be written.
 
     Raises:
@@ -202,4 +203,42 @@ def _check_nccl(asked: SimpleNamespace, nproc: int, gpus: int) -> None:
         "nproc_per_node",
         f"nccl needs a GPU for each rank, but there are {nproc} ranks and {there}: "
         f"use {gpus}, the gloo backend, or no GPUs",
+    )
+
+
+def join(asked: SimpleNamespace, options: Options) -> Options:
+    """Return the options of a session's later cell.
+
+    Args:
+        asked: The options' values, as `arguments` reads them.
+        options: Those that the session was started with.
+
+    Raises:
+        OptionError: One contradicts them.
+    """
+    nproc = options.nproc
+    other = f"omit the option, run %ddp_stop {options.session} first, or use another session name"
+    if "nproc_per_node" in asked.given and asked.nproc_per_node != nproc:
+        ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
+        problem = f"session {options.session!r} already runs with {ranks}: {other}"
+        raise OptionError("nproc_per_node", problem)
+    for option in OPTIONS:
+        if option.fixed and option.name in asked.given and getattr(asked, option.name):
+            problem = f"session {options.session!r} is already running: {other}"
+            raise OptionError(option.name, problem)
+    _check_ranks(asked, nproc)
+    return dataclasses.replace(
+        options,
+        devices=f"session {options.session} · {options.devices}",
+        time_limit_s=asked.time_limit,
+        show=_shown_ranks(asked, nproc),
+        quiet=asked.quiet,
+        seed=asked.seed,
+        argv=asked.argv,
+        pull=asked.pull,
+        check=asked.check,
+        debug=asked.debug,
+        profile=asked.profile,
+        trace=_trace_file(asked),
+        gpu_locks=GpuLocks(),  # the session's stay with its group
     )

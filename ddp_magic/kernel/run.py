@@ -58,10 +58,8 @@ class Run(RunRecord):
     Args:
         cell: What to run.
         options: How.
-        execution_count: The number in the notebook's `In[n]`.
         capture: What it takes along from the notebook, and of the prelude.
         around: Where its names could have come from, for hints in errors.
-        notebook_shell: What the notebook's shell is set to; see `messages.RunCell`.
         group: A session's ranks; None for ranks of its own.
         cell_files: The text of the session's cells by what they call themselves; this one is added.
         hang_s: A shorter wait of ranks for others is not explained, in seconds.
@@ -80,10 +78,8 @@ class Run(RunRecord):
         cell: Cell,
         options: Options,
         *,
-        execution_count: int | None = None,
         capture: Capture | None = None,
         around: Surroundings | None = None,
-        notebook_shell: dict[str, str] | None = None,
         group: WorkerGroup | None = None,
         cell_files: dict[str, str] | None = None,
         hang_s: float = HANG_S,
@@ -97,9 +93,8 @@ class Run(RunRecord):
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
         self._code = RunCode(
-            cell.source,
+            cell,
             self.directory.cell,
-            execution_count,
             cells={} if cell_files is None else cell_files,
             functions=capture.command.sources if capture.command else {},
             is_call=options.call,
@@ -143,9 +138,9 @@ class Run(RunRecord):
         self._command = options.command(
             path=str(self.directory.cell),
             file=self._code.file,
-            execution_count=execution_count,
+            execution_count=cell.number,
             prelude=tuple(sorted(capture.prelude)),
-            shell=notebook_shell or {},
+            shell=cell.settings,
         )
 
     def __repr__(self) -> str:

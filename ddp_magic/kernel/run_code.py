@@ -11,6 +11,7 @@ from typing import Any
 from ddp_magic.display.diagnosis.diagnose import CellCode
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.profiles.profile import Code
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.system.frames import cell_label, know_source
 
 
@@ -18,35 +19,31 @@ class RunCode:
     """A run's cell, its session's earlier cells, and the functions that were sent to the ranks.
 
     Args:
-        source: The cell.
+        cell: The cell.
         path: Where it lies, in the run's directory.
-        number: In the notebook's `In[n]`; None if it has none.
         cells: The text of the session's cells by what they call themselves; this one is added.
         functions: Text and cell number of the code of functions, by its file; see `Captured`.
         is_call: Whether the cell only calls a function, and nobody has seen it.
 
     Attributes:
-        source: The cell.
         cell: How messages name its lines.
         labels: What a person calls each file.
     """
 
     def __init__(
         self,
-        source: str,
+        cell: Cell,
         path: Path,
-        number: int | None,
         *,
         cells: dict[str, str],
         functions: Mapping[str, Sequence[Any]],
         is_call: bool,
     ) -> None:
-        self.source = source
-        file = cell_file(path, number, cells)
-        cells[file] = source
+        file = cell_file(path, cell.number, cells)
+        cells[file] = cell.source
         of_cells = {f: cell_label(n) for f, (_, n) in functions.items() if n is not None}
         self.labels = {**of_cells, **cell_labels(cells)}
-        self.cell = CellCode(file, cell_label(number), of_cells, is_call)
+        self.cell = CellCode(file, cell_label(cell.number), of_cells, is_call)
         self._texts = {**{f: str(text) for f, (text, _) in functions.items()}, **cells}
 
     @property
@@ -60,7 +57,7 @@ class RunCode:
 
     def make_known(self) -> None:
         """Let `inspect` find the text of functions of the cell in this process."""
-        know_source(self.file, self.source)
+        know_source(self.file, self._texts[self.file])
 
 
 def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> str:

@@ -83,16 +83,13 @@ class Sessions:
     Several threads may use them: Python threads that call `run`, the subshells of a notebook. A
     session serves one of them at a time, which claims it by its name for its whole cell; everyone
     else is refused at once. To wait would be worse: Stop does not reach a thread that waits.
-
-    Attributes:
-        lost: Why a session ended by itself, by its name, until that is reported.
     """
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._claims: dict[str, object] = {}
         self._lock = threading.Lock()
-        self.lost: dict[str, str] = {}
+        self._lost: dict[str, str] = {}  # why one ended by itself, until that is reported
 
     @contextmanager
     def claim(self, name: str | None) -> Iterator[None]:
@@ -126,7 +123,7 @@ class Sessions:
         """Drop the session of this name if it has ended since it was last used."""
         session = self._sessions.get(name)
         if session is not None and not session.alive():
-            self.lost[name] = session.why_it_ended()
+            self._lost[name] = session.why_it_ended()
             del self._sessions[name]
 
     def __iter__(self) -> Iterator[Session]:
@@ -141,6 +138,16 @@ class Sessions:
         """Return the session of this name; None if there is none. For the thread that uses it."""
         session = self._sessions.get(name)
         return None if session is None or session.group.ended else session
+
+    def take_loss(self, name: str) -> list[str]:
+        """Return a note if the session of this name has ended by itself; only once."""
+        why = self._lost.pop(name, "")
+        if not why:
+            return []
+        return [
+            f"session {name} had ended since its last cell: {why}; these are new ranks, without "
+            "its variables"
+        ]
 
     def add(self, session: Session) -> None:
         """Add a session."""

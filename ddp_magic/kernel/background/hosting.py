@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,6 @@ class HostStart:
         options: How.
         background: How the host serves it.
         cold: Whether torchrun starts the ranks.
-        execution_count: The number in the notebook's `In[n]`.
-        settings: Settings of the notebook's shell.
         sys_path: The kernel's module search path.
         hang_s: A shorter wait of ranks for others is not explained, in seconds.
         notebook: The names that the notebook defines, for hints in errors.
@@ -51,8 +50,6 @@ class HostStart:
     options: Options
     background: Background
     cold: bool
-    execution_count: int | None
-    settings: dict[str, str]
     sys_path: list[str]
     hang_s: float
     notebook: frozenset[str]
@@ -62,6 +59,37 @@ class HostStart:
     segments: dict[int, tuple[int, tuple[int, ...]]]
     prelude: set[str]
     notes: list[str]
+
+    @classmethod
+    def of(  # noqa: PLR0913 -- as those of `Run`
+        cls,
+        cell: Cell,
+        options: Options,
+        capture: Capture,
+        around: Surroundings,
+        *,
+        directory: RunDirectory,
+        background: Background,
+        cold: bool,
+        hang_s: float,
+    ) -> HostStart:
+        """Describe a run to its host; for the arguments see `Run`."""
+        return cls(
+            directory=directory.path,
+            cell=cell,
+            options=options,
+            background=background,
+            cold=cold,
+            sys_path=list(sys.path),
+            hang_s=hang_s,
+            notebook=frozenset(around.notebook),
+            elsewhere={n: found for n in cell.names.reads if any(found := around.elsewhere(n))},
+            values=capture.values,
+            captured=capture.command,
+            segments={n: (s.fd, s.sizes) for n, s in capture.segments.items()},
+            prelude=capture.prelude,
+            notes=capture.notes,
+        )
 
     def make_run(self) -> Run:
         """Return the run, in the host."""
@@ -75,12 +103,10 @@ class HostStart:
         return Run(
             self.cell,
             self.options,
-            execution_count=self.execution_count,
             capture=capture,
             around=Surroundings(
                 dict.fromkeys(self.notebook), lambda name: self.elsewhere.get(name, ("", ""))
             ),
-            notebook_shell=self.settings,
             hang_s=self.hang_s,
             directory=RunDirectory(self.directory),
             background=self.background,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.journal import PastRun
+from ddp_magic.display.record import Background
+from ddp_magic.kernel.background.hosting import HostStart, start_host
 from ddp_magic.kernel.background.run import BackgroundRun
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.past_runs import PastRuns
+from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.values.capture import Capture
+from ddp_magic.system.frames import cell_label
+from ddp_magic.system.storage import process_storage
 
 
 class BackgroundRuns:
@@ -19,6 +29,60 @@ class BackgroundRuns:
     def __init__(self, past: PastRuns) -> None:
         self._runs: list[BackgroundRun] = []
         self._past = past
+
+    def start(
+        self,
+        cell: Cell,
+        options: Options,
+        capture: Capture,
+        around: Surroundings,
+        *,
+        args: SimpleNamespace,
+        hang_s: float,
+    ) -> BackgroundRun:
+        """Start a run that a host serves; for the other arguments see `Run`.
+
+        Args:
+            cell: What to run.
+            options: How.
+            capture: What it takes along; the host has its memory too from now on.
+            around: Where its names could have come from.
+            args: The options as they were given.
+            hang_s: A shorter wait of ranks for others is not explained, in seconds.
+
+        Raises:
+            OSError: The host cannot be started.
+        """
+        directory = process_storage.new_run_directory(len(cell.source.encode()))
+        background = Background(
+            detached=args.detach,
+            kernel=os.getpid(),
+            pull=",".join(map(str, options.pull)),
+            call=options.call,
+            out=args.out or "",
+            raises=not args.no_raise_error,
+        )
+        capture.notes[:0] = process_storage.take_notes()
+        start = HostStart.of(
+            cell,
+            options,
+            capture,
+            around,
+            directory=directory,
+            background=background,
+            cold=args.cold,
+            hang_s=hang_s,
+        )
+        run = BackgroundRun(
+            directory,
+            background,
+            process=start_host(start),
+            label=cell_label(cell.number),
+            devices=options.devices,
+            captured=tuple(capture.values),
+        )
+        self.add(run)
+        return run
 
     def add(self, run: BackgroundRun) -> None:
         """Add a run."""

@@ -8,6 +8,7 @@ in turn (`needed_values`), and copies their values into shared memory (`shared_v
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ from ddp_magic.wire.messages import Captured
 
 NOTE_BYTES = 100 * 10**6  # from here on a note tells the size
 NOTE_S = 1.0
+# IPython's own names in a notebook: results and inputs.
+_RESULTS = re.compile(r"_{1,3}|_\d+|_oh|Out|_i{1,3}|_i\d+|_ih|In")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +196,18 @@ class Notebook:
                 "hidden: rename it to use it in the cell"
             )
         return notes
+
+    def results_left(self, cell: Names) -> list[str]:
+        """Say that a cell reads IPython's own names (`_`, `Out`), which are not sent."""
+        read = cell.reads - cell.assigns  # not the `_` of `for _ in range(3)`
+        names = sorted(name for name in read if _RESULTS.fullmatch(name))
+        names = [name for name in names if name in self.names and not self.defines(name)]
+        if not names:
+            return []
+        return [
+            f"`{names[0]}` in the cell is the rank's own: the notebook's results are not sent to "
+            "the ranks; give the value a name in the notebook, and use that"
+        ]
 
     def _sources(self, files: Collection[str]) -> dict[str, list[Any]]:
         """Return the text of the notebook's own cells, for tracebacks and `inspect`."""

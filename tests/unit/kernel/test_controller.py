@@ -34,8 +34,8 @@ def _args(**given: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**NOTHING, **given}, given=frozenset(given))
 
 
-def _cell(*reads: str) -> Cell:
-    return Cell("pass", Names(frozenset(reads), frozenset()))
+def _cell(*reads: str, number: int | None = None) -> Cell:
+    return Cell("pass", Names(frozenset(reads), frozenset()), number=number)
 
 
 def _controller(**names: Any) -> Controller:
@@ -88,7 +88,7 @@ def test_the_same_number_of_ranks_is_no_contradiction(lab: tuple[Controller, Fak
 
 def test_a_run_has_ranks_of_its_own() -> None:
     controller = _controller(x=[1])
-    run = controller.make(_cell("x"), Options(nproc=2), None, execution_count=5)
+    run = controller.make(_cell("x", number=5), Options(nproc=2), None)
     assert run.label == "Cell In[5]"
     assert [value.name for value in run.captured] == ["x"]
     assert list(controller.runs) == [run]
@@ -125,7 +125,7 @@ def test_a_new_session_in_place_of_a_lost_one(tmp_path: Path) -> None:
         run = controller.make(_cell(), options, None)
     (note,) = run._capture.notes
     assert note.startswith("session lab had ended since its last cell: its agent died")
-    assert controller.sessions.lost == {}
+    assert controller.sessions.take_loss("lab") == []
     controller.close()
 
 
@@ -153,7 +153,7 @@ def test_what_a_sessions_cell_bound_is_its_own(lab: tuple[Controller, FakeGroup]
     controller, group = lab
     options = controller.join(_args(session="lab"))
     assert options is not None
-    run = controller.make(_cell("x"), options, None, execution_count=4)
+    run = controller.make(_cell("x", number=4), options, None)
     screen = FakeScreen()
     controller.execute(run, screen)
     session = controller.sessions.get("lab")

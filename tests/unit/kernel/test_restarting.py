@@ -41,8 +41,8 @@ SUCCEEDS: Batch = [*done(0), *done(1)]
 def _run(group: FakeGroup, max_restarts: int = 2, **more: Any) -> Run:
     how = {name: more.pop(name) for name in ("capture",) if name in more}
     options = Options(nproc=2, max_restarts=max_restarts, **more)
-    cell = Cell("pass\n", Names(frozenset(), frozenset()))
-    return Run(cell, options, execution_count=1, group=group, **how)  # type: ignore[arg-type]
+    cell = Cell("pass\n", Names(frozenset(), frozenset()), number=1)
+    return Run(cell, options, group=group, **how)  # type: ignore[arg-type]
 
 
 def _execute(run: Run) -> FakeScreen:

@@ -75,11 +75,11 @@ NOTHING_WAS = GroupEnded()
 
 
 def _cell(source: str = "pass\n", **more: Any) -> Cell:
-    return Cell(source, Names(frozenset(), frozenset()), **more)
+    return Cell(source, Names(frozenset(), frozenset()), number=1, **more)
 
 
 def _run(group: FakeGroup, source: str = "pass\n", **options: Any) -> Run:
-    how: dict[str, Any] = {"execution_count": 1, "group": group}
+    how: dict[str, Any] = {"group": group}
     how |= {
         name: options.pop(name) for name in ("capture", "around", "background") if name in options
     }

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.run_code import RunCode, cell_file
+from ddp_magic.kernel.values.names import Names
 from ddp_magic.wire.profile import Place
 
 FUNCTIONS = {"/tmp/1.py": ["def f(): ...", 2], "/tmp/2.py": ["text", None]}
@@ -16,7 +18,8 @@ FUNCTIONS = {"/tmp/1.py": ["def f(): ...", 2], "/tmp/2.py": ["text", None]}
 
 def _code(directory: Path, number: int | None = 5, **more: Any) -> RunCode:
     given: dict[str, Any] = {"cells": {}, "functions": {}, "is_call": False, **more}
-    return RunCode("x = 1\n", directory / "cell.py", number, **given)
+    cell = Cell("x = 1\n", Names(frozenset(), frozenset()), number=number)
+    return RunCode(cell, directory / "cell.py", **given)
 
 
 def test_what_a_cell_calls_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

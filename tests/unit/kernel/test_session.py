@@ -36,7 +36,7 @@ def test_a_session_is_found_by_its_name(tmp_path: Path) -> None:
     assert sessions.get("two") is two
     assert sessions.get("three") is None
     assert list(sessions) == [one, two]
-    assert sessions.lost == {}
+    assert sessions.take_loss("lab") == []
 
 
 def test_a_session_that_has_not_started_is_alive(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_a_rank_that_dies_between_cells_ends_the_session(tmp_path: Path) -> None
     sessions = Sessions()
     sessions.add(_session(_group(tmp_path, between=[exited(1, -9), GroupEnded()])))
     assert list(sessions) == []
-    (why,) = sessions.lost.values()
-    assert why.startswith("rank 1 was killed by SIGKILL (exit -9)")
+    (why,) = sessions.take_loss("lab")
+    assert "its last cell: rank 1 was killed by SIGKILL (exit -9)" in why
     assert sessions.get("lab") is None
 
 
@@ -59,7 +59,11 @@ def test_an_agent_that_dies_between_cells(tmp_path: Path) -> None:
     sessions = Sessions()
     sessions.add(_session(_group(tmp_path, between=[GroupEnded(agent_died=True)])))
     assert list(sessions) == []
-    assert sessions.lost == {"lab": "its agent died"}
+    assert sessions.take_loss("lab") == [
+        "session lab had ended since its last cell: its agent died; these are new ranks, without "
+        "its variables"
+    ]
+    assert sessions.take_loss("lab") == []  # it is said once
 
 
 def test_ending_a_session(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.display import journal
+from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.display.screen import CellScreen
@@ -18,6 +19,7 @@ from ddp_magic.kernel.background.host import NoOutputs, TableFile
 from ddp_magic.kernel.background.hosting import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import parse
 from ddp_magic.system.run_directory import RunDirectory
@@ -31,12 +33,15 @@ from tests.limits import HANG_S
 def _start(directory: Path, segment: Segment) -> HostStart:
     return HostStart(
         directory=directory,
-        cell=Cell("print(x)\n", Names(frozenset({"x"}), frozenset())),
+        cell=Cell(
+            "print(x)\n",
+            Names(frozenset({"x"}), frozenset()),
+            number=3,
+            settings={"colors": "neutral"},
+        ),
         options=Options(nproc=2, pull=parse("y@all"), devices="2 ranks on the CPU"),
         background=Background(detached=True, kernel=os.getpid(), pull="y@all"),
         cold=False,
-        execution_count=3,
-        settings={"colors": "neutral"},
         sys_path=list(sys.path),
         hang_s=5.0,
         notebook=frozenset({"x", "z"}),
@@ -59,6 +64,23 @@ def test_the_host_has_the_kernels_run(tmp_path: Path) -> None:
     assert run.background == start.background
     assert bytes(run._capture.segments[0].views()[0]) == b"values"
     segment.close()
+
+
+def test_the_host_is_told_what_explains_an_error(tmp_path: Path) -> None:
+    """Where the names that the cell reads could have come from; no value of the notebook's."""
+    cells = {"w": ("Cell In[2]", "lab"), "v": ("Cell In[1]", "")}
+    start = HostStart.of(
+        Cell("print(x, w)\n", Names(frozenset({"x", "w"}), frozenset())),
+        Options(nproc=2),
+        Capture(notes=["captured 1 GB"]),
+        Surroundings({"x": object()}, lambda name: cells.get(name, ("", ""))),
+        directory=RunDirectory(tmp_path),
+        background=Background(),
+        cold=False,
+        hang_s=5.0,
+    )
+    assert (start.notebook, start.elsewhere) == ({"x"}, {"w": ("Cell In[2]", "lab")})
+    assert pickle.loads(pickle.dumps(start)) == start
 
 
 def test_a_host_that_dies_at_once_leaves_its_last_words(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from ddp_magic.display.profiles.profile import Code
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import CellScreen
+from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.run_code import RunCode
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.watch import profiling
 from ddp_magic.kernel.watch.profiling import Profiling
 from ddp_magic.system.run_directory import RunDirectory
@@ -108,7 +110,8 @@ def test_without_a_profile_one_line_says_so() -> None:
 
 
 def _profiling(directory: Path, **options: Any) -> Profiling:
-    code = RunCode("load()\n", directory / "cell.py", 5, cells={}, functions={}, is_call=False)
+    cell = Cell("load()\n", Names(frozenset(), frozenset()), number=5)
+    code = RunCode(cell, directory / "cell.py", cells={}, functions={}, is_call=False)
     return Profiling(Options(nproc=1, **options), RunDirectory(directory), code)
 
 
