@@ -127,7 +127,7 @@ class Controller:
             cell,
             options,
             capture=capture,
-            around=self._around(),
+            around=self.surroundings(),
             group=session.group if session else None,
             cell_files=session.cell_files if session else None,
             hang_s=self.hang_s,
@@ -164,7 +164,7 @@ class Controller:
         capture = self._capture(cell, options, args.capture, None, extra)
         try:
             run = self.background.start(
-                cell, options, capture, self._around(), args=args, hang_s=self.hang_s
+                cell, options, capture, self.surroundings(), args=args, hang_s=self.hang_s
             )
         finally:
             capture.close()
@@ -186,7 +186,8 @@ class Controller:
             capture.notes += self.notebook.results_left(cell.names)
         return capture
 
-    def _around(self) -> Surroundings:
+    def surroundings(self) -> Surroundings:
+        """Return where the names of a cell could have come from, for hints in its errors."""
         return Surroundings(self.notebook.visible(), self._elsewhere)
 
     def _elsewhere(self, name: str) -> tuple[str, str]:

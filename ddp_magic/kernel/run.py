@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.diagnosis.hangs import HANG_S
-from ddp_magic.display.diagnosis.restarts import (
-    TIMED_OUT,
-    earlier_attempts,
-    restart_after,
-    restart_line,
-)
-from ddp_magic.display.diagnosis.verdict import Evidence, StopReason, judge
+from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
 from ddp_magic.engines import Engine
 from ddp_magic.errors import RunInterrupted
+from ddp_magic.kernel.case import Case
 from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.cell_sender import CellSender
 from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.machine.limits import system_error
 from ddp_magic.kernel.questions import Questions
@@ -35,8 +30,6 @@ from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
 from ddp_magic.kernel.watch.profiling import Profiling
 from ddp_magic.kernel.watch.stacks import Stacks
 from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
-from ddp_magic.prelude import OWN_NAMES
-from ddp_magic.system.environment import is_late, rank_environment
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.storage import process_storage
 from ddp_magic.wire.kernel_events import (
@@ -48,7 +41,7 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import Error, Exit, HoldTimeouts, Question
+from ddp_magic.wire.messages import Error, HoldTimeouts, Question
 from ddp_magic.wire.states import State
 
 
@@ -87,9 +80,8 @@ class Run(RunRecord):
         background: Background | None = None,
     ) -> None:
         capture = capture or Capture()
-        source = cell.source.encode()
-        self.directory = directory or process_storage.new_run_directory(len(source))
-        self.directory.cell.write_bytes(source)
+        size = len(cell.source.encode())
+        self.directory = directory or process_storage.new_run_directory(size)
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
         self._code = RunCode(
@@ -115,12 +107,19 @@ class Run(RunRecord):
         )
         self.options = options
         self.results: Any = {}
-        self._cell = cell
-        self._around = around or Surroundings()
-        self._capture = capture
-        self._hang_s = hang_s
         self.captured = tuple(capture.values)
-        self._has_cell = False  # whether the ranks have been sent the cell
+        self._notes = tuple(capture.notes)
+        self._hang_s = hang_s
+        self._sender = CellSender(
+            self._group, cell, options, capture, self.directory, file=self._code.file
+        )
+        self._case = Case(
+            self,
+            cell.source,
+            around or Surroundings(),
+            prelude=self._sender.prelude,
+            time_limit_s=options.time_limit_s,
+        )
         self._pulls = self._new_pulls()
         self._watch = CollectiveWatch(options, self.directory, hang_s)
         self._questions = Questions(None)
@@ -134,13 +133,6 @@ class Run(RunRecord):
             time_limit_s=options.time_limit_s,
             kept=self._group.kept,
             again=f"%ddp_stop {self.id} again" if background else "press Stop again",
-        )
-        self._command = options.command(
-            path=str(self.directory.cell),
-            file=self._code.file,
-            execution_count=cell.number,
-            prelude=tuple(sorted(capture.prelude)),
-            shell=cell.settings,
         )
 
     def __repr__(self) -> str:
@@ -158,7 +150,6 @@ class Run(RunRecord):
 
     def _begin_attempt(self) -> None:
         self._watch.close()
-        self._has_cell = False
         self._pulls = self._new_pulls()
         self._watch = CollectiveWatch(self.options, self.directory, self._hang_s)
 
@@ -179,7 +170,7 @@ class Run(RunRecord):
         self.started = time.time()
         self.progress = screen.progress
         screen.start(self)
-        notes = (*process_storage.take_notes(), *self._capture.notes)
+        notes = (*process_storage.take_notes(), *self._notes)
         self._take([Note(text=text) for text in notes], screen)
         with self._stopper.presses as counter:
             try:
@@ -205,18 +196,8 @@ class Run(RunRecord):
         if self._group.started:
             self._take(self._group.rejoin(), screen)
         else:
-            # What the cell sets for libraries that are imported before it runs.
-            early = {n: v for n, v in self._cell.environment.items() if not is_late(n)}
-            early = self._profiling.environment() | early
-            env = rank_environment(os.environ | early, self.options.visible, self.options.nproc)
-            self._group.start(engine, env, sys_path, self._command.prelude)
-        self._send_captured()
-
-    def _send_captured(self) -> None:
-        for number, segment in self._capture.segments.items():
-            self._group.share(number, segment)
-        if self._capture.command is not None:
-            self._group.send(self._capture.command)
+            self._sender.start(engine, sys_path, self._profiling.environment())
+        self._sender.send_values()
 
     def _follow(self, screen: Screen) -> None:
         while not self._over:
@@ -235,10 +216,7 @@ class Run(RunRecord):
         self.waits = ()
         self._take(self._watch.finish(self.ranks), screen)
         self.checked = self._watch.checked
-        self.state, self.error = judge(self._evidence())
-        if self.error is not None:
-            earlier = earlier_attempts(self.restarts, self.max_restarts)
-            self.error.details = (*self.error.details, *earlier)
+        self.state, self.error = self._case.verdict(self._stopper, self._watch)
         self._take(self._watch.warnings(self.ranks, self.state), screen)
         if self.options.debug and self._questions.problem and any(r.error for r in self.ranks):
             text = f"{self.options.spelled('debug')}: no debugger: {self._questions.problem}"
@@ -248,31 +226,16 @@ class Run(RunRecord):
 
     @property
     def _is_ready(self) -> bool:
-        return not self._has_cell and all(rank.ran for rank in self.ranks)
+        return not self._sender.sent and all(rank.ran for rank in self.ranks)
 
     def _send_cell(self) -> None:
-        """Let the ranks begin, once all are ready.
-
-        Not before: a rank that has finished its cell closes its connections, and one that is still
-        connecting to others takes that for its peer's death.
-        """
-        self.state, self._has_cell = State.RUNNING, True
+        self.state = State.RUNNING
         if self.restarts:
             self.doing = ""
-        if not self.directory.cell.exists():  # a cleaner of temporary files came meanwhile
-            self.directory.make_again()
-            self.directory.cell.write_text(self._cell.source, encoding="utf-8")
         for rank in self.ranks:
             rank.began = time.time()
-        self._group.send(
-            self._questions.prepare(
-                self._command,
-                [self._cell.source, *self._capture.texts],
-                last_attempt=len(self.restarts) >= self.max_restarts,
-            )
-        )
-        if not self._group.kept:
-            self._group.send(Exit())
+        last = len(self.restarts) >= self.max_restarts
+        self._sender.send_cell(self._questions, last_attempt=last)
 
     @property
     def _over(self) -> bool:
@@ -316,26 +279,20 @@ class Run(RunRecord):
         """Note why the ranks are restarted, and begin anew with them."""
         self._take(self._watch.finish(self.ranks), screen)
         # Without its cell, a missing device or an unknown backend: it would fail again.
-        cannot_start = not self.restarts and not self._has_cell
+        cannot_start = not self.restarts and not self._sender.sent
         if self._stopper.reason or cannot_start or self._watch.mismatch:
             self._gives_up = True
             self._group.kill()
             return
         self._take(self._stacks.of_crashes(self.ranks), screen)
-        self.group_end = GroupEnded(agent_died=event.agent_died)
-        evidence = self._evidence()
-        _, error = judge(evidence)
-        restart = restart_after(error, number=event.number, elapsed_s=self.elapsed_s)
+        restart, lines = self._case.restart(event, self._stopper, self._watch)
         self.restarts += (restart,)
-        self.group_end = None
         self.take(event)
         screen.take(event)
-        waits = evidence.waits if TIMED_OUT.search(restart.reason) else ()  # who was waited for
-        lines = [*waits, restart_line(restart, self.max_restarts)]
         self._take([Note(text=line) for line in lines], screen)
         self._begin_attempt()
         self._profiling.begin_attempt()
-        self._send_captured()
+        self._sender.send_values()
 
     def _take_results(self, screen: Screen) -> None:
         """Take what was asked for; from a failed run only if all of it is there."""
@@ -376,13 +333,12 @@ class Run(RunRecord):
             self.state = State.FAILED
             raise
         finally:
-            self._capture.close()
+            self._sender.close()
             self.ended = time.time()
 
     def _forget(self) -> None:
         """Let go of the notebook's values: the run is kept for a long time, for its status."""
-        self._around = Surroundings()
-        self._capture = Capture()
+        self._case.close()
         self._pulls = Pulls((), 0, self.directory)
 
     def _prepare_next_cell(self, screen: Screen) -> None:
@@ -423,27 +379,9 @@ class Run(RunRecord):
         reason = self._stopper.look(
             elapsed_s=self.elapsed_s - self._questions.waited_s,
             mismatch=self._watch.differs(self.ranks),
-            starting=not self._has_cell,
+            starting=not self._sender.sent,
         )
         if reason is not None:
             self._questions.stop()
             if reason is not StopReason.PEER_FAILED:  # that the others wait is a consequence
                 self._watch.remember_waits(self.ranks)
-
-    def _evidence(self) -> Evidence:
-        return Evidence(
-            ranks=self.ranks,
-            stop=self._stopper.reason,
-            stopped=self._stopper.began,
-            time_limit_s=self.options.time_limit_s,
-            restarts_left=len(self.restarts) < self.max_restarts,
-            group=self.group_end or GroupEnded(),
-            logs=self.log_directory,
-            source=self._cell.source,
-            around=self._around,
-            waits=self._watch.reasons(self.ranks),
-            mismatch=self._watch.mismatch,
-            mismatch_lines=self._watch.mismatch_lines,
-            prelude=OWN_NAMES & set(self._command.prelude),
-            cell_labels=self.cell_labels,
-        )

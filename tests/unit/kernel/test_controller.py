@@ -123,7 +123,7 @@ def test_a_new_session_in_place_of_a_lost_one(tmp_path: Path) -> None:
     with controller.sessions.claim("lab"):
         assert controller.join(_args(session="lab")) is None
         run = controller.make(_cell(), options, None)
-    (note,) = run._capture.notes
+    (note,) = run._notes
     assert note.startswith("session lab had ended since its last cell: its agent died")
     assert controller.sessions.take_loss("lab") == []
     controller.close()
@@ -134,7 +134,7 @@ def test_the_notebooks_results_are_not_sent(name: str) -> None:
     """A cell that reads one is told what it reads."""
     controller = Controller(Notebook({name: 3}, hidden={name: 3}))
     run = controller.make(_cell(name), Options(nproc=2), None)
-    (note,) = run._capture.notes
+    (note,) = run._notes
     assert note.startswith(f"`{name}` in the cell is the rank's own")
 
 
@@ -142,7 +142,7 @@ def test_a_loop_variable_of_that_name_is_not_meant() -> None:
     """`for _ in range(3)`."""
     controller = Controller(Notebook({"_": 3}, hidden={"_": 3}))
     cell = Cell("pass", Names(frozenset("_"), frozenset("_")))
-    assert controller.make(cell, Options(nproc=2), None)._capture.notes == []
+    assert controller.make(cell, Options(nproc=2), None)._notes == ()
 
 
 # --- running it -------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_what_a_sessions_cell_bound_is_its_own(lab: tuple[Controller, FakeGroup]
     assert session.held.bound == {"model"}
     assert group.names == ["share", "Captured", "RunCell"]
     assert not [event for event in screen.events if isinstance(event, Note)]
-    around = controller.make(_cell(), Options(nproc=1), None)._around
+    around = controller.surroundings()
     assert around.elsewhere("model") == ("Cell In[4]", "lab")
     assert around.elsewhere("other") == ("", "")
 
@@ -177,7 +177,7 @@ def test_a_session_that_ends_in_a_cell(tmp_path: Path) -> None:
         controller.execute(controller.make(_cell(), options, None), FakeScreen())
     assert list(controller.sessions) == []
     with controller.sessions.claim("lab"):
-        assert controller.make(_cell(), options, None)._capture.notes == []
+        assert controller.make(_cell(), options, None)._notes == ()
     controller.close()
 
 
