@@ -91,26 +91,13 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """`%load_ext ddp_magic`: register the magics."""
-    from ddp_magic.kernel.magics import DDPMagics
+    from ddp_magic.kernel.magics import register
 
-    magics = DDPMagics(shell)
-    shell.register_magics(magics)
-    shell.events.register("pre_run_cell", magics.note_cell)
-    shell.events.register("post_run_cell", magics.follow_notebook)
+    register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """`%unload_ext ddp_magic`: take the magics away, and end the sessions and the forkserver."""
-    from ddp_magic.kernel.magics import DDPMagics
+    from ddp_magic.kernel.magics import unregister
 
-    magics = shell.magics_manager.registry.pop(DDPMagics.__name__, None)
-    if magics is None:
-        return
-    shell.events.unregister("pre_run_cell", magics.note_cell)
-    shell.events.unregister("post_run_cell", magics.follow_notebook)
-    shell.configurables.remove(magics)
-    magics.close()
-    for kind, names in magics.magics.items():
-        for name in names:
-            shell.magics_manager.magics[kind].pop(name, None)
-        shell.magics_manager.magics[kind].update(magics.replaced[kind])
+    unregister(shell)

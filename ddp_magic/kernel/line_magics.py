@@ -1,0 +1,160 @@
+"""The line magics beside `%%ddp`: they show, follow and end runs and sessions."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import line_cell_magic, line_magic, magics_class
+
+from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.replay import replay
+from ddp_magic.display.status import Status
+from ddp_magic.errors import WorkerError, WorkerLostError
+from ddp_magic.kernel.background.run import BackgroundRun
+from ddp_magic.kernel.controller import Controller
+from ddp_magic.kernel.interrupts import without_frames
+from ddp_magic.kernel.magic_base import OurMagics, documented, parse, usage_errors
+from ddp_magic.kernel.options.declaration import (
+    ATTACH_OPTIONS,
+    LOGS_OPTIONS,
+    SHOW_OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    WAIT_OPTIONS,
+    Option,
+)
+from ddp_magic.kernel.options.help import (
+    ATTACH_HELP,
+    LOGS_HELP,
+    SHOW_HELP,
+    STATUS_HELP,
+    STOP_HELP,
+    WAIT_HELP,
+)
+
+
+@magics_class
+class LineMagics(OurMagics):
+    """The line magics beside `%%ddp`.
+
+    Args:
+        shell: The notebook's.
+        controller: Has the runs and sessions.
+    """
+
+    def __init__(self, shell: InteractiveShell, controller: Controller) -> None:
+        super().__init__(shell)
+        self.controller = controller
+
+    @line_magic
+    @documented(STATUS_HELP)
+    def ddp_status(self, line: str) -> Status | None:
+        """Show the runs."""
+        args = parse("%ddp_status", line, STATUS_OPTIONS)
+        if args.help:
+            print(STATUS_HELP)  # noqa: T201 -- the answer
+            return None
+        if args.stacks:
+            print(self._answer(["stacks", *filter(None, [args.run])]))  # noqa: T201 -- the answer
+            return None
+        with usage_errors("%ddp_status"):
+            return self.controller.status(args.run)
+
+    @line_magic
+    @documented(SHOW_HELP)
+    def ddp_show(self, line: str) -> None:
+        """Show a run again."""
+        args = parse("%ddp_show", line, SHOW_OPTIONS)
+        if args.help:
+            print(SHOW_HELP)  # noqa: T201 -- the answer
+            return
+        with usage_errors("%ddp_show"):
+            replay(self.controller.past.find(args.run), self.shell)
+
+    @line_magic
+    @documented(LOGS_HELP)
+    def ddp_logs(self, line: str) -> None:
+        """Print what the ranks of a run wrote."""
+        args = parse("%ddp_logs", line, LOGS_OPTIONS)
+        if args.help:
+            print(LOGS_HELP)  # noqa: T201 -- the answer
+            return
+        with usage_errors("%ddp_logs"):
+            text = "\n".join(self.controller.past.logs(args.run, args.rank, args.lines))
+        print(text, end="\n" if text else "")  # noqa: T201 -- the answer
+
+    @line_magic
+    @documented(WAIT_HELP)
+    def ddp_wait(self, line: str) -> BackgroundRun | None:
+        """Follow a background run of this notebook."""
+        return self._follow("%ddp_wait", line, WAIT_OPTIONS, WAIT_HELP)
+
+    @line_magic
+    @documented(ATTACH_HELP)
+    def ddp_attach(self, line: str) -> BackgroundRun | None:
+        """Follow a background run of any notebook."""
+        return self._follow("%ddp_attach", line, ATTACH_OPTIONS, ATTACH_HELP)
+
+    def _follow(
+        self, magic: str, line: str, options: tuple[Option, ...], text: str
+    ) -> BackgroundRun | None:
+        args = parse(magic, line, options)
+        if args.help:
+            print(text)  # noqa: T201 -- the answer
+            return None
+        with usage_errors(magic):
+            run = self.controller.background.choose(args.run, of_any=magic == "%ddp_attach")
+        goes_on = f"stopped following run {run.id}, which goes on; %ddp_stop {run.id} ends it"
+        with without_frames(lambda: goes_on):
+            run.follow(Outputs(self.shell))
+        run = run.with_results(self.shell.user_ns)
+        if not run.background.call:
+            self.shell.user_ns.update(run.results)
+        if run.background.out:
+            self.shell.user_ns[run.background.out] = run
+        if (error := run.error) is None:
+            return run
+        if run.background.raises or isinstance(error, KeyboardInterrupt):
+            del run  # a frame that a traceback keeps must not keep the run's results alive
+            raise error
+        print("\n".join(error._render_traceback_()))  # noqa: T201 -- IPython's own name
+        return run
+
+    def _answer(self, words: list[str]) -> str:
+        with usage_errors("%ddp_status"):
+            return self.controller.answers.answer(words)
+
+    @line_magic
+    @documented(STOP_HELP)
+    def ddp_stop(self, line: str) -> None:
+        """End sessions and runs."""
+        args = parse("%ddp_stop", line, STOP_OPTIONS)
+        if args.help:
+            print(STOP_HELP)  # noqa: T201 -- the answer
+            return
+        if args.all and args.session is not None:
+            raise UsageError("%ddp_stop: give a session or --all, not both")
+        with (
+            without_frames(lambda: "%ddp_stop was interrupted; what had not ended was killed"),
+            usage_errors("%ddp_stop"),
+        ):
+            if args.all:
+                ended = self.controller.stop_all() or ["there is no session and no background run"]
+            else:
+                ended = [self.controller.stop(args.session)]
+            print("\n".join(ended))  # noqa: T201 -- the answer
+
+    @line_cell_magic
+    def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own
+        """IPython's %debug; it refuses a failure that was in a rank, and says why."""
+        error = getattr(sys, "last_value", None)
+        if not line.strip() and body is None and isinstance(error, WorkerError | WorkerLostError):
+            raise UsageError(
+                f"%debug: the failure was in rank {error.rank}, a process of its own that has "
+                "ended: print there what you need to know, or run the cell without %%ddp"
+            )
+        own = self.replaced("line" if body is None else "cell", "debug")
+        return own(line) if body is None else own(line, body)
