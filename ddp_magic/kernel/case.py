@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.diagnosis.restarts import (
     TIMED_OUT,
     Restart,

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 
-from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.diagnosis.hangs import HANG_S
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.record import Screen
 from ddp_magic.display.status import Status

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ddp_magic.display.diagnosis.diagnose import Surroundings
 from ddp_magic.display.diagnosis.hangs import HANG_S
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.rank import Rank

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.display.diagnosis.diagnose import CellCode
+from ddp_magic.display.diagnosis.stack_dumps import CellCode
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.profiles.profile import Code
 from ddp_magic.kernel.cell import Cell

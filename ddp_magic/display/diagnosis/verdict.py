@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import Failure, Surroundings
+from ddp_magic.display.diagnosis.diagnose import Failure
+from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
 from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import (
@@ -198,7 +199,7 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     if first.lost_its_peer and (gone := _gone(evidence.ranks)):
         where = evidence.ranks[first.rank].where
         message = shown = f"{gone}, and rank {first.rank} lost its connection{where}"
-    hints = diagnose.name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
+    hints = name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
     # A child of the rank has written its own traceback into the error's text.
     shown_lines = ["\n".join(text_without_ours(t.split("\n"))) for t in first.error.traceback]

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.record import Background
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.run import Run

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.journal import PastRun
 from ddp_magic.display.record import Background
 from ddp_magic.kernel.background.hosting import HostStart, start_host

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import CellCode
+from ddp_magic.display.diagnosis.stack_dumps import CellCode, read_stack
 from ddp_magic.display.rank import Rank
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
@@ -39,7 +38,7 @@ class Stacks:
             rank: Which rank.
             limit: Most frames to return.
         """
-        return diagnose.read_stack(self._directory, rank, self._code, limit)
+        return read_stack(self._directory, rank, self._code, limit)
 
     def of_crashes(self, ranks: Iterable[Rank]) -> list[StackDumped]:
         """Return what ranks wrote that died without a word of their own."""

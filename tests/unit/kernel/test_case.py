@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord

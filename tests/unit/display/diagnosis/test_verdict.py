@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.diagnosis.verdict import Evidence, StopReason, judge
 from ddp_magic.display.rank import Rank
 from ddp_magic.errors import (

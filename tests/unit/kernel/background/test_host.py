@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.display import journal
-from ddp_magic.display.diagnosis.diagnose import Surroundings
+from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.display.screen import CellScreen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddp_magic.display.diagnosis.diagnose import CellCode
+from ddp_magic.display.diagnosis.stack_dumps import CellCode
 from ddp_magic.display.rank import Rank
 from ddp_magic.kernel.watch.stacks import Stacks
 from ddp_magic.system.run_directory import RunDirectory

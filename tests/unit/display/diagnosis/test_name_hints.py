@@ -1,0 +1,57 @@
+"""Hints on names that may have caused an error."""
+
+from __future__ import annotations
+
+from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
+from ddp_magic.wire.messages import Error
+
+
+def _error(evalue: str, ename: str = "RuntimeError") -> Error:
+    return Error(rank=0, time=0.0, ename=ename, evalue=evalue, traceback=(), line=3)
+
+
+def test_name_hints() -> None:
+    """A name that is missing, and a prelude's name in the failing line."""
+    error = _error("name 'model' is not defined", ename="NameError")
+    (hint,) = name_hints(error, "a\nb\nmodel()\n", Surroundings({"model": 1}), set())
+    assert hint.startswith("your notebook defines `model`, but it was not sent to the ranks")
+    for words in (
+        "Can't get attribute 'Net' on <module '__main__' from '/x.py'>",
+        "Can't get attribute 'Net.Part' on <module 'ddp_magic.worker.child_main'>",
+        "module '__main__' has no attribute 'Net'",
+    ):
+        loaded = _error(words, ename="AttributeError")
+        (hint,) = name_hints(loaded, "torch.load(p)", Surroundings({"Net": 1}), set())
+        assert hint.startswith("your notebook defines `Net`, but it was not sent")
+    elsewhere = _error("Can't get attribute 'Net' on <module 'models'>", ename="AttributeError")
+    assert name_hints(elsewhere, "", Surroundings({"Net": 1}), set()) == []
+    before = Surroundings(elsewhere={"model": ("Cell In[3]", "")}.__getitem__)
+    (hint,) = name_hints(error, "model", before, set())
+    assert hint.startswith("`model` was last defined in Cell In[3], whose ranks have ended")
+    kept = Surroundings(elsewhere={"model": ("Cell In[3]", "lab")}.__getitem__)
+    (hint,) = name_hints(error, "model", kept, set())
+    assert "in session lab: --session lab runs this cell there" in hint
+    text, names = "a\nb\ntrain(1)\n", {"train", "cells"}
+    wrong_call = _error("train() missing 2 required arguments", ename="TypeError")
+    (hint,) = name_hints(wrong_call, text, Surroundings(), names)
+    assert hint == "`train` is from ddp_magic.prelude: your notebook does not define train"
+    refused = _error("train_set has no images", ename="ValueError")
+    assert name_hints(refused, text, Surroundings(), names) == []
+    (hint,) = name_hints(refused, text, Surroundings({"train": 1}), names)
+    assert hint == (
+        "`train` is from ddp_magic.prelude, because --capture leaves out your notebook's"
+    )
+    assert name_hints(_error("x"), "a\n", Surroundings(), {"train"}) == []
+
+
+def test_a_name_that_a_spawned_child_lacks() -> None:
+    """It is said what a child gets, where the cell has computed the name."""
+    words = (
+        "Caught NameError in DataLoader worker process 0.\nNameError: name 'size' is not defined"
+    )
+    error = _error(words, ename="NameError")
+    (hint,) = name_hints(error, "n, size = 1, make()\n", Surroundings(), set())
+    assert hint.startswith("`size`: a spawned child gets the cell's imports, functions")
+    assert name_hints(error, "other = size\n", Surroundings(), set()) == []
+    own = _error("name 'size' is not defined", ename="NameError")
+    assert name_hints(own, "size = 1", Surroundings(), set()) == []
