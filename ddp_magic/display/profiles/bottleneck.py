@@ -1,4 +1,4 @@
-"""What limits a run: Verdict, Why and Next, from where the time of its ranks went. Pure.
+"""What limits a run: which cause costs most, from where the time of its ranks went. Pure.
 
 As in TraceML, a part of the time below 10 % is not worth a word, and one above 20 % gives the run
 its name.
@@ -6,72 +6,23 @@ its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ddp_magic.display.profiles import causes
-from ddp_magic.display.profiles.causes import Cause
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
-from ddp_magic.display.rank import rank_names
-from ddp_magic.wire.profile import LOADER_WORKERS, Spent
+from ddp_magic.display.profiles.verdicts import (
+    NOTICE,
+    Bottleneck,
+    LineName,
+    Machine,
+    Sentences,
+    Traffic,
+)
+from ddp_magic.wire.profile import Spent
 
-NOTICE, CRITICAL = 0.1, 0.2
-SHORT_OF_PROCESSORS = "short of processors"
+CRITICAL = 0.2
 MIN_SAMPLES = 25  # of one rank at least
-_SMALL_BYTES = 64 * 1024  # a smaller collective takes as long as an empty one
-_SAME_WORK = 1.25  # a rank with less than so much of another's processor time works no more
-_MAX_RANKS = 8  # named in a sentence
-
-LineName = Callable[[LineTime], str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """The collectives of the time that is judged.
-
-    Attributes:
-        per_step: How many a step has; None without steps.
-        mean_bytes: Their mean size; None if there is no record of any.
-        sharded: Whether they gather and scatter shards, as FSDP's.
-    """
-
-    per_step: float | None = None
-    mean_bytes: float | None = None
-    sharded: bool = False
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the ranks run on.
-
-    Attributes:
-        processors: Number of processors.
-        threads: Number of threads of each rank's operations.
-    """
-
-    processors: int
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Bottleneck:
-    """What limits a run.
-
-    Attributes:
-        verdict: What it is, in a sentence.
-        why: What that is concluded from.
-        advice: The change to try next, and what it can save at most.
-    """
-
-    verdict: str
-    why: str
-    advice: str
-
-    @property
-    def lines(self) -> list[str]:
-        """The three lines to show."""
-        named = {"Verdict": self.verdict, "Why": self.why, "Next": self.advice}
-        return [f"{name + ':':9}{text}" for name, text in named.items() if text]
 
 
 def judge(
@@ -95,269 +46,23 @@ def judge(
         seconds = max((t.total_s for t in times), default=0.0)
         verdict = f"too short to say: a rank was seen for {seconds:.1f} s, in {samples} samples"
         return Bottleneck(verdict, "", "profile a longer run")
-    case = _Case(times, lines, name, traffic, machine)
+    say = Sentences(times, lines, name, traffic, machine)
     found = {
-        case.loading: causes.cause_of(times, Spent.LOADING),
-        case.saving: causes.cause_of(times, Spent.SAVING),
-        case.printing: causes.cause_of(times, Spent.PRINTING),
-        case.idling: causes.cause_of(times, Spent.IDLE),
-        case.straggling: causes.rest(times),
-        case.communicating: causes.own_cause(times, {t.rank: t.share(t.sending_s) for t in times}),
+        say.loading: causes.cause_of(times, Spent.LOADING),
+        say.saving: causes.cause_of(times, Spent.SAVING),
+        say.printing: causes.cause_of(times, Spent.PRINTING),
+        say.idling: causes.cause_of(times, Spent.IDLE),
+        say.straggling: causes.rest(times),
+        say.communicating: causes.own_cause(times, {t.rank: t.share(t.sending_s) for t in times}),
     }
     tell = max(found, key=lambda tell: found[tell].cost)
     if found[tell].cost < NOTICE:
         # A lack of processors makes all else longer, and so it is told if nothing else is.
         queued = causes.own_cause(times, {t.rank: t.queued or 0.0 for t in times})
         if queued.cost >= CRITICAL:
-            return case.queueing(queued)
-        return case.computing(sum(cause.cost for cause in found.values()))
+            return say.queueing(queued)
+        return say.computing(sum(cause.cost for cause in found.values()))
     told = tell(found[tell])
     return (
         told if found[tell].cost >= CRITICAL else replace(told, verdict=f"somewhat {told.verdict}")
     )
-
-
-class _Case:
-    """What is known of a run, and a sentence for each cause."""
-
-    def __init__(
-        self,
-        times: Sequence[RankTimes],
-        lines: Mapping[Spent, Sequence[LineTime]],
-        name: LineName,
-        traffic: Traffic,
-        machine: Machine,
-    ) -> None:
-        self._times = times
-        self._lines = lines
-        self._name = name
-        self._traffic = traffic
-        self._machine = machine
-        self._ranks = [t.rank for t in times]
-
-    def loading(self, cause: Cause) -> Bottleneck:
-        """Say that the ranks wait for their data."""
-        lines = self._lines.get(Spent.LOADING, ())
-        has_workers = any(line.place.call == LOADER_WORKERS for line in lines)
-        processors = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
-        if has_workers:
-            change = (
-                "more num_workers in the DataLoader, or less work for each item: a cache, "
-                f"smaller files, transforms of whole batches ({processors})"
-            )
-        else:
-            change = (
-                f"num_workers=2 or more in the DataLoader ({processors}), so that batches load "
-                "during computation"
-            )
-        if cause.culprit is not None:
-            verdict = (
-                f"input-bound on rank {cause.culprit}: it waits {_percent(cause.culprits_own)} of "
-                f"its time for the DataLoader, and {self._others_wait(cause, 'for it')}"
-            )
-            change += f"; and look why the items of rank {cause.culprit} take longer than others"
-        else:
-            verdict = f"input-bound: {self._all('wait')} {_percent(cause.own_cost)} of "
-            verdict += f"{self._their} time for the DataLoader{_for_each_other(cause)}"
-        workers = f"the DataLoader has {'' if has_workers else 'no '}worker processes"
-        return Bottleneck(
-            verdict,
-            f"{self._line(Spent.LOADING)}{workers}; {self._spread(Spent.LOADING)}",
-            f"{change}: {_saves(cause.most)}",
-        )
-
-    def saving(self, cause: Cause) -> Bottleneck:
-        """Say that the ranks save too often."""
-        all_save = len(self._ranks) > 1 and min(cause.own.values()) > 0.5 * max(cause.own.values())
-        alone = "save on rank 0 alone, and less often" if all_save else "save less often"
-        return Bottleneck(
-            self._verdict("saving-bound", ("saves", "save"), cause),
-            self._line(Spent.SAVING) + self._spread(Spent.SAVING),
-            f"{alone}, such as each 10th time: {_saves(0.9 * cause.most)}",
-        )
-
-    def printing(self, cause: Cause) -> Bottleneck:
-        """Say that the ranks print too much."""
-        return Bottleneck(
-            self._verdict("output-bound", ("prints or displays", "print or display"), cause),
-            self._line(Spent.PRINTING) + self._spread(Spent.PRINTING),
-            f"print on one rank, and each 50th time: {_saves(cause.most)}",
-        )
-
-    def idling(self, cause: Cause) -> Bottleneck:
-        """Say that a rank, or all of them, do nothing."""
-        head = "idle" if cause.culprit is None else "straggler"
-        what = "for something other than data or ranks,"
-        does = (f"sleeps, or waits {what}", f"sleep, or wait {what}")
-        return Bottleneck(
-            self._verdict(head, does, cause),
-            self._line(Spent.IDLE) + self._spread(Spent.IDLE),
-            f"shorten that wait, or compute meanwhile: {_saves(cause.most)}",
-        )
-
-    def straggling(self, cause: Cause) -> Bottleneck:
-        """Say that the ranks wait for one that computes longer, or for each other in turns."""
-        busy = {t.rank: 1.0 - t.share(t.waiting_s) for t in self._times}
-        shares = [f"rank {rank} {_percent(busy[rank])}" for rank in sorted(busy)[:_MAX_RANKS]]
-        spread = f"not waiting: {', '.join(shares)}"
-        if cause.culprit is None:
-            return Bottleneck(
-                f"uneven work: {self._all('wait')} {_percent(cause.cost)} of their time for each "
-                "other, in turns",
-                f"it is not always the same rank that comes last; {spread}",
-                f"batches that cost the same on all ranks, such as of similar sizes: "
-                f"{_saves(cause.most)}",
-            )
-        rank = cause.culprit
-        waits = self._others_wait(cause, f"for rank {rank}")
-        if cause.gone:
-            return Bottleneck(
-                f"straggler: {waits}, which had finished its cell or could not be seen",
-                spread,
-                f"as many collectives on rank {rank} as on the others: {_saves(cause.most)}",
-            )
-        lines = [line for line in self._lines.get(Spent.COMPUTE, ()) if line.by_rank.get(rank)]
-        longest = max(lines, key=lambda line: line.by_rank[rank], default=None)
-        at = "" if longest is None else f", for the longest at {self._name(longest)}"
-        change = f"give rank {rank} as much work as the others, or find what slows it down"
-        if self._is_slowed_by_others(rank, busy):
-            change = f"processors of its own for rank {rank}: other programs take them from it"
-            at += ", but often without a processor"
-        return Bottleneck(
-            f"straggler: {waits}, which computes",
-            f"rank {rank} comes last{at}; {spread}",
-            f"{change}: {_saves(cause.most)}",
-        )
-
-    def _is_slowed_by_others(self, rank: int, busy: Mapping[int, float]) -> bool:
-        """Whether a rank would work no longer than others if it had its processor at once."""
-        queued = {t.rank: t.queued or 0.0 for t in self._times}
-        work = {other: busy[other] - queued[other] for other in busy}
-        others = max((work[other] for other in work if other != rank), default=0.0)
-        return queued.get(rank, 0.0) > NOTICE and work[rank] < _SAME_WORK * others
-
-    def communicating(self, cause: Cause) -> Bottleneck:
-        """Say that collectives move too much, or too often."""
-        told = all(t.moving_s is not None for t in self._times)
-        what = "moving data" if told else "of which some may be waiting for other ranks"
-        traffic, line = self._traffic, self._lines.get(Spent.COLLECTIVE, ())
-        size = "torch has no record of them"
-        if traffic.mean_bytes is not None:
-            step = "" if traffic.per_step is None else f"{traffic.per_step:.3g} in a step, "
-            size = f"collectives: {step}{_bytes(traffic.mean_bytes)} on average"
-        most = cause.most
-        in_backward = bool(line) and "backward" in line[0].place.call
-        if in_backward and traffic.sharded:
-            change = "larger batches, or fully_shard with reshard_after_forward=False"
-        elif in_backward:
-            change = "DDP's no_sync() in 3 of 4 backward passes (gradient accumulation)"
-            most *= 0.75
-        elif traffic.mean_bytes is None:
-            change = "send earlier, or larger messages less often"
-        elif traffic.mean_bytes < _SMALL_BYTES:
-            change = "fewer collectives: combine small tensors, or communicate in fewer steps"
-        else:
-            change = "half precision for what is sent, or send it less often"
-        return Bottleneck(
-            f"communication-bound: {self._all('spend')} {_percent(cause.cost)} of {self._their} "
-            f"time in collectives, {what}",
-            self._line(Spent.COLLECTIVE) + size,
-            f"{change}: {_saves(most)}",
-        )
-
-    def queueing(self, cause: Cause) -> Bottleneck:
-        """Say that there are too few processors."""
-        there = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
-        return Bottleneck(
-            f"{SHORT_OF_PROCESSORS}: for {_percent(cause.cost)} of {self._their} time "
-            f"{self._all('were')} ready to run but had none",
-            f"{there} with {_threads(self._machine.threads)} each, and whatever else runs; "
-            + self._spread(Spent.COMPUTE),
-            f"fewer ranks, threads or DataLoader workers, or fewer other programs: "
-            f"{_saves(cause.most)}",
-        )
-
-    def computing(self, all_else: float) -> Bottleneck:
-        """Say that there is nothing to gain but by faster computation."""
-        device = causes.own_cause(self._times, {t.rank: t.share(t.device_s) for t in self._times})
-        both = {t.rank: t.share(t.compute_s + t.device_s) for t in self._times}
-        compute = causes.own_cause(self._times, both)
-        kind = Spent.DEVICE if device.cost > 0.5 * compute.cost else Spent.COMPUTE
-        what = f"compute-bound: {self._all('compute')} for {_percent(compute.cost)} of "
-        what += f"{self._their} time"
-        if kind is Spent.DEVICE:
-            what = f"GPU-bound: {self._all('wait')} {_percent(device.cost)} of {self._their} time "
-            what += "for the GPU, which computes or communicates"
-        threads, per_rank = self._machine.threads, self._machine.processors // len(self._ranks)
-        if all(t.device == "cpu" for t in self._times) and per_rank > threads:
-            change = f"torch.set_num_threads({per_rank}), since an operation uses "
-            change += f"{_threads(threads)}: {_saves(compute.most * (1 - threads / per_rank))}"
-        else:
-            change = "faster computation, such as torch.autocast or torch.compile; all else "
-            change += f"together can save {_percent(min(all_else, 1.0 - compute.cost))} at most"
-        return Bottleneck(what, self._line(kind) + self._spread(kind), change)
-
-    # --- words --------------------------------------------------------------------------------
-
-    def _all(self, verb: str) -> str:
-        if len(self._ranks) > 1:
-            return f"the ranks {verb}"
-        return f"the rank {'was' if verb == 'were' else verb + 's'}"
-
-    @property
-    def _their(self) -> str:
-        return "their" if len(self._ranks) > 1 else "its"
-
-    def _others_wait(self, cause: Cause, whom: str) -> str:
-        others = [rank for rank in self._ranks if rank != cause.culprit]
-        verb, their = ("waits", "its") if len(others) == 1 else ("wait", "their")
-        names = rank_names(others, span=3)
-        return f"{names} {verb} {_percent(cause.others_wait)} of {their} time {whom}"
-
-    def _verdict(self, head: str, does: tuple[str, str], cause: Cause) -> str:
-        """Return a verdict on a rank that does something, or on all that do it."""
-        if cause.culprit is not None:
-            waits = self._others_wait(cause, f"for rank {cause.culprit}")
-            return f"{head}: {waits}, which {does[0]} for {_percent(cause.culprits_own)} of its own"
-        who = f"the ranks {does[1]}" if len(self._ranks) > 1 else f"the rank {does[0]}"
-        share = f"{_percent(cause.own_cost)} of {self._their} time"
-        return f"{head}: {who} for {share}{_for_each_other(cause)}"
-
-    def _line(self, kind: Spent) -> str:
-        lines = self._lines.get(kind, ())
-        return f"{self._name(lines[0])}; " if lines else ""
-
-    def _spread(self, kind: Spent) -> str:
-        """Return the share of each rank's time that went into something."""
-        shares = [f"rank {t.rank} {_percent(t.share(t.seconds(kind)))}" for t in self._times]
-        more = ", ..." if len(shares) > _MAX_RANKS else ""
-        return f"{kind.value}: {', '.join(shares[:_MAX_RANKS])}{more}"
-
-
-def _for_each_other(cause: Cause) -> str:
-    waits = cause.cost - cause.own_cost
-    return f", and {_percent(waits)} for each other meanwhile" if waits > NOTICE / 2 else ""
-
-
-def _saves(share: float) -> str:
-    return f"saves at most {_percent(share)} of the time"
-
-
-def _percent(share: float) -> str:
-    """A share below 1 does not round to 100 %: nothing "saves at most 100 % of the time"."""
-    return f"{100 * share if share >= 1 else min(99, 100 * share):.0f} %"
-
-
-def _bytes(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} bytes"
-
-
-def _ranks(count: int) -> str:
-    return f"{count} rank{'s' if count > 1 else ''}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"

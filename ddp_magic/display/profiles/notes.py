@@ -5,14 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ddp_magic.display.profiles.bottleneck import (
-    CRITICAL,
-    MIN_SAMPLES,
-    SHORT_OF_PROCESSORS,
-    Machine,
-)
+from ddp_magic.display.profiles.bottleneck import CRITICAL, MIN_SAMPLES
 from ddp_magic.display.profiles.gpu_collectives import gpu_collectives
 from ddp_magic.display.profiles.rank_times import RankTimes
+from ddp_magic.display.profiles.verdicts import SHORT_OF_PROCESSORS, Machine
 from ddp_magic.display.rank import rank_names
 from ddp_magic.wire.profile import RankProfile
 

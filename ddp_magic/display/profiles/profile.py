@@ -8,13 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.display.profiles.bottleneck import (
-    MIN_SAMPLES,
-    Bottleneck,
-    Machine,
-    Traffic,
-    judge,
-)
+from ddp_magic.display.profiles.bottleneck import MIN_SAMPLES, judge
 from ddp_magic.display.profiles.notes import notes
 from ddp_magic.display.profiles.rank_times import (
     LineTime,
@@ -25,6 +19,7 @@ from ddp_magic.display.profiles.rank_times import (
     loop_of,
     rank_times,
 )
+from ddp_magic.display.profiles.verdicts import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.waits import Waits
 from ddp_magic.wire.profile import Place, RankProfile
 
