@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ddp_magic.display.profiles import causes
 from ddp_magic.display.profiles.causes import Cause
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
+from ddp_magic.display.profiles.words import percent, ranks, saves, size_of, threads
 from ddp_magic.display.rank import rank_names
 from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
@@ -99,7 +100,7 @@ class Sentences:
         """Say that the ranks wait for their data."""
         lines = self._lines.get(Spent.LOADING, ())
         has_workers = any(line.place.call == LOADER_WORKERS for line in lines)
-        processors = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
+        processors = f"{self._machine.processors} processors for {ranks(len(self._ranks))}"
         if has_workers:
             change = (
                 "more num_workers in the DataLoader, or less work for each item: a cache, "
@@ -112,18 +113,18 @@ class Sentences:
             )
         if cause.culprit is not None:
             verdict = (
-                f"input-bound on rank {cause.culprit}: it waits {_percent(cause.culprits_own)} of "
+                f"input-bound on rank {cause.culprit}: it waits {percent(cause.culprits_own)} of "
                 f"its time for the DataLoader, and {self._others_wait(cause, 'for it')}"
             )
             change += f"; and look why the items of rank {cause.culprit} take longer than others"
         else:
-            verdict = f"input-bound: {self._all('wait')} {_percent(cause.own_cost)} of "
+            verdict = f"input-bound: {self._all('wait')} {percent(cause.own_cost)} of "
             verdict += f"{self._their} time for the DataLoader{_for_each_other(cause)}"
         workers = f"the DataLoader has {'' if has_workers else 'no '}worker processes"
         return Bottleneck(
             verdict,
             f"{self._line(Spent.LOADING)}{workers}; {self._spread(Spent.LOADING)}",
-            f"{change}: {_saves(cause.most)}",
+            f"{change}: {saves(cause.most)}",
         )
 
     def saving(self, cause: Cause) -> Bottleneck:
@@ -133,7 +134,7 @@ class Sentences:
         return Bottleneck(
             self._verdict("saving-bound", ("saves", "save"), cause),
             self._line(Spent.SAVING) + self._spread(Spent.SAVING),
-            f"{alone}, such as each 10th time: {_saves(0.9 * cause.most)}",
+            f"{alone}, such as each 10th time: {saves(0.9 * cause.most)}",
         )
 
     def printing(self, cause: Cause) -> Bottleneck:
@@ -141,7 +142,7 @@ class Sentences:
         return Bottleneck(
             self._verdict("output-bound", ("prints or displays", "print or display"), cause),
             self._line(Spent.PRINTING) + self._spread(Spent.PRINTING),
-            f"print on one rank, and each 50th time: {_saves(cause.most)}",
+            f"print on one rank, and each 50th time: {saves(cause.most)}",
         )
 
     def idling(self, cause: Cause) -> Bottleneck:
@@ -152,21 +153,21 @@ class Sentences:
         return Bottleneck(
             self._verdict(head, does, cause),
             self._line(Spent.IDLE) + self._spread(Spent.IDLE),
-            f"shorten that wait, or compute meanwhile: {_saves(cause.most)}",
+            f"shorten that wait, or compute meanwhile: {saves(cause.most)}",
         )
 
     def straggling(self, cause: Cause) -> Bottleneck:
         """Say that the ranks wait for one that computes longer, or for each other in turns."""
         busy = {t.rank: 1.0 - t.share(t.waiting_s) for t in self._times}
-        shares = [f"rank {rank} {_percent(busy[rank])}" for rank in sorted(busy)[:_MAX_RANKS]]
+        shares = [f"rank {rank} {percent(busy[rank])}" for rank in sorted(busy)[:_MAX_RANKS]]
         spread = f"not waiting: {', '.join(shares)}"
         if cause.culprit is None:
             return Bottleneck(
-                f"uneven work: {self._all('wait')} {_percent(cause.cost)} of their time for each "
+                f"uneven work: {self._all('wait')} {percent(cause.cost)} of their time for each "
                 "other, in turns",
                 f"it is not always the same rank that comes last; {spread}",
                 f"batches that cost the same on all ranks, such as of similar sizes: "
-                f"{_saves(cause.most)}",
+                f"{saves(cause.most)}",
             )
         rank = cause.culprit
         waits = self._others_wait(cause, f"for rank {rank}")
@@ -174,7 +175,7 @@ class Sentences:
             return Bottleneck(
                 f"straggler: {waits}, which had finished its cell or could not be seen",
                 spread,
-                f"as many collectives on rank {rank} as on the others: {_saves(cause.most)}",
+                f"as many collectives on rank {rank} as on the others: {saves(cause.most)}",
             )
         lines = [line for line in self._lines.get(Spent.COMPUTE, ()) if line.by_rank.get(rank)]
         longest = max(lines, key=lambda line: line.by_rank[rank], default=None)
@@ -186,7 +187,7 @@ class Sentences:
         return Bottleneck(
             f"straggler: {waits}, which computes",
             f"rank {rank} comes last{at}; {spread}",
-            f"{change}: {_saves(cause.most)}",
+            f"{change}: {saves(cause.most)}",
         )
 
     def _is_slowed_by_others(self, rank: int, busy: Mapping[int, float]) -> bool:
@@ -204,7 +205,7 @@ class Sentences:
         size = "torch has no record of them"
         if traffic.mean_bytes is not None:
             step = "" if traffic.per_step is None else f"{traffic.per_step:.3g} in a step, "
-            size = f"collectives: {step}{_bytes(traffic.mean_bytes)} on average"
+            size = f"collectives: {step}{size_of(traffic.mean_bytes)} on average"
         most = cause.most
         in_backward = bool(line) and "backward" in line[0].place.call
         if in_backward and traffic.sharded:
@@ -219,22 +220,22 @@ class Sentences:
         else:
             change = "half precision for what is sent, or send it less often"
         return Bottleneck(
-            f"communication-bound: {self._all('spend')} {_percent(cause.cost)} of {self._their} "
+            f"communication-bound: {self._all('spend')} {percent(cause.cost)} of {self._their} "
             f"time in collectives, {what}",
             self._line(Spent.COLLECTIVE) + size,
-            f"{change}: {_saves(most)}",
+            f"{change}: {saves(most)}",
         )
 
     def queueing(self, cause: Cause) -> Bottleneck:
         """Say that there are too few processors."""
-        there = f"{self._machine.processors} processors for {_ranks(len(self._ranks))}"
+        there = f"{self._machine.processors} processors for {ranks(len(self._ranks))}"
         return Bottleneck(
-            f"{SHORT_OF_PROCESSORS}: for {_percent(cause.cost)} of {self._their} time "
+            f"{SHORT_OF_PROCESSORS}: for {percent(cause.cost)} of {self._their} time "
             f"{self._all('were')} ready to run but had none",
-            f"{there} with {_threads(self._machine.threads)} each, and whatever else runs; "
+            f"{there} with {threads(self._machine.threads)} each, and whatever else runs; "
             + self._spread(Spent.COMPUTE),
             f"fewer ranks, threads or DataLoader workers, or fewer other programs: "
-            f"{_saves(cause.most)}",
+            f"{saves(cause.most)}",
         )
 
     def computing(self, all_else: float) -> Bottleneck:
@@ -243,18 +244,18 @@ class Sentences:
         both = {t.rank: t.share(t.compute_s + t.device_s) for t in self._times}
         compute = causes.own_cause(self._times, both)
         kind = Spent.DEVICE if device.cost > 0.5 * compute.cost else Spent.COMPUTE
-        what = f"compute-bound: {self._all('compute')} for {_percent(compute.cost)} of "
+        what = f"compute-bound: {self._all('compute')} for {percent(compute.cost)} of "
         what += f"{self._their} time"
         if kind is Spent.DEVICE:
-            what = f"GPU-bound: {self._all('wait')} {_percent(device.cost)} of {self._their} time "
+            what = f"GPU-bound: {self._all('wait')} {percent(device.cost)} of {self._their} time "
             what += "for the GPU, which computes or communicates"
-        threads, per_rank = self._machine.threads, self._machine.processors // len(self._ranks)
-        if all(t.device == "cpu" for t in self._times) and per_rank > threads:
+        used, per_rank = self._machine.threads, self._machine.processors // len(self._ranks)
+        if all(t.device == "cpu" for t in self._times) and per_rank > used:
             change = f"torch.set_num_threads({per_rank}), since an operation uses "
-            change += f"{_threads(threads)}: {_saves(compute.most * (1 - threads / per_rank))}"
+            change += f"{threads(used)}: {saves(compute.most * (1 - used / per_rank))}"
         else:
             change = "faster computation, such as torch.autocast or torch.compile; all else "
-            change += f"together can save {_percent(min(all_else, 1.0 - compute.cost))} at most"
+            change += f"together can save {percent(min(all_else, 1.0 - compute.cost))} at most"
         return Bottleneck(what, self._line(kind) + self._spread(kind), change)
 
     # --- words --------------------------------------------------------------------------------
@@ -272,15 +273,15 @@ class Sentences:
         others = [rank for rank in self._ranks if rank != cause.culprit]
         verb, their = ("waits", "its") if len(others) == 1 else ("wait", "their")
         names = rank_names(others, span=3)
-        return f"{names} {verb} {_percent(cause.others_wait)} of {their} time {whom}"
+        return f"{names} {verb} {percent(cause.others_wait)} of {their} time {whom}"
 
     def _verdict(self, head: str, does: tuple[str, str], cause: Cause) -> str:
         """Return a verdict on a rank that does something, or on all that do it."""
         if cause.culprit is not None:
             waits = self._others_wait(cause, f"for rank {cause.culprit}")
-            return f"{head}: {waits}, which {does[0]} for {_percent(cause.culprits_own)} of its own"
+            return f"{head}: {waits}, which {does[0]} for {percent(cause.culprits_own)} of its own"
         who = f"the ranks {does[1]}" if len(self._ranks) > 1 else f"the rank {does[0]}"
-        share = f"{_percent(cause.own_cost)} of {self._their} time"
+        share = f"{percent(cause.own_cost)} of {self._their} time"
         return f"{head}: {who} for {share}{_for_each_other(cause)}"
 
     def _line(self, kind: Spent) -> str:
@@ -289,35 +290,11 @@ class Sentences:
 
     def _spread(self, kind: Spent) -> str:
         """Return the share of each rank's time that went into something."""
-        shares = [f"rank {t.rank} {_percent(t.share(t.seconds(kind)))}" for t in self._times]
+        shares = [f"rank {t.rank} {percent(t.share(t.seconds(kind)))}" for t in self._times]
         more = ", ..." if len(shares) > _MAX_RANKS else ""
         return f"{kind.value}: {', '.join(shares[:_MAX_RANKS])}{more}"
 
 
 def _for_each_other(cause: Cause) -> str:
     waits = cause.cost - cause.own_cost
-    return f", and {_percent(waits)} for each other meanwhile" if waits > NOTICE / 2 else ""
-
-
-def _saves(share: float) -> str:
-    return f"saves at most {_percent(share)} of the time"
-
-
-def _percent(share: float) -> str:
-    """A share below 1 does not round to 100 %: nothing "saves at most 100 % of the time"."""
-    return f"{100 * share if share >= 1 else min(99, 100 * share):.0f} %"
-
-
-def _bytes(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} bytes"
-
-
-def _ranks(count: int) -> str:
-    return f"{count} rank{'s' if count > 1 else ''}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
+    return f", and {percent(waits)} for each other meanwhile" if waits > NOTICE / 2 else ""
