@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 import subprocess
 import threading
 import time
@@ -19,24 +18,20 @@ from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.record import Background, error_lines, value_lines
 from ddp_magic.errors import (
     DDPMagicError,
-    HostLostError,
-    LaunchError,
     PullError,
     RunInterrupted,
 )
-from ddp_magic.kernel import call, control
+from ddp_magic.kernel import call
+from ddp_magic.kernel.background.host_process import CLOSE_S, HostProcess
 from ddp_magic.kernel.values import pull
 from ddp_magic.kernel.values.capture import Value
 from ddp_magic.kernel.values.pull import Pulls
-from ddp_magic.system.entry_points import last_words
-from ddp_magic.system.processes import exit_words
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.memory import size_words
 from ddp_magic.wire.states import State
 
 POLL_S = 0.05  # between two looks at what is new in the journal
 LOOK_S = 0.3  # at how it ended
-CLOSE_S = 3.0  # for a host to end with its kernel
 STOP_S = 40.0  # for a run to end: its ranks have 30 s to finish
 
 
@@ -77,13 +72,11 @@ class BackgroundRun:
         self.captured = captured
         self.results: Any = {}
         self.error: DDPMagicError | RunInterrupted | None = None
-        self._process = process
+        self._host = HostProcess(directory, process)
         self._thread: threading.Thread | None = None
         self.collected = False
         self._awaited = False  # by `wait`
-        self._ends_here = False  # with this process
         self._is_in_terminal = False
-        self._head: PastRun | None = None
 
     @classmethod
     def of(cls, run: PastRun) -> BackgroundRun:
@@ -106,7 +99,7 @@ class BackgroundRun:
 
     def is_over(self) -> bool:
         """Return whether it has ended, well or not."""
-        lives = self._host_lives()  # first: it writes the end, and then ends
+        lives = self._host.lives()  # first: it writes the end, and then ends
         past = self.past
         return not lives or (past is not None and past.state is not None)
 
@@ -117,7 +110,7 @@ class BackgroundRun:
         if past is not None and past.state is not None:
             return past.state
         if over:
-            return State.CANCELLED if self._ends_here else State.FAILED
+            return State.CANCELLED if self._host.ended_here else State.FAILED
         return State.PENDING if past is None else State.RUNNING
 
     @property
@@ -126,7 +119,7 @@ class BackgroundRun:
         past = self.past
         if past is not None:
             return past.outcome
-        if self._ends_here:
+        if self._host.ended_here:
             return "ended with its kernel"
         return "its host process could not start" if self.is_over() else "starting"
 
@@ -150,23 +143,9 @@ class BackgroundRun:
         return past.title if past else f"run {self.id} · {self.label} · {self.outcome}"
 
     @property
-    def host_pid(self) -> int | None:
-        """Process id of its host; None if it is not known yet."""
-        if self._process is not None:
-            return self._process.pid
-        self._head = self._head or self.past
-        return None if self._head is None else self._head.kernel
-
-    @property
     def is_ours(self) -> bool:
         """Whether this process has started it."""
-        return self._process is not None
-
-    def _host_lives(self) -> bool:
-        if self._process is not None:
-            return self._process.poll() is None
-        self._head = self._head or self.past  # which process it is does not change
-        return self._head is not None and self._head.kernel_lives
+        return self._host.is_ours
 
     def announcement(self) -> list[str]:
         """Return what a person must know of it: what it holds, how long, how to end it."""
@@ -208,8 +187,7 @@ class BackgroundRun:
 
     def _show(self, out: Outputs) -> None:
         self.follow(out)
-        if self._process is not None:
-            self._process.wait()  # else it stays a zombie
+        self._host.reap()
         if self._awaited:
             return  # it is raised there
         if (error := self.failure({})) is not None:
@@ -222,7 +200,7 @@ class BackgroundRun:
             return
         follower = Follower(self.directory, out)
         while not follower.step():
-            if not self._host_lives():
+            if not self._host.lives():
                 follower.step()  # what it wrote before it ended
                 break
             time.sleep(POLL_S)
@@ -295,50 +273,21 @@ class BackgroundRun:
         """
         past = self.past
         if past is None or past.state is None:
-            return self._lost_host(past)
+            return self._host.loss(started=past is not None)
         if past.state is State.SUCCEEDED:
             return None
         if raised := past.raised:
             return kept_errors.from_json(raised, names)
         return kept_errors.from_lines(past.error or (past.outcome,))  # of a full disk's journal
 
-    def _lost_host(self, past: PastRun | None) -> DDPMagicError | RunInterrupted:
-        if self._ends_here:
-            return RunInterrupted("the notebook's kernel ended, and this background run with it")
-        code = self._process.poll() if self._process is not None else None
-        how = "" if code is None else f" ({exit_words(code)})"
-        if code == -signal.SIGKILL:
-            how = f" ({exit_words(code)}: often the machine ran out of memory)"
-        words = last_words(self.directory.host_log).splitlines()
-        if past is None:
-            text = f"run {self.id} could not start: its host process ended at once{how}"
-            return LaunchError(text, details=words)
-        text = f"the host process of run {self.id} ended{how} before the run, and its ranks with it"
-        return HostLostError(text, details=words)
-
     def status(self) -> str:
         """Return what `%ddp_status` shows of it."""
         try:
-            return self.ask(["status", self.id])
+            return self._host.ask(["status", self.id])
         except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
             return self.title
 
     # --- ended --------------------------------------------------------------------------------
-
-    def ask(self, words: list[str]) -> str:
-        """Ask its host; see `answers`.
-
-        Raises:
-            ConnectionError: It does not listen: not yet, or not any more.
-            TimeoutError: It does not answer.
-            ValueError: It refuses.
-        """
-        if (pid := self.host_pid) is None:
-            raise ConnectionError
-        ok, text = control.ask(control.host_socket(self.directory.path.parent, pid), words)
-        if not ok:
-            raise ValueError(text)
-        return text
 
     def stop(self) -> str:
         """Stop it, and wait for its end; return a message for the user.
@@ -361,7 +310,7 @@ class BackgroundRun:
         deadline = time.monotonic() + STOP_S
         while not self.is_over() and time.monotonic() < deadline:
             try:
-                self.ask(["stop", self.id])
+                self._host.ask(["stop", self.id])
             except ConnectionError:  # it is starting
                 time.sleep(POLL_S)
             except ValueError:  # it has ended meanwhile
@@ -376,17 +325,13 @@ class BackgroundRun:
 
     def end_with_kernel(self) -> None:
         """Ask its host to end at once, if it is to end with this process."""
-        if self._process is not None and not self.background.detached:
-            self._ends_here = True
-            self._process.terminate()
+        if not self.background.detached:
+            self._host.end()
 
     def close(self) -> None:
         """Wait for what `end_with_kernel` asked for."""
-        if self._process is None or self.background.detached:
+        if not self.is_ours or self.background.detached:
             return
-        try:
-            self._process.wait(CLOSE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        self._host.close()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
