@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from ddp_magic.display import status
 from ddp_magic.display.diagnosis.restarts import Restart
-from ddp_magic.display.rank import Rank
-from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import SILENT_S, SessionStatus, Status
 from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError, RunInterrupted
-from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent
 from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
 from ddp_magic.wire.states import Phase, State
+from tests.unit.display.records import NOW, make_record
 from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, question, ready
 
-NOW = time.time()
 NOON = 1_800_000_000.0  # s since the epoch
 AT_NOON = time.strftime("%H:%M:%S", time.localtime(NOON))
-
-
-def _record(nproc: int = 2, *events: RunEvent, **fields: Any) -> RunRecord:
-    record = RunRecord(
-        id="1127-1",
-        label="Cell In[3]",
-        log_directory=RunDirectory(Path("/logs")),
-        ranks=[Rank(rank=r) for r in range(nproc)],
-        **{"devices": f"{nproc} ranks on the CPU", "started": NOW - 5.5, "ended": NOW, **fields},
-    )
-    for event in events:
-        record.take(event)
-    return record
 
 
 # --- states -----------------------------------------------------------------------------------
@@ -74,7 +56,7 @@ def _record(nproc: int = 2, *events: RunEvent, **fields: Any) -> RunRecord:
     ],
 )
 def test_every_state_of_a_rank(events: list[RunEvent], words: str) -> None:
-    assert status.rank_state(_record(1, *events).ranks[0], NOW) == words
+    assert status.rank_state(make_record(1, *events).ranks[0], NOW) == words
 
 
 @pytest.mark.parametrize(
@@ -89,7 +71,7 @@ def test_every_state_of_a_rank(events: list[RunEvent], words: str) -> None:
 )
 def test_every_state_of_a_run(state: State, words: str) -> None:
     """In the closing line and in the table's headline, with the time of day."""
-    record = _record(state=state, started=NOON - 5.5, ended=NOON)
+    record = make_record(state=state, started=NOON - 5.5, ended=NOON)
     assert status.summary(record) == f"2 ranks · 5.5 s · {words}"
     assert status.summary(record, with_clock=True) == f"2 ranks · 5.5 s · {AT_NOON} · {words}"
     headline = LiveTable().render(record)[0].splitlines()[0]
@@ -107,43 +89,43 @@ def test_every_state_of_a_run(state: State, words: str) -> None:
     ],
 )
 def test_durations(seconds: float, words: str) -> None:
-    record = _record(started=0.0, ended=seconds)
+    record = make_record(started=0.0, ended=seconds)
     assert status.summary(record).split(" · ")[1] == words
 
 
 def test_the_closing_line_says_why_it_failed() -> None:
     """In a line, which a long error does not fill; not what Stop or nobody has ended."""
-    line = status.summary(_record(state=State.FAILED, error=LaunchError("no room\nnowhere")))
+    line = status.summary(make_record(state=State.FAILED, error=LaunchError("no room\nnowhere")))
     assert line == "2 ranks · 5.5 s · failed · no room ..."
-    line = status.summary(_record(state=State.FAILED, error=LaunchError("x" * 10_000)))
+    line = status.summary(make_record(state=State.FAILED, error=LaunchError("x" * 10_000)))
     assert len(line) < 300
-    assert status.summary(_record(state=State.CANCELLED, error=RunInterrupted("stopped"))) == (
+    assert status.summary(make_record(state=State.CANCELLED, error=RunInterrupted("stopped"))) == (
         "2 ranks · 5.5 s · stopped"
     )
 
 
 def test_one_rank_is_one() -> None:
-    assert status.summary(_record(1)).startswith("1 rank · ")
+    assert status.summary(make_record(1)).startswith("1 rank · ")
 
 
 def test_how_many_collectives_were_checked() -> None:
     """Nothing without `--check`."""
     for count, words in ((0, "0 collectives"), (1, "1 collective"), (12, "12 collectives")):
-        line = status.summary(_record(state=State.SUCCEEDED, checked=count))
+        line = status.summary(make_record(state=State.SUCCEEDED, checked=count))
         assert line.endswith(f"ok · checked {words}")
-    assert "checked" not in status.summary(_record(state=State.SUCCEEDED))
+    assert "checked" not in status.summary(make_record(state=State.SUCCEEDED))
 
 
 def test_what_stays_in_the_ranks_is_said_once() -> None:
     """Up to eight names; a session's are still there."""
     names = CellNames(rank=0, names=(), values=("model", "loss"))
-    line = status.summary(_record(2, names, state=State.SUCCEEDED))
+    line = status.summary(make_record(2, names, state=State.SUCCEEDED))
     assert line.endswith("ok · stayed in the ranks: model, loss (--pull NAME, or --session)")
     many = CellNames(rank=0, names=(), values=tuple("abcdefghij"))
     ok = State.SUCCEEDED
-    assert "a, b, c, d, e, f, g, h and 2 more (" in status.summary(_record(2, many, state=ok))
-    assert "stayed" not in status.summary(_record(2, names, state=ok, session="lab"))
-    assert "stayed" not in status.summary(_record(2, names, state=State.FAILED))
+    assert "a, b, c, d, e, f, g, h and 2 more (" in status.summary(make_record(2, many, state=ok))
+    assert "stayed" not in status.summary(make_record(2, names, state=ok, session="lab"))
+    assert "stayed" not in status.summary(make_record(2, names, state=State.FAILED))
 
 
 # --- %ddp_status ------------------------------------------------------------------------------
@@ -157,8 +139,8 @@ def test_nothing_has_run() -> None:
 def test_the_status_of_runs() -> None:
     """Each with a title and all its ranks, the time of each."""
     events = [hello(0), ready(0), finished(0), exited(0, 0, NOW - 1), hello(1), ready(1)]
-    first = _record(2, *events, state=State.SUCCEEDED)
-    second = _record(12)
+    first = make_record(2, *events, state=State.SUCCEEDED)
+    second = make_record(12)
     title, head, *rows, empty, other = repr(Status([first, second])).splitlines()[:6]
     started = time.strftime("%H:%M:%S", time.localtime(NOW - 5.5))
     assert title == (
@@ -172,21 +154,21 @@ def test_the_status_of_runs() -> None:
 
 
 def test_a_notebook_shows_the_status_as_html() -> None:
-    markup = Status([_record(2, ready(0, "cuda:<0>"))])._repr_html_()
+    markup = Status([make_record(2, ready(0, "cuda:<0>"))])._repr_html_()
     assert "<b>run 1127-1" in markup
     assert "cuda:&lt;0&gt;" in markup
 
 
 def test_a_terminal_shows_the_status_as_text() -> None:
     shown: list[str] = []
-    found = Status([_record()])
+    found = Status([make_record()])
     found._repr_pretty_(SimpleNamespace(text=shown.append), False)
     assert shown == [repr(found)]
 
 
 def test_a_run_goes_on_in_the_status() -> None:
     """Its time is that of now."""
-    record = _record(1, WorkerReady(rank=0, time=NOW, device="cpu"), ended=None)
+    record = make_record(1, WorkerReady(rank=0, time=NOW, device="cpu"), ended=None)
     record.started = time.time() - 120
     assert "2 min" in repr(Status([record])).splitlines()[2]
 
@@ -194,7 +176,7 @@ def test_a_run_goes_on_in_the_status() -> None:
 def test_sessions_stand_above_the_runs() -> None:
     """Their ranks that still live, and how each is ended."""
     session = SessionStatus("lab", "2 ranks on the CPU", {1: os.getpid(), 0: 2**22 + 1})
-    head, rank, empty, *_ = repr(Status([_record()], sessions=[session])).splitlines()
+    head, rank, empty, *_ = repr(Status([make_record()], sessions=[session])).splitlines()
     assert head == "session lab · 2 ranks on the CPU · %ddp_stop lab"
     assert rank.startswith(f"  rank 1 · pid {os.getpid()} · ")
     assert rank.endswith(" MiB")
@@ -210,7 +192,7 @@ def test_the_forkserver_stands_first() -> None:
         libraries=("torch", "numpy"),
         left_out={"jax": "it starts threads"},
     )
-    assert repr(Status([_record()], preloading)).splitlines()[:3] == [
+    assert repr(Status([make_record()], preloading)).splitlines()[:3] == [
         "forkserver · ready · pid 77 · 1,234 MiB",
         "  preloaded: torch, numpy",
         "  left to the ranks: jax (it starts threads)",
@@ -236,7 +218,7 @@ RESTART = Restart(
 
 def test_the_closing_line_says_why_ranks_were_restarted() -> None:
     """Unless the run failed: then the error says it."""
-    record = _record(2, state=State.SUCCEEDED, restarts=(RESTART,), max_restarts=3)
+    record = make_record(2, state=State.SUCCEEDED, restarts=(RESTART,), max_restarts=3)
     assert status.summary(record) == f"2 ranks · 5.5 s · ok · 1 restart: {RESTART.reason}"
     record.state = State.FAILED
     assert status.summary(record) == "2 ranks · 5.5 s · failed · 1 restart"
@@ -244,7 +226,7 @@ def test_the_closing_line_says_why_ranks_were_restarted() -> None:
 
 def test_the_table_says_which_restart_it_is() -> None:
     fields = {"ended": None, "restarts": (RESTART,), "max_restarts": 3}
-    record = _record(2, Restarted(number=1), state=State.RUNNING, **fields)
+    record = make_record(2, Restarted(number=1), state=State.RUNNING, **fields)
     head, *_ = LiveTable().render(record)[0].splitlines()
     assert head.startswith("2 ranks on the CPU · starting · restart 1 of 3 · ")
     assert "restart 1 of 3" in Status.title(record)
@@ -254,5 +236,5 @@ def test_the_table_says_which_restart_it_is() -> None:
 
 def test_the_time_of_a_rank_is_that_of_its_attempt() -> None:
     fields = {"ended": None, "restarts": (RESTART,), "max_restarts": 3}
-    record = _record(1, Restarted(number=1), hello(0), state=State.RUNNING, **fields)
+    record = make_record(1, Restarted(number=1), hello(0), state=State.RUNNING, **fields)
     assert "0.0 s" in repr(Status([record])).splitlines()[-1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,29 +12,14 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.status import html_line
 from ddp_magic.display.table import MAX_ROWS, LiveTable, status_line
 from ddp_magic.display.text.bar_text import percent_done, shorten_bar
-from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import Doing, RunEvent
+from ddp_magic.wire.kernel_events import Doing
+from tests.unit.display.records import NOW, make_record
 from tests.unit.fakes import done, error, exited, heartbeat, hello, ready
-
-NOW = time.time()
-
-
-def _record(nproc: int = 2, *events: RunEvent, **fields: Any) -> RunRecord:
-    record = RunRecord(
-        id="1127-1",
-        label="Cell In[3]",
-        log_directory=RunDirectory(Path("/logs")),
-        ranks=[Rank(rank=r) for r in range(nproc)],
-        **{"devices": f"{nproc} ranks on the CPU", "started": NOW - 5.5, "ended": NOW, **fields},
-    )
-    for event in events:
-        record.take(event)
-    return record
 
 
 def _running(nproc: int, **fields: Any) -> RunRecord:
     """Ranks that all run, at the same line, each with a bar that has come as far as its number."""
-    record = _record(nproc, **fields)
+    record = make_record(nproc, **fields)
     for rank in range(nproc):
         for event in (hello(rank), ready(rank), heartbeat(rank, 7, time=NOW)):
             record.take(event)
@@ -52,7 +35,7 @@ def _rows(record: RunRecord) -> list[list[str]]:
 
 def test_the_table() -> None:
     """One row a rank; columns that are empty are left out."""
-    record = _record(
+    record = make_record(
         2,
         hello(0),
         ready(0, "cuda:0"),
@@ -86,7 +69,7 @@ def test_a_column_that_has_differed_stays() -> None:
 
 
 def test_no_rows_before_the_ranks_have_begun() -> None:
-    text, markup = LiveTable().render(_record(4))
+    text, markup = LiveTable().render(make_record(4))
     assert len(text.splitlines()) == 1
     assert "<table>" not in markup
 
@@ -98,13 +81,13 @@ def test_one_rank_keeps_its_columns() -> None:
 
 
 def test_what_is_done_takes_the_place_of_the_state() -> None:
-    record = _record(2, Doing(text="importing torch"))
+    record = make_record(2, Doing(text="importing torch"))
     assert LiveTable().render(record)[0].startswith("2 ranks on the CPU · importing torch · ")
 
 
 def test_html_says_the_same() -> None:
     """Escaped: a bar or an exception may hold anything."""
-    record = _record(1, ready(0), error(0, ename="<Error>"))
+    record = make_record(1, ready(0), error(0, ename="<Error>"))
     _, markup = LiveTable().render(record)
     assert "raised &lt;Error&gt;" in markup
     assert "<Error>" not in markup
@@ -146,9 +129,9 @@ def test_ranks_that_have_finished_are_summed_up() -> None:
 def test_never_more_rows_than_fit() -> None:
     """Failures first; the states of the rest are counted."""
     events = [event for rank in range(20, 60) for event in (ready(rank), exited(rank, -9))]
-    rows = _rows(_record(64, *events))
+    rows = _rows(make_record(64, *events))
     assert [row[0] for row in rows] == [*map(str, range(20, 20 + MAX_ROWS)), "56"]
-    assert "32 killed by SIGKILL, 24 waiting" in LiveTable().render(_record(64, *events))[0]
+    assert "32 killed by SIGKILL, 24 waiting" in LiveTable().render(make_record(64, *events))[0]
 
 
 def test_many_ranks_that_do_the_same_are_one_row() -> None:
@@ -228,7 +211,7 @@ def test_the_line_of_a_terminal() -> None:
 
 def test_inner_bars_have_rows_of_their_own() -> None:
     """Under their rank's; of many, the outer ones."""
-    record = _record(2)
+    record = make_record(2)
     record.progress = {0: ("outer 1/3", "inner 2/9"), 1: tuple(f"bar {i}" for i in range(20))}
     text, markup = LiveTable().render(record)
     rows = [line.split() for line in text.splitlines()[-8:]]
@@ -239,6 +222,6 @@ def test_inner_bars_have_rows_of_their_own() -> None:
 
 
 def test_the_line_of_a_terminal_has_nested_bars() -> None:
-    record = _record(2)
+    record = make_record(2)
     record.progress = {0: ("outer 1/3", "inner 2/9"), 1: ("outer 1/3", "inner 1/9")}
     assert status_line(record, 100).endswith("rank 1: outer 1/3 · inner 1/9")
