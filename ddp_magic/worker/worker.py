@@ -24,21 +24,15 @@ from typing import NoReturn
 
 import torch
 
-from ddp_magic.system import libraries
 from ddp_magic.system.frames import warnings_without_ours
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
 from ddp_magic.wire.messages import (
     NOT_STARTED,
     Exit,
-    Finished,
-    Idle,
-    Imported,
     NewGroup,
-    Results,
     RunCell,
     WorkerHello,
-    WorkerReady,
 )
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
@@ -48,14 +42,13 @@ from ddp_magic.worker.console.displays import Displays
 from ddp_magic.worker.console.keyboard import Keyboard
 from ddp_magic.worker.console.streams import TextPipe, flush, move_high
 from ddp_magic.worker.device import cuda_error, set_device
-from ddp_magic.worker.error_report import CellPlace
 from ddp_magic.worker.exit import end_forked, end_process
 from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.listener import CommandListener, MainCommand
 from ddp_magic.worker.process_group import ProcessGroups
+from ddp_magic.worker.reports import Reports
 from ddp_magic.worker.shell import CellShell, start_shell
-from ddp_magic.worker.user_modules import UserModules, imported_since
-from ddp_magic.worker.values import sent_values
+from ddp_magic.worker.user_modules import UserModules
 from ddp_magic.worker.values.cell_names import NamesBefore
 from ddp_magic.worker.values.notebook_values import NotebookValues
 from ddp_magic.worker.watch import checked_calls, stacks
@@ -92,13 +85,13 @@ class Worker:
         self._newest_module = next(reversed(sys.modules))
         self._modules = UserModules(self._newest_module)
         self._activity = Activity()
-        self._place = CellPlace()
         self._groups: ProcessGroups | None = None
         self._directory = RunDirectory(Path(settings.directory))
         self._for_children = child_main.Inheritance(self._directory.children(self._rank))
         self._values = NotebookValues(self._for_children)
         self._channel = connect(settings.socket)
         self._channel.move(move_high)
+        self._reports = Reports(self._rank, self._channel)
         self._heartbeats = HeartbeatThread(self._rank, self._channel, self._activity)
         self._pipe = TextPipe()
         self._displays = Displays(self._rank, self._channel, self._pipe)
@@ -157,7 +150,7 @@ class Worker:
         """
         started, error = user_code(self._start, heed_missed=True)
         if started is None:
-            self._report_error(error or KeyboardInterrupt(), None)
+            self._reports.error(error or KeyboardInterrupt())
             return 1
         shell, groups, command = started
         code = 0
@@ -188,7 +181,7 @@ class Worker:
         }
         shell = start_shell(self._displays, names)
         shell.user_module.__spec__ = child_main.MainSpec(self._for_children)
-        self._report_ready()
+        self._reports.ready(str(device))
         return shell, groups, self._listener.next_command()
 
     def _process_groups(self) -> ProcessGroups:
@@ -204,18 +197,15 @@ class Worker:
         try:
             groups.renew(number)
         except Exception as error:  # noqa: BLE001 -- torch's and the network's; the kernel shows it
-            self._report_error(error, None)
+            self._reports.error(error)
             return
-        self._report_ready()
-
-    def _report_ready(self) -> None:
-        self._channel.send(WorkerReady(rank=self._rank, time=now(), device=str(self._device)))
+        self._reports.ready(str(self._device))
 
     # --- one cell -----------------------------------------------------------------------------
 
     def _begin_cell(self, shell: CellShell, command: RunCell) -> None:
         """Give the cell what a script finds: an earlier one of the session may have changed it."""
-        self._place = CellPlace.of(command)
+        self._reports.begin_cell(command)
         self._activity.start_cell(command.name)
         self._pipe.open_standard_streams()
         keyboard.begin_cell(can_ask=command.can_ask)
@@ -239,7 +229,9 @@ class Worker:
             self._reload_modules()
             self._values.provide(shell)
             if command.call:
-                self._tell_lines_of_functions(shell)
+                labels = shell.compile.numbered_labels()
+                self._activity.cell_labels = labels
+                self._reports.tell_functions(labels)
             before = NamesBefore(shell.user_ns)
             with checked_calls.written(command, self._rank, shell.compile.numbered_labels):
                 return shell.run_file(command)
@@ -249,19 +241,19 @@ class Worker:
         with profiled(file, self._rank, self._device.type):
             error, interrupted = user_code(run, heed_missed=True)
         if self._channel.closed:  # a process that the cell has forked (`os.fork`) has left it too
-            end_forked(error or interrupted, self._rank, self._place, shell.format_error)
+            end_forked(error or interrupted, self._rank, self._reports.place, shell.format_error)
         raised = self._end_debugger(command, error)
         self._activity.phase = Phase.EXITING
         flush()
         if self._has_peers:
             self._heartbeats.report_cell()
-        code = self._report_end(error or interrupted, shell, raised)
-        self._report_imports()
+        code = self._reports.end(error or interrupted, shell.format_error, raised)
+        self._reports.imports(self._newest_module)
         if self._settings.kept:
             self._modules.record()
         if self._rank == 0:
             self._channel.send(before.compare(0, shell.user_ns, shell.user_ns_hidden))
-        self._send_results(command, shell)
+        self._reports.results(command, shell.user_ns)
         return code
 
     def _end_debugger(self, command: RunCell, error: BaseException | None) -> float:
@@ -282,7 +274,7 @@ class Worker:
         """Hold the rank in the debugger after an error of its cell (`--debug`)."""
         if not isinstance(error, Exception) or not debugger.is_in_notebook(error):
             return
-        first = error_report.describe(error, self._rank, self._place, raised)
+        first = error_report.describe(error, self._rank, self._reports.place, raised)
         held = replace(first, held=True)
 
         def examine() -> None:
@@ -292,68 +284,16 @@ class Worker:
         user_code(examine)
         debugger.end_cell()
 
-    def _tell_lines_of_functions(self, shell: CellShell) -> None:
-        """Tell places in the notebook's functions: nobody has seen the cell that calls them."""
-        self._activity.cell_labels = labels = shell.compile.numbered_labels()
-        self._place = replace(self._place, functions=labels)
-
     def _reload_modules(self) -> None:
         for line in self._modules.reload_edited():
             if self._rank == 0:
                 print(line)  # noqa: T201 -- part of the cell's output
 
-    def _send_results(self, command: RunCell, shell: CellShell) -> None:
-        """Send the values that the notebook pulls from this rank."""
-        paths = [path for path, rank in command.pull if rank in (None, self._rank)]
-        if not paths:
-            return
-        directory = RunDirectory(Path(command.path).parent)
-        sent, error = user_code(
-            lambda: sent_values.send(self._rank, paths, shell.user_ns, directory)
-        )
-        if sent is None:  # a value's own code was interrupted
-            failed = dict.fromkeys(paths, f"could not be sent ({type(error).__name__})")
-            sent = Results(rank=self._rank, failed=failed), None
-        event, segment = sent
-        self._channel.send(event, fd=None if segment is None else segment.fd)
-        if segment is not None:
-            segment.close()
-
-    # --- reports ------------------------------------------------------------------------------
-
-    def _report_end(self, error: BaseException | None, shell: CellShell, raised: float) -> int:
-        """Report how the cell ended; return its exit code."""
-        if error is None:
-            self._channel.send(Finished(rank=self._rank, time=now()))
-            return 0
-        if isinstance(error, SystemExit):
-            finished = error_report.describe_exit(error, self._rank)
-            self._channel.send(finished)
-            return finished.code
-        self._report_error(error, shell, raised)
-        return 1
-
-    def _report_error(
-        self, error: BaseException, shell: CellShell | None, raised: float | None = None
-    ) -> None:
-        format_error = shell and shell.format_error
-        send = self._channel.send
-        error_report.send_error(error, self._rank, self._place, send, format_error, raised)
-
-    def _report_imports(self) -> None:
-        """Report which libraries the next run will probably need."""
-        if self._rank != 0:
-            return
-        if modules := libraries.libraries(imported_since(self._newest_module)):
-            self._channel.send(Imported(rank=0, modules=tuple(modules)))
-
     def _report_idle(self) -> None:
-        """Report, in a session, that the rank waits for the next cell."""
         self._activity.phase = Phase.IDLE
         self._keyboard.idle = True
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
-        idle = Idle(rank=self._rank, time=now(), group=has_group, cuda_error=cuda_error())
-        self._channel.send(idle)
+        self._reports.idle(has_group=has_group, cuda_error=cuda_error())
 
     # --- end ----------------------------------------------------------------------------------
 
@@ -364,7 +304,7 @@ class Worker:
             The exit code.
         """
         try:
-            self._report_error(error, None)
+            self._reports.error(error)
         except Exception:  # noqa: BLE001 -- for the same reason, most often
             reason = error_report.last_line(error)
             message = f"rank {self._rank} cannot continue after its cell: {reason}\n"
