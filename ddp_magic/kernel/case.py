@@ -23,8 +23,9 @@ from ddp_magic.wire.states import State
 class Case:
     """Explains how a run, or one attempt of its ranks, ended.
 
+    It keeps no run: a run whose results are dropped is a copy, and would keep the other alive.
+
     Args:
-        run: What is known of the run.
         source: Its cell.
         around: Where its names could have come from.
         prelude: Names of the prelude that the cell reads.
@@ -33,46 +34,46 @@ class Case:
 
     def __init__(
         self,
-        run: RunRecord,
         source: str,
         around: Surroundings,
         *,
         prelude: tuple[str, ...],
         time_limit_s: float | None,
     ) -> None:
-        self._run = run
         self._source = source
         self._around = around
         self._prelude = prelude
         self._time_limit_s = time_limit_s
 
     def verdict(
-        self, stopper: Stopper, watch: CollectiveWatch
+        self, run: RunRecord, stopper: Stopper, watch: CollectiveWatch
     ) -> tuple[State, DDPMagicError | RunInterrupted | None]:
         """Return the state of the run at its end, and the error that explains it."""
-        end = self._run.group_end or GroupEnded()
-        state, error = judge(self._evidence(stopper, watch, end))
+        end = run.group_end or GroupEnded()
+        state, error = judge(self._evidence(run, stopper, watch, end))
         if error is not None:
-            earlier = earlier_attempts(self._run.restarts, self._run.max_restarts)
+            earlier = earlier_attempts(run.restarts, run.max_restarts)
             error.details = (*error.details, *earlier)
         return state, error
 
     def restart(
-        self, event: Restarted, stopper: Stopper, watch: CollectiveWatch
+        self, run: RunRecord, event: Restarted, stopper: Stopper, watch: CollectiveWatch
     ) -> tuple[Restart, list[str]]:
         """Return why the ranks are restarted, and the lines that say so."""
-        evidence = self._evidence(stopper, watch, GroupEnded(agent_died=event.agent_died))
+        end = GroupEnded(agent_died=event.agent_died)
+        evidence = self._evidence(run, stopper, watch, end)
         _, error = judge(evidence)
-        restart = restart_after(error, number=event.number, elapsed_s=self._run.elapsed_s)
+        restart = restart_after(error, number=event.number, elapsed_s=run.elapsed_s)
         waits = evidence.waits if TIMED_OUT.search(restart.reason) else ()  # who was waited for
-        return restart, [*waits, restart_line(restart, self._run.max_restarts)]
+        return restart, [*waits, restart_line(restart, run.max_restarts)]
 
     def close(self) -> None:
         """Let go of the notebook's values."""
         self._around = Surroundings()
 
-    def _evidence(self, stopper: Stopper, watch: CollectiveWatch, end: GroupEnded) -> Evidence:
-        run = self._run
+    def _evidence(
+        self, run: RunRecord, stopper: Stopper, watch: CollectiveWatch, end: GroupEnded
+    ) -> Evidence:
         return Evidence(
             ranks=run.ranks,
             stop=stopper.reason,

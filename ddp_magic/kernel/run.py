@@ -114,7 +114,6 @@ class Run(RunRecord):
             self._group, cell, options, capture, self.directory, file=self._code.file
         )
         self._case = Case(
-            self,
             cell.source,
             around or Surroundings(),
             prelude=self._sender.prelude,
@@ -216,7 +215,7 @@ class Run(RunRecord):
         self.waits = ()
         self._take(self._watch.finish(self.ranks), screen)
         self.checked = self._watch.checked
-        self.state, self.error = self._case.verdict(self._stopper, self._watch)
+        self.state, self.error = self._case.verdict(self, self._stopper, self._watch)
         self._take(self._watch.warnings(self.ranks, self.state), screen)
         if self.options.debug and self._questions.problem and any(r.error for r in self.ranks):
             text = f"{self.options.spelled('debug')}: no debugger: {self._questions.problem}"
@@ -285,7 +284,7 @@ class Run(RunRecord):
             self._group.kill()
             return
         self._take(self._stacks.of_crashes(self.ranks), screen)
-        restart, lines = self._case.restart(event, self._stopper, self._watch)
+        restart, lines = self._case.restart(self, event, self._stopper, self._watch)
         self.restarts += (restart,)
         self.take(event)
         screen.take(event)

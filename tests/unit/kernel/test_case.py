@@ -36,14 +36,14 @@ class Scene:
             again="press Stop again",
         )  # fmt: skip
         around = Surroundings({}, lambda name: ("Cell In[2]", "lab") if name == "x" else ("", ""))
-        self.case = Case(self.run, "x\n", around, prelude=(), time_limit_s=None)
+        self.case = Case("x\n", around, prelude=(), time_limit_s=None)
 
     def verdict(self) -> tuple[State, BaseException | None]:
-        return self.case.verdict(self.stopper, self.watch)
+        return self.case.verdict(self.run, self.stopper, self.watch)
 
     def restart(self, number: int = 1, *, agent_died: bool = False) -> list[str]:
         event = Restarted(number=number, agent_died=agent_died)
-        restart, lines = self.case.restart(event, self.stopper, self.watch)
+        restart, lines = self.case.restart(self.run, event, self.stopper, self.watch)
         self.run.restarts += (restart,)
         return lines
 

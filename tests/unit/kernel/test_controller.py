@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +42,10 @@ def _cell(*reads: str, number: int | None = None) -> Cell:
 
 def _controller(**names: Any) -> Controller:
     return Controller(Notebook(names))
+
+
+class _Values:
+    """What a run brought back."""
 
 
 @pytest.fixture
@@ -191,6 +197,11 @@ def test_a_kept_run_holds_no_results(lab: tuple[Controller, FakeGroup]) -> None:
     (kept,) = controller.runs
     assert kept is not run
     assert kept.id == run.id
+    run.results = {"model": (results := _Values())}
+    alive = weakref.ref(results)
+    del run, results
+    gc.collect()
+    assert alive() is None
 
 
 def test_closing_ends_the_sessions(lab: tuple[Controller, FakeGroup]) -> None:
