@@ -135,6 +135,22 @@ def test_masks_that_pycocotools_would_make_up_are_refused(tmp_path: Path, mask: 
         SamDataset(tmp_path / "set", coco(tmp_path, ["1.png"], mask=mask))
 
 
+def test_compressed_masks_that_were_cut_or_changed_are_refused(tmp_path: Path) -> None:
+    """Wherever the code ends, and whichever character is another one."""
+    picture(tmp_path / "set" / "1.png")
+    disk = np.hypot(*np.mgrid[-20:20, -20:20]) < 11
+    encode = pytest.importorskip("pycocotools.mask").encode
+    code = encode(np.asfortranarray(disk, np.uint8))["counts"].decode()
+    cut = [code[:end] for end in range(len(code))]
+    changed = [code[:at] + "7" + code[at + 1 :] for at in range(len(code)) if code[at] != "7"]
+    for counts in [*cut, *changed, code + "0", code + "\u00e9", "P" * 20]:
+        path = coco(tmp_path, ["1.png"], mask={"size": [40, 40], "counts": counts})
+        with pytest.raises(ValueError, match=r"coco\.json: annotation 0 has no valid mask"):
+            SamDataset(tmp_path / "set", path)
+    path = coco(tmp_path, ["1.png"], mask={"size": [40, 40], "counts": code})
+    assert np.array_equal(SamDataset(tmp_path / "set", path)[0]["masks"][0], disk)
+
+
 def test_a_crowd_as_text_is_read(tmp_path: Path) -> None:
     """`"iscrowd": "0"` is an object."""
     picture(tmp_path / "set" / "1.png")
