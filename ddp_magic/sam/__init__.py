@@ -43,8 +43,9 @@ The rooms (each imports only rooms below it):
         names           the names of files: which mask belongs to which image
         readers         from a file to an array
         pictures        sequences of images in files, read when they are indexed
-        volumes         TIFF, NIfTI and DICOM
-        channels        alpha, palettes, orientation
+        dicom           DICOM
+        volumes         TIFF and NIfTI
+        channels        alpha, palettes, orientation, pixels without data
         coco            masks in the JSON format of COCO
         stored          arrays that are not in memory
         patches         patches of images that are too large to be read whole

@@ -186,3 +186,79 @@ def test_a_dicom_and_labels_of_another_place_are_refused(tmp_path: Path) -> None
     nibabel.Nifti1Image(np.ones((128, 128), np.uint8), np.eye(4)).to_filename(tmp_path / "m.nii")
     with pytest.raises(ValueError, match=r"image\.dcm and .*m\.nii are DICOM and NIfTI"):
         SamDataset([image], [tmp_path / "m.nii"])
+
+
+def raster(path: Path, pixels: Any, nodata: str) -> Path:
+    """Write a TIFF as GDAL does, with a declared value for pixels without data."""
+    tifffile.imwrite(
+        path, pixels, photometric="minisblack", extratags=[(42113, "s", 0, nodata, True)]
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "value"),
+    [
+        (np.int16, "-9999", -9999),
+        (np.uint16, "65535", 65535),
+        (np.float32, "-3.4028234663852886e+38", np.finfo(np.float32).min),
+        (np.float32, "nan", np.nan),
+        (np.float64, "-9999.9 ", -9999.9),
+    ],
+)
+def test_pixels_without_data_do_not_change_the_scale_of_an_image(
+    tmp_path: Path, dtype: Any, nodata: str, value: float
+) -> None:
+    """They become as dark as the darkest pixel with data."""
+    scene = RNG.integers(300, 900, (20, 30)).astype(dtype)
+    with_holes = scene.copy()
+    scene[:6] = scene[6:].min()
+    with_holes[:6] = value
+    path = raster(tmp_path / "a.tif", with_holes, nodata)
+    assert header(path).nodata == pytest.approx(value, nan_ok=True)
+    assert np.array_equal(read(path, labels=False), scene)
+    assert np.array_equal(
+        SamDataset([path], [LABELS]).image(0), SamDataset([scene], [LABELS]).image(0)
+    )
+    with pytest.raises(ValueError, match=r"a\.tif: has no pixels but those of its nodata value"):
+        read(raster(path, np.full((20, 30), value, dtype), nodata), labels=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(np.uint8, 255), (np.int16, -9999), (np.float32, 65535)]
+)
+def test_pixels_without_data_are_no_object_of_a_mask(
+    tmp_path: Path, dtype: Any, value: int
+) -> None:
+    """The error says which `ignore_label` leaves them out."""
+    labels = LABELS.astype(dtype)
+    labels[14:, :5] = value
+    path = raster(tmp_path / "m.tif", labels, str(value))
+    for masks in ([path], [[path, path]]):
+        with pytest.raises(ValueError, match=rf"m\.tif: declares .*ignore_label={value}\)"):
+            SamDataset([GRAY], masks)
+    item = SamDataset([GRAY], [path], ignore_label=value)[0]
+    assert len(item["masks"]) == 2
+    assert np.array_equal(item["ignored"], labels == value)
+
+
+@pytest.mark.parametrize("nodata", ["0", "255", "-9999", "nan", "300", "none", ""])
+def test_a_nodata_value_that_no_label_has_is_ignored(tmp_path: Path, nodata: str) -> None:
+    """It was copied with the metadata of the image, for example. 0 is the background."""
+    path = raster(tmp_path / "m.tif", LABELS, nodata)
+    assert len(SamDataset([GRAY], [path])[0]["masks"]) == 2
+
+
+@pytest.mark.parametrize("padding", [-2000, 63536])
+def test_the_padding_of_a_ct_does_not_change_its_scale(tmp_path: Path, padding: int) -> None:
+    """It is outside the circle that the scanner sees; some writers note its bits unsigned."""
+    path = Path(pydicom.data.get_testdata_file("CT_small.dcm"))
+    data = pydicom.dcmread(path)
+    pixels = data.pixel_array.copy()
+    pixels[:20] = -2000
+    data.PixelData = pixels.tobytes()
+    data[0x00280120] = pydicom.DataElement(0x00280120, "SS" if padding < 0 else "US", padding)
+    data.save_as(tmp_path / "a.dcm")
+    found, whole = (read(each, labels=False) for each in (tmp_path / "a.dcm", path))
+    assert np.array_equal(found[20:], whole[20:])
+    assert (found[:20] == whole[20:].min()).all()

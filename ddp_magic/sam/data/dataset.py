@@ -99,9 +99,6 @@ class SamDataset(Dataset[Item]):
             ImportError: A file needs a package that is not installed.
             TypeError: Images or masks are not sequences.
         """
-        is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
-        pair: Any = open_coco(images, Path(str(masks))) if is_coco else open_pair(images, masks)
-        self.images, self.masks = pair
         is_integer = np.asarray(ignore_label).dtype.kind in "iu"
         if ignore_label == 0 or (ignore_label is not None and not is_integer):
             raise ValueError(
@@ -109,6 +106,13 @@ class SamDataset(Dataset[Item]):
                 "background"
             )
         self.ignore_label, self.components = ignore_label, components
+        is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
+        pair: Any = (
+            open_coco(images, Path(str(masks)))
+            if is_coco
+            else open_pair(images, masks, ignore_label)
+        )
+        self.images, self.masks = pair
         self._checked: set[int] = set()  # the masks that are known to be valid
         if len(self.images) != len(self.masks):
             raise ValueError(

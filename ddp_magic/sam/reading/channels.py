@@ -1,4 +1,4 @@
-"""The channels of images and label maps: alpha, palettes, and the orientation in metadata."""
+"""What pixels mean: alpha, palettes, the orientation in metadata, and pixels without data."""
 
 from __future__ import annotations
 
@@ -21,6 +21,43 @@ def turned(pixels: Array, orientation: int) -> Array:
         pixels, orientation = pixels.swapaxes(0, 1), {5: 1, 6: 2, 7: 3, 8: 4}[orientation]
     down, right = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1)}[orientation]
     return pixels[::down, ::right]
+
+
+def filled(pixels: Array, nodata: float | None) -> Array:
+    """Return an image whose pixels without data have the lowest value of its others.
+
+    Their own value, such as -9999, would be the darkest one when the image is scaled to uint8.
+    uint8 images are not scaled, and stay as they are.
+
+    Args:
+        pixels: (H, W) or (H, W, C).
+        nodata: the value of pixels without data, perhaps NaN; None: there are none.
+
+    Raises:
+        ValueError: No pixel has data.
+    """
+    if nodata is None or pixels.dtype.kind not in "iuf" or pixels.dtype == np.uint8:
+        return pixels
+    value = pixels.dtype.type(nodata)  # in a file, it is text of a float64
+    absent: Array = np.isnan(pixels) if np.isnan(nodata) else np.equal(pixels, value)
+    if pixels.shape[-1] in {3, 4}:  # of a color, all channels
+        absent = np.broadcast_to(absent.all(-1, keepdims=True), pixels.shape)
+    if absent.all():
+        raise ValueError(f"has no pixels but those of its nodata value {nodata:g}")
+    return np.where(absent, pixels[~absent].min(), pixels)
+
+
+def check_nodata(labels: Array, nodata: float | None, ignore_label: int | None) -> None:
+    """Check that pixels without data are no object of a label map.
+
+    Raises:
+        ValueError: There are some, whose value is neither 0 nor `ignore_label`.
+    """
+    if nodata not in {None, 0, ignore_label} and (labels == nodata).any():
+        raise ValueError(
+            f"declares the value {nodata:g} for pixels without data: "
+            f"SamDataset(..., ignore_label={nodata:.0f}) leaves them out; otherwise, save them as 0"
+        )
 
 
 def without_alpha(pixels: Array) -> Array:

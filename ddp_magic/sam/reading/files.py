@@ -11,11 +11,12 @@ from PIL import Image, ImageFile
 
 from ddp_magic.sam.arrays.checks import check_sizes
 from ddp_magic.sam.process_group import print0
+from ddp_magic.sam.reading.dicom import check_places
 from ddp_magic.sam.reading.names import check_order, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures
 from ddp_magic.sam.reading.readers import DICOM, NIFTI, from_pil, header, kind_of, read, turn_of
 from ddp_magic.sam.reading.stored import Stored, as_stored, to_numpy
-from ddp_magic.sam.reading.volumes import Header, check_affines, check_places
+from ddp_magic.sam.reading.volumes import Header, check_affines
 
 OPENED = {
     ".zarr": "zarr.open_array(path, mode='r')",
@@ -25,8 +26,13 @@ OPENED = {
 }
 
 
-def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
+def open_pair(images: Any, masks: Any, ignore_label: int | None = None) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
     """Return two sequences of images and masks; files are listed, not decoded.
+
+    Args:
+        images: see `SamDataset`.
+        masks: see `SamDataset`.
+        ignore_label: the label of pixels that are left out.
 
     Raises:
         ValueError: Images and masks do not belong together, or a file cannot be read.
@@ -62,6 +68,7 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
         images = _pictures(files, heads, [None] * len(files), labels=False)
     if mask_files is not None:
         masks = _pictures(mask_files, mask_heads, like, labels=True)
+        masks.ignore_label = ignore_label
     return _decoding(as_stored(images), labels=False), _decoding(as_stored(masks), labels=True)
 
 

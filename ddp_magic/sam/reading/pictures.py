@@ -25,6 +25,8 @@ class Page(NamedTuple):
 class Pictures(Sequence[Any]):
     """Images or masks in files, read when they are indexed; also PIL images and arrays."""
 
+    ignore_label: int | None = None  # of masks: the label of pixels that are left out
+
     def __init__(self, entries: Sequence[Any], *, labels: bool, sizes: Sequence[Any] = ()) -> None:
         """Store the entries, without reading files.
 
@@ -47,7 +49,13 @@ class Pictures(Sequence[Any]):
 
     def _read(self, entry: Any, index: int) -> NDArray[Any]:  # noqa: ANN401 -- of `entries`
         if isinstance(entry, Page):
-            return read(entry.path, entry.number, labels=self.labels, like=entry.like)
+            return read(
+                entry.path,
+                entry.number,
+                labels=self.labels,
+                like=entry.like,
+                ignore_label=self.ignore_label,
+            )
         if isinstance(entry, Stored):
             return entry[...]
         if isinstance(entry, Image.Image):

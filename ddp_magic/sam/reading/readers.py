@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ddp_magic.sam.reading import volumes
+from ddp_magic.sam.reading import dicom, volumes
 from ddp_magic.sam.reading.channels import labels_of_palette, one_channel, turned, without_alpha
 from ddp_magic.sam.reading.volumes import Header, native, require
 
@@ -40,7 +40,14 @@ def header(path: Path, *, labels: bool = False) -> Header:
     return _naming(path, lambda: _header(path, labels=labels))
 
 
-def read(path: Path, page: int = 0, *, labels: bool, like: Path | None = None) -> Array:
+def read(
+    path: Path,
+    page: int = 0,
+    *,
+    labels: bool,
+    like: Path | None = None,
+    ignore_label: int | None = None,
+) -> Array:
     """Read an image, (H, W) or (H, W, 3), or a label map, (H, W).
 
     Args:
@@ -48,12 +55,13 @@ def read(path: Path, page: int = 0, *, labels: bool, like: Path | None = None) -
         page: index of the page, slice or frame.
         labels: whether it is a label map; then palette indices are the labels.
         like: for a NIfTI label map, the image whose axes it gets.
+        ignore_label: in a label map, the label of pixels that are left out.
 
     Raises:
         ValueError: The file cannot be read, or its meaning is not certain.
         ImportError: Reading the file needs a package that is not installed.
     """
-    return _naming(path, lambda: _read(path, page, labels=labels, like=like))
+    return _naming(path, lambda: _read(path, page, labels, like, ignore_label))
 
 
 def kind_of(path: Path) -> tuple[str, ...]:
@@ -88,7 +96,7 @@ def _header(path: Path, *, labels: bool) -> Header:
     if kind == NIFTI:
         return volumes.nifti_header(path)
     if kind == DICOM:
-        return volumes.dicom_header(path)
+        return dicom.dicom_header(path)
     if kind == NUMPY:
         array = _read_npy(path, "r")
         if not labels and array.ndim == 3 and array.shape[2] not in {1, 3}:
@@ -107,16 +115,18 @@ def _header(path: Path, *, labels: bool) -> Header:
         return Header(1, file.size if turn > 4 else file.size[::-1], np.dtype(dtype), turn)
 
 
-def _read(path: Path, page: int, *, labels: bool, like: Path | None) -> Array:
+def _read(
+    path: Path, page: int, labels: bool, like: Path | None, ignore_label: int | None
+) -> Array:
     kind = kind_of(path)
     if kind == NUMPY:
         return _read_npy(path)
     if kind == TIFF:
-        pixels = volumes.read_tiff(path, page, labels=labels)
+        pixels = volumes.read_tiff(path, page, labels=labels, ignore_label=ignore_label)
     elif kind == NIFTI:
         pixels = volumes.read_nifti(path, page, like)
     elif kind == DICOM:
-        pixels = volumes.read_dicom(path, page, labels=labels)
+        pixels = dicom.read_dicom(path, page, labels=labels)
     else:
         with _opened(path) as file:
             return _decoded(file, labels=labels)

@@ -1,4 +1,4 @@
-"""Files that may contain several images: TIFF by tifffile, NIfTI by nibabel, DICOM by pydicom."""
+"""TIFF and NIfTI files, which may contain several images: by tifffile and nibabel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_magic.sam.reading.channels import labels_of_palette, turned
+from ddp_magic.sam.reading.channels import check_nodata, filled, labels_of_palette, turned
 
 Array = NDArray[Any]
 BLACK = ": save it with tifffile.imwrite(path, array, photometric='minisblack')"
@@ -24,6 +24,7 @@ class Header(NamedTuple):
     size: tuple[int, int]  # height and width of an image in the right orientation, px
     dtype: np.dtype[Any]  # of the images that `read` returns; label maps may have others
     turn: int = 1  # the orientation in the metadata, which `read` applies; 1: none
+    nodata: float | None = None  # the value that the file declares for pixels without data
 
 
 def require(module: str, extra: str = "sam") -> Foreign:
@@ -73,6 +74,18 @@ def _turn(page: Foreign) -> int:
     return found if found in range(1, 9) else 1
 
 
+def _nodata(page: Foreign) -> float | None:
+    """Return the value that GDAL has declared for pixels without data, if a pixel can have it."""
+    text = str(page.tags.valueof(42113, "")).strip("\0 ")
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    limits = np.iinfo(page.dtype) if page.dtype.kind in "iu" else None
+    fits = limits is None or (limits.min <= value <= limits.max and value == round(value))
+    return value if fits else None
+
+
 def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     """Decide how to read a TIFF.
 
@@ -118,18 +131,20 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     palette = colors == "PALETTE" and not file.is_imagej
     pages = len(series) * int(np.prod([shape[n] for n in others], dtype=int))
     dtype = np.dtype(np.uint8) if palette or one.dtype == bool else native(one.dtype)
-    head = Header(pages, (width, height) if turn > 4 else (height, width), dtype, turn)
+    size = (width, height) if turn > 4 else (height, width)
+    head = Header(pages, size, dtype, turn, _nodata(page))
     inverted = colors == "MINISWHITE" and not (labels and file.is_imagej)
     if inverted and not labels and one.dtype.kind not in "bu":
         raise ValueError(f"is a TIFF of {one.dtype} where 0 is white{BLACK}")
     return _Tiff(head, series, (*others, *at, *channels), palette, inverted)
 
 
-def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
+def read_tiff(path: Path, number: int, *, labels: bool, ignore_label: int | None = None) -> Array:
     """Read a page of a TIFF, (H, W) or (H, W, C).
 
     Raises:
-        ValueError: It is unclear which value of a mask is the object.
+        ValueError: It is unclear which value of a mask is the object, or pixels without data would
+            be one.
     """
     with require("tifffile").TiffFile(path) as file:
         plan = _tiff(file, labels=labels)
@@ -141,6 +156,8 @@ def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
             pixels, shades = page.asarray(), getattr(page, "colormap", shades)
         else:
             pixels = _tiff_stack(path, path.stat().st_mtime_ns, which, plan.order)[at]
+    if labels:
+        check_nodata(pixels, plan.head.nodata, ignore_label)
     if plan.palette:  # (3, colors), 8 or 16 bits
         palette = (shades >> 8 if shades.max() > 255 else shades).astype(np.uint8).T
         pixels = labels_of_palette(pixels, palette) if labels else palette[pixels]
@@ -149,7 +166,7 @@ def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
             f"is a TIFF where 0 is white, so that it is unclear which value is the object{BLACK}"
         )
     elif not labels:
-        top = 2**bits - 1
+        pixels, top = filled(pixels, plan.head.nodata), 2**bits - 1
         if plan.inverted:
             pixels = ~pixels if pixels.dtype == bool else top - pixels
         if bits < 8:
@@ -235,72 +252,3 @@ def _as_axes_of(volume: Foreign, like: Foreign) -> Foreign:
     if len(volume.shape) < 3 or (ours == theirs).all():
         return volume
     return volume.as_reoriented(orient.ornt_transform(ours, theirs))
-
-
-# --------------------------------------------------------------------------------------- DICOM
-
-
-def dicom_header(path: Path) -> Header:
-    """Return the header of a DICOM file, whose frames are images.
-
-    Raises:
-        ValueError: It has no image, or one of colors by palette.
-    """
-    data = require("pydicom", "dicom").dcmread(path, stop_before_pixels=True)
-    if data.get("SOPClassUID") == "1.2.840.10008.5.1.4.1.1.66.4":
-        raise ValueError("is a DICOM segmentation: convert it to NIfTI, for example with dcmqi")
-    if "Rows" not in data or "Columns" not in data:
-        raise ValueError("is a DICOM file without an image")
-    if data.PhotometricInterpretation == "PALETTE COLOR":
-        raise ValueError("is a DICOM image with a palette: save it as RGB")
-    if data.get("ModalityLUTSequence"):
-        raise ValueError(
-            "has a Modality LUT Sequence: pass pydicom.pixels.apply_modality_lut(pixels, ds)"
-        )
-    each = data.get("PerFrameFunctionalGroupsSequence", [])
-    if any("PixelValueTransformationSequence" in frame for frame in each):
-        raise ValueError("scales each frame in another way: convert it to NIfTI with dcm2niix")
-    kind = np.float32 if data.SamplesPerPixel == 1 else np.dtype(f"u{data.BitsAllocated // 8}")
-    pages = int(data.get("NumberOfFrames", 1) or 1)
-    return Header(pages, (int(data.Rows), int(data.Columns)), np.dtype(kind))
-
-
-def read_dicom(path: Path, number: int, *, labels: bool) -> Array:
-    """Read a frame, (H, W) float32, in Hounsfield units for CT, or (H, W, 3)."""
-    return np.asarray(_dicom_frames(path, path.stat().st_mtime_ns, labels)[number])
-
-
-@lru_cache(maxsize=2)  # an image and its masks
-def _dicom_frames(path: Path, _mtime_ns: int, labels: bool) -> Array:
-    """Read all frames of a DICOM file."""
-    head = dicom_header(path)
-    data = require("pydicom", "dicom").dcmread(path)
-    library = require("pydicom.pixels", "dicom")
-    pixels = library.pixel_array(data)  # YCbCr becomes RGB
-    if data.SamplesPerPixel > 1:
-        return np.asarray(pixels.reshape(head.pages, *head.size, 3))
-    frames = pixels.reshape(head.pages, *head.size).astype(np.float64)
-    if data.PhotometricInterpretation == "MONOCHROME1" and not labels:  # 0 is white
-        frames = (-1 if data.PixelRepresentation else 2**data.BitsStored - 1) - frames
-    for group in data.get("SharedFunctionalGroupsSequence", []):
-        for scale in group.get("PixelValueTransformationSequence", []):
-            data.RescaleSlope, data.RescaleIntercept = scale.RescaleSlope, scale.RescaleIntercept
-    return np.asarray(library.apply_modality_lut(frames, data), dtype=np.float32)
-
-
-def check_places(image: Path, mask: Path) -> None:
-    """Check that a DICOM label map lies where its image does, as far as both say it.
-
-    Raises:
-        ValueError: It does not.
-    """
-    names = ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"]
-    dcmread = require("pydicom", "dicom").dcmread
-    ours, theirs = (dcmread(path, specific_tags=names) for path in (image, mask))
-    for name in names:
-        here, there = (list(map(float, each.get(name) or [])) for each in (ours, theirs))
-        if len(here) == len(there) and not np.allclose(here, there, rtol=0, atol=0.01):
-            raise ValueError(
-                f"{mask} has the {name} {there}, but its image {image} has {here}: use the labels "
-                "of this image; or, if the arrays do match, save them as PNG"
-            )
