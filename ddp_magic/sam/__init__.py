@@ -7,6 +7,7 @@ The rooms (each imports only rooms below it):
 
     training    `train`
         loop            the training loop
+        checks          of what `train` is given, and of its loss
         progress        bar and rows
         embeddings      embeddings of a frozen encoder, stored on disk
         checkpoint      checkpoints and the log
@@ -43,6 +44,7 @@ The rooms (each imports only rooms below it):
         names           the names of files: which mask belongs to which image
         readers         from a file to an array
         pictures        sequences of images in files, read when they are indexed
+        pil             images that Pillow opens
         dicom           DICOM
         volumes         TIFF and NIfTI
         channels        alpha, palettes, orientation, pixels without data
@@ -55,7 +57,7 @@ The rooms (each imports only rooms below it):
         masks           the objects of a label map or a stack of masks
         checks          checks of images and prompts
         label_checks    checks of masks
-    arguments       checks of words and numbers
+    arguments       checks of words, numbers and functions
     process_group   process group, device, mixed precision
 """
 

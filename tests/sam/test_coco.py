@@ -184,3 +184,32 @@ def test_a_mask_that_is_not_in_its_box_is_refused(
             SamDataset(tmp_path / "set", path)
     else:
         assert SamDataset(tmp_path / "set", path)[0]["masks"].sum() == 100
+
+
+def test_a_mask_that_is_repeated_is_one_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that were merged have annotations twice; their other masks stay."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"], of=[1, 1, 1])
+    data = json.loads(path.read_text())
+    data["annotations"][1]["segmentation"] = [[5, 5, 20, 5, 20, 20]]
+    path.write_text(json.dumps(data))
+    assert len(SamDataset(tmp_path / "set", path)[0]["masks"]) == 2
+    assert "coco.json: 1 annotations repeat the mask of another" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("polygon", [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5], [0, 0, 1, 0, 1, 1]])
+def test_polygons_of_fractions_are_refused(tmp_path: Path, polygon: list[float]) -> None:
+    """Each would be an object of one pixel."""
+    picture(tmp_path / "set" / "1.png")
+    with pytest.raises(ValueError, match=r"annotation 0 has .*a polygon of fractions"):
+        SamDataset(tmp_path / "set", coco(tmp_path, ["1.png"], mask=[polygon]))
+
+
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    """Its text begins with a byte order mark."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(SamDataset(tmp_path / "set", path)[0]["masks"]) == 1

@@ -293,7 +293,7 @@ def test_coco_that_does_not_fit_is_refused(folder: Path) -> None:
     missing = coco(folder, images=[record | {"file_name": "x.png"}], annotations=[])
     _refused("names the image x.png", images, missing, error=FileNotFoundError)
     tiny = {"id": 6, "image_id": 7, "category_id": 1, "segmentation": [[0, 0, 0.5, 0, 0.5, 0.5]]}
-    _refused("without pixels: polygons are", images, coco(folder, annotations=[tiny]))
+    _refused("a polygon of fractions", images, coco(folder, annotations=[tiny]))
     code = {"size": [32, 64], "counts": [2, 3, 2043]}
     _refused(
         r"mask of \(32, 64\), but",

@@ -16,7 +16,8 @@ import tifffile
 from PIL import Image, ImageOps, PngImagePlugin
 
 from ddp_magic.prelude import SamDataset
-from ddp_magic.sam.reading.readers import from_pil, header, read
+from ddp_magic.sam.reading.pil import from_pil
+from ddp_magic.sam.reading.readers import header, read
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

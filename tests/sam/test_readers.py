@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image, ImageOps
 
+from ddp_magic.sam.data.dataset import SamDataset
 from ddp_magic.sam.reading.files import to_array
-from ddp_magic.sam.reading.readers import from_pil, header, read
+from ddp_magic.sam.reading.pil import from_pil
+from ddp_magic.sam.reading.readers import header, read
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -234,3 +238,38 @@ def test_nifti_is_scaled_as_its_header_says(tmp_path: Path) -> None:
     assert header(tmp_path / "A.NII.GZ").pages == 5
     expected = nibabel.load(tmp_path / "A.NII.GZ").get_fdata()
     assert np.allclose(image(tmp_path / "A.NII.GZ", 2), expected[..., 2].T)
+
+
+def test_a_transparent_gray_level_of_16_bits_is_refused(tmp_path: Path) -> None:
+    """As one of 8 bits is; in a label map, it is the background that a viewer hides."""
+    pixels = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    chunk = b"tRNS" + (500).to_bytes(2, "big")
+    data, at = path.read_bytes(), path.read_bytes().index(b"IDAT") - 4
+    length, check = (2).to_bytes(4, "big"), zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(data[:at] + length + chunk + check + data[at:])
+    with pytest.raises(ValueError, match=r"a\.png: is transparent in 0\.2% of its pixels"):
+        read(path, labels=False)
+    assert np.array_equal(read(path, labels=True), pixels)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4, 5)])
+def test_an_array_that_is_no_picture_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """The error says which shapes are."""
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    for labels in (True, False):
+        with pytest.raises(ValueError, match=r"a\.npy: has shape .*must have \(H, W\)"):
+            header(tmp_path / "a.npy", labels=labels)
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "images"])
+def test_an_array_of_zarr_must_be_opened(tmp_path: Path, name: str) -> None:
+    """Whatever its folder is called, and also in a list."""
+    zarr.create_array(tmp_path / name, data=np.zeros((1, 20, 30), np.uint8))
+    for images in (tmp_path / name, [tmp_path / name]):
+        with pytest.raises(ValueError, match=r"open it and pass the array: zarr\.open_array"):
+            SamDataset(images, np.zeros((1, 20, 30), np.uint8))
+    np.savez(tmp_path / "a.npz", a=np.zeros((20, 30)))
+    with pytest.raises(ValueError, match=r"a\.npz: open it .*numpy\.load"):
+        SamDataset(np.zeros((1, 20, 30), np.uint8), [tmp_path / "a.npz"])

@@ -71,15 +71,23 @@ def without_alpha(pixels: Array) -> Array:
     if pixels.shape[2] > 4:
         raise ValueError(f"has {pixels.shape[2]} channels: save one, or three as red, green, blue")
     if pixels.shape[2] in {2, 4}:
-        clear = (pixels[..., -1] < _opaque(pixels)).mean()
-        if clear:
-            raise ValueError(
-                f"is transparent in {clear:.1%} of its pixels, so that their color is uncertain: "
-                "save it on a background, without an alpha channel. If the last channel is not "
-                "alpha, save one channel, or three as red, green and blue"
-            )
+        check_clear((pixels[..., -1] < _opaque(pixels)).mean())
         pixels = pixels[..., :-1]
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def check_clear(share: float) -> None:
+    """Check that no pixels of an image are transparent.
+
+    Raises:
+        ValueError: A share of them is.
+    """
+    if share:
+        raise ValueError(
+            f"is transparent in {share:.1%} of its pixels, so that their color is uncertain: save "
+            "it on a background, without an alpha channel. If the last channel is not alpha, save "
+            "one channel, or three as red, green and blue"
+        )
 
 
 def one_channel(pixels: Array) -> Array:
@@ -150,3 +158,14 @@ def _is_flat(channel: Array) -> bool:
 
 def _opaque(pixels: Array) -> float:
     return float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "iu" else 1.0
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype in the byte order of this machine."""
+    return dtype.newbyteorder("=")
+
+
+def finished(pixels: Array, *, labels: bool) -> Array:
+    """Return an image (H, W) or (H, W, 3), or a label map (H, W), from pixels with channels."""
+    pixels = one_channel(pixels) if labels else without_alpha(pixels)
+    return np.ascontiguousarray(pixels, dtype=native(pixels.dtype))

@@ -35,7 +35,7 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
         TypeError: The images are not files.
     """
     data, files = _indexed(annotations), _files(images)
-    pages, masks, turned = [], [], []
+    pages, masks, turned, twice = [], [], [], 0
     used: dict[Path, str] = {}
     for number in sorted(data.imgs):
         record = data.imgs[number]
@@ -59,10 +59,13 @@ def open_coco(images: Any, annotations: Path) -> tuple[Pictures, list[Encoded]]:
         turned += [path] * (head.turn > 1)
         pages.append(Page(path))
         masks.append(_encoded(data, number, named, annotations))
+        twice += len(data.imgToAnns[number]) - len(masks[-1].codes) - len(masks[-1].crowd)
     number = sum(map(len, files.values()))
     if number > len(pages):
         left = f"{number - len(pages)} of {number} images"
         print0(f"{annotations}: {left} are not in it, and are left out")
+    if twice:
+        print0(f"{annotations}: {twice} annotations repeat the mask of another, and are left out")
     if turned:  # where the size is the same, they may have been annotated before or after
         print0(
             f"{len(turned)} images are turned as their metadata says: compare {turned[0]} with its "
@@ -79,7 +82,7 @@ def _indexed(annotations: Path) -> Any:  # noqa: ANN401 -- a COCO
     """
     data = require("pycocotools.coco", "coco").COCO()
     try:
-        data.dataset = json.loads(annotations.read_text(encoding="utf-8"))
+        data.dataset = json.loads(annotations.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{annotations} is not a JSON file: {error}") from error
     if not isinstance(data.dataset, dict) or not {"images", "annotations"} <= data.dataset.keys():
@@ -161,7 +164,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) -> Encoded:  # noqa: ANN401 -- a COCO
-    """Return the masks of an image.
+    """Return the masks of an image, without repetitions.
 
     Raises:
         ValueError: An annotation has no mask.
@@ -169,6 +172,7 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
     rle = require("pycocotools.mask", "coco")
     codes: list[Any] = []
     crowd: list[Any] = []
+    seen: set[bytes] = set()
     for record in data.imgToAnns[image]:
         name = f"{annotations}: annotation {record.get('id')}"
         try:
@@ -193,7 +197,9 @@ def _encoded(data: Any, image: int, size: tuple[int, int], annotations: Path) ->
                 "(x, y, width, height): are x and y swapped, or is one of them of another size? "
                 "Correct it, or remove bbox"
             )
-        (crowd if is_crowd else codes).append(code)
+        if code["counts"] not in seen:  # or an object would be prompted twice
+            (crowd if is_crowd else codes).append(code)
+        seen.add(code["counts"])
     return Encoded(codes, size, crowd)
 
 
@@ -208,6 +214,8 @@ def _check_segmentation(given: Any, size: tuple[int, int]) -> None:  # noqa: ANN
         points = [np.asarray(polygon, float) for polygon in given]
         if not all(each.size % 2 == 0 and np.abs(each).max(initial=0) < 1e5 for each in points):
             raise ValueError("a polygon that is not pairs of numbers below 100000")
+        if 0 < max((np.abs(each).max(initial=0) for each in points), default=0) <= 1 < max(size):
+            raise ValueError("a polygon of fractions, not of pixels")
     elif tuple(given["size"]) != size:
         raise ValueError(f"a mask of {tuple(given['size'])}, but its image has {size}")
     else:

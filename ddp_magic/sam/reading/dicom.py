@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_magic.sam.reading.channels import filled
-from ddp_magic.sam.reading.volumes import Array, Foreign, Header, require
+from ddp_magic.sam.reading.channels import Array, filled
+from ddp_magic.sam.reading.volumes import Foreign, Header, require
 
 
 def dicom_header(path: Path) -> Header:

@@ -14,7 +14,8 @@ from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.reading.dicom import check_places
 from ddp_magic.sam.reading.names import check_order, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures
-from ddp_magic.sam.reading.readers import DICOM, NIFTI, from_pil, header, kind_of, read, turn_of
+from ddp_magic.sam.reading.pil import from_pil, turn_of
+from ddp_magic.sam.reading.readers import DICOM, NIFTI, header, kind_of, read
 from ddp_magic.sam.reading.stored import Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.volumes import Header, check_affines
 
@@ -97,8 +98,7 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
     """
     if isinstance(given, (str, Path)):
         path = Path(given)
-        if path.suffix.lower() in OPENED:
-            raise ValueError(f"{path}: open it and pass the array: {OPENED[path.suffix.lower()]}")
+        _check_opened(path)
         if path.is_dir():
             return list(list_folder(path)), path
         given = [path]
@@ -123,10 +123,23 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
     return items, None
 
 
+def _check_opened(path: Path) -> None:
+    """Refuse a file or folder of arrays, which must be opened by its library.
+
+    Raises:
+        ValueError: It is one.
+    """
+    is_zarr = any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
+    suffix = ".zarr" if is_zarr else path.suffix.lower()
+    if suffix in OPENED:
+        raise ValueError(f"{path}: open it and pass the array: {OPENED[suffix]}")
+
+
 def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     """Return a file as Path, several as a list, a PIL image that is not loaded as its file."""
     if isinstance(given, (str, Path)):
         path = Path(given)
+        _check_opened(path)
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
         return path

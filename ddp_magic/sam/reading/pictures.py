@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddp_magic.sam.reading.readers import NIFTI, from_pil, header, kind_of, read
+from ddp_magic.sam.reading.pil import from_pil
+from ddp_magic.sam.reading.readers import NIFTI, header, kind_of, read
 from ddp_magic.sam.reading.stored import Stored, to_numpy
 
 

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ddp_magic.sam.reading.channels import check_nodata, filled, labels_of_palette, turned
+from ddp_magic.sam.reading.channels import (
+    Array,
+    check_nodata,
+    filled,
+    labels_of_palette,
+    native,
+    turned,
+)
 
-Array = NDArray[Any]
 BLACK = ": save it with tifffile.imwrite(path, array, photometric='minisblack')"
 Foreign = Any  # a module or an object of a library without types
 
@@ -38,11 +43,6 @@ def require(module: str, extra: str = "sam") -> Foreign:
     except ModuleNotFoundError as error:
         name = module.partition(".")[0]
         raise ImportError(f'needs {name}: pip install "ddp-magic[{extra}]"') from error
-
-
-def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype in the byte order of this machine."""
-    return dtype.newbyteorder("=")
 
 
 # ---------------------------------------------------------------------------------------- TIFF
