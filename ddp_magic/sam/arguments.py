@@ -1,8 +1,16 @@
-"""Checks of arguments that are words and numbers."""
+"""Checks of arguments that are words, numbers and functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
+from reprlib import repr as shown
+from typing import TypeGuard
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer, of Python or NumPy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -16,12 +24,36 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"invalid {name} {value!r}: use {', '.join(others)} or {last}")
 
 
-def check_minimum(minimum: int, **arguments: float) -> None:
-    """Check that arguments, given by name, are not below a minimum.
+def check_minimum(minimum: int | None, **arguments: object) -> None:
+    """Check that arguments, given by name, are integers that are not below a minimum.
 
     Raises:
-        ValueError: One is.
+        ValueError: One is not.
     """
     for name, value in arguments.items():
-        if value < minimum:
-            raise ValueError(f"invalid {name} {value!r}: use {minimum} or more")
+        if not is_integer(value) or (minimum is not None and value < minimum):
+            least = "" if minimum is None else f" of {minimum} or more"
+            raise ValueError(f"invalid {name} {value!r}: use an integer{least}")
+
+
+def check_range(low: float, high: float, **arguments: object) -> None:
+    """Check that arguments, given by name, are numbers from `low` to `high`.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, Real) or not low <= float(value) <= high:
+            limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
+            raise ValueError(f"invalid {name} {value!r}: use a number {limits}")
+
+
+def check_functions(**arguments: object) -> None:
+    """Check that arguments, given by name, are functions.
+
+    Raises:
+        TypeError: One is not.
+    """
+    for name, value in arguments.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, not {shown(value)}")

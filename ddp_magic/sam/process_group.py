@@ -48,13 +48,13 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def all_gather_numbers(number: int) -> list[int]:
-    """Return a number of each rank, by rank."""
+def all_gather(own: T) -> list[T]:
+    """Return an object of each rank, by rank."""
     world = rank_and_world()[1]
-    numbers: list[Any] = [number] * world
+    objects: list[Any] = [own] * world
     if world > 1:
-        dist.all_gather_object(numbers, number)
-    return numbers
+        dist.all_gather_object(objects, own)
+    return objects
 
 
 def first_rank(work: Callable[[], T]) -> T:
@@ -121,6 +121,8 @@ def setup(
         return _current_device()
     if any(given) and not all(given):
         raise ValueError("setup() needs rank, world_size and port together, or none of them")
+    if rank is not None and world_size is not None and not 0 <= rank < world_size:
+        raise ValueError(f"invalid rank {rank}: use 0 to world_size - 1, {world_size - 1}")
     if torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", rank or 0))
         # If the launcher makes only one GPU visible per rank, its index is 0 on each rank.

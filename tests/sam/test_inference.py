@@ -105,8 +105,9 @@ def test_gray_levels_are_those_of_training(
     joined: Any = ConcatDataset([train_set])  # whose gray levels are unknown
     train(prompted, train_set, joined, **options)
     assert "different gray levels" not in capsys.readouterr().out
-    train(prompted, SamDataset(images, masks, clicks), train_set, **options)
+    train(prompted, train_set, SamDataset(raw, masks, clicks, window=(0, 9999)), **options)
     assert "different gray levels" in capsys.readouterr().out
+    train(prompted, SamDataset(images, masks, clicks), SamDataset(images[:0], masks[:0]), **options)
     predict(sam, dark, (9, 9))  # the last training counts
     assert "stretched" in capsys.readouterr().out
 
@@ -161,7 +162,7 @@ def test_a_large_image_is_segmented_in_tiles(
     how = "on a grid, 4 pixels apart" if points_per_side else "proposed by the decoder"
     said = f"128 x 192 pixels; 15 tiles of 64 pixels, overlap 32; clicks {how}\n"
     assert said in capsys.readouterr().out
-    quiet = segment(model, picture[:64, :64], points_per_side=4, min_iou=2.0, quiet=True)
+    quiet = segment(model, picture[:64, :64], points_per_side=4, max_share=0, quiet=True)
     assert quiet.max() == 0
     assert not capsys.readouterr().out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,19 @@ def test_any_memory_layout_and_numpy() -> None:
     assert torch.equal(turned, dice_score(pred, true))
     arrays = (pred.numpy().astype(np.uint8) * 255, true.numpy().astype(np.uint16) * 7)
     assert torch.equal(dice_score(*arrays), dice_score(pred, true))
+
+
+@pytest.mark.parametrize("score", [dice_score, iou_score, pixel_accuracy])
+def test_probabilities_are_refused(score: Any) -> None:
+    """Each positive one would count as inside."""
+    truth = torch.zeros(2, 8, 8, dtype=torch.bool)
+    half = torch.rand(2, 8, 8)
+    for pred in (half, half.double().numpy(), half.half(), torch.full((2, 8, 8), 0.3)):
+        with pytest.raises(ValueError, match=r"pred has values from .*: pass pred > 0\.5"):
+            score(pred, truth)
+    with pytest.raises(ValueError, match=r"target has values .*: pass target > 0\.5"):
+        score(truth, half)
+    with pytest.raises(ValueError, match="pred contains NaN"):
+        score(half * torch.nan, truth)
+    assert score(truth.float(), truth).tolist() == [1.0, 1.0]
+    assert score(half - 1.5, truth).tolist() == [1.0, 1.0]  # logits

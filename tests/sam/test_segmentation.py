@@ -62,7 +62,7 @@ def test_tiles_have_the_size_of_the_training_images(
     model, image = tiny_sam(), np.full((40, 96), 99, np.uint8)
     model.vision_encoder.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
     model.config.training_size = trained
-    assert segment(model, image, points_per_side=1, min_iou=2).shape == image.shape
+    assert segment(model, image, points_per_side=1, max_share=0).shape == image.shape
     count = f"{tiles} tiles" if tiles > 1 else "1 tile"
     assert f"40 x 96 pixels; {count} of {side} pixels" in capsys.readouterr().out
     assert len(seen) == tiles

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
 from ddp_magic.sam.arrays.items import Item, pick_objects
-from ddp_magic.sam.data.dataset import SamDataset
+from ddp_magic.sam.data.dataset import Choice, SamDataset, part_of
 from ddp_magic.sam.process_group import print0
-
-Choice = Callable[[int], ArrayLike]  # from the number of objects to the indices of the chosen ones
 
 
 def size_of(dataset: object, name: str = "dataset") -> int:
@@ -42,32 +39,46 @@ def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
     return image
 
 
-def target_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
+def name_of_image(dataset: Dataset[Item], index: int) -> str:
+    """Return the name of an image for messages, with its file if it is known; see `image_of`."""
+    own, number = _origin(dataset, index)
+    return f"image {index}" if own is None else own.name(number, "image")
+
+
+def target_of(
+    dataset: Dataset[Item], index: int, objects: Choice | None = None, *, instances: bool = True
+) -> Item:
     """Return an item without its image, if the data set can skip reading it.
 
     Args:
         dataset: see `image_of`.
         index: index of the item.
         objects: see `SamDataset.item`.
+        instances: see `SamDataset.item`.
     """
     own, number = _origin(dataset, index)
-    return own.target(number, objects) if own else _picked(dataset[index], objects)
+    if own is None:
+        return _picked(dataset[index], objects)
+    return part_of(own.target, number, objects, instances=instances)
 
 
-def item_of(dataset: Dataset[Item], index: int, objects: Choice) -> Item:
+def item_of(
+    dataset: Dataset[Item], index: int, objects: Choice | None = None, *, instances: bool = True
+) -> Item:
     """Return an item with some of its objects, if possible without making the other masks.
 
     Args:
         dataset: see `image_of`; or one with a method `item` like that of `SamDataset`.
         index: index of the item.
         objects: see `SamDataset.item`.
+        instances: see `SamDataset.item`.
     """
     own, number = _origin(dataset, index)
     if own is not None:
-        return own.item(number, objects)
+        return part_of(own.item, number, objects, instances=instances)
     choosing = getattr(dataset, "item", None)  # of stored embeddings
     if not isinstance(dataset, (SamDataset, Subset)) and choosing is not None:
-        return dict(choosing(index, objects))
+        return dict(part_of(choosing, index, objects, instances=instances))
     return _picked(dataset[index], objects)
 
 
@@ -108,8 +119,16 @@ def common_levels(train_set: Dataset[Item], val_set: Dataset[Item]) -> dict[str,
 
     Returns:
         See `levels_of`.
+
+    Raises:
+        ValueError: Their images have different dtypes.
     """
     levels, other = levels_of(train_set), levels_of(val_set) if size_of(val_set) else None
+    if levels and other and other["dtype"] != levels["dtype"]:
+        raise ValueError(
+            f"val_set has images of dtype {other['dtype']}, but train_set {levels['dtype']}: "
+            "convert them to one dtype, by the same rule"
+        )
     if levels and other and other != levels:
         print0(
             "val_set and train_set have different gray levels: create val_set with "
@@ -137,7 +156,8 @@ def first_with_objects(train_set: Dataset[Item]) -> int:
     if not size_of(train_set):
         raise ValueError("train_set has no images: check the paths or arrays it was made from")
     for number in range(size_of(train_set)):
-        if len(target_of(train_set, number, lambda n: range(min(n, 1)))["keys"]):
+        one = target_of(train_set, number, lambda n: range(min(n, 1)), instances=False)
+        if len(one["keys"]):
             return number
     raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
 

@@ -16,12 +16,30 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
+from ddp_magic.sam.arguments import check_minimum
 from ddp_magic.sam.arrays.items import PAD, Item
+from ddp_magic.sam.data.access import item_of
 
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet, in gray levels, as in SamProcessor
 STD = (58.395, 57.12, 57.375)
+
+
+class WithoutInstances(Dataset[Item]):
+    """Some items of a data set, without label maps, which cost time if they can be left out."""
+
+    def __init__(self, dataset: Dataset[Item], numbers: Sequence[int]) -> None:
+        """Store the data set, and the indices of the items."""
+        self.dataset, self.numbers = dataset, numbers
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return an item."""
+        return item_of(self.dataset, self.numbers[index], instances=False)
 
 
 class Geometry(NamedTuple):
@@ -54,9 +72,11 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
         tensors (B, ...), if the items have embeddings; `sizes` (B, 2), the original heights and
         widths; `masks` (M, H, W) bool; `image_index` (M,), the image of each object; `points` (M,
         K, 2) float32 (x, y); `labels` (M, K), 1 or 0, and -10 for padding if an object has fewer
-        than K clicks; `boxes` (M, 4); `keys` (M,); and
-        `ignored` (B, H, W) bool, if an item has ignored pixels.
+        than K clicks; `boxes` (M, 4); `keys` (M,); `index` (B,), the images in the data set, if
+        the items are of `Sampled`; and `ignored` (B, H, W) bool, if an item has ignored pixels.
     """
+    if not len(batch):
+        raise ValueError("batch has no items")
     sizes = torch.tensor([item["masks"].shape[1:] for item in batch])  # (B, 2)
     height, width = sizes.amax(0).tolist()
     objects = torch.tensor([len(item["masks"]) for item in batch])  # (B,)
@@ -72,29 +92,31 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
         masks[end - n : end, :h, :w] = item["masks"]
     out: dict[str, Any] = {"sizes": sizes, "masks": masks, "points": points, "labels": labels}
     if all("instances" in item for item in batch):
-        out["instances"] = torch.full((len(batch), height, width), -1, dtype=torch.int32)
-        for own, item in zip(out["instances"], batch, strict=True):
-            h, w = item["instances"].shape
-            own[:h, :w] = item["instances"]
+        every = torch.full((len(batch), height, width), -1, dtype=torch.int32)
+        out["instances"] = _pasted(every, [item["instances"] for item in batch])
     out["image_index"] = torch.arange(len(batch)).repeat_interleave(objects)
     out["boxes"] = torch.cat([item["boxes"] for item in batch])
     out["keys"] = torch.cat([item["keys"] for item in batch])
+    if all("index" in item for item in batch):
+        out["index"] = torch.tensor([item["index"] for item in batch])
     if any("ignored" in item for item in batch):
-        out["ignored"] = torch.zeros(len(batch), height, width, dtype=torch.bool)
-        for image, item in enumerate(batch):
-            if "ignored" in item:
-                h, w = item["ignored"].shape
-                out["ignored"][image, :h, :w] = item["ignored"]
+        none = torch.zeros(0, 0, dtype=torch.bool)
+        every = torch.zeros(len(batch), height, width, dtype=torch.bool)
+        out["ignored"] = _pasted(every, [item.get("ignored", none) for item in batch])
     if "embeddings" in batch[0]:
         maps = zip(*(item["embeddings"] for item in batch), strict=True)
         return out | {"embeddings": [torch.stack(each) for each in maps]}
-    out["images"] = torch.empty(
+    images = torch.empty(
         (len(batch), 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last
     ).zero_()
-    for i, item in enumerate(batch):
-        _, h, w = item["image"].shape
-        out["images"][i, :, :h, :w] = item["image"]
-    return out
+    return out | {"images": _pasted(images, [item["image"] for item in batch])}
+
+
+def _pasted(canvas: Tensor, pictures: Sequence[Tensor]) -> Tensor:
+    """Copy pictures (..., h, w) to the top left of those of `canvas`, (n, ..., H, W)."""
+    for own, picture in zip(canvas, pictures, strict=True):
+        own[..., : picture.shape[-2], : picture.shape[-1]] = picture
+    return canvas
 
 
 def load(
@@ -107,6 +129,8 @@ def load(
 ) -> DataLoader[Any]:
     """Return a data loader of batches from `collate`, for some items in the given order.
 
+    They have no label maps, `instances`.
+
     Args:
         dataset: the data set.
         numbers: indices of the items.
@@ -115,11 +139,13 @@ def load(
         device: device of the rank; memory is pinned if it is a GPU.
         seed: seed for the random numbers of the data loading processes.
     """
+    check_minimum(1, batch_size=batch_size)
+    check_minimum(0, workers=workers)
     return DataLoader(
-        Subset(dataset, numbers),
-        batch_size,
+        WithoutInstances(dataset, numbers),
+        int(batch_size),  # torch takes no integers of NumPy
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=int(workers),
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(seed),  # the global generator does not change
     )
@@ -155,6 +181,10 @@ def prepare(
         and in ignored pixels. If there are any, `counted` (M, 1, T, T) is False in them. `sizes`
         stays on the CPU, because loops depend on it.
     """
+    if not isinstance(geometry, Geometry):
+        raise TypeError(
+            f"geometry must be PromptedSam(model).geometry, not a {type(geometry).__name__}"
+        )
     sizes, size = batch["sizes"], geometry.target_size
     there = [name for name in ("images", *PER_OBJECT) if name in batch]
     moved = {name: batch[name].to(device, non_blocking=True) for name in there}

@@ -9,6 +9,7 @@ pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
+from ddp_magic.sam.arguments import is_integer
 from ddp_magic.sam.arrays.checks import (
     check_shape,
     check_sizes,
@@ -41,6 +43,7 @@ from ddp_magic.sam.reading.gray_levels import check_levels, gray_window, to_rgb
 
 LOOKED_PIXELS = 2**24  # of masks that are checked at once
 
+Choice = Callable[[int], ArrayLike]  # from the number of objects to the indices of the chosen ones
 Images = Sequence[ArrayLike] | NDArray[Any] | str | Path
 
 
@@ -99,12 +102,13 @@ class SamDataset(Dataset[Item]):
             ImportError: A file needs a package that is not installed.
             TypeError: Images or masks are not sequences.
         """
-        is_integer = np.asarray(ignore_label).dtype.kind in "iu"
-        if ignore_label == 0 or (ignore_label is not None and not is_integer):
+        if ignore_label is not None and (not is_integer(ignore_label) or ignore_label == 0):
             raise ValueError(
                 f"invalid ignore_label {ignore_label!r}: use an integer other than 0, which is the "
                 "background"
             )
+        if components not in (True, False):
+            raise ValueError(f"invalid components {components!r}: use True or False")
         self.ignore_label, self.components = ignore_label, components
         is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
         pair: Any = (
@@ -211,15 +215,26 @@ class SamDataset(Dataset[Item]):
         """Return one image and its objects; see `ddp_magic.sam.arrays.items`."""
         return self.item(index)
 
-    def item(self, index: int, objects: Callable[[int], ArrayLike] | None = None) -> Item:
+    def item(
+        self,
+        index: int,
+        objects: Choice | None = None,
+        *,
+        instances: bool = True,
+    ) -> Item:
         """Return one image and some of its objects; only their masks are made.
+
+        A subclass may override `item(index, objects)`: then `instances` is always True.
 
         Args:
             index: index of the image.
             objects: function that returns the indices of the chosen objects, given their number;
                 None: all objects.
+            instances: whether to make the label map of all objects, which only `evaluate` with
+                `instances` and the decoder of instances need.
         """
-        target, image = self.target(index, objects), self.image(index)
+        target = part_of(self.target, index, objects, instances=instances)
+        image = self.image(index)
         names = self.name(index, "image"), self.name(index)
         check_sizes(names[0], image.shape[1:], names[1], target["masks"].numpy())
         return {**target, "image": torch.from_numpy(image)}
@@ -242,7 +257,13 @@ class SamDataset(Dataset[Item]):
             )
         return image
 
-    def target(self, index: int, objects: Callable[[int], ArrayLike] | None = None) -> Item:
+    def target(
+        self,
+        index: int,
+        objects: Choice | None = None,
+        *,
+        instances: bool = True,
+    ) -> Item:
         """Return an item without its image; see `item`."""
         index = range(len(self))[index]  # supports negative indices; raises IndexError
         mask, ignored = self._mask(index)
@@ -256,11 +277,14 @@ class SamDataset(Dataset[Item]):
             chosen = np.asarray(objects(len(labels)), dtype=np.int64)
             item, labels = pick_objects(item, torch.from_numpy(chosen)), labels[chosen]
         item["masks"] = torch.from_numpy(object_masks(mask, labels))  # (N, H, W)
-        instances = label_map(mask)
         if ignored is not None:
-            instances[ignored] = -1
             item["ignored"] = torch.from_numpy(ignored)
-        return {**item, "instances": torch.from_numpy(instances)}
+        if instances:
+            every = label_map(mask)
+            if ignored is not None:
+                every[ignored] = -1
+            item["instances"] = torch.from_numpy(every)
+        return item
 
     def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
         """Return the labels (N,) of the objects of an image, and their clicks and boxes."""
@@ -272,3 +296,12 @@ class SamDataset(Dataset[Item]):
             "counts": torch.from_numpy(self.point_counts[first:last]),
             "boxes": torch.from_numpy(self.boxes[first:last]),
         }
+
+
+def part_of(
+    read: Callable[..., Item], index: int, objects: Choice | None, *, instances: bool
+) -> Item:
+    """Call `item` or `target` of a data set; those of a user may not know `instances`."""
+    if instances or "instances" not in signature(read).parameters:
+        return read(index, objects)
+    return read(index, objects, instances=False)

@@ -14,6 +14,8 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_magic.sam.arguments import check_minimum, is_integer
+
 Samples = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]
 UnequalSamples = tuple[list[NDArray[np.uint8]], list[NDArray[np.int32]], NDArray[np.int64]]
 
@@ -56,8 +58,8 @@ def nuclei(
     Args:
         split: "train" or "val".
         crops: number of crops, which overlap. Default: 768 for "train", 127 for "val".
-        size: side of a crop, in pixels, at most 160; or a sequence of sides, from which each crop
-            has a random one. Since a model resizes all crops to one square, it then learns from
+        size: side of a crop, 32 to 160 pixels; or a sequence of sides, from which each crop has a
+            random one. Since a model resizes all crops to one square, it then learns from
             nuclei of more sizes.
         seed: seed for the positions, sizes and clicks.
 
@@ -68,7 +70,7 @@ def nuclei(
 
     Raises:
         ImportError: The stardist package, which contains the image, is not installed.
-        ValueError: `split` is invalid.
+        ValueError: An argument is invalid.
 
     Source:
         J. C. Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data
@@ -76,17 +78,23 @@ def nuclei(
     """
     image, labels = _stardist_image()
     if split == "train":
-        image, labels, crops = image[:, :BORDER], labels[:, :BORDER], crops or 768
+        image, labels = image[:, :BORDER], labels[:, :BORDER]
+        crops = 768 if crops is None else crops
     elif split == "val":
         image, labels, _ = nuclei_picture()
-        crops = crops or 127
+        crops = 127 if crops is None else crops
     else:
         raise ValueError(f'invalid split {split!r}: use "train" or "val"')
+    check_minimum(1, crops=crops)
+    check_minimum(0, seed=seed)
+    sizes = [*size] if isinstance(size, Sequence) else [size]
+    if not sizes or not all(is_integer(each) and 32 <= each <= 160 for each in sizes):
+        raise ValueError(f"invalid size {size!r}: use an integer from 32 to 160, or several")
     rng = np.random.default_rng([seed, split == "val"])
-    if isinstance(size, int):
-        images, masks, clicks = _random_crops(image, labels, crops, [size], rng)
+    if not isinstance(size, Sequence):
+        images, masks, clicks = _random_crops(image, labels, crops, sizes, rng)
         return np.stack(images), np.stack(masks), clicks
-    return _random_crops(image, labels, crops, size, rng)
+    return _random_crops(image, labels, crops, sizes, rng)
 
 
 def nuclei_picture() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.bool_]]:
@@ -164,6 +172,8 @@ def cells(n: int = 96, size: int = 64, seed: int = 0) -> Samples:
     Returns:
         The same as `nuclei`, with up to three clicks per image.
     """
+    check_minimum(0, n=n, seed=seed)
+    check_minimum(32, size=size)
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]  # (size, size) each
     images = np.zeros((n, size, size), dtype=np.uint8)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ddp_magic.sam.arguments import check_minimum
+from ddp_magic.sam.arguments import check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item, no_prompts
 from ddp_magic.sam.data.access import item_of, size_of
 from ddp_magic.sam.data.batches import collate
-from ddp_magic.sam.process_group import all_gather_numbers, print0, rank_and_world
+from ddp_magic.sam.process_group import all_gather, print0, rank_and_world
 
 Transform = Callable[[Item, torch.Generator], Item]
 
@@ -53,6 +53,7 @@ class RankSampler(Sampler[int | None]):
 
     def __init__(self, dataset: Dataset[Item], seed: int = 0) -> None:
         """Shuffle the images of `dataset` with an integer `seed`; call `set_epoch` each epoch."""
+        check_minimum(None, seed=seed)
         self.images, self.seed, self.epoch = size_of(dataset), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -80,6 +81,7 @@ class Sampled(Dataset[Item]):
         *,
         objects: int = OBJECTS,
         transform: Transform | None = None,
+        instances: bool = True,
     ) -> None:
         """Wrap a data set; call `set_epoch` at the start of each epoch.
 
@@ -90,9 +92,16 @@ class Sampled(Dataset[Item]):
             transform: a function of an item and a `torch.Generator` that returns the augmented
                 item. Use the generator for random numbers: it depends only on the seed, the epoch
                 and the image.
+            instances: whether to make the label map of all objects, for a decoder of instances or
+                a transform (see `SamDataset.item`).
         """
+        check_minimum(None, seed=seed)
+        check_minimum(0, objects=objects)
+        size_of(dataset)
+        if transform is not None:
+            check_functions(transform=transform)
         self.dataset, self.seed, self.epoch = dataset, seed, 0
-        self.objects, self.transform = objects, transform
+        self.objects, self.transform, self.instances = objects, transform, instances
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch."""
@@ -115,7 +124,8 @@ class Sampled(Dataset[Item]):
             index: index of the image; None: any image, without objects.
         """
         if index is None:
-            return item_of(self.dataset, 0, lambda _: [])
+            none = item_of(self.dataset, 0, lambda _: [], instances=self.instances)
+            return none | {"index": -1}
         own = generator(self.seed, self.epoch, index)
 
         def some(number: int) -> Tensor:
@@ -123,9 +133,10 @@ class Sampled(Dataset[Item]):
                 return torch.arange(number)
             return torch.randperm(number, generator=own)[: self.objects].sort().values
 
-        item = dict(item_of(self.dataset, index, some))
+        item = dict(item_of(self.dataset, index, some, instances=self.instances))
         # Prompts depend on the keys of the objects, which stay unique.
         item["keys"] = item["keys"] ^ mix(self.seed, self.epoch)
+        item["index"] = index
         changed = item if self.transform is None else self.transform(item, own)
         if not isinstance(changed, dict):
             raise TypeError(f"transform must return an item, a dict, not {type(changed).__name__}")
@@ -149,6 +160,7 @@ class MonaiTransform:
         """
         from monai.transforms import Compose
 
+        check_functions(**{f"transforms[{n}]": each for n, each in enumerate(transforms)})
         self.compose = Compose(transforms)
 
     def __call__(self, item: Item, generator: torch.Generator) -> Item:
@@ -229,9 +241,10 @@ def epoch_loader(
     given = train_set
     if not isinstance(given, DataLoader):
         size_of(given, "train_set")
-        check_minimum(1, batch_size=batch_size)
         sampler: Any = RankSampler(given, seed)
-        given = DataLoader(given, batch_size, sampler=sampler, pin_memory=device.type == "cuda")
+        given = DataLoader(
+            given, int(batch_size), sampler=sampler, pin_memory=device.type == "cuda"
+        )
     dataset = given.dataset
     size_of(dataset, "the data set of train_set")
     images = (
@@ -240,7 +253,7 @@ def epoch_loader(
     images.transform = transform or images.transform
     if given.batch_sampler is None or (len(dataset) and not len(given)):  # type: ignore[arg-type]
         raise ValueError("the loader has no batches: it needs a batch_size of at most its images")
-    lengths = all_gather_numbers(len(given))
+    lengths = all_gather(len(given))
     if len(set(lengths)) > 1:
         raise ValueError(
             f"the loaders of the ranks have {', '.join(map(str, lengths))} batches, but each step "

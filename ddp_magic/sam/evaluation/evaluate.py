@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.std import tqdm
 
+from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import image_of, size_of, target_of
 from ddp_magic.sam.data.batches import Geometry, by_size, collate, load, prepare
@@ -30,7 +30,7 @@ from ddp_magic.sam.inference.segment import segment
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.postprocessing import MEMORY_BYTES, masks_at, resizing
 from ddp_magic.sam.models.prompts import first_prompts
-from ddp_magic.sam.process_group import rank_and_world
+from ddp_magic.sam.process_group import all_gather, rank_and_world
 
 CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more clicks
 SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
@@ -133,11 +133,7 @@ def score_objects(
         number = torch.arange(len(image)) - torch.searchsorted(image_index, image_index)
         rows.append(torch.cat([torch.stack([image, number], 1), scores.cpu()], 1).numpy())
     wrapper.train(training)
-    table = np.concatenate(rows)
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, table)
-        table = np.concatenate(parts)
+    table: NDArray[Any] = np.concatenate(all_gather(np.concatenate(rows)))
     table = table[np.lexsort((table[:, 1], table[:, 0]))]  # independent of the number of ranks
     return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
 
@@ -171,10 +167,7 @@ def _match_images(
         image = image_of(dataset, i).transpose(1, 2, 0)  # (H, W, 3)
         found = segment(model, image, multimask=multimask, quiet=True)
         own.append(match_objects(found, true.clamp(min=0), true < 0))
-    parts: list[Any] = [own] * world
-    if world > 1:
-        dist.all_gather_object(parts, own)
-    return [each for part in parts for each in part]
+    return [each for part in all_gather(own) for each in part]
 
 
 def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:
@@ -201,6 +194,7 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
         if "ignored" in batch:  # right, and then not counted
             preds = preds.masked_fill(ignored[image][window], -1.0)
             counted -= not_counted[image]
+        preds = preds > 0
         dice, iou = dice_score(preds, true), iou_score(preds[0], true[0])
         # Outside of the window, all pixels are right.
         wrong = (1 - pixel_accuracy(preds[0], true[0])) * true[0].numel() / counted
@@ -248,7 +242,11 @@ def show_predictions(
         prompts: kind of the first prompt, as in `evaluate`.
         multimask: as in `train`; None: as the model was trained.
     """
-    numbers = list(range(min(rows, size_of(dataset)))) if images is None else images[:rows]
+    check_minimum(0, rows=rows)
+    several = [images] if is_integer(images) else images
+    numbers = list(range(min(rows, size_of(dataset)))) if several is None else several[:rows]
+    if not all(is_integer(i) and 0 <= i < size_of(dataset) for i in numbers):
+        raise ValueError(f"invalid images {images!r}: use indices below {size_of(dataset)}")
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])

@@ -1,9 +1,8 @@
 """Segmentation metrics: one score per object, and scores of label maps of whole images.
 
 For the scores per object, boolean and integer tensors are masks, in which every nonzero pixel is
-inside. Floating-point tensors are logits, thresholded at 0 (probability 0.5). A floating-point mask
-of zeros and ones gives the right result, but probabilities do not: every positive one counts as
-inside.
+inside. Floating-point tensors are logits, thresholded at 0 (probability 0.5), or masks of zeros and
+ones. Probabilities are refused.
 """
 
 from __future__ import annotations
@@ -32,13 +31,35 @@ def _pixel_counts(
             f"pred has shape {tuple(pred.shape)}, but target has shape {tuple(target.shape)}: "
             "they must be equal"
         )
-    inside = pred > 0 if pred.is_floating_point() else pred != 0  # (..., H, W)
-    truth = target > 0 if target.is_floating_point() else target != 0  # (..., H, W)
+    if pred.ndim < 2:
+        raise ValueError(f"pred has shape {tuple(pred.shape)}, but must have (..., H, W)")
+    inside, truth = _inside(pred, "pred"), _inside(target, "target")  # (..., H, W)
     tp = _count(inside & truth)  # (...)
     fp = _count(inside) - tp
     fn = _count(truth) - tp
     tn = pred.shape[-2] * pred.shape[-1] - tp - fp - fn
     return tp, fp, fn, tn
+
+
+def _inside(masks: Tensor, name: str) -> Tensor:
+    """Return which pixels are inside masks, bool.
+
+    Raises:
+        ValueError: They are probabilities, or NaN.
+    """
+    if not masks.is_floating_point():
+        return masks != 0
+    inside = masks > 0
+    if masks.numel():
+        low, high = masks.min().item(), masks.max().item()
+        if low != low:  # noqa: PLR0124 -- NaN
+            raise ValueError(f"{name} contains NaN")
+        if low >= 0 and high <= 1 and not torch.equal(inside.to(masks), masks):
+            raise ValueError(
+                f"{name} has values from {low:.3g} to {high:.3g}, which are probabilities: pass "
+                f"{name} > 0.5, or logits, which are thresholded at 0"
+            )
+    return inside
 
 
 def _count(masks: Tensor) -> Tensor:
@@ -66,7 +87,7 @@ def dice_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
         Scores from 0 to 1, float64, (...). 1 where both masks are empty.
 
     Raises:
-        ValueError: The shapes are different.
+        ValueError: The shapes are different, or `pred` or `target` are probabilities.
 
     Source:
         L. R. Dice, "Measures of the amount of ecologic association between species", 1945.
@@ -86,7 +107,7 @@ def iou_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
         Scores from 0 to 1, float64, (...). 1 where both masks are empty.
 
     Raises:
-        ValueError: The shapes are different.
+        ValueError: The shapes are different, or `pred` or `target` are probabilities.
 
     Source:
         P. Jaccard, "The distribution of the flora in the alpine zone", 1912.
@@ -106,7 +127,7 @@ def pixel_accuracy(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tens
         Scores from 0 to 1, float64, (...). 1 for masks without pixels.
 
     Raises:
-        ValueError: The shapes are different.
+        ValueError: The shapes are different, or `pred` or `target` are probabilities.
     """
     tp, fp, fn, tn = _pixel_counts(pred, target)
     return _ratio(tp + tn, tp + fp + fn + tn)

@@ -91,6 +91,8 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
         history: the return value of `train`.
         title: title of the figure.
     """
+    if isinstance(history, Mapping) or not all(isinstance(row, Mapping) for row in history):
+        raise TypeError("history must be what train returns, a list of a dict per epoch")
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.2))
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["train_loss"] for row in history], color="tab:red")

@@ -15,6 +15,7 @@ from torch import nn
 from ddp_magic.sam.arrays.checks import check_click
 from ddp_magic.sam.arrays.items import BACKGROUND, FOREGROUND, without_objects
 from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.models.adapter import kind_of
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.postprocessing import masks_at
 from ddp_magic.sam.models.prompts import Prompts
@@ -38,6 +39,7 @@ def evaluating(
 
 def scaled_as_trained(model: nn.Module, image: ArrayLike) -> NDArray[np.uint8]:
     """Return an image as (3, H, W) uint8, scaled as the training images (see `train`)."""
+    kind_of(unwrapped(model))  # or an error that says which models there are
     image = to_array(image)
     noted = getattr(unwrapped(model).config, "gray_levels", None) or {}
     known = noted.get("dtype") == str(image.dtype) and noted["window"]
@@ -78,13 +80,18 @@ def predict(
         ValueError: There is no prompt; a prompt is invalid or outside the image; or points, labels,
             boxes and masks are for different numbers of objects.
     """
-    click_list, several = _each(points, 2)
-    label_list, _ = _each(labels, 1)
-    box_list, several_boxes = _each(boxes, 1)
-    mask_list, several_masks = _each(masks, 2)
+    click_list, several = _each("points", points, 2)
+    label_list, _ = _each("labels", labels, 1)
+    box_list, several_boxes = _each("boxes", boxes, 1)
+    mask_list, several_masks = _each("masks", masks, 2)
     rgb = scaled_as_trained(model, image)  # (3, H, W)
     (height, width), n = rgb.shape[1:], max(map(len, (click_list, box_list, mask_list)))
-    if n == 0 or any(len(each) not in {0, n} for each in (click_list, box_list, mask_list)):
+    without = not box_list and not mask_list and not all(map(len, click_list))
+    if (
+        n == 0
+        or without
+        or any(len(each) not in {0, n} for each in (click_list, box_list, mask_list))
+    ):
         raise ValueError("predict() needs clicks, a box or a mask for each object")
     click_list = click_list or [np.zeros((0, 2))] * n
     label_list = label_list or [np.full(len(own), FOREGROUND) for own in click_list]
@@ -143,13 +150,22 @@ def _check_prompts(
         raise ValueError(f"masks must have the size of the image, {size[0]} x {size[1]} pixels")
 
 
-def _each(given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # noqa: ANN401 -- arrays, lists, lists of arrays
-    """Return one array of `dimensions` per object, and whether `given` was for several objects."""
+def _each(name: str, given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # noqa: ANN401 -- arrays, lists, lists of arrays
+    """Return one array of `dimensions` per object, and whether `given` was for several objects.
+
+    Raises:
+        ValueError: It does not consist of numbers.
+    """
     if given is None:
         return [], False
-    if len(given) > 0 and np.ndim(given[0]) == dimensions:
-        return [np.asarray(each, dtype=np.float64) for each in given], True
-    one = np.asarray(given, dtype=np.float64)
+    try:
+        if len(given) > 0 and np.ndim(given[0]) == dimensions:
+            return [np.asarray(each, dtype=np.float64) for each in given], True
+        one = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be an array of numbers, or a list of one per object: {error}"
+        ) from error
     if dimensions == 2 and one.ndim == 1:  # no click, or a single click (y, x)
         one = one[None] if len(one) else np.zeros((0, 2))
     return [one], False

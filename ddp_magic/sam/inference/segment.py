@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from tqdm.std import tqdm
 
-from ddp_magic.sam.arguments import check_minimum
+from ddp_magic.sam.arguments import check_minimum, check_range
 from ddp_magic.sam.arrays.items import FOREGROUND, without_objects
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.inference.predict import evaluating, scaled_as_trained
@@ -85,7 +85,10 @@ def segment(  # noqa: PLR0913 -- options with defaults
         Kirillov et al., "Segment Anything", ICCV 2023, appendix B; tiles with a margin, and clicks
         from a decoder, as in Archit et al., "Segment Anything for Microscopy", Nature Methods 2025.
     """
-    check_minimum(1, tile=1 if tile is None else tile, points_per_side=points_per_side or 1)
+    given = {"tile": tile, "points_per_side": points_per_side}
+    check_minimum(1, **{name: value for name, value in given.items() if value is not None})
+    check_minimum(0, min_area=min_area)
+    check_range(0, 1, max_share=max_share, min_iou=min_iou or 0, min_stability=min_stability or 0)
     rgb, sam = scaled_as_trained(model, image), unwrapped(model)  # (3, H, W)
     height, width = rgb.shape[1:]
     side, shortest = _tile_side(sam, max(height, width), tile)

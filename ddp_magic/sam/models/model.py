@@ -88,6 +88,8 @@ class PromptedSam(nn.Module):
             stored = getattr(self.sam.config, "multimask_output", True)
             multimask = outer.multimask if isinstance(outer, PromptedSam) else stored
         self.multimask: bool = multimask
+        if not isinstance(auxiliary, (nn.Module, type(None))):
+            raise TypeError(f"auxiliary must be an instance_decoder(model), not {auxiliary!r}")
         self.shares = kinds_of(prompts)
         self.mask_size = mask_size_of(self.sam)  # s, px
         self.partly_used: list[nn.Parameter] = []  # parameters that only some prompts use

@@ -6,6 +6,8 @@ Random choices depend only on the key of an object, not on the batch or the numb
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +40,9 @@ def kinds_of(prompts: str | Mapping[str, float]) -> dict[str, float]:
     Raises:
         ValueError: A kind is unknown, or a fraction is not positive.
     """
-    shares = {prompts: 1.0} if isinstance(prompts, str) else dict(prompts)
-    if not shares or not set(shares) <= set(KINDS) or min(shares.values()) <= 0:
+    shares: Any = {prompts: 1.0} if isinstance(prompts, str) else prompts
+    known = isinstance(shares, Mapping) and shares and set(shares) <= set(KINDS)
+    if not known or not all(isinstance(x, Real) and 0 < float(x) < inf for x in shares.values()):
         raise ValueError(
             f"invalid prompts {prompts!r}: use {', '.join(map(repr, KINDS))}, or a mixture such as "
             f"{{'points': 0.5, 'boxes': 0.5}}"

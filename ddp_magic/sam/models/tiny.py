@@ -12,6 +12,8 @@ from transformers import (
     SamVisionConfig,
 )
 
+from ddp_magic.sam.arguments import check_minimum
+
 
 def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: int = 0) -> SamModel:
     """Create a SAM with 0.8 million parameters and random weights, the same on all ranks.
@@ -33,6 +35,13 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
     Returns:
         The model, on the CPU.
     """
+    check_minimum(1, patch_size=patch_size, image_size=image_size, width=width)
+    if image_size % patch_size or width % 8:
+        raise ValueError(
+            f"invalid image_size {image_size} or width {width}: use a multiple of patch_size, "
+            f"{patch_size}, and a multiple of 8"
+        )
+    check_minimum(None, seed=seed)
     vision = SamVisionConfig(
         hidden_size=width,
         output_channels=width,

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddp_magic.sam.arguments import check_choice
-from ddp_magic.sam.models.adapter import encoder_parameters
+from ddp_magic.sam.arguments import check_choice, check_minimum
+from ddp_magic.sam.models.adapter import encoder_parameters, kind_of
 from ddp_magic.sam.process_group import unwrapped
 
 TUNES = ("full", "decoder", "lora")
@@ -35,7 +35,9 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
         ValueError: `what` is invalid.
     """
     check_choice("what", what, TUNES)
+    check_minimum(1, rank=rank)
     sam = unwrapped(model)
+    kind_of(sam)
     for name, layer in list(adapted(sam)):
         layer.merge()
         sam.set_submodule(name, layer.get_base_layer())

@@ -31,8 +31,12 @@ def gray_window(
         ValueError: The dtypes are different, values are not finite, all values are so small that
             the images were probably divided by 255 twice, or the given values are not in order.
     """
-    if given is not None and not -np.inf < given[0] < given[1] < np.inf:
-        raise ValueError(f"invalid window {given}: pass (low, high), with low < high")
+    if given is not None:
+        pair = np.asarray(given)
+        is_pair = pair.shape == (2,) and pair.dtype.kind in "uif"
+        if not is_pair or not -np.inf < pair[0] < pair[1] < np.inf:
+            raise ValueError(f"invalid window {given!r}: use two numbers (low, high), low < high")
+        given = float(pair[0]), float(pair[1])
     numbers = looked_at(images, len(images) if in_memory(images) else 64)
     looked = [np.asarray(images[i]) for i in numbers]
     types = {image.dtype for image in looked}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_magic.sam.arguments import check_minimum
+from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.checks import check_shape
 from ddp_magic.sam.arrays.masks import label_areas
 from ddp_magic.sam.reading.stored import as_stored
@@ -73,7 +73,15 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
             used: no position with enough objects was found.
     """
     check_minimum(1, n=n, size=size)
-    check_minimum(0, min_objects=min_objects, min_area=min_area)
+    check_minimum(0, min_objects=min_objects, min_area=min_area, seed=seed)
+    if ignore_label is not None:
+        check_minimum(None, ignore_label=ignore_label)
+    if region is not None and not (
+        np.ndim(region) == 1 == len(region) / 4 and all(map(is_integer, region))
+    ):
+        raise ValueError(
+            f"invalid region {region!r}: use four integers (y0, x0, y1, x1), in pixels"
+        )
     images = images if isinstance(images, (list, tuple)) else [images]
     masks = masks if isinstance(masks, (list, tuple)) else [masks]
     places = _Places([*map(as_stored, images)], [*map(as_stored, masks)], size, region)

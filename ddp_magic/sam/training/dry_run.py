@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ddp_magic.sam.arrays.items import Item, no_prompts, pick_objects
-from ddp_magic.sam.data.access import first_with_objects, may_have_boxes
+from ddp_magic.sam.arrays.items import Item, no_prompts
+from ddp_magic.sam.data.access import first_with_objects, item_of, may_have_boxes
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.models.adapter import positional_encoding
 from ddp_magic.sam.models.model import PromptedSam
@@ -33,10 +32,15 @@ def freeze_unused(wrapper: PromptedSam, train_set: Dataset[Item]) -> list[nn.Par
         The parameters that were frozen here.
 
     Raises:
-        ValueError: The training set has no objects.
+        TypeError: `wrapper` is not a PromptedSam.
+        ValueError: The training set has no objects, or all parameters are frozen.
     """
-    item = train_set[first_with_objects(train_set)]
-    one = pick_objects(item, torch.tensor([0])) | no_prompts(1)
+    if not isinstance(wrapper, PromptedSam):
+        raise TypeError(f"wrapper must be a PromptedSam, not {type(wrapper).__name__}")
+    if not any(p.requires_grad for p in wrapper.parameters()):
+        raise ValueError("all parameters of the model are frozen: tune(model, 'decoder')")
+    item = item_of(train_set, first_with_objects(train_set), lambda _: [0], instances=False)
+    one = item | no_prompts(1)
     batch = prepare(collate([one]), wrapper.geometry, next(wrapper.parameters()).device)
     kinds = dict.fromkeys(wrapper.shares, batch)
     if "points" in kinds and may_have_boxes(train_set):  # those of the data set

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.std import tqdm
 
 from ddp_magic.sam.arrays.items import Item, without_objects
-from ddp_magic.sam.data.access import Choice, image_of, size_of, target_of
+from ddp_magic.sam.data.access import image_of, size_of, target_of
 from ddp_magic.sam.data.batches import collate, prepare
+from ddp_magic.sam.data.dataset import Choice
 from ddp_magic.sam.models.adapter import fingerprint
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.process_group import barrier, first_rank, rank_and_world
@@ -57,11 +58,11 @@ class Embedded(Dataset[Item]):
         """
         return self.item(index)
 
-    def item(self, index: int, objects: Choice | None = None) -> Item:
+    def item(self, index: int, objects: Choice | None = None, *, instances: bool = True) -> Item:
         """Return one item with some of its objects; see `SamDataset.item`."""
         index = range(len(self))[index]
         stored = [torch.from_numpy(np.array(each[index])) for each in self.maps]
-        item = target_of(self.dataset, index, objects)
+        item = target_of(self.dataset, index, objects, instances=instances)
         image = item.pop("image", None)
         if image is not None and (digest(image.numpy(), self.salt) != self.digests[index]).any():
             raise ValueError(

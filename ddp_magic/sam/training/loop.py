@@ -19,16 +19,17 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from ddp_magic.sam.arguments import check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import size_of
 from ddp_magic.sam.data.batches import prepare
-from ddp_magic.sam.data.sampling import Transform, epoch_loader, set_epoch
+from ddp_magic.sam.data.sampling import MonaiTransform, Transform, epoch_loader, set_epoch
 from ddp_magic.sam.evaluation.evaluate import CLICKS, mean_scores, score_objects
 from ddp_magic.sam.models.adapter import is_frozen
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.prompts import most_common
 from ddp_magic.sam.process_group import (
-    all_gather_numbers,
+    all_gather,
     all_reduce_sum,
     barrier,
     first_rank,
@@ -37,6 +38,7 @@ from ddp_magic.sam.process_group import (
     setup,
 )
 from ddp_magic.sam.training.checkpoint import Parts, claim, load, note_config, save
+from ddp_magic.sam.training.checks import check_loss, check_optimizer, check_schedule
 from ddp_magic.sam.training.dry_run import freeze_unused
 from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.training.losses import Loss, dice_bce, step_losses
@@ -107,18 +109,30 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
 
     Raises:
         ValueError: An argument is invalid, or the training set has no objects.
-        TypeError: `model` is not of the SAM family, or an argument is not a data set.
+        TypeError: `model` is not of the SAM family, or an argument is not a data set or a function.
+        FloatingPointError: The loss is NaN or infinite.
         OSError: `out_dir` cannot be used (`ddp_magic.sam.training.checkpoint.claim`).
     """
     size_of(val_set, "val_set")
-    for name, given in {"loss": loss, "optimizer": optimizer, "schedule": schedule}.items():
-        if not callable(given):
-            raise TypeError(f"{name} must be a function, not {given!r}; see help(train)")
+    check_functions(loss=loss, optimizer=optimizer, schedule=schedule)
+    functions = {"transform": transform, "on_step": on_step, "on_epoch": on_epoch}
+    check_functions(**{name: given for name, given in functions.items() if given is not None})
+    check_minimum(1, epochs=epochs, batch_size=batch_size)
+    check_minimum(None, seed=seed)
+    if not isinstance(out_dir, (str, Path, type(None))):
+        raise TypeError(f"out_dir must be a folder, not {out_dir!r}")
     if resume and out_dir is None:
         raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
+    if resume and overwrite:
+        raise ValueError(
+            "resume=True goes on from the checkpoints in out_dir, and overwrite=True replaces "
+            "them: use one of the two"
+        )
     folder, device, world = out_dir and Path(out_dir), setup(), rank_and_world()[1]
     wrapper = (model if isinstance(model, PromptedSam) else PromptedSam(model)).to(device)
     loader, images = epoch_loader(train_set, batch_size, seed, transform, device)
+    own = not isinstance(images.transform, (MonaiTransform, type(None)))  # it may use the label map
+    images.instances = own or wrapper.auxiliary is not None
     if is_frozen(wrapper.sam) and images.transform:
         raise ValueError("transform cannot change images that a frozen encoder encodes only once")
     with ExitStack() as at_end, warnings.catch_warnings():
@@ -126,8 +140,11 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             warnings.filterwarnings("ignore", words)
         for parameter in freeze_unused(wrapper, images.dataset):
             at_end.callback(parameter.requires_grad_, True)
-        opt = optimizer([p for p in wrapper.parameters() if p.requires_grad])
+        trained = [p for p in wrapper.parameters() if p.requires_grad]
+        opt = optimizer(trained)
+        check_optimizer(opt, trained)
         rate = schedule(opt, epochs * len(loader))
+        check_schedule(rate, opt)
         scaler = torch.amp.GradScaler(device.type, enabled=wrapper.amp == "fp16")
         call, history = "", []
         parts: Parts = {"model": wrapper, "optimizer": opt, "schedule": rate, "scaler": scaler}
@@ -145,6 +162,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         scorer = PromptedSam(wrapper.sam, most_common(wrapper.shares), max(CLICKS))
         scorer.multimask, scorer.amp = wrapper.multimask, wrapper.amp
         first = len(history)
+        if first >= epochs:
+            print0(f"{folder} has {first} epochs already: nothing is trained; use more epochs")
         bar = at_end.enter_context(progress_bar((epochs - first) * len(loader)))
         for epoch in range(first, epochs):
             set_epoch(loader, epoch)
@@ -162,6 +181,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
                 objects = of_step[1].clamp(min=1).float()
                 scaler.scale(losses.sum() * world / objects).backward()  # type: ignore[no-untyped-call]
                 scaler.unscale_(opt)
+                mean = float(of_step[0] / objects)
+                check_loss(mean, losses, raw, images.dataset, epoch + 1, number + 1)
                 nn.utils.clip_grad_norm_(wrapper.parameters(), CLIP)
                 lr = opt.param_groups[0]["lr"]
                 scaler.step(opt)
@@ -170,7 +191,6 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
                 opt.zero_grad(set_to_none=True)
                 totals += of_step
                 if on_step:
-                    mean = float(of_step[0] / objects)
                     on_step({"step": epoch * len(loader) + number + 1, "loss": mean, "lr": lr})
                 bar.update()
                 requested = time.perf_counter()
@@ -187,7 +207,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             if folder:
                 save(folder, parts, history, call)
             # All ranks stop if one does.
-            if on_epoch and any(all_gather_numbers(bool(on_epoch(history)))):
+            if on_epoch and any(all_gather(bool(on_epoch(history)))):
                 print0(f"stopped after epoch {epoch + 1}: on_epoch returned True")
                 break
         del ddp  # one that outlives its gloo group can hang the process at exit

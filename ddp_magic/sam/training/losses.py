@@ -44,6 +44,7 @@ def object_losses(logits: Tensor, iou: Tensor, target: Tensor, loss: Loss = dice
         One loss per object, (M,).
 
     Raises:
+        TypeError: `loss` returns nothing that can be trained.
         ValueError: `loss` returns a single number.
 
     Source:
@@ -53,14 +54,16 @@ def object_losses(logits: Tensor, iou: Tensor, target: Tensor, loss: Loss = dice
         return logits.float().flatten(1).sum(1) + iou.sum(1)
     logits = logits.float()  # in float16, sums over a 256 x 256 mask overflow
     true = target.expand_as(logits)
-    of_masks = loss(logits.flatten(0, 1)[:, None], true.flatten(0, 1)[:, None])
+    of_masks: Any = loss(logits.flatten(0, 1)[:, None], true.flatten(0, 1)[:, None])
+    if not isinstance(of_masks, Tensor) or (logits.requires_grad and not of_masks.requires_grad):
+        raise TypeError("loss must return a tensor with a gradient, made from the logits by torch")
     if not of_masks.ndim or len(of_masks) != iou.numel():
         raise ValueError(
             f"loss returned shape {tuple(of_masks.shape)} for {iou.numel()} masks: it must return "
             "one number per mask or pixel, for example with reduction='none'"
         )
     mask_loss = of_masks.reshape(*iou.shape, -1).mean(2)  # (M, C)
-    truth = iou_score(logits.detach(), true > 0.5).to(iou)  # (M, C)
+    truth = iou_score(logits.detach() > 0, true > 0.5).to(iou)  # (M, C)
     best: Tensor = mask_loss.min(1).values + (iou - truth).square().mean(1)
     return best
 
@@ -77,6 +80,8 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: Loss = dice_bce) 
         One loss per object, (M,): the mean over the rounds, plus the weighted loss of
         the decoder of instances for the image of the object.
     """
+    if "target" not in batch:
+        raise ValueError("batch must be a batch from prepare, not from collate")
     target, losses = batch["target"], []
     for logits, iou in model(batch):  # (M, C, s, s) and (M, C)
         full = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear")

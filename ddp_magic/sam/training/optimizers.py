@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
+from ddp_magic.sam.arguments import check_minimum, check_range
+
 adamw = partial(optim.AdamW, lr=3e-3, weight_decay=0.0, fused=True)  # the default of `train`
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values converge near 1
@@ -22,6 +24,8 @@ def warmup_cosine(optimizer: optim.Optimizer, steps: int, hold: float = 0.0) -> 
     The rate rises linearly during the first 5 % of the steps, stays at its peak, that of the
     optimizer, until the fraction `hold` of the steps, and then decays.
     """
+    check_minimum(0, steps=steps)
+    check_range(0, 1, hold=hold)
     warm = max(1, steps // 20)
     start = max(warm, round(hold * steps))
 
@@ -65,6 +69,9 @@ class Muon(optim.Optimizer):
                 steps on the nuclei of the demo, the loss was .170 to .175 with 0.9, and .183 to
                 .184 with 0.95.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a model, not {type(model).__name__}: Muon(model, lr)")
+        check_range(0, 1, momentum=momentum)
         layers = (nn.Linear, nn.Conv2d)
         known = {id(layer.weight) for layer in model.modules() if isinstance(layer, layers)}
         trained = [p for p in model.parameters() if p.requires_grad]
