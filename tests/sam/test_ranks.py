@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import traceback
 import warnings
@@ -198,21 +199,27 @@ def _refused(rank: int, world: int, folder: str) -> list[str]:  # noqa: ARG001
     """Return the errors of calls that one rank alone could refuse."""
     data, errors = _uneven(), []
     short = DataLoader(data, 2, sampler=list(range(7 - 3 * rank)))
-    for images, out_dir in ((data, f"{folder}/0.pt/below"), (short, f"{folder}/new")):
+    calls: list[dict[str, Any]] = [
+        {"train_set": data, "out_dir": f"{folder}/0.pt/below"},
+        {"train_set": short, "out_dir": f"{folder}/new"},
+        {"train_set": data, "loss": lambda logits, target: (logits - target) / (1 - rank)},
+    ]
+    for options in calls:
         Path(folder, "0.pt").touch()
         try:
-            train(tiny_sam(), images, data, epochs=1, out_dir=out_dir)
-        except (OSError, ValueError) as error:
+            train(tiny_sam(), val_set=data, epochs=1, batch_size=1, **options)
+        except (ArithmeticError, OSError, ValueError) as error:
             errors.append(str(error))
     return errors
 
 
 def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path) -> None:
-    """A folder that rank 0 cannot write to; loaders that are not equally long."""
+    """A folder that rank 0 cannot write to; loaders that are not equally long; a loss of NaN."""
     first, second = run_ranks(2, tmp_path / "2", partial(_refused, folder=str(tmp_path / "2")))
     assert first == second
     assert "cannot write to out_dir" in first[0]
     assert "have 4, 2 batches" in first[1]
+    assert re.match("the loss is .* in epoch 1, step 1, for image [0-6];", first[2])
 
 
 def _store(rank: int, world: int, folder: str) -> list[int]:  # noqa: ARG001
