@@ -10,6 +10,7 @@ import copy
 import linecache
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
@@ -98,6 +99,36 @@ def end_stacks_at_ours() -> None:
         return iter(steps[:end])
 
     traceback.walk_stack = walk_stack  # type: ignore[assignment]
+
+
+def write_tracebacks_without_ours() -> None:
+    """Leave our frames out of the tracebacks that Python writes in this process.
+
+    Those of `traceback.print_exc`, of `logging`, of threads, and of a `multiprocessing` child that
+    a rank has forked: what the user's code calls of ours, such as `input`, may raise there.
+    """
+    described: Any = traceback.TracebackException
+    original = described.__init__
+
+    def init(self: object, kind: Any, value: Any, tb: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- Python's own
+        shown = _joined(filter(_is_foreign, _steps(tb))) if _is_of_user(tb) else tb
+        original(self, kind, value, shown, *args, **kwargs)
+
+    described.__init__ = init
+    hook = threading.excepthook
+
+    def excepthook(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and _is_of_user(args.exc_traceback):
+            without_ours(args.exc_value)  # up to Python 3.12, the hook is written in C
+        hook(args)
+
+    threading.excepthook = excepthook
+
+
+def _is_of_user(tb: TracebackType | None) -> bool:
+    """Return whether a traceback has frames of others than us: one of ours alone tells of a bug."""
+    files = [step.tb_frame.f_code.co_filename for step in _steps(tb)]
+    return any(not is_ours(file) and file != threading.__file__ for file in files)
 
 
 @contextlib.contextmanager

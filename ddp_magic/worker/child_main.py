@@ -22,7 +22,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddp_magic.system.frames import know_source, warnings_without_ours, without_ours
+from ddp_magic.system.frames import (
+    know_source,
+    warnings_without_ours,
+    without_ours,
+    write_tracebacks_without_ours,
+)
 
 _NAME = "ddp_magic.worker.child_main"  # in a child, `__name__` is another one
 VARIABLE = "DDP_MAGIC_MAIN"  # names the file that a rank leaves for its children
@@ -307,6 +312,7 @@ def _input(prompt: object = "", /) -> str:
 def _become_child() -> None:
     """Restore the cell in this child; if that fails, end it as an uncaught error does."""
     builtins.input = _input
+    write_tracebacks_without_ours()
     try:
         with warnings_without_ours():
             restore(globals(), json.loads(Path(os.environ[VARIABLE]).read_text()))

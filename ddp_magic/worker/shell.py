@@ -27,7 +27,7 @@ from traitlets.config import Config
 from ddp_magic.system.frames import cell_label
 from ddp_magic.wire.messages import RunCell
 from ddp_magic.worker import child_main
-from ddp_magic.worker.console import bars, debugger, keyboard
+from ddp_magic.worker.console import bars, debugger, keyboard, streams
 
 WIDGET = "application/vnd.jupyter.widget"
 WIDGETS = (
@@ -83,7 +83,7 @@ class RankDisplayPublisher(DisplayPublisher):
         data = formats
         plain = not set(data) - {"text/plain"} and display_id is None
         if plain or self.outlet is None or not self.outlet.connected:
-            print(data.get("text/plain", ""))  # noqa: T201 -- to descriptor 1, in the text's order
+            streams.print_on_new_line(data.get("text/plain", ""))
         else:
             self.outlet.display(data, metadata, display_id, update=update)
 
@@ -91,7 +91,7 @@ class RankDisplayPublisher(DisplayPublisher):
         """Say once in a cell that a widget is not shown: it needs the kernel that created it."""
         if not self.has_named_widgets:
             self.has_named_widgets = True
-            print(WIDGETS.format(name=text.partition("(")[0]))  # noqa: T201 -- as other text
+            streams.print_on_new_line(WIDGETS.format(name=text.partition("(")[0]))
 
     def clear_output(self, wait: bool = False) -> None:
         """Remove the rank's output, rich output and text; with `wait`, when something follows."""

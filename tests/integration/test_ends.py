@@ -62,7 +62,7 @@ def test_a_victim_is_not_the_culprit(kernel: Kernel) -> None:
         ("os._exit(3)", "WorkerLostError", "rank 1 exited with code 3"),
         ("sys.exit('no data')", "WorkerLostError", "rank 1 ended by sys.exit with code 1: no data"),
         ("os.kill(os.getpid(), 9)", "WorkerLostError", "rank 1 was killed by SIGKILL (exit -9)"),
-        ("input('name? ')", "WorkerError", "rank 1 called input('name? ')"),
+        ("input('name? ')", "WorkerError", "input('name? ') needs an answer"),
     ],
 )
 def test_every_death_is_named(kernel: Kernel, code: str, ename: str, words: str) -> None:

@@ -202,8 +202,8 @@ def test_an_end_that_is_no_error_is_not_debugged(kernel: Kernel, code: str) -> N
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("input('? ')", r"rank 0 called input('? '), but nothing here can answer"),
-        ("breakpoint()", "rank 0 called breakpoint(), but nothing here can answer"),
+        ("input('? ')", "input('? ') needs an answer, but nothing here can answer"),
+        ("breakpoint()", "breakpoint() needs an answer, but nothing here can answer"),
     ],
 )
 def test_where_nobody_can_answer(kernel: Kernel, code: str, words: str) -> None:

@@ -83,9 +83,7 @@ class Keyboard:
             )
         if not self.can_ask or self.idle:
             where = "no cell is running" if self.idle else NOWHERE
-            raise StdinNotImplementedError(
-                f"rank {self._rank} called {call}, but {where}: {instead}"
-            )
+            raise _unanswered(call, where, instead)
 
     def ask(self, prompt: str = "", *, password: bool = False, call: str = "input()") -> str:
         """Ask for a line.
@@ -120,9 +118,7 @@ class Keyboard:
                 with interrupts.held_back():
                     self._channel.send(QuestionWithdrawn(rank=self._rank, number=number))
         if answer.problem:
-            raise StdinNotImplementedError(
-                f"rank {self._rank} called {call}, but {answer.problem}: {_INSTEAD}"
-            )
+            raise _unanswered(call, answer.problem, _INSTEAD)
         if answer.ended:
             raise EOFError("EOF when reading a line")
         return answer.text
@@ -248,6 +244,11 @@ def _getpass(
         return _python_getpass(prompt)
     del stream, echo_char  # of a terminal
     return _keyboard.ask(str(prompt), password=True, call="getpass()")
+
+
+def _unanswered(call: str, why: str, instead: str) -> StdinNotImplementedError:
+    """Return an error that has the same text on all ranks, so that it is shown once."""
+    return StdinNotImplementedError(f"{call} needs an answer, but {why}: {instead}")
 
 
 def _printed_above(prompt: str) -> str:

@@ -77,6 +77,11 @@ class Writes:
         self._marks = {writer.value: writer.mark(marker) for writer in Writer}
         self._bars: set[int] = set()  # the streams that end with a bar
         self._unfinished: set[int] = set()  # those that end with a part of a line
+        self._has_open_line = False  # whether the text that is no bar ends with a part of a line
+
+    def on_new_line(self, text: str) -> str:
+        """Return text that is to begin a line, as what `display` shows does in a notebook."""
+        return f"\n{text}" if self._has_open_line else text
 
     def marked(self, fd: int, data: bytes) -> bytes:
         """Return what to write to the descriptor 1 or 2 for this text."""
@@ -89,6 +94,9 @@ class Writes:
         # `print("50%", end="\r")`: its return belongs where its text is.
         plain = not beside and (not moves or fd in self._unfinished)
         ends = data.endswith(b"\n")
+        if plain or fd != STDERR:
+            # Text beside a bar is a line of its own, unless the bar's last word is a return.
+            self._has_open_line = not ends and (plain or not moves or data.endswith(b"\r"))
         if plain:
             (self._unfinished.discard if ends else self._unfinished.add)(fd)
             return data
@@ -106,14 +114,14 @@ class _Descriptor(io.FileIO):
     def __init__(self, fd: int, writes: Writes) -> None:
         super().__init__(fd, "wb", closefd=False)
         self._number = fd
-        self._writes = writes
+        self.writes = writes
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401 -- any buffer
         """Write everything, unbuffered."""
         data = bytes(data)
         if not data:
             return 0
-        view = memoryview(self._writes.marked(self._number, data))
+        view = memoryview(self.writes.marked(self._number, data))
         done = 0
         while done < len(view):
             done += super().write(view[done:]) or 0
@@ -129,6 +137,12 @@ def text_stream(fd: int, writes: Writes) -> io.TextIOWrapper:
         line_buffering=True,
         write_through=True,
     )
+
+
+def print_on_new_line(text: str) -> None:
+    """Print text that is to begin a line: where the cell has replaced stdout, as it is."""
+    writes = getattr(getattr(sys.stdout, "buffer", None), "writes", None)
+    print(writes.on_new_line(text) if isinstance(writes, Writes) else text)  # noqa: T201 -- the rank's text
 
 
 def flush() -> None:

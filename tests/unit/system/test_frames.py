@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 
@@ -16,7 +20,9 @@ from ddp_magic.system.frames import (
     text_without_ours,
     warnings_without_ours,
     without_ours,
+    write_tracebacks_without_ours,
 )
+from tests.limits import HANG_S
 
 PACKAGE = Path(ddp_magic.__file__).parent
 
@@ -147,3 +153,66 @@ def test_a_stack_without_us_is_whole() -> None:
         "test_a_stack_without_us_is_whole"
     )
     assert len(traceback.extract_stack()) > 5
+
+
+@pytest.fixture
+def _tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = traceback.TracebackException.__init__
+    monkeypatch.setattr(traceback.TracebackException, "__init__", kept)  # put back afterwards
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    write_tracebacks_without_ours()
+
+
+def _chained() -> None:
+    try:
+        OURS(_raise)  # type: ignore[operator]
+    except ValueError as error:
+        raise RuntimeError("and then") from error
+
+
+@pytest.mark.usefixtures("_tracebacks")
+@pytest.mark.parametrize("raise_", [_raise, _chained])
+@pytest.mark.parametrize(
+    "write",
+    [
+        traceback.print_exc,
+        lambda: sys.stderr.write(logging.Formatter().formatException(sys.exc_info())),  # type: ignore[arg-type]
+        lambda: sys.stderr.write(traceback.format_exc()),  # as `multiprocessing` sends it home
+    ],
+)
+def test_what_python_writes_has_no_frame_of_ours(
+    raise_: Callable[[], None], write: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of its causes; the exception itself keeps its traceback."""
+    error = None
+    try:
+        OURS(raise_)  # type: ignore[operator]
+    except Exception as caught:  # noqa: BLE001 -- whatever was raised
+        write()
+        error = caught
+    text = capsys.readouterr().err
+    assert "boom" in text
+    assert "in _raise" in text
+    assert "ddp_magic/worker.py" not in text
+    assert error is not None
+    assert any(map(is_ours, _files(error)))
+
+
+@pytest.mark.usefixtures("_tracebacks")
+def test_a_thread_ends_without_a_frame_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    thread = threading.Thread(target=lambda: OURS(_raise), name="T")  # type: ignore[operator]
+    thread.start()
+    thread.join(HANG_S)
+    text = capsys.readouterr().err
+    assert "Exception in thread T" in text
+    assert "in _raise" in text
+    assert "ddp_magic/worker.py" not in text
+
+
+@pytest.mark.usefixtures("_tracebacks")
+def test_a_traceback_of_ours_alone_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is a bug of ours."""
+    thread = threading.Thread(target=OURS, args=(1,))  # type: ignore[arg-type]
+    thread.start()
+    thread.join(HANG_S)
+    assert "ddp_magic/worker.py" in capsys.readouterr().err

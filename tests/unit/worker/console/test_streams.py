@@ -17,6 +17,7 @@ from ddp_magic.worker.console.streams import (
     Writes,
     flush,
     move_high,
+    print_on_new_line,
     text_stream,
 )
 
@@ -141,3 +142,36 @@ def test_other_text_is_not_marked(pieces: tuple[bytes, ...]) -> None:
     """A return after text belongs to that text; colors do not move the cursor."""
     writes = Writes("M;")
     assert tuple(writes.marked(2, piece) for piece in pieces) == pieces
+
+
+@pytest.mark.parametrize(
+    ("pieces", "has_open_line"),
+    [
+        ([], False),
+        ([(1, b"a")], True),
+        ([(1, b"a"), (1, b"\n")], False),
+        ([(2, b"a")], True),
+        ([(1, b"a"), (2, b"b\n")], False),
+        ([(1, b"a\nb")], True),
+        ([(1, b"50%\r")], True),  # a value would be written over it
+        ([(1, b"\r50%")], False),  # a bar, beside which text is a line of its own
+        ([(2, b"\r50%")], False),
+        ([(2, b"\r50%"), (1, b"a")], True),
+        ([(1, b"a"), (2, b"\r50%")], True),
+    ],
+)
+def test_a_value_begins_a_line(pieces: list[tuple[int, bytes]], has_open_line: bool) -> None:
+    """`print("a", end=""); display(1)` shows two lines, as in a notebook."""
+    writes = Writes("M;")
+    for fd, piece in pieces:
+        writes.marked(fd, piece)
+    assert writes.on_new_line("1") == ("\n1" if has_open_line else "1")
+
+
+def test_a_value_goes_where_the_cell_sends_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`contextlib.redirect_stdout`."""
+    caught = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", caught)
+    print("a", end="")
+    print_on_new_line("1")
+    assert caught.getvalue() == "a1\n"
