@@ -103,11 +103,17 @@ class Outputs:
         if self.status is not None and hidden and text.endswith("\n"):
             self.status.show(hidden)
 
-    def count_answer(self) -> None:
-        """Count an output of the front end's own: a question and its answer."""
+    def note_answer(self, line: str) -> None:
+        """Note an output of the front end's own: a question and its answer."""
         self.show_held()
         self._count += 1
         self._text_is_last = False
+        if self.shows_displays:
+            self._shown.text(f"{line}\n")
+
+    def remove_box(self) -> None:
+        """Remove the box of a question that nobody waits for any more, at the next `redraw`."""
+        self._has_to_redraw = self._has_to_redraw or self.shows_displays
 
     def display(
         self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str, *, update: bool

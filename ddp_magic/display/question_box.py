@@ -101,6 +101,7 @@ class NotebookBox:
     def __init__(self, kernel: object) -> None:
         # ipykernel 6 and 7, which have no public name for it. Where it is missing, asking raises.
         self.problem = "" if getattr(kernel, "_allow_stdin", True) else NOBODY
+        self._kernel: Any = kernel
         self._turn = _Turn()
         self._thread: threading.Thread | None = None
         self._reply: Reply | None = None
@@ -140,7 +141,19 @@ class NotebookBox:
             raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
             raise_in(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             thread.join(CLOSE_S)
+            self._let_cells_run()
         self._turn.release()
+
+    def _let_cells_run(self) -> None:
+        """Tell JupyterLab that the kernel waits for no answer: until then it runs no other cell.
+
+        This message is the only one of a kernel's that tells it so, and tells it nothing else.
+        """
+        session, socket = (getattr(self._kernel, n, None) for n in ("session", "iopub_socket"))
+        if session is not None and socket is not None:
+            content = {"status": "ok", "restart": True}
+            parent = self._kernel.get_parent()
+            session.send(socket, "shutdown_reply", content, parent=parent)
 
 
 class TerminalBox:

@@ -71,3 +71,21 @@ def test_stop_ends_a_cell_that_asks(open_cells: OpenCells, shoot: Shoot) -> None
     wait_idle(page)
     shoot(page, 2, "after")
     assert "[rank 0] got Ann" in text(page, 2)
+
+
+def test_a_question_goes_with_its_rank(open_cells: OpenCells, shoot: Shoot) -> None:
+    """Its box too, and JupyterLab runs the next cell, which it refuses while a kernel asks."""
+    page = open_cells(
+        "%%ddp -n 2\nimport time\nif rank == 1:\n    input('first? ')\n    input('second? ')\n"
+        "time.sleep(2)\n1 / 0\n",
+        "print('the next')",
+    )
+    run_cell(page, 1)
+    _answer(page, "first? ", "Ann")
+    wait_seen(page, 1, "ZeroDivisionError")
+    wait_idle(page)
+    shoot(page, 1, "failed")
+    assert _open_boxes(page) == 0
+    assert "[rank 1] first? Ann" in text(page, 1)
+    run_cell(page, 2)
+    wait_seen(page, 2, "the next")

@@ -99,8 +99,9 @@ class Fold(Generic[Other]):
         return rank in self._queues
 
     def show_too(self, rank: int) -> None:
-        """Show what a hidden rank sends from now on; its lines are no lines of all ranks."""
+        """Show what a hidden rank sends from now on, and fold its lines with those of the others."""
         self._queues.setdefault(rank, deque())
+        self._everyone = tuple(sorted(self._queues))
         self._wrote.setdefault(rank, float("-inf"))
         self._alone.setdefault(rank, 0)
 

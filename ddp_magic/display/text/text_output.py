@@ -49,6 +49,7 @@ class TextOutput:
         self._fold: Fold[DisplayData] = Fold(())
         self._out: list[str] = []
         self._asked: tuple[int, str] | None = None  # in a terminal: the open question
+        self._has_box = False  # whether the front end shows the box of a question
         self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
         self._last_write = 0.0
         self._last_pages = 0.0
@@ -141,11 +142,13 @@ class TextOutput:
         self._flush(final=True)
         if self._texts[rank].lines.partial:
             self._write_partial(self._texts[rank])
-        if not self._outputs.shows_displays and self._open_rank not in (None, rank):
+        # A box breaks the line that it stands below; a terminal's own question goes on after it.
+        if self._outputs.shows_displays or self._open_rank not in (None, rank):
             self._end_line()
         self._write()
         self._publish_pages(float("inf"))
-        if not self._outputs.shows_displays:
+        self._has_box = self._outputs.shows_displays
+        if not self._has_box:
             self._asked = (rank, prompt)
             self._write_question(rank, prompt)
 
@@ -156,7 +159,10 @@ class TextOutput:
     def close_question(self, rank: int, line: str) -> None:
         """Keep question and answer, which the front end or the terminal has shown."""
         if line:
-            self._outputs.count_answer()
+            self._outputs.note_answer(line)
+        elif self._has_box:
+            self._outputs.remove_box()
+        self._has_box = False
         if line and self._journal is not None:
             self._journal.text(line + "\n")
         if self._asked is not None and self._asked[0] == rank:

@@ -106,6 +106,28 @@ def test_a_box_that_is_closed_waits_no_more(kernel: Any, capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
 
 
+def test_jupyterlab_is_told_that_a_box_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs no other cell while it believes that the kernel waits for an answer."""
+    never = threading.Event()
+
+    def ask(_prompt: str) -> str:
+        while not never.is_set():  # as ipykernel waits
+            time.sleep(0.01)
+        return ""
+
+    monkeypatch.setattr(builtins, "input", ask)
+    sent: list[tuple[Any, ...]] = []
+    session = SimpleNamespace(send=lambda *args, **kwargs: sent.append((*args, kwargs)))
+    kernel = SimpleNamespace(session=session, iopub_socket="iopub", get_parent=lambda: "the cell")
+    box = NotebookBox(kernel)
+    box.open("? ", password=False)
+    assert box.poll() is None
+    assert sent == []
+    box.close()
+    content = {"status": "ok", "restart": True}
+    assert sent == [("iopub", "shutdown_reply", content, {"parent": "the cell"})]
+
+
 def test_runs_of_several_threads_ask_in_turn(kernel: Any) -> None:
     """They share the front end."""
     answered = threading.Event()

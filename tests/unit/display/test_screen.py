@@ -729,11 +729,12 @@ def test_displays_before_a_restart_stay(cell: Cell) -> None:
 
 
 def test_what_was_written_is_shown_before_a_question(cell: Cell) -> None:
-    """An unfinished line, too; the question itself is in the front end's box."""
+    """An unfinished line, too; the question itself is in the front end's box, below it."""
     cell.screen.take(text(0, "a\n"))
     cell.screen.take(text(1, "who"))
     cell.screen.take(QuestionOpened(rank=1, prompt="? "))
-    assert cell.written() == "[rank 0] a\n[rank 1] who"
+    assert cell.written() == "[rank 0] a\n[rank 1] who\n"
+    assert cell.show(text(1, "after\n")) == "[rank 1] after\n"
 
 
 def test_a_rank_that_asks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -744,6 +745,24 @@ def test_a_rank_that_asks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     cell.screen.take(QuestionOpened(rank=1, prompt="(Pdb) "))
     assert cell.written() == "[rank 1] -> x = 1\n"
     assert cell.show(text(1, "5\n"), text(2, "hidden\n")) == "[rank 1] 5\n"
+    assert cell.show(text(0, "same\n"), text(1, "same\n")) == "[ranks 0-1] same\n"
+
+
+def test_a_question_that_is_withdrawn_leaves_no_box(cell: Cell) -> None:
+    """Jupyter removes a box with all outputs of its cell; those are shown again, answers too."""
+    cell.show(text(0, "a\n"), QuestionOpened(rank=1, prompt="name? "))
+    cell.show(QuestionClosed(rank=1, number=1, line="[rank 1] name? Bob"))
+    assert cell.shell.cleared == []
+    cell.show(QuestionOpened(rank=1, prompt="age? "))
+    assert cell.show(QuestionClosed(rank=1, number=2)) == "[rank 0] a\n[rank 1] name? Bob\n"
+    assert cell.shell.cleared == [True]
+
+
+def test_a_question_that_was_not_shown_has_no_box(cell: Cell) -> None:
+    cell.show(QuestionOpened(rank=1, prompt="name? "))
+    cell.show(QuestionClosed(rank=1, number=1, line="[rank 1] name? Bob"))
+    cell.show(QuestionClosed(rank=2, number=1))
+    assert cell.shell.cleared == []
 
 
 def test_a_terminal_shows_the_question_itself(terminal: Cell) -> None:
