@@ -34,6 +34,7 @@ from ddp_magic.kernel.options.help import (
     STOP_HELP,
     WAIT_HELP,
 )
+from ddp_magic.kernel.typed_cells import TypedCells
 
 
 @magics_class
@@ -43,11 +44,13 @@ class LineMagics(OurMagics):
     Args:
         shell: The notebook's.
         controller: Has the runs and sessions.
+        typed: The cells that run.
     """
 
-    def __init__(self, shell: InteractiveShell, controller: Controller) -> None:
+    def __init__(self, shell: InteractiveShell, controller: Controller, typed: TypedCells) -> None:
         super().__init__(shell)
         self.controller = controller
+        self._typed = typed
 
     @line_magic
     @documented(STATUS_HELP)
@@ -109,7 +112,7 @@ class LineMagics(OurMagics):
             run = self.controller.background.choose(args.run, of_any=magic == "%ddp_attach")
         goes_on = f"stopped following run {run.id}, which goes on; %ddp_stop {run.id} ends it"
         with without_frames(lambda: goes_on):
-            run.follow(Outputs(self.shell))
+            run.follow(Outputs(self.shell, owns_cell=self._typed.has_only(f"{magic} {line}")))
         run = run.with_results(self.shell.user_ns)
         if not run.background.call:
             self.shell.user_ns.update(run.results)

@@ -33,6 +33,7 @@ from ddp_magic.kernel.options.defaults import OptionDefaults, in_force, with_def
 from ddp_magic.kernel.options.help import DDP_HELP
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.typed_cells import TypedCells
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.system.frames import warnings_without_ours
 
@@ -75,7 +76,7 @@ class DDPMagics(OurMagics, OptionDefaults):
         self._completion = Completion(shell, self.controller)
         # Before IPython's own, which makes a call of the magic out of the cell.
         shell.input_transformer_manager.line_transforms.insert(0, keep_empty_body)
-        self._raw_cell = ""
+        self.typed = TypedCells()
         self._set_preload()
         self._set_hang_s()
         # From now on: IPython's configuration sets them before there is a controller.
@@ -84,8 +85,8 @@ class DDPMagics(OurMagics, OptionDefaults):
 
     def note_cell(self, info: ExecutionInfo) -> None:
         """Remember the cell as typed (IPython's pre_run_cell): the magic gets only its body."""
-        self._raw_cell = info.raw_cell or ""
-        self.controller.forkserver.begin_cell(sys.modules, self._raw_cell)
+        self.typed.begin(info.raw_cell or "")
+        self.controller.forkserver.begin_cell(sys.modules, self.typed.current)
 
     def _set_preload(self, _change: object = None) -> None:
         self.controller.preload(self.preload)
@@ -95,6 +96,7 @@ class DDPMagics(OurMagics, OptionDefaults):
 
     def follow_notebook(self, *_: object) -> None:
         """Keep up with the notebook (IPython's post_run_cell)."""
+        self.typed.end()
         self.controller.follow()
 
     def close(self) -> None:
@@ -156,10 +158,11 @@ class DDPMagics(OurMagics, OptionDefaults):
                 ready = self._prepare(body)
                 if args.bg or args.detach:
                     started = self.controller.start_in_background(ready, options, args)
-                    self._show_in_background(started)
+                    self._show_in_background(started, body)
                     return None
                 run = self.controller.make(ready, options, args.capture)
-            screen = CellScreen(self.shell, outputs=self._outputs_of(body))
+            outputs = Outputs(self.shell, owns_cell=self.typed.has_only(body))
+            screen = CellScreen(self.shell, outputs=outputs)
             box = box_of(self.shell)
             self.controller.execute(run, screen, cold=args.cold, box=box)
             self.shell.user_ns.update(run.results)
@@ -172,20 +175,16 @@ class DDPMagics(OurMagics, OptionDefaults):
                 return None
             return run.error
 
-    def _show_in_background(self, run: BackgroundRun) -> None:
+    def _show_in_background(self, run: BackgroundRun, body: str) -> None:
         if run.background.out:
             self.shell.user_ns[run.background.out] = run
-        run.show_from_now_on(Outputs(self.shell, stays=True), says=run.announcement())
-
-    def _outputs_of(self, body: str) -> Outputs:
-        """Return the outputs of the notebook's cell, which may have other code too."""
-        is_whole = self._raw_cell.rstrip().endswith(body.rstrip())  # not a call of run_cell_magic
-        return Outputs(self.shell, owns_cell=is_whole)
+        outputs = Outputs(self.shell, stays=True, owns_cell=self.typed.has_only(body))
+        run.show_from_now_on(outputs, says=run.announcement())
 
     def _prepare(self, body: str) -> Cell:
         """Compile the cell here, where a SyntaxError costs nothing."""
         shell = self.shell
-        raw = self._raw_cell if body.strip() in self._raw_cell else "%%ddp\n" + body
+        raw = self.typed.current if body.strip() in self.typed.current else "%%ddp\n" + body
         number = _execution_count(shell)
         try:
             ready = cell.prepare(
@@ -215,7 +214,7 @@ def _execution_count(shell: InteractiveShell) -> int | None:
 def register(shell: InteractiveShell) -> None:
     """Give a notebook the magics."""
     magics = DDPMagics(shell)
-    shell.register_magics(magics, LineMagics(shell, magics.controller))
+    shell.register_magics(magics, LineMagics(shell, magics.controller, magics.typed))
     shell.events.register("pre_run_cell", magics.note_cell)
     shell.events.register("post_run_cell", magics.follow_notebook)
 

@@ -99,7 +99,7 @@ class Fold(Generic[Other]):
         return rank in self._queues
 
     def show_too(self, rank: int) -> None:
-        """Show what a hidden rank sends from now on, and fold its lines with those of the others."""
+        """Show what a hidden rank sends from now on; its lines may be those of all ranks."""
         self._queues.setdefault(rank, deque())
         self._everyone = tuple(sorted(self._queues))
         self._wrote.setdefault(rank, float("-inf"))
