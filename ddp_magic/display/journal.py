@@ -228,11 +228,20 @@ class PastRun:
 
     @property
     def kernel_lives(self) -> bool:
-        """Whether its kernel is alive, and not another process that has its number now."""
+        """Whether its kernel, or its host, is alive."""
+        return self._lives(self.kernel)
+
+    @property
+    def notebook_lives(self) -> bool:
+        """Whether the notebook that has started it is alive, or at least its host."""
+        return self.kernel_lives or bool(self.background and self._lives(self.background.kernel))
+
+    def _lives(self, pid: int) -> bool:
+        """Return whether a process is alive, and not another one that has its number now."""
         try:
-            kernel = psutil.Process(self.kernel)
-            is_zombie = kernel.status() == psutil.STATUS_ZOMBIE
-            return not is_zombie and kernel.create_time() <= self.started
+            process = psutil.Process(pid)
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            return not is_zombie and process.create_time() <= self.started
         except psutil.Error:
             return False
 

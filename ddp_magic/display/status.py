@@ -161,7 +161,7 @@ class Status:
         runs: The runs to show, newest first.
         preloading: The forkserver's status, shown above the runs; None to omit it.
         sessions: The sessions, shown above the runs.
-        ended: Lines on runs of notebooks and hosts that have ended, shown below the runs.
+        ended: Lines on runs of notebooks that have ended, shown below the runs.
         background: What the hosts of background runs say, shown above the runs.
     """
 
@@ -276,7 +276,7 @@ def session_lines(session: SessionStatus) -> list[str]:
     return lines
 
 
-_ENDED = "of notebooks and hosts that have ended, since yesterday (%ddp_show RUN shows one again):"
+_ENDED = "of notebooks that have ended, since yesterday (%ddp_show RUN shows one again):"
 _NOTHING = "Nothing has run yet. Start a cell with %%ddp -n 2; %ddp? lists the options."
 _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")
 

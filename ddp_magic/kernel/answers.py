@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ddp_magic.display.status import Status, stack_lines
-from ddp_magic.kernel.past_runs import PastRuns
+from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Sessions
 from ddp_magic.wire.forkserver_status import ForkserverStatus
+
+_OVER = "background runs of this notebook that have ended:"
 
 
 class Answers:
@@ -20,6 +22,7 @@ class Answers:
         sessions: Its sessions.
         forkserver: Returns what its forkserver does.
         past: The runs that other kernels have left.
+        background: Returns a line for each background run of this kernel that has ended.
     """
 
     def __init__(
@@ -28,11 +31,13 @@ class Answers:
         sessions: Sessions,
         forkserver: Callable[[], ForkserverStatus],
         past: PastRuns,
+        background: Callable[[], list[str]] = list,
     ) -> None:
         self._runs = runs
         self._sessions = sessions
         self._forkserver = forkserver
         self._past = past
+        self._background = background
 
     def answer(self, words: list[str]) -> str:  # noqa: PLR0911 -- one for each question
         """Return the answer to `status`, `stacks`, `stop` or `running`; the first three take a run.
@@ -42,7 +47,7 @@ class Answers:
         """
         match words:
             case ["status"]:
-                return repr(self.status())
+                return repr(self._status((), ()))  # a terminal finds those of ended notebooks
             case ["status", run_id]:
                 return repr(Status([self._find(run_id)]))
             case ["stacks"]:
@@ -63,8 +68,12 @@ class Answers:
         Args:
             background: What the hosts of background runs say.
         """
+        return self._status(background, self._past.of_ended_notebooks())
+
+    def _status(self, background: Sequence[str], ended: Sequence[str]) -> Status:
         sessions = [session.status() for session in self._sessions]
-        ended = self._past.of_ended_kernels()
+        if over := self._background()[:MAX_RUNS]:
+            background = [*background, "\n".join([_OVER, *(f"  {line}" for line in over)])]
         return Status(list(self._runs), self._forkserver(), sessions, ended, background)
 
     def _find(self, run_id: str) -> Run:

@@ -18,6 +18,7 @@ from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.storage import run_roots
 
+ENDED = "of notebooks that have ended, since yesterday (ddp-magic show RUN shows one again):"
 INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
 NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
 
@@ -78,6 +79,9 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
         right = [(who, text) for who, ok, text in answers if ok]
         for who, text in right:
             print(f"{who}\n{text}\n" if verb == "status" else text)
+        if verb == "status" and not arguments.run and (ended := _of_ended_notebooks(arguments)):
+            print(ended)
+            return 0
         if not right:
             # A run is one kernel's: the others need not say that they do not have it.
             texts = dict.fromkeys(text for _, _, text in answers)
@@ -87,6 +91,12 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
         return 0 if right else 1
 
     return ask
+
+
+def _of_ended_notebooks(arguments: argparse.Namespace) -> str:
+    """Return the runs whose notebooks have ended; empty if there are none."""
+    lines = PastRuns(lambda: (), arguments.roots).of_ended_notebooks()
+    return "\n".join([ENDED, *(f"  {line}" for line in lines)]) if lines else ""
 
 
 def _ended(arguments: argparse.Namespace) -> list[str]:
@@ -144,6 +154,8 @@ def _attach(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     past = PastRuns(lambda: (), arguments.roots)
     try:
+        if not arguments.run:
+            print(past.title_of_logs(), file=sys.stderr)  # not in the way of `| grep`
         for line in past.logs(arguments.run, arguments.rank, arguments.lines):
             print(line)
     except ValueError as error:

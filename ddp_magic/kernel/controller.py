@@ -51,7 +51,9 @@ class Controller:
         self.hang_s = HANG_S
         self.past = PastRuns(self._own_ids, roots=() if serves_one else None)
         self.background = BackgroundRuns(self.past)
-        self.answers = Answers(self.runs, self.sessions, self._forkserver_status, self.past)
+        self.answers = Answers(
+            self.runs, self.sessions, self._forkserver_status, self.past, self.background.ended
+        )
         self._control = ControlServer(self.answers.answer, is_host=serves_one)
 
     def _own_ids(self) -> list[str]:

@@ -86,7 +86,8 @@ class LineMagics(OurMagics):
             print(LOGS_HELP)  # noqa: T201 -- the answer
             return
         with usage_errors("%ddp_logs"):
-            text = "\n".join(self.controller.past.logs(args.run, args.rank, args.lines))
+            which = [] if args.run else [self.controller.past.title_of_logs()]
+            text = "\n".join([*which, *self.controller.past.logs(args.run, args.rank, args.lines)])
         print(text, end="\n" if text else "")  # noqa: T201 -- the answer
 
     @line_magic

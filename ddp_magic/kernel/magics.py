@@ -115,18 +115,26 @@ class DDPMagics(OurMagics, OptionDefaults):
         """Run a cell."""
         if body is None and line.strip() not in ("", "-h", "--help"):
             raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
-        args = self._parse_expanded(line, sys._getframe(2).f_locals)
+        with self.controller.background.noting_refusal(line):
+            error = self._parse_and_run(line, body, sys._getframe(2).f_locals)
+        if error is not None:
+            # From here: a frame that a traceback keeps must not keep the run's results alive.
+            raise error
+
+    def _parse_and_run(
+        self, line: str, body: str | None, local: Mapping[str, Any]
+    ) -> DDPMagicError | RunInterrupted | None:
+        """Run a cell; return the error that fails the notebook's cell, if any."""
+        args = self._parse_expanded(line, local)
         if args.help or not (line + (body or "")).strip():
             print(DDP_HELP)  # noqa: T201 -- the answer
-            return
+            return None
         if body is None or not body.strip():
             raise UsageError(
                 "%%ddp: the cell is empty: write the program below this line "
                 "(%%ddp --help lists the options)"
             )
-        if (error := self._run(args, body)) is not None:
-            # From here: a frame that a traceback keeps must not keep the run's results alive.
-            raise error
+        return self._run(args, body)
 
     def _parse_expanded(self, line: str, local: Mapping[str, Any]) -> SimpleNamespace:
         """Parse the line with the names that IPython would expand.

@@ -43,9 +43,7 @@ class PastRuns:
         Raises:
             ValueError: There is none.
         """
-        own = self._own()
-        named = [directory for directory in self._newest_first() if _is(directory, run_id)]
-        for directory in sorted(named, key=lambda directory: directory.id not in own):
+        for directory in self._own_first(run_id):
             if (run := journal.read(directory.journal)) is not None:
                 return run
         raise ValueError(f"no {_named(run_id)} is left: runs are kept for 7 days")
@@ -73,7 +71,7 @@ class PastRuns:
         Raises:
             ValueError: There is no such run, or no such rank.
         """
-        directory = self._with_logs(run_id)
+        directory = self.with_logs(run_id)
         logs = directory.rank_logs()
         if rank is not None and rank not in logs:
             there = ", ".join(map(str, logs)) or "none"
@@ -86,12 +84,13 @@ class PastRuns:
                 for line in found if lines is None else found[max(0, len(found) - lines) :]:
                     yield f"[rank {number}] {line}" if rank is None else line
 
-    def of_ended_kernels(self) -> list[str]:
-        """Return a line for each of the newest runs of the last day whose kernels have ended."""
+    def of_ended_notebooks(self) -> list[str]:
+        """Return a line for each of the newest runs of the last day whose notebooks have ended."""
         found: list[str] = []
+        own = self._own()
         for directory in self._newest_first():
             run = journal.read(directory.journal)
-            if run is None or run.kernel_lives:
+            if run is None or run.id in own or run.notebook_lives:
                 continue
             if len(found) == MAX_RUNS or time.time() - run.started > DAY_S:
                 break
@@ -120,8 +119,16 @@ class PastRuns:
             if run is not None and run.background is not None:
                 yield run
 
-    def _with_logs(self, run_id: str | None) -> RunDirectory:
-        """Return the directory of a run's logs: a session's runs share one."""
+    def with_logs(self, run_id: str | None) -> RunDirectory:
+        """Return the directory of a run's logs: a session's runs share one.
+
+        Args:
+            run_id: As in `find`; without it, the newest run whose ranks wrote something, of this
+                kernel if that has had runs.
+
+        Raises:
+            ValueError: There is none.
+        """
         try:
             directory = RunDirectory(Path(self.find(run_id).logs))
         except ValueError:
@@ -129,10 +136,28 @@ class PastRuns:
         else:
             if run_id or directory.rank_logs():
                 return directory
-        for directory in self._newest_first():
-            if _is(directory, run_id) and directory.rank_logs():
+        own = self._own()
+        for directory in self._own_first(run_id):
+            if directory.rank_logs() and (run_id or not own or directory.id in own):
                 return directory
+        if own and not run_id:
+            raise ValueError("the runs of this notebook wrote nothing: give the id of another one")
         raise ValueError(f"no {_named(run_id)} with logs is left: they are kept for 7 days")
+
+    def title_of_logs(self) -> str:
+        """Return which run `logs` without an id is about.
+
+        Raises:
+            ValueError: No run has logs.
+        """
+        directory = self.with_logs(None)
+        run = journal.read(directory.journal)
+        return f"run {directory.id}" if run is None else run.title
+
+    def _own_first(self, run_id: str | None) -> list[RunDirectory]:
+        own = self._own()
+        named = [directory for directory in self._newest_first() if _is(directory, run_id)]
+        return sorted(named, key=lambda directory: directory.id not in own)
 
     def _places(self) -> Sequence[Path]:
         return run_roots() if self._roots is None else self._roots

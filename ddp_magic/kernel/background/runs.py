@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+from ddp_magic.display.diagnosis.diagnose import headline
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.journal import PastRun
 from ddp_magic.display.record import Background
@@ -29,6 +31,7 @@ class BackgroundRuns:
     def __init__(self, past: PastRuns) -> None:
         self._runs: list[BackgroundRun] = []
         self._past = past
+        self._refusal = ""  # why the newest cell with --bg has started no run
 
     def start(
         self,
@@ -87,6 +90,27 @@ class BackgroundRuns:
     def add(self, run: BackgroundRun) -> None:
         """Add a run."""
         self._runs.insert(0, run)
+        self._refusal = ""
+
+    @contextmanager
+    def noting_refusal(self, line: str) -> Iterator[None]:
+        """Remember that a cell starts no run: what follows without an id is not to mean another.
+
+        Args:
+            line: The line of `%%ddp`.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not {"--bg", "--detach"}.isdisjoint(line.split()):
+                self._refusal = (
+                    headline(getattr(error, "msg", "") or str(error)) or type(error).__name__
+                )
+            raise
+
+    def ended(self) -> list[str]:
+        """Return a line for each of those that have ended, newest first."""
+        return [run.title for run in self if run.is_over()]
 
     def __iter__(self) -> Iterator[BackgroundRun]:
         return iter(list(self._runs))
@@ -124,6 +148,11 @@ class BackgroundRuns:
         """
         if run_id is not None:
             return self.find(run_id) or self._attached(self._past.find(run_id))
+        if self._refusal:
+            raise ValueError(
+                f"the last background cell started no run ({self._refusal}): run it again, or give "
+                "the id of an earlier run"
+            )
         going_on = self.going_on_anywhere() if of_any else self.going_on()
         if len(going_on) > 1:
             titles = "".join(f"\n  {run.title}" for run in going_on)

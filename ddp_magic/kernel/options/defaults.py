@@ -41,7 +41,7 @@ class Default(TraitType):
         try:
             return self._option.value(value)
         except ValueError as error:
-            problem = TraitError(f"DDPMagics.{self.name}: {error}")
+            problem = TraitError(f"DDPMagics.{self.name}: {error}; None for no default")
             raise one_line(problem) from None  # from a configuration file: without a traceback
 
     def from_string(self, text: str) -> object:

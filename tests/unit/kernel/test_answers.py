@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import StackDumped
 from ddp_magic.wire.states import State
+from tests.unit.kernel.test_past_runs import run as leave_run
 
 
 class FakeRun(SimpleNamespace):
@@ -53,6 +55,24 @@ def _answers(*runs: FakeRun, sessions: tuple[str, ...] = ()) -> Answers:
         lambda: cast("ForkserverStatus", None),
         PastRuns(lambda: (), []),
     )
+
+
+def test_the_background_runs_of_a_notebook_are_its_own(tmp_path: Path) -> None:
+    """Those that have ended stand apart from those of notebooks that have ended."""
+    leave_run(tmp_path, "0101-000000-6-1")
+    answers = Answers(
+        cast("Any", FakeRuns()),
+        cast("Any", FakeSessions()),
+        lambda: ForkserverStatus(state="off"),
+        PastRuns(lambda: (), [tmp_path]),
+        lambda: ["run 1-9 · ok"],
+    )
+    own = "background runs of this notebook that have ended:\n  run 1-9 · ok"
+    assert answers.answer(["status"]).endswith(own)  # a terminal lists the others itself
+    shown = repr(answers.status(["run 1-10 · running"])).split("\n\n")
+    assert shown[1:3] == ["run 1-10 · running", own]
+    assert shown[3].startswith("of notebooks that have ended")
+    assert "run 0101-000000-6-1" in shown[3]
 
 
 def test_the_stacks_of_what_goes_on() -> None:

@@ -63,6 +63,19 @@ def test_a_verb_asks_the_kernel(
     assert f"answer to {verb} 7-1" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("kernel")
+def test_runs_of_ended_notebooks_are_listed_once(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many notebooks there are; also if there is none."""
+    run(root, "1127-103517-6-1")
+    second = ControlServer(" ".join, is_host=True)
+    second.start(root)
+    assert cli.main(["status"], [root]) == 0
+    assert capsys.readouterr().out.count("run 1127-103517-6-1") == 1
+    second.close()
+
+
 def test_what_no_kernel_knows_is_an_error(
     root: Path, kernel: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,9 +100,10 @@ def test_logs_need_no_kernel(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     _log(root, "1127-103518-7-2", "one", "two")
     _log(root, "1127-103518-7-2", "three", rank=11)
     assert cli.main(["logs"], [root]) == 0
-    assert capsys.readouterr().out == "[rank 0] one\n[rank 0] two\n[rank 11] three\n"
+    lines = "[rank 0] one\n[rank 0] two\n[rank 11] three\n"
+    assert capsys.readouterr() == (lines, "run 1127-103518-7-2\n")
     assert cli.main(["logs", "7-1"], [root]) == 0
-    assert capsys.readouterr().out == "[rank 0] old\n"
+    assert capsys.readouterr() == ("[rank 0] old\n", "")
     assert cli.main(["logs", "-r", "0", "-n", "1"], [root]) == 0
     assert capsys.readouterr().out == "two\n"
 

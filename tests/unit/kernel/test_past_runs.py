@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.record import RunRecord
+from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
@@ -20,9 +21,24 @@ DEAD = 4194303  # no process has this number
 
 
 def run(
-    root: Path, run_id: str, *, age_s: float = 100.0, kernel: int = DEAD, logs: str = ""
+    root: Path,
+    run_id: str,
+    *,
+    age_s: float = 100.0,
+    kernel: int = DEAD,
+    logs: str = "",
+    notebook: int | None = None,
 ) -> None:
-    """Leave a run of one rank, and its log unless that is a session's."""
+    """Leave a run of one rank, and its log unless that is a session's.
+
+    Args:
+        root: Where runs lie.
+        run_id: Its name.
+        age_s: When it began.
+        kernel: Process id of its kernel or host.
+        logs: The run in whose directory its logs are; empty for its own.
+        notebook: Process id of the notebook that has started its host; None for no background run.
+    """
     directory = RunDirectory(root / run_id)
     directory.make_again()
     log_directory = RunDirectory(root / logs) if logs else directory
@@ -35,6 +51,7 @@ def run(
         started=began,
         ended=began + 1,
         state=State.SUCCEEDED,
+        background=None if notebook is None else Background(kernel=notebook),
     )
     writer = Journal(directory.journal)
     writer.begin(record)
@@ -68,10 +85,33 @@ def test_runs_of_kernels_that_have_ended_are_listed(tmp_path: Path) -> None:
     run(tmp_path, "0102-000000-8-1", kernel=0, age_s=0.0)
     run(tmp_path, "0101-000000-6-1", age_s=2 * 24 * 3600)
     (tmp_path / "0102-000000-9-1").mkdir()  # of an older version
-    lines = PastRuns(lambda: (), [tmp_path]).of_ended_kernels()
+    lines = PastRuns(lambda: (), [tmp_path]).of_ended_notebooks()
     assert len(lines) == MAX_RUNS
     assert [line.split()[1] for line in lines[:2]] == ["0101-000024-7-24", "0101-000023-7-23"]
     assert " · Cell In[1] · 1 rank · 1.0 s · ok · started " in lines[0]
+
+
+def test_a_background_run_is_its_notebooks(tmp_path: Path) -> None:
+    """Its host has ended with it; another notebook lists it once the notebook has ended too."""
+    run(tmp_path, "0101-000000-7-1", notebook=os.getpid(), age_s=0.0)
+    run(tmp_path, "0101-000000-7-2", notebook=DEAD)
+    run(tmp_path, "0101-000000-7-3", notebook=DEAD)
+    past = PastRuns(lambda: ["0101-000000-7-3"], [tmp_path])  # the third one is attached here
+    assert [line.split()[1] for line in past.of_ended_notebooks()] == ["0101-000000-7-2"]
+
+
+def test_logs_without_an_id_say_of_which_run_they_are(tmp_path: Path) -> None:
+    """The newest run of this notebook that has any."""
+    run(tmp_path, "0101-000000-7-1")
+    run(tmp_path, "0101-000001-7-2")
+    run(tmp_path, "0101-000002-8-1")
+    past = PastRuns(lambda: ["0101-000000-7-1", "0101-000001-7-2"], [tmp_path])
+    RunDirectory(tmp_path / "0101-000001-7-2").rank_log(0).unlink()
+    assert past.title_of_logs().startswith("run 0101-000000-7-1 · Cell In[1] · 1 rank · ")
+    assert [*past.logs(None, 0, 1)] == ["0101-000000-7-1 b"]
+    silent = PastRuns(lambda: ["0101-000001-7-2"], [tmp_path])
+    with pytest.raises(ValueError, match="the runs of this notebook wrote nothing"):
+        silent.title_of_logs()
 
 
 def test_logs_are_those_of_the_runs_session(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from IPython.core.error import UsageError
 
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.rank import Rank
@@ -281,6 +282,28 @@ def test_if_none_goes_on_it_is_the_newest(home: Home) -> None:
     assert home.choose(of_any=False) == "0101-000000-7-1"
     home.runs.choose("7-1", of_any=True).wait()
     assert home.choose() == "0101-000000-7-2"
+
+
+@pytest.mark.parametrize("line", ["-n x --bg", "--detach"])
+def test_after_a_cell_that_was_refused_no_other_run_is_meant(home: Home, line: str) -> None:
+    """`%ddp_wait` would tell the error of an earlier run as if it were the cell's."""
+    _leave(home.root, "0101-000000-7-1")
+    assert home.choose() == "0101-000000-7-1"
+    with pytest.raises(UsageError), home.runs.noting_refusal(line):
+        raise UsageError("invalid rank count 'x'\nand more")
+    for of_any in (True, False):
+        with pytest.raises(ValueError, match=r"no run \(invalid rank count 'x' \.\.\.\)"):
+            home.choose(of_any=of_any)
+    assert home.choose("7-1") == "0101-000000-7-1"
+    home.runs.add(home.runs.choose("7-1", of_any=True))
+    assert home.choose() == "0101-000000-7-1"
+
+
+def test_a_refused_cell_that_would_not_have_been_in_the_background(home: Home) -> None:
+    _leave(home.root, "0101-000000-7-1")
+    with pytest.raises(UsageError), home.runs.noting_refusal("-n x"):
+        raise UsageError("invalid rank count 'x'")
+    assert home.choose() == "0101-000000-7-1"
 
 
 def test_what_is_not_there_is_refused(home: Home) -> None:

@@ -97,6 +97,7 @@ def test_the_lines_own_option_wins(line: str, name: str, value: object) -> None:
         ("nproc_per_node", True, "invalid rank count True"),
         ("gpus", "free:0", "invalid GPU list 'free:0': use numbers such as 0,2, UUIDs, free:2"),
         ("show", "3-1", "invalid list of ranks '3-1': use ranks such as 0,2-3"),
+        ("show", "", "invalid list of ranks '': use ranks such as 0,2-3; None for no default"),
         ("quiet", "yes", "invalid flag 'yes': use True or False"),
         ("quiet", 1, "invalid flag 1: use True or False"),
         ("seed", 1.5, "invalid seed 1.5: use an integer"),
