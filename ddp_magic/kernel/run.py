@@ -123,6 +123,7 @@ class Run(RunRecord):
         self._watch = CollectiveWatch(options, self.directory, hang_s)
         self._questions = Questions(None)
         self._gives_up = False
+        self._placed_after_s: float | None = None  # when the ranks began to start
         self._profiling = Profiling(options, self.directory, self._code)
         self._stacks = Stacks(logs, self._code.cell)
         self._stopper = Stopper(
@@ -204,6 +205,8 @@ class Run(RunRecord):
                 self._send_cell()
             self._take(self._group.poll(min(POLL_S, screen.wait_s)), screen)
             self._take(self._answers(), screen)
+            if self._placed_after_s is None and self._group.placed:
+                self._placed_after_s = self.elapsed_s
             if self._watch.look(self.ranks):
                 self.waits = self._watch.waits
             screen.tick(self)
@@ -376,7 +379,7 @@ class Run(RunRecord):
     def _look_for_stop(self) -> None:
         """Begin to end the ranks, if there is a reason to."""
         reason = self._stopper.look(
-            elapsed_s=self.elapsed_s - self._questions.waited_s,
+            elapsed_s=self._counted_s,
             mismatch=self._watch.differs(self.ranks),
             starting=not self._sender.sent,
         )
@@ -384,3 +387,10 @@ class Run(RunRecord):
             self._questions.stop()
             if reason is not StopReason.PEER_FAILED:  # that the others wait is a consequence
                 self._watch.remember_waits(self.ranks)
+
+    @property
+    def _counted_s(self) -> float:
+        """How much of the time limit is used, in seconds: imports before the start are not."""
+        if self._placed_after_s is None:
+            return 0.0
+        return self.elapsed_s - self._placed_after_s - self._questions.waited_s

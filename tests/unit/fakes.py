@@ -53,6 +53,7 @@ class FakeGroup:
         nproc: Number of ranks.
         kept: Whether it is a session's.
         started: Whether it serves another cell of a session.
+        placed_after: Number of polls after which its agent runs.
         on: Batches that follow the first command of a name: `RunCell`, `interrupt`, `kill`, ...
         between: What happened since the last cell.
         late: What `drain` finds.
@@ -65,6 +66,7 @@ class FakeGroup:
         nproc: int = 2,
         kept: bool = False,
         started: bool = False,
+        placed_after: int = 0,
         on: Mapping[str, Sequence[Batch]] | None = None,
         between: Batch = (),
         late: Batch = (),
@@ -74,6 +76,7 @@ class FakeGroup:
         self.kept = kept
         self.started = started
         self.ended = False
+        self._polls_until_placed = placed_after
         self.pids: dict[int, int] = {}
         self.first_exit: WorkerExited | None = None
         self.commands: list[tuple[Any, ...]] = []
@@ -82,6 +85,11 @@ class FakeGroup:
         self.between, self._late = between, late
         self._unseen: list[RunEvent] = []
         self._empty_polls = 0
+
+    @property
+    def placed(self) -> bool:
+        self._polls_until_placed -= 1
+        return self._polls_until_placed < 0
 
     @property
     def names(self) -> list[str]:

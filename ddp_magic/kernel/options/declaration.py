@@ -253,8 +253,8 @@ OPTIONS = (
         what="number of seconds",
         use="a number above 0, such as 30 or 0.5",
         has_default=True,
-        help="Time limit for the whole run, in seconds; time in which a rank waits for an answer "
-        "does not count. Default: none.",
+        help="Time limit for the run, in seconds; time in which a rank waits for an answer, or the "
+        "forkserver imports libraries, does not count. Default: none.",
     ),
     Option(
         name="max_restarts",

@@ -156,6 +156,12 @@ class WorkerGroup:
         """Whether `start` has been called."""
         return self._agent is not None
 
+    @property
+    def placed(self) -> bool:
+        """Whether the agent runs: the forkserver may have libraries to import before it forks."""
+        agent = self._agent
+        return agent is not None and (agent.fileno() >= 0 or bool(self._connections.agents))
+
     def send(self, command: Command, fd: int | None = None) -> None:
         """Send a command, and a descriptor with it, to every rank.
 

@@ -813,6 +813,16 @@ def test_a_person_may_think_longer_than_the_time_limit(tmp_path: Path) -> None:
     assert run.state is State.SUCCEEDED, run.error
 
 
+def test_the_time_limit_is_that_of_the_ranks(tmp_path: Path) -> None:
+    """The forkserver of a background run imports torch first, which takes seconds."""
+    imports: list[Batch] = [[lambda: time.sleep(0.15)], [lambda: time.sleep(0.15)]]
+    ends = [[*done(0), *done(1)], [NOTHING_WAS]]
+    group = FakeGroup(tmp_path, *imports, up(), on={"RunCell": ends}, placed_after=2)
+    run = _run(group, time_limit_s=0.25)
+    _execute(run)
+    assert run.state is State.SUCCEEDED, run.error
+
+
 def test_quitting_the_debugger_ends_all_ranks(tmp_path: Path) -> None:
     answers = [[*interrupted(0), *interrupted(1), exited(0, 1), exited(1, 1)], [NOTHING_WAS]]
     quit_ = DebuggerQuit(rank=1, time=EARLY)
