@@ -20,6 +20,9 @@ from ddp_magic.display.shown import Shown
 from ddp_magic.display.terminal import StatusLine, is_terminal
 
 MAX_OUTPUTS = 45
+# JupyterLab draws all of a text anew when something is added to it, and a color costs ten times as
+# much as the line that has it.
+MAX_COLORED_LINES = 300
 # Text, notes, a figure of the profile, the closing line, the traceback: they come at the end.
 _ENDING = 5
 
@@ -48,6 +51,7 @@ class Outputs:
         self._has_colors = has_colors(shell)
         self._count = self._number = 0
         self._text_is_last = False
+        self._lines = 0
         self._shown = Shown()
         self._has_to_redraw = False
         self._held: Callable[[], None] | None = None
@@ -65,6 +69,11 @@ class Outputs:
     def room(self) -> int:
         """Number of outputs that may follow, without those at the end."""
         return MAX_OUTPUTS - _ENDING - self._count
+
+    @property
+    def lines_of_text(self) -> int:
+        """Number of lines of the output to which text is added; 0 if text begins a new one."""
+        return self._lines if self._text_is_last and self.shows_displays else 0
 
     def hold(self, show: Callable[[], None]) -> None:
         """Hold back what is to stand above the cell's first output until that comes.
@@ -95,10 +104,12 @@ class Outputs:
     def _put_text(self, text: str) -> None:
         if not self._text_is_last:
             self._count += 1
-            self._text_is_last = True
+            self._text_is_last, self._lines = True, 0
+        has_colors = self._has_colors and self.lines_of_text < MAX_COLORED_LINES
+        self._lines += text.count("\n")
         hidden = self.status.hide() if self.status is not None else ""
         out = self._stdout or sys.stdout
-        out.write(colored(text) if self._has_colors else text)
+        out.write(colored(text) if has_colors else text)
         out.flush()
         if self.status is not None and hidden and text.endswith("\n"):
             self.status.show(hidden)

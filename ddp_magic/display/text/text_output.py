@@ -23,6 +23,9 @@ from ddp_magic.wire.kernel_events import Stream
 from ddp_magic.wire.messages import DisplayData
 
 FLUSH_S = 0.05
+# A front end draws all of a text anew when something is added: the longer it is, the more rarely.
+FLUSH_LINES = 250  # are written every `FLUSH_S`, twice as many every 2 `FLUSH_S`
+MAX_FLUSH_S = 0.5
 PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
 PAGE_S = 0.25  # between two updates of a page
 MANY_PAGES = 8  # of more ranks, the pages are updated more rarely
@@ -177,7 +180,12 @@ class TextOutput:
         """Time until a `tick` has text to show, in seconds; infinity if there is none."""
         now = self._clock()
         due = now if self._incoming else self._fold.due
-        return max(0.0, due - now, self._last_write + FLUSH_S - now)
+        return max(0.0, due - now, self._last_write + self._flush_s - now)
+
+    @property
+    def _flush_s(self) -> float:
+        """Time between two writes, in seconds."""
+        return min(MAX_FLUSH_S, FLUSH_S * (1 + self._outputs.lines_of_text // FLUSH_LINES))
 
     @property
     def bars(self) -> dict[int, tuple[str, ...]]:
@@ -192,7 +200,7 @@ class TextOutput:
     def tick(self) -> None:
         """Show what is due."""
         now = self._clock()
-        if now - self._last_write >= FLUSH_S:
+        if now - self._last_write >= self._flush_s:
             self._flush()
             self._outputs.redraw(self._logs)
         self._publish_pages(now)

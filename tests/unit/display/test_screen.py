@@ -21,7 +21,13 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import HEAD_AFTER_S, TABLE_AFTER_S, TABLE_S, CellScreen
 from ddp_magic.display.text.fold import HOLD_S
 from ddp_magic.display.text.page import MAX_WAITS
-from ddp_magic.display.text.text_output import FLUSH_S, PAGE_S, PARTIAL_S
+from ddp_magic.display.text.text_output import (
+    FLUSH_LINES,
+    FLUSH_S,
+    MAX_FLUSH_S,
+    PAGE_S,
+    PARTIAL_S,
+)
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     Doing,
@@ -146,6 +152,18 @@ def test_text_of_many_events_is_written_at_once(cell: Cell) -> None:
     cell.show(text(0, "0\n"))  # this kind of line is known to be one rank's
     assert cell.show(*[text(0, f"{i}\n") for i in range(3)], wait_s=FLUSH_S / 2) == ""
     assert cell.show(wait_s=FLUSH_S) == "[rank 0] 0\n[rank 0] 1\n[rank 0] 2\n"
+
+
+def test_a_long_text_is_added_to_more_rarely(cell: Cell) -> None:
+    """JupyterLab draws all of it anew each time; below a display, a new text begins."""
+    cell.show(text(0, "0\n"))
+    cell.show(text(0, "".join(f"{i}\n" for i in range(3 * FLUSH_LINES))))
+    assert cell.show(text(0, "1\n"), wait_s=2 * FLUSH_S) == ""
+    assert cell.screen.wait_s == pytest.approx(2 * FLUSH_S)
+    assert cell.show(wait_s=2.1 * FLUSH_S) == "[rank 0] 1\n"
+    cell.show(_html(0), wait_s=MAX_FLUSH_S)
+    cell.show(text(0, "2\n"))
+    assert cell.show(text(0, "3\n"), wait_s=1.1 * FLUSH_S) == "[rank 0] 3\n"
 
 
 def test_a_line_after_a_silence_is_shown_at_once(cell: Cell) -> None:
