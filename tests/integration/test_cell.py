@@ -188,6 +188,13 @@ def test_the_notebook_is_left_as_it_was(kernel: Kernel) -> None:
     assert kernel.value("sorted(n for n in globals() if not n.startswith('_'))") == names
 
 
+def test_a_cell_is_in_the_history_as_it_was_typed(kernel: Kernel) -> None:
+    cell = "%%ddp -n 1\nx = !echo {1}"
+    message = kernel.client.execute(cell, store_history=True)
+    kernel.finish(message)
+    assert kernel.value("get_ipython().history_manager.input_hist_raw[-2]") == cell
+
+
 def test_status(kernel: Kernel) -> None:
     """%ddp_status lists runs, newest first, with ranks, pids and states, as HTML and text."""
     kernel.run("%%ddp -n 1\nprint('pid=%d' % os.getpid())")

@@ -70,10 +70,12 @@ def test_unload_removes_all_of_it(kernel: Kernel) -> None:
     assert kernel.run("%reload_ext ddp_magic").status == "ok"
     assert _complete(kernel, "%%ddp --se") == ("--se", ["--session", "--seed"])
     assert kernel.run("%%ddp -n 1\nprint('on')").text == "[rank 0] on\n"
+    assert kernel.run("%%ddp -n 1 -s kept\nx = 1").status == "ok"
+    assert kernel.processes() != []
     forkserver = kernel.forkserver()
     assert forkserver is not None
     assert kernel.run("%unload_ext ddp_magic").status == "ok"
-    assert wait_gone([forkserver.pid], 3.0) == []
+    assert wait_gone([forkserver.pid, *(p.pid for p in kernel.processes())], 3.0) == []
     assert "--session" not in _complete(kernel, "%%ddp --se")[1]
     gone = kernel.run("%%ddp --help")
     assert "Cell magic `%%ddp` not found" in gone.text + str(gone.error)

@@ -121,6 +121,28 @@ def test_a_label_has_a_color(kernel: Kernel) -> None:
     assert "\x1b" not in "".join(streams)
 
 
+def test_a_line_is_shown_as_it_was_written(kernel: Kernel) -> None:
+    """Blanks and colors stay; stderr is no error, which a notebook would show in red."""
+    result = kernel.run(
+        "%%ddp -n 1\nimport logging, sys\nprint('    indented  ')\nprint()\nprint('\\ta')\n"
+        "print('\\x1b[31mred\\x1b[0m and not')\nprint('to stderr', file=sys.stderr)\n"
+        "logging.warning('careful')"
+    )
+    texts = [content for kind, content in result.outputs if kind == "stream"]
+    assert {content["name"] for content in texts} == {"stdout"}
+    written = "".join(content["text"] for content in texts)
+    lines = written.replace("\x1b[36m[rank 0]\x1b[0m", "[rank 0]").split("\n")
+    assert lines == [
+        "[rank 0]     indented  ",
+        "[rank 0] ",
+        "[rank 0] \ta",
+        "[rank 0] \x1b[31mred\x1b[0m and not",
+        "[rank 0] to stderr",
+        "[rank 0] WARNING:root:careful",
+        "",
+    ]
+
+
 def test_an_open_figure_is_shown_at_the_end(kernel: Kernel) -> None:
     """As in any cell with the inline backend, without plt.show()."""
     result = kernel.run("%%ddp -n 1\nplt.figure(figsize=(1, 1)); plt.plot([1, 2]);")

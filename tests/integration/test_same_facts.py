@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
@@ -48,6 +50,7 @@ if rank == 2:
     inner(rank)
 dist.barrier()
 """,
+    "print('Run All goes on')",
 ]
 
 
@@ -86,7 +89,8 @@ def _facts(text: str, figures: set[bytes]) -> Facts:
 
 def _in_nbclient(notebook: NotebookNode, folder: Path) -> Facts:
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=LONG_S, resources=resources, allow_errors=True).execute()
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        NotebookClient(notebook, timeout=LONG_S, resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.outputs]
     texts = {
         "stream": lambda output: output.text,
@@ -134,6 +138,7 @@ def test_a_notebook_shows_the_same_facts_everywhere(tmp_path: Path) -> None:
     assert {"[ranks 0-3] the same for all", "pulled 6.0"} < saved.lines
     assert sum("epochs: 100%" in line for line in saved.lines) == 4
     assert len(saved.figures) == 3
+    assert notebook.cells[-1].outputs == []  # a failed run fails its cell
     assert saved.endings[0].startswith("ok")
     assert saved.endings[1].startswith("failed · rank 2 raised ZeroDivisionError at line 3")
     assert _in_html(notebook) == saved

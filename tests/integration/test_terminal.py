@@ -7,12 +7,16 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
 import termios
 from pathlib import Path
 
+import pytest
+
+from tests.integration.kernel import plain
 from tests.limits import LONG_S
 
 SESSION = (
@@ -29,9 +33,13 @@ SESSION = (
 )
 
 
-def _ipython(folder: Path) -> list[str]:
+BODY = "import time\nprint('sleeps')\ntime.sleep(1000)"
+WAIT = f"get_ipython().run_cell_magic('ddp', '-n 2', {BODY!r})\n"
+
+
+def _ipython(folder: Path, session: str = SESSION) -> list[str]:
     script = folder / "session.ipy"
-    script.write_text(SESSION)
+    script.write_text(session)
     return [sys.executable, "-m", "IPython", "--no-banner", "--simple-prompt", str(script)]
 
 
@@ -59,27 +67,47 @@ def test_text_that_goes_to_a_file(tmp_path: Path) -> None:
     assert "\x1b[K" not in done.stdout  # no status line
 
 
-def test_a_terminal_has_a_status_line(tmp_path: Path) -> None:
-    """Rewritten in place, never wider than the terminal, and gone at the end."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a terminal of 60 columns shows; Ctrl-C is pressed in the second run."""
+    folder = tmp_path_factory.mktemp("terminal")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-    env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "xterm-256color"}
+    env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "TERM": "xterm-256color"}
     env["COLUMNS"] = "80"  # from a shell that was wider
+    command = _ipython(folder, SESSION + WAIT)
     process = subprocess.Popen(
-        _ipython(tmp_path), stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=env
     )
     os.close(theirs)
-    written = b""
+    shown, is_stopped = b"", False
     with contextlib.suppress(OSError):  # so does Linux tell the end
         while piece := os.read(ours, 65536):
-            written += piece
+            shown += piece
+            if b"sleeps\r\n" in shown and not is_stopped:
+                is_stopped = True
+                process.send_signal(signal.SIGINT)
     os.close(ours)
-    assert process.wait(timeout=LONG_S) == 0
-    states = re.findall(r"\r\x1b\[K([^\r\n\x1b]*)", written.decode())
+    process.wait(timeout=LONG_S)
+    return shown.decode()
+
+
+def test_ctrl_c_stops_a_run_in_a_terminal(written: str) -> None:
+    """With one line that says where the ranks were."""
+    stopped = plain(written).partition("sleeps")[2]
+    assert re.search(r"2 ranks · [\d.]+ s · stopped", stopped)
+    line = "KeyboardInterrupt: rank 0 stopped at line 4; rank 1 stopped at line 4"
+    assert line in stopped
+    assert "Traceback" not in stopped
+
+
+def test_a_terminal_has_a_status_line(written: str) -> None:
+    """Rewritten in place, never wider than the terminal, and gone at the end."""
+    states = re.findall(r"\r\x1b\[K([^\r\n\x1b]*)", written)
     assert any(re.search(r"running · \d+ s · rank \d: work: +\d+%", state) for state in states)
     # A line that stays, such as a figure's file, may follow one that was hidden.
-    hidden = re.findall(r"\r\x1b\[K([^\r\n\x1b]*)(?=\r\x1b\[K)", written.decode())
+    hidden = re.findall(r"\r\x1b\[K([^\r\n\x1b]*)(?=\r\x1b\[K)", written)
     assert max(map(len, hidden)) < 60
-    kept = re.sub(r"\r\x1b\[K[^\r\n\x1b]*(?=\r\x1b\[K)|\r\x1b\[K", "", written.decode())
+    kept = re.sub(r"\r\x1b\[K[^\r\n\x1b]*(?=\r\x1b\[K)|\r\x1b\[K", "", written)
     assert "\x1b[36m[rank 0]\x1b[0m hello 0\r\n" in kept
     assert "running · " not in kept.partition("· SUCCEEDED")[0]
