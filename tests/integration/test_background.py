@@ -143,7 +143,7 @@ def test_stop_ends_the_wait_and_ddp_stop_the_run(kernel: Kernel, runs: Path) -> 
     assert re.fullmatch(rf"run {run} ended: 2 ranks · .* s · stopped\n", ended.text), ended
     assert wait_gone(family, 3) == []
     assert "rank 0 stopped at line 4" in kernel.run("%ddp_wait").traceback
-    assert kernel.run("%ddp_logs").lines == ["[rank 0] begun 0", "[rank 1] begun 1"]
+    assert kernel.run(f"%ddp_logs {run}").lines == ["[rank 0] begun 0", "[rank 1] begun 1"]
 
 
 @pytest.mark.parametrize("how", ["killed", "restarted"])
