@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -21,8 +23,12 @@ NAMES = {
 
 
 @pytest.fixture
-def shell() -> Iterator[InteractiveShell]:
+def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     """A shell with the magics, and without a forkserver."""
+    for prompt in ("ps1", "ps2", "ps3"):  # a shell sets them for the whole process
+        monkeypatch.setattr(sys, prompt, "", raising=False)
+    for name in ("__IPYTHON__", "display"):
+        monkeypatch.setattr(builtins, name, None, raising=False)
     shell = InteractiveShell()
     shell.config.DDPMagics.preload = False
     shell.config.DDPMagics.hang_s = 7.0
