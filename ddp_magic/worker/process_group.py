@@ -30,6 +30,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.worker.watch.flight_recorder import note_groups
 
 if TYPE_CHECKING:  # older torch has no name for this type of string
     from torch.distributed.distributed_c10d import GroupName
@@ -86,6 +87,7 @@ class ProcessGroups:
                 self._sockets |= _sockets() - before
             if self._held is not None and isinstance(wanted, timedelta):
                 self._hold(made[0], wanted)
+            note_groups(made[:1])
             return made
 
         distributed_c10d._new_process_group_helper = helper

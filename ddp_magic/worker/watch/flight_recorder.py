@@ -268,20 +268,38 @@ class FlightRecorder:
         return {key: numbers[key] for key in newest.values()}
 
 
+# The recorders of this process share torch's record.
 _known: weakref.WeakSet[Any] = weakref.WeakSet()
 _created = 0  # groups of this process, also those that are gone: they stay in the record
+_counting = threading.Lock()
+
+
+def note_groups(groups: Iterable[Any]) -> int:
+    """Count process groups that are new, and return how many there have been so far.
+
+    One that is destroyed soon is never seen by a thread that looks now and then.
+
+    Args:
+        groups: Groups of torch's, or what it returns in a rank that is not a member of one.
+    """
+    global _created  # noqa: PLW0603
+    with _counting:
+        new = {
+            group
+            for group in groups
+            if isinstance(group, distributed_c10d.ProcessGroup) and group not in _known
+        }
+        _known.update(new)
+        _created += len(new)
+        return _created
 
 
 def _count_groups() -> int:
-    """Return how many process groups were seen so far."""
-    global _created  # noqa: PLW0603 -- the recorders of this process share torch's record
+    """Return how many process groups were created so far."""
     try:
-        new = [group for group in distributed_c10d._world.pg_map if group not in _known]
+        return note_groups(list(distributed_c10d._world.pg_map))
     except RuntimeError:  # the main thread creates one at this moment
         return _created + 1
-    _known.update(new)
-    _created += len(new)
-    return _created
 
 
 class _MainThread:

@@ -1,4 +1,4 @@
-"""The timeouts of collectives, which stand still while a person answers."""
+"""The groups of a rank: their timeouts, which stand still while a person answers; their number."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.distributed import distributed_c10d
 
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.worker.process_group import FOREVER, ProcessGroups
+from ddp_magic.worker.watch.flight_recorder import note_groups
 
 S20, S30 = timedelta(seconds=20), timedelta(seconds=30)
 
@@ -72,3 +73,11 @@ def test_a_rank_without_a_group(groups: ProcessGroups) -> None:
     dist.destroy_process_group()
     groups.hold_timeouts()
     groups.release_timeouts()
+
+
+@pytest.mark.usefixtures("groups")
+def test_a_group_that_was_gone_before_anyone_looked_is_counted() -> None:
+    """It stays in torch's record, whose size tells when a new group has entered it."""
+    before = note_groups([])
+    dist.destroy_process_group(dist.new_group([0]))
+    assert note_groups([]) == before + 1
