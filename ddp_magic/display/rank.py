@@ -47,6 +47,7 @@ class Rank:
         line: The line of the cell that it is in, or was in when it failed.
         cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called.
+        inner: The innermost line of the user's, if it is in another cell or in a module.
         still_s: For how long its main thread had been at one place at the last heartbeat, s.
         cpu: Share of a processor that its main thread used between the last two heartbeats.
         collectives: What it last reported of its process groups; None if it never has.
@@ -75,6 +76,7 @@ class Rank:
     line: int | None = None
     cell: str = ""
     call: str = ""
+    inner: str = ""
     still_s: float = 0.0
     cpu: float = 0.0
     collectives: Collectives | None = None
@@ -166,7 +168,7 @@ class Rank:
         if event.phase is Phase.RUNNING and self.error is None and self.held is None:
             self.cell = event.cell
             self.line = event.line  # a rank that exits keeps the line it failed in
-            self.call, self.still_s = event.call, event.still_s
+            self.call, self.inner, self.still_s = event.call, event.inner, event.still_s
 
     def restarted(self) -> Rank:
         """Return the same rank at the beginning of another attempt."""
@@ -252,6 +254,12 @@ class Rank:
     def place(self) -> str:
         """Where it is: `line 3`, or `Cell In[5], line 3` of another cell; empty if unknown."""
         return "" if self.line is None else line_words(self.line, self.cell)
+
+    @property
+    def full_place(self) -> str:
+        """Its place, and the innermost line below it: `line 3, which calls a.py, line 7`."""
+        inner = "" if self.error is not None else self.inner
+        return ", which calls ".join(filter(None, [self.place, inner]))
 
     @property
     def left_early(self) -> bool:

@@ -32,6 +32,21 @@ class Operation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A send or a receive of gloo, which the Flight Recorder does not know.
+
+    Attributes:
+        kind: `send` or `recv`.
+        peer: The rank to which or from which; None for a receive from any.
+        tag: Its tag: a receive takes only what was sent with the same.
+    """
+
+    kind: str
+    peer: int | None
+    tag: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupRecord:
     """One process group on one rank.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ddp_magic.wire.collectives import GroupRecord
+from ddp_magic.wire.collectives import GroupRecord, Transfer
 from ddp_magic.wire.states import Phase
 
 # Exit code of a rank that can no longer reach its kernel.
@@ -336,6 +336,8 @@ class Heartbeat:
         line: The cell's line that its main thread is in; None outside the cell.
         cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
+        inner: The innermost line of the user's, if it is in another cell or in a module: `Cell
+            In[3], line 7`. Then `call` is what that line has called.
         still_s: For how long the main thread has been at the same place, in seconds.
         cpu_s: Processor time that the main thread has used, in seconds.
         enqueued: Number of the last collective that the rank has called, by group; see
@@ -353,6 +355,7 @@ class Heartbeat:
     device_mib: float | None = None
     cell: str = ""
     call: str = ""
+    inner: str = ""
     still_s: float = 0.0
     cpu_s: float = 0.0
     enqueued: dict[str, int] = field(default_factory=dict)
@@ -364,13 +367,14 @@ class Collectives:
     """The rank's process groups: when it has waited for a while, and at the end of its cell.
 
     Attributes:
-        peer: The rank that a send or a receive waits for; None if there is none.
+        transfers: The sends and receives that its main thread waits for; if it waits for one of
+            several and it is not known for which, all of them.
         groups: Its process groups, in the order in which they were created.
     """
 
     rank: int
     time: float
-    peer: int | None = None
+    transfers: tuple[Transfer, ...] = ()
     groups: tuple[GroupRecord, ...] = ()
 
 

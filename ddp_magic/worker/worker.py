@@ -228,6 +228,7 @@ class Worker:
             child_main.provide_prelude(shell.user_ns, command.prelude)
             self._reload_modules()
             self._values.provide(shell)
+            self._activity.other_cells = shell.compile.numbered_labels()
             if command.call:
                 labels = shell.compile.numbered_labels()
                 self._activity.cell_labels = labels

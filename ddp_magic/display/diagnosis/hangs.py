@@ -9,13 +9,14 @@ joined it. What is not known is left out.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.operations import describe, short, signature
-from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.display.diagnosis.unrecorded import awaited, unrecorded_waits
+from ddp_magic.display.diagnosis.words import names, verb
+from ddp_magic.display.rank import Rank
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.collectives import GroupRecord, Operation
 
@@ -25,21 +26,6 @@ LAG_S = 1.0  # a main thread is seen at a place so much later at most than it ca
 BUSY = 0.2  # share of a processor above which a main thread computes
 
 _UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
-# Functions of torch.distributed in which a rank waits for others. Some the recorder does not know;
-# NCCL records a group's first collective only once all its ranks have come; old torch records none.
-_WAITS = frozenset(
-    [
-        "recv", "send", "batch_isend_irecv", "recv_object_list", "send_object_list",
-        "new_group", "init_process_group", "init_device_mesh", "monitored_barrier",
-        "_store_based_barrier", "split_group", "new_subgroups", "all_reduce", "broadcast",
-        "barrier", "reduce", "all_gather", "gather", "scatter", "all_gather_into_tensor",
-        "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single",
-        "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list",
-    ]
-)  # fmt: skip
-# `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
-# this name has a Python function for it, and is called by its class: `Event.wait`.
-_WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
 
 
 @dataclass(frozen=True)
@@ -89,8 +75,7 @@ def explain(
         else:
             sentences += filter(None, [_missing(group, waits, known)])
     in_collectives = {rank for group in known.groups for rank in group.pending}
-    sentences += _without_record(known, wait_s, in_collectives)
-    return sentences
+    return sentences + unrecorded_waits(ranks, wait_s, in_collectives, known.whereabouts)
 
 
 def mismatches(ranks: Sequence[Rank]) -> list[str]:
@@ -163,7 +148,7 @@ class _Group:
             if self.pending.get(rank) is operation or self._failed_in(rank, operation, known):
                 lines.setdefault(words, known.where(rank, operation))
         calls = "; ".join(
-            f"{_ranks(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
+            f"{names(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
         )
         # In a rank that raised in it, torch calls it completed too.
         done = any(o.done and known.ranks[rank].error is None for rank, o in by_rank.items())
@@ -203,9 +188,9 @@ class _Group:
             ):
                 words = f"{describe(last)}, #{last.number}{self.name}{known.where(rank, last)}"
                 same[words].append(rank)
-        who = " and ".join(f"{_ranks([rank.rank])}{rank.where}" for rank in aborted)
+        who = " and ".join(f"{names([rank.rank])}{rank.where}" for rank in aborted)
         return [
-            f"{_ranks(ranks)} called {what}; what {who} called does not match"
+            f"{names(ranks)} called {what}; what {who} called does not match"
             for what, ranks in same.items()
         ]
 
@@ -229,7 +214,7 @@ class _Group:
         at = ""
         if failed := [r for r in called if known.ranks[r].error is not None]:
             at = known.where(failed[0], operations[0] if operations else None)
-        return f"{_ranks(called)} called {what}{self.name}{at}, but {_ranks(missing)} did not"
+        return f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
 
 
 class _Known:
@@ -257,7 +242,7 @@ class _Known:
 
     def _place(self, rank: Rank, known: str = "") -> str:
         call = "" if rank.error is not None or rank.call == known else rank.call
-        return ", ".join(filter(None, [rank.place, f"in {call}" if call else ""]))
+        return ", ".join(filter(None, [rank.full_place, f"in {call}" if call else ""]))
 
     def has_unnamed_groups(self, number: int) -> bool:
         """Whether a rank has used groups whose name it does not know."""
@@ -291,6 +276,8 @@ class _Known:
         for other in self.groups:
             if other is not group and (operation := other.pending.get(number)) is not None:
                 return f"it waits in {short(operation)}{other.name}" + self.where(number, operation)
+        if words := awaited(rank):
+            return f"it waits in {words}"
         if not place:
             return "it has not reported where it is"
         return f"it {'computes' if rank.cpu > BUSY else 'is'} {place}"
@@ -326,7 +313,7 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     waiting = [rank for rank, operation in waits.items() if operation.number == number]
     seconds = known.now - min(waits[rank].created for rank in waiting)
     head = (
-        f"{_ranks(waiting)} {_verb(waiting, 'wait')} in {short(waits[waiting[0]])}{group.name}"
+        f"{names(waiting)} {verb(waiting, 'wait')} in {short(waits[waiting[0]])}{group.name}"
         f"{known.where(waiting[0], waits[waiting[0]])} for {seconds:.0f} s"
     )
     others = [rank for rank in group.members if rank not in waiting]
@@ -348,32 +335,7 @@ def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:
     sentences = []
     for words, who in where.items():
         told = words if len(who) == 1 else words.replace("it ", "each ", 1)
-        sentences.append(f"{_ranks(who)} {_verb(who, 'has')} not joined: {told}")
-    return sentences
-
-
-def _without_record(known: _Known, wait_s: float, explained: set[int]) -> list[str]:
-    """Return sentences on ranks whose stack says that they wait for others."""
-    sentences = []
-    waiting: dict[tuple[str, str, int | None], list[Rank]] = defaultdict(list)
-    for rank in known.ranks:
-        busy = rank.busy and rank.error is None and rank.finished is None
-        waits = rank.call in _WAITS or _WORK_WAIT.fullmatch(rank.call)
-        if waits and rank.still_s >= wait_s and busy and rank.rank not in explained:
-            peer = rank.collectives.peer if rank.collectives else None
-            waiting[rank.call, rank.place, peer].append(rank)
-    for (call, place, peer), who in waiting.items():
-        numbers = [rank.rank for rank in who]
-        seconds = max(rank.still_s for rank in who)
-        at = f" ({place})" if place else ""
-        partner = "" if peer is None else f" {'from' if 'recv' in call else 'to'} rank {peer}"
-        head = (
-            f"{_ranks(numbers)} {_verb(numbers, 'wait')} in {call}{partner}{at} for {seconds:.0f} s"
-        )
-        others = [r.rank for r in known.ranks if r.rank not in numbers] if peer is None else [peer]
-        others = [rank for rank in others if 0 <= rank < len(known.ranks)]
-        fates = [known.whereabouts(rank).replace("it ", f"rank {rank} ", 1) for rank in others]
-        sentences.append("; ".join([head, *fates]))
+        sentences.append(f"{names(who)} {verb(who, 'has')} not joined: {told}")
     return sentences
 
 
@@ -388,14 +350,3 @@ def _reported(rank: Rank) -> str:
     if rank.finished is not None or rank.idle or rank.code == 0:
         return "it has finished its cell"
     return "" if rank.code is None else f"it has ended ({exit_words(rank.code)})"
-
-
-def _ranks(numbers: Iterable[int]) -> str:
-    """Return `rank 1`, or `ranks 0, 2-4`; two neighbors read better without a dash here."""
-    return rank_names(numbers, span=3)
-
-
-def _verb(who: Sequence[int], verb: str) -> str:
-    if verb == "has":
-        return "have" if len(who) > 1 else "has"
-    return verb if len(who) > 1 else f"{verb}s"

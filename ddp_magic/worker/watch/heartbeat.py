@@ -16,7 +16,7 @@ from time import time as now
 from typing import NoReturn
 
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.collectives import GroupRecord
+from ddp_magic.wire.collectives import GroupRecord, Transfer
 from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import device
@@ -24,6 +24,7 @@ from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
 from ddp_magic.worker.watch.main_thread import MainThread
+from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers
 
 HEARTBEAT_S = 0.25
 STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
@@ -48,6 +49,7 @@ class HeartbeatThread:
         self._recorder = FlightRecorder()
         self._numbers: Numbers = {}  # at the end of the last cell
         self._reported = 0.0  # when the groups were reported last, monotonic, s
+        remember_transfers()
 
     def run(self) -> NoReturn:
         """Send heartbeats for ever. The process ends if its connection is no longer there."""
@@ -90,8 +92,13 @@ class HeartbeatThread:
         self._numbers = numbers
 
     def _report_collectives(self, groups: tuple[GroupRecord, ...]) -> None:
-        peer = self._main.place.peer
-        self._channel.send(Collectives(rank=self._rank, time=now(), peer=peer, groups=groups))
+        transfers, peer = awaited_transfers(), self._main.place.peer
+        if peer is not None and not transfers:
+            kind = "recv" if "recv" in self._main.place.call else "send"
+            transfers = (Transfer(kind=kind, peer=peer),)
+        self._channel.send(
+            Collectives(rank=self._rank, time=now(), transfers=transfers, groups=groups)
+        )
 
     def _waits(self, numbers: Numbers) -> bool:
         """Whether the rank may be waiting for others."""
@@ -101,7 +108,7 @@ class HeartbeatThread:
         return max(self._main.still_s, stuck_s) > STILL_S
 
     def _observe(self, numbers: Numbers) -> Heartbeat:
-        self._main.look(self._activity.cell_labels)
+        self._main.look(self._activity.cell_labels, self._activity.other_cells)
         place = self._main.place
         by_key = self._recorder.by_key(numbers)
         return Heartbeat(
@@ -111,6 +118,7 @@ class HeartbeatThread:
             line=place.line,
             cell=place.cell,
             call=place.call,
+            inner=place.inner,
             still_s=self._main.still_s,
             cpu_s=self._main.cpu_s(),
             enqueued={key: enqueued for key, (enqueued, _) in by_key.items()},

@@ -7,16 +7,21 @@ nothing but the time of holding the interpreter lock, some 20 us.
 from __future__ import annotations
 
 import ast
+import asyncio
 import linecache
+import re
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from sys import _current_frames
 from time import clock_gettime, monotonic  # bound here: a cell may replace the module's
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MappingProxyType
+from typing import Any
 
 from ddp_magic.system.frames import is_ours
+from ddp_magic.worker.watch.user_files import is_users_file
 
 _DISTRIBUTED = "/torch/distributed/distributed_c10d.py"
 # Frames whose name says less than that of the class that a user knows, by the end of the file.
@@ -25,8 +30,11 @@ _KNOWN = {
     "/torch/optim/optimizer.py": "optimizer",
 }
 _WRAPPERS = frozenset(["_call_impl", "decorate_context", "inner"])  # and those with "wrap" in them
+_WITH = re.compile(r"\s*(?:async )?with ([\w.]+)(?: as \w+)?:")
 _MAX_FRAMES = 200
 _MAX_CHARS = 60
+_MAX_MEMBERS = 8  # of a group
+_SELECTORS = "/selectors.py"  # where an event loop of asyncio waits
 # The argument that names the partner, by function of torch.distributed.
 _PEER = {"recv": "src", "send": "dst", "recv_object_list": "src", "send_object_list": "dst"}
 
@@ -40,12 +48,15 @@ class Place:
         cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
         peer: The rank that a send or a receive waits for; None if there is none.
+        inner: The innermost line of the user's, if it is in another of the notebook's cells, or in
+            a module: `Cell In[3], line 7`. Then `call` is what that line has called.
     """
 
     line: int | None = None
     call: str = ""
     peer: int | None = None
     cell: str = ""
+    inner: str = ""
 
 
 class CpuClock:
@@ -64,31 +75,50 @@ class CpuClock:
 class MainThread:
     """Looks at the main thread again and again.
 
+    Args:
+        is_module: Whether a file is a module of the user's, whose lines are told.
+
     Attributes:
         place: Where it was at the last look.
         still_s: For how long it has been at exactly the same place, in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_module: Callable[[str], bool] = is_users_file) -> None:
+        self._is_module = is_module
         self.place = Place()
         self.still_s = 0.0
         self._at: tuple[tuple[CodeType, int], ...] = ()
         self._since = monotonic()
         self._clock = CpuClock()
 
-    def look(self, cell_labels: Mapping[str, str]) -> None:
+    def look(
+        self, cell_labels: Mapping[str, str], others: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Look where it is now.
 
         Args:
             cell_labels: What a person calls the code whose lines are told, by its file.
+            others: What a person calls the notebook's other cells, by the files of their code.
         """
-        frames = frames_of_main_thread()
+        frames = with_coroutines(frames_of_main_thread())
         now = monotonic()
         at = tuple((frame.f_code, frame.f_lasti) for frame in frames)
         if at != self._at:
             self._at, self._since = at, now
-            self.place = _place(frames, cell_labels)
+            self.place = self._place(frames, cell_labels, others)
         self.still_s = now - self._since
+
+    def _place(
+        self, frames: list[FrameType], cell_labels: Mapping[str, str], others: Mapping[str, str]
+    ) -> Place:
+        place, inner = _place(frames, cell_labels)
+        for number, frame in enumerate(inner):
+            file = frame.f_code.co_filename
+            name = others.get(file) or (Path(file).name if self._is_module(file) else "")
+            if name:
+                where = f"{name}, line {frame.f_lineno}"
+                return replace(place, inner=where, call=_call(frame, inner[:number]))
+        return place
 
     def cpu_s(self) -> float:
         """Return the processor time that it has used, in seconds."""
@@ -101,7 +131,7 @@ def current_place(cell_file: str) -> Place:
     Args:
         cell_file: File name of the cell's code.
     """
-    return _place(frames_of_main_thread(), {cell_file: ""})
+    return _place(frames_of_main_thread(), {cell_file: ""})[0]
 
 
 def frames_of_main_thread() -> list[FrameType]:
@@ -115,28 +145,52 @@ def frames_of_main_thread() -> list[FrameType]:
     return frames
 
 
-def _place(frames: list[FrameType], cell_labels: Mapping[str, str]) -> Place:
-    inner: list[FrameType] = []  # those below the cell's innermost frame, innermost first
+def with_coroutines(frames: list[FrameType]) -> list[FrameType]:
+    """Return a thread's frames, with those of the coroutine that its event loop waits for.
+
+    Args:
+        frames: The frames of the thread, innermost first.
+    """
+    if not frames or not frames[0].f_code.co_filename.endswith(_SELECTORS):
+        return frames  # a coroutine that runs is on the stack
+    loop = next((f for f in frames if f.f_code.co_name == "run_until_complete"), None)
+    task = None if loop is None else loop.f_locals.get("future")
+    waiting: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    suspended: list[FrameType] = []
+    while waiting is not None and len(suspended) < _MAX_FRAMES:
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+        if frame is None:
+            break
+        suspended.insert(0, frame)
+        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
+    return suspended + frames
+
+
+def _place(
+    frames: list[FrameType], cell_labels: Mapping[str, str]
+) -> tuple[Place, list[FrameType]]:
+    """Return the place in the cell, and the frames below it, innermost first."""
+    inner: list[FrameType] = []
     for frame in frames:
         label = cell_labels.get(frame.f_code.co_filename)
         if label is not None:
-            return Place(frame.f_lineno, _call(frame, inner), peer_of(inner), label)
+            return Place(frame.f_lineno, _call(frame, inner), peer_of(inner), label), inner
         inner.append(frame)
-    return Place()
+    return Place(), []
 
 
 def _call(cell: FrameType, inner: list[FrameType]) -> str:
-    """Return what the cell's line has called.
+    """Return what a line of the user's has called.
 
     Args:
-        cell: The cell's frame.
+        cell: Its frame.
         inner: The frames below it, innermost first.
     """
     outward = [frame for frame in reversed(inner) if not is_ours(frame.f_code.co_filename)]
     for frame in outward:
         code = frame.f_code
         if code.co_filename.endswith(_DISTRIBUTED) and not is_wrapper(code):
-            return code.co_name
+            return code.co_name + _members(frame)
         if name := next((n for end, n in _KNOWN.items() if code.co_filename.endswith(end)), ""):
             return name
     named = [frame.f_code for frame in outward if not is_wrapper(frame.f_code)]
@@ -146,6 +200,16 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
         # `subprocess.run` tells more than `run`.
         return written if written.endswith(f".{name}") else name
     return written
+
+
+def _members(frame: FrameType) -> str:
+    """Return ` of ranks 0, 1` for a `new_group` that says which; empty for all else."""
+    ranks = frame.f_locals.get("ranks") if frame.f_code.co_name == "new_group" else None
+    if not isinstance(ranks, (list, tuple, range)) or not ranks:
+        return ""
+    return f" of ranks {', '.join(map(str, ranks[:_MAX_MEMBERS]))}" + (
+        ", ..." if len(ranks) > _MAX_MEMBERS else ""
+    )
 
 
 def is_wrapper(code: CodeType) -> bool:
@@ -159,16 +223,23 @@ def called_expression(frame: FrameType) -> str:
         return ""
     positions = list(frame.f_code.co_positions())
     line, end_line, start, end = positions[frame.f_lasti // 2]
-    if line is None or line != end_line or start is None or end is None:
+    if line is None or start is None or end is None:
         return ""
     source = linecache.getline(frame.f_code.co_filename, line).encode()
-    return callee(source[start:end].decode(errors="replace"))  # columns count bytes
+    expression = source[start:end].decode(errors="replace")  # columns count bytes
+    # Of a `with` they are those of the whole statement, or of what is entered.
+    entered = _WITH.match(source.decode(errors="replace"))
+    if entered and (expression == entered[1] or source[start:].startswith((b"with", b"async"))):
+        return f"{entered[1]}.__enter__"
+    return callee(expression) if line == end_line else ""
 
 
 def callee(expression: str) -> str:
     """Return what an expression calls last, arguments left out: `dist.irecv(...).wait`."""
     try:
         call = ast.parse(expression, mode="eval").body
+        if isinstance(call, ast.Await):
+            call = call.value
         if not isinstance(call, ast.Call):
             return ""
         for node in ast.walk(call.func):

@@ -10,8 +10,6 @@ several times as long; `Looks` keeps it within its share of the time.
 
 from __future__ import annotations
 
-import sysconfig
-from pathlib import Path
 from time import process_time, thread_time
 from time import time as now  # bound here: a cell may replace the module's
 from types import CodeType, FrameType
@@ -37,6 +35,7 @@ from ddp_magic.worker.watch.main_thread import (
 )
 from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
 from ddp_magic.worker.watch.thread_state import ThreadState
+from ddp_magic.worker.watch.user_files import is_users_file
 
 _RECORD_S = 0.1  # between two readings of the records, at least; always 0.1, 0.2, 0.4, ...
 _RECORD_COST = 0.0025  # share of the time that may be spent in reading them
@@ -45,9 +44,6 @@ _GAP_S = 0.25  # a look that comes so late: the interpreter lock was held, or th
 
 # Functions of a DataLoader that waits for its worker processes.
 _OF_WORKERS = frozenset(["_try_get_data", "_get_data"])
-
-_PACKAGE = str(Path(__file__).parents[2]) + "/"
-_LIBRARIES = (_PACKAGE, *{sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")})
 
 
 class Sampler:
@@ -201,9 +197,3 @@ class Sampler:
         if (known := self._expressions.get(key)) is None:
             known = self._expressions[key] = called_expression(frame)
         return known
-
-
-def is_users_file(file: str) -> bool:
-    """Return whether a file is the user's: the cell, a module beside the notebook; no library."""
-    installed = "/site-packages/" in file or "/dist-packages/" in file
-    return not (installed or file.startswith(("<", *_LIBRARIES)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode
-from ddp_magic.wire.collectives import GroupRecord, Operation
+from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
 from ddp_magic.wire.messages import (
     AgentEvent,
     Answer,
@@ -90,8 +91,9 @@ def test_garbage_is_refused(payload: bytes) -> None:
 
 
 _RIGHT = {
-    "by_agent": True, "group": False, "cuda_error": "", "call": "", "still_s": 0.0, "cpu_s": 0.0,
-    "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "peer": None, "groups": [],
+    "by_agent": True, "group": False, "cuda_error": "", "call": "", "inner": "",
+    "still_s": 0.0, "cpu_s": 0.0,
+    "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "transfers": [], "groups": [],
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "phase": "running", "line": 3, "cell": "", "rss_mib": 1.0, "device_mib": None, "mark": 1,
     "ename": "E",
@@ -120,7 +122,7 @@ _GOOD: dict[object, list[object]] = {
     int: [1], float: [1.5, 1, -1], str: ["x"], bool: [True], int | None: [1, None],
     float | None: [1.5, 1, -1, None], str | None: ["x", None],
     tuple[str, ...]: [[], ["x"]], tuple[int, ...]: [[], [1]],
-    tuple[GroupRecord, ...]: [[]], dict[str, int]: [{}, {"a": 1}],
+    tuple[GroupRecord, ...]: [[]], tuple[Transfer, ...]: [[]], dict[str, int]: [{}, {"a": 1}],
     dict[str, str]: [{}, {"a": "b"}], dict[str, list[Any]]: [{}, {"a": [1]}],
     Phase: [],
     dict[str, Any]: [{}, {"a": 1}, {"a": "b"}, {"a": None}, {"a": [1]}],
@@ -165,6 +167,8 @@ def test_a_message_has_parts_of_their_own_classes() -> None:
     sent = Collectives(rank=1, time=2.0, groups=(group,))
     assert decode(encode(sent)) == sent
     assert decode(_payload(Collectives, rank=1, time=2.0, groups=[_RECORD])) == sent
+    transfers = (Transfer(kind="recv", peer=None), Transfer(kind="send", peer=2, tag=5))
+    assert decode(encode(replace(sent, transfers=transfers))) == replace(sent, transfers=transfers)
 
 
 @pytest.mark.parametrize("where", ["record", "operation"])

@@ -44,7 +44,6 @@ def _rank(
     *groups: GroupRecord,
     line: int | None = 12,
     still_s: float = 24.0,
-    peer: int | None = None,
     heard: float = NOW,
     **more: Any,
 ) -> Rank:
@@ -57,8 +56,8 @@ def _rank(
         heard=heard,
         **more,
     )
-    if groups or peer is not None:
-        rank.collectives = Collectives(rank=number, time=NOW, groups=groups, peer=peer)
+    if groups:
+        rank.collectives = Collectives(rank=number, time=NOW, groups=groups)
     rank.enqueued = {group.key: group.enqueued for group in groups}
     return rank
 
@@ -300,40 +299,6 @@ def test_ranks_that_wait_in_each_others_subgroups() -> None:
         "waits in all_reduce #1 of group '2' (line 6)",
         "rank 1 waits in all_reduce #1 of group '2' (line 6) for 24 s; rank 2 has not joined: it "
         "is at line 7, in time.sleep",
-    ]
-
-
-def test_a_receive_names_its_partner() -> None:
-    """torch's recorder has no sends and receives of gloo: the stack has them."""
-    ranks = [
-        _rank(0, call="recv", peer=2, line=4),
-        _rank(1, line=5),
-        _rank(2, line=6, call="time.sleep"),
-    ]
-    assert explain(ranks, NOW) == [
-        "rank 0 waits in recv from rank 2 (line 4) for 24 s; rank 2 is at line 6, in time.sleep"
-    ]
-
-
-@pytest.mark.parametrize("call", ["req.wait", "dist.irecv(...).wait", "reqs[0].wait"])
-def test_a_request_whose_partner_does_not_come(call: str) -> None:
-    """The recorder does not know it, and nobody knows from which rank: all others are told."""
-    ranks = [_rank(0, call=call, line=4), _rank(1, line=6, call="time.sleep")]
-    assert explain(ranks, NOW) == [
-        f"rank 0 waits in {call} (line 4) for 24 s; rank 1 is at line 6, in time.sleep"
-    ]
-
-
-@pytest.mark.parametrize("call", ["Event.wait", "Popen.wait", "wait"])
-def test_what_else_is_waited_for_is_no_wait_for_ranks(call: str) -> None:
-    ranks = [_rank(0, call=call, line=4), _rank(1, line=6, call="time.sleep")]
-    assert explain(ranks, NOW) == []
-
-
-def test_a_group_that_only_some_ranks_create() -> None:
-    ranks = [_rank(n, call="new_group", line=4) for n in (0, 1)] + [_rank(2, line=6, call="step")]
-    assert explain(ranks, NOW) == [
-        "ranks 0, 1 wait in new_group (line 4) for 24 s; rank 2 is at line 6, in step"
     ]
 
 

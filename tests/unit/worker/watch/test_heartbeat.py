@@ -35,7 +35,8 @@ def test_a_heartbeat_carries_phase_line_call_and_memory() -> None:
     (sent,) = channel.sent
     assert (sent.rank, sent.phase, sent.line, sent.device_mib) == (2, Phase.RUNNING, 4, None)
     assert sent.cell == "Cell In[2]"
-    assert sent.call.endswith("beat")
+    assert sent.inner.startswith("test_heartbeat.py, line")
+    assert sent.call == "Thread.join"
     assert 1 < sent.rss_mib < 100_000
     assert sent.cpu_s > 0
 

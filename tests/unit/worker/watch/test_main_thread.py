@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,25 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddp_magic.system.frames import know_source
 from ddp_magic.worker.watch.main_thread import MainThread, Place
+from tests.limits import HANG_S
 
 CELL = "/run/cell.py"
+OTHER = "/tmp/ipykernel_7/3.py"
 
 
-def _run(source: str, **names: Any) -> Place:
+def _no_modules(_file: str) -> bool:
+    """Return False: in a test, `look` is in a module of the user's, as it were."""
+    return False
+
+
+def _run(source: str, *, is_module: Callable[[str], bool] = _no_modules, **names: Any) -> Place:
     """Run a cell that calls `look()` somewhere; return what another thread saw then."""
     seen: list[Place] = []
 
     def look(*_args: object, **_more: object) -> float:
         def in_thread() -> None:
-            main = MainThread()
-            main.look({CELL: ""})
+            main = MainThread(is_module)
+            main.look({CELL: ""}, {OTHER: "Cell In[3]"})
             seen.append(main.place)
 
         thread = threading.Thread(target=in_thread)
@@ -164,7 +173,7 @@ def blocked() -> Iterator[Callable[[str], Place]]:
         ("for x in [0]: lock.acquire()", "lock.acquire"),
         ("[lock][0].acquire()", "[lock][0].acquire"),
         ("dict(lock=lock).pop('lock').acquire()", "dict(...).pop(...).acquire"),
-        ("with lock: pass", ""),
+        ("with lock: pass", "lock.__enter__"),
     ],
 )
 def test_c_code_is_named_as_the_line_calls_it(
@@ -191,10 +200,96 @@ def test_it_stands_still_until_it_is_elsewhere() -> None:
 
 def test_a_receive_waits_for_a_rank() -> None:
     """The frame's own argument says for which."""
-    code = compile(
-        "def recv(look, src):\n    look()", "/x/torch/distributed/distributed_c10d.py", "exec"
-    )
+    file = "/x/torch/distributed/distributed_c10d.py"
+    code = compile("def recv(look, src):\n    look()", file, "exec")
     names: dict[str, Any] = {}
     exec(code, names)
     place = _run("recv(look, 3)", recv=names["recv"])
     assert place == Place(line=1, call="recv", peer=3)
+
+
+def _other_cell(source: str, file: str = OTHER) -> dict[str, Any]:
+    """Return the names that another cell of the notebook, or a module, defines."""
+    text = textwrap.dedent(source)
+    know_source(file, text)
+    names: dict[str, Any] = {"max": max}
+    exec(compile(text, file, "exec"), names)
+    return names
+
+
+def test_a_line_of_another_cell_is_named_with_what_it_calls() -> None:
+    """Most notebooks define their functions in other cells."""
+    train = _other_cell(
+        """
+        def train(look):
+            for _ in range(3):
+                look()
+        """
+    )["train"]
+    place = _run("\ntrain(look)", train=train)
+    assert (place.line, place.inner) == (2, "Cell In[3], line 4")
+
+
+def test_a_line_of_a_module_is_named() -> None:
+    train = _other_cell("def train(look):\n    look()", "/home/me/project/train.py")["train"]
+    place = _run("train(look)", is_module=lambda file: "project" in file, train=train)
+    assert (place.line, place.inner) == (1, "train.py, line 2")
+
+
+def test_a_line_of_the_cell_that_a_function_of_another_one_calls_counts() -> None:
+    names = _other_cell("def call(f):\n    f()")
+    place = _run("def f():\n    look()\n\ncall(f)", call=names["call"])
+    assert (place.line, place.inner) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "call"),
+    [
+        ("[0, 2]", "new_group of ranks 0, 2"),
+        ("range(9)", "new_group of ranks 0, 1, 2, 3, 4, 5, 6, 7, ..."),
+        ("None", "new_group"),
+    ],
+)
+def test_a_group_that_is_created_is_named_by_its_members(ranks: str, call: str) -> None:
+    names = _other_cell(
+        "def new_group(look, ranks):\n    look()",
+        "/x/torch/distributed/distributed_c10d.py",
+    )
+    place = _run(f"new_group(look, {ranks})", new_group=names["new_group"])
+    assert place.call == call
+
+
+@pytest.mark.skipif(not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's")
+@pytest.mark.parametrize(
+    ("source", "line", "call"),
+    [
+        ("async def f():\n    await asyncio.sleep(1000)", 2, "asyncio.sleep"),
+        ("async def g():\n    await event.wait()\nasync def f():\n    await g()", 2, "Event.wait"),
+    ],
+)
+def test_a_coroutine_that_waits_is_seen(source: str, line: int, call: str) -> None:
+    """Its frames are not on the stack: the event loop waits there."""
+    event = asyncio.Event()
+    seen: list[Place] = []
+
+    def look() -> None:
+        while not seen or seen[-1].line is None:
+            main = MainThread(_no_modules)
+            main.look({CELL: ""})
+            seen.append(main.place)
+            time.sleep(0.01)
+        loop.call_soon_threadsafe(task.cancel)
+
+    know_source(CELL, source)
+    names: dict[str, Any] = {"asyncio": asyncio, "event": event}
+    exec(compile(source, CELL, "exec"), names)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(names["f"]())
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    loop.call_later(HANG_S, task.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    thread.join(HANG_S)
+    loop.close()
+    assert (seen[-1].line, seen[-1].call) == (line, call)

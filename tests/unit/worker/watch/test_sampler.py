@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.wire.profile import Place, ProfileWriter, RankProfile, Spent, read
-from ddp_magic.worker.watch.sampler import Sampler, is_users_file
+from ddp_magic.worker.watch.sampler import Sampler
+from ddp_magic.worker.watch.user_files import is_users_file
 from tests.limits import HANG_S
 
 CELL = "/run/cell.py"

@@ -1,0 +1,206 @@
+"""Waits for other ranks that torch's Flight Recorder does not know: sends, receives, groups. Pure.
+
+That a rank waits, and in which line, its stack says; for whom, what it reports of its transfers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+
+from ddp_magic.display.diagnosis.words import names, verb
+from ddp_magic.display.rank import Rank
+from ddp_magic.wire.collectives import Transfer
+
+# Functions of torch.distributed in which a rank waits for others. Some the recorder does not know;
+# NCCL records a group's first collective only once all its ranks have come; old torch records none.
+_WAITS = frozenset(
+    [
+        "recv", "send", "batch_isend_irecv", "recv_object_list", "send_object_list",
+        "new_group", "init_process_group", "init_device_mesh", "monitored_barrier",
+        "_store_based_barrier", "split_group", "new_subgroups", "all_reduce", "broadcast",
+        "barrier", "reduce", "all_gather", "gather", "scatter", "all_gather_into_tensor",
+        "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single",
+        "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list",
+        "new_subgroups_by_enumeration",
+    ]
+)  # fmt: skip
+# `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
+# this name has a Python function for it, and is called by its class: `Event.wait`.
+_WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
+_MEMBERS = " of ranks "  # in `new_group of ranks 0, 1`
+_LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
+_MAX_CLAUSES = 4
+
+Whereabouts = Callable[[int], str]
+
+
+def unrecorded_waits(
+    ranks: Sequence[Rank], wait_s: float, explained: Collection[int], whereabouts: Whereabouts
+) -> list[str]:
+    """Return sentences on ranks whose stack says that they wait for others.
+
+    Args:
+        ranks: What is known of the ranks.
+        wait_s: A shorter wait is left out, in seconds.
+        explained: Ranks whose wait the recorder knows.
+        whereabouts: Returns where a rank is that others wait for, as `it is at line 4`.
+    """
+    waiting = [
+        rank
+        for rank in ranks
+        if _waits(rank) and rank.still_s >= wait_s and rank.rank not in explained
+    ]
+    sentences = []
+    for tell in (_other_groups, _other_tags, _circle):
+        told, sentence = tell(waiting)
+        waiting = [rank for rank in waiting if rank.rank not in told]
+        sentences += [sentence] if sentence else []
+    alike: dict[tuple[str, str, tuple[Transfer, ...]], list[Rank]] = defaultdict(list)
+    for rank in waiting:
+        alike[rank.call, rank.full_place, transfers(rank)].append(rank)
+    return [*sentences, *(_wait(who, ranks, whereabouts) for who in alike.values())]
+
+
+def awaited(rank: Rank) -> str:
+    """Return what a rank waits for, `recv from rank 2 (line 4)`; empty if that is not known."""
+    if not _waits(rank) or not transfers(rank):
+        return ""
+    return _words(rank)
+
+
+def transfers(rank: Rank) -> tuple[Transfer, ...]:
+    """Return the sends and receives that a rank waits for, where it is now."""
+    reported = rank.collectives
+    if reported is None or reported.time < rank.heard - rank.still_s - _LAG_S:
+        return ()
+    return reported.transfers
+
+
+def _waits(rank: Rank) -> bool:
+    if not rank.busy or rank.error is not None or rank.finished is not None:
+        return False
+    call = rank.call.partition(_MEMBERS)[0]
+    waits = call in _WAITS or _WORK_WAIT.fullmatch(call) is not None
+    return waits and not _is_recorded(rank)
+
+
+def _is_recorded(rank: Rank) -> bool:
+    """Whether the recorder knows the call: it has come to an end, of which the rank has not heard.
+
+    So it is when it has timed out, until the rank reports the error.
+    """
+    since = rank.heard - rank.still_s - _LAG_S
+    return any(
+        rank.call.startswith(operation.name) and operation.created >= since
+        for group in (rank.collectives.groups if rank.collectives else ())
+        for operation in group.operations
+    )
+
+
+def _words(rank: Rank) -> str:
+    """Return what a rank waits in, and where: `recv from rank 2 (line 5, in w.wait)`."""
+    found, call = transfers(rank), rank.call
+    place = [rank.full_place] if rank.full_place else []
+    if len(found) == 1:
+        (one,) = found
+        if call not in _WAITS:
+            call, place = one.kind, [*place, f"in {rank.call}"]
+        call += _partner(one)
+    return f"{call} ({', '.join(place)})" if place else call
+
+
+def _partner(transfer: Transfer) -> str:
+    who = "any rank" if transfer.peer is None else f"rank {transfer.peer}"
+    return f" {'from' if transfer.kind == 'recv' else 'to'} {who}"
+
+
+def _wait(who: list[Rank], ranks: Sequence[Rank], whereabouts: Whereabouts) -> str:
+    numbers = [rank.rank for rank in who]
+    seconds = max(rank.still_s for rank in who)
+    found = transfers(who[0])
+    head = f"{names(numbers)} {verb(numbers, 'wait')} in {_words(who[0])} for {seconds:.0f} s"
+    if len(found) > 1:
+        each = dict.fromkeys(transfer.kind + _partner(transfer) for transfer in found)
+        head += f", for one of: {', '.join(list(each)[:_MAX_CLAUSES])}"
+    peers = {transfer.peer for transfer in found}
+    others = [
+        rank.rank
+        for rank in ranks
+        if (rank.rank in peers if peers and None not in peers else rank.rank not in numbers)
+    ]
+    places: dict[str, list[int]] = defaultdict(list)
+    for other in others:
+        places[whereabouts(other)].append(other)
+    return "; ".join([head, *(_fate(text, them) for text, them in places.items())])
+
+
+def _fate(text: str, who: list[int]) -> str:
+    if len(who) == 1:
+        return text.replace("it ", f"rank {who[0]} ", 1)
+    return f"{names(who)}: {text.replace('it ', 'each ', 1)}"
+
+
+def _other_groups(waiting: Sequence[Rank]) -> tuple[set[int], str]:
+    """Return the ranks that create different groups, and a sentence on them."""
+    same: dict[str, list[Rank]] = defaultdict(list)
+    for rank in waiting:
+        call, found, members = rank.call.partition(_MEMBERS)
+        if found and call == "new_group":
+            same[members].append(rank)
+    if len(same) < 2:
+        return set(), ""
+    clauses = [
+        f"{names(r.rank for r in who)} {'call' if len(who) > 1 else 'calls'} "
+        f"new_group([{members}]) ({who[0].full_place})"
+        for members, who in same.items()
+    ]
+    sentence = f"ranks create different groups: {_listed(clauses)}. All ranks must create the same"
+    told = {rank.rank for who in same.values() for rank in who}
+    return told, f"{sentence} groups in the same order"
+
+
+def _other_tags(waiting: Sequence[Rank]) -> tuple[set[int], str]:
+    """Return two ranks that wait for each other with different tags, and a sentence on them."""
+    single = {rank.rank: transfers(rank)[0] for rank in waiting if len(transfers(rank)) == 1}
+    by_number = {rank.rank: rank for rank in waiting}
+    for number, sent in single.items():
+        taken = single.get(-1 if sent.peer is None else sent.peer)
+        if sent.kind != "send" or taken is None or (taken.kind, taken.peer) != ("recv", number):
+            continue
+        if sent.tag != taken.tag:
+            told = {number, sent.peer or 0}
+            ends = [_words(by_number[rank]) for rank in (number, sent.peer or 0)]
+            return told, (
+                f"rank {number} waits in {ends[0]} with tag {sent.tag}, and rank {sent.peer} in "
+                f"{ends[1]} with tag {taken.tag}: a receive takes only what was sent with its tag"
+            )
+    return set(), ""
+
+
+def _circle(waiting: Sequence[Rank]) -> tuple[set[int], str]:
+    """Return ranks of which each waits for the next, and the last for the first."""
+    by_number = {rank.rank: rank for rank in waiting if len(transfers(rank)) == 1}
+    for start in by_number:
+        path: list[int] = []
+        at: int | None = start
+        while at is not None and at in by_number and at not in path:
+            path.append(at)
+            at = transfers(by_number[at])[0].peer
+        kinds = {transfers(by_number[number])[0].kind for number in path}
+        if at != start or len(kinds) > 1:
+            continue
+        clauses = [f"rank {number} waits in {_words(by_number[number])}" for number in path]
+        seconds = min(by_number[number].still_s for number in path)
+        other = "send" if kinds == {"recv"} else "recv"
+        return set(path), (
+            f"{names(path)} wait for each other for {seconds:.0f} s: {_listed(clauses)}. One of "
+            f"them must call {other} first"
+        )
+    return set(), ""
+
+
+def _listed(clauses: list[str]) -> str:
+    more = len(clauses) - _MAX_CLAUSES
+    return "; ".join([*clauses[:_MAX_CLAUSES], *([f"and {more} more"] if more > 0 else [])])

@@ -1,0 +1,141 @@
+"""The sends and receives that a rank waits for, with two ranks of gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from ddp_magic.system.frames import know_source
+from ddp_magic.wire.collectives import Transfer
+from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers
+from tests.limits import HANG_S, within
+
+pytestmark = pytest.mark.skipif(
+    not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's"
+)
+CELL = "/run/cell.py"
+FROM_1, TO_1 = Transfer(kind="recv", peer=1), Transfer(kind="send", peer=1)
+
+
+def _init(path: str, rank: int) -> None:
+    store = dist.FileStore(path, 2)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+
+def _partner(path: str, orders: Connection) -> None:
+    """Send and receive as rank 1, one of each for an order."""
+    _init(path, 1)
+    orders.send("ready")
+    while (tag := orders.recv()) is not None:
+        sent = dist.isend(torch.ones(2), 0, tag=tag)
+        dist.recv(torch.zeros(2), 0, tag=tag)
+        sent.wait()
+
+
+@pytest.fixture
+def partner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """Rank 1: sends and receives when it is told the tag; this process is rank 0."""
+    for method in ("send", "recv", "recv_anysource"):
+        monkeypatch.setattr(ProcessGroup, method, ProcessGroup.__dict__[method])
+    path = str(tmp_path / "store")
+    here, there = multiprocessing.Pipe()
+    rank_1 = multiprocessing.get_context("fork").Process(
+        target=_partner, args=(path, there), daemon=True
+    )
+    rank_1.start()
+    remember_transfers()
+    remember_transfers()  # of two threads that watch
+    _init(path, 0)
+    assert here.poll(HANG_S)
+    here.recv()
+    yield here
+    here.send(None)
+    rank_1.join(HANG_S)
+    dist.destroy_process_group()
+
+
+def _waits_for(source: str, partner: Connection, tag: int = 0) -> tuple[Transfer, ...]:
+    """Run a cell that sends to rank 1 and receives from it; return what it is seen to wait for."""
+    seen: list[tuple[Transfer, ...]] = [()]
+
+    def look() -> None:
+        began = time.monotonic()
+        while not seen[-1] and within(time.monotonic() - began, HANG_S):
+            seen.append(awaited_transfers())
+            time.sleep(0.01)
+        partner.send(tag)
+
+    text = textwrap.dedent(source)
+    know_source(CELL, text)
+    thread = threading.Thread(target=look)
+    thread.start()
+    names: dict[str, Any] = {"dist": dist, "x": torch.zeros(2), "y": torch.ones(2)}
+    exec(compile(text, CELL, "exec"), names)
+    thread.join(HANG_S)
+    return seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "transfers"),
+    [
+        ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\nr.wait()\ns.wait()", (FROM_1,)),
+        ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\ns.wait()\nr.wait()", (TO_1,)),
+        ("dist.recv(x, 1)\ndist.send(y, 1)", (FROM_1,)),
+        ("s = dist.isend(y, 1)\ndist.irecv(x, 1).wait()\ns.wait()", (TO_1, FROM_1)),
+        (
+            """
+            ops = [dist.P2POp(dist.irecv, x, 1), dist.P2POp(dist.isend, y, 1)]
+            for work in dist.batch_isend_irecv(ops):
+                work.wait()
+            """,
+            (FROM_1,),
+        ),
+        (
+            "s = dist.isend(y, 1)\ndist.recv(x)\ns.wait()",
+            (Transfer(kind="recv", peer=None),),
+        ),
+    ],
+)
+def test_what_is_waited_for_has_its_partner(
+    partner: Connection, source: str, transfers: tuple[Transfer, ...]
+) -> None:
+    assert _waits_for(source, partner) == transfers
+
+
+def test_the_tag_is_known(partner: Connection) -> None:
+    source = "s = dist.isend(y, 1, tag=5)\nr = dist.irecv(x, 1, tag=5)\nr.wait()\ns.wait()"
+    assert _waits_for(source, partner, 5) == (Transfer(kind="recv", peer=1, tag=5),)
+
+
+def test_a_wait_for_something_else_waits_for_no_rank(partner: Connection) -> None:
+    """What is sent meanwhile does not matter."""
+    sent = dist.isend(torch.ones(2), 1)
+    event = threading.Event()
+    seen: list[tuple[Transfer, ...]] = []
+    thread = threading.Thread(target=lambda: (seen.append(awaited_transfers()), event.set()))
+    thread.start()
+    event.wait(HANG_S)
+    thread.join(HANG_S)
+    assert seen == [()]
+    partner.send(0)
+    dist.recv(torch.zeros(2), 1)
+    sent.wait()
+
+
+def test_an_error_of_torchs_is_raised_as_before(partner: Connection) -> None:
+    assert partner
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        dist.group.WORLD.send([torch.ones(2)], "1", 0)  # type: ignore[union-attr]
+    assert sys.exc_info() == (None, None, None)
