@@ -378,6 +378,58 @@ MISTAKES = [
         r"rank 0 waits in recv from rank 1 \(line 4\).*rank 1 is at line 5, in time\.sleep",
     ),
     Mistake(
+        "an irecv without its isend",
+        """
+        import time
+        if rank == 0:
+            request = dist.irecv(torch.ones(2), src=2)
+            request.wait()
+        time.sleep(1000)
+        """,
+        r"rank 0 waits in recv from rank 2 \(line 5(, in request\.wait)?\).*"
+        r"rank 2 is at line 6, in time\.sleep",
+    ),
+    Mistake(
+        "a ring in which all receive first",
+        """
+        x = torch.ones(2)
+        dist.recv(x, src=(rank - 1) % world_size)
+        dist.send(x, dst=(rank + 1) % world_size)
+        """,
+        r"ranks 0-2 wait for each other.*rank 0 waits in recv from rank 2 \(line 3\).*"
+        r"One of them must call send first",
+    ),
+    Mistake(
+        "a receive with another tag",
+        """
+        if rank == 0: dist.send(torch.ones(2), 1, tag=1)
+        if rank == 1: dist.recv(torch.ones(2), 0, tag=2)
+        dist.barrier()
+        """,
+        r"rank 0 waits in send to rank 1 \(line 2\) with tag 1, and rank 1 in recv from rank 0 "
+        r"\(line 3\) with tag 2",
+    ),
+    Mistake(
+        "groups that are created in another order",
+        """
+        members = [[0, 1], [0, 1, 2]]
+        for ranks in members[::-1] if rank == 1 else members:
+            dist.new_group(ranks)
+        """,
+        r"ranks create different groups: rank 0 calls new_group\(\[0, 1\]\) \(line 4\); rank 1 "
+        r"calls new_group\(\[0, 1, 2\]\) \(line 4\)",
+    ),
+    Mistake(
+        "a coroutine that is awaited for ever",
+        """
+        import asyncio
+        if rank == 1:
+            await asyncio.Event().wait()
+        dist.barrier()
+        """,
+        r"ranks 0, 2 wait in barrier #1 \(line 5\).*rank 1 has not joined: it is at line 4",
+    ),
+    Mistake(
         "subgroups that wait for each other",
         """
         import time

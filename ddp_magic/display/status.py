@@ -230,10 +230,18 @@ def stack_lines(run: RunRecord, stacks: Iterable[StackDumped]) -> list[str]:
         words = [f"rank {rank.rank}", f"pid {rank.pid}" if rank.pid else "", rank_state(rank, now)]
         lines.append(" · ".join(filter(None, words)))
         if rank.rank in frames:
-            lines += [f"    {frame}" for frame in frames[rank.rank]] or ["    not in the cell"]
+            lines += [f"    {frame}" for frame in frames[rank.rank]] or [f"    {_outside(rank)}"]
         elif rank.busy and rank.pid is not None:
             lines.append("    it wrote no stack: its process may be stopped")
     return lines
+
+
+def _outside(rank: Rank) -> str:
+    """Return where a rank is whose stack has no frame of the cell."""
+    if not rank.full_place:
+        return "not in the cell"
+    call = f", in {rank.call}" if rank.call else ""
+    return f"it awaits something at {rank.full_place}{call}"
 
 
 def forkserver_lines(preloading: ForkserverStatus) -> list[str]:

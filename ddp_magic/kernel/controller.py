@@ -132,6 +132,7 @@ class Controller:
             around=self.surroundings(),
             group=session.group if session else None,
             cell_files=session.cell_files if session else None,
+            sources=session.sources if session else None,
             hang_s=self.hang_s,
         )
         self.add(run)

@@ -55,6 +55,8 @@ class Run(RunRecord):
         around: Where its names could have come from, for hints in errors.
         group: A session's ranks; None for ranks of its own.
         cell_files: The text of the session's cells by what they call themselves; this one is added.
+        sources: Text and cell number of the functions that the session's cells have sent, by file;
+            those of this one are added.
         hang_s: A shorter wait of ranks for others is not explained, in seconds.
         directory: A directory for it that has been made already; None to make one.
         background: What a host knows of a run that it serves; None for a run of this process.
@@ -75,6 +77,7 @@ class Run(RunRecord):
         around: Surroundings | None = None,
         group: WorkerGroup | None = None,
         cell_files: dict[str, str] | None = None,
+        sources: dict[str, list[Any]] | None = None,
         hang_s: float = HANG_S,
         directory: RunDirectory | None = None,
         background: Background | None = None,
@@ -84,11 +87,13 @@ class Run(RunRecord):
         self.directory = directory or process_storage.new_run_directory(size)
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
+        sources = {} if sources is None else sources
+        sources.update(capture.command.sources if capture.command else {})
         self._code = RunCode(
             cell,
             self.directory.cell,
             cells={} if cell_files is None else cell_files,
-            functions=capture.command.sources if capture.command else {},
+            functions=sources,
             is_call=options.call,
         )
         super().__init__(

@@ -43,7 +43,7 @@ class RunCode:
         cells[file] = cell.source
         of_cells = {f: cell_label(n) for f, (_, n) in functions.items() if n is not None}
         self.labels = {**of_cells, **cell_labels(cells)}
-        self.cell = CellCode(file, cell_label(cell.number), of_cells, is_call)
+        self.cell = CellCode(file, cell_label(cell.number), self.labels, is_call)
         self._texts = {**{f: str(text) for f, (text, _) in functions.items()}, **cells}
 
     @property

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.status import SessionStatus
@@ -28,12 +29,14 @@ class Session:
         group: The worker group.
         held: The names that its ranks already have.
         cell_files: The text of its cells, by their file names in the ranks.
+        sources: Text and cell number of the functions that its cells have sent, by file.
     """
 
     options: Options
     group: WorkerGroup
     held: Held = field(default_factory=Held)
     cell_files: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

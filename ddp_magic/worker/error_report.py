@@ -169,6 +169,9 @@ def _line(error: BaseException, cell: CellPlace) -> tuple[int | None, str]:
     """Return the innermost line of the cell, and the cell's name unless it is the one that ran."""
     labels = cell.functions if cell.is_call else {cell.file: ""}
     frames = _frames_in(error, labels)
+    while not frames and isinstance(error, KeyboardInterrupt) and error.__context__ is not None:
+        error = error.__context__  # an error had left the cell when the interrupt was taken
+        frames = _frames_in(error, labels)
     if not frames:
         return None, ""
     return frames[-1].tb_lineno, labels[frames[-1].tb_frame.f_code.co_filename]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ddp_magic.system.frames import is_ours
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
 
@@ -47,7 +48,7 @@ def stack(dump: str, code: CellCode, limit: int = 8) -> list[str]:
     in_cell = [frames for frames in threads if any(place in frame for frame in frames)]
     if not in_cell:
         return []
-    frames = in_cell[-1]
+    frames = [frame for frame in in_cell[-1] if not is_ours(frame.split('"')[1])]
     last = max(i for i, frame in enumerate(frames) if place in frame)
     shown = frames[: last if code.is_call else last + 1][:limit]
     labels = {**code.functions, code.file: code.label}

@@ -275,7 +275,7 @@ def _how_they_stopped(ranks: Sequence[Rank]) -> str:
     )
 
 
-def _how_it_stopped(rank: Rank) -> str:  # noqa: PLR0911 -- one for each end
+def _how_it_stopped(rank: Rank) -> str:  # noqa: C901, PLR0911 -- one for each end
     where = rank.where if rank.finished is None else " after the end of its cell"
     if rank.quit and not rank.killed:
         return f"quit the debugger{where}"
@@ -285,6 +285,9 @@ def _how_it_stopped(rank: Rank) -> str:  # noqa: PLR0911 -- one for each end
         return f"did not answer{where} and was killed"
     if rank.killed:
         return f"was killed{where} while it cleaned up"
+    failure = rank.failure
+    if rank.answered and failure is not None and failure.lost_its_peer:
+        return f"stopped{where}"  # so did the ranks that it was connected with
     if rank.error is not None and rank.error.ename != "KeyboardInterrupt":
         return diagnose.summarize_error(rank.error)
     if not rank.ran:

@@ -14,7 +14,7 @@ from ddp_magic.display.status import SILENT_S, SessionStatus, Status
 from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError, RunInterrupted
 from ddp_magic.wire.forkserver_status import ForkserverStatus
-from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent, StackDumped
 from ddp_magic.wire.messages import LOST_CONNECTION, CellNames, WorkerReady
 from ddp_magic.wire.states import Phase, State
 from tests.unit.display.records import NOW, make_record
@@ -22,6 +22,16 @@ from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, qu
 
 NOON = 1_800_000_000.0  # s since the epoch
 AT_NOON = time.strftime("%H:%M:%S", time.localtime(NOON))
+
+
+def test_a_rank_that_awaits_something_has_no_stack_but_a_place() -> None:
+    """The coroutine's frames are not on it."""
+    record = make_record(2)
+    record.ranks[0].line, record.ranks[0].call = 4, "asyncio.sleep"
+    stacks = [StackDumped(rank=rank, frames=(), line=None) for rank in (0, 1)]
+    lines = status.stack_lines(record, stacks)
+    assert "    it awaits something at line 4, in asyncio.sleep" in lines
+    assert "    not in the cell" in lines
 
 
 # --- states -----------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def _cell(source: str = "pass\n", **more: Any) -> Cell:
 def _run(group: FakeGroup, source: str = "pass\n", **options: Any) -> Run:
     how: dict[str, Any] = {"group": group}
     how |= {
-        name: options.pop(name) for name in ("capture", "around", "background") if name in options
+        name: options.pop(name)
+        for name in ("capture", "around", "background", "cell_files", "sources")
+        if name in options
     }
     if group.kept:
         options["session"] = "lab"
@@ -223,6 +225,29 @@ def test_one_rank_dies_and_shows_its_stack(tmp_path: Path) -> None:
         "    Cell In[1], line 7, in f",
     )
     assert [event.line for event in screen.events if isinstance(event, StackDumped)] == [7]
+
+
+def test_a_stack_names_what_earlier_cells_of_the_session_left(tmp_path: Path) -> None:
+    """Their functions, and those of the notebook that they have sent."""
+    group = _group(tmp_path, [exited(1, -11), exited(0, -15, by_agent=True)], [NOTHING_WAS])
+    run = _run(
+        group,
+        cell_files={"/nb/cell_7.py": "def own(): ..."},
+        sources={"/tmp/ipykernel_1/2.py": ["def sent(): ...", 6]},
+    )
+    frames = [
+        '  File "/tmp/ipykernel_1/2.py", line 3 in sent',
+        '  File "/nb/cell_7.py", line 2 in own',
+        f'  File "{Path.cwd() / "cell_1.py"}", line 1 in <module>',
+    ]
+    group.directory.stacks(1).write_text("\n".join(["Thread 0x01 (most):", *frames]) + "\n")
+    _execute(run)
+    assert isinstance(run.error, WorkerLostError)
+    assert run.error.details[1:4] == (
+        "    Cell In[6], line 3, in sent",
+        "    Cell In[7], line 2, in own",
+        "    Cell In[1], line 1, in <module>",
+    )
 
 
 @pytest.mark.parametrize(

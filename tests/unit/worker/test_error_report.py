@@ -101,6 +101,16 @@ def test_an_error_outside_of_the_cell_has_no_line() -> None:
     assert 'File "/lib/torch/x.py", line 1, in <module>' in report.traceback
 
 
+def test_an_interrupt_that_is_taken_after_the_cell_has_the_line_of_its_error() -> None:
+    """Stop cuts gloo's connections: the error of a wait may leave the cell before the interrupt."""
+    interrupt = KeyboardInterrupt()
+    interrupt.__context__ = _raised_in("\n1 / 0")
+    assert describe(interrupt, 0, CELL).line == 2
+    other = ValueError()
+    other.__context__ = interrupt.__context__
+    assert describe(other, 0, CELL).line is None
+
+
 def test_no_frame_of_ours_is_reported() -> None:
     """Neither at once nor when it is formatted."""
     code = compile("def call(f): f()", is_ours.__code__.co_filename, "exec")

@@ -36,6 +36,16 @@ def test_the_stack_of_the_thread_in_the_cell() -> None:
     assert cell_line([], CELL) == (None, "")
 
 
+def test_a_stack_has_no_frames_of_ours() -> None:
+    """As that of our function around torch's, which creates groups."""
+    ours = Path(stack_dumps.__file__).parents[2] / "worker" / "process_group.py"
+    place = '  File "/run/cell.py", line 7'
+    dump = DUMP.replace(place, f'  File "{ours}", line 84 in helper\n{place}')
+    frames = stack_dumps.stack(dump, CELL)
+    assert len(frames) == 3
+    assert not any("helper" in frame for frame in frames)
+
+
 def test_a_stack_names_the_notebooks_functions_by_their_cells() -> None:
     """The generated cell that calls one is left out, and its line is not told."""
     dump = (

@@ -209,6 +209,7 @@ def test_a_time_limit_does_not_hide_an_earlier_error() -> None:
         ((finished(0), exited(0, 0)), "finished"),
         ((exited(0, 0),), "finished"),
         ((error(0, "", 5.6, ename="KeyboardInterrupt"),), "stopped at line 3"),
+        ((Interrupted(rank=0, time=5.6), error(0, GLOO, 5.7)), "stopped at line 3"),
         ((error(0),), "raised ValueError at line 3: boom"),
         ((exited(0, 1),), "ended"),
     ],
