@@ -420,6 +420,14 @@ MISTAKES = [
         r"calls new_group\(\[0, 1, 2\]\) \(line 4\)",
     ),
     Mistake(
+        "a broadcast of which two ranks are the source",
+        """
+        dist.broadcast(torch.ones(4), src=int(rank == 1))
+        dist.barrier()
+        """,
+        r"its root differs: rank 0 names rank 0; rank 1 names rank 1",
+    ),
+    Mistake(
         "a coroutine that is awaited for ever",
         """
         import asyncio

@@ -369,12 +369,15 @@ class Collectives:
     Attributes:
         transfers: The sends and receives that its main thread waits for; if it waits for one of
             several and it is not known for which, all of them.
+        root: The source or the destination of the collective that its main thread is in, as `from
+            rank 1`; empty if it has none, or it is not known.
         groups: Its process groups, in the order in which they were created.
     """
 
     rank: int
     time: float
     transfers: tuple[Transfer, ...] = ()
+    root: str = ""
     groups: tuple[GroupRecord, ...] = ()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.operations import describe, short, signature
-from ddp_magic.display.diagnosis.unrecorded import awaited, unrecorded_waits
+from ddp_magic.display.diagnosis.unrecorded import awaited, different_roots, unrecorded_waits
 from ddp_magic.display.diagnosis.words import names, verb
 from ddp_magic.display.rank import Rank
 from ddp_magic.system.processes import exit_words
@@ -324,7 +324,9 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     if not fates and seconds < HANG_S:
         return ""  # it moves data, or the last rank has just come
     # Roots and reductions are not in the record.
-    joined = "all its ranks have joined: `--check` tells whether their arguments differ"
+    joined = different_roots([known.ranks[rank] for rank in waiting]) or (
+        "all its ranks have joined: `--check` tells whether their arguments differ"
+    )
     return "; ".join([head, *(fates or [joined])])
 
 

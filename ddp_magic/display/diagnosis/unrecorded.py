@@ -73,9 +73,32 @@ def awaited(rank: Rank) -> str:
 def transfers(rank: Rank) -> tuple[Transfer, ...]:
     """Return the sends and receives that a rank waits for, where it is now."""
     reported = rank.collectives
-    if reported is None or reported.time < rank.heard - rank.still_s - _LAG_S:
-        return ()
-    return reported.transfers
+    return reported.transfers if reported is not None and _is_recent(rank) else ()
+
+
+def different_roots(ranks: Sequence[Rank]) -> str:
+    """Return a sentence if ranks wait in a collective with different roots; empty if not.
+
+    Args:
+        ranks: Those that wait in it.
+    """
+    same: dict[str, list[int]] = defaultdict(list)
+    for rank in ranks:
+        if (report := rank.collectives) is not None and report.root and _is_recent(rank):
+            same[report.root].append(rank.rank)
+    # A root may be named by its rank in the world or in the group.
+    if len(same) < 2 or len({root.endswith("group") for root in same}) > 1:
+        return ""
+    clauses = [
+        f"{names(who)} {verb(who, 'name')} {root.partition(' ')[2]}" for root, who in same.items()
+    ]
+    return f"its root differs: {_listed(clauses)}. All ranks must name the same one"
+
+
+def _is_recent(rank: Rank) -> bool:
+    """Whether the last report is of the place where the rank is now."""
+    report = rank.collectives
+    return report is not None and report.time >= rank.heard - rank.still_s - _LAG_S
 
 
 def _waits(rank: Rank) -> bool:

@@ -92,12 +92,15 @@ class HeartbeatThread:
         self._numbers = numbers
 
     def _report_collectives(self, groups: tuple[GroupRecord, ...]) -> None:
-        transfers, peer = awaited_transfers(), self._main.place.peer
+        place = self._main.place
+        transfers, peer = awaited_transfers(), place.peer
         if peer is not None and not transfers:
-            kind = "recv" if "recv" in self._main.place.call else "send"
+            kind = "recv" if "recv" in place.call else "send"
             transfers = (Transfer(kind=kind, peer=peer),)
         self._channel.send(
-            Collectives(rank=self._rank, time=now(), transfers=transfers, groups=groups)
+            Collectives(
+                rank=self._rank, time=now(), transfers=transfers, root=place.root, groups=groups
+            )
         )
 
     def _waits(self, numbers: Numbers) -> bool:

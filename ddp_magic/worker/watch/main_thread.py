@@ -29,12 +29,19 @@ _KNOWN = {
     "/torch/utils/data/dataloader.py": "DataLoader",
     "/torch/optim/optimizer.py": "optimizer",
 }
-_WRAPPERS = frozenset(["_call_impl", "decorate_context", "inner"])  # and those with "wrap" in them
+# And those with "wrap" in their names; the last is what IPython puts in place of `open`.
+_WRAPPERS = frozenset(["_call_impl", "decorate_context", "inner", "_modified_open"])
 _WITH = re.compile(r"\s*(?:async )?with ([\w.]+)(?: as \w+)?:")
 _MAX_FRAMES = 200
 _MAX_CHARS = 60
 _MAX_MEMBERS = 8  # of a group
 _SELECTORS = "/selectors.py"  # where an event loop of asyncio waits
+# What runs a line as `!sleep 3`.
+_SHELL_COMMANDS = frozenset(["system_piped", "system_raw", "getoutput"])
+_SHELL = "/IPython/core/interactiveshell.py"
+# The argument that names the root, by function of torch.distributed.
+_SOURCES = frozenset(["broadcast", "scatter", "broadcast_object_list", "scatter_object_list"])
+_DESTINATIONS = frozenset(["reduce", "gather", "gather_object"])
 # The argument that names the partner, by function of torch.distributed.
 _PEER = {"recv": "src", "send": "dst", "recv_object_list": "src", "send_object_list": "dst"}
 
@@ -48,6 +55,7 @@ class Place:
         cell: What a person calls the cell of that line; empty for the one that runs.
         call: What that line has called: `all_reduce`, `DataLoader`, `time.sleep`.
         peer: The rank that a send or a receive waits for; None if there is none.
+        root: The source or the destination of the collective that it is in, as `from rank 1`.
         inner: The innermost line of the user's, if it is in another of the notebook's cells, or in
             a module: `Cell In[3], line 7`. Then `call` is what that line has called.
     """
@@ -56,6 +64,7 @@ class Place:
     call: str = ""
     peer: int | None = None
     cell: str = ""
+    root: str = ""
     inner: str = ""
 
 
@@ -174,7 +183,8 @@ def _place(
     for frame in frames:
         label = cell_labels.get(frame.f_code.co_filename)
         if label is not None:
-            return Place(frame.f_lineno, _call(frame, inner), peer_of(inner), label), inner
+            call, peer, root = _call(frame, inner), peer_of(inner), root_of(inner)
+            return Place(frame.f_lineno, call, peer, label, root), inner
         inner.append(frame)
     return Place(), []
 
@@ -191,6 +201,8 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
         code = frame.f_code
         if code.co_filename.endswith(_DISTRIBUTED) and not is_wrapper(code):
             return code.co_name + _members(frame)
+        if code.co_filename.endswith(_SHELL) and code.co_name in _SHELL_COMMANDS:
+            return f"!{frame.f_locals.get('cmd', '')}"[:_MAX_CHARS]
         if name := next((n for end, n in _KNOWN.items() if code.co_filename.endswith(end)), ""):
             return name
     named = [frame.f_code for frame in outward if not is_wrapper(frame.f_code)]
@@ -259,3 +271,18 @@ def peer_of(frames: list[FrameType]) -> int | None:
         if isinstance(value, int) and value >= 0:
             return value
     return None
+
+
+def root_of(frames: list[FrameType]) -> str:
+    """Return the source or the destination of a collective on the stack, as `from rank 1`."""
+    for frame in reversed(frames):
+        name = frame.f_code.co_name
+        word = "from" if name in _SOURCES else "to" if name in _DESTINATIONS else ""
+        if not word or not frame.f_code.co_filename.endswith(_DISTRIBUTED):
+            continue
+        argument = "src" if word == "from" else "dst"
+        for known, of in ((argument, ""), (f"group_{argument}", " of the group")):
+            value = frame.f_locals.get(known)
+            if isinstance(value, int):
+                return f"{word} rank {value}{of}"
+    return ""

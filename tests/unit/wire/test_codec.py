@@ -91,7 +91,7 @@ def test_garbage_is_refused(payload: bytes) -> None:
 
 
 _RIGHT = {
-    "by_agent": True, "group": False, "cuda_error": "", "call": "", "inner": "",
+    "by_agent": True, "group": False, "cuda_error": "", "call": "", "inner": "", "root": "",
     "still_s": 0.0, "cpu_s": 0.0,
     "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "transfers": [], "groups": [],
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],

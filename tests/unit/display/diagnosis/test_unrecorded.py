@@ -167,6 +167,30 @@ def test_a_collective_that_has_just_timed_out_is_not_told_twice() -> None:
     assert explain(ranks, NOW) == []
 
 
+@pytest.mark.parametrize(
+    ("roots", "said"),
+    [
+        (
+            ["from rank 0", "from rank 1", "from rank 0"],
+            "its root differs: ranks 0, 2 name rank 0; rank 1 names rank 1. All ranks must name "
+            "the same one",
+        ),
+        (["from rank 0", "from rank 0 of the group", ""], "all its ranks have joined: `--check` "),
+    ],
+)
+def test_a_collective_with_different_roots(roots: list[str], said: str) -> None:
+    operation = Operation(number=1, name="broadcast", created=NOW - 24, done=False)
+    group = GroupRecord(
+        name="0", backend="gloo", title="default_pg", ranks=(0, 1, 2), enqueued=1, completed=0,
+        operations=(operation,),
+    )  # fmt: skip
+    ranks = [_rank(number, 4, call="broadcast") for number in range(3)]
+    for rank, root in zip(ranks, roots, strict=True):
+        rank.collectives = Collectives(rank=rank.rank, time=NOW, root=root, groups=(group,))
+    (sentence,) = explain(ranks, NOW)
+    assert sentence.startswith(f"ranks 0-2 wait in broadcast #1 (line 4) for 24 s; {said}")
+
+
 def test_the_line_of_another_cell_is_told() -> None:
     ranks = [
         _rank(0, 4, _recv(1), call="recv", inner="Cell In[3], line 7"),

@@ -141,7 +141,7 @@ def blocked() -> Iterator[Callable[[str], Place]]:
         seen: list[Place] = []
 
         def in_thread() -> None:
-            main = MainThread()
+            main = MainThread(_no_modules)
             while not main.place.line or not main.still_s > 0.05:
                 main.look({CELL: ""})
             seen.append(main.place)
@@ -293,3 +293,35 @@ def test_a_coroutine_that_waits_is_seen(source: str, line: int, call: str) -> No
     thread.join(HANG_S)
     loop.close()
     assert (seen[-1].line, seen[-1].call) == (line, call)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "root"),
+    [
+        ("broadcast(look, src=None, group_src=None)", "src=2", "from rank 2"),
+        ("gather(look, dst=None, group_dst=None)", "group_dst=1", "to rank 1 of the group"),
+        ("broadcast(look, src=None, group_src=None)", "", ""),
+        ("all_reduce(look, src=None)", "src=2", ""),
+    ],
+)
+def test_a_collective_has_its_root(function: str, arguments: str, root: str) -> None:
+    name = function.partition("(")[0]
+    names = _other_cell(f"def {function}:\n    look()", "/x/torch/distributed/distributed_c10d.py")
+    assert _run(f"{name}(look, {arguments})", **{name: names[name]}).root == root
+
+
+def test_a_command_of_the_shell_is_named_as_it_was_written() -> None:
+    names = _other_cell(
+        "def system_piped(cmd, look):\n    look()", "/x/IPython/core/interactiveshell.py"
+    )
+    place = _run("run('sleep 1000', look)", run=names["system_piped"])
+    assert place.call == "!sleep 1000"
+
+
+@pytest.mark.skipif(not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's")
+def test_open_is_named_as_such(blocked: Callable[..., Place]) -> None:
+    """IPython has its own in its place."""
+    names = _other_cell(
+        "def _modified_open(lock):\n    lock.acquire()", "/x/IPython/core/interactiveshell.py"
+    )
+    assert blocked("open(lock)", open=names["_modified_open"]).call == "open"
