@@ -416,8 +416,8 @@ MISTAKES = [
         for ranks in members[::-1] if rank == 1 else members:
             dist.new_group(ranks)
         """,
-        r"ranks create different groups: rank 0 calls new_group\(\[0, 1\]\) \(line 4\); rank 1 "
-        r"calls new_group\(\[0, 1, 2\]\) \(line 4\)",
+        r"ranks create different groups: rank 0 calls new_group\(\[0, 1\]\) \(line 4\); ranks 1, 2 "
+        r"call new_group\(\[0, 1, 2\]\) \(line 4\)",
     ),
     Mistake(
         "a broadcast of which two ranks are the source",

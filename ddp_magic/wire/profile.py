@@ -8,10 +8,11 @@ profile where it is in this rank (`began`).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from json import dumps, loads  # bound here: a cell may replace the module's
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 UNKNOWN = -1  # of an index: none, or not known
@@ -130,6 +131,8 @@ class RankProfile:
         steps: When an optimizer made a step, in seconds since the epoch.
         queued_s: For how long the main thread was ready to run but had no processor, in seconds;
             None if it is not known.
+        beside: For how long the main thread would have computed and did not run, in seconds, by the
+            place of another thread that ran.
     """
 
     rank: int
@@ -146,6 +149,7 @@ class RankProfile:
     lost: int = 0
     steps: list[float] = field(default_factory=list)
     queued_s: float | None = None
+    beside: dict[int, float] = field(default_factory=dict)
 
 
 class ProfileWriter:
@@ -198,10 +202,17 @@ class ProfileWriter:
         """Add a step of an optimizer."""
         self._add("steps", self._us(time))
 
-    def end(self, time: float, lost: int, last: dict[int, int], queued_s: float | None) -> None:
+    def end(
+        self,
+        time: float,
+        lost: int,
+        last: dict[int, int],
+        queued_s: float | None,
+        beside: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
         """Add what is known at the end."""
         fields = {"ended": self._us(time), "lost": lost, "queued_s": queued_s}
-        self.flush({**fields, "last": list(last.items())})
+        self.flush({**fields, "last": list(last.items()), "beside": list(beside.items())})
 
     def flush(self, more: dict[str, Any] | None = None) -> None:
         """Write to the file what has been added.
@@ -260,4 +271,4 @@ def _take(profile: RankProfile, line: dict[str, Any], calls: dict[tuple[int, int
     if "ended" in line:
         profile.ended, profile.complete = began + line["ended"] / 1e6, True
         profile.lost, profile.queued_s = line["lost"], line["queued_s"]
-        profile.last = dict(line["last"])
+        profile.last, profile.beside = dict(line["last"]), dict(line["beside"])

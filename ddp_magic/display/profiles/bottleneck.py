@@ -56,6 +56,11 @@ def judge(
         say.communicating: causes.own_cause(times, {t.rank: t.share(t.sending_s) for t in times}),
     }
     tell = max(found, key=lambda tell: found[tell].cost)
+    locked = max(times, key=lambda t: t.locked)
+    # What others wait for, and what its collectives wait for, it may be that holds them up.
+    others = (say.straggling, say.communicating)
+    if locked.locked >= CRITICAL and (tell in others or found[tell].cost < NOTICE):
+        return say.lacking_the_lock(locked)
     if found[tell].cost < NOTICE:
         # A lack of processors makes all else longer, and so it is told if nothing else is.
         queued = causes.own_cause(times, {t.rank: t.queued or 0.0 for t in times})

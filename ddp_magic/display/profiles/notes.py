@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ddp_magic.display.profiles.bottleneck import CRITICAL, MIN_SAMPLES
 from ddp_magic.display.profiles.gpu_collectives import gpu_collectives
 from ddp_magic.display.profiles.rank_times import RankTimes
-from ddp_magic.display.profiles.verdicts import SHORT_OF_PROCESSORS, Machine
+from ddp_magic.display.profiles.verdicts import LOCKED, NOTICE, SHORT_OF_PROCESSORS, Machine
 from ddp_magic.display.rank import rank_names
-from ddp_magic.wire.profile import RankProfile
+from ddp_magic.wire.profile import Place, RankProfile
 
 _TOLD = 0.5  # if waiting is told from moving data for a smaller part of the time, a note says so
 _WORTH = 0.05  # time in collectives that is a smaller share needs no note
@@ -22,6 +22,7 @@ def notes(
     nproc: int,
     machine: Machine,
     verdict: str,
+    name: Callable[[Place], str],
 ) -> list[str]:
     """Return the notes on a profile.
 
@@ -31,10 +32,12 @@ def notes(
         nproc: Number of ranks.
         machine: What they ran on.
         verdict: What is said already.
+        name: Returns a line as a person reads it.
     """
     return [
         *_incomplete(profiles, nproc),
         *_waiting(profiles, times),
+        *(() if verdict.startswith(LOCKED) else _locks(times, name)),
         *(() if verdict.startswith(SHORT_OF_PROCESSORS) else _processors(times, machine)),
         *(gpu_collectives(profiles) if any(p.device != "cpu" for p in profiles) else ()),
     ]
@@ -88,4 +91,13 @@ def _processors(times: Sequence[RankTimes], machine: Machine) -> list[str]:
         f"for {100 * queued:.0f} % of their time the ranks were ready to run but had no processor, "
         f"which makes all else longer: the machine has {machine.processors}, for "
         f"{len(times)} rank{'s' if len(times) > 1 else ''} and whatever else runs"
+    ]
+
+
+def _locks(times: Sequence[RankTimes], name: Callable[[Place], str]) -> list[str]:
+    return [
+        f"for {100 * t.locked:.0f} % of its time rank {t.rank} would compute, while another of its "
+        f"threads holds the interpreter lock, at {name(t.locked_by)}"
+        for t in times
+        if t.locked >= NOTICE and t.samples >= MIN_SAMPLES
     ]

@@ -54,8 +54,12 @@ class Code:
 
     def name(self, line: LineTime) -> str:
         """Return a line as a person reads it: ``line 3 (`loss.backward()`)``."""
-        source = self.source(line.place)
-        return self.where(line.place) + (f" (`{source}`)" if source else "")
+        return self.line(line.place)
+
+    def line(self, place: Place) -> str:
+        """Return a line as a person reads it, by its place."""
+        source = self.source(place)
+        return self.where(place) + (f" (`{source}`)" if source else "")
 
     def where(self, place: Place) -> str:
         """Return `line 3`, `Cell In[2], line 3`, or `data.py, line 3`."""
@@ -155,7 +159,7 @@ def summarize(
         verdict=found.verdict + _of_loop(ranks, judged),
         why=found.why,
         advice=found.advice,
-        notes=tuple(notes(measured, ranks, nproc, machine, found.verdict)),
+        notes=tuple(notes(measured, ranks, nproc, machine, found.verdict, code.line)),
         code=code,
     )
 

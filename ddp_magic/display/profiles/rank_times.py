@@ -38,6 +38,9 @@ class RankTimes:
         device_s: Waiting for the GPU; 0 on a CPU.
         queued: Share of the whole cell's time for which it was ready to run but had no processor;
             part of the others. None if it is not known.
+        locked: Share of the whole cell's time for which it would have computed, while another of
+            its threads held the interpreter lock; part of the others.
+        locked_by: The line of that thread.
         steps: Number of the optimizer's steps.
         step_s: Median time of a step; None if there are too few.
         slow_step_s: Nine of ten steps take no more; None likewise.
@@ -62,6 +65,8 @@ class RankTimes:
     idle_s: float = 0.0
     device_s: float = 0.0
     queued: float | None = None
+    locked: float = 0.0
+    locked_by: Place = field(default_factory=Place)
     steps: int = 0
     step_s: float | None = None
     slow_step_s: float | None = None
@@ -117,6 +122,10 @@ def rank_times(profile: RankProfile, waits: Waits, window: Window | None = None)
         idle_s=spent[Spent.IDLE],
         device_s=spent[Spent.DEVICE],
         queued=_queued(profile),
+        locked=_locked(profile),
+        locked_by=profile.places[max(profile.beside, key=lambda place: profile.beside[place])]
+        if profile.beside
+        else Place(),
         samples=len(samples),
         complete=profile.complete,
     )
@@ -164,6 +173,13 @@ def _add_steps(times: RankTimes, profile: RankProfile, window: Window | None) ->
 def _queued(profile: RankProfile) -> float | None:
     seconds = profile.ended - profile.began
     return None if profile.queued_s is None or not seconds else profile.queued_s / seconds
+
+
+def _locked(profile: RankProfile) -> float:
+    seconds = profile.ended - profile.began
+    # A thread without a processor does not run either.
+    stalled_s = sum(profile.beside.values()) - (profile.queued_s or 0.0)
+    return max(0.0, stalled_s / seconds) if seconds else 0.0
 
 
 def loop_of(profile: RankProfile) -> Window | None:

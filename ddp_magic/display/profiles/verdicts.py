@@ -14,6 +14,7 @@ from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
 NOTICE = 0.1  # a smaller part of the time is not worth a word
 SHORT_OF_PROCESSORS = "short of processors"
+LOCKED = "interpreter lock"
 _SMALL_BYTES = 64 * 1024  # a smaller collective takes as long as an empty one
 _SAME_WORK = 1.25  # a rank with less than so much of another's processor time works no more
 _MAX_RANKS = 8  # named in a sentence
@@ -224,6 +225,18 @@ class Sentences:
             f"time in collectives, {what}",
             self._line(Spent.COLLECTIVE) + size,
             f"{change}: {saves(most)}",
+        )
+
+    def lacking_the_lock(self, times: RankTimes) -> Bottleneck:
+        """Say that another thread of a rank keeps it from computing."""
+        line = LineTime(
+            place=times.locked_by, spent=Spent.COMPUTE, seconds=0.0, share=0.0, by_rank={}
+        )
+        return Bottleneck(
+            f"{LOCKED}: for {percent(times.locked)} of its time rank {times.rank} would compute, "
+            "while another of its Python threads holds the interpreter lock",
+            f"that thread is at {self._name(line)}; " + self._spread(Spent.COMPUTE),
+            f"a process instead of that thread: {saves(times.locked)}",
         )
 
     def queueing(self, cause: Cause) -> Bottleneck:

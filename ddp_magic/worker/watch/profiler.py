@@ -90,7 +90,11 @@ class Profiler:
         self._write_steps()
         self._sampler.read_records()
         self._writer.end(
-            ended, self._sampler.lost, self._sampler.last_numbers(), self._sampler.queued_s()
+            ended,
+            self._sampler.lost,
+            self._sampler.last_numbers(),
+            self._sampler.queued_s(),
+            self._sampler.beside(),
         )
         self._sampler.close()
 

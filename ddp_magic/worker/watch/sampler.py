@@ -33,6 +33,7 @@ from ddp_magic.worker.watch.main_thread import (
     is_wrapper,
     peer_of,
 )
+from ddp_magic.worker.watch.other_threads import running_thread
 from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
 from ddp_magic.worker.watch.thread_state import ThreadState
 from ddp_magic.worker.watch.user_files import is_users_file
@@ -40,6 +41,7 @@ from ddp_magic.worker.watch.user_files import is_users_file
 _RECORD_S = 0.1  # between two readings of the records, at least; always 0.1, 0.2, 0.4, ...
 _RECORD_COST = 0.0025  # share of the time that may be spent in reading them
 _BUSY = 0.2  # share of a processor above which a process computes
+_STALLED = 0.2  # share of the time for which a thread that computes has not run
 _GAP_S = 0.25  # a look that comes so late: the interpreter lock was held, or the process stopped
 
 # Functions of a DataLoader that waits for its worker processes.
@@ -66,6 +68,7 @@ class Sampler:
         self._expressions: dict[tuple[int, int], str] = {}
         self._began = self._last = now()
         self._cpu_s, self._process_s, self._asked = self._thread.cpu_s(), process_time(), now()
+        self._beside: dict[int, float] = {}  # by index of the place
         self._looks = Looks()
         self._record_s = _RECORD_S
         self._record_due = 0.0
@@ -113,8 +116,21 @@ class Sampler:
         main_busy = cpu_s - last_cpu_s >= _BUSY * seconds
         if spent is Spent.COMPUTE and seconds > _GAP_S and not main_busy and not self._on_gpu:
             spent = Spent.IDLE  # such as a process that was stopped
+        stalled_s = seconds - (cpu_s - last_cpu_s)
+        if spent is Spent.COMPUTE and stalled_s > _STALLED * seconds and not self._on_gpu:
+            self._look_beside(stalled_s)
         index = self._writer.place(place)
         self._writer.sample(Sample(time, seconds, spent, index, group, number))
+
+    def _look_beside(self, stalled_s: float) -> None:
+        """Note which thread runs while the main thread would compute, and does not run."""
+        if (place := running_thread()) is not None:
+            index = self._writer.place(place)
+            self._beside[index] = self._beside.get(index, 0.0) + stalled_s
+
+    def beside(self) -> dict[int, float]:
+        """Return for how long the main thread has not run, by the place of a thread that did."""
+        return self._beside
 
     def _is_busy(self, time: float) -> bool:
         """Whether the process has used a processor since this was asked last."""

@@ -23,7 +23,7 @@ def _written(path: Path) -> ProfileWriter:
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     writer = _written(tmp_path / "p")
-    writer.end(BEGAN + 0.5, 3, {0: 9}, 0.25)
+    writer.end(BEGAN + 0.5, 3, {0: 9}, 0.25, {0: 0.125})
     found = read((tmp_path / "p").open())
     assert found is not None
     assert (found.rank, found.device, found.began, found.threads) == (2, "cuda", BEGAN, 3)
@@ -37,6 +37,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found.steps == [BEGAN + 0.05]
     assert (found.ended, found.complete) == (BEGAN + 0.5, True)
     assert (found.last, found.lost, found.queued_s) == ({0: 9}, 3, 0.25)
+    assert found.beside == {0: 0.125}
 
 
 def test_a_rank_that_was_killed_leaves_what_it_had_written(tmp_path: Path) -> None:

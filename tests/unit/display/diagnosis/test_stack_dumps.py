@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddp_magic.display.diagnosis import stack_dumps
 from ddp_magic.display.diagnosis.stack_dumps import CellCode, cell_line, read_stack, stack
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import StackDumped
@@ -41,7 +42,7 @@ def test_a_stack_has_no_frames_of_ours() -> None:
     ours = Path(stack_dumps.__file__).parents[2] / "worker" / "process_group.py"
     place = '  File "/run/cell.py", line 7'
     dump = DUMP.replace(place, f'  File "{ours}", line 84 in helper\n{place}')
-    frames = stack_dumps.stack(dump, CELL)
+    frames = stack(dump, CELL)
     assert len(frames) == 3
     assert not any("helper" in frame for frame in frames)
 

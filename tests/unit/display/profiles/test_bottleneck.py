@@ -195,6 +195,35 @@ def test_a_straggler_that_lacks_a_processor_is_told_from_one_with_more_work() ->
     assert "give rank 1 as much work" in found.advice
 
 
+@pytest.mark.parametrize(
+    ("beside", "queued_s", "verdict", "noted"),
+    [
+        ({0: 4.0}, 0.0, "interpreter lock: for 40 % of its time rank 0 would compute", False),
+        ({0: 1.5}, 0.0, "compute-bound", True),
+        ({0: 4.0}, 3.5, "short of processors", False),
+        ({}, 0.0, "compute-bound", False),
+    ],
+)
+def test_a_thread_that_holds_the_interpreter_lock(
+    beside: dict[int, float], queued_s: float, verdict: str, *, noted: bool
+) -> None:
+    """It is told, unless the rank did not run since it had no processor."""
+    works = step((COMPUTE, 0.96))
+    ranks = [made(0, works, beside=beside, queued_s=queued_s), made(1, works, queued_s=queued_s)]
+    found = summary(*ranks)
+    assert found.verdict.startswith(verdict)
+    assert noted == any("holds the interpreter lock, at line 1" in note for note in found.notes)
+    if verdict.startswith("interpreter"):
+        assert found.why.startswith("that thread is at line 1 (`work_1()`)")
+        assert "saves at most 40 %" in found.advice
+
+
+def test_the_lock_is_not_told_where_the_data_loader_is_slow() -> None:
+    works = step((LOAD, 0.7), (COMPUTE, 0.26))
+    found = summary(*(made(rank, works, beside={0: 3.0}) for rank in range(2)))
+    assert found.verdict.startswith("input-bound")
+
+
 def test_a_rank_that_has_finished_does_not_compute() -> None:
     """Others wait in a collective that it never calls."""
     waits = made(0, [(COMPUTE, 1.0), (WAIT, 4.0)], calls=[(1, 1.0)])

@@ -88,3 +88,47 @@ def test_libraries_are_not_the_users() -> None:
 
 def test_a_place_without_a_line_is_nowhere() -> None:
     assert Place() == ("", 0, "")
+
+
+BESIDE = """
+import threading
+stop = threading.Event()
+def burn():
+    while not stop.is_set():
+        pass
+def waits():
+    stop.wait()
+others = [threading.Thread(target=target) for target in (waits, burn)]
+for other in others:
+    other.start()
+end = time.time() + 60
+watched()
+while not seen() and time.time() < end:
+    sum(range(1000))
+stop.set()
+done()
+for other in others:
+    other.join()
+"""
+
+
+def test_a_thread_that_runs_beside_is_seen_at_its_line(tmp_path: Path) -> None:
+    """It has the interpreter lock for half of the time; one that waits takes nothing."""
+    writer = ProfileWriter(tmp_path / "profile", 0, "cpu", time.time())
+    sampler = Sampler(writer, on_gpu=False)
+
+    def look() -> None:
+        while not sampler.beside() and time.monotonic() < end:
+            time.sleep(0.05)
+            sampler.look()
+
+    end = time.monotonic() + HANG_S
+    thread = threading.Thread(target=look)
+    names = {"time": time, "watched": thread.start, "seen": sampler.beside}
+    exec(compile(BESIDE, CELL, "exec"), {**names, "done": lambda: thread.join(HANG_S)})
+    sampler.close()
+    writer.end(time.time(), 0, {}, 0.0, sampler.beside())
+    found = read((tmp_path / "profile").open())
+    assert found is not None
+    (place,) = (found.places[index] for index in found.beside)
+    assert (place.file, place.line in (5, 6)) == (CELL, True)

@@ -1,0 +1,38 @@
+"""Python threads of the user's that run beside the main thread, and share its interpreter lock."""
+
+from __future__ import annotations
+
+import threading
+from sys import _current_frames
+from types import FrameType
+
+from ddp_magic.wire.profile import Place, Spent
+from ddp_magic.worker.watch.main_thread import called_expression
+from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function
+from ddp_magic.worker.watch.user_files import is_users_file
+
+
+def running_thread() -> Place | None:
+    """Return the user's line that another thread is at, if there is one that does not wait."""
+    apart = (threading.main_thread().ident, threading.get_ident())
+    for ident, frame in list(_current_frames().items()):
+        if ident not in apart and (place := _place(frame)) is not None and not _waits(frame):
+            return place
+    return None
+
+
+def _place(innermost: FrameType) -> Place | None:
+    frame: FrameType | None = innermost
+    while frame is not None:
+        if is_users_file(frame.f_code.co_filename):
+            return Place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def _waits(frame: FrameType) -> bool:
+    kinds = (
+        kind_of_function(frame.f_code.co_filename, frame.f_code.co_name),
+        kind_of_call(called_expression(frame)),
+    )
+    return any(kind in (Spent.IDLE, Spent.COLLECTIVE) for kind in kinds)
