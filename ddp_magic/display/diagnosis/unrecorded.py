@@ -105,7 +105,8 @@ def _waits(rank: Rank) -> bool:
     if not rank.busy or rank.error is not None or rank.finished is not None:
         return False
     call = rank.call.partition(_MEMBERS)[0]
-    waits = call in _WAITS or _WORK_WAIT.fullmatch(call) is not None
+    # A library may wait for them, as torch's pipelines do.
+    waits = call in _WAITS or _WORK_WAIT.fullmatch(call) is not None or bool(transfers(rank))
     return waits and not _is_recorded(rank)
 
 

@@ -2,7 +2,7 @@
 
 gloo does not record them. `dist.send` and `dist.recv` have their partner as an argument on the
 stack; what waits for the Work of `isend` or `irecv` does not. So the methods of `ProcessGroup` that
-make such a Work are replaced by ones that remember it, which costs a microsecond a call.
+make such a Work are replaced by ones that remember it, which costs some 2 us a call.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
     name = expression.removesuffix(_WAIT)
     work: Any = frame.f_locals.get(name, frame.f_globals.get(name))
     try:
-        known = work is not None and work in _made
-        waited = [(work, _made[work])] if known else list(_made.items())
+        if work is None:
+            waited = list(_made.items())
+        else:
+            waited = [(work, _made[work])] if work in _made else []
     except (RuntimeError, TypeError):  # the main thread adds one at this moment; not hashable
         return ()
     return tuple(_described(made for work, made in waited if not work.is_completed()))

@@ -110,6 +110,15 @@ def test_ranks_that_all_receive_first_wait_in_a_circle() -> None:
     ]
 
 
+def test_a_library_that_waits_for_a_transfer() -> None:
+    """torch's pipelines wait for what they have sent and received."""
+    ranks = [_rank(0, 8, _recv(1), call="ScheduleGPipe.step"), _rank(1, 7, call="time.sleep")]
+    assert explain(ranks, NOW) == [
+        "rank 0 waits in recv from rank 1 (line 8, in ScheduleGPipe.step) for 24 s; "
+        "rank 1 is at line 7, in time.sleep"
+    ]
+
+
 def test_a_circle_of_many_ranks_is_short() -> None:
     ranks = [_rank(n, 3, _send((n + 1) % 32), call="send") for n in range(32)]
     (sentence,) = explain(ranks, NOW)

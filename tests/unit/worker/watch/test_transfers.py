@@ -134,6 +134,34 @@ def test_a_wait_for_something_else_waits_for_no_rank(partner: Connection) -> Non
     sent.wait()
 
 
+def test_another_wait_is_no_wait_for_what_was_sent_before(partner: Connection) -> None:
+    class Other:
+        """Its `wait` is C code that lasts until someone has looked."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.lock.acquire()
+            self.wait = self.lock.acquire
+
+    other = Other()
+    seen: list[tuple[Transfer, ...]] = []
+
+    def look() -> None:
+        time.sleep(0.2)
+        seen.append(awaited_transfers())
+        partner.send(0)
+        other.lock.release()
+
+    source = "s = dist.isend(y, 1)\nother.wait()\ndist.recv(x, 1)\ns.wait()"
+    know_source(CELL, source)
+    thread = threading.Thread(target=look)
+    thread.start()
+    names = {"dist": dist, "x": torch.zeros(2), "y": torch.ones(2), "other": other}
+    exec(compile(source, CELL, "exec"), names)
+    thread.join(HANG_S)
+    assert seen == [()]
+
+
 def test_an_error_of_torchs_is_raised_as_before(partner: Connection) -> None:
     assert partner
     with pytest.raises(TypeError, match="incompatible function arguments"):
