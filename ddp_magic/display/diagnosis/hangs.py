@@ -150,8 +150,12 @@ class _Group:
         calls = "; ".join(
             f"{names(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
         )
-        # In a rank that raised in it, torch calls it completed too.
-        done = any(o.done and known.ranks[rank].error is None for rank, o in by_rank.items())
+        # In a rank that raised in it, torch calls it completed too; and one that has just come to
+        # the end of its cell may have reported its last one before gloo had noted its completion.
+        done = any(
+            known.ranks[rank].error is None and (o.done or known.ranks[rank].succeeded)
+            for rank, o in by_rank.items()
+        )
         return (
             f"collective #{number}{self.name} differs between ranks: {calls}. "
             + ("What it returned is wrong: all" if done else "All")

@@ -229,6 +229,16 @@ def test_wrong_numbers_are_told_at_the_end(other: Operation, said: str) -> None:
     assert "What it returned is wrong" in sentence
 
 
+def test_a_collective_of_a_rank_that_has_finished_has_returned() -> None:
+    """gloo notes its completion a moment after the rank has gone on."""
+    last = _op(1), _op(1, dtypes=("Int",))
+    ranks = [_rank(number, _group(operation)) for number, operation in enumerate(last)]
+    assert "What it returned is wrong" not in mismatches(ranks)[0]
+    ranks[1].take(finished(1))
+    ranks[1].take(exited(1, 0))
+    assert "What it returned is wrong" in mismatches(ranks)[0]
+
+
 @pytest.mark.parametrize(
     "operations",
     [
