@@ -38,7 +38,7 @@ def test_code_has_its_name_in_the_notebook(tmp_path: Path) -> None:
     assert code.labels == {
         "/o/cell_4.py": "Cell In[4]", "/tmp/1.py": "Cell In[2]", code.file: "Cell In[5]"
     }  # fmt: skip
-    assert (code.cell.label, code.cell.functions) == ("Cell In[5]", {"/tmp/1.py": "Cell In[2]"})
+    assert (code.cell.label, code.cell.functions) == ("Cell In[5]", code.labels)
     assert _code(tmp_path, None).cell.label == "Cell"
 
 
