@@ -28,8 +28,8 @@ from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.line_magics import LineMagics
 from ddp_magic.kernel.magic_base import OurMagics, documented, parse
 from ddp_magic.kernel.options import expansion
+from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
 from ddp_magic.kernel.options.declaration import OPTIONS, OptionError, spelling
-from ddp_magic.kernel.options.defaults import OptionDefaults, in_force, with_defaults
 from ddp_magic.kernel.options.help import DDP_HELP
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run

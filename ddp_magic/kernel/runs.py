@@ -1,4 +1,4 @@
-"""The runs of this kernel."""
+"""The runs of this kernel: the newest ones, found by their ids, for the threads that ask."""
 
 from __future__ import annotations
 

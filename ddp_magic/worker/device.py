@@ -1,4 +1,4 @@
-"""The device of a rank."""
+"""The device of a rank: set once, and how much of its memory PyTorch holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Collectives in words, and what must be the same of one on all ranks. Pure."""
+"""Collectives by the Flight Recorder's names: in words, and what must be the same on all ranks.
+
+Pure. For `--check`, `checks` says the same of the dispatcher's names and of all their arguments.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ddp_magic.display.profiles import causes
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
-from ddp_magic.display.profiles.verdicts import (
+from ddp_magic.display.profiles.sentences import (
     NOTICE,
     Bottleneck,
     LineName,

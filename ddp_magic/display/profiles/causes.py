@@ -1,4 +1,4 @@
-"""What each cause costs the ranks of a run. Pure.
+"""What each cause costs the ranks of a run, and which rank is the culprit. Pure.
 
 A cause costs a rank the time that it spends in it, and the time that it waits for another rank
 which is in it.

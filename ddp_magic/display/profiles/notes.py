@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ddp_magic.display.profiles.bottleneck import CRITICAL, MIN_SAMPLES
 from ddp_magic.display.profiles.gpu_collectives import gpu_collectives
 from ddp_magic.display.profiles.rank_times import RankTimes
-from ddp_magic.display.profiles.verdicts import LOCKED, NOTICE, SHORT_OF_PROCESSORS, Machine
+from ddp_magic.display.profiles.sentences import LOCKED, NOTICE, SHORT_OF_PROCESSORS, Machine
 from ddp_magic.display.rank import rank_names
 from ddp_magic.wire.profile import Place, RankProfile
 

@@ -19,7 +19,7 @@ from ddp_magic.display.profiles.rank_times import (
     loop_of,
     rank_times,
 )
-from ddp_magic.display.profiles.verdicts import Bottleneck, Machine, Traffic
+from ddp_magic.display.profiles.sentences import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.waits import Waits
 from ddp_magic.wire.profile import Place, RankProfile
 

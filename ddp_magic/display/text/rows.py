@@ -1,4 +1,4 @@
-"""One row of a terminal."""
+"""One row of a terminal: its text in pieces, and whether it is a bar's, blank or taken."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from typing import NoReturn
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.display.table_place import TablePlace
-from ddp_magic.kernel.background.hosting import HostStart
+from ddp_magic.kernel.background.start_host import HostStart
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.values.capture import Notebook

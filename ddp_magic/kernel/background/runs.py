@@ -11,8 +11,8 @@ from ddp_magic.display.diagnosis.diagnose import headline
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.journal import PastRun
 from ddp_magic.display.record import Background
-from ddp_magic.kernel.background.hosting import HostStart, start_host
 from ddp_magic.kernel.background.run import BackgroundRun
+from ddp_magic.kernel.background.start_host import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.run_options import Options

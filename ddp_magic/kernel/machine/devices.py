@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and which of them a run gets. Only the ranks use CUDA."""
+"""The GPUs of this machine, and those that `-g` names (`idle_gpus`: `-g free:N`). Uses no CUDA."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every option of the magics, declared once.
 
 The magic's parser and the keywords of `launch` and `run` (`arguments`), the help and the README's
-table (`option_help`) and TAB completion (`completion`) all read this table. A new option needs its
+table (`help`) and TAB completion (`kernel.completion`) all read this table. A new option needs its
 declaration here and the code that obeys it.
 """
 

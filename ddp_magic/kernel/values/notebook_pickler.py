@@ -1,4 +1,4 @@
-"""Writes the notebook's values into a stream for the ranks.
+"""The pickler for the notebook's values; `value_stream` uses it.
 
 Beyond `wire.pickling`: a function of the notebook's finds the cell's own names in the rank, as its
 globals; the names that it uses are noted, so that they are sent too; objects that were set up for a

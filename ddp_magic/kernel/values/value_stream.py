@@ -1,4 +1,4 @@
-"""Values of the notebook's in one pickle stream, and why one of them cannot be sent."""
+"""One pickle stream of several values, by `notebook_pickler`; says why one cannot be sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays that are not in memory."""
+"""Arrays that are not in memory, of zarr, h5py and numpy.memmap: read in parts."""
 
 from __future__ import annotations
 

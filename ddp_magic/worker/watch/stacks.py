@@ -1,4 +1,4 @@
-"""The stacks of a rank, written to a file for the kernel to show."""
+"""Registers faulthandler: a rank writes its stacks to a file at SIGUSR1 and when it crashes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel.background.host import NoOutputs, TableFile
-from ddp_magic.kernel.background.hosting import HostStart, start_host
+from ddp_magic.kernel.background.start_host import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
