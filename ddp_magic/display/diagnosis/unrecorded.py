@@ -50,7 +50,11 @@ def unrecorded_waits(
     waiting = [
         rank
         for rank in ranks
-        if _waits(rank) and rank.still_s >= wait_s and rank.rank not in explained
+        if _waits(rank)
+        and rank.still_s >= wait_s
+        and rank.rank not in explained
+        # Of those that wait in the same collective, this one's may have timed out first.
+        and not (explained and _is_recorded(rank))
     ]
     sentences = []
     for tell in (_other_groups, _other_tags, _circle):
@@ -106,8 +110,7 @@ def _waits(rank: Rank) -> bool:
         return False
     call = rank.call.partition(_MEMBERS)[0]
     # A library may wait for them, as torch's pipelines do.
-    waits = call in _WAITS or _WORK_WAIT.fullmatch(call) is not None or bool(transfers(rank))
-    return waits and not _is_recorded(rank)
+    return call in _WAITS or _WORK_WAIT.fullmatch(call) is not None or bool(transfers(rank))
 
 
 def _is_recorded(rank: Rank) -> bool:

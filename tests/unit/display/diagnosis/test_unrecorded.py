@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,17 +164,22 @@ def test_groups_that_are_created_in_another_order() -> None:
     ]
 
 
-def test_a_collective_that_has_just_timed_out_is_not_told_twice() -> None:
+def test_a_collective_that_has_just_timed_out_is_told_once() -> None:
     """The recorder has it as completed, before the rank has reported the error."""
     ended = Operation(number=1, name="all_reduce", created=NOW - 24, done=True)
     group = GroupRecord(
-        name="0", backend="gloo", title="default_pg", ranks=(0, 1), enqueued=1, completed=1,
+        name="0", backend="gloo", title="default_pg", ranks=(0, 1, 2), enqueued=1, completed=1,
         operations=(ended,),
     )  # fmt: skip
     ranks = [_rank(0, 4, call="all_reduce"), _rank(1, 5, call="time.sleep")]
-    assert len(explain(ranks, NOW)) == 1  # torch without a recorder
+    ranks.append(_rank(2, 4, call="all_reduce"))
     ranks[0].collectives = Collectives(rank=0, time=NOW, groups=(group,))
-    assert explain(ranks, NOW) == []
+    (alone,) = explain(ranks, NOW)
+    assert "rank 1 is at line 5, in time.sleep" in alone
+    waits = replace(group, completed=0, operations=(replace(ended, done=False),))
+    ranks[2].collectives = Collectives(rank=2, time=NOW, groups=(waits,))
+    (both,) = explain(ranks, NOW)  # the recorder's
+    assert both.startswith("rank 2 waits in all_reduce #1")
 
 
 @pytest.mark.parametrize(
