@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.kernel import Kernel
+from tests.integration.slurm_cluster import SlurmCluster, missing
 from tests.limits import within
 
 
@@ -58,3 +60,23 @@ def new_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
     yield make
     for kernel in kernels:
         kernel.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm_or_none() -> Iterator[SlurmCluster | None]:
+    """A Slurm of two nodes; None where there can be none. In CI that is an error."""
+    if problem := missing():
+        assert "DDP_MAGIC_REQUIRE_SLURM" not in os.environ, problem
+        yield None
+        return
+    cluster = SlurmCluster()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def slurm(slurm_or_none: SlurmCluster | None) -> SlurmCluster:
+    """A Slurm of two nodes; where there can be none, the test is skipped."""
+    if slurm_or_none is None:
+        pytest.skip(f"no Slurm for the tests: {missing()}")
+    return slurm_or_none

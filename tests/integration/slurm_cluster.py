@@ -1,0 +1,276 @@
+"""A real Slurm of two nodes for the tests, on one machine: each node is a network namespace.
+
+The nodes `n1` and `n2`, and `login`, where the controller runs, have addresses and host names of
+their own on a bridge. `SlurmCluster.env` has a PATH on which `srun`, `squeue` and the others run in
+the namespace of `login`, so that a kernel of the tests uses them as on a login node.
+
+It needs root, network namespaces, and Debian's slurmctld, slurmd, slurm-client and munge, whose
+services do not run. Everything is ended by its own pid.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from tests.limits import HANG_S
+
+NODES = ("n1", "n2")
+CPUS = 4  # of each node, as Slurm counts them
+_HOSTS = {"login": 1, "n1": 11, "n2": 12}
+_PROGRAMS = ("srun", "squeue", "scancel", "scontrol", "sinfo", "salloc", "sbatch")
+_NEEDED = (*_PROGRAMS, "slurmctld", "slurmd", "munged", "nsenter", "unshare", "ip", "runuser")
+_MUNGE_KEY = Path("/etc/munge/munge.key")
+
+_CONF = """\
+ClusterName=mini
+SlurmctldHost=login
+SlurmUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={d}/munge/socket
+StateSaveLocation={d}/state
+SlurmdSpoolDir={d}/spool/%n
+SlurmctldPidFile={d}/slurmctld.pid
+SlurmdPidFile={d}/slurmd.%n.pid
+SlurmctldLogFile={d}/slurmctld.log
+SlurmdLogFile={d}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+ReturnToService=2
+KillWait=5
+SlurmdParameters=config_overrides
+{nodes}
+PartitionName=debug Nodes={names} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str:
+    """Return why there can be no cluster here; empty if there can."""
+    if os.geteuid() != 0:
+        return "needs root, for network namespaces"
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    absent = [name for name in _NEEDED if shutil.which(name, path=path) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    if not _MUNGE_KEY.exists():
+        return f"no {_MUNGE_KEY}"
+    probe = _run(["ip", "netns", "add", "ddp-magic-probe"], check=False)
+    _run(["ip", "netns", "del", "ddp-magic-probe"], check=False)
+    return f"no network namespaces: {probe.stderr.strip()}" if probe.returncode else ""
+
+
+class SlurmCluster:
+    """A running cluster.
+
+    Attributes:
+        env: Variables for a process on the login node: PATH, SLURM_CONF.
+    """
+
+    def __init__(self) -> None:
+        self._tag = f"s{os.getpid() % 10_000}"
+        self._net = f"10.{77 + os.getpid() % 100}.0"
+        self.directory = Path(tempfile.mkdtemp(prefix="ddp_magic-slurm-"))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.env: dict[str, str] = {}
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        self._make_network()
+        self._write_files()
+        self._start_munge()
+        conf = str(self.directory / "slurm.conf")
+        os.environ["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+        self._spawn("login", ["slurmctld", "-D", "-i", "-f", conf])
+        for node in NODES:
+            self._spawn(node, ["slurmd", "-D", "-N", node, "-f", conf])
+        self._wait_until_idle()
+
+    # --- network ------------------------------------------------------------------------------
+
+    def netns(self, host: str) -> str:
+        """Return the name of a host's network namespace."""
+        return f"{self._tag}-{host}"
+
+    def address(self, host: str) -> str:
+        """Return a host's address."""
+        return f"{self._net}.{_HOSTS[host]}"
+
+    def _make_network(self) -> None:
+        """Connect the namespaces by a bridge, which lies in that of `login`."""
+        for host in _HOSTS:
+            _run(["ip", "netns", "add", self.netns(host)])
+            _run(["ip", "-n", self.netns(host), "link", "set", "lo", "up"])
+        login = self.netns("login")
+        _run(["ip", "-n", login, "link", "add", "br0", "type", "bridge"])
+        _run(["ip", "-n", login, "addr", "add", f"{self.address('login')}/24", "dev", "br0"])
+        _run(["ip", "-n", login, "link", "set", "br0", "up"])
+        for node in NODES:
+            near, far = f"{self._tag}{node}", self.netns(node)
+            pair = ["link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", far]
+            _run(["ip", "-n", login, *pair])
+            _run(["ip", "-n", login, "link", "set", near, "master", "br0", "up"])
+            _run(["ip", "-n", far, "addr", "add", f"{self.address(node)}/24", "dev", "eth0"])
+            _run(["ip", "-n", far, "link", "set", "eth0", "up"])
+
+    def inside(self, host: str, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs another one on a host.
+
+        Not `ip netns exec`, which mounts another /sys, without the cgroups that slurmd looks for.
+        """
+        hosts = self.directory / "hosts"
+        setup = f'hostname {host}; mount --bind {hosts} /etc/hosts; exec "$@"'
+        enter = ["nsenter", f"--net=/run/netns/{self.netns(host)}", "unshare", "--uts", "--mount"]
+        return [*enter, "sh", "-c", setup, "sh", *argv]
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _write_files(self) -> None:
+        d = self.directory
+        d.chmod(0o755)  # munged runs as its own user
+        for name in ("state", "spool", "bin", "munge", *(f"spool/{node}" for node in NODES)):
+            (d / name).mkdir(parents=True)
+        hosts = ["127.0.0.1 localhost", *(f"{self.address(h)} {h}" for h in _HOSTS)]
+        (d / "hosts").write_text("\n".join(hosts) + "\n")
+        nodes = "\n".join(
+            f"NodeName={n} NodeAddr={self.address(n)} CPUs={CPUS} RealMemory=8000 State=UNKNOWN"
+            for n in NODES
+        )
+        (d / "slurm.conf").write_text(_CONF.format(d=d, nodes=nodes, names=",".join(NODES)))
+        for name in _PROGRAMS:
+            program = d / "bin" / name
+            program.write_text(self._wrapper(name))
+            program.chmod(0o755)
+        self.env = {
+            "PATH": f"{d / 'bin'}:{os.environ['PATH']}",
+            "SLURM_CONF": str(d / "slurm.conf"),
+        }
+
+    def _wrapper(self, name: str) -> str:
+        words = shlex.join(self.inside("login", [shutil.which(name) or name]))
+        return f'#!/bin/sh\nexec {words} "$@"\n'
+
+    # --- processes ----------------------------------------------------------------------------
+
+    def _start_munge(self) -> None:
+        home = self.directory / "munge"
+        shutil.chown(home, "munge", "munge")
+        home.chmod(0o755)
+        argv = ["runuser", "-u", "munge", "--", "munged", "-F", f"--key-file={_MUNGE_KEY}"]
+        argv += [f"--{kind}-file={home / kind}" for kind in ("pid", "log", "seed")]
+        self._processes.append(
+            subprocess.Popen(
+                [*argv, f"--socket={home / 'socket'}"],
+                stdin=subprocess.DEVNULL,
+                stdout=(self.directory / "munged.out").open("wb"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+        self._wait((home / "socket").exists, "munged")
+
+    def _spawn(self, host: str, argv: Sequence[str]) -> None:
+        with (self.directory / f"{host}.out").open("wb") as output:
+            self._processes.append(
+                subprocess.Popen(
+                    self.inside(host, argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    env={**os.environ, "SLURM_CONF": str(self.directory / "slurm.conf")},
+                )
+            )
+
+    def _wait_until_idle(self) -> None:
+        def idle() -> bool:
+            return self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES)
+
+        self._wait(idle, "Slurm")
+
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + HANG_S
+        while not ready():
+            if time.monotonic() > deadline:
+                logs = "\n".join(p.read_text()[-2000:] for p in self.directory.glob("*.out"))
+                raise TimeoutError(f"{what} did not start:\n{logs}")
+            time.sleep(0.05)
+
+    def run(self, *argv: str) -> str:
+        """Run a program of Slurm's on the login node; return what it prints."""
+        done = subprocess.run(
+            [str(self.directory / "bin" / argv[0]), *argv[1:]],
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            check=False,
+            env={**os.environ, **self.env},
+        )
+        return done.stdout
+
+    def jobs(self) -> list[str]:
+        """Return the ids of the jobs that wait or run."""
+        return self.run("squeue", "-h", "-o", "%i").split()
+
+    def steps(self) -> list[str]:
+        """Return the ids of the steps that run."""
+        return self.run("squeue", "-h", "-s", "-o", "%i").split()
+
+    def allocate(self) -> str:
+        """Make an allocation of both nodes, as `salloc` does; return its id."""
+        self.run("salloc", "--no-shell", "-N", str(len(NODES)), "-n", str(len(NODES)), "-J", "held")
+        return self.run("squeue", "-h", "-n", "held", "-o", "%i").split()[0]
+
+    def variables_of(self, job: str) -> dict[str, str]:
+        """Return what `salloc` sets for the processes in an allocation."""
+        count = str(len(NODES))
+        names = {"SLURM_JOB_ID": job, "SLURM_JOBID": job, "SLURM_NNODES": count}
+        names |= {"SLURM_JOB_NUM_NODES": count, "SLURM_NODELIST": "n[1-2]"}
+        return names | {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}
+
+    def stop(self) -> None:
+        """End every process of it, and remove the network."""
+        for process in reversed(self._processes):
+            try:
+                own = psutil.Process(process.pid)
+                tree = [own, *own.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                tree = []
+            for each in tree:
+                try:
+                    each.send_signal(signal.SIGKILL)
+                except psutil.NoSuchProcess:
+                    continue
+            process.wait(timeout=HANG_S)
+        for process in psutil.process_iter():  # slurmstepd leaves the tree of slurmd
+            try:
+                ours = process.environ().get("SLURM_CONF") == self.env.get("SLURM_CONF", "-")
+                if ours and process.pid != os.getpid():
+                    process.kill()
+            except (psutil.Error, OSError):
+                continue
+        for host in _HOSTS:
+            _run(["ip", "netns", "del", self.netns(host)], check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _run(argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG_S, check=check)
