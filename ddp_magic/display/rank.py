@@ -43,6 +43,7 @@ class Rank:
     """What is known of one rank.
 
     Attributes:
+        node: Name of its node; empty for the kernel's own machine.
         phase: What it is doing.
         line: The line of the cell that it is in, or was in when it failed.
         cell: What a person calls the cell of that line; empty for the one that runs.
@@ -71,6 +72,7 @@ class Rank:
 
     rank: int
     pid: int | None = None
+    node: str = ""
     device: str = ""
     phase: Phase = Phase.WAITING
     line: int | None = None
@@ -108,11 +110,11 @@ class Rank:
     def take(self, event: RunEvent) -> None:  # noqa: C901, PLR0912, PLR0915 -- one case for each event
         """Update the state from an event of this rank."""
         match event:
-            case WorkerHello(pid=pid):
-                self.pid, self.phase = pid, Phase.STARTING
+            case WorkerHello(pid=pid, node=node):
+                self.pid, self.node, self.phase = pid, node, Phase.STARTING
             case Rejoined(log_bytes=log_bytes):
                 self.pid, self.device, self.phase = event.pid, event.device, Phase.RUNNING
-                self.log_span = (log_bytes, log_bytes)
+                self.log_span, self.node = (log_bytes, log_bytes), event.node
             case WorkerReady(device=device):
                 self.device, self.phase = device, Phase.RUNNING
             case Collectives():
@@ -210,12 +212,22 @@ class Rank:
     def failure(self) -> Failure | None:
         """How this rank failed; None if it did not."""
         if self.error is not None:
-            return Failure(rank=self.rank, time=self.error.time, code=self.code, error=self.error)
+            return Failure(
+                rank=self.rank,
+                time=self.error.time,
+                code=self.code,
+                error=self.error,
+                node=self.node,
+            )
         if self.lost is not None:
-            return Failure(rank=self.rank, time=self.lost, code=LOST_CONNECTION)
+            return Failure(rank=self.rank, time=self.lost, code=LOST_CONNECTION, node=self.node)
         if self.finished is not None and self.finished.code:
             return Failure(
-                rank=self.rank, time=self.finished.time, code=self.code, finished=self.finished
+                rank=self.rank,
+                time=self.finished.time,
+                code=self.code,
+                finished=self.finished,
+                node=self.node,
             )
         if self.code and not (self.finished is not None and self.by_agent):
             return Failure(
@@ -223,6 +235,7 @@ class Rank:
                 time=self.ended or time.time(),
                 code=self.code,
                 ended_by_us=self.by_agent or self.killed,
+                node=self.node,
                 last_words=self._last_words() if self.code == -signal.SIGABRT else "",
             )
         return None

@@ -62,6 +62,7 @@ class RunRecord:
         max_restarts: How often its ranks are restarted after a failure.
         restarts: The restarts so far.
         attempt_started: When the ranks were last started, in seconds since the epoch.
+        where: On which nodes its ranks run, in words; empty for the kernel's own machine.
         doing: What the whole run is waiting for: `importing transformers`; empty for nothing.
         imported: Installed libraries that the cell imported.
         bound: All names that the cell bound on rank 0.
@@ -93,6 +94,7 @@ class RunRecord:
     max_restarts: int = 0
     restarts: tuple[Restart, ...] = ()
     attempt_started: float = field(default_factory=time.time)
+    where: str = ""
     doing: str = ""
     imported: tuple[str, ...] = ()
     bound: tuple[str, ...] = ()

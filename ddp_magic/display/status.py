@@ -103,7 +103,8 @@ def rank_cells(rank: Rank, now: float) -> tuple[str, ...]:
     """Return the columns that both tables share: rank, pid, device, state, line."""
     pid = str(rank.pid or "")
     line = f"{rank.cell.removeprefix('Cell ')}:{rank.line}".lstrip(":") if rank.line else ""
-    return (str(rank.rank), pid, rank.device, rank_state(rank, now), line)
+    device = " ".join(filter(None, [rank.node, rank.device]))
+    return (str(rank.rank), pid, device, rank_state(rank, now), line)
 
 
 def attempt_words(run: RunRecord) -> list[str]:
@@ -209,6 +210,7 @@ class Status:
     def title(run: RunRecord) -> str:
         """Return a run's id, cell, state, start and logs, in a line."""
         words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
+        words += filter(None, [run.where])
         if run.background is not None:
             words.append("detached" if run.background.detached else "in the background")
         words += [f"started {clock(run.started)}", _duration(run.elapsed_s), *attempt_words(run)]

@@ -1,7 +1,8 @@
 """Engines: how one agent gets onto each node. The agent then starts the ranks there.
 
 `local` has agents forked from a preloaded process, the forkserver; it is the usual way. `torchrun`
-starts plain `torch.distributed.run`, for `--cold` and where there can be no forkserver.
+starts plain `torch.distributed.run`, for `--cold` and where there can be no forkserver. `slurm`,
+and engines of other packages, start a relay on each of several nodes (`remote`, `relay`).
 
 How a rank starts, from the cell to its first message::
 
@@ -43,19 +44,31 @@ After a failure torch's agent may restart the ranks (`--max-restarts`), from ste
 of the new attempt makes the kernel read what the old ranks have left, and forget them
 (`Connections._restart`).
 
+On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`engines/slurm.py`)
+starts `node/relay.py`, `main`, on each node, and that `node/node_agent.py`, which continues with
+step 5. The relay there is the kernel to agent and ranks, and `engines/relay.py` is these to the
+kernel.
+
 With `--cold`, `engines/torchrun.py` starts torch's launcher (`node/torchrun.py`, `main`), which
 starts a keeper for each rank (`keep`); that continues with step 5 for its one rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ddp_magic.wire.specs import AgentSpec
 
 
 class PlacedAgent(Protocol):
-    """An agent that an engine has placed, or is about to place."""
+    """An agent that an engine has placed, or is about to place: or one on each of several nodes.
+
+    Attributes:
+        where: In words, on which nodes; empty for this machine.
+    """
+
+    where: str
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once it has ended; -1 if there is none (yet)."""
@@ -88,4 +101,76 @@ class Engine(Protocol):
         Args:
             spec: What it is to run.
             env: The whole environment of the agent and its ranks.
+        """
+
+
+class Job(Protocol):
+    """The relays that an engine of several nodes has started, one on each, or is about to.
+
+    Attributes:
+        stdin: Descriptor of a stream whose bytes every relay reads from its stdin.
+        stdout: Descriptor of a stream with the lines that all relays write to their stdout; each
+            line whole.
+        name: What a person calls it: `Slurm job 15.0`; empty if that is not known.
+    """
+
+    stdin: int
+    stdout: int
+    name: str
+
+    def waits_for(self) -> str:
+        """Return in a few words what its start waits for; empty if for nothing."""
+
+    def running(self, job: str) -> None:
+        """Note that a relay runs, with the values of the engine's `job_variables` there."""
+
+    def cancel(self) -> None:
+        """End it. Returns at once; may be called twice, and from any thread."""
+
+    def wait(self) -> int:
+        """Wait for its end, and return an exit code."""
+
+
+class NodesEngine(Protocol):
+    """An engine of several nodes: it starts one command on each, and connects their streams.
+
+    A package adds one by an entry point of the group `ddp_magic.engines`; a module with these
+    names will do, as `engines.slurm`.
+
+    Attributes:
+        START: Names of variables on the nodes: `node_name_variable` (the node's name in the
+            cluster), `toward` (an address on the nodes' network), `job_variables` (which
+            identify the job). Any may be empty.
+    """
+
+    START: Mapping[str, object]
+
+    def problem(self) -> str:
+        """Return why it cannot be used here; empty if it can."""
+
+    def problem_of(self, arguments: Sequence[str]) -> str:
+        """Return which of the user's arguments cannot be used; empty if all can."""
+
+    def launch(
+        self,
+        agent: Sequence[str],
+        *,
+        nnodes: int,
+        nproc: int,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        log: Callable[[bytes], None],
+    ) -> Job:
+        """Start the command `agent` on each node; returns before that runs.
+
+        The command is given one more argument: the name of an environment variable that has the
+        number of the node there, from 0. The kernel's end ends what was started.
+
+        Args:
+            agent: The command.
+            nnodes: Number of nodes.
+            nproc: Number of ranks on each.
+            arguments: The user's arguments for this engine.
+            env: The environment of the agents and ranks.
+            log: Is to be called with what the engine says.
         """

@@ -45,6 +45,7 @@ class ForkedAgent:
     def __init__(self, engine: Owner, spec: AgentSpec, env: dict[str, str]) -> None:
         self.spec = spec
         self.env = env
+        self.where = ""
         self._engine = engine
         self._notes: list[str] = []
         self._asked_at = time.monotonic()

@@ -18,6 +18,7 @@ class TorchrunAgent:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process = process
+        self.where = ""
         self._log = log
 
     def take_notes(self) -> list[str]:

@@ -212,6 +212,7 @@ class Run(RunRecord):
             self._take(self._answers(), screen)
             if self._placed_after_s is None and self._group.placed:
                 self._placed_after_s = self.elapsed_s
+            self.where = self._group.where
             if self._watch.look(self.ranks):
                 self.waits = self._watch.waits
             screen.tick(self)

@@ -22,7 +22,16 @@ from typing import Any, NoReturn, TypeAlias
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
 from ddp_magic.system import processes
 from ddp_magic.wire.channel import Channel, connect
-from ddp_magic.wire.messages import AgentDone, AgentHello, Interrupt, Kill, WorkerExited
+from ddp_magic.wire.messages import (
+    AgentDone,
+    AgentHello,
+    Command,
+    DumpStack,
+    Event,
+    Interrupt,
+    Kill,
+    WorkerExited,
+)
 from ddp_magic.wire.specs import AgentSpec
 
 LEFTOVER_GRACE_S = 1.0  # for what the ranks had started, after the ranks
@@ -34,10 +43,12 @@ MayRestart: TypeAlias = Callable[[int], bool]
 class Watcher(threading.Thread):
     """Obeys the kernel's commands, and ends everything when the kernel is gone."""
 
-    def __init__(self, channel: Channel, kernel_pid: int, ranks: Ranks) -> None:
+    def __init__(self, channel: Channel, spec: AgentSpec, ranks: Ranks) -> None:
         super().__init__(name="ddp_magic-watcher", daemon=True)
         self._channel = channel
-        self._kernel_pid = kernel_pid
+        self._kernel_pid = spec.kernel_pid
+        # Of torchrun's keepers each has one rank, but is told of all.
+        self._own = range(spec.first_rank, spec.first_rank + spec.nproc)
         self._ranks = ranks
 
     def run(self) -> None:
@@ -53,14 +64,22 @@ class Watcher(threading.Thread):
             if commands is None or kernel in ready:
                 self._end_everything()
             for command in commands or []:
-                match command:
-                    case Interrupt():
-                        self._ranks.interrupted = True
-                    case Kill(ranks=ranks):
-                        self._ranks.interrupted = self._ranks.interrupted and bool(ranks)
-                        if not ranks and not self._ranks.pids:
-                            os._exit(1)  # no rank has been forked
-                        self._ranks.kill(ranks)
+                self._obey(command)
+
+    def _obey(self, command: Command | Event) -> None:
+        match command:
+            case Interrupt():
+                self._ranks.interrupted = True
+            case Kill(ranks=()):
+                self._ranks.interrupted = False
+                if not self._ranks.pids:
+                    os._exit(1)  # no rank has been forked
+                self._ranks.kill(())
+            case Kill(ranks=ranks):
+                if local := tuple(r - self._own[0] for r in ranks if r in self._own):
+                    self._ranks.kill(local)
+            case DumpStack(rank=rank) if rank in self._own:
+                self._ranks.signal(signal.SIGUSR1, (rank - self._own[0],))
 
     def _end_everything(self) -> NoReturn:
         self._ranks.signal(signal.SIGKILL)
@@ -81,9 +100,9 @@ def serve(
     """
     channel = connect(spec.worker.socket)
     channel.send(AgentHello(attempt=attempt))
-    ranks = Ranks(functools.partial(_report_exit, channel))
+    ranks = Ranks(functools.partial(_report_exit, channel, spec.first_rank))
     processes.adopt_orphans()
-    Watcher(channel, spec.kernel_pid, ranks).start()
+    Watcher(channel, spec, ranks).start()
     error, swept = "", 0
 
     def may_restart(restarts: int) -> bool:
@@ -109,5 +128,5 @@ def serve(
     os._exit(1 if failed else 0)  # without waiting for torch's threads
 
 
-def _report_exit(channel: Channel, rank: int, code: int, by_agent: bool) -> None:
-    channel.send(WorkerExited(rank=rank, time=time.time(), code=code, by_agent=by_agent))
+def _report_exit(channel: Channel, first: int, local: int, code: int, by_agent: bool) -> None:
+    channel.send(WorkerExited(rank=first + local, time=time.time(), code=code, by_agent=by_agent))

@@ -5,17 +5,20 @@
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
 - The rendezvous (`OneNode`): no server, since there is one node. The ranks' process groups have a
   store of their own (`process_group`), and what the ranks start gets a free port, MASTER_PORT.
+  With several nodes (`several_nodes.SeveralNodes`) node 0 owns the stores.
 - The machine's full name is not looked up. torch records it with each step of a run, in logs that
   are not shown here. Where the name server does not answer and the name is not in /etc/hosts, as
   on a laptop without its VPN, the look-ups of an empty run of four ranks took 25 s.
 
 With `--cold`, torch's own launcher runs the ranks (`torchrun`), with our rendezvous too.
 
-This is the only module that imports `torch.distributed.elastic`, and the one for all private names
-of torch that an agent uses. They hold in torch 2.6 to 2.13; `tests/unit/node/test_elastic.py` fails
+This module and `several_nodes` alone import `torch.distributed.elastic`. All private names of torch
+that an agent uses are here. They hold in torch 2.6 to 2.13; `tests/unit/node/test_elastic.py` fails
 on a torch in which they change:
 
 - `local_elastic_agent.start_processes`, called with keywords only, by `_start_workers`;
+- `LocalElasticAgent._exit_barrier`, called without arguments when all ranks of the node are done;
+- `SimpleElasticAgent._remaining_restarts`, an attribute, read when a rank has failed;
 - `api._get_fq_hostname`, called by `_construct_event`;
 - `PContext`: `_start`, `_poll`, `_close` are abstract, `envs` and `error_files` are attributes.
 """
@@ -51,13 +54,14 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks, run_worker
+from ddp_magic.node.several_nodes import BACKEND, SeveralNodes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 
 MONITOR_INTERVAL_S = 0.001  # torch's sleep between two polls; `ForkContext._poll` waits itself
 WAIT_S = 1.0
+NODES_WAIT_S = 0.2  # where another node may want to restart the ranks
 HOST = "127.0.0.1"
-BACKEND = "ddp_magic"
 
 
 class NoLogs(LogsSpecs):
@@ -89,6 +93,8 @@ class ForkContext(PContext):
     Args:
         ranks: The ranks' processes, shared with the agent's watcher.
         run_rank: What a rank runs, with its own environment variables.
+        all_done: Returns, when the ranks here are done, whether those of other nodes are too.
+        wait_s: How long to wait for news of the ranks, in seconds.
         kwargs: Passed to `PContext`.
     """
 
@@ -96,11 +102,15 @@ class ForkContext(PContext):
         self,
         ranks: Ranks,
         run_rank: Callable[[Mapping[str, str]], NoReturn],
+        all_done: Callable[[], bool],
+        wait_s: float = WAIT_S,
         **kwargs: Any,  # noqa: ANN401 -- torch's own
     ) -> None:
         super().__init__(**kwargs)
         self._ranks = ranks
         self._run_rank = run_rank
+        self._all_done = all_done
+        self._wait_s = wait_s
 
     def _start(self) -> None:
         gc.collect()
@@ -112,10 +122,12 @@ class ForkContext(PContext):
             self._ranks.fork(local_rank, functools.partial(self._run_rank, env))
 
     def _poll(self) -> RunProcsResult | None:
-        self._ranks.wait(WAIT_S)
+        self._ranks.wait(self._wait_s)
         self._ranks.poll()
         failed = {r: code for r, code in self._ranks.codes.items() if code}
         if self._ranks.alive() and (self._ranks.interrupted or not failed):
+            return None
+        if not failed and not self._ranks.ending and not self._all_done():
             return None
         failures = {
             r: ProcessFailure(r, self._ranks.pids[r], code, self.error_files[r])
@@ -151,6 +163,7 @@ class OneNode(RendezvousHandler):
         self._run_id = run_id
         self._closed = False
         self._port: socket.socket | None = None
+        self.restarts = -1  # how often the ranks have been restarted; -1 before they start
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's log and torchrun's registry."""
@@ -158,6 +171,7 @@ class OneNode(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Return a group of this node alone, with another MASTER_PORT at each restart."""
+        self.restarts += 1
         # Bound and not listening: ours to keep, and free for the store of what the ranks start.
         port = socket.socket()
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -171,6 +185,10 @@ class OneNode(RendezvousHandler):
         """Close MASTER_PORT, which a forked rank must not hold."""
         if self._port is not None:
             self._port.close()
+
+    def all_done(self) -> bool:
+        """Return True: there is no other node whose ranks could still run."""
+        return True
 
     def is_closed(self) -> bool:
         """Return whether the rendezvous is closed."""
@@ -204,6 +222,13 @@ def register_rendezvous() -> str:
     return BACKEND
 
 
+class Agent(local_elastic_agent.LocalElasticAgent):
+    """torch's own, which waits for the other nodes as long as they take."""
+
+    def _exit_barrier(self) -> None:
+        """Do nothing: `ForkContext` has waited; torch gives up after 300 s."""
+
+
 class NoRestartError(Exception):
     """The ranks are not restarted: Stop was pressed, or one of them cannot be killed."""
 
@@ -218,7 +243,8 @@ def run(spec: AgentSpec, ranks: Ranks, may_restart: Callable[[int], bool]) -> No
     """
     start_processes: Any = local_elastic_agent.start_processes  # type: ignore[attr-defined]
     full_name = api._get_fq_hostname
-    rendezvous = OneNode(spec.run_id)
+    rendezvous = OneNode(spec.run_id) if spec.nnodes == 1 else SeveralNodes(spec)
+    wait_s = NODES_WAIT_S if spec.nnodes > 1 and spec.max_restarts else WAIT_S
 
     def run_rank(env: Mapping[str, str]) -> NoReturn:
         rendezvous.close_port()
@@ -227,10 +253,13 @@ def run(spec: AgentSpec, ranks: Ranks, may_restart: Callable[[int], bool]) -> No
     def fork_ranks(**given: Any) -> PContext:  # noqa: ANN401 -- torch's own
         for unused in ("start_method", "numa_options"):
             given.pop(unused, None)
-        restarts = int(given["envs"][0]["TORCHELASTIC_RESTART_COUNT"])
+        restarts = rendezvous.restarts
+        for env in given["envs"].values():  # torch's own count differs between the nodes
+            env["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
         if restarts and not may_restart(restarts):
             raise NoRestartError
-        context = ForkContext(ranks, run_rank, **given)
+        agent._remaining_restarts = spec.max_restarts - restarts  # of all nodes together
+        context = ForkContext(ranks, run_rank, rendezvous.all_done, wait_s, **given)
         # The ranks have torch as it is, and may launch others with it.
         _put_into_torch(start_processes, full_name)
         context.start()
@@ -244,12 +273,13 @@ def run(spec: AgentSpec, ranks: Ranks, may_restart: Callable[[int], bool]) -> No
         entrypoint="ddp_magic",  # a name for torch's log: `ranks.run_worker` is what runs
         max_restarts=spec.max_restarts,
         monitor_interval=MONITOR_INTERVAL_S,
-        local_addr=HOST,
+        local_addr=spec.head or HOST,
     )
     logs = NoLogs(spec.worker.directory)
     _put_into_torch(fork_ranks, socket.gethostname)
     with contextlib.suppress(NoRestartError):
-        local_elastic_agent.LocalElasticAgent(workers, logs_specs=logs).run()
+        agent = Agent(workers, logs_specs=logs)
+        agent.run()
 
 
 def _put_into_torch(start_processes: Callable[..., PContext], full_name: Callable[[], str]) -> None:

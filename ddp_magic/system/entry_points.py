@@ -19,9 +19,11 @@ FORKSERVER = "ddp_magic.node.forkserver:main"
 HOST = "ddp_magic.kernel.background.host:main"
 TORCHRUN = "ddp_magic.node.torchrun:main"
 KEEPER = "ddp_magic.node.torchrun:keep"
+NODE_AGENT = "ddp_magic.node.node_agent:main"
+RELAY = "ddp_magic.node.relay:main"
 WORKER = "ddp_magic.worker.worker:main"
 WORKER_SHELL = "ddp_magic.worker.shell:preload"  # the forkserver calls it, for every rank
-ALL = (FORKSERVER, HOST, TORCHRUN, KEEPER, WORKER, WORKER_SHELL)
+ALL = (FORKSERVER, HOST, TORCHRUN, KEEPER, NODE_AGENT, RELAY, WORKER, WORKER_SHELL)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _LAST_WORDS_BYTES = 4000

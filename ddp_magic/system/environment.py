@@ -75,13 +75,16 @@ LATE = frozenset(
 _LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
 
 
-def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) -> dict[str, str]:
+def rank_environment(
+    env: Mapping[str, str], visible: str | None, nproc: int, nnodes: int = 1
+) -> dict[str, str]:
     """Return the environment of an agent and its ranks.
 
     Args:
         env: The kernel's environment, as it is now.
         visible: Value for CUDA_VISIBLE_DEVICES; None to leave it alone.
-        nproc: Number of ranks on the machine.
+        nproc: Number of ranks on a machine.
+        nnodes: Number of machines.
     """
     ours = {
         name: value
@@ -94,10 +97,11 @@ def rank_environment(env: Mapping[str, str], visible: str | None, nproc: int) ->
         ours.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if nproc > 1:
         ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
-    # All ranks are on this machine, whose host name may not resolve, and no other machine connects
-    # to them. This overrides a cluster's own setting.
-    loopback = "lo" if sys.platform == "linux" else "lo0"
-    ours["GLOO_SOCKET_IFNAME"] = ours["NCCL_SOCKET_IFNAME"] = loopback
+    if nnodes == 1:
+        # All ranks are on one machine, whose host name may not resolve, and no other machine
+        # connects to them. This overrides a cluster's own setting.
+        loopback = "lo" if sys.platform == "linux" else "lo0"
+        ours["GLOO_SOCKET_IFNAME"] = ours["NCCL_SOCKET_IFNAME"] = loopback
     # How many operations torch's Flight Recorder keeps. It reads this when it is imported. With its
     # default of 2000 a record costs 26 ms with NCCL, and hundreds with gloo; with 64, under 2 ms.
     ours.setdefault("TORCH_FR_BUFFER_SIZE", "64")

@@ -59,7 +59,10 @@ class Channel:
         Returns:
             False if the other end is gone or this one is closed.
         """
-        payload = encode(message)
+        return self.send_payload(encode(message), fd)
+
+    def send_payload(self, payload: bytes, fd: int | None = None) -> bool:
+        """Send the bytes of one message, optionally with a descriptor; return as `send` does."""
         frame = _LENGTH.pack(len(payload)) + payload
         try:
             with self._send_lock:
@@ -162,6 +165,10 @@ class Channel:
             return os.fstat(self._socket.fileno()).st_ino == self._inode
         except OSError:
             return False
+
+    def shutdown(self) -> None:
+        """End the stream in both directions, in a thread that does not read from it."""
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close this end; the other end reads the end of the stream."""

@@ -33,12 +33,14 @@ class Rejoined:
 
     Attributes:
         log_bytes: Size of its log so far, in bytes.
+        node: Name of its node; empty for this machine.
     """
 
     rank: int
     pid: int | None
     device: str
     log_bytes: int
+    node: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class Segment:
         Raises:
             OSError: There is not enough memory.
         """
-        fd = _anonymous_file()
+        fd = anonymous_file()
         try:
             for buffer, start in zip(buffers, _starts([b.nbytes for b in buffers]), strict=True):
                 _write(fd, buffer, start)
@@ -97,7 +97,8 @@ def _starts(sizes: Sequence[int]) -> Iterator[int]:
         start += -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _anonymous_file() -> int:
+def anonymous_file() -> int:
+    """Make an empty segment; return its descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("ddp_magic")
     with tempfile.TemporaryFile() as file:  # macOS

@@ -56,6 +56,11 @@ class Captured:
     sources: dict[str, list[Any]] = field(default_factory=dict)
     keep: tuple[int, ...] = ()
 
+    @property
+    def segments(self) -> set[int]:
+        """Numbers of the shared memory that this cell or a later one may use."""
+        return {self.stream, *(part[0] for part in self.parts), *self.keep}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunCell:
@@ -157,6 +162,13 @@ class Kill:
     """Kill these ranks (SIGKILL); all of them if `ranks` is empty."""
 
     ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpStack:
+    """Let this rank write its stack to its file, where the kernel cannot signal it itself."""
+
+    rank: int
 
 
 # --- commands: kernel -> forkserver -----------------------------------------------------------
@@ -302,12 +314,14 @@ class WorkerHello:
         marker: Followed by a number and BEL, marks the place of a display in the rank's text; see
             `ddp_magic.display.text.rank_text`.
         attempt: How often the ranks were restarted before (TORCHELASTIC_RESTART_COUNT).
+        node: Name of its node; empty on the kernel's own machine.
     """
 
     rank: int
     pid: int
     marker: str
     attempt: int = 0
+    node: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -549,6 +563,7 @@ Command: TypeAlias = (
     | NewGroup
     | Exit
     | Kill
+    | DumpStack
     | Preload
     | ForkAgent
 )

@@ -30,6 +30,7 @@ class WorkerSettings:
         timeout_s: Timeout for collectives, in seconds; None for torch's default.
         init_process_group: Whether the default process group is created before the cell.
         kept: Whether the ranks belong to a session, and outlive their cells.
+        node: Name of the node, where there are several machines; empty on the kernel's own.
     """
 
     socket: str
@@ -39,6 +40,7 @@ class WorkerSettings:
     timeout_s: float | None = None
     init_process_group: bool = True
     kept: bool = False
+    node: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,12 @@ class AgentSpec:
     Attributes:
         run_id: Id of the rendezvous.
         kernel_pid: The agent ends when this process ends.
-        nproc: Number of ranks on this node.
+        nproc: Number of ranks on this node, as on every other one.
+        nnodes: Number of nodes.
+        node: Number of this node.
+        head: Address of node 0 at which the others reach it; empty if there are no others.
+        head_port: Port of the store of the rendezvous, which node 0 owns.
+        head_fd: Its descriptor, which listens already; -1 on the other nodes.
         sys_path: The kernel's module search path.
         worker: Settings of the ranks.
         prelude: Names of `ddp_magic.prelude` that the first cell reads.
@@ -62,6 +69,16 @@ class AgentSpec:
     worker: WorkerSettings
     prelude: tuple[str, ...] = ()
     max_restarts: int = 0
+    nnodes: int = 1
+    node: int = 0
+    head: str = ""
+    head_port: int = 0
+    head_fd: int = -1
+
+    @property
+    def first_rank(self) -> int:
+        """The first rank on this node."""
+        return self.node * self.nproc
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""

@@ -56,6 +56,8 @@ class ProcessGroups:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._world_size = int(os.environ["WORLD_SIZE"])
         self._path = str(directory.store(attempt))
+        self._has_nodes = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+        self._agents_store: Any = None
         self._torch_init = distributed_c10d.init_process_group
         self._torch_destroy = distributed_c10d.destroy_process_group
         self._torch_helper = distributed_c10d._new_process_group_helper
@@ -198,12 +200,18 @@ class ProcessGroups:
     def _next_store(self) -> PrefixStore:
         # Each group has its own keys: those of an earlier group would be taken for its peers'.
         self._count += 1
+        prefix = f"ddp_magic/{self._number}/{self._count}"
+        if self._has_nodes:  # an agent has made it, for this attempt
+            self._agents_store = self._agents_store or dist.TCPStore(  # type: ignore[attr-defined]
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+            )
+            return PrefixStore(prefix, self._agents_store)
         # A file, since these ranks are on one machine. At each connection to a TCPStore torch looks
         # up the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
         # The directory may be gone: cleaners of temporary files remove it.
         Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = dist.FileStore(self._path)  # type: ignore[attr-defined]
-        return PrefixStore(f"ddp_magic/{self._number}/{self._count}", store)
+        return PrefixStore(prefix, store)
 
     def _init_for_cell(
         self,

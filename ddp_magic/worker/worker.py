@@ -124,6 +124,7 @@ class Worker:
             pid=os.getpid(),
             marker=self._pipe.marker,
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            node=self._settings.node,
         )
         if not self._channel.send(hello, fd=self._pipe.read_end):
             raise ConnectionError("the kernel has closed its connection")

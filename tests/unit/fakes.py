@@ -77,6 +77,7 @@ class FakeGroup:
         self.started = started
         self.ended = False
         self._polls_until_placed = placed_after
+        self.where = ""
         self.pids: dict[int, int] = {}
         self.first_exit: WorkerExited | None = None
         self.commands: list[tuple[Any, ...]] = []

@@ -45,6 +45,7 @@ class Failure:
         error: What it raised; None if it did not raise.
         finished: Its `sys.exit`; None if it did not call it.
         ended_by_us: Whether the agent or the kernel ended its process.
+        node: Name of its node; empty for the kernel's own machine.
         last_words: The end of its output, if it aborted.
     """
 
@@ -55,6 +56,12 @@ class Failure:
     error: Error | None = None
     finished: Finished | None = None
     ended_by_us: bool = False
+    node: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its rank, and its node if there are several: `rank 5 on n2`."""
+        return f"rank {self.rank}" + (f" on {self.node}" if self.node else "")
 
     @property
     def lost_its_peer(self) -> bool:
@@ -86,13 +93,17 @@ def first_failure(failures: Collection[Failure]) -> Failure:
 
 def describe(failure: Failure) -> str:
     """Return a line on how a rank failed, with a hint where there is one."""
-    rank = f"rank {failure.rank}"
+    return f"{failure.name} {describe_end(failure)}"
+
+
+def describe_end(failure: Failure) -> str:
+    """Return how a rank failed, without its name."""
     if failure.error is not None:
-        return f"{rank} {describe_error(failure.error)}"
+        return describe_error(failure.error)
     if failure.finished is not None:
         said = f": {failure.finished.message}" if failure.finished.message else ""
-        return f"{rank} ended by sys.exit with code {failure.finished.code}{said}"
-    return f"{rank} {describe_exit(failure.code, failure.last_words)}"
+        return f"ended by sys.exit with code {failure.finished.code}{said}"
+    return describe_exit(failure.code, failure.last_words)
 
 
 def describe_error(error: Error) -> str:

@@ -195,7 +195,7 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         return WorkerLostError(
             message, rank=first.rank, code=code, details=[*stack, *others, *evidence.waits]
         )
-    shown = f"rank {first.rank} {diagnose.summarize_error(first.error)}"
+    shown = f"{first.name} {diagnose.summarize_error(first.error)}"
     if first.lost_its_peer and (gone := _gone(evidence.ranks)):
         where = evidence.ranks[first.rank].where
         message = shown = f"{gone}, and rank {first.rank} lost its connection{where}"
@@ -263,7 +263,7 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
     sent = failure.code in (-signal.SIGTERM, -signal.SIGKILL)
     if failure.ended_by_us or (failure.finished is None and sent):
         return f"was stopped{where}"
-    return diagnose.headline(diagnose.describe(failure).partition(" ")[2].partition(" ")[2])
+    return diagnose.headline(diagnose.describe_end(failure))
 
 
 def _how_they_stopped(ranks: Sequence[Rank]) -> str:

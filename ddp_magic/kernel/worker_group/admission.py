@@ -57,6 +57,10 @@ class Standing:
         """Return whether a hello belongs to the next attempt, which begins with it."""
         return hello.attempt == self.attempt + 1 <= self.max_restarts
 
+    def repeats(self, hello: AgentHello) -> bool:
+        """Return whether an agent begins an attempt that another node's has begun already."""
+        return self.agent and hello.attempt == self.attempt > 0
+
 
 def check(message: Command | Event, standing: Standing) -> None:
     """Check a message against the connection that it arrived on.
@@ -68,7 +72,9 @@ def check(message: Command | Event, standing: Standing) -> None:
     match message:
         case WorkerHello() if standing.rank is None and not standing.agent:
             _check_hello(message, standing)
-        case AgentHello() if standing.rank is None and standing.is_restart(message):
+        case AgentHello() if standing.rank is None and (
+            standing.is_restart(message) or standing.repeats(message)
+        ):
             pass
         case AgentHello() if standing.rank is None and not standing.agent:
             _check_attempt(message, standing)

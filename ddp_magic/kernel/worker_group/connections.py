@@ -54,6 +54,7 @@ class Connections:
         hello_s: How long a connection may send nothing, in seconds.
         max_restarts: How often the ranks may be restarted.
         attempt_end_s: How long to wait for their end before they are, in seconds.
+        agents_stay: Whether several agents (of several nodes) outlive an attempt of their ranks.
 
     Attributes:
         members: The ranks that are connected, or were.
@@ -67,6 +68,7 @@ class Connections:
         hello_s: float = HELLO_S,
         max_restarts: int = 0,
         attempt_end_s: float = ATTEMPT_END_S,
+        agents_stay: bool = False,
     ) -> None:
         self.members: dict[int, Member] = {}
         self.agents: list[Channel] = []
@@ -75,6 +77,8 @@ class Connections:
         self._hello_s = hello_s
         self._attempt, self._max_restarts = 0, max_restarts
         self._attempt_end_s = attempt_end_s
+        self._agents_stay = agents_stay
+        self._is_ending = False  # what is left of an attempt is read
         self._exited: set[int] = set()
         self._done: set[Channel] = set()  # agents that have reported their end
         self._ranks: dict[Channel, int] = {}
@@ -155,6 +159,11 @@ class Connections:
             self._listener.close()
         self._ends.close()
 
+    @property
+    def lost_agent(self) -> bool:
+        """Whether an agent's connection has ended without a report of its end."""
+        return any(agent.closed and agent not in self._done for agent in self.agents)
+
     # --- connections --------------------------------------------------------------------------
 
     def _accept(self, listener: Listener) -> list[RunEvent]:
@@ -216,7 +225,11 @@ class Connections:
             return self._complain(f"an invalid message of {who} was ignored: {error}")
 
     def _restart(self, channel: Channel, hello: AgentHello | WorkerHello) -> list[RunEvent]:
+        if self._is_ending:
+            return []  # of several nodes, another one was the first to say so
+        self._is_ending = True
         events = self._end_attempt(channel)
+        self._is_ending = False
         connected = [r for r, member in self.members.items() if not member.channel.closed]
         if connected and channel in self._strangers:
             why = f"it begins attempt {hello.attempt} while rank {connected[0]} is connected"
@@ -312,11 +325,18 @@ class Connections:
         """
         events: list[RunEvent] = []
         deadline = time.monotonic() + self._attempt_end_s
-        while left := {*self.agents, *self._rank_ends()} & {*self._ends} - {beginner}:
+        while left := self._left_of_attempt() - {beginner}:
             if time.monotonic() > deadline:
                 break
             events += self._ends.read(0.05, self._order, only=left)
         return [*events, *self._take_ends()]
+
+    def _left_of_attempt(self) -> set[Channel | int]:
+        """Return the open ends from which something of this attempt may come."""
+        ranks, agents = {*self._rank_ends()} & {*self._ends}, {*self.agents} & {*self._ends}
+        if not self._agents_stay:
+            return {*ranks, *agents}
+        return {*ranks, *agents} if ranks or set(self.members) - self._exited else set()
 
     def _begin_attempt(self) -> Restarted:
         """Forget the ranks: others take their places."""
@@ -332,7 +352,7 @@ class Connections:
         self.members.clear()
         self._ranks.clear()
         self._exited.clear()
-        agent_died = any(agent.closed and agent not in self._done for agent in self.agents)
+        agent_died = self.lost_agent
         self.agents = [agent for agent in self.agents if not agent.closed]
         return Restarted(number=self._attempt, agent_died=agent_died)
 

@@ -35,6 +35,7 @@ from ddp_magic.wire.messages import (
     ClearOutput,
     Command,
     DisplayData,
+    DumpStack,
     Exit,
     Interrupt,
     Kill,
@@ -58,6 +59,7 @@ class WorkerGroup:
     Args:
         directory: Where the socket and the logs go; of mode 0700.
         nproc: Number of ranks.
+        nnodes: Number of nodes, each with as many ranks.
         device: "cuda" or "cpu".
         backend: Backend of the default process group; None for the device's own.
         timeout_s: Timeout for collectives, in seconds; None for torch's default.
@@ -77,6 +79,7 @@ class WorkerGroup:
         directory: RunDirectory,
         *,
         nproc: int,
+        nnodes: int = 1,
         device: str,
         backend: str | None = None,
         timeout_s: float | None = None,
@@ -89,6 +92,7 @@ class WorkerGroup:
     ) -> None:
         self.directory = directory
         self.nproc = nproc
+        self._nnodes = nnodes
         self.kept = kept
         self.ended = False
         self.max_restarts = max_restarts
@@ -104,7 +108,11 @@ class WorkerGroup:
             kept=kept,
         )
         self._connections = Connections(
-            directory, nproc, max_restarts=max_restarts, attempt_end_s=attempt_end_s
+            directory,
+            nproc,
+            max_restarts=max_restarts,
+            attempt_end_s=attempt_end_s,
+            agents_stay=nnodes > 1,
         )
         self._outbox = Outbox(self._connections.members, nproc)
         self._agent: PlacedAgent | None = None
@@ -142,7 +150,8 @@ class WorkerGroup:
             AgentSpec(
                 run_id=self.directory.id,
                 kernel_pid=os.getpid(),
-                nproc=self.nproc,
+                nproc=self.nproc // self._nnodes,
+                nnodes=self._nnodes,
                 sys_path=tuple(sys_path),
                 worker=self._settings,
                 prelude=prelude,
@@ -150,6 +159,11 @@ class WorkerGroup:
             ),
             env,
         )
+
+    @property
+    def where(self) -> str:
+        """On which nodes its agents run, in words; empty for this machine."""
+        return "" if self._agent is None else self._agent.where
 
     @property
     def started(self) -> bool:
@@ -212,6 +226,8 @@ class WorkerGroup:
         member = self._connections.members.get(rank)
         if member is not None and member.process is not None:
             processes.kill(member.process, signal.SIGUSR1)
+        elif member is not None and member.node:
+            self._send_agents(DumpStack(rank=rank))
 
     def _send_agents(self, command: Command) -> None:
         for channel in self._connections.agents:
@@ -228,6 +244,8 @@ class WorkerGroup:
             return events
         events += self._news_of_start(self._agent)
         events += self._kill_lost()
+        if self._nnodes > 1 and self._connections.lost_agent and not self._killed:
+            self.kill()  # the other nodes do not know
         self._connections.watch(self._agent.fileno())
         if self._agent.ended():
             events += self._finish(self._agent)
@@ -259,7 +277,8 @@ class WorkerGroup:
             events.append(
                 Rejoined(
                     rank=rank,
-                    pid=member.process.pid if member.process else None,
+                    pid=member.pid,
+                    node=member.node,
                     device=ready.device if ready else "",
                     log_bytes=member.written,
                 )
@@ -303,6 +322,8 @@ class WorkerGroup:
                 self._restart()
             case AgentDone():
                 self._agents_done.append(event)
+                if self._nnodes > 1 and any(end.code for end in self._exited.values()):
+                    self._send_agents(Kill())  # the other nodes do not know that it has failed
             case WorkerExited(rank=rank):
                 self._exited[rank] = event
                 if self._interrupted and len(self._exited) == self.nproc:

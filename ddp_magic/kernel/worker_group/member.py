@@ -32,6 +32,8 @@ class Member:
     Attributes:
         pipe: Read end of its stdout and stderr; -1 once closed.
         process: None where the process that connected is not ours to signal.
+        pid: What the rank calls its process; on another node it is of no use here.
+        node: Name of that node; empty for this machine.
         written: Bytes in its log.
         log_error: Why its text could not be logged.
         unconnected_since: When its connection ended, on the monotonic clock, s.
@@ -43,6 +45,8 @@ class Member:
     process: psutil.Process | None
     splitter: MarkSplitter
     log: Path
+    pid: int | None = None
+    node: str = ""
     written: int = 0
     log_error: OSError | None = None
     unconnected_since: float | None = None
@@ -66,13 +70,14 @@ class Member:
         pipe = take_pipe(channel)
         os.set_blocking(pipe, False)
         process = None
-        if channel.peer_pid() in (None, hello.pid):  # else it is not ours to signal
+        # Else it is not ours to signal: on another node the pid is another process's here.
+        if channel.peer_pid() in (None, hello.pid) and not hello.node:
             try:
                 process = psutil.Process(hello.pid)
             except psutil.NoSuchProcess:
                 pass
         splitter = MarkSplitter(hello.marker.encode())
-        return cls(hello.rank, channel, pipe, process, splitter, log)
+        return cls(hello.rank, channel, pipe, process, splitter, log, hello.pid, hello.node)
 
     def lives(self) -> bool:
         """Return whether its process has not ended, as far as that can be seen."""

@@ -17,6 +17,7 @@ class OpenEnds:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._reads = 0
 
     def __iter__(self) -> Iterator[Any]:
         return iter([key.fileobj for key in self._selector.get_map().values()])
@@ -43,9 +44,13 @@ class OpenEnds:
             only: Ends to read; None for all.
         """
         events: list[RunEvent] = []
+        self._reads += 1
+        number = self._reads
         for key in sorted(self._readable(timeout_s, only), key=lambda key: order(key.fileobj)):
             if self._is_open(key):  # reading another one may have closed it
                 events += key.data(key.fileobj)
+            if self._reads != number:  # it has read other ends: they may not be readable any more
+                break
         return events
 
     def pending(self) -> bool:

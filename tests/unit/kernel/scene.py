@@ -26,6 +26,7 @@ class FakeAgent:
         self.dead = False
         self.waiting = ""
         self.words = ""
+        self.where = ""
         self.fd = -1
 
     def fileno(self) -> int:
@@ -64,10 +65,10 @@ class FakeEngine:
 class FakeRank:
     """A rank that is this process."""
 
-    def __init__(self, path: Path, rank: int, attempt: int = 0) -> None:
+    def __init__(self, path: Path, rank: int, attempt: int = 0, node: str = "") -> None:
         self.channel = connect(str(path))
         read_end, self.pipe = os.pipe()
-        hello = WorkerHello(rank=rank, pid=os.getpid(), marker="M;", attempt=attempt)
+        hello = WorkerHello(rank=rank, pid=os.getpid(), marker="M;", attempt=attempt, node=node)
         self.channel.send(hello, fd=read_end)
         os.close(read_end)
 

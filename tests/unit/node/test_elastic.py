@@ -71,3 +71,17 @@ def test_each_attempt_has_its_own_port() -> None:
         other.bind(("127.0.0.1", second.master_port))
         other.listen()
     rendezvous.close_port()
+
+
+def test_torchs_agent_waits_for_other_nodes_in_a_method_of_its_own() -> None:
+    """When its ranks are done: ours has waited by then."""
+    source = inspect.getsource(api.SimpleElasticAgent._invoke_run)
+    assert "self._exit_barrier()" in source
+    assert vars(elastic.Agent)["_exit_barrier"].__code__.co_argcount == 1
+
+
+def test_torchs_agent_decides_on_a_restart_by_what_is_left() -> None:
+    """A number that `elastic.run` sets, for a failure of any node counts."""
+    source = inspect.getsource(api.SimpleElasticAgent._invoke_run)
+    assert "if self._remaining_restarts > 0:" in source
+    assert "self._remaining_restarts -= 1" in source

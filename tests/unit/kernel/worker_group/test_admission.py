@@ -34,6 +34,7 @@ RESTARTED = Standing(nproc=2, present=(0, 1), attempt=1, max_restarts=2)
         (AgentHello(attempt=2), RESTARTED),
         (WorkerHello(rank=0, pid=1, marker="M;", attempt=2), RESTARTED),
         (AgentHello(attempt=2), Standing(nproc=2, agent=True, attempt=1, max_restarts=2)),
+        (AgentHello(attempt=1), Standing(nproc=2, agent=True, attempt=1, max_restarts=2)),
     ],
 )
 def test_what_makes_sense(message: Command | Event, standing: Standing) -> None:

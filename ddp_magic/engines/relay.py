@@ -1,0 +1,399 @@
+"""The near relay: stands for the agents and ranks of other nodes, in the kernel's process.
+
+For each of their connections it connects to the kernel's own socket, and carries frames between
+that and the streams of a job (`Job`), at whose other ends are the far relays (`node.relay`). A
+rank's text arrives through a pipe, values through shared memory: the kernel's side cannot tell that
+they come from afar.
+
+Two threads: one starts the job and takes what comes from the nodes; one gives the nodes what the
+kernel sends. Neither waits for the other, so no stream fills up for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_magic.engines import Job
+from ddp_magic.errors import ProtocolError
+from ddp_magic.system.run_directory import RunDirectory, append
+from ddp_magic.wire.channel import Channel, connect
+from ddp_magic.wire.codec import decode
+from ddp_magic.wire.memory import anonymous_file
+from ddp_magic.wire.messages import Captured, RunCell, SharedMemory
+from ddp_magic.wire.relay import ALL, PIECE_BYTES, Frame, FrameReader, Kind, LineReader
+from ddp_magic.wire.specs import AgentSpec
+
+_LENGTH = struct.Struct("!I")
+_HELLO = b'{"type": "WorkerHello"'
+_RESULTS = b'{"type": "Results"'
+_SHARED = b'{"type": "SharedMemory"'
+_CAPTURED = b'{"type": "Captured"'
+_RUN_CELL = b'{"type": "RunCell"'
+MAX_ERRORS = 20  # lines of a job's own, that are kept
+
+
+@dataclass
+class _Far:
+    """A connection of another node's, as the kernel sees it."""
+
+    node: int
+    number: int
+    channel: Channel
+    pipe: int = -1  # write end of its text
+    values: int = -1  # shared memory that comes with its next message
+
+
+@dataclass
+class Nodes:
+    """What the nodes have said of themselves.
+
+    Attributes:
+        hosts: Their names, by number.
+        ended: Those whose agent has ended, and whether it had reported that.
+    """
+
+    hosts: dict[int, str] = field(default_factory=dict)
+    ended: dict[int, bool] = field(default_factory=dict)
+
+
+class NearRelay:
+    """Carries frames between the kernel's socket and the nodes.
+
+    Args:
+        spec: What the agents are to run.
+        start: What the far relays are told beside that.
+        launch: Starts the job.
+
+    Attributes:
+        job: The job; None before it has been started.
+        nodes: What is known of the nodes.
+        error: Why the streams cannot be read any more; empty if they can.
+        ended: Set at the end, when everything has been carried.
+    """
+
+    def __init__(
+        self, spec: AgentSpec, start: dict[str, object], launch: Callable[[], Job]
+    ) -> None:
+        self._spec = spec
+        self._directory = RunDirectory(Path(spec.worker.directory))
+        self._launch = launch
+        self._lines = LineReader()
+        self._readers: dict[int, FrameReader] = {}
+        self._fars: dict[tuple[int, int], _Far] = {}
+        self._by_fd: dict[int, _Far] = {}
+        self._folders: dict[str, Path] = {"": self._directory.path}
+        self._sent_segments: set[int] = set()
+        self._queue: deque[Iterator[bytes]] = deque()  # to the nodes
+        self._piece = memoryview(b"")
+        self._epoll = select.epoll()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._stdin = -1
+        self._lock = threading.Lock()
+        self.job: Job | None = None
+        self.nodes = Nodes()
+        self.error = ""
+        self.ended = threading.Event()
+        payload = json.dumps({**start, "spec": spec.to_json()}).encode()
+        self._put(Frame(ALL, Kind.START, 0, payload))
+        self._up = threading.Thread(target=self._carry_up, name="ddp_magic-relay", daemon=True)
+        self._up.start()
+
+    def cancel(self) -> None:
+        """End the job, or do not start it."""
+        with self._lock:
+            self._launch = _not_launched
+            job = self.job
+        if job is not None:
+            job.cancel()
+
+    # --- from the nodes -----------------------------------------------------------------------
+
+    def _carry_up(self) -> None:
+        """Start the job and carry what comes from it, to its end. It ends with this thread."""
+        try:
+            with self._lock:
+                self.job = job = self._launch()
+        except OSError as error:
+            self.error = str(error)
+            self.ended.set()
+            return
+        self._stdin = job.stdin
+        os.set_blocking(self._stdin, False)
+        down = threading.Thread(target=self._carry_down, name="ddp_magic-relay-down", daemon=True)
+        down.start()
+        try:
+            while data := os.read(job.stdout, PIECE_BYTES):
+                for node, piece in self._lines.feed(data):
+                    if node is None:
+                        self._log(piece)
+                    else:
+                        self._take_stream(node, piece)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody waits for ever
+            self._fail(error)
+        finally:
+            self._log(self._lines.end())
+            job.wait()
+            self._end(down)
+
+    def _fail(self, error: Exception) -> None:
+        self.error = str(error) or type(error).__name__
+        self.cancel()
+
+    def _end(self, down: threading.Thread) -> None:
+        self._wake(b"e")
+        down.join()
+        for far in list(self._fars.values()):
+            self._close(far)
+        for fd in (self._wake_read, self._wake_write):
+            os.close(fd)
+        self._epoll.close()
+        self.ended.set()
+
+    def _take_stream(self, node: int, piece: bytes) -> None:
+        for frame in self._readers.setdefault(node, FrameReader()).feed(piece):
+            self._take(node, frame)
+
+    def _take(self, node: int, frame: Frame) -> None:
+        match frame.kind:
+            case Kind.NODE | Kind.ENDED:
+                self._take_news(node, frame)
+            case Kind.HEAD:
+                self._put(Frame(ALL, Kind.HEAD, 0, frame.payload))
+            case Kind.MESSAGE:
+                self._deliver(node, frame)
+            case Kind.SEGMENT:
+                self._keep_values(node, frame)
+            case Kind.TEXT | Kind.TEXT_ENDED:
+                self._write_text(node, frame)
+            case Kind.CLOSED:
+                self._hang_up(self._fars.get((node, frame.connection)))
+            case Kind.FILE:
+                self._save(frame.payload)
+            case Kind.LOG:
+                self._log(frame.payload)
+            case _:  # not from there
+                pass
+
+    def _take_news(self, node: int, frame: Frame) -> None:
+        if frame.kind is Kind.ENDED:
+            self.nodes.ended[node] = bool(frame.connection)
+            return
+        said = json.loads(frame.payload)
+        if self.job is not None:
+            self.job.running(said["job"])
+        self.nodes.hosts[node] = said["host"]
+
+    def _far(self, node: int, number: int) -> _Far | None:
+        """Return a connection, made now if it is new; None if the kernel does not listen."""
+        if (far := self._fars.get((node, number))) is not None:
+            return far
+        try:
+            channel = connect(self._spec.worker.socket)
+        except OSError:
+            self._put(Frame(node, Kind.CLOSED, number))
+            return None
+        far = self._fars[node, number] = _Far(node, number, channel)
+        self._by_fd[channel.fileno()] = far
+        self._epoll.register(channel.fileno(), select.EPOLLIN)
+        return far
+
+    def _deliver(self, node: int, frame: Frame) -> None:
+        far = self._far(node, frame.connection)
+        if far is None:
+            return
+        if frame.payload.startswith(_HELLO):
+            read_end, far.pipe = os.pipe()
+            far.channel.send_payload(frame.payload, read_end)
+            os.close(read_end)
+        elif frame.payload.startswith(_RESULTS):
+            far.channel.send_payload(
+                self._with_paths(frame.payload), None if far.values < 0 else far.values
+            )
+            if far.values >= 0:
+                os.close(far.values)
+                far.values = -1
+        else:
+            far.channel.send_payload(frame.payload)
+
+    def _with_paths(self, payload: bytes) -> bytes:
+        """Name the files that a node has saved by their places here."""
+        for folder, path in self._folders.items():
+            there = f"<directory>/{folder}".rstrip("/").encode()
+            if folder:
+                payload = payload.replace(there, json.dumps(str(path)).strip('"').encode())
+        return payload
+
+    def _keep_values(self, node: int, frame: Frame) -> None:
+        far = self._far(node, frame.connection)
+        if far is None:
+            return
+        if far.values < 0:
+            far.values = anonymous_file()
+        view = memoryview(frame.payload)
+        while view:
+            view = view[os.write(far.values, view) :]
+
+    def _write_text(self, node: int, frame: Frame) -> None:
+        far = self._fars.get((node, frame.connection))
+        if far is None or far.pipe < 0:
+            return
+        try:
+            view = memoryview(frame.payload)
+            while view:
+                view = view[os.write(far.pipe, view) :]
+        except OSError:  # the kernel reads it no more
+            frame = Frame(node, Kind.TEXT_ENDED)
+        if frame.kind is Kind.TEXT_ENDED:
+            os.close(far.pipe)
+            far.pipe = -1
+
+    def _hang_up(self, far: _Far | None) -> None:
+        """End a connection toward the kernel; the text of its rank may still come."""
+        if far is not None and not far.channel.closed:
+            with contextlib.suppress(OSError):
+                far.channel.shutdown()
+
+    def _close(self, far: _Far) -> None:
+        self._hang_up(far)
+        self._by_fd.pop(far.channel.fileno(), None)
+        far.channel.close()
+        for fd in (far.pipe, far.values):
+            if fd >= 0:
+                os.close(fd)
+        far.pipe = far.values = -1
+
+    def _save(self, payload: bytes) -> None:
+        """Write a file of the run to the place where somebody looks for it."""
+        head, _, content = payload.partition(b"\0")
+        names = json.loads(head)
+        folder = self._folders.get(names["folder"])
+        if folder is None or Path(names["name"]).name != names["name"]:
+            return
+        with contextlib.suppress(OSError):  # a full disk costs the file, not the run
+            (folder / names["name"]).write_bytes(content)
+
+    def _log(self, data: bytes) -> None:
+        if data:
+            with contextlib.suppress(OSError):
+                append(self._directory.agent_log, data)
+
+    # --- to the nodes -------------------------------------------------------------------------
+
+    def _put(self, frame: Frame) -> None:
+        self._queue.append(iter((frame.encode(),)))
+        self._wake(b"w")
+
+    def _wake(self, what: bytes) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, what)
+
+    def _carry_down(self) -> None:
+        try:
+            self._carry_down_to_the_end()
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._fail(error)
+
+    def _carry_down_to_the_end(self) -> None:
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        waits = False
+        while True:
+            more = self._write()
+            if more != waits and self._stdin >= 0:
+                waits = more
+                if waits:
+                    self._epoll.register(self._stdin, select.EPOLLOUT)
+                else:
+                    self._epoll.unregister(self._stdin)
+            for fd, _ in self._epoll.poll():
+                if fd == self._wake_read:
+                    if b"e" in os.read(self._wake_read, 4096):
+                        return
+                elif (far := self._by_fd.get(fd)) is not None:
+                    self._read(far)
+
+    def _write(self) -> bool:
+        """Write what waits; return whether something is left."""
+        while self._stdin >= 0:
+            if not self._piece:
+                if not self._queue:
+                    return False
+                piece = next(self._queue[0], None)
+                if piece is None:
+                    self._queue.popleft()
+                    continue
+                self._piece = memoryview(piece)
+            try:
+                self._piece = self._piece[os.write(self._stdin, self._piece) :]
+            except BlockingIOError:
+                return True
+            except OSError:  # the job has ended
+                self._piece = memoryview(b"")
+                self._queue.clear()
+                return False
+        return False
+
+    def _read(self, far: _Far) -> None:
+        alive = far.channel.read()
+        try:
+            for payload in far.channel.frames():
+                self._pass_on(far, payload)
+        except ProtocolError:
+            alive = False
+        if not alive:
+            self._by_fd.pop(far.channel.fileno(), None)
+            self._epoll.unregister(far.channel.fileno())
+            self._put(Frame(far.node, Kind.CLOSED, far.number))
+
+    def _pass_on(self, far: _Far, payload: bytes) -> None:
+        if payload.startswith(_SHARED):
+            message = decode(payload)
+            assert isinstance(message, SharedMemory)  # noqa: S101 -- its own name
+            fd = far.channel.take_fd()
+            if message.number in self._sent_segments:  # for another rank: once for all nodes
+                os.close(fd)
+            else:
+                self._sent_segments.add(message.number)
+                self._queue.append(_segment(message.number, fd))
+        elif payload.startswith(_CAPTURED):
+            message = decode(payload)
+            assert isinstance(message, Captured)  # noqa: S101 -- as above
+            self._sent_segments &= message.segments
+        elif payload.startswith(_RUN_CELL):
+            message = decode(payload)
+            assert isinstance(message, RunCell)  # noqa: S101 -- as above
+            self._send_cell(Path(message.path))
+        self._put(Frame(far.node, Kind.MESSAGE, far.number, payload))
+
+    def _send_cell(self, path: Path) -> None:
+        """Send a cell's file to every node, once."""
+        if path.parent.name in self._folders:
+            return
+        self._folders[path.parent.name] = path.parent
+        head = json.dumps({"path": str(path)}).encode()
+        self._put(Frame(ALL, Kind.FILE, 0, head + b"\0" + path.read_bytes()))
+
+
+def _segment(number: int, fd: int) -> Iterator[bytes]:
+    """Yield shared memory as frames, and close it."""
+    size, done = os.fstat(fd).st_size, 0
+    try:
+        while done < size:
+            piece = os.pread(fd, PIECE_BYTES, done)
+            done += len(piece)
+            yield Frame(ALL, Kind.SEGMENT, number, piece).encode()
+    finally:
+        os.close(fd)
+
+
+def _not_launched() -> Job:
+    raise OSError("it was ended before it was started")

@@ -1,0 +1,155 @@
+"""Agents on several nodes, as a worker group sees them: one thing that is placed, ends, is killed.
+
+An engine of several nodes has only to start the far relay on each node (`node.relay`), which starts
+the agent there; see `NodesEngine`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from ddp_magic.engines import Job, NodesEngine
+from ddp_magic.engines.relay import NearRelay
+from ddp_magic.system.entry_points import RELAY, command, last_words
+from ddp_magic.system.run_directory import RunDirectory, append
+from ddp_magic.wire.specs import AgentSpec
+
+GROUP = "ddp_magic.engines"  # entry points of other packages
+HERE = ("local", "torchrun")  # of this machine
+OURS = {"slurm": "ddp_magic.engines.slurm"}
+END_S = 10.0  # for the end of a job that is cancelled
+
+
+def names() -> list[str]:
+    """Return the names of all engines."""
+    return [*HERE, *OURS, *(point.name for point in metadata.entry_points(group=GROUP))]
+
+
+def find(name: str) -> NodesEngine:
+    """Return an engine of several nodes.
+
+    Raises:
+        ValueError: There is none of this name, or its package cannot be imported.
+    """
+    if name in OURS:
+        found: NodesEngine = importlib.import_module(OURS[name])
+        return found
+    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if name not in points:
+        near = difflib.get_close_matches(name.lower(), names(), n=1)
+        advice = f"did you mean {near[0]}?" if near else f"use {', '.join(names())}"
+        raise ValueError(f"unknown engine {name!r}: {advice}")
+    try:
+        loaded: NodesEngine = points[name].load()
+    except Exception as error:
+        raise ValueError(
+            f"engine {name!r} ({points[name].value}) cannot be loaded: {error!r}"
+        ) from error
+    return loaded
+
+
+class Remote:
+    """An engine of several nodes, as one that places agents.
+
+    Args:
+        name: Its name.
+        arguments: The user's arguments for it, as one text.
+    """
+
+    def __init__(self, name: str, arguments: str) -> None:
+        self._engine = find(name)
+        self._arguments = shlex.split(arguments)
+
+    def start(self, spec: AgentSpec, env: dict[str, str]) -> RemoteAgents:
+        """Place an agent on each node; returns before they are up."""
+        return RemoteAgents(self._engine, spec, env, self._arguments)
+
+
+class RemoteAgents:
+    """The agents of a run on several nodes, or about to be there."""
+
+    def __init__(
+        self, engine: NodesEngine, spec: AgentSpec, env: dict[str, str], arguments: Sequence[str]
+    ) -> None:
+        self._directory = RunDirectory(Path(spec.worker.directory))
+        self._nnodes = spec.nnodes
+        self._told = False
+        self.where = ""
+        self._died: set[int] = set()
+        launch = partial(
+            engine.launch,
+            command(RELAY),
+            nnodes=spec.nnodes,
+            nproc=spec.nproc,
+            arguments=arguments,
+            env=env,
+            log=self._log,
+        )
+        self._relay = NearRelay(spec, dict(engine.START), launch)
+
+    def _log(self, line: bytes) -> None:
+        try:
+            append(self._directory.agent_log, line)
+        except OSError:  # a full disk costs the log, not the run
+            pass
+
+    def fileno(self) -> int:
+        """Return -1: its end is found by polling."""
+        return -1
+
+    def ended(self) -> bool:
+        """Return whether everything has ended, and what it said has arrived."""
+        return self._relay.ended.is_set()
+
+    def take_notes(self) -> list[str]:
+        """Return where the agents run, and which ended without a report, each once."""
+        notes = []
+        nodes = self._relay.nodes
+        if not self._told and len(nodes.hosts) == self._nnodes:
+            self._told = True
+            hosts = ", ".join(nodes.hosts[node] for node in sorted(nodes.hosts))
+            self.where = " on ".join(filter(None, [self._job_name(), hosts]))
+            notes.append(self.where)
+        for node, reported in list(nodes.ended.items()):
+            if not reported and node not in self._died:
+                self._died.add(node)
+                host = nodes.hosts.get(node, f"node {node}")
+                notes.append(f"the agent on {host} ended without a report, and its ranks with it")
+        if self._relay.error and self.ended():
+            notes.append(f"the connection to the nodes was lost: {self._relay.error}")
+            self._relay.error = ""
+        return notes
+
+    def _job_name(self) -> str:
+        job: Job | None = self._relay.job
+        return "" if job is None else job.name
+
+    def kill(self) -> None:
+        """End it; the ranks end with their agents."""
+        self._relay.cancel()
+
+    def close(self) -> None:
+        """Release what is held; it has ended, or ends now."""
+        if not self.ended():
+            self._relay.cancel()
+            self._relay.ended.wait(END_S)
+
+    def waits_for(self) -> str:
+        """Return what it waits for: its turn in the queue, the nodes."""
+        job = self._relay.job
+        up = len(self._relay.nodes.hosts)
+        if job is not None and (words := job.waits_for()):
+            return words
+        if up < self._nnodes:
+            return "waiting for the nodes" if not up else f"{up} of {self._nnodes} nodes are up"
+        return ""
+
+    def last_words(self) -> str:
+        """Return the end of what the engine and the agents wrote."""
+        return last_words(self._directory.agent_log)

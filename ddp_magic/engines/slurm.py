@@ -1,0 +1,228 @@
+"""The engine of a Slurm cluster: its own `srun` starts one agent on each node.
+
+No Python package is needed, and no file system that the nodes share: what the agents run arrives
+over the stdin of `srun`. The nodes need the notebook's Python, with ddp_magic, at the same path.
+
+The notebook may run on a login node, or inside an allocation (`salloc`, `sbatch`, a step of one):
+then the agents are a step beside it, and to end them ends that step, never the allocation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+START = {
+    "node_name_variable": "SLURMD_NODENAME",
+    "toward": "SLURM_LAUNCH_NODE_IPADDR",
+    "job_variables": ["SLURM_JOB_ID", "SLURM_STEP_ID"],
+}
+NODE_VARIABLE = "SLURM_PROCID"
+CANCEL_S = 5.0  # for srun to end its step, before it is killed
+POLL_S = 2.0  # between two looks at the queue
+QUERY_S = 10.0  # for an answer of the controller's
+_QUEUED = re.compile(r"srun: job (\d+) queued and waiting")
+_GRANTED = re.compile(r"srun: job \d+ has been allocated")
+_BUSY = re.compile(r"srun: .*[Ss]tep creation temporarily disabled, retrying \((.+)\)")
+# What srun keeps of an allocation that it is started in; the rest would be its own options.
+_OF_ALLOCATION = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+_OURS = re.compile(
+    r"SLURM_(UNBUFFEREDIO|LABELIO|STD\w+MODE|WAIT|EXPORT_ENV|MPI_TYPE|EXIT_\w+"
+    r"|N?NODES|N?TASKS|NPROCS|NTASKS_PER_\w+|STEP_\w+|OVERLAP|EXACT)"
+)
+_CPUS = re.compile(r"-c|--cpus-per-(task|gpu)|--exclusive|-B|--extra-node-info")
+# Options that would break the streams, or say otherwise how many agents there are.
+_OWN = {
+    "-n": "-n and -N of %%ddp say how many", "--ntasks": "-n and -N of %%ddp say how many",
+    "-N": "use -N of %%ddp", "--nodes": "use -N of %%ddp",
+    "--ntasks-per-node": "one agent per node starts the ranks of -n",
+    "-o": "the ranks' output is shown in the notebook", "--output": "use %ddp_logs",
+    "-i": "ranks ask in the notebook", "--input": "ranks ask in the notebook",
+    "-u": "it tears lines apart", "--unbuffered": "it tears lines apart",
+    "--pty": "ranks ask in the notebook", "-b": "use --detach", "--batch": "use --detach",
+}  # fmt: skip
+
+
+def problem() -> str:
+    """Return why there can be no run here; empty if there can."""
+    if shutil.which("srun") is None:
+        return "there is no srun on the PATH: start the notebook on a login node or in a job"
+    return ""
+
+
+def problem_of(arguments: Sequence[str]) -> str:
+    """Return which of these arguments of srun cannot be used, and why; empty if all can."""
+    for word in arguments:
+        name = word.partition("=")[0]
+        short = name[:2] if not name.startswith("--") and name[:2] in _OWN else name
+        if why := _OWN.get(short):
+            return f"{name} cannot be used: {why}"
+    return ""
+
+
+def environment(env: Mapping[str, str], *, inside: bool) -> dict[str, str]:
+    """Return the environment of srun, which its tasks get too.
+
+    Args:
+        env: The ranks' own.
+        inside: Whether it starts a step in an allocation. What Slurm has set there are options of
+            another step. Elsewhere such variables are the user's own defaults, such as
+            SLURM_PARTITION.
+    """
+    kept = {}
+    for name, value in env.items():
+        if name.startswith("SLURM_"):
+            if inside and not name.startswith(_OF_ALLOCATION):
+                continue
+            if _OURS.fullmatch(name):
+                continue
+        if not name.startswith(("PMI_", "PMI2_", "PMIX_", "SLURMD_", "SRUN_")):
+            kept[name] = value
+    return kept
+
+
+def command(
+    agent: Sequence[str], nnodes: int, nproc: int, arguments: Sequence[str], *, inside: bool
+) -> list[str]:
+    """Return the command that starts an agent on each node."""
+    count = str(nnodes)
+    words = ["srun", "--job-name=ddp_magic", "--mpi=none"]
+    if not inside and not any(_CPUS.match(word) for word in arguments):
+        words.append(f"--cpus-per-task={nproc}")  # else Slurm gives the ranks of a node one
+    words += [*arguments, "-n", count, "-N", count, "--ntasks-per-node=1"]
+    words += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
+    if inside or any(word.startswith("--jobid") for word in arguments):
+        words.append("--overlap")
+    if shutil.which("setpriv"):  # it ends with the kernel, also while it is queued
+        words = ["setpriv", "--pdeathsig", "TERM", *words]
+    return [*words, *agent, NODE_VARIABLE]
+
+
+class SlurmJob:
+    """A running `srun`, from a thread that lives as long as that.
+
+    Args:
+        argv: Its command.
+        env: Its environment.
+        log: Is called with what it writes to its stderr.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: dict[str, str], log: Callable[[bytes], None]
+    ) -> None:
+        self._env = env
+        self._log = log
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            start_new_session=True,  # Jupyter interrupts the kernel's whole process group
+        )
+        assert self._process.stdin is not None  # noqa: S101 -- PIPE was given
+        assert self._process.stdout is not None  # noqa: S101 -- as above
+        self.stdin = self._process.stdin.fileno()
+        self.stdout = self._process.stdout.fileno()
+        self.name = ""
+        self._waits_for = ""
+        self._cancelled = False
+        self._words = threading.Thread(target=self._read_words, daemon=True)
+        self._words.start()
+
+    def waits_for(self) -> str:
+        """Return what it waits for in the queue; empty if it runs."""
+        return self._waits_for
+
+    def running(self, job: str) -> None:
+        """Note that an agent is up, in this job and step."""
+        self.name = f"Slurm job {job}"
+        self._waits_for = ""
+
+    def cancel(self) -> None:
+        """End it: the step, and the job if srun has made it. Returns at once."""
+        if not self._cancelled:
+            self._cancelled = True
+            threading.Thread(target=self._cancel, daemon=True).start()
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()  # srun ends its step with it
+        try:
+            self._process.wait(CANCEL_S)
+        except subprocess.TimeoutExpired:
+            if self.name:
+                self._ask("scancel", self.name.rpartition(" ")[2])
+            self._process.kill()
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code."""
+        code = self._process.wait()
+        self._words.join(QUERY_S)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        return code
+
+    def _read_words(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101 -- PIPE was given
+        for line in self._process.stderr:
+            self._log(line)
+            text = line.decode(errors="replace")
+            if queued := _QUEUED.search(text):
+                self._waits_for = f"queued as Slurm job {queued[1]}"
+                threading.Thread(target=self._watch_queue, args=(queued[1],), daemon=True).start()
+            elif _GRANTED.search(text):
+                self._waits_for = ""
+            elif busy := _BUSY.search(text):
+                self._waits_for = f"queued in its allocation: {busy[1]}"
+
+    def _watch_queue(self, job: str) -> None:
+        """Say, as long as it is queued, why, and when Slurm expects it to start."""
+        head = f"queued as Slurm job {job}"
+        while self._waits_for.startswith(head) and self._process.poll() is None:
+            state, _, rest = self._ask("squeue", "-h", "-j", job, "-o", "%T|%r|%S").partition("|")
+            reason, _, start = rest.partition("|")
+            if state == "PENDING" and self._waits_for.startswith(head):
+                when = f", starts about {start.replace('T', ' ')}" if start[:1].isdigit() else ""
+                self._waits_for = f"{head}: {reason}{when}"
+            time.sleep(POLL_S)
+
+    def _ask(self, *argv: str) -> str:
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=QUERY_S, check=False, env=self._env
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.strip()
+
+
+def launch(
+    agent: Sequence[str],
+    *,
+    nnodes: int,
+    nproc: int,
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    log: Callable[[bytes], None],
+) -> SlurmJob:
+    """Start an agent on each node; returns before they are up.
+
+    Args:
+        agent: The agent's command; the name of the variable with its node's number follows it.
+        nnodes: Number of nodes.
+        nproc: Number of ranks on each.
+        arguments: The user's own, for srun.
+        env: The ranks' environment.
+        log: Is called with what Slurm says.
+    """
+    inside = "SLURM_JOB_ID" in env or "SLURM_JOBID" in env
+    argv = command(agent, nnodes, nproc, arguments, inside=inside)
+    return SlurmJob(argv, environment(env, inside=inside), log)

@@ -1,0 +1,71 @@
+"""Slurm's command line and environment; the cluster itself is in tests/integration."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddp_magic.engines import slurm
+
+
+def _command(*arguments: str, inside: bool = False) -> list[str]:
+    words = slurm.command(["python", "-c", "x"], 3, 4, arguments, inside=inside)
+    return words[words.index("srun") :]
+
+
+def test_one_task_on_each_node() -> None:
+    """Said in full, and after the user's words: what is inherited says otherwise."""
+    words = _command("-p", "gpu")
+    assert words.index("gpu") < words.index("-n")
+    assert words[words.index("-n") + 1] == words[words.index("-N") + 1] == "3"
+    assert "--ntasks-per-node=1" in words
+    assert words[-4:] == ["python", "-c", "x", "SLURM_PROCID"]
+
+
+@pytest.mark.parametrize("own", ["-c8", "--cpus-per-task=8", "--cpus-per-gpu=4", "--exclusive"])
+def test_a_processor_for_each_rank(own: str) -> None:
+    """Unless the user says how many, or has an allocation."""
+    assert "--cpus-per-task=4" in _command()
+    assert "--cpus-per-task=4" not in _command(own)
+    assert "--cpus-per-task=4" not in _command(inside=True)
+
+
+def test_a_step_beside_the_notebook() -> None:
+    """In an allocation, whose processors the notebook's own step may hold."""
+    assert "--overlap" in _command(inside=True)
+    assert "--overlap" in _command("--jobid=3")
+    assert "--overlap" not in _command()
+
+
+def test_what_is_inherited_in_an_allocation() -> None:
+    """Its name, and nothing of the step in which the notebook runs."""
+    env = {
+        "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_PARTITION": "x",
+        "SLURM_CPUS_PER_TASK": "1", "SLURM_CONF": "/etc/slurm.conf", "PMI_RANK": "0", "HOME": "/h",
+    }  # fmt: skip
+    kept = {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/slurm.conf", "HOME": "/h"}
+    assert slurm.environment(env, inside=True) == kept
+
+
+def test_the_users_own_defaults_are_kept() -> None:
+    """But not what would tear the streams, or change how many agents there are."""
+    env = {
+        "SLURM_PARTITION": "gpu", "SLURM_ACCOUNT": "me", "SLURM_UNBUFFEREDIO": "1",
+        "SLURM_LABELIO": "1", "SLURM_NNODES": "9", "SLURM_EXPORT_ENV": "NONE",
+    }  # fmt: skip
+    kept = {"SLURM_PARTITION": "gpu", "SLURM_ACCOUNT": "me"}
+    assert slurm.environment(env, inside=False) == kept
+
+
+@pytest.mark.parametrize(
+    "word", ["-n", "-n4", "--ntasks=4", "-N2", "--nodes", "-u", "-o", "--output=x", "--pty", "-i"]
+)
+def test_arguments_that_are_ours(word: str) -> None:
+    assert slurm.problem_of(["-p", "gpu", word]).startswith(word.partition("=")[0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["-p", "gpu", "-t", "30"], ["--nodelist=n1,n2"], ["-l"], ["--network=x", "-A", "a"]],
+)
+def test_arguments_that_are_not(words: list[str]) -> None:
+    assert slurm.problem_of(words) == ""
