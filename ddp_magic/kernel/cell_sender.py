@@ -11,7 +11,7 @@ from ddp_magic.kernel.questions import Questions
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.worker_group.group import WorkerGroup
-from ddp_magic.system.environment import is_late, rank_environment
+from ddp_magic.system.environment import is_late
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.messages import Exit
 
@@ -68,9 +68,7 @@ class CellSender:
         """
         # What the cell sets for libraries that are imported before it runs.
         early = {n: v for n, v in self._cell.environment.items() if not is_late(n)}
-        env = rank_environment(
-            os.environ | environment | early, self._options.visible, self._options.nproc
-        )
+        env = self._options.environment(os.environ | environment | early)
         self._group.start(engine, env, sys_path, self.prelude)
 
     def send_values(self) -> None:

@@ -12,6 +12,7 @@ from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.record import Screen
 from ddp_magic.display.status import Status
+from ddp_magic.engines import Engine
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
@@ -211,13 +212,22 @@ class Controller:
             cold: Whether to start the ranks by torchrun.
             box: Where a person answers what the ranks ask; None for nowhere.
         """
-        run.execute(screen, Torchrun() if cold else self.forkserver, list(sys.path), box)
+        run.execute(screen, self._engine(run.options, cold=cold), list(sys.path), box)
         self.runs.without_results(run)
         self.forkserver.want(run.imported)
         if session := self.sessions.get(run.options.session):
             session.held.bound.update(run.bound)
         else:
             self.sessions.forget(run.options.session)
+
+    def _engine(self, options: Options, *, cold: bool) -> Engine:
+        if cold or options.engine == "torchrun":
+            return Torchrun()
+        if options.engine == "local":
+            return self.forkserver
+        from ddp_magic.engines.remote import Remote
+
+        return Remote(options.engine, options.engine_args)
 
     # --- background runs ----------------------------------------------------------------------
 

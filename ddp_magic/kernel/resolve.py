@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from ddp_magic.kernel import several_nodes
 from ddp_magic.kernel.machine import devices, idle_gpus
 from ddp_magic.kernel.machine.devices import Gpu
 from ddp_magic.kernel.machine.limits import most_ranks, too_many
 from ddp_magic.kernel.options.declaration import DEFAULT_CPU_RANKS, OPTIONS, OptionError
 from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.several_nodes import HERE
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.wire.specs import default_backend
 
@@ -29,6 +31,9 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
         OptionError: They contradict each other, or the machine cannot meet them.
     """
     _check_contradictions(asked)
+    if asked.engine not in HERE:
+        return _resolve_elsewhere(asked)
+    several_nodes.check_here(asked)
     if visible is None:
         visible = devices.visible_gpus(os.environ)
     idle = idle_gpus.wanted(asked)
@@ -46,12 +51,52 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
     _check_ranks(asked, nproc)
     trace = _trace_file(asked)
     gpus, locks, notes = _lock(gpus, nproc, idle)  # last, so that no check fails afterwards
-    return Options(
-        nproc=nproc,
+    return _options(
+        asked,
+        nproc,
+        trace,
         gpu_locks=locks,
-        device="cpu" if asked.gpus == "none" else "cuda",
         visible=None if asked.gpus is None else ",".join(gpu.visible for gpu in gpus),
         devices="; ".join([devices.describe(gpus, nproc), *notes]),
+    )
+
+
+def _resolve_elsewhere(asked: SimpleNamespace) -> Options:
+    """Return the options of a run on the nodes of a cluster, about whose devices nothing is known.
+
+    Raises:
+        OptionError: They contradict each other.
+    """
+    several_nodes.check(asked)
+    nproc = asked.nproc_per_node * asked.nnodes
+    _check_ranks(asked, nproc)
+    return _options(
+        asked,
+        nproc,
+        _trace_file(asked),
+        visible="" if asked.gpus == "none" else None,
+        devices=several_nodes.describe(asked),
+    )
+
+
+def _options(
+    asked: SimpleNamespace,
+    nproc: int,
+    trace: Path | None,
+    *,
+    visible: str | None,
+    devices: str,
+    gpu_locks: GpuLocks | None = None,
+) -> Options:
+    return Options(
+        nproc=nproc,
+        nnodes=asked.nnodes,
+        engine=asked.engine,
+        engine_args=asked.engine_args,
+        gpu_locks=gpu_locks or GpuLocks(),
+        device="cpu" if asked.gpus == "none" else "cuda",
+        visible=visible,
+        devices=devices,
         backend=asked.backend,
         timeout_s=asked.timeout,
         time_limit_s=asked.time_limit,
@@ -216,22 +261,24 @@ def join(asked: SimpleNamespace, options: Options) -> Options:
     Raises:
         OptionError: One contradicts them.
     """
-    nproc = options.nproc
+    several_nodes.check_later(asked, options.engine)
+    nproc = options.nproc_per_node
     other = f"omit the option, run %ddp_stop {options.session} first, or use another session name"
     if "nproc_per_node" in asked.given and asked.nproc_per_node != nproc:
         ranks = f"{nproc} rank{'s' if nproc > 1 else ''}"
+        ranks += " per node" if options.nnodes > 1 else ""
         problem = f"session {options.session!r} already runs with {ranks}: {other}"
         raise OptionError("nproc_per_node", problem)
     for option in OPTIONS:
         if option.fixed and option.name in asked.given and getattr(asked, option.name):
             problem = f"session {options.session!r} is already running: {other}"
             raise OptionError(option.name, problem)
-    _check_ranks(asked, nproc)
+    _check_ranks(asked, options.nproc)
     return dataclasses.replace(
         options,
         devices=f"session {options.session} · {options.devices}",
         time_limit_s=asked.time_limit,
-        show=_shown_ranks(asked, nproc),
+        show=_shown_ranks(asked, options.nproc),
         quiet=asked.quiet,
         seed=asked.seed,
         argv=asked.argv,

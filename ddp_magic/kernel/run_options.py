@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.kernel.options.declaration import spelling
 from ddp_magic.kernel.values.pull import Pull
 from ddp_magic.kernel.worker_group.group import WorkerGroup
+from ddp_magic.system.environment import rank_environment
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.messages import RunCell
@@ -18,6 +20,9 @@ class Options:
     """What a run is asked for; see `%%ddp --help` for each.
 
     Attributes:
+        nproc: Number of ranks, of all nodes together.
+        engine: What starts them.
+        engine_args: Arguments for that, in one text.
         visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
         devices: One line that says which devices the ranks run on.
         show: Ranks whose output is shown; None for all.
@@ -34,6 +39,9 @@ class Options:
     """
 
     nproc: int
+    nnodes: int = 1
+    engine: str = "local"
+    engine_args: str = ""
     device: str = "cpu"
     visible: str | None = None
     devices: str = ""
@@ -86,6 +94,15 @@ class Options:
             debug=self.debug,
         )
 
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the agents and ranks, from the kernel's."""
+        return rank_environment(env, self.visible, self.nproc_per_node, self.nnodes)
+
+    @property
+    def nproc_per_node(self) -> int:
+        """Number of ranks on each node."""
+        return self.nproc // self.nnodes
+
     def spelled(self, name: str) -> str:
         """Return an option as it was written: `--time-limit` in a magic, `time_limit` in Python."""
         return name if self.from_python else spelling(name)
@@ -96,6 +113,7 @@ def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
     return WorkerGroup(
         directory,
         nproc=options.nproc,
+        nnodes=options.nnodes,
         device=options.device,
         backend=options.backend,
         timeout_s=options.timeout_s,

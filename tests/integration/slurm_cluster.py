@@ -69,8 +69,9 @@ def missing() -> str:
         return f"not installed: {', '.join(absent)}"
     if not _MUNGE_KEY.exists():
         return f"no {_MUNGE_KEY}"
-    probe = _run(["ip", "netns", "add", "ddp-magic-probe"], check=False)
-    _run(["ip", "netns", "del", "ddp-magic-probe"], check=False)
+    name = f"ddp-magic-{os.getpid()}"
+    probe = _run(["ip", "netns", "add", name], check=False)
+    _run(["ip", "netns", "del", name], check=False)
     return f"no network namespaces: {probe.stderr.strip()}" if probe.returncode else ""
 
 
@@ -84,7 +85,7 @@ class SlurmCluster:
     def __init__(self) -> None:
         self._tag = f"s{os.getpid() % 10_000}"
         self._net = f"10.{77 + os.getpid() % 100}.0"
-        self.directory = Path(tempfile.mkdtemp(prefix="ddp_magic-slurm-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="slurm-cluster-"))
         self._processes: list[subprocess.Popen[bytes]] = []
         self.env: dict[str, str] = {}
         try:

@@ -117,7 +117,8 @@ def _flag_value(magic: str, option: Option, flag: str, text: str | None, words: 
             raise ValueError(f"{magic} {flag}: unexpected value {text!r}: this option takes none")
         return True
     if text is None:
-        if not words or (words[0].startswith("-") and not _NUMBER.match(words[0])):
+        dashed = words and words[0].startswith("-") and not _NUMBER.match(words[0])
+        if not words or (dashed and not option.any_word):
             raise ValueError(f"{magic} {flag}: missing {option.what}: use {option.use}")
         text = words.popleft()
     return _checked(magic, option, flag, text)

@@ -54,6 +54,7 @@ class Option:
         has_default: `%config DDPMagics` can set its value for lines that do not name it. Not for
             what belongs to one cell.
         keyword: Whether `launch` and `run` take it.
+        any_word: Whether its value may begin with a hyphen.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Option:
     fixed: bool = False
     has_default: bool = False
     keyword: bool = True
+    any_word: bool = False
 
     @property
     def spelling(self) -> str:
@@ -300,6 +302,49 @@ OPTIONS = (
         has_default=True,
         help="Start the ranks by plain `torch.distributed.run`: nothing is preloaded, each rank "
         "imports for itself.",
+    ),
+    Option(
+        name="engine",
+        flags=("--engine",),
+        metavar="NAME",
+        read=read.word,
+        what="engine",
+        use="local, torchrun or slurm",
+        default="local",
+        values=("local", "torchrun", "slurm"),
+        also=("--scheduler", "--launcher"),
+        fixed=True,
+        has_default=True,
+        help="What starts the ranks: `slurm` on the nodes of a cluster, by its `srun`; `torchrun`, "
+        "as `--cold`; that of another package. Default: `local`.",
+    ),
+    Option(
+        name="nnodes",
+        flags=("-N", "--nnodes"),
+        metavar="N",
+        read=read.node_count,
+        what="node count",
+        use="1, 2, ...",
+        default=1,
+        also=("--nodes", "--num-nodes", "--num-machines"),
+        fixed=True,
+        has_default=True,
+        help="Number of nodes, each with `-n` ranks. Default: 1.",
+    ),
+    Option(
+        name="engine_args",
+        flags=("--engine-args",),
+        metavar="ARGS",
+        read=read.text,
+        what="arguments",
+        use='one word in quotes, such as "-p gpu -t 30"',
+        default="",
+        also=("--slurm-args", "--srun-args"),
+        fixed=True,
+        has_default=True,
+        any_word=True,
+        help="Arguments for the engine's own program, such as "
+        '`"-p gpu --gres=gpu:4 -t 30"` for `srun`.',
     ),
     Option(
         name="check",

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-_ONE_MACHINE = (
-    "ranks run on this machine only, so omit the option; for several machines, write the program "
-    "to a file and start it there with torchrun"
-)
 _BY_ITSELF = "%%ddp does this by itself, so omit the option"
 _LOGS = "every rank's text is shown and logged; --show chooses the ranks to show"
 _CELL = "%%ddp runs the cell, so import the module there and call its functions"
 _OMIT = "omit the option"
 
 _OF_TORCHRUN = {
-    ("--nnodes", "-N", "--node-rank"): _ONE_MACHINE,
-    ("--standalone", "--master-addr", "--master-port", "--local-addr"): _BY_ITSELF,
+    ("--node-rank", "--standalone", "--master-addr", "--master-port", "--local-addr"): _BY_ITSELF,
     ("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--use-env"): _BY_ITSELF,
     ("--log-dir", "--redirects", "-r", "--tee", "-t", "--local-ranks-filter"): _LOGS,
     ("--module", "-m", "--no-python", "--run-path"): _CELL,

@@ -45,6 +45,20 @@ def rank_count(value: object) -> int | str:
     return count
 
 
+def node_count(value: object) -> int:
+    """Read what follows `-N`."""
+    if (count := integer(value)) < 1:
+        raise InvalidValueError
+    return count
+
+
+def text(value: object) -> str:
+    """Read any text: another program checks it."""
+    if not isinstance(value, str):
+        raise InvalidValueError
+    return value
+
+
 def count(value: object) -> int:
     """Read a number from 0 on."""
     if (number := integer(value)) < 0:

@@ -16,7 +16,7 @@ SOURCES = {
 @pytest.mark.parametrize(
     ("line", "fragment", "found"),
     [
-        ("%%ddp --n", "--n", ["--nproc-per-node", "--no-init", "--no-raise-error"]),
+        ("%%ddp --n", "--n", ["--nproc-per-node", "--no-init", "--nnodes", "--no-raise-error"]),
         ("%%ddp --no-q", "--no-q", ["--no-quiet"]),
         ("%%ddp --rai", "--rai", ["--raise-error"]),
         ("  %%ddp -n 2 --ti", "--ti", ["--timeout", "--time-limit"]),

@@ -1,0 +1,99 @@
+"""Which options go together on the nodes of a cluster, and what the messages say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ddp_magic.kernel.options.arguments import parse_line
+from ddp_magic.kernel.options.declaration import OptionError
+from ddp_magic.kernel.resolve import join, resolve
+from ddp_magic.kernel.run_options import Options
+
+
+@pytest.fixture(autouse=True)
+def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has `srun` on its PATH, and nothing else."""
+    program = tmp_path / "srun"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return program
+
+
+def _resolve(line: str) -> Options:
+    return resolve(parse_line("%%ddp", line), [])
+
+
+def test_ranks_of_all_nodes() -> None:
+    """Counted together, and per node for what concerns a node."""
+    options = _resolve('-n 4 -N 2 --engine slurm --engine-args "-p gpu -t 30" --show 7')
+    assert options.devices == "8 ranks = 2 nodes x 4 (slurm)"
+    assert (options.nproc, options.nnodes, options.nproc_per_node) == (8, 2, 4)
+    assert options.engine_args == "-p gpu -t 30"
+    env = options.environment(
+        {"GLOO_SOCKET_IFNAME": "ib0", "RANK": "3", "CUDA_VISIBLE_DEVICES": "1"}
+    )
+    assert env["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert "NCCL_SOCKET_IFNAME" not in env
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "RANK" not in env
+
+
+def test_one_node_of_a_cluster() -> None:
+    """Its ranks reach each other over the loopback interface, as here."""
+    options = _resolve("-n 1 --engine slurm -g none")
+    assert options.devices == "1 rank = 1 node x 1 (slurm)"
+    assert options.environment({})["GLOO_SOCKET_IFNAME"].startswith("lo")
+    assert options.environment({})["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "problem"),
+    [
+        ("-N 2", "nnodes", "2 nodes need an engine that reaches them: add --engine slurm"),
+        ("-N 2 --engine torchrun", "nnodes", "2 nodes need an engine"),
+        ("--engine-args -x", "engine_args", "engine local takes none"),
+        ("--engine slrum -n 1", "engine", "unknown engine 'slrum': did you mean slurm?"),
+        ("--engine k8s -n 1", "engine", "unknown engine 'k8s': use local, torchrun, slurm"),
+        ("--engine slurm", "nproc_per_node", "needs a number"),
+        ("--engine slurm -n gpu", "nproc_per_node", "needs a number"),
+        ("--engine slurm -n 2 -g 0,1", "gpus", "chooses the GPUs of the nodes"),
+        ("--engine slurm -n 2 -g free", "gpus", "chooses the GPUs of the nodes"),
+        ("--engine slurm -n 2 --check", "check", "not available with --engine slurm"),
+        ("--engine slurm -n 2 --cold", "cold", "not available with --engine slurm"),
+        ("--engine slurm -n 2 --engine-args '-N 3'", "engine_args", "-N cannot be used: use -N of"),
+        ("""--engine slurm -n 2 --engine-args '-J "x'""", "engine_args", "missing closing quote"),
+        ("--engine slurm -n 2 -N 2 --show 4", "show", "invalid rank 4: this run has ranks 0 to 3"),
+        ("--engine slurm -n 2 -N 2 --pull a@4", "pull", "invalid rank 4"),
+        ("--engine slurm -n 2 --session s --max-restarts 1", "max_restarts", "omit this option"),
+    ],
+)
+def test_what_does_not_go_together(line: str, name: str, problem: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        _resolve(line)
+    assert caught.value.name == name
+    assert problem in caught.value.problem
+
+
+def test_without_slurm(srun: Path) -> None:
+    srun.unlink()
+    with pytest.raises(OptionError, match="there is no srun on the PATH"):
+        _resolve("-n 2 --engine slurm")
+
+
+def test_torchrun_is_an_engine() -> None:
+    assert _resolve("-n 2 --engine torchrun").engine == "torchrun"
+
+
+def test_a_later_cell_of_a_session() -> None:
+    """It may repeat the number of ranks per node, and cannot ask for what works here alone."""
+    session = _resolve("-n 2 -N 2 --engine slurm --session lab")
+    later = join(parse_line("%%ddp", "-n 2 --session lab --show 3"), session)
+    assert (later.nproc, later.nnodes) == (4, 2)
+    with pytest.raises(OptionError, match="already runs with 2 ranks per node"):
+        join(parse_line("%%ddp", "-n 4 --session lab"), session)
+    with pytest.raises(OptionError, match="not available with --engine slurm"):
+        join(parse_line("%%ddp", "--session lab --check"), session)
