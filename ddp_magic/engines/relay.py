@@ -17,6 +17,7 @@ import os
 import select
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ _RESULTS = b'{"type": "Results"'
 _SHARED = b'{"type": "SharedMemory"'
 _CAPTURED = b'{"type": "Captured"'
 _RUN_CELL = b'{"type": "RunCell"'
-MAX_ERRORS = 20  # lines of a job's own, that are kept
+SILENT_S = 30.0
 
 
 @dataclass
@@ -59,10 +60,27 @@ class Nodes:
     Attributes:
         hosts: Their names, by number.
         ended: Those whose agent has ended, and whether it had reported that.
+        heard: When each last said something, on the monotonic clock, s.
     """
 
     hosts: dict[int, str] = field(default_factory=dict)
     ended: dict[int, bool] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+
+    def silent(self, now: float, silent_s: float) -> int | None:
+        """Return a node that has said nothing for a while, though another has; None if none has.
+
+        If all are silent, the job may be suspended.
+
+        Args:
+            now: On the monotonic clock, s.
+            silent_s: How long, in seconds; a relay says something every second.
+        """
+        heard = {n: at for n, at in list(self.heard.items()) if n not in self.ended}
+        latest, earliest = max(heard.values(), default=0.0), min(heard.values(), default=0.0)
+        if now - latest > silent_s / 4 or now - earliest < silent_s:
+            return None
+        return min(heard, key=heard.__getitem__)
 
 
 class NearRelay:
@@ -72,6 +90,7 @@ class NearRelay:
         spec: What the agents are to run.
         start: What the far relays are told beside that.
         launch: Starts the job.
+        silent_s: How long a node may say nothing while others do, in seconds.
 
     Attributes:
         job: The job; None before it has been started.
@@ -81,8 +100,13 @@ class NearRelay:
     """
 
     def __init__(
-        self, spec: AgentSpec, start: dict[str, object], launch: Callable[[], Job]
+        self,
+        spec: AgentSpec,
+        start: dict[str, object],
+        launch: Callable[[], Job],
+        silent_s: float = SILENT_S,
     ) -> None:
+        self._silent_s = silent_s
         self._spec = spec
         self._directory = RunDirectory(Path(spec.worker.directory))
         self._launch = launch
@@ -159,7 +183,16 @@ class NearRelay:
         self._epoll.close()
         self.ended.set()
 
+    def look(self) -> None:
+        """End the job if a node is gone; srun notices that after minutes, or never."""
+        node = self.nodes.silent(time.monotonic(), self._silent_s)
+        if node is not None and not self.error:
+            host = self.nodes.hosts.get(node, f"node {node}")
+            self.error = f"{host} has said nothing for {self._silent_s:g} s"
+            self.cancel()
+
     def _take_stream(self, node: int, piece: bytes) -> None:
+        self.nodes.heard[node] = time.monotonic()
         for frame in self._readers.setdefault(node, FrameReader()).feed(piece):
             self._take(node, frame)
 

@@ -105,6 +105,7 @@ class RemoteAgents:
 
     def ended(self) -> bool:
         """Return whether everything has ended, and what it said has arrived."""
+        self._relay.look()
         return self._relay.ended.is_set()
 
     def take_notes(self) -> list[str]:

@@ -44,7 +44,7 @@ from ddp_magic.wire.specs import AgentSpec
 _PREFIX = "ddp_magic_node-"
 HELLO_BYTES = 64 * 1024
 SOON_S = 0.05
-IDLE_S = 5.0
+IDLE_S = 1.0
 STACKS_S = 1.0  # for a rank to write its stack
 OTHERS_S = 1.0  # for the kernel to end the ranks of the other nodes, and hear of their end
 DRAIN_S = 1.0  # for the ranks' last words, after the agent's end
@@ -79,6 +79,7 @@ class Relay:
         self._lines = LineWriter(node)
         self._frames = FrameReader()
         self._out: list[bytes] = []
+        self._told = 0.0  # when something was last said, monotonic, s
         self._selector = selectors.DefaultSelector()
         self._directory = RunDirectory(_private_directory())
         self._lock = _lock(self._directory.path)
@@ -110,6 +111,8 @@ class Relay:
                     key.data(key.fileobj)
             if soon:
                 self._send_files()
+            if time.monotonic() - self._told > IDLE_S:
+                self._tell(Kind.ALIVE)
             self._flush()
         self._tell(Kind.ENDED, int(self._is_done))
         self._flush()
@@ -140,6 +143,7 @@ class Relay:
     def _flush(self) -> None:
         if not self._out:
             return
+        self._told = time.monotonic()
         view = memoryview(self._lines.lines(b"".join(self._out)))
         self._out = []
         while view:

@@ -46,6 +46,7 @@ class Kind(enum.IntEnum):
     FILE = 7  # a file of the run
     LOG = 8  # from the nodes: what the agent wrote
     NODE = 9  # from the nodes: where the relay runs
+    ALIVE = 11  # from the nodes: every second
     ENDED = 10  # from the nodes: the agent has ended, and this is the last frame
 
 

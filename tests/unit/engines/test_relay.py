@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines.relay import NearRelay
+from ddp_magic.engines.relay import NearRelay, Nodes
 from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import encode
 from ddp_magic.wire.memory import Segment
@@ -239,3 +239,33 @@ def test_a_job_that_cannot_be_started(tmp_path: Path) -> None:
     relay = NearRelay(spec, {}, launch)
     assert relay.ended.wait(HANG_S)
     assert relay.error == "no srun"
+
+
+@pytest.mark.parametrize(
+    ("heard", "ended", "silent"),
+    [
+        ({0: 100.0, 1: 100.0}, {}, None),
+        ({0: 100.0, 1: 69.0}, {}, 1),
+        ({0: 100.0, 1: 80.0}, {}, None),
+        ({0: 60.0, 1: 60.0}, {}, None),
+        ({0: 100.0, 1: 60.0}, {1: True}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_node_that_is_gone(
+    heard: dict[int, float], ended: dict[int, bool], silent: int | None
+) -> None:
+    """It is silent and others are not; if all are, the job may be suspended."""
+    assert Nodes(heard=heard, ended=ended).silent(100.5, 30.0) == silent
+
+
+def test_the_job_ends_with_a_node_that_is_gone(scene: Scene) -> None:
+    scene.say(0, Kind.ALIVE)
+    scene.say(1, Kind.ALIVE)
+    while len(scene.relay.nodes.heard) < 2:
+        pass
+    scene.relay.nodes.heard[1] -= 31.0
+    scene.relay.look()
+    assert scene.relay.ended.wait(HANG_S)
+    assert scene.job.cancelled
+    assert scene.relay.error == "node 1 has said nothing for 30 s"
