@@ -57,6 +57,7 @@ class SeveralNodes(RendezvousHandler):
             wait_for_workers=False,
             timeout=timedelta(seconds=MEET_S),
             master_listen_fd=listening if listening >= 0 else None,
+            use_libuv=False,  # in torch 2.6, a store with libuv cannot take a descriptor
         )
 
     def get_backend(self) -> str:

@@ -107,14 +107,17 @@ def write_tracebacks_without_ours() -> None:
     Those of `traceback.print_exc`, of `logging`, of threads, and of a `multiprocessing` child that
     a rank has forked: what the user's code calls of ours, such as `input`, may raise there.
     """
-    described: Any = traceback.TracebackException
-    original = described.__init__
+    names: Any = traceback
+    if sys.version_info >= (3, 11):
+        original = names.TracebackException.__init__
 
-    def init(self: object, kind: Any, value: Any, tb: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- Python's own
-        shown = _joined(filter(_is_foreign, _steps(tb))) if _is_of_user(tb) else tb
-        original(self, kind, value, shown, *args, **kwargs)
+        def init(self: object, kind: Any, value: Any, tb: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- Python's own
+            original(self, kind, value, _shown(tb), *args, **kwargs)
 
-    described.__init__ = init
+        names.TracebackException.__init__ = init
+    else:  # the package exceptiongroup, which IPython needs there, replaces that class
+        walk = names.walk_tb
+        names.walk_tb = lambda tb: walk(_shown(tb))
     hook = threading.excepthook
 
     def excepthook(args: threading.ExceptHookArgs) -> None:
@@ -123,6 +126,10 @@ def write_tracebacks_without_ours() -> None:
         hook(args)
 
     threading.excepthook = excepthook
+
+
+def _shown(tb: TracebackType | None) -> TracebackType | None:
+    return _joined(filter(_is_foreign, _steps(tb))) if _is_of_user(tb) else tb
 
 
 def _is_of_user(tb: TracebackType | None) -> bool:

@@ -52,7 +52,11 @@ def _caught(call: object) -> BaseException:
 
 
 def _files(error: BaseException) -> list[str]:
-    return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    files, step = [], error.__traceback__
+    while step is not None:
+        files.append(step.tb_frame.f_code.co_filename)
+        step = step.tb_next
+    return files
 
 
 def test_our_frames_go_and_the_preludes_stay() -> None:
@@ -156,11 +160,17 @@ def test_a_stack_without_us_is_whole() -> None:
 
 
 @pytest.fixture
-def _tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = traceback.TracebackException.__init__
-    monkeypatch.setattr(traceback.TracebackException, "__init__", kept)  # put back afterwards
-    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
-    write_tracebacks_without_ours()
+def write_tracebacks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """For the test to call: pytest, up to 8.3, catches threads' exceptions once it has begun."""
+
+    def begin() -> None:
+        kept = traceback.TracebackException.__init__
+        monkeypatch.setattr(traceback.TracebackException, "__init__", kept)  # put back afterwards
+        monkeypatch.setattr(traceback, "walk_tb", traceback.walk_tb)
+        monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+        write_tracebacks_without_ours()
+
+    return begin
 
 
 def _chained() -> None:
@@ -170,7 +180,6 @@ def _chained() -> None:
         raise RuntimeError("and then") from error
 
 
-@pytest.mark.usefixtures("_tracebacks")
 @pytest.mark.parametrize("raise_", [_raise, _chained])
 @pytest.mark.parametrize(
     "write",
@@ -181,9 +190,13 @@ def _chained() -> None:
     ],
 )
 def test_what_python_writes_has_no_frame_of_ours(
-    raise_: Callable[[], None], write: Callable[[], object], capsys: pytest.CaptureFixture[str]
+    raise_: Callable[[], None],
+    write: Callable[[], object],
+    write_tracebacks: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also of its causes; the exception itself keeps its traceback."""
+    write_tracebacks()
     error = None
     try:
         OURS(raise_)  # type: ignore[operator]
@@ -198,8 +211,10 @@ def test_what_python_writes_has_no_frame_of_ours(
     assert any(map(is_ours, _files(error)))
 
 
-@pytest.mark.usefixtures("_tracebacks")
-def test_a_thread_ends_without_a_frame_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_thread_ends_without_a_frame_of_ours(
+    write_tracebacks: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tracebacks()
     thread = threading.Thread(target=lambda: OURS(_raise), name="T")  # type: ignore[operator]
     thread.start()
     thread.join(HANG_S)
@@ -209,9 +224,11 @@ def test_a_thread_ends_without_a_frame_of_ours(capsys: pytest.CaptureFixture[str
     assert "ddp_magic/worker.py" not in text
 
 
-@pytest.mark.usefixtures("_tracebacks")
-def test_a_traceback_of_ours_alone_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_of_ours_alone_is_written(
+    write_tracebacks: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is a bug of ours."""
+    write_tracebacks()
     thread = threading.Thread(target=OURS, args=(1,))  # type: ignore[arg-type]
     thread.start()
     thread.join(HANG_S)
