@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import select
-import struct
 import threading
 import time
 from collections import deque
@@ -27,19 +26,22 @@ from ddp_magic.engines import Job
 from ddp_magic.errors import ProtocolError
 from ddp_magic.system.run_directory import RunDirectory, append
 from ddp_magic.wire.channel import Channel, connect
-from ddp_magic.wire.codec import decode
+from ddp_magic.wire.codec import decode, type_name
 from ddp_magic.wire.memory import anonymous_file
 from ddp_magic.wire.messages import Captured, RunCell, SharedMemory
-from ddp_magic.wire.relay import ALL, PIECE_BYTES, Frame, FrameReader, Kind, LineReader
+from ddp_magic.wire.relay import (
+    ALL,
+    PIECE_BYTES,
+    Frame,
+    FrameReader,
+    Kind,
+    LineReader,
+    write_all,
+)
 from ddp_magic.wire.specs import AgentSpec
 
-_LENGTH = struct.Struct("!I")
-_HELLO = b'{"type": "WorkerHello"'
-_RESULTS = b'{"type": "Results"'
-_SHARED = b'{"type": "SharedMemory"'
-_CAPTURED = b'{"type": "Captured"'
-_RUN_CELL = b'{"type": "RunCell"'
 SILENT_S = 30.0
+_HEEDED = ("SharedMemory", "Captured", "RunCell")  # by the relay itself
 
 
 @dataclass
@@ -244,19 +246,20 @@ class NearRelay:
         far = self._far(node, frame.connection)
         if far is None:
             return
-        if frame.payload.startswith(_HELLO):
-            read_end, far.pipe = os.pipe()
-            far.channel.send_payload(frame.payload, read_end)
-            os.close(read_end)
-        elif frame.payload.startswith(_RESULTS):
-            far.channel.send_payload(
-                self._with_paths(frame.payload), None if far.values < 0 else far.values
-            )
-            if far.values >= 0:
-                os.close(far.values)
-                far.values = -1
-        else:
-            far.channel.send_payload(frame.payload)
+        match type_name(frame.payload):
+            case "WorkerHello":
+                read_end, far.pipe = os.pipe()
+                far.channel.send_payload(frame.payload, read_end)
+                os.close(read_end)
+            case "Results":
+                far.channel.send_payload(
+                    self._with_paths(frame.payload), None if far.values < 0 else far.values
+                )
+                if far.values >= 0:
+                    os.close(far.values)
+                    far.values = -1
+            case _:
+                far.channel.send_payload(frame.payload)
 
     def _with_paths(self, payload: bytes) -> bytes:
         """Name the files that a node has saved by their places here."""
@@ -272,18 +275,14 @@ class NearRelay:
             return
         if far.values < 0:
             far.values = anonymous_file()
-        view = memoryview(frame.payload)
-        while view:
-            view = view[os.write(far.values, view) :]
+        write_all(far.values, frame.payload)
 
     def _write_text(self, node: int, frame: Frame) -> None:
         far = self._fars.get((node, frame.connection))
         if far is None or far.pipe < 0:
             return
         try:
-            view = memoryview(frame.payload)
-            while view:
-                view = view[os.write(far.pipe, view) :]
+            write_all(far.pipe, frame.payload)
         except OSError:  # the kernel reads it no more
             frame = Frame(node, Kind.TEXT_ENDED)
         if frame.kind is Kind.TEXT_ENDED:
@@ -388,23 +387,19 @@ class NearRelay:
             self._put(Frame(far.node, Kind.CLOSED, far.number))
 
     def _pass_on(self, far: _Far, payload: bytes) -> None:
-        if payload.startswith(_SHARED):
-            message = decode(payload)
-            assert isinstance(message, SharedMemory)  # noqa: S101 -- its own name
-            fd = far.channel.take_fd()
-            if message.number in self._sent_segments:  # for another rank: once for all nodes
-                os.close(fd)
-            else:
-                self._sent_segments.add(message.number)
-                self._queue.append(_segment(message.number, fd))
-        elif payload.startswith(_CAPTURED):
-            message = decode(payload)
-            assert isinstance(message, Captured)  # noqa: S101 -- as above
-            self._sent_segments &= message.segments
-        elif payload.startswith(_RUN_CELL):
-            message = decode(payload)
-            assert isinstance(message, RunCell)  # noqa: S101 -- as above
-            self._send_cell(Path(message.path))
+        if type_name(payload) in _HEEDED:
+            match decode(payload):
+                case SharedMemory(number=number):
+                    fd = far.channel.take_fd()
+                    if number in self._sent_segments:  # for another rank: once for all nodes
+                        os.close(fd)
+                    else:
+                        self._sent_segments.add(number)
+                        self._queue.append(_segment(number, fd))
+                case Captured(segments=segments):
+                    self._sent_segments &= segments
+                case RunCell(path=path):
+                    self._send_cell(Path(path))
         self._put(Frame(far.node, Kind.MESSAGE, far.number, payload))
 
     def _send_cell(self, path: Path) -> None:

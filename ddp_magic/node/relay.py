@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import re
 import select
 import selectors
 import shutil
@@ -35,10 +34,18 @@ from ddp_magic.system.entry_points import NODE_AGENT, command
 from ddp_magic.system.environment import LAUNCHER_VARIABLES
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
-from ddp_magic.wire.codec import decode, encode
+from ddp_magic.wire.codec import decode, encode, type_name
 from ddp_magic.wire.memory import anonymous_file
 from ddp_magic.wire.messages import Captured, RunCell, SharedMemory
-from ddp_magic.wire.relay import ALL, PIECE_BYTES, Frame, FrameReader, Kind, LineWriter
+from ddp_magic.wire.relay import (
+    ALL,
+    PIECE_BYTES,
+    Frame,
+    FrameReader,
+    Kind,
+    LineWriter,
+    write_all,
+)
 from ddp_magic.wire.specs import AgentSpec
 
 _PREFIX = "ddp_magic_node-"
@@ -48,10 +55,9 @@ IDLE_S = 1.0
 STACKS_S = 1.0  # for a rank to write its stack
 OTHERS_S = 1.0  # for the kernel to end the ranks of the other nodes, and hear of their end
 DRAIN_S = 1.0  # for the ranks' last words, after the agent's end
-_KIND = re.compile(rb'\{"type": "(\w+)"')
 # Files of a run that somebody reads on the kernel's machine; sent after a message of one of these.
 _FILES = ("profile*.jsonl", "*.rank*.pt", "*.rank*.txt", "rank*.stacks")
-_AFTER = (b"Finished", b"Error", b"Results", b"WorkerExited")
+_AFTER = ("Finished", "Error", "Results", "WorkerExited")
 
 
 def main() -> NoReturn:
@@ -179,7 +185,7 @@ class Relay:
                 fd = self._segments.get(frame.connection, -1)
                 if fd < 0:
                     fd = self._segments[frame.connection] = anonymous_file()
-                _write_all(fd, frame.payload)
+                write_all(fd, frame.payload)
             case Kind.FILE:
                 head, _, content = frame.payload.partition(b"\0")
                 path = self._path_here(Path(json.loads(head)["path"]))
@@ -200,26 +206,26 @@ class Relay:
         channel = self._connections.get(number)
         if channel is None or channel.closed:
             return
-        match _kind_of(payload):
-            case b"SharedMemory":
+        match type_name(payload):
+            case "SharedMemory":
                 message = decode(payload)
                 assert isinstance(message, SharedMemory)  # noqa: S101 -- its own name
                 if (fd := self._segments.get(message.number)) is None:  # it is empty
                     fd = self._segments[message.number] = anonymous_file()
                 channel.send(message, fd)
-            case b"Captured":
+            case "Captured":
                 message = decode(payload)
                 assert isinstance(message, Captured)  # noqa: S101 -- as above
                 for old in set(self._segments) - message.segments:
                     os.close(self._segments.pop(old))
                 channel.send_payload(payload)
-            case b"RunCell":
+            case "RunCell":
                 message = decode(payload)
                 assert isinstance(message, RunCell)  # noqa: S101 -- as above
                 path = str(self._path_here(Path(message.path)))
                 channel.send_payload(encode(dataclasses.replace(message, path=path)))
             case kind:
-                if kind == b"DumpStack":
+                if kind == "DumpStack":
                     self._stacks_until = time.monotonic() + STACKS_S
                 channel.send_payload(payload)
 
@@ -326,15 +332,15 @@ class Relay:
             self._tell(Kind.CLOSED, number)
 
     def _forward(self, number: int, channel: Channel, payload: bytes) -> None:
-        kind = _kind_of(payload)
+        kind = type_name(payload)
         if kind in _AFTER:
             self._send_files()
-        if kind == b"WorkerHello":
+        if kind == "WorkerHello":
             pipe = channel.take_fd()
             os.set_blocking(pipe, False)
             self._pipes[pipe] = number
             self._selector.register(pipe, selectors.EVENT_READ, self._read_text)
-        elif kind == b"Results":
+        elif kind == "Results":
             if channel.received_fds:
                 with os.fdopen(channel.take_fd(), "rb", buffering=0) as values:
                     values.seek(0)
@@ -344,7 +350,7 @@ class Relay:
             payload = payload.replace(
                 json.dumps(str(self._directory)).strip('"').encode(), b"<directory>"
             )
-        elif kind == b"AgentDone":
+        elif kind == "AgentDone":
             self._is_done = True
         self._tell(Kind.MESSAGE, number, payload)
 
@@ -386,17 +392,6 @@ class Relay:
         for pattern in _FILES:
             yield from self._directory.path.glob(pattern)
             yield from self._directory.path.glob(f"*/{pattern}")
-
-
-def _kind_of(payload: bytes) -> bytes:
-    found = _KIND.match(payload)
-    return found[1] if found else b""
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _private_directory() -> Path:

@@ -52,6 +52,13 @@ _SHOWN = (
 _Check: TypeAlias = Callable[[object], bool]
 _Restorer: TypeAlias = Callable[[Any], object]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_TYPE = re.compile(rb'\{"type": "(\w+)"')
+
+
+def type_name(payload: bytes) -> str:
+    """Return the name of a message's class without decoding it; empty if it is none of ours."""
+    found = _TYPE.match(payload)
+    return found[1].decode() if found else ""
 
 
 def encode(message: Command | Event) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ class FrameReader:
             done = end
             yield Frame(node, Kind(kind), connection, payload)
         del self._buffer[:done]
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write bytes to a descriptor that blocks."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 class LineWriter:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode
+from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode, type_name
 from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
 from ddp_magic.wire.messages import (
     AgentEvent,
@@ -229,3 +229,14 @@ def test_what_is_too_long_is_not_sent() -> None:
     """The other end would take it for garbage."""
     with pytest.raises(ProtocolError, match="268,435,"):
         encode(Error(rank=0, time=0.0, ename="E", evalue="x" * MAX_BYTES, traceback=()))
+
+
+@pytest.mark.parametrize("cls", get_args(AgentEvent | WorkerEvent)[:3])
+def test_the_type_is_read_without_the_rest(cls: type) -> None:
+    assert type_name(f'{{"type": "{cls.__name__}", "broken'.encode()) == cls.__name__
+    assert type_name(b'{"rank": 1}') == type_name(b"") == ""
+
+
+def test_the_type_comes_first() -> None:
+    """Relays look there."""
+    assert type_name(encode(Exit())) == "Exit"
