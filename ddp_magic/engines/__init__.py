@@ -60,6 +60,8 @@ from typing import Protocol
 
 from ddp_magic.wire.specs import AgentSpec
 
+HERE = ("local", "torchrun")  # engines of this machine
+
 
 class PlacedAgent(Protocol):
     """An agent that an engine has placed, or is about to place: or one on each of several nodes.

@@ -14,14 +14,13 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from ddp_magic.engines import Job, NodesEngine
+from ddp_magic.engines import HERE, Job, NodesEngine
 from ddp_magic.engines.relay import NearRelay
 from ddp_magic.system.entry_points import RELAY, command, last_words
 from ddp_magic.system.run_directory import RunDirectory, append
 from ddp_magic.wire.specs import AgentSpec
 
 GROUP = "ddp_magic.engines"  # entry points of other packages
-HERE = ("local", "torchrun")  # of this machine
 OURS = {"slurm": "ddp_magic.engines.slurm"}
 END_S = 10.0  # for the end of a job that is cancelled
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from types import SimpleNamespace
 
+from ddp_magic.engines import HERE
 from ddp_magic.kernel.options.declaration import OptionError, spelling
 
-HERE = ("local", "torchrun")  # engines of this machine
 # What these options do lies on this machine.
 _ONLY_HERE = {
     "check": "the ranks' calls are compared on this machine",
