@@ -137,16 +137,26 @@ class FlightRecorder:
     def pending(self, numbers: Numbers) -> dict[str, int]:
         """Return the last collective that has completed, by group, if a later one has not.
 
+        A group that has been destroyed waits for nothing: its last collective may stay in the
+        record as not completed, if it went before gloo had noted that.
+
         Args:
             numbers: From `numbers`.
         """
         if new := numbers.keys() - self._names.keys() - self._unnamed:
-            self._newest(numbers)  # learns the names
+            self._read(operations=True)  # learns the names
             self._unnamed |= new
+        known = {key: pair for key, pair in numbers.items() if key in self._names}
+        waiting = {
+            key: completed
+            for key, (enqueued, completed) in self._newest(known).items()
+            if enqueued > completed
+        }
+        living = _members() if waiting else {}
         return {
-            f"{key[0]}:{self._names[key][0]}": completed
-            for key, (enqueued, completed) in numbers.items()
-            if enqueued > completed and key in self._names
+            f"{key[0]}:{name}": completed
+            for key, completed in waiting.items()
+            if (name := self._names[key][0]) in living
         }
 
     def describe(self, key: str) -> tuple[str, tuple[int, ...]]:

@@ -170,6 +170,26 @@ def test_a_collective_is_pending_until_it_has_completed() -> None:
     assert recorder.pending({("gloo", "99"): (2, 1)}) == {}
 
 
+def test_a_group_that_is_gone_waits_for_nothing(tmp_path: Path) -> None:
+    """gloo may not have noted the completion of its last collective; a later group has its name."""
+    recorder = FlightRecorder()
+    before = recorder.numbers()
+    for made in range(2):
+        store = dist.FileStore(str(tmp_path / f"store{made}"), 1)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        dist.barrier()
+        _completed(recorder, before)
+        numbers = dict(recorder.numbers())
+        key = max(numbers, key=lambda key: int(key[1]))
+        enqueued, completed = numbers[key]
+        lost = {**before, key: (enqueued + 1, completed)}
+        assert list(recorder.pending(lost).values()) == [completed]
+        assert recorder.pending({**numbers, **before}) == {}
+        dist.destroy_process_group()
+        assert recorder.pending(lost) == {}
+        before = {**numbers, key: (enqueued + 1, completed)}
+
+
 def test_a_duration_that_comes_later_is_returned_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL's records have it once the GPU has passed the collective's events."""
     entry = {
