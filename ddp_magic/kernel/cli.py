@@ -16,7 +16,7 @@ from ddp_magic.display.replay import replay
 from ddp_magic.kernel import control
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.past_runs import PastRuns
-from ddp_magic.system.storage import run_roots
+from ddp_magic.system.run_places import run_roots
 
 ENDED = "of notebooks that have ended, since yesterday (ddp-magic show RUN shows one again):"
 INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C

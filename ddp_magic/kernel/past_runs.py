@@ -11,7 +11,7 @@ from ddp_magic.display import journal
 from ddp_magic.display.journal import PastRun
 from ddp_magic.kernel import control
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.system.storage import run_directories, run_roots
+from ddp_magic.system.run_places import run_directories, run_roots
 
 DAY_S = 24 * 3600
 START_S = 60.0  # for the host of a background run to start

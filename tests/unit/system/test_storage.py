@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.errors import LaunchError
+from ddp_magic.system.pruning import prune
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.system.storage import RunStorage, prune, run_roots
+from ddp_magic.system.run_places import run_roots
+from ddp_magic.system.storage import RunStorage
 from ddp_magic.wire.channel import Listener
 
 
