@@ -353,7 +353,7 @@ class Connections:
         self._ranks.clear()
         self._exited.clear()
         agent_died = self.lost_agent
-        self.agents = [agent for agent in self.agents if not agent.closed]
+        self.agents[:] = [agent for agent in self.agents if not agent.closed]
         return Restarted(number=self._attempt, agent_died=agent_died)
 
     def _rank_ends(self) -> Iterator[Channel | int]:

@@ -11,7 +11,8 @@ import signal
 import time
 from collections.abc import Collection, Iterable, Mapping
 
-from ddp_magic.engines import Engine, PlacedAgent
+from ddp_magic.engines import Engine
+from ddp_magic.kernel.worker_group.agents import KILL_PATIENCE_S, Agents
 from ddp_magic.kernel.worker_group.connections import ATTEMPT_END_S, Connections
 from ddp_magic.kernel.worker_group.outbox import Outbox
 from ddp_magic.system import processes
@@ -19,8 +20,6 @@ from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
-    Doing,
-    GroupEnded,
     Note,
     PulledValues,
     Rejoined,
@@ -38,7 +37,6 @@ from ddp_magic.wire.messages import (
     DumpStack,
     Exit,
     Interrupt,
-    Kill,
     NewGroup,
     WorkerExited,
     WorkerHello,
@@ -47,7 +45,6 @@ from ddp_magic.wire.messages import (
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 
 POLL_S = 0.05  # longest wait for news of a group
-KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself
 AGENT_S = 3.0  # more for an agent to report a rank's end, before it is killed
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
@@ -115,18 +112,12 @@ class WorkerGroup:
             agents_stay=nnodes > 1,
         )
         self._outbox = Outbox(self._connections.members, nproc)
-        self._agent: PlacedAgent | None = None
-        self._started = 0.0
-        self._waits_for = ""
+        self._agents = Agents(self._connections.agents, directory)
         self._renewals = 0
         self._ready: dict[int, WorkerReady] = {}
         self._exited: dict[int, WorkerExited] = {}
-        self._agents_done: list[AgentDone] = []  # of this attempt
-        self._swept = 0  # in earlier attempts
         self._between_cells: list[RunEvent] = []
         self._interrupted = False
-        self._killed = False
-        self._kill_deadline: float | None = None
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -144,9 +135,9 @@ class WorkerGroup:
         Raises:
             LaunchError: The group's socket cannot be created.
         """
-        self._started = time.time() - 1.0  # a process's own time is rounded to ticks
         self._connections.listen()
-        self._agent = engine.start(
+        self._agents.start(
+            engine,
             AgentSpec(
                 run_id=self.directory.id,
                 kernel_pid=os.getpid(),
@@ -163,18 +154,17 @@ class WorkerGroup:
     @property
     def where(self) -> str:
         """On which nodes its agents run, in words; empty for this machine."""
-        return "" if self._agent is None else self._agent.where
+        return self._agents.where
 
     @property
     def started(self) -> bool:
         """Whether `start` has been called."""
-        return self._agent is not None
+        return self._agents.started
 
     @property
     def placed(self) -> bool:
         """Whether the agent runs: the forkserver may have libraries to import before it forks."""
-        agent = self._agent
-        return agent is not None and (agent.fileno() >= 0 or bool(self._connections.agents))
+        return self._agents.placed
 
     def send(self, command: Command, fd: int | None = None) -> None:
         """Send a command, and a descriptor with it, to every rank.
@@ -207,19 +197,14 @@ class WorkerGroup:
         """
         if not keep:
             self._interrupted = True
-            self._send_agents(Interrupt())
+            self._agents.send(Interrupt())
         for rank in ranks:
             if (member := self._connections.members.get(rank)) is not None:
                 member.channel.send(Interrupt(abort_collectives=keep))
 
     def kill(self, ranks: tuple[int, ...] = ()) -> None:
         """End some ranks at once, or the whole group where none is named."""
-        self._send_agents(Kill(ranks=ranks))
-        if not self._connections.agents and self._agent is not None:
-            self._agent.kill()  # it has not connected: there are no ranks to care for
-        self._killed = self._killed or not ranks
-        if not ranks and self._kill_deadline is None:
-            self._kill_deadline = time.monotonic() + KILL_PATIENCE_S
+        self._agents.kill(ranks)
 
     def dump_stack(self, rank: int) -> None:
         """Let a rank write its stack to its file; C code that holds the interpreter lock too."""
@@ -227,11 +212,7 @@ class WorkerGroup:
         if member is not None and member.process is not None:
             processes.kill(member.process, signal.SIGUSR1)
         elif member is not None and member.node:
-            self._send_agents(DumpStack(rank=rank))
-
-    def _send_agents(self, command: Command) -> None:
-        for channel in self._connections.agents:
-            channel.send(command)
+            self._agents.send(DumpStack(rank=rank))
 
     # --- events -------------------------------------------------------------------------------
 
@@ -240,18 +221,15 @@ class WorkerGroup:
         events = self._connections.poll(timeout_s)
         for event in events:
             self._heed(event)
-        if self._agent is None or self.ended:
+        if not self.started or self.ended:
             return events
-        events += self._news_of_start(self._agent)
+        events += self._agents.news()
         events += self._kill_lost()
-        if self._nnodes > 1 and self._connections.lost_agent and not self._killed:
+        if self._nnodes > 1 and self._connections.lost_agent and not self._agents.killed:
             self.kill()  # the other nodes do not know
-        self._connections.watch(self._agent.fileno())
-        if self._agent.ended():
-            events += self._finish(self._agent)
-        elif self._kill_deadline is not None and time.monotonic() > self._kill_deadline:
-            self._kill_deadline = None
-            self._agent.kill()
+        self._connections.watch(self._agents.fileno())
+        if self._agents.ended():
+            events += self._finish()
         return events
 
     def drain(self) -> list[RunEvent]:
@@ -321,14 +299,14 @@ class WorkerGroup:
             case Restarted():
                 self._restart()
             case AgentDone():
-                self._agents_done.append(event)
+                self._agents.take_report(event)
                 if self._nnodes > 1 and any(end.code for end in self._exited.values()):
-                    self._send_agents(Kill())  # the other nodes do not know that it has failed
+                    self._agents.kill_ranks()  # the other nodes do not know that it has failed
             case WorkerExited(rank=rank):
                 self._exited[rank] = event
                 if self._interrupted and len(self._exited) == self.nproc:
                     # torchrun's keepers of ranks that were interrupted wait for the others' end.
-                    self._send_agents(Kill())
+                    self._agents.kill_ranks()
             case _:
                 pass
 
@@ -336,17 +314,9 @@ class WorkerGroup:
         self._outbox.restart()
         self._ready.clear()
         self._exited.clear()
-        self._swept += sum(done.swept for done in self._agents_done)
-        self._agents_done = []
-        if self._agent is not None and (self._interrupted or self._killed):
-            self._agent.kill()  # torchrun does not know that the run is stopped
-
-    def _news_of_start(self, agent: PlacedAgent) -> list[RunEvent]:
-        events: list[RunEvent] = [Note(text=text) for text in agent.take_notes()]
-        if (waits_for := agent.waits_for()) != self._waits_for:
-            self._waits_for = waits_for
-            events.append(Doing(text=waits_for))
-        return events
+        self._agents.begin_attempt()
+        if self._interrupted or self._agents.killed:
+            self._agents.end()  # torchrun does not know that the run is stopped
 
     def _kill_lost(self) -> list[RunEvent]:
         """End ranks that live and have no connection: nobody would ever hear of them.
@@ -363,8 +333,8 @@ class WorkerGroup:
                 member.unconnected_since = None  # once
                 events.append(ConnectionLost(rank=rank, time=time.time()))
                 self.kill((rank,))
-            elif lost_s > self._lost_s + AGENT_S and self._agent is not None:
-                self._agent.kill()
+            elif lost_s > self._lost_s + AGENT_S:
+                self._agents.end()
         return events
 
     # --- the end ------------------------------------------------------------------------------
@@ -382,19 +352,19 @@ class WorkerGroup:
     def close(self) -> None:
         """End whatever is left of the group and release everything it holds."""
         try:
-            if self._agent is not None and not self.ended:
-                self._end_processes(self._agent)
+            if self.started and not self.ended:
+                self._end_processes()
         finally:
             self.ended = True
             self._release()
 
-    def _end_processes(self, agent: PlacedAgent) -> None:
+    def _end_processes(self) -> None:
         try:
             self.kill()
             self._wait_until_ended(KILL_PATIENCE_S + DRAIN_S)
         finally:  # to listen fails if this process can open no more files
-            agent.kill()
-        self._sweep_sessions()
+            self._agents.end()
+        self._agents.sweep(self.pids.values())
 
     def _release(self) -> None:
         if self._gpu_locks is not None:
@@ -403,47 +373,17 @@ class WorkerGroup:
             self.directory.tidy()
         self._connections.close()
         self._outbox.close()
-        if self._agent is not None:
-            self._agent.close()
+        self._agents.close()
 
-    def _finish(self, agent: PlacedAgent) -> list[RunEvent]:
+    def _finish(self) -> list[RunEvent]:
         """Collect what is left once the agent has ended, and end what it could not."""
-        if self._agent_died:
-            self._sweep_sessions()
+        if self._agents.died:
+            self._agents.sweep(self.pids.values())
         events = self._connections.read_rest(DRAIN_S)
         for event in events:
             self._heed(event)
         self.ended = True
-        errors = [done.error for done in self._agents_done if done.error]
-        events.append(
-            GroupEnded(
-                agent_died=self._agent_died,  # asked again: its report may be among the rest
-                agent_error=errors[0] if errors else "",
-                agent_words=agent.last_words(),
-                swept=self._swept + sum(done.swept for done in self._agents_done),
-            )
-        )
-        return events
-
-    @property
-    def _agent_died(self) -> bool:
-        """Whether the agent, or a keeper of torchrun's, has not reported its end."""
-        return len(self._agents_done) < max(1, len(self._connections.agents))
-
-    def _sweep_sessions(self) -> None:
-        """End what the ranks had started, after an agent that was killed before it could.
-
-        What has left their sessions is the forkserver's to end; if that was killed too, it is found
-        by the variable that torch sets for each rank.
-        """
-        for process in (
-            *processes.session_members(self.pids.values()),
-            *processes.started_with("TORCHELASTIC_RUN_ID", self.directory.id),
-        ):
-            # A session's number is free again only when its last member is gone; one that was
-            # there before this group is somebody else's.
-            if process.create_time() >= self._started:
-                processes.kill(process)
+        return [*events, self._agents.end_event()]  # their reports may be among the rest
 
     def _wait_until_ended(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
