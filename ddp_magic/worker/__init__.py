@@ -1,7 +1,8 @@
 """One rank: a process that runs cells.
 
 worker, listener, reports       the order of its life; what it receives; what it reports
-shell, child_main               runs a cell; the main module of its `multiprocessing` children
+shell                           runs a cell
+child_main, inheritance, definitions   the main module of its `multiprocessing` children
 process_group, device           what a cell finds ready
 fresh_state, user_modules       seeds and thread pools after the fork; modules that were edited
 interrupts, error_report, exit  Stop, errors, the end

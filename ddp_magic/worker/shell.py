@@ -26,8 +26,8 @@ from traitlets.config import Config
 
 from ddp_magic.system.frames import cell_label
 from ddp_magic.wire.messages import RunCell
-from ddp_magic.worker import child_main
 from ddp_magic.worker.console import bars, debugger, keyboard, streams
+from ddp_magic.worker.inheritance import MainSpec
 
 WIDGET = "application/vnd.jupyter.widget"
 WIDGETS = (
@@ -282,7 +282,7 @@ def _make_shell() -> CellShell:
     bars.use_text()
     module = types.ModuleType("__main__")
     # `multiprocessing` children of a rank import this module instead of the cell.
-    module.__spec__ = child_main.MainSpec()
+    module.__spec__ = MainSpec()
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.autoindent = False

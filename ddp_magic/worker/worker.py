@@ -43,6 +43,7 @@ from ddp_magic.worker.console.keyboard import Keyboard
 from ddp_magic.worker.console.streams import TextPipe, flush, move_high
 from ddp_magic.worker.device import cuda_error, set_device
 from ddp_magic.worker.exit import end_forked, end_process
+from ddp_magic.worker.inheritance import Inheritance, MainSpec
 from ddp_magic.worker.interrupts import user_code
 from ddp_magic.worker.listener import CommandListener, MainCommand
 from ddp_magic.worker.process_group import ProcessGroups
@@ -87,7 +88,7 @@ class Worker:
         self._activity = Activity()
         self._groups: ProcessGroups | None = None
         self._directory = RunDirectory(Path(settings.directory))
-        self._for_children = child_main.Inheritance(self._directory.children(self._rank))
+        self._for_children = Inheritance(self._directory.children(self._rank))
         self._values = NotebookValues(self._for_children)
         self._channel = connect(settings.socket)
         self._channel.move(move_high)
@@ -181,7 +182,7 @@ class Worker:
             "device": device,
         }
         shell = start_shell(self._displays, names)
-        shell.user_module.__spec__ = child_main.MainSpec(self._for_children)
+        shell.user_module.__spec__ = MainSpec(self._for_children)
         self._reports.ready(str(device))
         return shell, groups, self._listener.next_command()
 

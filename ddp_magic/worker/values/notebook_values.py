@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.messages import Captured
-from ddp_magic.worker import child_main
+from ddp_magic.worker.inheritance import Inheritance
 from ddp_magic.worker.shell import CellShell
 from ddp_magic.worker.values import received_values
 
@@ -20,7 +20,7 @@ class NotebookValues:
         for_children: What the rank leaves for its `multiprocessing` children, who get them too.
     """
 
-    def __init__(self, for_children: child_main.Inheritance) -> None:
+    def __init__(self, for_children: Inheritance) -> None:
         self._for_children = for_children
         self._segments: dict[int, Segment] = {}
         self._next: Captured | None = None
