@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ddp_magic.errors import ProtocolError
@@ -25,6 +25,10 @@ _PEER = struct.Struct("3i")  # pid, uid, gid
 MAX_FRAME_BYTES = MAX_BYTES
 _CHUNK_BYTES = 256 * 1024
 _MAX_PATH_BYTES = 103  # sun_path holds 104 or 108, with a zero at the end
+
+
+def _frame(payload: bytes) -> bytes:
+    return _LENGTH.pack(len(payload)) + payload
 
 
 class Channel:
@@ -61,9 +65,15 @@ class Channel:
         """
         return self.send_payload(encode(message), fd)
 
+    def send_together(self, messages: Iterable[Command | Event]) -> bool:
+        """Send messages in one write, so that the other end wakes once; return as `send` does."""
+        return self._write(b"".join(map(_frame, map(encode, messages))))
+
     def send_payload(self, payload: bytes, fd: int | None = None) -> bool:
         """Send the bytes of one message, optionally with a descriptor; return as `send` does."""
-        frame = _LENGTH.pack(len(payload)) + payload
+        return self._write(_frame(payload), fd)
+
+    def _write(self, frame: bytes, fd: int | None = None) -> bool:
         try:
             with self._send_lock:
                 if fd is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
@@ -11,7 +11,15 @@ from typing import Any
 from ddp_magic.system import libraries
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import Finished, Idle, Imported, Results, RunCell, WorkerReady
+from ddp_magic.wire.messages import (
+    Collectives,
+    Finished,
+    Idle,
+    Imported,
+    Results,
+    RunCell,
+    WorkerReady,
+)
 from ddp_magic.worker import error_report
 from ddp_magic.worker.error_report import CellPlace, Formatter
 from ddp_magic.worker.interrupts import user_code
@@ -48,18 +56,24 @@ class Reports:
         self._channel.send(WorkerReady(rank=self._rank, time=now(), device=device))
 
     def end(
-        self, error: BaseException | None, format_error: Formatter | None, raised: float
+        self,
+        collectives: Sequence[Collectives],
+        error: BaseException | None,
+        format_error: Formatter | None,
+        raised: float,
     ) -> int:
         """Report how the cell ended; return its exit code.
 
         Args:
+            collectives: What is known of its collectives, to be sent with the report.
             error: What it raised, if anything.
             format_error: IPython's formatter.
             raised: When it ended, in seconds since the epoch.
         """
         if error is None:
-            self._channel.send(Finished(rank=self._rank, time=now()))
+            self._channel.send_together([*collectives, Finished(rank=self._rank, time=now())])
             return 0
+        self._channel.send_together(collectives)  # to format an error may take long
         if isinstance(error, SystemExit):
             finished = error_report.describe_exit(error, self._rank)
             self._channel.send(finished)

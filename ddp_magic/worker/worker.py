@@ -248,9 +248,8 @@ class Worker:
         raised = self._end_debugger(command, error)
         self._activity.phase = Phase.EXITING
         flush()
-        if self._has_peers:
-            self._heartbeats.report_cell()
-        code = self._reports.end(error or interrupted, shell.format_error, raised)
+        collectives = [self._heartbeats.collectives_of_cell()] if self._has_peers else []
+        code = self._reports.end(collectives, error or interrupted, shell.format_error, raised)
         self._reports.imports(self._newest_module)
         if self._settings.kept:
             self._modules.record()

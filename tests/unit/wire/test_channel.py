@@ -53,6 +53,17 @@ def test_many_frames_at_once(pair: tuple[socket.socket, Channel]) -> None:
     assert channel.receive() == [Exit(), Kill()]
 
 
+def test_messages_sent_together_arrive_together(pair: tuple[socket.socket, Channel]) -> None:
+    """In order, and nothing is sent for no message."""
+    raw, channel = pair
+    assert channel.send_together([Exit(), Kill(ranks=(1,))])
+    assert raw.recv(4096) == _frame(Exit()) + _frame(Kill(ranks=(1,)))
+    channel.send_together([])
+    raw.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        raw.recv(1)
+
+
 def test_a_huge_length_is_refused(pair: tuple[socket.socket, Channel]) -> None:
     """Before anything of that size is read; `receive` takes it as the end of the stream."""
     raw, channel = pair
