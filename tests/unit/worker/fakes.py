@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ddp_magic.wire.messages import Command, Event
@@ -19,6 +20,9 @@ class FakeChannel:
         self.received_fds: list[int] = []
         self.closed = not open_
         self.owned = True  # its descriptor is still its own
+
+    def send_together(self, messages: Iterable[Command | Event]) -> bool:
+        return all([self.send(message) for message in messages])
 
     def send(self, message: Command | Event, fd: int | None = None) -> bool:
         del fd

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.wire.messages import Error, Finished, Idle, Results, RunCell, WorkerReady
+from ddp_magic.wire.messages import (
+    Collectives,
+    Error,
+    Finished,
+    Idle,
+    Results,
+    RunCell,
+    WorkerReady,
+)
 from ddp_magic.worker.reports import Reports
 from tests.unit.worker.fakes import FakeChannel
 
@@ -19,8 +27,11 @@ def _reports(rank: int = 1) -> tuple[Reports, list[Any]]:
 
 def _ends(error: BaseException | None) -> tuple[int, Any]:
     reports, sent = _reports()
-    code = reports.end(error, None, 5.0)
-    return code, sent[0]
+    of_cell = Collectives(rank=1, time=4.0, groups=())
+    code = reports.end([of_cell], error, None, 5.0)
+    collectives, end = sent
+    assert collectives is of_cell  # first: an error may take long to format
+    return code, end
 
 
 def test_the_end_of_a_cell() -> None:
