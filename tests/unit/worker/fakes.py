@@ -22,7 +22,9 @@ class FakeChannel:
         self.owned = True  # its descriptor is still its own
 
     def send_together(self, messages: Iterable[Command | Event]) -> bool:
-        return all([self.send(message) for message in messages])
+        for message in messages:
+            self.send(message)
+        return not self.closed
 
     def send(self, message: Command | Event, fd: int | None = None) -> bool:
         del fd
