@@ -49,6 +49,7 @@ from ddp_magic.wire.relay import (
 from ddp_magic.wire.specs import AgentSpec
 
 _PREFIX = "ddp_magic_node-"
+NEW_S = 60.0  # a directory of a relay that may be starting
 HELLO_BYTES = 64 * 1024
 SOON_S = 0.05
 IDLE_S = 1.0
@@ -89,7 +90,7 @@ class Relay:
         self._selector = selectors.DefaultSelector()
         self._directory = RunDirectory(_private_directory())
         self._lock = _lock(self._directory.path)
-        _remove_old(self._directory.path.parent)
+        remove_old(self._directory.path.parent)
         self._listener = Listener(self._directory.socket)
         self._connections: dict[int, Channel] = {}
         self._pipes: dict[int, int] = {}  # read ends of the ranks' text, and whose
@@ -407,11 +408,16 @@ def _private_directory() -> Path:
     raise OSError("no place for the run's files on this node: set TMPDIR")
 
 
-def _remove_old(parent: Path) -> None:
-    """Remove what relays have left that were killed before they could: nobody holds its lock."""
+def remove_old(parent: Path) -> None:
+    """Remove what relays have left that were killed before they could: nobody holds its lock.
+
+    One that has just been made is not locked yet.
+    """
     for path in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if path.lstat().st_uid == os.getuid() and _lock(path) is not None:
+            status = path.lstat()
+            is_new = time.time() - status.st_mtime < NEW_S
+            if status.st_uid == os.getuid() and not is_new and _lock(path) is not None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
