@@ -487,15 +487,20 @@ def test_nothing_listens_on_all_interfaces(kernel: Kernel, slurm: SlurmCluster) 
 @pytest.mark.usefixtures("slurm")
 def test_nothing_is_left_on_the_nodes(kernel: Kernel) -> None:
     """No directory and no process, after an end of any kind."""
+    before = _node_directories()  # of relays that were killed
     for body in ("pass", "1 / 0", "os._exit(3)"):
         kernel.run(_cell("slurm", body))
     deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         left = [p for p in psutil.process_iter() if _OF_NODES.search(" ".join(_words(p)))]
-        if not left and not list(Path("/tmp").glob("ddp_magic_node-*")):
+        if not left and not _node_directories() - before:
             return
         time.sleep(0.1)
-    pytest.fail(f"left: {left}, {list(Path('/tmp').glob('ddp_magic_node-*'))}")
+    pytest.fail(f"left: {left}, {_node_directories() - before}")
+
+
+def _node_directories() -> set[Path]:
+    return set(Path("/tmp").glob("ddp_magic_node-*"))
 
 
 def _words(process: psutil.Process) -> list[str]:
