@@ -7,7 +7,7 @@ table, table_place, status      the table of a run, where it stands, `%ddp_statu
 rank_displays, display_places   figures and other rich output of the ranks
 labels, places                  `[rank 2]`; `Cell In[3], line 6`
 question_box                    where a person answers a rank
-journal, kept_errors            what was shown, on disk
+journal, past_run, kept_errors  what was shown, on disk, and read again
 text                            lines, progress bars, one order for all ranks
 diagnosis                       how a run ended, why ranks wait
 profiles                        where the time went

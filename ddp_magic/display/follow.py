@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ddp_magic.display import journal
-from ddp_magic.display.journal import PastRun
+from ddp_magic.display import journal, past_run
 from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.rank_displays import RankDisplays
 from ddp_magic.display.replay import merged
 from ddp_magic.display.status import clock, html_line
@@ -110,7 +110,7 @@ class Follower:
     def step(self) -> bool:
         """Show what is new; return whether the run has ended and all of it is shown."""
         if self._head is None:
-            if (head := journal.read(self._directory.journal)) is None:
+            if (head := past_run.read(self._directory.journal)) is None:
                 return False
             self._begin(head)
             # What came before: displays as they are now, long text without its middle.
@@ -143,7 +143,7 @@ class Follower:
         elif "keep" in entry:
             self._outputs.keep()
         elif "state" in entry:
-            self.end = journal.read(self._directory.journal)
+            self.end = past_run.read(self._directory.journal)
 
     def _show_table(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The journal of a run: what a person saw of it, on disk as it comes, and read again.
+"""The journal of a run: what a person saw of it, on disk as it comes.
 
 Each line is a JSON object, with its number ("n"). The first one describes the run, the last one how
 it ended; the others are what the screen showed: text, and displays with their figures. The live
@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ddp_magic.display.kept_errors import as_json
-from ddp_magic.display.record import Background, RunRecord
+from ddp_magic.display.record import RunRecord
 from ddp_magic.display.shown import without_rank
 from ddp_magic.display.status import summary
 from ddp_magic.system.run_directory import append
-from ddp_magic.wire.states import State
 
 COMPACT_BYTES = 64 * 2**20  # a larger journal is rewritten without displays that were replaced
-_END_BYTES = 2**20  # the last line is looked for in so many bytes
+END_BYTES = 2**20  # the last line is looked for in so many bytes
 
 
 class Journal:
@@ -94,7 +89,7 @@ class Journal:
         line = b"\n" + _line(entry)
         try:
             with self._path.open("r+b") as file:
-                head = len(file.readline(_END_BYTES))
+                head = len(file.readline(END_BYTES))
                 file.seek(max(head, file.seek(0, os.SEEK_END) - len(line)))
                 file.write(line)
                 file.truncate()
@@ -177,137 +172,3 @@ def _without_rank(entries: list[dict[str, Any]], rank: int) -> list[dict[str, An
         if "text" in entry:
             left[number] = {**entry, "text": without_rank(entry["text"], rank)}
     return left
-
-
-@dataclass(frozen=True, kw_only=True)
-class PastRun:
-    """What the journal of a run says.
-
-    Attributes:
-        path: The journal.
-        id: Name of the run.
-        label: What its notebook called the cell: `Cell In[3]`.
-        devices: One line that says which devices the ranks ran on.
-        session: Name of the session; empty for a run with ranks of its own.
-        ranks: Number of ranks.
-        started: When it started, in seconds since the epoch.
-        logs: Directory of the ranks' logs.
-        kernel: Process id of its kernel, or of its host.
-        quiet: Whether only the output of the ranks is shown while all goes well.
-        background: How a host serves it; None for a run of a notebook's own process.
-        state: How it ended; None if the journal does not say so.
-        ended: When it ended, in seconds since the epoch; None if it is not known.
-        summary: The closing line.
-        closing: The same with the time of day.
-        error: The lines of the error; empty if it succeeded.
-        incomplete: Why not all of its output was kept; empty if it was.
-    """
-
-    path: Path
-    id: str
-    label: str
-    devices: str
-    session: str
-    ranks: int
-    started: float
-    logs: str
-    kernel: int
-    quiet: bool = False
-    background: Background | None = None
-    state: State | None = None
-    ended: float | None = None
-    summary: str = ""
-    closing: str = ""
-    error: tuple[str, ...] = ()
-    incomplete: str = ""
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the run has not ended, and its kernel is alive."""
-        return self.state is None and self.kernel_lives
-
-    @property
-    def kernel_lives(self) -> bool:
-        """Whether its kernel, or its host, is alive."""
-        return self._lives(self.kernel)
-
-    @property
-    def notebook_lives(self) -> bool:
-        """Whether the notebook that has started it is alive, or at least its host."""
-        return self.kernel_lives or bool(self.background and self._lives(self.background.kernel))
-
-    def _lives(self, pid: int) -> bool:
-        """Return whether a process is alive, and not another one that has its number now."""
-        try:
-            process = psutil.Process(pid)
-            is_zombie = process.status() == psutil.STATUS_ZOMBIE
-            return not is_zombie and process.create_time() <= self.started
-        except psutil.Error:
-            return False
-
-    @property
-    def title(self) -> str:
-        """The run in one line: id, cell, how it ended, when it started."""
-        day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
-        return f"run {self.id} · {self.label} · {self.outcome} · started {day}"
-
-    @property
-    def outcome(self) -> str:
-        """The closing line, or why there is none."""
-        if self.state is not None:
-            return self.summary + self._left_out
-        ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
-        if self.goes_on:
-            return f"{ranks} · running"
-        lost = "its host process was killed, and its ranks with it"
-        return f"{ranks} · {lost if self.background else 'ended with its notebook'}"
-
-    @property
-    def last_line(self) -> str:
-        """The closing line with the time of day, or why there is none."""
-        return self.closing + self._left_out if self.closing else self.outcome
-
-    @property
-    def _left_out(self) -> str:
-        words = f" · not all of its output was kept: {self.incomplete}"
-        return words if self.incomplete else ""
-
-    @property
-    def raised(self) -> dict[str, Any]:
-        """The error of a background run, for `kept_errors.from_json`; empty if it is not there."""
-        found = [entry["raised"] for entry in entries_of(self.path) if "raised" in entry]
-        return dict(found[-1]) if found else {}
-
-    def outputs(self) -> list[dict[str, Any]]:
-        """Return what was shown, in order: `text`, or `display`, `metadata` and `id`."""
-        entries = current(entries_of(self.path))
-        return [entry for entry in entries if "text" in entry or "display" in entry]
-
-
-def read(path: Path) -> PastRun | None:
-    """Read what a journal says of its run; None if there is none, or it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            head = json.loads(file.readline())
-            head.pop("n", None)
-            if background := head.get("background"):
-                head["background"] = Background(**background)
-            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - _END_BYTES))
-            last = _object(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
-        end: dict[str, Any] = {}
-        if "state" in last:
-            end = {name: last[name] for name in ("ended", "summary")}
-            end |= {"state": State(last["state"]), "error": tuple(last["error"])}
-            end["incomplete"] = last.get("incomplete", "")
-            end["closing"] = last.get("closing", "")
-        return PastRun(path=path, **head, **end)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from ddp_magic.display import journal
-from ddp_magic.display.journal import PastRun
+from ddp_magic.display import past_run
+from ddp_magic.display.past_run import PastRun
 from ddp_magic.kernel import control
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.run_places import run_directories, run_roots
@@ -44,7 +44,7 @@ class PastRuns:
             ValueError: There is none.
         """
         for directory in self._own_first(run_id):
-            if (run := journal.read(directory.journal)) is not None:
+            if (run := past_run.read(directory.journal)) is not None:
                 return run
         raise ValueError(f"no {_named(run_id)} is left: runs are kept for 7 days")
 
@@ -89,7 +89,7 @@ class PastRuns:
         found: list[str] = []
         own = self._own()
         for directory in self._newest_first():
-            run = journal.read(directory.journal)
+            run = past_run.read(directory.journal)
             if run is None or run.id in own or run.notebook_lives:
                 continue
             if len(found) == MAX_RUNS or time.time() - run.started > DAY_S:
@@ -108,14 +108,14 @@ class PastRuns:
                 continue
             except TimeoutError:
                 continue
-            runs = [journal.read(RunDirectory(path.parent / run_id).journal) for run_id in ids]
+            runs = [past_run.read(RunDirectory(path.parent / run_id).journal) for run_id in ids]
             found += [run for run in runs if run is not None]
         return sorted(found, key=lambda run: -run.started)
 
     def of_hosts(self) -> Iterator[PastRun]:
         """Yield the background runs, newest first, whether they go on or not."""
         for directory in self._newest_first():
-            run = journal.read(directory.journal)
+            run = past_run.read(directory.journal)
             if run is not None and run.background is not None:
                 yield run
 
@@ -151,7 +151,7 @@ class PastRuns:
             ValueError: No run has logs.
         """
         directory = self.with_logs(None)
-        run = journal.read(directory.journal)
+        run = past_run.read(directory.journal)
         return f"run {directory.id}" if run is None else run.title
 
     def _own_first(self, run_id: str | None) -> list[RunDirectory]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 
-from ddp_magic.display import journal
-from ddp_magic.display.journal import PastRun
+from ddp_magic.display import past_run
+from ddp_magic.display.past_run import PastRun
 from ddp_magic.errors import DDPMagicError, HostLostError, LaunchError, RunInterrupted
 from ddp_magic.kernel import control
 from ddp_magic.system.entry_points import last_words
@@ -56,7 +56,7 @@ class HostProcess:
         return head is not None and head.kernel_lives
 
     def _read_head(self) -> PastRun | None:
-        self._head = self._head or journal.read(self._directory.journal)
+        self._head = self._head or past_run.read(self._directory.journal)
         return self._head
 
     def ask(self, words: list[str]) -> str:

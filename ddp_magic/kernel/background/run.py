@@ -11,10 +11,10 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.display import journal, kept_errors
+from ddp_magic.display import kept_errors, past_run
 from ddp_magic.display.follow import Follower
-from ddp_magic.display.journal import PastRun
 from ddp_magic.display.outputs import Outputs
+from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.record import Background, error_lines, value_lines
 from ddp_magic.errors import (
     DDPMagicError,
@@ -95,7 +95,7 @@ class BackgroundRun:
     @property
     def past(self) -> PastRun | None:
         """What its journal says; None before it begins."""
-        return journal.read(self.directory.journal)
+        return past_run.read(self.directory.journal)
 
     def is_over(self) -> bool:
         """Return whether it has ended, well or not."""

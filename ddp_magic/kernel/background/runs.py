@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ddp_magic.display.diagnosis.diagnose import headline
 from ddp_magic.display.diagnosis.name_hints import Surroundings
-from ddp_magic.display.journal import PastRun
+from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.record import Background
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.start_host import HostStart, start_host

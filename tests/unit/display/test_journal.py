@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display import journal
-from ddp_magic.display.journal import Journal, PastRun
+from ddp_magic.display import past_run
+from ddp_magic.display.journal import Journal
 from ddp_magic.display.outputs import MAX_OUTPUTS
+from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.replay import TEXT_CHARS, replay
@@ -46,7 +47,7 @@ def record(tmp_path: Path) -> RunRecord:
 
 def _read(record: RunRecord) -> PastRun:
     assert record.journal is not None
-    run = journal.read(record.journal)
+    run = past_run.read(record.journal)
     assert run is not None
     return run
 
@@ -230,9 +231,9 @@ def test_a_run_without_an_end(record: RunRecord, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("content", ["", "\n", "[1]\n", '{"id": 3}\n', "\x00\n", '{"id": "'])
 def test_what_is_no_journal_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "journal.jsonl"
-    assert journal.read(path) is None
+    assert past_run.read(path) is None
     path.write_text(content)
-    assert journal.read(path) is None
+    assert past_run.read(path) is None
 
 
 def test_replaced_displays_do_not_fill_the_disk(record: RunRecord, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_a_run_on_a_full_disk_has_an_end(tmp_path: Path) -> None:
     )
     folder = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=folder, check=True, timeout=HANG_S)
-    run = journal.read(tmp_path / "journal.jsonl")
+    run = past_run.read(tmp_path / "journal.jsonl")
     assert run is not None
     assert run.state is State.FAILED
     assert (

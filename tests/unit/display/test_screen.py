@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 
-from ddp_magic.display import journal
+from ddp_magic.display import past_run
 from ddp_magic.display.outputs import MAX_OUTPUTS, Outputs
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
@@ -340,7 +340,7 @@ def test_the_journal_has_all_displays_that_share_an_output(
     for number in range(100):
         cell.show(_html(0, f"<p>{number}"))
     cell.finish()
-    run = journal.read(tmp_path / "journal.jsonl")
+    run = past_run.read(tmp_path / "journal.jsonl")
     assert run is not None
     kept = [entry["display"]["text/html"] for entry in run.outputs() if "display" in entry]
     assert kept == [f"<p>{number}" for number in range(100)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.display import journal
+from ddp_magic.display import past_run
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
@@ -134,7 +134,7 @@ def test_the_journal_of_a_host_is_that_of_a_notebook(
     record.state, record.ended = State.SUCCEEDED, record.started + 1
     screen.finish(record)
     assert capsys.readouterr().out == ""
-    past = journal.read(directory.journal)
+    past = past_run.read(directory.journal)
     assert past is not None
     assert past.closing.endswith(" · ok")
     (page,) = [entry["display"]["text/plain"] for entry in past.outputs() if "display" in entry]
