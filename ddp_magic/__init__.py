@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
     from ddp_magic.kernel.api import launch, run
 
+_OLDEST_IPYTHON = (8, 18)  # as in pyproject.toml
+
 __all__ = [
     "CaptureError",
     "CellSyntaxError",
@@ -91,7 +93,22 @@ def __getattr__(name: str) -> object:
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """`%load_ext ddp_magic`: register the magics."""
+    """`%load_ext ddp_magic`: register the magics.
+
+    Raises:
+        UsageError: The IPython of this kernel is too old. pip may have updated it on disk since the
+            kernel started, as on Colab, whose own is IPython 7.
+    """
+    import IPython
+    from IPython.core.error import UsageError
+
+    if IPython.version_info < _OLDEST_IPYTHON:
+        needed = ".".join(map(str, _OLDEST_IPYTHON))
+        raise UsageError(
+            f"ddp_magic needs IPython {needed} or later, and this kernel runs IPython "
+            f"{IPython.__version__}: restart the kernel if it has just been updated, or run "
+            "pip install -U ipython, and restart"
+        )
     from ddp_magic.kernel.magics import register
 
     register(shell)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import IPython
+import pytest
+from IPython.core.error import UsageError
 
 import ddp_magic
 
@@ -24,6 +30,17 @@ def test_importing_is_light() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_an_old_ipython_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything that it lacks is imported; the version is that of pyproject.toml."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    oldest = re.search(r'"ipython>=([\d.]+)"', text)
+    assert oldest is not None
+    monkeypatch.setattr(IPython, "version_info", (7, 34, 0, ""))
+    monkeypatch.setattr(IPython, "__version__", "7.34.0")
+    with pytest.raises(UsageError, match=rf"needs IPython {oldest[1]} or later.*7\.34\.0: restart"):
+        ddp_magic.load_ipython_extension(None)  # type: ignore[arg-type]  # it is not reached
 
 
 def test_errors_show_their_own_lines() -> None:
