@@ -14,21 +14,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.engines import Job
-from ddp_magic.errors import ProtocolError
-from ddp_magic.system.run_directory import RunDirectory, append
-from ddp_magic.wire.channel import Channel, connect
-from ddp_magic.wire.codec import decode, type_name
+from ddp_magic.engines.to_nodes import Far, ToNodes
+from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.channel import connect
+from ddp_magic.wire.codec import type_name
 from ddp_magic.wire.memory import anonymous_file
-from ddp_magic.wire.messages import Captured, RunCell, SharedMemory
 from ddp_magic.wire.relay import (
     ALL,
     PIECE_BYTES,
@@ -41,18 +38,6 @@ from ddp_magic.wire.relay import (
 from ddp_magic.wire.specs import AgentSpec
 
 SILENT_S = 30.0
-_HEEDED = ("SharedMemory", "Captured", "RunCell")  # by the relay itself
-
-
-@dataclass
-class _Far:
-    """A connection of another node's, as the kernel sees it."""
-
-    node: int
-    number: int
-    channel: Channel
-    pipe: int = -1  # write end of its text
-    values: int = -1  # shared memory that comes with its next message
 
 
 @dataclass
@@ -114,23 +99,16 @@ class NearRelay:
         self._launch = launch
         self._lines = LineReader()
         self._readers: dict[int, FrameReader] = {}
-        self._fars: dict[tuple[int, int], _Far] = {}
-        self._by_fd: dict[int, _Far] = {}
+        self._fars: dict[tuple[int, int], Far] = {}
         self._folders: dict[str, Path] = {"": self._directory.path}
-        self._sent_segments: set[int] = set()
-        self._queue: deque[Iterator[bytes]] = deque()  # to the nodes
-        self._piece = memoryview(b"")
-        self._epoll = select.epoll()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        self._stdin = -1
+        self._to_nodes = ToNodes(self._folders)
         self._lock = threading.Lock()
         self.job: Job | None = None
         self.nodes = Nodes()
         self.error = ""
         self.ended = threading.Event()
         payload = json.dumps({**start, "spec": spec.to_json()}).encode()
-        self._put(Frame(ALL, Kind.START, 0, payload))
+        self._to_nodes.put(Frame(ALL, Kind.START, 0, payload))
         self._up = threading.Thread(target=self._carry_up, name="ddp_magic-relay", daemon=True)
         self._up.start()
 
@@ -151,38 +129,43 @@ class NearRelay:
                 self.job = job = self._launch()
         except OSError as error:
             self.error = str(error)
+            self._to_nodes.close()
             self.ended.set()
             return
-        self._stdin = job.stdin
-        os.set_blocking(self._stdin, False)
-        down = threading.Thread(target=self._carry_down, name="ddp_magic-relay-down", daemon=True)
+        down = threading.Thread(
+            target=self._carry_down, args=(job,), name="ddp_magic-relay-down", daemon=True
+        )
         down.start()
         try:
             while data := os.read(job.stdout, PIECE_BYTES):
                 for node, piece in self._lines.feed(data):
                     if node is None:
-                        self._log(piece)
+                        self._directory.log_agent(piece)
                     else:
                         self._take_stream(node, piece)
         except Exception as error:  # noqa: BLE001 -- whatever it is, nobody waits for ever
             self._fail(error)
         finally:
-            self._log(self._lines.end())
+            self._directory.log_agent(self._lines.end())
             job.wait()
             self._end(down)
+
+    def _carry_down(self, job: Job) -> None:
+        try:
+            self._to_nodes.carry(job.stdin)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self.error = str(error) or type(error).__name__
         self.cancel()
 
     def _end(self, down: threading.Thread) -> None:
-        self._wake(b"e")
+        self._to_nodes.end()
         down.join()
         for far in list(self._fars.values()):
             self._close(far)
-        for fd in (self._wake_read, self._wake_write):
-            os.close(fd)
-        self._epoll.close()
+        self._to_nodes.close()
         self.ended.set()
 
     def look(self) -> None:
@@ -203,7 +186,7 @@ class NearRelay:
             case Kind.NODE | Kind.ENDED:
                 self._take_news(node, frame)
             case Kind.HEAD:
-                self._put(Frame(ALL, Kind.HEAD, 0, frame.payload))
+                self._to_nodes.put(Frame(ALL, Kind.HEAD, 0, frame.payload))
             case Kind.MESSAGE:
                 self._deliver(node, frame)
             case Kind.SEGMENT:
@@ -215,7 +198,7 @@ class NearRelay:
             case Kind.FILE:
                 self._save(frame.payload)
             case Kind.LOG:
-                self._log(frame.payload)
+                self._directory.log_agent(frame.payload)
             case _:  # not from there
                 pass
 
@@ -228,18 +211,17 @@ class NearRelay:
             self.job.running(said["job"])
         self.nodes.hosts[node] = said["host"]
 
-    def _far(self, node: int, number: int) -> _Far | None:
+    def _far(self, node: int, number: int) -> Far | None:
         """Return a connection, made now if it is new; None if the kernel does not listen."""
         if (far := self._fars.get((node, number))) is not None:
             return far
         try:
             channel = connect(self._spec.worker.socket)
         except OSError:
-            self._put(Frame(node, Kind.CLOSED, number))
+            self._to_nodes.put(Frame(node, Kind.CLOSED, number))
             return None
-        far = self._fars[node, number] = _Far(node, number, channel)
-        self._by_fd[channel.fileno()] = far
-        self._epoll.register(channel.fileno(), select.EPOLLIN)
+        far = self._fars[node, number] = Far(node, number, channel)
+        self._to_nodes.add(far)
         return far
 
     def _deliver(self, node: int, frame: Frame) -> None:
@@ -289,15 +271,15 @@ class NearRelay:
             os.close(far.pipe)
             far.pipe = -1
 
-    def _hang_up(self, far: _Far | None) -> None:
+    def _hang_up(self, far: Far | None) -> None:
         """End a connection toward the kernel; the text of its rank may still come."""
         if far is not None and not far.channel.closed:
             with contextlib.suppress(OSError):
                 far.channel.shutdown()
 
-    def _close(self, far: _Far) -> None:
+    def _close(self, far: Far) -> None:
         self._hang_up(far)
-        self._by_fd.pop(far.channel.fileno(), None)
+        self._to_nodes.forget(far)
         far.channel.close()
         for fd in (far.pipe, far.values):
             if fd >= 0:
@@ -313,114 +295,6 @@ class NearRelay:
             return
         with contextlib.suppress(OSError):  # a full disk costs the file, not the run
             (folder / names["name"]).write_bytes(content)
-
-    def _log(self, data: bytes) -> None:
-        if data:
-            with contextlib.suppress(OSError):
-                append(self._directory.agent_log, data)
-
-    # --- to the nodes -------------------------------------------------------------------------
-
-    def _put(self, frame: Frame) -> None:
-        self._queue.append(iter((frame.encode(),)))
-        self._wake(b"w")
-
-    def _wake(self, what: bytes) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, what)
-
-    def _carry_down(self) -> None:
-        try:
-            self._carry_down_to_the_end()
-        except Exception as error:  # noqa: BLE001 -- as above
-            self._fail(error)
-
-    def _carry_down_to_the_end(self) -> None:
-        self._epoll.register(self._wake_read, select.EPOLLIN)
-        waits = False
-        while True:
-            more = self._write()
-            if more != waits and self._stdin >= 0:
-                waits = more
-                if waits:
-                    self._epoll.register(self._stdin, select.EPOLLOUT)
-                else:
-                    self._epoll.unregister(self._stdin)
-            for fd, _ in self._epoll.poll():
-                if fd == self._wake_read:
-                    if b"e" in os.read(self._wake_read, 4096):
-                        return
-                elif (far := self._by_fd.get(fd)) is not None:
-                    self._read(far)
-
-    def _write(self) -> bool:
-        """Write what waits; return whether something is left."""
-        while self._stdin >= 0:
-            if not self._piece:
-                if not self._queue:
-                    return False
-                piece = next(self._queue[0], None)
-                if piece is None:
-                    self._queue.popleft()
-                    continue
-                self._piece = memoryview(piece)
-            try:
-                self._piece = self._piece[os.write(self._stdin, self._piece) :]
-            except BlockingIOError:
-                return True
-            except OSError:  # the job has ended
-                self._piece = memoryview(b"")
-                self._queue.clear()
-                return False
-        return False
-
-    def _read(self, far: _Far) -> None:
-        alive = far.channel.read()
-        try:
-            for payload in far.channel.frames():
-                self._pass_on(far, payload)
-        except ProtocolError:
-            alive = False
-        if not alive:
-            self._by_fd.pop(far.channel.fileno(), None)
-            self._epoll.unregister(far.channel.fileno())
-            self._put(Frame(far.node, Kind.CLOSED, far.number))
-
-    def _pass_on(self, far: _Far, payload: bytes) -> None:
-        if type_name(payload) in _HEEDED:
-            match decode(payload):
-                case SharedMemory(number=number):
-                    fd = far.channel.take_fd()
-                    if number in self._sent_segments:  # for another rank: once for all nodes
-                        os.close(fd)
-                    else:
-                        self._sent_segments.add(number)
-                        self._queue.append(_segment(number, fd))
-                case Captured(segments=segments):
-                    self._sent_segments &= segments
-                case RunCell(path=path):
-                    self._send_cell(Path(path))
-        self._put(Frame(far.node, Kind.MESSAGE, far.number, payload))
-
-    def _send_cell(self, path: Path) -> None:
-        """Send a cell's file to every node, once."""
-        if path.parent.name in self._folders:
-            return
-        self._folders[path.parent.name] = path.parent
-        head = json.dumps({"path": str(path)}).encode()
-        self._put(Frame(ALL, Kind.FILE, 0, head + b"\0" + path.read_bytes()))
-
-
-def _segment(number: int, fd: int) -> Iterator[bytes]:
-    """Yield shared memory as frames, and close it."""
-    size, done = os.fstat(fd).st_size, 0
-    try:
-        while done < size:
-            piece = os.pread(fd, PIECE_BYTES, done)
-            done += len(piece)
-            yield Frame(ALL, Kind.SEGMENT, number, piece).encode()
-    finally:
-        os.close(fd)
 
 
 def _not_launched() -> Job:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ddp_magic.engines import HERE, Job, NodesEngine
 from ddp_magic.engines.relay import NearRelay
 from ddp_magic.system.entry_points import RELAY, command, last_words
-from ddp_magic.system.run_directory import RunDirectory, append
+from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 
 GROUP = "ddp_magic.engines"  # entry points of other packages
@@ -88,15 +88,9 @@ class RemoteAgents:
             nproc=spec.nproc,
             arguments=arguments,
             env=env,
-            log=self._log,
+            log=self._directory.log_agent,
         )
         self._relay = NearRelay(spec, dict(engine.START), launch)
-
-    def _log(self, line: bytes) -> None:
-        try:
-            append(self._directory.agent_log, line)
-        except OSError:  # a full disk costs the log, not the run
-            pass
 
     def fileno(self) -> int:
         """Return -1: its end is found by polling."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,12 @@ class RunDirectory:
     def agent_log(self) -> Path:
         """What the agent, or torchrun, wrote to its stdout and stderr."""
         return self.path / "agent.log"
+
+    def log_agent(self, data: bytes) -> None:
+        """Append to `agent_log`. A full disk costs the log, not the run."""
+        if data:
+            with contextlib.suppress(OSError):
+                append(self.agent_log, data)
 
     @property
     def journal(self) -> Path:

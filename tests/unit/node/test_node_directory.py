@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from ddp_magic.node.relay import NEW_S, remove_old
+from ddp_magic.node.node_directory import NEW_S, remove_old
 
 
 def _directory(parent: Path, name: str, age_s: float) -> Path:
