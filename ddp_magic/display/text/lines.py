@@ -8,10 +8,10 @@ from ddp_magic.display.text.rows import Row
 
 _MAX_PARAMETERS = 10_000  # most digits in an escape sequence; a longer one is text
 _DIGITS = f"[0-9]{{0,{_MAX_PARAMETERS}}}"
-# What progress bars use: return, newline, cursor up (A, F), down (B, E) and to a column (G), erase
-# in line (K) and below (J), modes, such as "show cursor" and "hide cursor".
+# What progress bars use: return, newline, backspace, cursor up (A, F), down (B, E) and to a column
+# (G), erase in line (K) and below (J), modes, such as "show cursor" and "hide cursor".
 _CONTROL = re.compile(
-    rf"\r+|\n|\x1b\[(?P<count>{_DIGITS})(?P<name>[ABEFGJK])"
+    rf"\r+|\n|\x08+|\x1b\[(?P<count>{_DIGITS})(?P<name>[ABEFGJK])"
     rf"|\x1b\[\?(?P<mode>(?=[0-9]){_DIGITS})(?P<on>[hl])"
 )
 # A possible beginning of one of those.
@@ -72,7 +72,7 @@ class LineAssembler:
         moves = begins and not text.strip("\n")
         plain = len(self._rows) == 1 and not (row.is_bar or self._returned or self._hidden)
         plain = plain and not moves
-        if plain and "\r" not in text and "\x1b" not in text:
+        if plain and not any(control in text for control in "\r\b\x1b"):
             return self._feed_plain(text)
         finished: list[Row] = []
         done = 0
@@ -88,10 +88,13 @@ class LineAssembler:
 
     def _is_other_text(self, text: str) -> bool:
         """Return whether a write is text beside the bars; after a blank one it takes its row."""
-        if self._aside:
-            return text[0] != "\r" and not self._moves(text)
         row = self._rows[self._row]
-        if self._moves(text) or text[0] in "\r\n":
+        if self._moves(text) or text[0] == "\r":
+            return False
+        if self._aside:
+            returned = self._at_start and self._returned and not row.is_blank
+            return not returned  # else the bar's own return was a write of its own
+        if text[0] == "\n" or (row.is_bar and not text.strip(" ")):
             return False
         if row.is_blank and self._at_start:
             row.clear()
@@ -164,11 +167,18 @@ class LineAssembler:
             self._newline()
         elif control[0][0] == "\r":
             self._at_start = self._returned = True
+        elif control[0][0] == "\b":
+            self._back(len(control[0]))
         elif control["mode"]:
             if control["mode"].lstrip("0") == _CURSOR:
                 self._hidden = control["on"] == "l"
         else:
             self._move_or_erase(control["name"], control["count"])
+
+    def _back(self, count: int) -> None:
+        """Remove characters, as a notebook does, but none of what stands before the row."""
+        if not self._at_start:
+            self._rows[self._row].erase(count)
 
     def _move_or_erase(self, name: str, digits: str) -> None:
         if name in "AF":
@@ -255,7 +265,8 @@ class LineAssembler:
     def bars(self) -> tuple[str, ...]:
         """The progress bars that stand in the live rows, from the top."""
         current = self._rows[self._row] if self._returned else None
-        rows = [row for row in self._rows if (row.is_bar or row is current) and not row.is_blank]
+        changing = [row for row in self._rows if row.is_bar or row.is_edited or row is current]
+        rows = [row for row in changing if not row.is_blank]
         return tuple(row.tail().rstrip() for row in rows)
 
     @property
@@ -270,7 +281,7 @@ class LineAssembler:
         if self._aside:
             return "".join(self._aside)
         row = self._rows[0]
-        live = len(self._rows) > 1 or row.is_bar or self._returned
+        live = len(self._rows) > 1 or row.is_bar or row.is_edited or self._returned
         return "" if live else row.text
 
     def take_partial(self) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 TAIL_CHARS = 1000
+_CHUNK_CHARS = 4000  # so little is copied to remove a character from a long row
+_COLOR_CHARS = 64  # of sequences that may stand behind a character
+_TOKEN = re.compile(r"\x1b\[[0-9;:]*m|.", re.DOTALL)
 
 
 class Row:
@@ -10,6 +15,7 @@ class Row:
 
     Attributes:
         is_bar: Whether it was written over, as a progress bar is.
+        is_edited: Whether characters were removed from its end, as from a progress in percent.
         is_blank: Whether nothing can be seen in it.
         is_held: Whether it is blank and may be a bar's: a bar below it is written first.
         taken: Whether its beginning was taken before it was finished.
@@ -17,7 +23,7 @@ class Row:
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self.is_bar = False
+        self.is_bar = self.is_edited = False
         self.is_blank = True
         self.is_held = False
         self.taken = False
@@ -31,6 +37,31 @@ class Row:
         """Remove all text."""
         self._pieces = []
         self.is_blank = True
+        self.is_edited = False
+
+    def erase(self, count: int) -> None:
+        """Remove characters from the end; colors stay."""
+        self.is_edited = True
+        end: list[str] = []
+        size = 0
+        while self._pieces and size < count + _COLOR_CHARS:
+            last = self._pieces.pop()
+            if len(last) > _CHUNK_CHARS:
+                parts = range(0, len(last), _CHUNK_CHARS)
+                self._pieces += [last[start : start + _CHUNK_CHARS] for start in parts]
+                continue
+            end.append(last)
+            size += len(last)
+        tokens = _TOKEN.findall("".join(reversed(end)))
+        colors: list[str] = []
+        while tokens and count:
+            token = tokens.pop()
+            if len(token) > 1:
+                colors.append(token)
+            else:
+                count -= 1
+        self._pieces.append("".join(tokens + colors[::-1]))
+        self.is_blank = all(not piece or piece.isspace() for piece in self._pieces)
 
     @property
     def text(self) -> str:

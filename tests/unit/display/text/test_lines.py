@@ -20,6 +20,10 @@ from ddp_magic.display.text.lines import LineAssembler
         (["0%", "\r50%"], [], "50%"),
         (["\x1b[?25l\x1b[?25hx\n"], ["x"], ""),
         (["\n\n"], ["", ""], ""),
+        (["10%", "\b\b\b20%"], [], "20%"),
+        (["spin /\b", "-\b\\\b done\n"], ["spin  done"], ""),
+        (["\x1b[31mred\x1b[0m\b\bx\n"], ["\x1b[31mr\x1b[0mx"], ""),
+        (["one\n\b\b\btwo\n"], ["one", "two"], ""),
         (["outer\n\rinner 1\x1b[A\router 2\n\rinner 2\x1b[A"], [], "outer 2|inner 2"),
     ],
 )
@@ -54,6 +58,17 @@ _TOKEN = re.compile(
     r"(\x1b\[[0-9]{0,10000}[A-G])|(\x1b\[[0-9]{0,10000}[JK])|\x1b\[\?[0-9]{1,10000}[hl]|(.)",
     re.DOTALL,
 )
+_COLOR = re.compile(r"(\x1b\[[0-9;:]*m)")
+
+
+def _without_last(row: str) -> str:
+    """Remove a row's last character; colors stay."""
+    parts = _COLOR.split(row)  # text, color, text, color, text
+    for index in range(len(parts) - 1, -1, -2):
+        if parts[index]:
+            parts[index] = parts[index][:-1]
+            break
+    return "".join(parts)
 
 
 def _reference(text: str) -> list[str] | None:
@@ -70,6 +85,8 @@ def _reference(text: str) -> list[str] | None:
             row, at_start, returned, is_bar = "", True, False, False
         elif character == "\r":
             at_start = returned = True
+        elif character == "\b":
+            row = row if at_start else _without_last(row)
         elif character:
             row = character if at_start else row + character
             is_bar = returned or (is_bar and not at_start)
@@ -78,7 +95,7 @@ def _reference(text: str) -> list[str] | None:
 
 
 _PIECES = [
-    "a", "bc", " ", "\n", "\r", "\r\n", "\x1b[K", "\x1b[2K", "\x1b[?25h", "\x1b[?7l",
+    "a", "bc", " ", "\b", "\b\b", "\n", "\r", "\r\n", "\x1b[K", "\x1b[2K", "\x1b[?25h", "\x1b[?7l",
     "\x1b[31m", "\x1b[0m",
     "\x1b", "\x1b[", "\x1b[?", "\x1b[12", "A", "K", "5", "\x1b[K", "\x1b[J", "\x1b]0;t\a",
     "\x1b[1;1H", "é",

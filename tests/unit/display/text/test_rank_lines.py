@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
@@ -18,6 +19,7 @@ from ddp_magic.wire.marks import MarkSplitter, Writer
 from ddp_magic.worker.console.streams import Writes
 
 MARKER = "\x1b]ddp_magic;0;"
+_COLORED = "\x1b[1;31mred\x1b[0m \x1b[38;5;9mtoo\x1b[m"
 
 
 class _Stream(io.TextIOBase):
@@ -116,8 +118,6 @@ def _lowest_first() -> None:
 
 
 def _on_stdout() -> None:
-    import sys
-
     for i in _bar(range(3), desc="bar", file=sys.stdout):
         print("step", i)
         print("half", end="")
@@ -135,8 +135,6 @@ def _postfix_and_log() -> None:
 
 
 def _written_beside_it() -> None:
-    import sys
-
     for i in _bar(range(3), desc="a long description"):
         tqdm.write(f"said {i}", file=sys.stderr)
 
@@ -144,6 +142,15 @@ def _written_beside_it() -> None:
 def _return_at_the_end() -> None:
     for i in range(3):
         print(f"{i} of 3", end="\r")
+    print()
+    print("done")
+
+
+def _in_small_writes() -> None:
+    """As alive-progress does in a notebook."""
+    for i in range(3):
+        for piece in ("\r", f"bar {i}/2", " ", " "):
+            sys.stdout.write(piece)
     print()
     print("done")
 
@@ -173,6 +180,7 @@ CASES: list[tuple[Callable[[], None], list[str]]] = [
     (_postfix_and_log, ["WARNING:root:0", "WARNING:root:1", "bar 2/2, loss=1"]),
     (_written_beside_it, ["said 0", "said 1", "said 2", "a long description 3/3"]),
     (_return_at_the_end, ["2 of 3", "done"]),
+    (_in_small_writes, ["bar 2/2", "done"]),
 ]
 
 
@@ -283,3 +291,24 @@ def test_bars_without_colors() -> None:
     lines = RankLines()
     lines.feed("\r\x1b[32m50%\x1b[0m\x1b[1;36m|\x1b[0m", 2, begins=True)
     assert lines.bars == ("50%|",)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("\x1b]8;id=1;https://x.org\x1b\\click\x1b]8;;\x1b\\ here", "click here"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1bPq#0\x1b\\text\x1b_command\x1b\\", "text"),
+        ("a\x1b[10;5Hb\x1b[3Cc\x1b(B\x1b7\x1b8", "abc"),
+        (_COLORED, _COLORED),
+        ("an \x1b alone, \x1b]8;; unfinished", "an \x1b alone, \x1b]8;; unfinished"),
+    ],
+)
+def test_of_escape_sequences_only_colors_stay(text: str, seen: str) -> None:
+    """A notebook shows the others as they are: rich writes links with random numbers."""
+    lines = RankLines()
+    assert lines.feed(text) == []
+    assert lines.partial == seen
+    assert lines.feed("\n") == [seen]
+    assert lines.feed(f"\r{text}") == []
+    assert lines.feed("\n") + lines.settle() == [seen]
