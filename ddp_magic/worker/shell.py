@@ -13,6 +13,8 @@ import sys
 import traceback
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -173,6 +175,7 @@ class CellShell(InteractiveShell):
     display_pub_class = Type(RankDisplayPublisher)
     displayhook_class = Type(RankDisplayHook)
     _source = ""  # of the file that `run_file` runs
+    _depth = 0  # of cells that run each other: the text of `run_file`, `get_ipython().run_cell`
 
     def init_prompts(self) -> None:
         """Do not set `sys.ps1`, by which Lightning and others recognize an interactive interpreter.
@@ -251,11 +254,39 @@ class CellShell(InteractiveShell):
             lines = [line.replace(f'File "{file}"', label) for line in lines]
         return lines
 
-    def showtraceback(self, *_args: object, **_kwargs: object) -> None:
-        """Do nothing: the rank reports the error, and the kernel shows it."""
+    def run_cell(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- IPython's
+        """Run a cell, perhaps within another."""
+        with self._one_deeper():
+            return super().run_cell(*args, **kwargs)
 
-    def showsyntaxerror(self, *_args: object, **_kwargs: object) -> None:
-        """Do nothing, for the same reason."""
+    @contextmanager
+    def _one_deeper(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def showtraceback(
+        self,
+        exc_tuple: Any = None,  # noqa: ANN401 -- IPython's
+        filename: str | None = None,
+        tb_offset: int | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Show an error after which the cell goes on: of a `__repr__`, a script of `%run`.
+
+        The rank reports the one that ends the cell, and the kernel shows it.
+        """
+        if self._depth == 1 and exc_tuple is None and tb_offset is None:
+            return
+        with self._one_deeper():
+            super().showtraceback(exc_tuple, filename, tb_offset, **kwargs)
+
+    def showsyntaxerror(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- IPython's
+        """Show one after which the cell goes on."""
+        if self._depth > 1:
+            super().showsyntaxerror(*args, **kwargs)
 
     def enable_gui(self, gui: object = None) -> None:
         """Do nothing: a rank has no event loop (`%matplotlib inline` asks for none)."""

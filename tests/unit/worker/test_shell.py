@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from ddp_magic.wire.messages import RunCell
 from ddp_magic.worker.shell import CellCompiler
@@ -92,3 +93,30 @@ for name in ("IntSlider(value=3)", "Button()"):
 """)
     assert shown.startswith("IntSlider is a widget, and ranks cannot show widgets: ")
     assert shown.count("\n") == 1
+
+
+def test_an_error_that_does_not_end_the_cell_is_shown(tmp_path: Path) -> None:
+    """Of a value's own display, of a script, of a cell within it; the last error is reported."""
+    cell, script = tmp_path / "cell.py", tmp_path / "script.py"
+    script.write_text("x ==\n")
+    cell.write_text(f"""
+class Broken:
+    def __repr__(self):
+        raise ValueError("in a repr")
+display(Broken())
+get_ipython().run_line_magic("run", {str(script)!r})
+get_ipython().run_cell("raise KeyError('in a cell within')")
+print("goes on")
+raise OSError("at the end")
+""")
+    text = _in_a_rank(f"""
+from ddp_magic.wire.messages import RunCell
+error = shell.start_shell(None, {{}}).run_file(RunCell(path={str(cell)!r}, execution_count=5))
+print("reported:", repr(error))
+""")
+    order = [
+        text.index(words)
+        for words in ("in a repr", "invalid syntax", "in a cell within", "goes on", "reported: OSE")
+    ]
+    assert order == sorted(order)
+    assert text.count("at the end") == 1
