@@ -38,11 +38,13 @@ class PastRuns:
         """Return the newest run whose id ends so, and whose output was kept.
 
         Args:
-            run_id: The end of its id; None or empty for the newest run.
+            run_id: The end of its id; None or empty for the newest run. One that has just been made
+                is waited for.
 
         Raises:
             ValueError: There is none.
         """
+        self.wait_for_start(run_id)
         for directory in self._own_first(run_id):
             if (run := past_run.read(directory.journal)) is not None:
                 return run
@@ -186,4 +188,5 @@ def _is_starting(directory: RunDirectory) -> bool:
         made = directory.path.stat().st_mtime
     except OSError:
         return False
-    return time.time() - made < START_S and not directory.journal.exists()
+    begun = directory.journal.exists() or directory.rank_logs()
+    return time.time() - made < START_S and not begun
