@@ -50,6 +50,7 @@ class LineAssembler:
         self._rests_below = False  # between two updates it stands below the bars
         self._aside: list[str] = []  # an unfinished line that is none of the rows
         self._is_aside = False  # whether the present write belongs to it
+        self._in_pieces = False  # whether a bar is written by several writes, after a return
         self._beginning = ""  # of an escape sequence whose rest has not arrived
         self.continues = False
 
@@ -66,6 +67,8 @@ class LineAssembler:
         row = self._rows[self._row]
         if begins:
             self._is_aside = bool(text) and self._is_other_text(text)
+        elif text and self._in_pieces:
+            self._in_pieces = self._rows[self._row].is_bar and not self._at_start
         if self._is_aside:
             return self._feed_aside(text)
         # A newline alone may be a bar's, which moves the cursor down to where it stands.
@@ -90,11 +93,15 @@ class LineAssembler:
         """Return whether a write is text beside the bars; after a blank one it takes its row."""
         row = self._rows[self._row]
         if self._moves(text) or text[0] == "\r":
+            # What follows a return alone is drawn in pieces, but not after a bar was wiped out.
+            self._in_pieces = text == "\r" and not (row.is_bar and row.is_blank)
+            return False
+        if self._in_pieces:
+            self._in_pieces = "\n" not in text
             return False
         if self._aside:
-            returned = self._at_start and self._returned and not row.is_blank
-            return not returned  # else the bar's own return was a write of its own
-        if text[0] == "\n" or (row.is_bar and not text.strip(" ")):
+            return True
+        if text[0] == "\n":
             return False
         if row.is_blank and self._at_start:
             row.clear()

@@ -146,13 +146,17 @@ def _return_at_the_end() -> None:
     print("done")
 
 
-def _in_small_writes() -> None:
-    """As alive-progress does in a notebook."""
+def _in_pieces() -> None:
+    """As alive-progress does in a notebook, and Keras."""
     for i in range(3):
-        for piece in ("\r", f"bar {i}/2", " ", " "):
+        for piece in ("\r", "bar", " ", f"{i}/2", " ", " - loss 3" if i == 2 else ""):
             sys.stdout.write(piece)
+        print(f"step {i}", file=sys.stderr)
     print()
     print("done")
+    sys.stdout.write("\r")
+    for piece in ("epoch ", "1", " ends\n"):
+        sys.stdout.write(piece)
 
 
 CASES: list[tuple[Callable[[], None], list[str]]] = [
@@ -180,7 +184,10 @@ CASES: list[tuple[Callable[[], None], list[str]]] = [
     (_postfix_and_log, ["WARNING:root:0", "WARNING:root:1", "bar 2/2, loss=1"]),
     (_written_beside_it, ["said 0", "said 1", "said 2", "a long description 3/3"]),
     (_return_at_the_end, ["2 of 3", "done"]),
-    (_in_small_writes, ["bar 2/2", "done"]),
+    (
+        _in_pieces,
+        ["step 0", "step 1", "step 2", "bar 2/2  - loss 3", "done", "epoch 1 ends"],
+    ),
 ]
 
 
