@@ -54,6 +54,7 @@ class TextOutput:
         self._asked: tuple[int, str] | None = None  # in a terminal: the open question
         self._has_box = False  # whether the front end shows the box of a question
         self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
+        self._open_number = 0  # of outputs, when that line was written
         self._last_write = 0.0
         self._last_pages = 0.0
         self._cell_labels: Mapping[str, str] = {}
@@ -157,7 +158,7 @@ class TextOutput:
 
     def _write_question(self, rank: int, prompt: str) -> None:
         self._outputs.write(prompt if self._open_rank == rank else f"{label([rank])} {prompt}")
-        self._open_rank = rank
+        self._open_rank, self._open_number = rank, self._outputs.number
 
     def close_question(self, rank: int, line: str) -> None:
         """Keep question and answer, which the front end or the terminal has shown."""
@@ -246,6 +247,11 @@ class TextOutput:
     def _feed(self) -> None:
         """Split what has come into lines, and let them wait for those of the other ranks."""
         now = self._clock()
+        if self._open_rank is not None and self._outputs.number != self._open_number:
+            # The table has moved below the line: the rest of it starts a new one.
+            self._open_rank = None
+            if self._journal is not None:
+                self._journal.text("\n")
         incoming, self._incoming = self._incoming, []
         for piece in _join(incoming):
             text = self._texts[piece.rank]
@@ -314,6 +320,7 @@ class TextOutput:
             if self._journal is not None:
                 self._journal.text(text)
             self._outputs.write(text)
+            self._open_number = self._outputs.number
             self._last_write = self._clock()
             self._out = []
             if self._asked is not None and self._open_rank is None:

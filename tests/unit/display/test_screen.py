@@ -333,6 +333,24 @@ def test_many_displays_share_the_last_output(capsys: pytest.CaptureFixture[str])
     assert 5 < new.count(0) < 20
 
 
+def test_a_table_that_moves_below_an_unfinished_line_ends_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The rest has a label, here and in the journal."""
+    cell = Cell(capsys, journal=tmp_path / "journal.jsonl")
+    cell.show(text(1, "loads"))
+    assert cell.show(wait_s=PARTIAL_S + 0.1) == "[rank 1] loads"
+    cell.record.started = time.time() - TABLE_AFTER_S - 1
+    cell.show(wait_s=TABLE_S + 0.1)
+    assert "since" in cell.shell.tables[-1]
+    assert cell.show(text(1, "done\n")) == "[rank 1] done\n"
+    cell.finish()
+    run = journal.read(tmp_path / "journal.jsonl")
+    assert run is not None
+    kept = "".join(entry.get("text", "") for entry in run.outputs())
+    assert kept == "[rank 1] loads\n[rank 1] done\n"
+
+
 def test_the_journal_has_all_displays_that_share_an_output(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
