@@ -65,6 +65,17 @@ class RankDisplayPublisher(DisplayPublisher):
     outlet: Outlet | None = None
     has_named_widgets = False  # whether the cell has been told of widgets
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- IPython's
+        super().__init__(*args, **kwargs)
+        self._ids: set[str] = set()  # of displays of this cell
+        self._earlier_ids: set[str] = set()  # of earlier cells of a session
+
+    def begin_cell(self) -> None:
+        """Take what was displayed so far for that of earlier cells."""
+        self.has_named_widgets = False
+        self._earlier_ids |= self._ids
+        self._ids = set()
+
     def publish(
         self,
         data: dict[str, Any],
@@ -87,6 +98,12 @@ class RankDisplayPublisher(DisplayPublisher):
         if plain or self.outlet is None or not self.outlet.connected:
             streams.print_on_new_line(data.get("text/plain", ""))
         else:
+            if display_id is not None:
+                # The output of an earlier cell is not this one's: the display is shown again.
+                update = update and display_id not in self._earlier_ids
+                if not update:
+                    self._ids.add(display_id)
+                    self._earlier_ids.discard(display_id)
             self.outlet.display(data, metadata, display_id, update=update)
 
     def _name_widget(self, text: str) -> None:
@@ -195,7 +212,7 @@ class CellShell(InteractiveShell):
         self.user_module.__file__ = command.name
         self.compile.start_cell(command)
         self.displayhook.source = self._source = source
-        self.display_pub.has_named_widgets = False
+        self.display_pub.begin_cell()
         self.execution_count = command.execution_count or 1
         result = self.run_cell(source, store_history=False)
         error: BaseException | None = result.error_before_exec or result.error_in_exec

@@ -120,3 +120,27 @@ print("reported:", repr(error))
     ]
     assert order == sorted(order)
     assert text.count("at the end") == 1
+
+
+def test_an_update_of_an_earlier_cells_display_is_shown_again() -> None:
+    """In a session: once, and then updated; what no cell has displayed stays an update."""
+    shown = _in_a_rank(r"""
+class Outlet:
+    connected = True
+    def display(self, data, metadata, display_id, *, update):
+        print(data["text/html"], display_id, update)
+publisher = shell.CellShell.instance().display_pub
+publisher.outlet = Outlet()
+def show(name, words, update):
+    publisher.publish({"text/html": words}, transient={"display_id": name}, update=update)
+publisher.begin_cell()
+show("a", "one", False)
+show("a", "two", True)
+publisher.begin_cell()
+show("a", "three", True)
+show("a", "four", True)
+show("b", "five", True)
+""")
+    assert shown.split("\n")[:-1] == [
+        "one a False", "two a True", "three a False", "four a True", "five b True"
+    ]  # fmt: skip
