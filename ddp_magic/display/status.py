@@ -34,6 +34,11 @@ OUTCOMES = {
 }
 
 
+def _count(run: RunRecord) -> str:
+    count = len(run.ranks)
+    return f"{count} rank{'s' if count > 1 else ''}"
+
+
 def summary(run: RunRecord, *, with_clock: bool = False) -> str:
     """Return a run's closing line: `4 ranks · 5.5 s · ok`.
 
@@ -41,8 +46,7 @@ def summary(run: RunRecord, *, with_clock: bool = False) -> str:
         run: The run.
         with_clock: Whether to say at what time of day it ended.
     """
-    count = len(run.ranks)
-    words = [f"{count} rank{'s' if count > 1 else ''}", _duration(run.elapsed_s)]
+    words = [_count(run), _duration(run.elapsed_s)]
     words += [clock(run.ended or time.time())] if with_clock else []
     words.append(OUTCOMES[run.state])
     if run.checked is not None:
@@ -209,7 +213,7 @@ class Status:
     @staticmethod
     def title(run: RunRecord) -> str:
         """Return a run's id, cell, state, start and logs, in a line."""
-        words = [f"run {run.id}", run.label, run.state.value, f"{len(run.ranks)} ranks"]
+        words = [f"run {run.id}", run.label, run.state.value, _count(run)]
         words += filter(None, [run.where])
         if run.background is not None:
             words.append("detached" if run.background.detached else "in the background")

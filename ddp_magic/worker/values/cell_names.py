@@ -16,6 +16,8 @@ from ddp_magic.wire.messages import CellNames
 
 _MISSING = object()
 _FEW = 3  # fewer items are no history
+# Objects of theirs are handles of this process, or parts of a figure.
+_NO_VALUES = {"asyncio", "concurrent", "matplotlib", "multiprocessing", "subprocess", "threading"}
 _ARRAYS = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"))
 
 
@@ -58,7 +60,7 @@ def _is_worth_pulling(value: object) -> bool:
 
     Models and optimizers, tensors and arrays of several elements, data frames, and histories: lists
     and dictionaries of several items that are not only names. Not numbers, loop variables, data
-    sets, files or bars.
+    sets, files, bars, threads or the axes of a figure.
     """
     kind = type(value)
     if issubclass(kind, (torch.nn.Module, torch.optim.Optimizer)):
@@ -70,7 +72,10 @@ def _is_worth_pulling(value: object) -> bool:
     for module, name in _ARRAYS:
         found = getattr(sys.modules.get(module), name, None)
         if isinstance(found, type) and issubclass(kind, found):
-            return name != "ndarray" or found.size.__get__(value) > 1  # type: ignore[attr-defined]
+            if name != "ndarray":
+                return True
+            has_values = not found.dtype.__get__(value).hasobject  # type: ignore[attr-defined]
+            return has_values and found.size.__get__(value) > 1  # type: ignore[attr-defined]
     # Their own methods, not those of a subclass of the user's.
     items: list[object]
     if issubclass(kind, dict):
@@ -79,7 +84,12 @@ def _is_worth_pulling(value: object) -> bool:
         items = [*list.__iter__(value)]  # type: ignore[arg-type]
     else:
         return False
-    return len(items) >= _FEW and any(type(item) is not str for item in items)
+    return len(items) >= _FEW and any(_is_value(type(item)) for item in items)
+
+
+def _is_value(kind: type) -> bool:
+    home = type.__getattribute__(kind, "__module__")
+    return kind is not str and str(home).partition(".")[0] not in _NO_VALUES
 
 
 def _parameter_writes(namespace: Mapping[str, Any]) -> dict[str, int]:

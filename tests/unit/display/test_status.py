@@ -116,6 +116,7 @@ def test_the_closing_line_says_why_it_failed() -> None:
 
 def test_one_rank_is_one() -> None:
     assert status.summary(make_record(1)).startswith("1 rank · ")
+    assert " · 1 rank · " in repr(Status([make_record(1)]))
 
 
 def test_how_many_collectives_were_checked() -> None:

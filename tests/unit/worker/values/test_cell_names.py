@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_what_is_worth_pulling(value: Any) -> None:
         torch.tensor(0.5),
         torch.ones(1),
         np.float64(1),
+        np.array([Odd, Odd, Odd]),
+        [threading.Thread(), threading.Thread(), threading.Thread()],
         np.ones(1),
         ["image", "masks", "labels"],
         [1, 2],
