@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ddp_magic.display import past_run
 from ddp_magic.display.past_run import PastRun
+from ddp_magic.display.text.rank_lines import RankLines
 from ddp_magic.kernel import control
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.run_places import run_directories, run_roots
@@ -63,7 +64,7 @@ class PastRuns:
             time.sleep(POLL_S)
 
     def logs(self, run_id: str | None, rank: int | None, lines: int | None) -> Iterator[str]:
-        """Yield what the ranks of a run wrote, a line at a time.
+        """Yield what the ranks of a run wrote, a line at a time, as a notebook shows it.
 
         Args:
             run_id: As in `find`.
@@ -82,7 +83,8 @@ class PastRuns:
             )
         for number, path in logs.items():
             if rank in (None, number):
-                found = path.read_text(errors="replace").splitlines()
+                text, shown = path.read_bytes().decode(errors="replace"), RankLines()
+                found = shown.feed(text) + shown.end()
                 for line in found if lines is None else found[max(0, len(found) - lines) :]:
                     yield f"[rank {number}] {line}" if rank is None else line
 

@@ -345,7 +345,7 @@ def test_a_table_that_moves_below_an_unfinished_line_ends_it(
     assert "since" in cell.shell.tables[-1]
     assert cell.show(text(1, "done\n")) == "[rank 1] done\n"
     cell.finish()
-    run = journal.read(tmp_path / "journal.jsonl")
+    run = past_run.read(tmp_path / "journal.jsonl")
     assert run is not None
     kept = "".join(entry.get("text", "") for entry in run.outputs())
     assert kept == "[rank 1] loads\n[rank 1] done\n"

@@ -133,6 +133,17 @@ def test_logs_are_those_of_the_runs_session(tmp_path: Path) -> None:
         [*past.logs("x", None, None)]
 
 
+def test_logs_are_lines_as_a_notebook_shows_them(tmp_path: Path) -> None:
+    """Whatever a rank wrote leaves the labels alone, and ends a line only with a newline."""
+    run(tmp_path, "0101-000000-7-1")
+    log = RunDirectory(tmp_path / "0101-000000-7-1").rank_log(0)
+    log.write_bytes(
+        b"\b\b\bx\n\x1b]8;;u\x07link\x1b]8;;\x07\n0%\r9%\r\na\x0bb\xe2\x80\xa8c \xff\nrest"
+    )
+    past = PastRuns(lambda: (), [tmp_path])
+    assert [*past.logs("7-1", 0, None)] == ["x", "link", "9%", "a\x0bb\u2028c \ufffd", "rest"]
+
+
 def test_a_run_that_has_just_been_made_is_waited_for(tmp_path: Path) -> None:
     """The host of a background run begins its journal some seconds after it was announced."""
     (tmp_path / "0102-000000-9-1").mkdir()
