@@ -47,6 +47,19 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Membership:
+    """A process group that a rank is a member of, and has perhaps not used yet.
+
+    Attributes:
+        name: The group's name.
+        ranks: Its members as this rank knows them, by their rank in the world.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupRecord:
     """One process group on one rank.
 

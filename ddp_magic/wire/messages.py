@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ddp_magic.wire.collectives import GroupRecord, Transfer
+from ddp_magic.wire.collectives import GroupRecord, Membership, Transfer
 from ddp_magic.wire.states import Phase
 
 # Exit code of a rank that can no longer reach its kernel.
@@ -385,7 +385,8 @@ class Collectives:
             several and it is not known for which, all of them.
         root: The source or the destination of the collective that its main thread is in, as `from
             rank 1`; empty if it has none, or it is not known.
-        groups: Its process groups, in the order in which they were created.
+        groups: The process groups that it has used, in the order in which they were created.
+        memberships: The members of all its process groups.
     """
 
     rank: int
@@ -393,6 +394,7 @@ class Collectives:
     transfers: tuple[Transfer, ...] = ()
     root: str = ""
     groups: tuple[GroupRecord, ...] = ()
+    memberships: tuple[Membership, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

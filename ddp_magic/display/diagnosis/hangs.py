@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ddp_magic.display.diagnosis.memberships import mixed_up_groups
 from ddp_magic.display.diagnosis.operations import describe, short, signature
 from ddp_magic.display.diagnosis.unrecorded import awaited, different_roots, unrecorded_waits
 from ddp_magic.display.diagnosis.words import names, verb
@@ -66,7 +67,9 @@ def explain(
         waits = {
             rank: operation
             for rank, operation in group.pending.items()
-            if now - operation.created >= wait_s and ranks[rank].still_s >= wait_s - LAG_S
+            if now - operation.created >= wait_s
+            and ranks[rank].still_s >= wait_s - LAG_S
+            and ranks[rank].finished is None  # it came to the end of its cell: it does not wait
         }
         if not waits:
             continue
@@ -75,6 +78,7 @@ def explain(
         else:
             sentences += filter(None, [_missing(group, waits, known)])
     in_collectives = {rank for group in known.groups for rank in group.pending}
+    sentences = list(dict.fromkeys(sentences))
     return sentences + unrecorded_waits(ranks, wait_s, in_collectives, known.whereabouts)
 
 
@@ -86,7 +90,7 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     """
     known = _Known(ranks, 0.0, {})
     found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
-    return [sentence for sentence in found if sentence]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
@@ -100,7 +104,7 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
     aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
-    return different or met or list(waits) or mismatches(ranks)
+    return list(dict.fromkeys(different)) or met or list(waits) or mismatches(ranks)
 
 
 class _Group:
@@ -129,6 +133,8 @@ class _Group:
 
     def mismatch(self, known: _Known) -> str | None:
         """Return a sentence on the first number at which ranks called different collectives."""
+        if found := known.mixed_up.get(self.key.partition(":")[2]):
+            return found
         calls: dict[int, dict[int, Operation]] = defaultdict(dict)
         for rank, record in self.records.items():
             for operation in record.operations:
@@ -168,6 +174,23 @@ class _Group:
         record = self.records.get(rank)
         return 0 if record is None else record.enqueued - record.before
 
+    def _has_reported_all(self, rank: Rank) -> bool:
+        """Whether a rank has reported all the collectives that its heartbeats have counted."""
+        record = self.records.get(rank.rank)
+        counted = rank.enqueued.get(self.key, 0)
+        return rank.collectives is not None and counted <= (record.enqueued if record else 0)
+
+    def called_earlier(self, number: int) -> str:
+        """Return which ranks called a collective in an earlier cell, if not all did."""
+        early = [rank for rank, record in self.records.items() if record.before >= number]
+        late = [rank for rank in self.records if rank not in early]
+        if not early or not late:
+            return ""
+        return (
+            f"{names(early)} called it in an earlier cell, in which {names(late)} did not: the "
+            "ranks are out of step"
+        )
+
     def called(self, rank: int, known: _Known) -> int:
         """Return the number of the last collective that a rank is known to have called."""
         if rank >= len(known.ranks):
@@ -203,7 +226,7 @@ class _Group:
         counts = {
             rank: self._called_in_cell(rank)
             for rank in self.members
-            if rank < len(known.ranks) and known.ranks[rank].collectives is not None
+            if rank < len(known.ranks) and self._has_reported_all(known.ranks[rank])
         }
         if len(counts) < len(self.members) or len(set(counts.values())) < 2:
             return None
@@ -229,6 +252,7 @@ class _Known:
         self.now = now
         self._processes = processes
         self.groups = list(_groups(ranks))
+        self.mixed_up = mixed_up_groups(ranks)
 
     def where(self, rank: int, operation: Operation | None = None) -> str:
         """Return ` (line 12, in backward)`, where a rank is; empty if that is not known.
@@ -328,8 +352,10 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     if not fates and seconds < HANG_S:
         return ""  # it moves data, or the last rank has just come
     # Roots and reductions are not in the record.
-    joined = different_roots([known.ranks[rank] for rank in waiting]) or (
-        "all its ranks have joined: `--check` tells whether their arguments differ"
+    joined = (
+        group.called_earlier(number)
+        or different_roots([known.ranks[rank] for rank in waiting])
+        or "all its ranks have joined: `--check` tells whether their arguments differ"
     )
     return "; ".join([head, *(fates or [joined])])
 

@@ -77,7 +77,7 @@ def awaited(rank: Rank) -> str:
 def transfers(rank: Rank) -> tuple[Transfer, ...]:
     """Return the sends and receives that a rank waits for, where it is now."""
     reported = rank.collectives
-    return reported.transfers if reported is not None and _is_recent(rank) else ()
+    return reported.transfers if reported is not None and is_recent(rank) else ()
 
 
 def different_roots(ranks: Sequence[Rank]) -> str:
@@ -88,7 +88,7 @@ def different_roots(ranks: Sequence[Rank]) -> str:
     """
     same: dict[str, list[int]] = defaultdict(list)
     for rank in ranks:
-        if (report := rank.collectives) is not None and report.root and _is_recent(rank):
+        if (report := rank.collectives) is not None and report.root and is_recent(rank):
             same[report.root].append(rank.rank)
     # A root may be named by its rank in the world or in the group.
     if len(same) < 2 or len({root.endswith("group") for root in same}) > 1:
@@ -99,8 +99,8 @@ def different_roots(ranks: Sequence[Rank]) -> str:
     return f"its root differs: {_listed(clauses)}. All ranks must name the same one"
 
 
-def _is_recent(rank: Rank) -> bool:
-    """Whether the last report is of the place where the rank is now."""
+def is_recent(rank: Rank) -> bool:
+    """Whether a rank's last report is of the place where it is now."""
     report = rank.collectives
     return report is not None and report.time >= rank.heard - rank.still_s - _LAG_S
 

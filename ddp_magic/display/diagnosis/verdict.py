@@ -255,7 +255,9 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
     if rank.answered and failure.error is not None and failure.time > first.time:
         return f"was interrupted{where}"
     if failure.error is not None and failure.lost_its_peer:
-        return f"lost its connection to rank {first.rank}{where} ({failure.error.ename})"
+        # Of two that lost theirs, neither is known to be the other's peer.
+        to = "" if first.lost_its_peer else f" to rank {first.rank}"
+        return f"lost its connection{to}{where} ({failure.error.ename})"
     if failure.error is not None:
         same = first.error is not None and failure.error.evalue == first.error.evalue
         text = "raised the same" if same else f"raised {failure.error.ename}"

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 
-from ddp_magic.wire.collectives import GroupRecord, Operation
+from ddp_magic.wire.collectives import GroupRecord, Membership, Operation
 
 # In torch's names of an operation, those that are not what a user calls.
 _NAMES = {
@@ -164,6 +164,10 @@ class FlightRecorder:
         backend, _, name = key.partition(":")
         titles = [t for (b, _), (n, t) in self._names.items() if (b, n) == (backend, name)]
         return (titles or [""])[-1], _members().get(name, ())
+
+    def memberships(self) -> tuple[Membership, ...]:
+        """Return the members of this rank's process groups."""
+        return tuple(Membership(name=name, ranks=ranks) for name, ranks in _members().items())
 
     def numbers(self) -> Numbers:
         """Return the numbers of the last collective enqueued and completed, for each group."""

@@ -98,7 +98,12 @@ class HeartbeatThread:
             kind = "recv" if "recv" in place.call else "send"
             transfers = (Transfer(kind=kind, peer=peer),)
         return Collectives(
-            rank=self._rank, time=now(), transfers=transfers, root=place.root, groups=groups
+            rank=self._rank,
+            time=now(),
+            transfers=transfers,
+            root=place.root,
+            groups=groups,
+            memberships=self._recorder.memberships(),
         )
 
     def _waits(self, numbers: Numbers) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode, type_name
-from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
+from ddp_magic.wire.collectives import GroupRecord, Membership, Operation, Transfer
 from ddp_magic.wire.messages import (
     AgentEvent,
     Answer,
@@ -94,6 +94,7 @@ _RIGHT = {
     "by_agent": True, "group": False, "cuda_error": "", "call": "", "inner": "", "root": "",
     "still_s": 0.0, "cpu_s": 0.0,
     "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "transfers": [], "groups": [],
+    "memberships": [],
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "node": "n1",
     "phase": "running", "line": 3, "cell": "", "rss_mib": 1.0, "device_mib": None, "mark": 1,
@@ -124,6 +125,7 @@ _GOOD: dict[object, list[object]] = {
     float | None: [1.5, 1, -1, None], str | None: ["x", None],
     tuple[str, ...]: [[], ["x"]], tuple[int, ...]: [[], [1]],
     tuple[GroupRecord, ...]: [[]], tuple[Transfer, ...]: [[]], dict[str, int]: [{}, {"a": 1}],
+    tuple[Membership, ...]: [[]],
     dict[str, str]: [{}, {"a": "b"}], dict[str, list[Any]]: [{}, {"a": [1]}],
     Phase: [],
     dict[str, Any]: [{}, {"a": 1}, {"a": "b"}, {"a": None}, {"a": [1]}],
@@ -170,6 +172,8 @@ def test_a_message_has_parts_of_their_own_classes() -> None:
     assert decode(_payload(Collectives, rank=1, time=2.0, groups=[_RECORD])) == sent
     transfers = (Transfer(kind="recv", peer=None), Transfer(kind="send", peer=2, tag=5))
     assert decode(encode(replace(sent, transfers=transfers))) == replace(sent, transfers=transfers)
+    members = replace(sent, memberships=(Membership(name="1", ranks=(0, 2)),))
+    assert decode(encode(members)) == members
 
 
 @pytest.mark.parametrize("where", ["record", "operation"])

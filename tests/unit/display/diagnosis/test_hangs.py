@@ -385,3 +385,32 @@ def test_a_rank_that_asks_is_no_riddle(more: dict[str, Any], words: str) -> None
     assert explain(ranks, NOW) == [
         f"ranks 0, 2 wait in all_reduce #2 (line 12) for 24 s; rank 1 has not joined: {words}"
     ]
+
+
+def test_a_rank_that_has_finished_does_not_wait() -> None:
+    """gloo may note a moment after the end of the cell that its last collective has completed."""
+    ranks = [_rank(n, WAITING) for n in range(3)]
+    for rank in ranks[:2]:
+        rank.take(finished(rank.rank))
+    (sentence,) = explain(ranks, NOW)
+    assert sentence.startswith("rank 2 waits in all_reduce #2")
+
+
+def test_a_rank_that_called_it_in_an_earlier_cell_is_out_of_step() -> None:
+    """Its arguments are not what differs."""
+    early = _group(_op(2), before=1, completed=0)
+    ranks = [_rank(0, early), _rank(1, early), _rank(2, _group(_op(1)))]
+    (sentence,) = explain(ranks, NOW)
+    assert sentence == (
+        "rank 2 waits in all_reduce #1 (line 12) for 24 s; ranks 0, 1 called it in an earlier "
+        "cell, in which rank 2 did not: the ranks are out of step"
+    )
+
+
+def test_a_report_that_is_behind_the_heartbeats_accuses_nobody() -> None:
+    """Its rank has called more than it could report."""
+    ranks = [_rank(0, BEHIND), _rank(1), _rank(2, BEHIND)]
+    ranks[1].collectives = Collectives(rank=1, time=NOW)
+    assert mismatches(ranks) == ["ranks 0, 2 called all_reduce #1, but rank 1 did not"]
+    ranks[1].enqueued = {BEHIND.key: 1}
+    assert mismatches(ranks) == []

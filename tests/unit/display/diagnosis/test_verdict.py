@@ -148,6 +148,15 @@ def test_a_rank_that_left_is_named_rather_than_its_victim(
     assert (found.rank, found.evalue) == (0, GLOO)  # whose traceback is shown
 
 
+def test_a_victim_is_not_blamed_for_the_connection_that_another_lost() -> None:
+    """Both lost theirs to the rank that has finished."""
+    victims = [_rank(r, error(r, GLOO, 5.0 + r), exited(r, 1)) for r in (0, 2)]
+    _, found = judge(Evidence(ranks=[victims[0], _rank(1, finished(1), exited(1, 0)), victims[1]]))
+    assert isinstance(found, WorkerError)
+    assert str(found) == "rank 1 finished, and rank 0 lost its connection at line 3"
+    assert "rank 2: lost its connection at line 3 (ValueError)" in found.details
+
+
 @pytest.mark.parametrize("stop", [None, StopReason.PEER_FAILED])
 def test_an_agent_ended_from_outside_is_named(stop: StopReason | None) -> None:
     """Its ranks are what it ended, not what ended it; in a session, too."""
