@@ -385,6 +385,8 @@ class Collectives:
             several and it is not known for which, all of them.
         root: The source or the destination of the collective that its main thread is in, as `from
             rank 1`; empty if it has none, or it is not known.
+        thread: The line of another thread that waits for ranks while the main thread waits for it,
+            as `line 5`, or `Cell In[3], line 5`; empty if the main thread itself may wait for them.
         groups: The process groups that it has used, in the order in which they were created.
         memberships: The members of all its process groups.
     """
@@ -393,6 +395,7 @@ class Collectives:
     time: float
     transfers: tuple[Transfer, ...] = ()
     root: str = ""
+    thread: str = ""
     groups: tuple[GroupRecord, ...] = ()
     memberships: tuple[Membership, ...] = ()
 

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.memberships import mixed_up_groups
 from ddp_magic.display.diagnosis.operations import describe, short, signature
-from ddp_magic.display.diagnosis.unrecorded import awaited, different_roots, unrecorded_waits
+from ddp_magic.display.diagnosis.unrecorded import (
+    awaited,
+    different_roots,
+    place_in_thread,
+    unrecorded_waits,
+)
 from ddp_magic.display.diagnosis.words import names, verb
 from ddp_magic.display.rank import Rank
 from ddp_magic.system.processes import exit_words
@@ -265,7 +270,8 @@ class _Known:
             return ""  # the recorder may know a moment later that it has completed
         if operation is not None and self.ranks[rank].heard < operation.created:
             return ""  # its last heartbeat came from another line
-        words = self._place(self.ranks[rank], "" if operation is None else operation.name)
+        words = "" if operation is None else place_in_thread(self.ranks[rank])
+        words = words or self._place(self.ranks[rank], operation.name if operation else "")
         return f" ({words})" if words else ""
 
     def _place(self, rank: Rank, known: str = "") -> str:

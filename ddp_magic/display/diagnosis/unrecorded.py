@@ -80,6 +80,13 @@ def transfers(rank: Rank) -> tuple[Transfer, ...]:
     return reported.transfers if reported is not None and is_recent(rank) else ()
 
 
+def place_in_thread(rank: Rank) -> str:
+    """Return where a thread waits for which the main thread waits, as `line 5, in a thread`."""
+    reported = rank.collectives
+    thread = reported.thread if reported is not None and is_recent(rank) else ""
+    return f"{thread}, in a thread" if thread else ""
+
+
 def different_roots(ranks: Sequence[Rank]) -> str:
     """Return a sentence if ranks wait in a collective with different roots; empty if not.
 
@@ -128,13 +135,14 @@ def _is_recorded(rank: Rank) -> bool:
 
 def _words(rank: Rank) -> str:
     """Return what a rank waits in, and where: `recv from rank 2 (line 5, in w.wait)`."""
-    found, call = transfers(rank), rank.call
+    found, call, thread = transfers(rank), rank.call, place_in_thread(rank)
     place = [rank.full_place] if rank.full_place else []
     if len(found) == 1:
         (one,) = found
         if call not in _WAITS:
             call, place = one.kind, [*place, f"in {rank.call}"]
         call += _partner(one)
+    place = [thread] if thread else place
     return f"{call} ({', '.join(place)})" if place else call
 
 

@@ -23,8 +23,9 @@ from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
-from ddp_magic.worker.watch.main_thread import MainThread
-from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers
+from ddp_magic.worker.watch.main_thread import MainThread, place_of
+from ddp_magic.worker.watch.other_threads import thread_waited_for
+from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers, transfers_of
 
 HEARTBEAT_S = 0.25
 STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
@@ -92,8 +93,13 @@ class HeartbeatThread:
         )
 
     def _collectives(self, groups: tuple[GroupRecord, ...]) -> Collectives:
-        place = self._main.place
-        transfers, peer = awaited_transfers(), place.peer
+        place, transfers, thread = self._main.place, awaited_transfers(), ""
+        if frames := thread_waited_for():
+            place = place_of(frames, self._activity.cell_labels)
+            transfers = transfers_of(frames[0])
+            thread = "" if place.line is None else f"line {place.line}"
+            thread = ", ".join(filter(None, [place.cell, thread]))
+        peer = place.peer
         if peer is not None and not transfers:
             kind = "recv" if "recv" in place.call else "send"
             transfers = (Transfer(kind=kind, peer=peer),)
@@ -102,6 +108,7 @@ class HeartbeatThread:
             time=now(),
             transfers=transfers,
             root=place.root,
+            thread=thread,
             groups=groups,
             memberships=self._recorder.memberships(),
         )

@@ -140,13 +140,27 @@ def current_place(cell_file: str) -> Place:
     Args:
         cell_file: File name of the cell's code.
     """
-    return _place(frames_of_main_thread(), {cell_file: ""})[0]
+    return place_of(frames_of_main_thread(), {cell_file: ""})
+
+
+def place_of(frames: list[FrameType], cell_labels: Mapping[str, str]) -> Place:
+    """Return where a thread is in the cell; arguments as of `with_coroutines` and `look`."""
+    return _place(frames, cell_labels)[0]
+
+
+def is_in_torch_distributed(frames: list[FrameType]) -> bool:
+    """Return whether a thread with these frames is in a function of torch.distributed."""
+    return any(frame.f_code.co_filename.endswith(_DISTRIBUTED) for frame in frames)
 
 
 def frames_of_main_thread() -> list[FrameType]:
     """Return the main thread's frames, innermost first."""
     # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py
-    frame = _current_frames().get(threading.main_thread().ident or 0)
+    return frames_from(_current_frames().get(threading.main_thread().ident or 0))
+
+
+def frames_from(frame: FrameType | None) -> list[FrameType]:
+    """Return a frame and those that have called it, innermost first."""
     frames: list[FrameType] = []
     while frame is not None and len(frames) < _MAX_FRAMES:
         frames.append(frame)

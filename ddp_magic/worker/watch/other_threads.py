@@ -7,18 +7,46 @@ from sys import _current_frames
 from types import FrameType
 
 from ddp_magic.wire.profile import Place, Spent
-from ddp_magic.worker.watch.main_thread import called_expression
+from ddp_magic.worker.watch.main_thread import (
+    called_expression,
+    frames_from,
+    frames_of_main_thread,
+    is_in_torch_distributed,
+)
 from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function
 from ddp_magic.worker.watch.user_files import is_users_file
+
+_WAITING_FOR_THREADS = ("/threading.py", "/queue.py")  # where a main thread waits for another
 
 
 def running_thread() -> Place | None:
     """Return the user's line that another thread is at, if there is one that does not wait."""
-    apart = (threading.main_thread().ident, threading.get_ident())
-    for ident, frame in list(_current_frames().items()):
-        if ident not in apart and (place := _place(frame)) is not None and not _waits(frame):
+    for frame in _innermost_frames():
+        if (place := _place(frame)) is not None and not _waits(frame):
             return place
     return None
+
+
+def thread_waited_for() -> list[FrameType]:
+    """Return the frames of a thread in torch.distributed that the main thread may wait for.
+
+    Returns:
+        Innermost first; none if there is no such thread, or the main thread waits for none.
+    """
+    main = frames_of_main_thread()
+    if not main or not main[0].f_code.co_filename.endswith(_WAITING_FOR_THREADS):
+        return []
+    for frame in _innermost_frames():
+        frames = frames_from(frame)
+        if _place(frame) is not None and is_in_torch_distributed(frames):
+            return frames
+    return []
+
+
+def _innermost_frames() -> list[FrameType]:
+    """Return the innermost frame of each thread but the main one and this one."""
+    apart = (threading.main_thread().ident, threading.get_ident())
+    return [frame for ident, frame in list(_current_frames().items()) if ident not in apart]
 
 
 def _place(innermost: FrameType) -> Place | None:

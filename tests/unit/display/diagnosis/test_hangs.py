@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -414,3 +415,15 @@ def test_a_report_that_is_behind_the_heartbeats_accuses_nobody() -> None:
     assert mismatches(ranks) == ["ranks 0, 2 called all_reduce #1, but rank 1 did not"]
     ranks[1].enqueued = {BEHIND.key: 1}
     assert mismatches(ranks) == []
+
+
+def test_a_collective_of_a_thread_has_the_line_of_the_thread() -> None:
+    """The main thread waits for it, at another line."""
+    waits = _rank(0, WAITING, line=9, call="Thread.join")
+    assert waits.collectives is not None
+    waits.collectives = replace(waits.collectives, thread="line 5")
+    (sentence,) = explain([waits, _rank(1, BEHIND, line=40), _rank(2, BEHIND, line=40)], NOW)
+    assert sentence.startswith("rank 0 waits in all_reduce #2 (line 5, in a thread) for 24 s")
+    waits.collectives = replace(waits.collectives, time=NOW - 60)
+    (sentence,) = explain([waits, _rank(1, BEHIND, line=40), _rank(2, BEHIND, line=40)], NOW)
+    assert sentence.startswith("rank 0 waits in all_reduce #2 (line 9, in Thread.join) for 24 s")

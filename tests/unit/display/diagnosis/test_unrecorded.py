@@ -72,6 +72,15 @@ def test_one_of_several_requests_is_waited_for() -> None:
     ]
 
 
+def test_a_receive_of_a_thread_has_the_line_of_the_thread() -> None:
+    """The main thread waits for it, at another line."""
+    ranks = [_rank(0, 9, call="Thread.join"), _rank(1, 5)]
+    ranks[0].collectives = Collectives(rank=0, time=NOW, transfers=(_recv(1),), thread="line 4")
+    assert explain(ranks, NOW) == [
+        "rank 0 waits in recv from rank 1 (line 4, in a thread) for 24 s; rank 1 is at line 5"
+    ]
+
+
 def test_a_receive_from_any_rank_has_every_other_for_its_partner() -> None:
     ranks = [_rank(0, 4, _recv(None), call="recv"), _rank(1, 9), _rank(2, 9)]
     assert explain(ranks, NOW) == [

@@ -10,11 +10,13 @@ from typing import Any, cast
 
 import pytest
 
+from ddp_magic.wire.collectives import Transfer
 from ddp_magic.wire.messages import Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread, Stuck
-from tests.limits import HANG_S
+from ddp_magic.worker.watch.other_threads import thread_waited_for
+from tests.limits import HANG_S, within
 from tests.unit.worker.fakes import FakeChannel
 
 
@@ -69,6 +71,36 @@ def test_a_rank_that_stands_still_reports_its_groups() -> None:
     first, second = (i for i, kind in enumerate(kinds) if kind is Collectives)
     assert channel.sent[first - 1].still_s > STILL_S
     assert second - first > REPEAT_S / HEARTBEAT_S / 2
+
+
+def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
+    """While the main thread waits for the thread."""
+    heartbeats, channel = _thread(Activity(Phase.RUNNING, 1, {"/run/cell.py": ""}))
+    begun, release = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        release.wait(HANG_S)
+
+    names: dict[str, Any] = {"wait": wait}
+    torchs = "/any/torch/distributed/distributed_c10d.py"
+    exec(compile("def recv(tensor, src):\n    wait()", torchs, "exec"), names)
+    exec(compile("\n\ndef get():\n    recv(None, src=1)", "/run/cell.py", "exec"), names)
+
+    def report() -> None:
+        began = time.monotonic()
+        while not thread_waited_for() and within(time.monotonic() - began, HANG_S):
+            time.sleep(0.01)
+        heartbeats.report_cell()
+        release.set()
+
+    thread = threading.Thread(target=names["get"])
+    thread.start()
+    assert begun.wait(HANG_S)
+    threading.Thread(target=report).start()
+    thread.join(HANG_S)  # the main thread is here
+    (sent,) = channel.sent
+    assert (sent.thread, sent.transfers) == ("line 4", (Transfer(kind="recv", peer=1),))
 
 
 def test_for_how_long_a_collective_has_not_completed() -> None:
