@@ -215,6 +215,8 @@ class Run(RunRecord):
             self.where = self._group.where
             if self._watch.look(self.ranks):
                 self.waits = self._watch.waits
+            silent = self._stacks.of_silent(self.ranks, self._hang_s, self._group.dump_stack)
+            self._take(silent, screen)
             screen.tick(self)
             if self._stopper.reason is None:
                 self._look_for_stop()

@@ -359,6 +359,7 @@ class Heartbeat:
         completed: Number of the last one that has completed, by group.
         rss_mib: Resident memory, in MiB.
         device_mib: Memory that torch holds on the rank's GPU, in MiB; None on a CPU.
+        takes_usr1: Whether the user's code handles SIGUSR1, which asks a rank for its stacks.
     """
 
     rank: int
@@ -374,6 +375,7 @@ class Heartbeat:
     cpu_s: float = 0.0
     enqueued: dict[str, int] = field(default_factory=dict)
     completed: dict[str, int] = field(default_factory=dict)
+    takes_usr1: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+from ddp_magic.display.diagnosis.hangs import SILENT_S
 from ddp_magic.display.diagnosis.stack_dumps import CellCode, read_stack
 from ddp_magic.display.rank import Rank
 from ddp_magic.system.run_directory import RunDirectory
@@ -30,6 +32,8 @@ class Stacks:
         self._directory = directory
         self._code = code
         self._wait_s = wait_s
+        self._asked: dict[int, int] = {}  # size of a rank's file with the last dump asked for
+        self._silent: dict[int, int | None] = {}  # and before it was asked since it is silent
 
     def of(self, rank: int, limit: int = FRAMES) -> StackDumped | None:
         """Return what a rank wrote last; None if it wrote nothing.
@@ -42,8 +46,36 @@ class Stacks:
 
     def of_crashes(self, ranks: Iterable[Rank]) -> list[StackDumped]:
         """Return what ranks wrote that died without a word of their own."""
-        crashed = [r for r in ranks if r.code and r.error is None and r.finished is None]
-        return _known(self.of(rank.rank) for rank in crashed)
+        crashed = [r.rank for r in ranks if r.code and r.error is None and r.finished is None]
+        # Where a rank was when it was asked is not where it died.
+        return _known(self.of(r) for r in crashed if self._size(r) > self._asked.get(r, -1))
+
+    def of_silent(
+        self, ranks: Iterable[Rank], silent_s: float, dump: Callable[[int], None]
+    ) -> list[StackDumped]:
+        """Ask ranks whose heartbeats have stopped where they are; return what has come by now.
+
+        Args:
+            ranks: What is known of the ranks.
+            silent_s: How long one must have been silent, in seconds; it is asked once.
+            dump: Asks a rank to write.
+        """
+        written = []
+        for rank in ranks:
+            number, size = rank.rank, self._size(rank.rank)
+            can_tell = rank.busy and rank.ran and not rank.killed and not rank.takes_usr1
+            if not can_tell or rank.silent_s(time.time()) < max(silent_s, SILENT_S):
+                self._silent.pop(number, None)
+            elif number not in self._silent:
+                self._silent[number] = size
+                dump(number)
+            elif (before := self._silent[number]) is not None and size > before:
+                self._asked[number] = size
+                stack = self.of(number, MAX_FRAMES)
+                if stack is not None and stack.line is not None:  # else it is still being written
+                    self._silent[number] = None
+                    written.append(replace(stack, frames=()))  # it may be elsewhere when it dies
+        return written
 
     def ask(self, ranks: Iterable[Rank], dump: Callable[[int], None]) -> list[StackDumped]:
         """Return the stacks of the ranks that run; of those that write them in time.
@@ -62,6 +94,7 @@ class Stacks:
             time.sleep(POLL_S)
         time.sleep(SETTLE_S)
         written = [rank for rank, size in sizes.items() if self._size(rank) > size]
+        self._asked.update((rank, self._size(rank)) for rank in written)
         return _known(self.of(rank, MAX_FRAMES) for rank in written)
 
     def _size(self, rank: int) -> int:

@@ -25,6 +25,7 @@ from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
 from ddp_magic.worker.watch.main_thread import MainThread, place_of
 from ddp_magic.worker.watch.other_threads import thread_waited_for
+from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers, transfers_of
 
 HEARTBEAT_S = 0.25
@@ -138,6 +139,7 @@ class HeartbeatThread:
             completed={key: completed for key, (_, completed) in by_key.items()},
             rss_mib=_rss_mib(),
             device_mib=device.reserved_mib(),
+            takes_usr1=takes_usr1(),
         )
 
     def resume(self) -> None:

@@ -25,3 +25,11 @@ def register(path: Path) -> None:
         fd = move_high(os.open(os.devnull, os.O_WRONLY))
     faulthandler.register(signal.SIGUSR1, file=fd, all_threads=True)
     faulthandler.enable(file=fd, all_threads=True)
+
+
+def takes_usr1() -> bool:
+    """Return whether the user's code handles SIGUSR1 in its own way, as libraries for Slurm do.
+
+    What faulthandler has registered is not known to Python.
+    """
+    return signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -71,6 +72,15 @@ def test_a_rank_that_stands_still_reports_its_groups() -> None:
     first, second = (i for i, kind in enumerate(kinds) if kind is Collectives)
     assert channel.sent[first - 1].still_s > STILL_S
     assert second - first > REPEAT_S / HEARTBEAT_S / 2
+
+
+def test_a_handler_of_the_users_for_the_signal_that_asks_for_stacks_is_reported() -> None:
+    heartbeats, channel = _thread(Activity(Phase.RUNNING))
+    heartbeats.beat()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    heartbeats.beat()
+    signal.signal(signal.SIGUSR1, before)
+    assert [sent.takes_usr1 for sent in channel.sent] == [False, True]
 
 
 def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
