@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import psutil
 
@@ -13,6 +14,7 @@ from ddp_magic.display.rank import Rank
 
 LOOK_S = 0.5  # between two looks
 RECENT_S = 2.0  # a wait that is shorter explains no end of a run
+APART_S = 0.3  # a process is looked at so often at most, to tell whether it is busy
 SILENT_S = 1.0  # a rank's process is asked about once it has been silent for so long
 
 
@@ -30,7 +32,7 @@ class HangWatch:
         self.sentences: tuple[str, ...] = ()
         self._hang_s = hang_s
         self._looked = 0.0  # monotonic, s
-        self._cpu_s: dict[int, float] = {}
+        self._used: dict[int, _Used] = {}  # by process
 
     def look(self, ranks: Sequence[Rank]) -> bool:
         """Look again, if it is time; return whether the sentences have changed."""
@@ -65,11 +67,28 @@ class HangWatch:
                 status, times = process.status(), process.cpu_times()
             except psutil.Error:
                 continue
-            cpu_s = times.user + times.system
             found[rank.rank] = ProcessState(
                 stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
                 in_system_call=status == psutil.STATUS_DISK_SLEEP,
-                busy=cpu_s > self._cpu_s.get(rank.rank, cpu_s),
+                busy=self._is_busy(rank.pid, times.user + times.system, now),
             )
-            self._cpu_s[rank.rank] = cpu_s
         return found
+
+    def _is_busy(self, pid: int, cpu_s: float, now: float) -> bool:
+        """Whether a process has used a processor since the last look."""
+        last = self._used.get(pid, _Used(now, cpu_s, False))
+        # The system counts in steps of 10 ms, and gives a process its turns.
+        if now - last.time < APART_S:
+            self._used[pid] = last
+            return last.busy
+        busy = cpu_s > last.cpu_s
+        self._used[pid] = _Used(now, cpu_s, busy)
+        return busy
+
+
+class _Used(NamedTuple):
+    """Processor time that a process had used when it was looked at, and whether it was busy."""
+
+    time: float
+    cpu_s: float
+    busy: bool
