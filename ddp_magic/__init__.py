@@ -21,7 +21,7 @@ below it::
                machine (GPUs, limits)
     display    what a person sees: outputs and tables. Its rooms: text, diagnosis (how a run ended,
                why ranks wait), profiles
-    engines    how one agent gets onto each node: the forkserver, torchrun, Slurm
+    engines    how one agent gets onto each node: the forkserver, torchrun, Slurm, Ray
     node       beside the ranks: the forkserver, the agent (torch elastic), the ranks' processes,
                the relay of a node of several
     worker     one rank. Its rooms: console (text, displays, questions), values, watch

@@ -2,7 +2,7 @@
 
 `local` has agents forked from a preloaded process, the forkserver; it is the usual way. `torchrun`
 starts plain `torch.distributed.run`, for `--cold` and where there can be no forkserver. `slurm`,
-and engines of other packages, start a relay on each of several nodes (`remote`, `relay`).
+`ray` and engines of other packages start a relay on each of several nodes (`remote`, `relay`).
 
 How a rank starts, from the cell to its first message::
 
@@ -44,10 +44,10 @@ After a failure torch's agent may restart the ranks (`--max-restarts`), from ste
 of the new attempt makes the kernel read what the old ranks have left, and forget them
 (`Connections._restart`).
 
-On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`engines/slurm.py`)
-starts `node/relay.py`, `main`, on each node, and that `node/node_agent.py`, which continues with
-step 5. The relay there is the kernel to agent and ranks, and `engines/relay.py` is these to the
-kernel.
+On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`engines/slurm.py` or
+`engines/ray.py`) starts `node/relay.py`, `main`, on each node, and that `node/node_agent.py`, which
+continues with step 5. The relay there is the kernel to agent and ranks, and `engines/relay.py` is
+these to the kernel.
 
 With `--cold`, `engines/torchrun.py` starts torch's launcher (`node/torchrun.py`, `main`), which
 starts a keeper for each rank (`keep`); that continues with step 5 for its one rank.

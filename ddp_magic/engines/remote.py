@@ -21,7 +21,7 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 
 GROUP = "ddp_magic.engines"  # entry points of other packages
-OURS = {"slurm": "ddp_magic.engines.slurm"}
+OURS = {"slurm": "ddp_magic.engines.slurm", "ray": "ddp_magic.engines.ray"}
 END_S = 10.0  # for the end of a job that is cancelled
 
 

@@ -9,7 +9,6 @@ then the agents are a step beside it, and to end them ends that step, never the 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import subprocess
@@ -17,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from ddp_magic.engines.program import Program
+
 START = {
     "node_name_variable": "SLURMD_NODENAME",
     "toward": "SLURM_LAUNCH_NODE_IPADDR",
     "job_variables": ["SLURM_JOB_ID", "SLURM_STEP_ID"],
 }
 NODE_VARIABLE = "SLURM_PROCID"
-CANCEL_S = 5.0  # for srun to end its step, before it is killed
 POLL_S = 2.0  # between two looks at the queue
 QUERY_S = 10.0  # for an answer of the controller's
 _QUEUED = re.compile(r"srun: job (\d+) queued and waiting")
@@ -103,85 +103,27 @@ def command(
     return [*words, *agent, NODE_VARIABLE]
 
 
-class SlurmJob:
-    """A running `srun`, from a thread that lives as long as that.
-
-    Args:
-        argv: Its command.
-        env: Its environment.
-        log: Is called with what it writes to its stderr.
-    """
-
-    def __init__(
-        self, argv: Sequence[str], env: dict[str, str], log: Callable[[bytes], None]
-    ) -> None:
-        self._env = env
-        self._log = log
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            start_new_session=True,  # Jupyter interrupts the kernel's whole process group
-        )
-        assert self._process.stdin is not None  # noqa: S101 -- PIPE was given
-        assert self._process.stdout is not None  # noqa: S101 -- as above
-        self.stdin = self._process.stdin.fileno()
-        self.stdout = self._process.stdout.fileno()
-        self.name = ""
-        self._waits_for = ""
-        self._cancelled = False
-        self._words = threading.Thread(target=self._read_words, daemon=True)
-        self._words.start()
-
-    def waits_for(self) -> str:
-        """Return what it waits for in the queue; empty if it runs."""
-        return self._waits_for
+class SlurmJob(Program):
+    """A running `srun`."""
 
     def running(self, job: str) -> None:
         """Note that an agent is up, in this job and step."""
         self.name = f"Slurm job {job}"
         self._waits_for = ""
 
-    def cancel(self) -> None:
-        """End it: the step, and the job if srun has made it. Returns at once."""
-        if not self._cancelled:
-            self._cancelled = True
-            threading.Thread(target=self._cancel, daemon=True).start()
+    def _give_up(self) -> None:
+        if self.name:
+            self._ask("scancel", self.name.rpartition(" ")[2])
 
-    def _cancel(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()  # srun ends its step with it
-        try:
-            self._process.wait(CANCEL_S)
-        except subprocess.TimeoutExpired:
-            if self.name:
-                self._ask("scancel", self.name.rpartition(" ")[2])
-            self._process.kill()
-
-    def wait(self) -> int:
-        """Wait for its end; return its exit code."""
-        code = self._process.wait()
-        self._words.join(QUERY_S)
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        return code
-
-    def _read_words(self) -> None:
-        assert self._process.stderr is not None  # noqa: S101 -- PIPE was given
-        for line in self._process.stderr:
-            self._log(line)
-            text = line.decode(errors="replace")
-            if queued := _QUEUED.search(text):
-                self._waits_for = f"queued as Slurm job {queued[1]}"
-                threading.Thread(target=self._watch_queue, args=(queued[1],), daemon=True).start()
-            elif _GRANTED.search(text):
-                self._waits_for = ""
-            elif busy := _BUSY.search(text):
-                self._waits_for = f"queued in its allocation: {busy[1]}"
+    def _hear(self, text: str) -> bool:
+        if queued := _QUEUED.search(text):
+            self._waits_for = f"queued as Slurm job {queued[1]}"
+            threading.Thread(target=self._watch_queue, args=(queued[1],), daemon=True).start()
+        elif _GRANTED.search(text):
+            self._waits_for = ""
+        elif busy := _BUSY.search(text):
+            self._waits_for = f"queued in its allocation: {busy[1]}"
+        return False
 
     def _watch_queue(self, job: str) -> None:
         """Say, as long as it is queued, why, and when Slurm expects it to start."""

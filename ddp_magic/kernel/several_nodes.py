@@ -14,6 +14,10 @@ _ONLY_HERE = {
     "cold": "it starts the ranks without a preloaded process anyway",
 }
 
+_ENGINES = "--engine slurm or --engine ray"
+
+_ENGINES = "--engine slurm or --engine ray"
+
 
 def check_here(asked: SimpleNamespace) -> None:
     """Check that nothing is asked of this machine that needs several.
@@ -22,10 +26,12 @@ def check_here(asked: SimpleNamespace) -> None:
         OptionError: Something is.
     """
     if asked.nnodes > 1:
-        problem = f"{asked.nnodes} nodes need an engine that reaches them: add --engine slurm"
+        problem = (
+            f"{asked.nnodes} nodes need an engine that reaches them: add --engine slurm or ray"
+        )
         raise OptionError("nnodes", problem)
     if asked.engine_args:
-        problem = f"engine {asked.engine} takes none: omit this option, or add --engine slurm"
+        problem = f"engine {asked.engine} takes none: omit this option, or add {_ENGINES}"
         raise OptionError("engine_args", problem)
 
 
@@ -59,7 +65,8 @@ def check(asked: SimpleNamespace) -> None:
     if asked.gpus not in (None, "none"):
         problem = (
             f"engine {asked.engine} chooses the GPUs of the nodes: omit this option, and ask it "
-            'for them, for example by --engine-args "--gres=gpu:4"; or use none, for the CPU'
+            'for them, by --engine-args "--gres=gpu:4" (slurm) or "--num-gpus 4" (ray); or use '
+            "none, for the CPU"
         )
         raise OptionError("gpus", problem)
     check_later(asked, asked.engine)

@@ -1,8 +1,8 @@
 """Where each process of ddp_magic starts: names, so that no process imports another's code.
 
-An engine starts the forkserver, or torchrun with its keepers, in a new interpreter, and a kernel
-starts a host so; an agent forks a worker from itself. `tests/unit/system/test_entry_points.py`
-resolves every name.
+An engine starts the forkserver, torchrun with its keepers, or a driver of Ray in a new interpreter,
+and a kernel starts a host so; an agent forks a worker from itself.
+`tests/unit/system/test_entry_points.py` resolves every name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ HOST = "ddp_magic.kernel.background.host:main"
 TORCHRUN = "ddp_magic.node.torchrun:main"
 KEEPER = "ddp_magic.node.torchrun:keep"
 NODE_AGENT = "ddp_magic.node.node_agent:main"
+RAY_DRIVER = "ddp_magic.engines.ray_driver:main"
 RELAY = "ddp_magic.node.relay:main"
 WORKER = "ddp_magic.worker.worker:main"
 WORKER_SHELL = "ddp_magic.worker.shell:preload"  # the forkserver calls it, for every rank
-ALL = (FORKSERVER, HOST, TORCHRUN, KEEPER, NODE_AGENT, RELAY, WORKER, WORKER_SHELL)
+ALL = (FORKSERVER, HOST, TORCHRUN, KEEPER, NODE_AGENT, RAY_DRIVER, RELAY, WORKER, WORKER_SHELL)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _LAST_WORDS_BYTES = 4000

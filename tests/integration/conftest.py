@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import ray_cluster, slurm_cluster
 from tests.integration.kernel import Kernel
-from tests.integration.slurm_cluster import SlurmCluster, missing
+from tests.integration.ray_cluster import RayCluster
+from tests.integration.slurm_cluster import SlurmCluster
 from tests.limits import within
 
 
@@ -27,11 +29,19 @@ def shared_kernel_env() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def shared_kernel_prefix() -> tuple[str, ...]:
+    """Words before the command of the module's kernel. A module may have its own."""
+    return ()
+
+
+@pytest.fixture(scope="module")
 def shared_kernel(
-    shared_kernel_directory: Path, shared_kernel_env: dict[str, str]
+    shared_kernel_directory: Path,
+    shared_kernel_env: dict[str, str],
+    shared_kernel_prefix: tuple[str, ...],
 ) -> Iterator[Kernel]:
     """A kernel with the extension loaded, for all tests of a module."""
-    kernel = Kernel(shared_kernel_directory, shared_kernel_env)
+    kernel = Kernel(shared_kernel_directory, shared_kernel_env, shared_kernel_prefix)
     assert kernel.run("%load_ext ddp_magic").status == "ok"
     yield kernel
     kernel.stop()
@@ -63,20 +73,22 @@ def new_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
 
 
 @pytest.fixture(scope="session")
-def slurm_or_none() -> Iterator[SlurmCluster | None]:
-    """A Slurm of two nodes; None where there can be none. In CI that is an error."""
-    if problem := missing():
+def slurm() -> Iterator[SlurmCluster]:
+    """A Slurm of two nodes; where there can be none, the test is skipped. In CI it fails."""
+    if problem := slurm_cluster.missing():
         assert "DDP_MAGIC_REQUIRE_SLURM" not in os.environ, problem
-        yield None
-        return
+        pytest.skip(f"no Slurm for the tests: {problem}")
     cluster = SlurmCluster()
     yield cluster
     cluster.stop()
 
 
-@pytest.fixture
-def slurm(slurm_or_none: SlurmCluster | None) -> SlurmCluster:
-    """A Slurm of two nodes; where there can be none, the test is skipped."""
-    if slurm_or_none is None:
-        pytest.skip(f"no Slurm for the tests: {missing()}")
-    return slurm_or_none
+@pytest.fixture(scope="session")
+def ray() -> Iterator[RayCluster]:
+    """A Ray of two nodes; where there can be none, the test is skipped. In CI it fails."""
+    if problem := ray_cluster.missing():
+        assert "DDP_MAGIC_REQUIRE_RAY" not in os.environ, problem
+        pytest.skip(f"no Ray for the tests: {problem}")
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()

@@ -152,10 +152,9 @@ class Kernel:
     ) -> None:
         argv = [*prefix, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         spec = KernelSpec(argv=argv, display_name="test", language="python")
-        self.manager = KernelManager(transport="ipc" if not prefix else "tcp")
+        self.manager = KernelManager(transport="ipc")
         self.manager._kernel_spec = spec
-        if not prefix:
-            self.manager.ip = str(cwd / "ipc")
+        self.manager.ip = str(cwd / "ipc")
         self.manager.start_kernel(cwd=str(cwd), env={**os.environ, **(env or {})})
         self.client: BlockingKernelClient = self.manager.blocking_client()
         self.client.start_channels()

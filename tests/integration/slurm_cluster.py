@@ -22,13 +22,13 @@ from pathlib import Path
 
 import psutil
 
+from tests.integration import network
 from tests.limits import HANG_S
 
 NODES = ("n1", "n2")
 CPUS = 4  # of each node, as Slurm counts them
-_HOSTS = {"login": 1, "n1": 11, "n2": 12}
+_HOSTS = ("login", *NODES)
 _PROGRAMS = ("srun", "squeue", "scancel", "scontrol", "sinfo", "salloc", "sbatch")
-_NEEDED = (*_PROGRAMS, "slurmctld", "slurmd", "munged", "nsenter", "unshare", "ip", "runuser")
 _MUNGE_KEY = Path("/etc/munge/munge.key")
 
 _CONF = """\
@@ -61,18 +61,9 @@ PartitionName=debug Nodes={names} Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str:
     """Return why there can be no cluster here; empty if there can."""
-    if os.geteuid() != 0:
-        return "needs root, for network namespaces"
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    absent = [name for name in _NEEDED if shutil.which(name, path=path) is None]
-    if absent:
-        return f"not installed: {', '.join(absent)}"
-    if not _MUNGE_KEY.exists():
-        return f"no {_MUNGE_KEY}"
-    name = f"ddp-magic-{os.getpid()}"
-    probe = _run(["ip", "netns", "add", name], check=False)
-    _run(["ip", "netns", "del", name], check=False)
-    return f"no network namespaces: {probe.stderr.strip()}" if probe.returncode else ""
+    if problem := network.missing(*_PROGRAMS, "slurmctld", "slurmd", "munged", "runuser"):
+        return problem
+    return "" if _MUNGE_KEY.exists() else f"no {_MUNGE_KEY}"
 
 
 class SlurmCluster:
@@ -80,12 +71,14 @@ class SlurmCluster:
 
     Attributes:
         env: Variables for a process on the login node: PATH, SLURM_CONF.
+        prefix: Words before its command: none.
     """
 
+    prefix: tuple[str, ...] = ()
+
     def __init__(self) -> None:
-        self._tag = f"s{os.getpid() % 10_000}"
-        self._net = f"10.{77 + os.getpid() % 100}.0"
         self.directory = Path(tempfile.mkdtemp(prefix="slurm-cluster-"))
+        self._network = network.Network("s", _HOSTS, self.directory)
         self._processes: list[subprocess.Popen[bytes]] = []
         self.env: dict[str, str] = {}
         try:
@@ -95,62 +88,26 @@ class SlurmCluster:
             raise
 
     def _start(self) -> None:
-        self._make_network()
+        self._network.start()
         self._write_files()
         self._start_munge()
         conf = str(self.directory / "slurm.conf")
-        os.environ["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         self._spawn("login", ["slurmctld", "-D", "-i", "-f", conf])
         for node in NODES:
             self._spawn(node, ["slurmd", "-D", "-N", node, "-f", conf])
         self._wait_until_idle()
 
-    # --- network ------------------------------------------------------------------------------
-
-    def netns(self, host: str) -> str:
-        """Return the name of a host's network namespace."""
-        return f"{self._tag}-{host}"
+    # --- files --------------------------------------------------------------------------------
 
     def address(self, host: str) -> str:
         """Return a host's address."""
-        return f"{self._net}.{_HOSTS[host]}"
-
-    def _make_network(self) -> None:
-        """Connect the namespaces by a bridge, which lies in that of `login`."""
-        for host in _HOSTS:
-            _run(["ip", "netns", "add", self.netns(host)])
-            _run(["ip", "-n", self.netns(host), "link", "set", "lo", "up"])
-        login = self.netns("login")
-        _run(["ip", "-n", login, "link", "add", "br0", "type", "bridge"])
-        _run(["ip", "-n", login, "addr", "add", f"{self.address('login')}/24", "dev", "br0"])
-        _run(["ip", "-n", login, "link", "set", "br0", "up"])
-        for node in NODES:
-            near, far = f"{self._tag}{node}", self.netns(node)
-            pair = ["link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", far]
-            _run(["ip", "-n", login, *pair])
-            _run(["ip", "-n", login, "link", "set", near, "master", "br0", "up"])
-            _run(["ip", "-n", far, "addr", "add", f"{self.address(node)}/24", "dev", "eth0"])
-            _run(["ip", "-n", far, "link", "set", "eth0", "up"])
-
-    def inside(self, host: str, argv: Sequence[str]) -> list[str]:
-        """Return the command that runs another one on a host.
-
-        Not `ip netns exec`, which mounts another /sys, without the cgroups that slurmd looks for.
-        """
-        hosts = self.directory / "hosts"
-        setup = f'hostname {host}; mount --bind {hosts} /etc/hosts; exec "$@"'
-        enter = ["nsenter", f"--net=/run/netns/{self.netns(host)}", "unshare", "--uts", "--mount"]
-        return [*enter, "sh", "-c", setup, "sh", *argv]
-
-    # --- files --------------------------------------------------------------------------------
+        return self._network.address(host)
 
     def _write_files(self) -> None:
         d = self.directory
         d.chmod(0o755)  # munged runs as its own user
         for name in ("state", "spool", "bin", "munge", *(f"spool/{node}" for node in NODES)):
             (d / name).mkdir(parents=True)
-        hosts = ["127.0.0.1 localhost", *(f"{self.address(h)} {h}" for h in _HOSTS)]
-        (d / "hosts").write_text("\n".join(hosts) + "\n")
         nodes = "\n".join(
             f"NodeName={n} NodeAddr={self.address(n)} CPUs={CPUS} RealMemory=8000 State=UNKNOWN"
             for n in NODES
@@ -166,7 +123,7 @@ class SlurmCluster:
         }
 
     def _wrapper(self, name: str) -> str:
-        words = shlex.join(self.inside("login", [shutil.which(name) or name]))
+        words = shlex.join(self._network.inside("login", [shutil.which(name) or name]))
         return f'#!/bin/sh\nexec {words} "$@"\n'
 
     # --- processes ----------------------------------------------------------------------------
@@ -192,7 +149,7 @@ class SlurmCluster:
         with (self.directory / f"{host}.out").open("wb") as output:
             self._processes.append(
                 subprocess.Popen(
-                    self.inside(host, argv),
+                    self._network.inside(host, argv),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -268,10 +225,5 @@ class SlurmCluster:
                     process.kill()
             except (psutil.Error, OSError):
                 continue
-        for host in _HOSTS:
-            _run(["ip", "netns", "del", self.netns(host)], check=False)
+        self._network.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _run(argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG_S, check=check)

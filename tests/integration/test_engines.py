@@ -1,60 +1,62 @@
-"""What every engine keeps: local ranks, and those of a real Slurm of two nodes."""
+"""What every engine keeps: local ranks, and those of a real Slurm and a real Ray of two nodes."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.integration.kernel import DEAF, Kernel, pids_in, wait_gone
-from tests.integration.slurm_cluster import SlurmCluster
 from tests.limits import HANG_S, within
 
-FOUR_RANKS = {"local": "%%ddp -n 4 -g none", "slurm": "%%ddp -n 2 -N 2 --engine slurm -g none"}
+FOUR_RANKS = {
+    "local": "%%ddp -n 4 -g none",
+    "slurm": "%%ddp -n 2 -N 2 --engine slurm -g none",
+    "ray": "%%ddp -n 2 -N 2 --engine ray -g none",
+}
 LINE_S = 0.5  # until a line is in the notebook
-_OF_NODES = re.compile(r"ddp_magic\.node\.(relay|node_agent)")
 KERNEL_S = 5.0  # until nothing is left after the kernel's SIGKILL
 
 
-@pytest.fixture(params=["local", "slurm"])
+@pytest.fixture(
+    scope="module", params=["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)]
+)
 def engine(request: pytest.FixtureRequest) -> str:
-    """The engine's name; without Slurm its tests are skipped."""
-    if request.param == "slurm":
-        request.getfixturevalue("slurm")
+    """The engine's name."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def shared_kernel_env(slurm_or_none: SlurmCluster | None) -> dict[str, str]:
-    """The kernel of this module is on the cluster's login node, if there is a cluster."""
-    return slurm_or_none.env if slurm_or_none else {}
+def place(engine: str, request: pytest.FixtureRequest) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Variables and command prefix of a kernel that reaches the engine's cluster.
+
+    Without that cluster the test is skipped.
+    """
+    if engine == "local":
+        return {}, ()
+    cluster = request.getfixturevalue(engine)
+    return cluster.env, cluster.prefix
+
+
+@pytest.fixture(scope="module")
+def shared_kernel_env(place: tuple[dict[str, str], tuple[str, ...]]) -> dict[str, str]:
+    """One kernel for all tests of an engine."""
+    return place[0]
+
+
+@pytest.fixture(scope="module")
+def shared_kernel_prefix(place: tuple[dict[str, str], tuple[str, ...]]) -> tuple[str, ...]:
+    """As above."""
+    return place[1]
 
 
 def _cell(engine: str, body: str, options: str = "") -> str:
     return f"{FOUR_RANKS[engine]} {options}\n{body}"
-
-
-def test_the_first_line_says_where(kernel: Kernel, slurm: SlurmCluster) -> None:
-    """And the second one names the job and its nodes, as the status does."""
-    result = kernel.run(_cell("slurm", "pass"))
-    assert result.status == "ok", result
-    heads = [c["data"]["text/plain"] for kind, c in result.outputs if kind == "display_data"]
-    assert heads[0].startswith("4 ranks = 2 nodes x 2 (slurm)")
-    where = result.lines[0]
-    assert re.fullmatch(r"Slurm job \d+\.0 on n1, n2", where)
-    status = kernel.run("%ddp_status")
-    shown = str(status.outputs)
-    assert where in shown
-    assert "n1 cpu" in shown
-    assert "n2 cpu" in shown
-    assert slurm.jobs() == []
 
 
 def test_ranks_find_each_other(kernel: Kernel, engine: str) -> None:
@@ -69,9 +71,9 @@ def test_ranks_find_each_other(kernel: Kernel, engine: str) -> None:
     assert result.status == "ok", result
     rows = [line.split("] ")[1].split() for line in result.lines if line.startswith("[rank")]
     assert sorted(row[:4] for row in rows) == [
-        [str(r), str(r % 2 if engine == "slurm" else r), "4", "1111.0"] for r in range(4)
+        [str(r), str(r if engine == "local" else r % 2), "4", "1111.0"] for r in range(4)
     ]
-    if engine == "slurm":
+    if engine != "local":
         assert [row[4] for row in sorted(rows)] == ["n1", "n1", "n2", "n2"]
 
 
@@ -187,7 +189,7 @@ def test_a_rank_that_raises(kernel: Kernel, engine: str) -> None:
         )
     )
     assert result.error["ename"] == "WorkerError"
-    on = " on n2" if engine == "slurm" else ""
+    on = " on n2" if engine != "local" else ""
     assert result.error["evalue"] == f"rank 3{on} raised ValueError at line 4: boom"
     assert "ranks 0-2: were stopped at line 5" in result.traceback
     assert within(time.monotonic() - began, 20.0)
@@ -200,7 +202,7 @@ def test_a_rank_that_is_killed(kernel: Kernel, engine: str, rank: int) -> None:
         _cell(engine, f"import time\nif rank == {rank}: os.kill(os.getpid(), 9)\ntime.sleep(1000)")
     )
     assert result.error["ename"] == "WorkerLostError"
-    on = f" on n{1 + rank // 2}" if engine == "slurm" else ""
+    on = f" on n{1 + rank // 2}" if engine != "local" else ""
     assert f"rank {rank}{on} was killed by SIGKILL" in result.error["evalue"]
 
 
@@ -217,7 +219,7 @@ def test_an_agent_that_is_killed(kernel: Kernel, engine: str, rank: int) -> None
     result = kernel.finish(message)
     assert result.error["ename"] == "LaunchError", result
     assert "the agent died while the ranks were running" in result.error["evalue"]
-    if engine == "slurm":
+    if engine != "local":
         assert f"the agent on n{1 + rank // 2} ended without a report" in result.text
     assert wait_gone(pids_in(result.text), 3.0) == []
 
@@ -258,7 +260,7 @@ def test_no_restart_is_left(kernel: Kernel, engine: str) -> None:
         )
     )
     assert result.error["ename"] == "WorkerLostError"
-    on = " on n2" if engine == "slurm" else ""
+    on = " on n2" if engine != "local" else ""
     assert f"rank 3{on} exited with code 7" in result.error["evalue"]
     assert result.text.count("] attempt 1") == 4
 
@@ -307,15 +309,15 @@ def test_what_cannot_be_pulled_is_saved(kernel: Kernel, engine: str) -> None:
 
 
 def test_two_runs_at_once(
-    kernel: Kernel, engine: str, new_kernel: Callable[..., Kernel], shared_kernel_env: Any
+    kernel: Kernel, engine: str, new_kernel: Callable[..., Kernel], place: Any
 ) -> None:
     """Of two notebooks: neither waits for the other, or hears of it."""
-    other = new_kernel(shared_kernel_env)
+    other = new_kernel(*place)
     body = (
         "import time\nfor i in range(20):\n    x = torch.ones(1); dist.all_reduce(x)\n"
         "    time.sleep(0.05)\nprint('end', x.item(), {!r})"
     )
-    options = "-n 1" if engine == "slurm" else ""
+    options = "-n 1" if engine != "local" else ""
     messages = [
         (each, each.start(_cell(engine, body.format(number), options)))
         for number, each in enumerate([kernel, other], 1)
@@ -323,15 +325,15 @@ def test_two_runs_at_once(
     for number, (each, message) in enumerate(messages, 1):
         result = each.finish(message)
         assert result.status == "ok", result
-        size = 2.0 if engine == "slurm" else 4.0
+        size = 2.0 if engine != "local" else 4.0
         assert result.text.count(f"end {size} {number}") == int(size)
 
 
 def test_a_kernel_that_is_killed(
-    engine: str, new_kernel: Callable[..., Kernel], shared_kernel_env: Any
+    engine: str, new_kernel: Callable[..., Kernel], place: Any
 ) -> None:
     """Its ranks end with it, and so does the step."""
-    kernel = new_kernel(shared_kernel_env)
+    kernel = new_kernel(*place)
     message = kernel.start(
         _cell(engine, "import time\nprint('pid=%d;' % os.getpid())\ntime.sleep(1000)")
     )
@@ -400,111 +402,3 @@ def test_hangs_are_explained(kernel: Kernel, engine: str) -> None:
     assert result.error["ename"] == "TimeLimitError", result
     assert re.search(r"ranks 0(-2|, 1, 2) .*all_reduce", result.traceback), result.traceback
     assert "rank 3" in result.traceback
-
-
-# --- Slurm alone ----------------------------------------------------------------------------------
-
-
-def test_a_queued_run(kernel: Kernel, slurm: SlurmCluster) -> None:
-    """The cell says why it waits; Stop ends it, and takes the job out of the queue."""
-    message = kernel.start("%%ddp -n 1 -N 2 --engine slurm --engine-args='--begin=now+1hour'\n1")
-    shown, deadline = "", time.monotonic() + HANG_S
-    while "BeginTime" not in shown and time.monotonic() < deadline:
-        kind_and_content = kernel.client.get_iopub_msg(timeout=HANG_S)
-        shown += json.dumps(kind_and_content["content"])
-    assert "queued as Slurm job" in shown
-    assert len(slurm.jobs()) == 1
-    kernel.interrupt()
-    result = kernel.finish(message)
-    assert result.error["ename"] == "RunInterrupted", result
-    deadline = time.monotonic() + HANG_S
-    while slurm.jobs() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert slurm.jobs() == []
-
-
-@pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("-p nope", "invalid partition"),
-        ("--nonsense", "unrecognized option"),
-        ("-w n9", "nvalid node name"),
-    ],
-)
-def test_what_slurm_refuses(kernel: Kernel, arguments: str, words: str) -> None:
-    """In its own words."""
-    result = kernel.run(f"%%ddp -n 1 -N 2 --engine slurm --engine-args '{arguments}'\n1")
-    assert result.error["ename"] == "LaunchError", result
-    assert words in result.traceback
-
-
-@pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize("arguments", ["-l", "--label --job-name=mine", "-v"])
-def test_arguments_that_change_the_output(kernel: Kernel, arguments: str) -> None:
-    """srun's labels, and its own words, do no harm."""
-    result = kernel.run(
-        f"%%ddp -n 1 -N 2 --engine slurm --engine-args '{arguments}'\nprint('z' * 5000)"
-    )
-    assert result.status == "ok", result
-    assert result.text.count("z" * 5000) == 2
-
-
-def test_in_an_allocation(slurm: SlurmCluster, new_kernel: Callable[..., Kernel]) -> None:
-    """A notebook in `salloc`: the run is a step beside it, and ends alone."""
-    job = slurm.allocate()
-    try:
-        kernel = new_kernel({**slurm.env, **slurm.variables_of(job), "SLURM_NTASKS": "1"})
-        result = kernel.run(_cell("slurm", "print(os.environ['SLURM_JOB_ID'])"))
-        assert result.status == "ok", result
-        assert result.text.count(f"] {job}") == 4
-        message = kernel.start(_cell("slurm", "import time\nprint('up')\ntime.sleep(1000)"))
-        kernel.finish(message, until="up")
-        kernel.interrupt()
-        assert kernel.finish(message).error["ename"] == "RunInterrupted"
-        assert slurm.jobs() == [job]
-    finally:
-        slurm.run("scancel", job)
-
-
-def test_nothing_listens_on_all_interfaces(kernel: Kernel, slurm: SlurmCluster) -> None:
-    """The stores are on the address of node 0; nothing else of ours listens."""
-    result = kernel.run(
-        _cell(
-            "slurm",
-            "import psutil\n"
-            "for p in [psutil.Process(), psutil.Process(os.getppid())]:\n"
-            "    for c in p.net_connections('inet'):\n"
-            "        if c.status == 'LISTEN': print('listens', c.laddr.ip)",
-        )
-    )
-    assert result.status == "ok", result
-    found = set(re.findall(r"listens (\S+)", result.text))
-    assert found
-    assert found <= {slurm.address("n1"), slurm.address("n2")}
-
-
-@pytest.mark.usefixtures("slurm")
-def test_nothing_is_left_on_the_nodes(kernel: Kernel) -> None:
-    """No directory and no process, after an end of any kind."""
-    before = _node_directories()  # of relays that were killed
-    for body in ("pass", "1 / 0", "os._exit(3)"):
-        kernel.run(_cell("slurm", body))
-    deadline = time.monotonic() + HANG_S
-    while time.monotonic() < deadline:
-        left = [p for p in psutil.process_iter() if _OF_NODES.search(" ".join(_words(p)))]
-        if not left and not _node_directories() - before:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"left: {left}, {_node_directories() - before}")
-
-
-def _node_directories() -> set[Path]:
-    return set(Path("/tmp").glob("ddp_magic_node-*"))
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

@@ -309,13 +309,13 @@ OPTIONS = (
         metavar="NAME",
         read=read.word,
         what="engine",
-        use="local, torchrun or slurm",
+        use="local, torchrun, slurm or ray",
         default="local",
-        values=("local", "torchrun", "slurm"),
+        values=("local", "torchrun", "slurm", "ray"),
         also=("--scheduler", "--launcher"),
         fixed=True,
         has_default=True,
-        help="What starts the ranks: `slurm` on the nodes of a cluster, by its `srun`; `torchrun`, "
+        help="What starts the ranks: `slurm` or `ray` on the nodes of a cluster; `torchrun`, "
         "as `--cold`; that of another package. Default: `local`.",
     ),
     Option(
@@ -339,12 +339,12 @@ OPTIONS = (
         what="arguments",
         use='one word in quotes, such as "-p gpu -t 30"',
         default="",
-        also=("--slurm-args", "--srun-args"),
+        also=("--slurm-args", "--srun-args", "--ray-args"),
         fixed=True,
         has_default=True,
         any_word=True,
-        help="Arguments for the engine's own program, such as "
-        '`"-p gpu --gres=gpu:4 -t 30"` for `srun`.',
+        help="Arguments for the engine: those of `srun`, such as `-p gpu --gres=gpu:4 -t 30`, or "
+        "of `ray start` for each node, such as `--num-gpus 4`.",
     ),
     Option(
         name="check",

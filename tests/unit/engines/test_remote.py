@@ -29,7 +29,7 @@ def test_ours() -> None:
 @pytest.mark.usefixtures("packages")
 def test_another_packages() -> None:
     assert remote.find("mine").START == {}
-    assert remote.names() == ["local", "torchrun", "slurm", "mine", "broken"]
+    assert remote.names() == ["local", "torchrun", "slurm", "ray", "mine", "broken"]
 
 
 @pytest.mark.usefixtures("packages")
@@ -37,7 +37,7 @@ def test_another_packages() -> None:
     ("name", "words"),
     [
         ("mien", "unknown engine 'mien': did you mean mine?"),
-        ("zzz", "use local, torchrun, slurm, mine, broken"),
+        ("zzz", "use local, torchrun, slurm, ray, mine, broken"),
         ("broken", "engine 'broken' .* cannot be loaded: ModuleNotFoundError"),
     ],
 )

@@ -1,0 +1,89 @@
+"""A job whose nodes one program on this machine reaches: its stdin and stdout are their streams."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+
+CANCEL_S = 5.0  # for the program to end its job, before it is killed
+LAST_WORDS_S = 10.0  # for what it wrote to be read, after its end
+
+
+class Program:
+    """A running program, from a thread that lives as long as that.
+
+    Args:
+        argv: Its command.
+        env: Its environment.
+        log: Is called with what it writes to its stderr.
+
+    Attributes:
+        name: What a person calls the job; empty if that is not known.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: dict[str, str], log: Callable[[bytes], None]
+    ) -> None:
+        self._env = env
+        self._log = log
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            start_new_session=True,  # Jupyter interrupts the kernel's whole process group
+        )
+        assert self._process.stdin is not None  # noqa: S101 -- PIPE was given
+        assert self._process.stdout is not None  # noqa: S101 -- as above
+        self.stdin = self._process.stdin.fileno()
+        self.stdout = self._process.stdout.fileno()
+        self.name = ""
+        self._waits_for = ""
+        self._cancelled = False
+        self._words = threading.Thread(target=self._read_words, daemon=True)
+        self._words.start()
+
+    def waits_for(self) -> str:
+        """Return what it waits for in the queue; empty if it runs."""
+        return self._waits_for
+
+    def cancel(self) -> None:
+        """End the job. Returns at once."""
+        if not self._cancelled:
+            self._cancelled = True
+            threading.Thread(target=self._cancel, daemon=True).start()
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()  # it ends its job with it
+        try:
+            self._process.wait(CANCEL_S)
+        except subprocess.TimeoutExpired:
+            self._give_up()
+            self._process.kill()
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code."""
+        code = self._process.wait()
+        self._words.join(LAST_WORDS_S)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        return code
+
+    def _read_words(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101 -- PIPE was given
+        for line in self._process.stderr:
+            if not self._hear(line.decode(errors="replace")):
+                self._log(line)
+
+    def _hear(self, text: str) -> bool:
+        """Take a line that it wrote to its stderr; return whether nobody else needs it."""
+        return not text
+
+    def _give_up(self) -> None:
+        """End the job in another way, since the program does not end."""

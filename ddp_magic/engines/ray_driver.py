@@ -1,0 +1,238 @@
+"""The process that is Ray's driver for a run: it connects its stdin and stdout with the nodes'.
+
+It lives from the run's start to its end, and no longer than the kernel: its stdin ends with that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ddp_magic.engines.ray import WAITS
+from ddp_magic.wire.relay import PIECE_BYTES, write_all
+
+NODE_VARIABLE = "DDP_MAGIC_RAY_NODE"
+INLINE_BYTES = 64 * 1024  # what is longer goes through Ray's object store, once for all nodes
+POLL_S = 1.0  # between two looks at the queue
+CONNECT_S = 10.0  # for the cluster's port to answer
+END_S = 2.0  # for the relays to end, before Ray ends them
+
+
+class Node:
+    """An actor: the streams of the relay on one node. It travels by value."""
+
+    def start(self, argv: Sequence[str], cwd: str, env: dict[str, str], own: Sequence[str]) -> None:
+        """Start the relay.
+
+        Args:
+            argv: Its command.
+            cwd: Its working directory, if there is such a one here.
+            env: Its environment.
+            own: Variables that Ray has set for this actor.
+        """
+        import ray
+
+        env |= {name: os.environ[name] for name in own if name in os.environ}
+        env["DDP_MAGIC_RAY_ADDRESS"] = ray.util.get_node_ip_address()
+        env["DDP_MAGIC_RAY_JOB"] = ray.get_runtime_context().get_job_id()
+        self.run(argv, cwd if Path(cwd).is_dir() else "/", env)
+
+    def run(self, argv: Sequence[str], cwd: str, env: dict[str, str]) -> None:
+        """Run a command."""
+        self._rest = b""
+        self._relay = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+
+    def read(self) -> bytes | int:
+        """Wait for what it writes, and return that, in whole lines; at its end, its exit code."""
+        assert self._relay.stdout is not None  # noqa: S101 -- PIPE was given
+        while data := os.read(self._relay.stdout.fileno(), PIECE_BYTES):
+            lines, end, self._rest = (self._rest + data).rpartition(b"\n")
+            if end:
+                return lines + end
+        return self._relay.wait()
+
+    def write(self, data: bytes) -> None:
+        """Write to its stdin."""
+        assert self._relay.stdin is not None  # noqa: S101 -- PIPE was given
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or was told to
+            self._relay.stdin.write(data)
+            self._relay.stdin.flush()
+
+    def end(self) -> None:
+        """End its stdin, and so it, its agent and its ranks."""
+        assert self._relay.stdin is not None  # noqa: S101 -- PIPE was given
+        with contextlib.suppress(OSError):
+            self._relay.stdin.close()
+
+
+def main() -> NoReturn:
+    """Start the agents of a run, and carry their streams to its end."""
+    asked = json.loads(sys.argv[1])
+    signal.signal(signal.SIGTERM, _end)
+    output = os.dup(1)
+    os.dup2(2, 1)  # what Ray prints is no stream
+    try:
+        Driver(asked, output).run()
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is this process's last word
+        sys.exit(f"Ray: {error}")
+    sys.exit()
+
+
+def _end(*_: object) -> NoReturn:
+    sys.exit(1)
+
+
+class Driver:
+    """The run, as this process sees it.
+
+    Args:
+        asked: What was asked for.
+        output: Descriptor for what the nodes write.
+    """
+
+    def __init__(self, asked: dict[str, Any], output: int) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._asked = asked
+        self._output = output
+        self._lock = threading.Lock()
+        self._nodes: list[Any] = []
+        self._readers: list[threading.Thread] = []
+        self._running = asked["nnodes"]
+        need = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], **asked["resources"]}
+        self._need = {name: count for name, count in need.items() if count}
+
+    def run(self) -> None:
+        """Start the agents, and carry their streams to the end."""
+        address = self._asked["address"]
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS") or address
+        _say(f"{WAITS}an answer of the Ray cluster at {address}")
+        check(address)
+        self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        _say(WAITS)
+        signal.signal(signal.SIGTERM, _end)  # Ray has its own
+        try:
+            if self._start():
+                self._carry()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for node in self._nodes:
+                node.end.remote()
+            for reader in self._readers:
+                reader.join(END_S)
+            self._ray.shutdown()  # with it end the actors and their placement group
+
+    def _start(self) -> bool:
+        """Start an actor on each node, and it the relay; return whether the kernel still wants."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        asked = self._asked
+        count = asked["nnodes"]
+        group = placement_group([self._need or {"CPU": 0.001}] * count, strategy="STRICT_SPREAD")
+        while not group.wait(POLL_S):
+            _say(f"{WAITS}{why(self._ray.nodes(), count, self._need)}")
+            if not _has_kernel():
+                return False
+        _say(WAITS)
+        self._ray.cloudpickle.register_pickle_by_value(sys.modules[Node.__module__])
+        actor = self._ray.remote(Node)
+        for index in range(count):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+            options = {name: asked[name] for name in ("num_cpus", "num_gpus", "resources")}
+            # It reads, writes and ends at the same time.
+            options |= {"scheduling_strategy": place, "max_concurrency": 4}
+            self._nodes.append(actor.options(**options).remote())
+        argv = [*asked["agent"], NODE_VARIABLE]
+        own = ["CUDA_VISIBLE_DEVICES"] if asked["num_gpus"] else []
+        env, cwd = dict(os.environ), str(Path.cwd())
+        self._ray.get([
+            node.start.remote(argv, cwd, {**env, NODE_VARIABLE: str(number)}, own)
+            for number, node in enumerate(self._nodes)
+        ])  # fmt: skip
+        for node in self._nodes:
+            self._readers.append(threading.Thread(target=self._read, args=(node,), daemon=True))
+            self._readers[-1].start()
+        return True
+
+    def _carry(self) -> None:
+        """Give every node what the kernel writes."""
+        while data := os.read(0, PIECE_BYTES):
+            piece = self._ray.put(data) if len(data) > INLINE_BYTES else data
+            self._ray.get([node.write.remote(piece) for node in self._nodes])
+
+    def _read(self, node: Any) -> None:  # noqa: ANN401 -- ray has no type for it
+        """Write what a node says, to its end; the first that fails ends all, as the last does."""
+        code = 1
+        try:
+            while isinstance(said := self._ray.get(node.read.remote()), bytes):
+                with self._lock:
+                    write_all(self._output, said)
+            code = said
+        except Exception as error:  # noqa: BLE001 -- the node is gone, or this process ends
+            _say(f"Ray: {error}")
+        self._running -= 1
+        if code or not self._running:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check(address: str) -> None:
+    """Check that something listens at a cluster's address, since Ray would try for minutes.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            raise OSError(f"there is no cluster at {address}: {error}") from None
+
+
+def why(nodes: Sequence[Mapping[str, Any]], count: int, need: Mapping[str, float]) -> str:
+    """Return in a few words why a run waits.
+
+    Args:
+        nodes: What Ray says of its nodes.
+        count: How many are needed.
+        need: What each has to have.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    fit = [has for has in alive if all(has.get(name, 0) >= n for name, n in need.items())]
+    what = ", ".join(f"{n:g} {name}" for name, n in need.items()) or "nothing"
+    head = f"{count} nodes with {what} each are" if count > 1 else f"a node with {what} is"
+    if len(fit) < count:
+        return f"queued by Ray: {head} needed, and {len(fit)} of its {len(alive)} nodes have that"
+    return f"queued by Ray: {head} needed, and others use them"
+
+
+def _say(text: str) -> None:
+    os.write(2, f"{text}\n".encode())
+
+
+def _has_kernel() -> bool:
+    """Return whether the other end of stdin is open; what lies in it is left there."""
+    poll = select.poll()
+    poll.register(0, 0)
+    return not poll.poll(0)

@@ -1,0 +1,148 @@
+"""What Slurm alone has: queues, allocations, arguments of srun; on a real one of two nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.kernel import Kernel
+from tests.integration.slurm_cluster import SlurmCluster
+from tests.limits import HANG_S
+
+_OF_NODES = re.compile(r"ddp_magic\.node\.(relay|node_agent)")
+
+
+@pytest.fixture(scope="module")
+def shared_kernel_env(slurm: SlurmCluster) -> dict[str, str]:
+    """The kernel of this module is on the cluster's login node."""
+    return slurm.env
+
+
+def _cell(body: str, options: str = "") -> str:
+    return f"%%ddp -n 2 -N 2 --engine slurm -g none {options}\n{body}"
+
+
+def test_the_first_line_says_where(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """And the second one names the job and its nodes, as the status does."""
+    result = kernel.run(_cell("pass"))
+    assert result.status == "ok", result
+    heads = [c["data"]["text/plain"] for kind, c in result.outputs if kind == "display_data"]
+    assert heads[0].startswith("4 ranks = 2 nodes x 2 (slurm)")
+    where = result.lines[0]
+    assert re.fullmatch(r"Slurm job \d+\.0 on n1, n2", where)
+    status = kernel.run("%ddp_status")
+    shown = str(status.outputs)
+    assert where in shown
+    assert "n1 cpu" in shown
+    assert "n2 cpu" in shown
+    assert slurm.jobs() == []
+
+
+def test_a_queued_run(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """The cell says why it waits; Stop ends it, and takes the job out of the queue."""
+    message = kernel.start("%%ddp -n 1 -N 2 --engine slurm --engine-args='--begin=now+1hour'\n1")
+    shown, deadline = "", time.monotonic() + HANG_S
+    while "BeginTime" not in shown and time.monotonic() < deadline:
+        kind_and_content = kernel.client.get_iopub_msg(timeout=HANG_S)
+        shown += json.dumps(kind_and_content["content"])
+    assert "queued as Slurm job" in shown
+    assert len(slurm.jobs()) == 1
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert result.error["ename"] == "RunInterrupted", result
+    deadline = time.monotonic() + HANG_S
+    while slurm.jobs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert slurm.jobs() == []
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("-p nope", "invalid partition"),
+        ("--nonsense", "unrecognized option"),
+        ("-w n9", "nvalid node name"),
+    ],
+)
+def test_what_slurm_refuses(kernel: Kernel, arguments: str, words: str) -> None:
+    """In its own words."""
+    result = kernel.run(f"%%ddp -n 1 -N 2 --engine slurm --engine-args '{arguments}'\n1")
+    assert result.error["ename"] == "LaunchError", result
+    assert words in result.traceback
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("arguments", ["-l", "--label --job-name=mine", "-v"])
+def test_arguments_that_change_the_output(kernel: Kernel, arguments: str) -> None:
+    """srun's labels, and its own words, do no harm."""
+    result = kernel.run(
+        f"%%ddp -n 1 -N 2 --engine slurm --engine-args '{arguments}'\nprint('z' * 5000)"
+    )
+    assert result.status == "ok", result
+    assert result.text.count("z" * 5000) == 2
+
+
+def test_in_an_allocation(slurm: SlurmCluster, new_kernel: Callable[..., Kernel]) -> None:
+    """A notebook in `salloc`: the run is a step beside it, and ends alone."""
+    job = slurm.allocate()
+    try:
+        kernel = new_kernel({**slurm.env, **slurm.variables_of(job), "SLURM_NTASKS": "1"})
+        result = kernel.run(_cell("print(os.environ['SLURM_JOB_ID'])"))
+        assert result.status == "ok", result
+        assert result.text.count(f"] {job}") == 4
+        message = kernel.start(_cell("import time\nprint('up')\ntime.sleep(1000)"))
+        kernel.finish(message, until="up")
+        kernel.interrupt()
+        assert kernel.finish(message).error["ename"] == "RunInterrupted"
+        assert slurm.jobs() == [job]
+    finally:
+        slurm.run("scancel", job)
+
+
+def test_nothing_listens_on_all_interfaces(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """The stores are on the address of node 0; nothing else of ours listens."""
+    result = kernel.run(
+        _cell(
+            "import psutil\n"
+            "for p in [psutil.Process(), psutil.Process(os.getppid())]:\n"
+            "    for c in p.net_connections('inet'):\n"
+            "        if c.status == 'LISTEN': print('listens', c.laddr.ip)",
+        )
+    )
+    assert result.status == "ok", result
+    found = set(re.findall(r"listens (\S+)", result.text))
+    assert found
+    assert found <= {slurm.address("n1"), slurm.address("n2")}
+
+
+@pytest.mark.usefixtures("slurm")
+def test_nothing_is_left_on_the_nodes(kernel: Kernel) -> None:
+    """No directory and no process, after an end of any kind."""
+    before = _node_directories()  # of relays that were killed
+    for body in ("pass", "1 / 0", "os._exit(3)"):
+        kernel.run(_cell(body))
+    deadline = time.monotonic() + HANG_S
+    while time.monotonic() < deadline:
+        left = [p for p in psutil.process_iter() if _OF_NODES.search(" ".join(_words(p)))]
+        if not left and not _node_directories() - before:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"left: {left}, {_node_directories() - before}")
+
+
+def _node_directories() -> set[Path]:
+    return set(Path("/tmp").glob("ddp_magic_node-*"))
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,91 @@
+"""What is asked of Ray's nodes, what its driver says, and the streams of a node; no Ray runs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pytest
+
+from ddp_magic.engines import ray
+from ddp_magic.engines.ray_driver import Node, why
+from tests.limits import HANG_S
+
+HALF = {"Alive": True, "Resources": {"CPU": 2.0}}
+WHOLE = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}}
+DEAD = {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--nope"], "unrecognized arguments: --nope: use --address, and for each node"),
+        (["--num-gpus", "many"], "argument --num-gpus: invalid float value"),
+        (["--resources", "{"], "argument --resources: invalid loads value"),
+        (["--resources", "3"], "--resources is not a JSON object"),
+        (["--num"], "unrecognized arguments: --num"),
+    ],
+)
+def test_arguments_that_cannot_be_used(words: list[str], problem: str) -> None:
+    assert ray.problem_of(words).startswith(problem)
+
+
+def test_arguments_that_can_be_used() -> None:
+    words = ["--num-cpus=2", "--num-gpus", "4", "--resources", '{"fast": 1}', "--address", "a:1"]
+    assert ray.problem_of(words) == ""
+    assert ray.problem_of([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "words"),
+    [
+        ([WHOLE, HALF, DEAD], 2, "2 nodes with 4 CPU, 1 GPU each are needed, and 1 of its 2 nodes"),
+        ([HALF], 1, "a node with 4 CPU, 1 GPU is needed, and 0 of its 1 nodes have that"),
+        ([WHOLE, WHOLE], 2, "2 nodes with 4 CPU, 1 GPU each are needed, and others use them"),
+    ],
+)
+def test_why_a_run_waits(nodes: list[dict[str, object]], count: int, words: str) -> None:
+    assert words in why(nodes, count, {"CPU": 4.0, "GPU": 1.0})
+
+
+def test_the_driver_says_what_it_waits_for() -> None:
+    """Its other lines are logged."""
+    log: list[bytes] = []
+    script = f"echo '{ray.WAITS}a node'>&2; echo other>&2; read word"
+    job = ray.RayJob(["sh", "-c", script], {}, log.append)
+    deadline = time.monotonic() + HANG_S
+    while not log and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert job.waits_for() == "a node"
+    job.running("07")
+    assert (job.name, job.waits_for()) == ("Ray job 07", "")
+    job.cancel()
+    assert job.wait() != 0
+    assert log == [b"other\n"]
+
+
+def test_a_driver_that_does_not_end_is_killed() -> None:
+    script = "trap '' TERM; echo up >&2; exec sleep 1000"
+    up = threading.Event()
+    job = ray.RayJob(["sh", "-c", script], {}, lambda _: up.set())
+    assert up.wait(HANG_S)
+    job.cancel()
+    assert job.wait() == -9
+
+
+def test_a_nodes_streams() -> None:
+    """Whole lines come from it, and its exit code at the end; its stdin ends."""
+    node = Node()
+    code = "import sys, time; print('a' * 5, end='', flush=True); time.sleep(0.1)\n"
+    code += "print('b\\nrest', end='', flush=True)\nfor line in sys.stdin: print(line, end='')\n"
+    node.run([sys.executable, "-c", code + "print(); sys.exit(3)"], "/", {})
+    assert node.read() == b"aaaaab\n"
+    node.write(b"x\n")
+    node.end()
+    node.end()
+    said = b""
+    while isinstance(piece := node.read(), bytes):
+        said += piece
+    assert (said, piece) == (b"restx\n\n", 3)
+    node.write(b"too late")
