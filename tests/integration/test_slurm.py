@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.integration.kernel import Kernel
 from tests.integration.slurm_cluster import SlurmCluster
-from tests.limits import HANG_S
+from tests.limits import HANG_S, LONG_S
 
 _OF_NODES = re.compile(r"ddp_magic\.node\.(relay|node_agent)")
 
@@ -104,6 +105,47 @@ def test_in_an_allocation(slurm: SlurmCluster, new_kernel: Callable[..., Kernel]
         assert slurm.jobs() == [job]
     finally:
         slurm.run("scancel", job)
+
+
+@pytest.mark.parametrize("kind", ["batch", "step"])
+def test_in_a_job(slurm: SlurmCluster, tmp_path: Path, kind: str) -> None:
+    """In `sbatch`, or a step of it, as notebooks are: the run is another step, beside it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import ddp_magic\n"
+        "run = ddp_magic.run('x = torch.ones(1); dist.all_reduce(x); y = x.item()',\n"
+        "    nproc_per_node=1, nnodes=2, engine='slurm', gpus='none', pull='y@all')\n"
+        "print('result', run.results)\n"
+    )
+    step = "srun -N1 -n1 " if kind == "step" else ""
+    script = tmp_path / "script.sh"
+    script.write_text(f"#!/bin/sh\n{step}{sys.executable} {program}\necho the job goes on\n")
+    said = tmp_path / "said"
+    job = slurm.run("sbatch", "--parsable", "-N2", "-n2", "-o", str(said), str(script)).strip()
+    deadline = time.monotonic() + HANG_S
+    while job in slurm.jobs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    text = said.read_text()
+    assert "result {'y': [2.0, 2.0]}" in text, text
+    assert text.endswith("the job goes on\n")
+
+
+@pytest.mark.slow
+def test_five_of_five_restarts(kernel: Kernel) -> None:
+    """A rank of either node dies in each attempt but the last, between collectives."""
+    result = kernel.run(
+        _cell(
+            "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+            "for _ in range(20):\n    x = torch.ones(1); dist.all_reduce(x)\n"
+            "dist.barrier()\nif attempt < 5 and rank == attempt % 4: os._exit(7)\n"
+            "dist.barrier()\nprint('end', x.item(), attempt)",
+            "--max-restarts 5",
+        ),
+        LONG_S,
+    )
+    assert result.status == "ok", result
+    assert result.text.count("] end 4.0 5") == 4
+    assert "5 restarts" in result.summary
 
 
 def test_nothing_listens_on_all_interfaces(kernel: Kernel, slurm: SlurmCluster) -> None:
