@@ -120,6 +120,8 @@ class RankProfile:
         device: `cpu`, or the name of its GPU.
         began: When its cell began, in seconds since the epoch.
         threads: Number of threads that an operation of torch uses on the CPU.
+        node: Name of its node; empty on the kernel's own machine.
+        processors: Number of processors that it may use.
         ended: When its cell ended; of a rank that was killed, when it was last heard of.
         complete: Whether it has reported the end.
         places: Where its main thread was, as samples refer to it.
@@ -139,6 +141,8 @@ class RankProfile:
     device: str = "cpu"
     began: float
     threads: int = 1
+    node: str = ""
+    processors: int = 1
     ended: float = 0.0
     complete: bool = False
     places: list[Place] = field(default_factory=list)
@@ -160,15 +164,17 @@ class ProfileWriter:
         rank: Which rank.
         device: `cpu`, or the name of its GPU.
         began: When its cell began, in seconds since the epoch.
-        threads: Number of threads that an operation of torch uses on the CPU.
+        machine: Other fields of `RankProfile`: of its threads, node, processors.
     """
 
-    def __init__(self, path: Path, rank: int, device: str, began: float, threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, rank: int, device: str, began: float, **machine: int | str
+    ) -> None:
         self._path = path
         self._began = began
         self._places: dict[Place, int] = {}
         self._groups: dict[str, int] = {}
-        head = {"rank": rank, "device": device, "began": began, "threads": threads}
+        head = {"rank": rank, "device": device, "began": began, **machine}
         self._lines: list[dict[str, Any]] = [head]
         self._new: dict[str, list[Any]] = {}
 

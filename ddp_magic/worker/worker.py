@@ -241,7 +241,7 @@ class Worker:
 
         directory = RunDirectory(Path(command.path).parent)
         file = directory.profile(self._rank) if command.profile else None
-        with profiled(file, self._rank, self._device.type):
+        with profiled(file, self._rank, self._device.type, self._settings.node):
             error, interrupted = user_code(run, heed_missed=True)
         if self._channel.closed:  # a process that the cell has forked (`os.fork`) has left it too
             end_forked(error or interrupted, self._rank, self._reports.place, shell.format_error)

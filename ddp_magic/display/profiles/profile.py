@@ -21,6 +21,7 @@ from ddp_magic.display.profiles.rank_times import (
 )
 from ddp_magic.display.profiles.sentences import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.waits import Waits
+from ddp_magic.display.rank import on_nodes
 from ddp_magic.wire.profile import Place, RankProfile
 
 SHOWN_LINES = 5
@@ -101,7 +102,9 @@ class Profile:
         if self.lines:
             lines += ["", "most expensive lines, mean of the ranks:", *self._lines()]
         found = Bottleneck(self.verdict, self.why, self.advice)
-        return "\n".join([*lines, "", *found.lines, *(f"note: {note}" for note in self.notes)])
+        words = [*found.lines, *(f"note: {note}" for note in self.notes)]
+        nodes = {t.rank: t.node for t in self.ranks}
+        return "\n".join([*lines, "", *(on_nodes(line, nodes) for line in words)])
 
     def _lines(self) -> list[str]:
         rows = []
@@ -121,16 +124,13 @@ class Profile:
         printer.text(self.text)
 
 
-def summarize(
-    profiles: Sequence[RankProfile], nproc: int, code: Code, processors: int
-) -> Profile | None:
+def summarize(profiles: Sequence[RankProfile], nproc: int, code: Code) -> Profile | None:
     """Return where the time of a run went; None if no rank has measured anything.
 
     Args:
         profiles: What ranks have measured, in the order of the ranks.
         nproc: Number of ranks.
         code: The names of files.
-        processors: Number of processors of the machine.
     """
     measured, profiles = profiles, [profile for profile in profiles if profile.samples]
     if not profiles:
@@ -145,7 +145,7 @@ def summarize(
     for whole, profile in zip(ranks, profiles, strict=True):
         own = windows.get(profile.rank)
         whole.own_step_s = rank_times(profile, waits, own).own_step_s if own else None
-    machine = Machine(processors, max(profile.threads for profile in profiles))
+    machine = Machine(_processors(profiles), max(profile.threads for profile in profiles))
     found = judge(
         judged,
         line_times_by_kind(profiles, loop),
@@ -162,6 +162,14 @@ def summarize(
         notes=tuple(notes(measured, ranks, nproc, machine, found.verdict, code.line)),
         code=code,
     )
+
+
+def _processors(profiles: Sequence[RankProfile]) -> int:
+    """Return the number of processors of all nodes together."""
+    of_nodes: dict[str, int] = {}
+    for profile in profiles:
+        of_nodes[profile.node] = max(of_nodes.get(profile.node, 0), profile.processors)
+    return sum(of_nodes.values())
 
 
 def _loop_of_all(windows: Sequence[Window]) -> Window | None:
@@ -235,14 +243,15 @@ def _span(seconds: Sequence[float]) -> str:
 
 def _table(ranks: Sequence[RankTimes]) -> list[str]:
     columns = [(head, names) for head, names in COLUMNS if any(part_s(t, names) for t in ranks)]
-    rows: list[tuple[str, ...]] = [("rank", "total", *(head for head, _ in columns))]
+    where = ["node"] if any(t.node for t in ranks) else []
+    rows: list[tuple[str, ...]] = [("rank", *where, "total", *(head for head, _ in columns))]
     for t in ranks:
         parts = [
             (seconds, t.share(seconds)) for _, names in columns for seconds in [part_s(t, names)]
         ]
         shown = (f"{_duration(s)} {100 * share:3.0f} %" if s else "-" for s, share in parts)
-        rows.append((str(t.rank), _duration(t.total_s), *shown))
-    return _aligned(rows, right=len(columns) + 2)
+        rows.append((str(t.rank), *(t.node for _ in where), _duration(t.total_s), *shown))
+    return _aligned(rows, right=len(rows[0]))
 
 
 def part_s(times: RankTimes, names: Sequence[str]) -> float:

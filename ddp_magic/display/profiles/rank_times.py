@@ -25,6 +25,7 @@ class RankTimes:
 
     Attributes:
         rank: Which rank.
+        node: Name of its node; empty on the kernel's own machine.
         device: `cpu`, or the name of its GPU.
         total_s: The whole time.
         compute_s: Computing, and all that is none of the others.
@@ -53,6 +54,7 @@ class RankTimes:
     """
 
     rank: int
+    node: str = ""
     device: str = "cpu"
     total_s: float = 0.0
     compute_s: float = 0.0
@@ -112,6 +114,7 @@ def rank_times(profile: RankProfile, waits: Waits, window: Window | None = None)
         spent[sample.spent] += sample.seconds
     times = RankTimes(
         rank=profile.rank,
+        node=profile.node,
         device=profile.device,
         total_s=sum(spent.values()),
         compute_s=spent[Spent.COMPUTE],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +113,7 @@ def profile_of(
         code: The names of files.
         restarts: How often the ranks were restarted; only the last attempt is measured.
     """
-    found = summarize(profiles, nproc, code, _processors())
+    found = summarize(profiles, nproc, code)
     if found is None or not restarts:
         return found
     note = f"only the time since the {'last ' if restarts > 1 else ''}restart is measured"
@@ -142,10 +141,3 @@ def write_trace(path: Path, profiles: Sequence[RankProfile], code: Code, title: 
     except OSError as error:
         return f"the trace could not be written to {path}: {error.strerror or error}"
     return f"trace: {path} (open it at https://ui.perfetto.dev)"
-
-
-def _processors() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -6,6 +6,7 @@ It exists only while a cell with `--profile` or `--trace` runs.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +25,19 @@ _STOP_S = 5.0  # to wait for the thread, which may be writing to a slow disk
 
 
 @contextlib.contextmanager
-def profiled(path: Path | None, rank: int, device: str) -> Iterator[None]:
+def profiled(path: Path | None, rank: int, device: str, node: str = "") -> Iterator[None]:
     """Measure what the main thread does here.
 
     Args:
         path: The file to write; None for no profile.
         rank: Which rank.
         device: `cpu`, or the name of its GPU.
+        node: Name of its node; empty on the kernel's own machine.
     """
     if path is None:
         yield
         return
-    profiler = Profiler(path, rank, device)
+    profiler = Profiler(path, rank, device, node)
     profiler.start()
     try:
         yield
@@ -50,10 +52,14 @@ class Profiler:
         path: The file to write.
         rank: Which rank.
         device: `cpu`, or the name of its GPU.
+        node: Name of its node; empty on the kernel's own machine.
     """
 
-    def __init__(self, path: Path, rank: int, device: str) -> None:
-        self._writer = ProfileWriter(path, rank, device, now(), torch.get_num_threads())
+    def __init__(self, path: Path, rank: int, device: str, node: str) -> None:
+        threads, processors = torch.get_num_threads(), len(os.sched_getaffinity(0))
+        self._writer = ProfileWriter(
+            path, rank, device, now(), threads=threads, node=node, processors=processors
+        )
         self._sampler = Sampler(self._writer, on_gpu=device != "cpu")
         self._steps = Steps()
         self._running = threading.Lock()  # an Event takes the interpreter lock more often

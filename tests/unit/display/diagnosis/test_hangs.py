@@ -427,3 +427,13 @@ def test_a_collective_of_a_thread_has_the_line_of_the_thread() -> None:
     waits.collectives = replace(waits.collectives, time=NOW - 60)
     (sentence,) = explain([waits, _rank(1, BEHIND, line=40), _rank(2, BEHIND, line=40)], NOW)
     assert sentence.startswith("rank 0 waits in all_reduce #2 (line 9, in Thread.join) for 24 s")
+
+
+def test_nodes_are_named() -> None:
+    """That of the rank for which the others wait, if there are several."""
+    waiting = [_rank(r, _group(_op(4)), node="n1") for r in (0, 1)]
+    absent = _rank(2, _group(*_done(_op(3))), line=9, node="n2")
+    (sentence,) = explain([*waiting, absent], NOW)
+    assert "ranks 0, 1 wait in all_reduce" in sentence
+    assert "rank 2 on n2 has" in sentence
+    assert reasons([*waiting, absent], [sentence]) == [sentence]

@@ -66,6 +66,8 @@ def made(
 
 def summary(*profiles: RankProfile, processors: int = 2) -> Profile:
     """Their summary."""
-    found = summarize(profiles, len(profiles), CODE, processors)
+    for profile in profiles:
+        profile.processors = processors
+    found = summarize(profiles, len(profiles), CODE)
     assert found is not None
     return found

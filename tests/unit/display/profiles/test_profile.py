@@ -75,7 +75,7 @@ def test_what_is_not_known_is_said() -> None:
     dead = made(1, [(COMPUTE, 1.0)], complete=False)
     short = made(2, [], ended=BEGAN + 0.004)
     profiles = [made(0, [(COMPUTE, 1.0)]), dead, short]
-    found = summarize(profiles, 4, CODE, 2)
+    found = summarize(profiles, 4, CODE)
     assert found is not None
     assert found.notes == (
         "no profile of rank 3: it wrote none, or had not begun its cell",
@@ -105,7 +105,7 @@ def test_collectives_on_gpus_are_measured_by_their_shortest() -> None:
 
 
 def test_there_is_no_profile_without_samples() -> None:
-    assert summarize([made(0, [])], 1, CODE, 2) is None
+    assert summarize([made(0, [])], 1, CODE) is None
 
 
 def test_the_figure_is_a_png_and_leaves_pyplot_alone() -> None:
@@ -115,3 +115,12 @@ def test_the_figure_is_a_png_and_leaves_pyplot_alone() -> None:
     assert png is not None
     assert png.startswith(b"\x89PNG")
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_several_nodes() -> None:
+    """Each rank's node is named, and their processors are added up."""
+    ranks = [made(rank, [(LOAD, 4.0), (COMPUTE, 1.0)], node=f"n{rank // 2}") for rank in range(4)]
+    text = summary(*ranks, processors=8).text
+    assert "rank  node  total" in text
+    assert re.search(r"^ *3 +n1 +5.0 s", text, re.MULTILINE), text
+    assert "16 processors for 4 ranks" in text
