@@ -18,6 +18,10 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 
+# Escape sequences and other characters that a line of ours is not to have: it is no terminal.
+_CONTROLS = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()*+].)?|[\x00-\x08\x0e-\x1f\x7f]"
+)
 _NCCL_REASON = "Last error:"  # the line below it says what NCCL found
 
 _HINTS = {
@@ -131,7 +135,7 @@ def headline(text: str) -> str:
 
     That is the first line; in an error of NCCL, the line below "Last error:".
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in _CONTROLS.sub("", text).splitlines() if line.strip()]
     if _NCCL_REASON in lines[:-1]:
         return lines[lines.index(_NCCL_REASON) + 1]
     return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""

@@ -54,3 +54,13 @@ def test_every_end_has_words() -> None:
     text = diagnose.describe(Failure(rank=2, time=0.0, code=1, finished=said))
     assert text == "rank 2 ended by sys.exit with code 1: no data"
     assert diagnose.describe(_raised(1, 0.0, "x")) == "rank 1 raised RuntimeError at line 3: x"
+
+
+def test_a_headline_is_one_line_without_escape_sequences() -> None:
+    """The closing line is no terminal: colors and links would be shown as they are."""
+    link = "\x1b]8;;https://x.org\x1b\\here\x1b]8;;\x1b\\"
+    assert diagnose.headline(f"\n \x1b[1;31mno\x1b[0m room\x00\x08, see {link}\x1b[K\nmore\n") == (
+        "no room, see here ..."
+    )
+    assert diagnose.headline("a\tb \u65e5") == "a\tb \u65e5"
+    assert diagnose.headline("\x1b[31m\n") == ""
