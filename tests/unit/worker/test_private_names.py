@@ -206,6 +206,12 @@ def test_what_the_shell_overrides() -> None:
         (DisplayHook, "write_format_data", ["format_dict", "md_dict"]),
         (DisplayHook, "finish_displayhook", []),
         (InteractiveShell, "init_prompts", []),
+        (
+            InteractiveShell,
+            "showtraceback",
+            ["exc_tuple", "filename", "tb_offset", "exception_only", "running_compiled_code"],
+        ),
+        (InteractiveShell, "showsyntaxerror", ["filename", "running_compiled_code"]),
         (InteractiveShell, "atexit_operations", []),
     ]:
         assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *arguments]
