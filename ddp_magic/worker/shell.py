@@ -147,12 +147,12 @@ class CellCompiler(CachingCompiler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cell_file = ""
+        self._cell_file = self._source = ""
         self._numbers: dict[str, int | None] = {}
 
-    def start_cell(self, command: RunCell) -> None:
-        """Compile under this cell's name from now on."""
-        self._cell_file = command.name
+    def start_cell(self, command: RunCell, source: str) -> None:
+        """Compile this text under this cell's name."""
+        self._cell_file, self._source = command.name, source
         self.add_cell(command.name, command.execution_count)
 
     def add_cell(self, file: str, number: int | None) -> None:
@@ -172,8 +172,9 @@ class CellCompiler(CachingCompiler):
         return {file: " ".join(self.format_code_name(file) or ()) for file in self._numbers}
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Name the code by the cell's file."""
-        del raw_code, transformed_code, number
+        """Name the cell's code by its file; that of a cell within it has a name of its own."""
+        if raw_code != self._source:
+            return str(super().get_code_name(raw_code, transformed_code, number))
         return self._cell_file
 
     def format_code_name(self, name: str) -> tuple[str, str] | None:
@@ -210,7 +211,7 @@ class CellShell(InteractiveShell):
             source = file.read()
         self._follow_notebook(command.shell)
         self.user_module.__file__ = command.name
-        self.compile.start_cell(command)
+        self.compile.start_cell(command, source)
         self.displayhook.source = self._source = source
         self.display_pub.begin_cell()
         self.execution_count = command.execution_count or 1

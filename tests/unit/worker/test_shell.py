@@ -46,13 +46,16 @@ def test_a_warning_of_the_compiler_is_shown_once() -> None:
 def test_cells_go_by_their_numbers_in_tracebacks() -> None:
     """One without a number by its file, which is not taken for In[1]; other files by themselves."""
     compiler = CellCompiler()
-    compiler.start_cell(RunCell(path="/run/a.py", execution_count=5))
+    compiler.start_cell(RunCell(path="/run/a.py", execution_count=5), "a = 1")
     compiler.add_cell("/tmp/ipykernel_1/2.py", 3)
-    assert compiler.get_code_name("", "", 1) == "/run/a.py"
+    assert compiler.get_code_name("a = 1", "a = 1", 5) == "/run/a.py"
+    within = compiler.get_code_name("c = 1", "c = 1", 5)
+    assert within != "/run/a.py"
+    assert compiler.format_code_name(within) is None
     assert compiler.format_code_name("/run/a.py") == ("Cell", "In[5]")
     assert compiler.format_code_name("/tmp/ipykernel_1/2.py") == ("Cell", "In[3]")
-    compiler.start_cell(RunCell(path="/run/b.py"))
-    assert compiler.get_code_name("", "", 1) == "/run/b.py"
+    compiler.start_cell(RunCell(path="/run/b.py"), "b = 1")
+    assert compiler.get_code_name("b = 1", "b = 1", 6) == "/run/b.py"
     assert compiler.format_code_name("/run/b.py") == ("Cell", '"b.py"')
     assert compiler.format_code_name("/lib/torch/x.py") is None
     assert compiler.numbered_cells() == [("/run/a.py", 5), ("/tmp/ipykernel_1/2.py", 3)]
@@ -144,3 +147,26 @@ show("b", "five", True)
     assert shown.split("\n")[:-1] == [
         "one a False", "two a True", "three a False", "four a True", "five b True"
     ]  # fmt: skip
+
+
+def test_a_cell_within_a_cell_has_a_text_of_its_own(tmp_path: Path) -> None:
+    """Also that of a script of `%run`: tracebacks show the lines of the cell that is run."""
+    cell = tmp_path / "cell.py"
+    cell.write_text("""
+get_ipython().run_cell("def within(): return 1")
+def outer():
+    raise OSError
+import inspect
+print(inspect.getsource(within), inspect.getsource(outer))
+outer()
+""")
+    text = _in_a_rank(f"""
+from ddp_magic.wire.messages import RunCell
+run = shell.start_shell(None, {{}})
+error = run.run_file(RunCell(path={str(cell)!r}, execution_count=5))
+print("\\n".join(run.format_error(error, error.__traceback__)))
+""")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert text.startswith("def within(): return 1\n def outer():\n    raise OSError\n")
+    assert "----> 7 outer()" in text
+    assert "----> 4     raise OSError" in text
