@@ -85,7 +85,7 @@ def test_a_handler_of_the_users_for_the_signal_that_asks_for_stacks_is_reported(
 
 def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
     """While the main thread waits for the thread."""
-    heartbeats, channel = _thread(Activity(Phase.RUNNING, 1, {"/run/cell.py": ""}))
+    heartbeats, _ = _thread(Activity(Phase.RUNNING, 1, {"/run/cell.py": ""}))
     begun, release = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -97,11 +97,13 @@ def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
     exec(compile("def recv(tensor, src):\n    wait()", torchs, "exec"), names)
     exec(compile("\n\ndef get():\n    recv(None, src=1)", "/run/cell.py", "exec"), names)
 
+    sent: list[Collectives] = []
+
     def report() -> None:
         began = time.monotonic()
         while not thread_waited_for() and within(time.monotonic() - began, HANG_S):
             time.sleep(0.01)
-        heartbeats.report_cell()
+        sent.append(heartbeats.collectives_of_cell())
         release.set()
 
     thread = threading.Thread(target=names["get"])
@@ -109,8 +111,8 @@ def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
     assert begun.wait(HANG_S)
     threading.Thread(target=report).start()
     thread.join(HANG_S)  # the main thread is here
-    (sent,) = channel.sent
-    assert (sent.thread, sent.transfers) == ("line 4", (Transfer(kind="recv", peer=1),))
+    (collectives,) = sent
+    assert (collectives.thread, collectives.transfers) == ("line 4", (Transfer(kind="recv", peer=1),))
 
 
 def test_for_how_long_a_collective_has_not_completed() -> None:
