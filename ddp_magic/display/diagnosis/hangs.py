@@ -84,7 +84,7 @@ def explain(
             sentences += filter(None, [_missing(group, waits, known)])
     in_collectives = {rank for group in known.groups for rank in group.pending}
     sentences += unrecorded_waits(ranks, wait_s, in_collectives, known.whereabouts)
-    return known.on_nodes(dict.fromkeys(sentences))
+    return known.on_nodes(sentences)
 
 
 def mismatches(ranks: Sequence[Rank]) -> list[str]:
@@ -95,7 +95,7 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     """
     known = _Known(ranks, 0.0, {})
     found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
-    return known.on_nodes(dict.fromkeys(filter(None, found)))
+    return known.on_nodes(sentence for sentence in found if sentence)
 
 
 def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
@@ -109,7 +109,7 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
     aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
-    return known.on_nodes(dict.fromkeys(different) or met or list(waits) or mismatches(ranks))
+    return known.on_nodes(different or met or list(waits) or mismatches(ranks))
 
 
 class _Group:
@@ -260,9 +260,9 @@ class _Known:
         self.mixed_up = mixed_up_groups(ranks)
 
     def on_nodes(self, sentences: Iterable[str]) -> list[str]:
-        """Return sentences that say on which nodes ranks are, if there are several."""
+        """Return sentences, each once, that say on which nodes ranks are, if there are several."""
         nodes = {rank.rank: rank.node for rank in self.ranks}
-        return [on_nodes(sentence, nodes) for sentence in sentences]
+        return list(dict.fromkeys(on_nodes(sentence, nodes) for sentence in sentences))
 
     def where(self, rank: int, operation: Operation | None = None) -> str:
         """Return ` (line 12, in backward)`, where a rank is; empty if that is not known.
