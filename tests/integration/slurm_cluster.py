@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -227,3 +228,12 @@ class SlurmCluster:
                 continue
         self._network.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+if __name__ == "__main__":  # runs a command as on the login node of a cluster
+    _cluster = SlurmCluster()
+    try:
+        _env = {**os.environ, **_cluster.env}
+        sys.exit(subprocess.run(sys.argv[1:], env=_env, check=False).returncode)
+    finally:
+        _cluster.stop()

@@ -14,12 +14,16 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from tests.integration.kernel import plain
+from tests.integration.slurm_cluster import SlurmCluster
 from tests.limits import LONG_S
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-def execute(name: str, folder: Path, *replaced: tuple[str, str]) -> NotebookNode:
+def execute(
+    name: str, folder: Path, *replaced: tuple[str, str], env: dict[str, str] | None = None
+) -> NotebookNode:
     """Run a copy of a notebook; return it with its outputs.
 
     One thread for arithmetic: two beside another test's would wait for each other.
@@ -28,6 +32,7 @@ def execute(name: str, folder: Path, *replaced: tuple[str, str]) -> NotebookNode
         name: Its file.
         folder: Where it runs.
         replaced: Parts of its text, and what stands there in the copy.
+        env: Variables of its kernel beside this process's own.
     """
     text = (NOTEBOOKS / name).read_text(encoding="utf-8")
     for old, new in replaced:
@@ -36,7 +41,7 @@ def execute(name: str, folder: Path, *replaced: tuple[str, str]) -> NotebookNode
     notebook = nbformat.reads(text, as_version=4)
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=2 * LONG_S, resources=place)
-    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
     return notebook
 
 
@@ -178,3 +183,30 @@ def test_committed_outputs_are_of_this_source(name: str) -> None:
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
     assert any(said_by(cell) for cell in notebook.cells if cell.get("outputs"))
+
+
+SLURM_SAYS = (
+    "n1 4 idle", "local rank 1 of 4 on n2: 1111", "weight [1.0, 2.0, 3.0]",
+    "rank 3 on n2 raised ValueError at line 3: a broken file",
+    "rank 2 on n2 has not joined: it is at line 5, in time.sleep", "[ranks 0-3] from step 4",
+    "restart 1 of 2", "103", "session lab (4 ranks) ended",
+)  # fmt: skip
+
+
+def test_what_the_notebook_of_slurm_shows() -> None:
+    """As it was committed."""
+    notebook = nbformat.read(NOTEBOOKS / "slurm.ipynb", as_version=4)
+    assert [words for words in SLURM_SAYS if words not in _all_said(notebook)] == []
+
+
+@pytest.mark.slow
+def test_slurm(tmp_path: Path, slurm: SlurmCluster) -> None:
+    """On a cluster of the tests it says the same."""
+    notebook = execute("slurm.ipynb", tmp_path, env=slurm.env)
+    assert [words for words in SLURM_SAYS if words not in _all_said(notebook)] == []
+
+
+def _all_said(notebook: NotebookNode) -> str:
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    texts = [out.get("text") or out.get("data", {}).get("text/plain", "") for out in outputs]
+    return plain("\n".join(texts))
