@@ -112,7 +112,10 @@ def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
     threading.Thread(target=report).start()
     thread.join(HANG_S)  # the main thread is here
     (collectives,) = sent
-    assert (collectives.thread, collectives.transfers) == ("line 4", (Transfer(kind="recv", peer=1),))
+    assert (collectives.thread, collectives.transfers) == (
+        "line 4",
+        (Transfer(kind="recv", peer=1),),
+    )
 
 
 def test_for_how_long_a_collective_has_not_completed() -> None:
