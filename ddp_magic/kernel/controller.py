@@ -238,15 +238,31 @@ class Controller:
             ValueError: There is no such run.
         """
         if run_id is None:
-            shown = [
-                r for r in self.background.going_on_anywhere() if r.is_ours or r.background.detached
-            ]
-            return self.answers.status([run.status() for run in shown])
+            return self.answers.status([run.status() for run in self._shown_background()])
         if (run := self.runs.find(run_id)) is not None:
             return Status([run])
         if (found := self.background.find_any(run_id)) is None:
             raise ValueError(f"unknown run {run_id!r}: %ddp_status without it lists the runs")
         return Status([], background=[found.status()])
+
+    def _shown_background(self) -> list[BackgroundRun]:
+        runs = self.background.going_on_anywhere()
+        return [run for run in runs if run.is_ours or run.background.detached]
+
+    def stacks(self, run_id: str | None = None) -> str:
+        """Return the stacks of the ranks of all runs that go on, or of one.
+
+        Raises:
+            ValueError: There is no such run.
+        """
+        if run_id is None:
+            background = [run.stacks() for run in self._shown_background()]
+            own = any(run.ended is None for run in self.runs)
+            here = [self.answers.answer(["stacks"])] if own or not background else []
+            return "\n\n".join([*here, *background])
+        if self.runs.find(run_id) is None and (found := self.background.find_any(run_id)):
+            return found.stacks()
+        return self.answers.answer(["stacks", run_id])
 
     def stoppable(self) -> list[str]:
         """Return what `%ddp_stop` can end: names of sessions, ids of background runs."""

@@ -61,7 +61,8 @@ class LineMagics(OurMagics):
             print(STATUS_HELP)  # noqa: T201 -- the answer
             return None
         if args.stacks:
-            print(self._answer(["stacks", *filter(None, [args.run])]))  # noqa: T201 -- the answer
+            with usage_errors("%ddp_status"):
+                print(self.controller.stacks(args.run))  # noqa: T201 -- the answer
             return None
         with usage_errors("%ddp_status"):
             return self.controller.status(args.run)
@@ -126,10 +127,6 @@ class LineMagics(OurMagics):
             raise error
         print("\n".join(error._render_traceback_()))  # noqa: T201 -- IPython's own name
         return run
-
-    def _answer(self, words: list[str]) -> str:
-        with usage_errors("%ddp_status"):
-            return self.controller.answers.answer(words)
 
     @line_magic
     @documented(STOP_HELP)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.memberships import mixed_up_groups
-from ddp_magic.display.diagnosis.operations import describe, short, signature
+from ddp_magic.display.diagnosis.operations import describe, differ, short
 from ddp_magic.display.diagnosis.unrecorded import (
     awaited,
     different_roots,
@@ -146,7 +146,7 @@ class _Group:
                 if not operation.point_to_point:
                     calls[operation.number][rank] = operation
         for number, by_rank in sorted(calls.items()):
-            if len({signature(operation) for operation in by_rank.values()}) > 1:
+            if differ(by_rank.values()):
                 return self._differ(number, by_rank, known)
         return None
 

@@ -44,10 +44,31 @@ def of_tensors(dtypes: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> str:
     return f" of {', '.join(tensors[:_MAX_TENSORS])}{more}" if tensors else ""
 
 
-def signature(operation: Operation) -> tuple[object, ...]:
+def differ(operations: Iterable[Operation]) -> bool:
+    """Return whether what ranks called as one collective is not the same.
+
+    A tensor may be flat, or have dimensions of size 1, on some ranks only: elements are counted.
+    """
+    operations = list(operations)
+    if len({_signature(operation) for operation in operations}) > 1:
+        return True
+    tensors = zip(*map(_same_tensors, operations), strict=True)
+    return any(len({s for s in map(_squeezed, t) if len(s) > 1}) > 1 for t in tensors)
+
+
+def _signature(operation: Operation) -> tuple[object, ...]:
     """Return what must be the same on all ranks."""
+    sizes = tuple(map(math.prod, _same_tensors(operation)))
+    dtypes = operation.dtypes if operation.name in _SAME_INPUTS else ()
+    return operation.name, dtypes, sizes
+
+
+def _same_tensors(operation: Operation) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of the tensors that must be the same on all ranks."""
     if operation.name in _SAME_INPUTS:
-        return (operation.name, operation.dtypes, tuple(map(math.prod, operation.inputs)))
-    if operation.name in _SAME_OUTPUTS:
-        return (operation.name, tuple(map(math.prod, operation.outputs)))
-    return (operation.name,)
+        return operation.inputs
+    return operation.outputs if operation.name in _SAME_OUTPUTS else ()
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)

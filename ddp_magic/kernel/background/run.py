@@ -287,6 +287,13 @@ class BackgroundRun:
         except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
             return self.title
 
+    def stacks(self) -> str:
+        """Return the stacks of its ranks; or a line that says why there are none."""
+        try:
+            return self._host.ask(["stacks", self.id])
+        except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
+            return self.title
+
     # --- ended --------------------------------------------------------------------------------
 
     def stop(self) -> str:

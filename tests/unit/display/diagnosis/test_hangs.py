@@ -230,6 +230,16 @@ def test_wrong_numbers_are_told_at_the_end(other: Operation, said: str) -> None:
     assert "What it returned is wrong" in sentence
 
 
+@pytest.mark.parametrize("name", ["all_reduce", "broadcast", "all_gather", "reduce_scatter"])
+def test_shapes_of_the_same_size_differ(name: str) -> None:
+    """Each element meets another one than on the other ranks."""
+    shapes = [(2, 3), (3, 2), (6,)]
+    ranks = [_rank(n, _group(*_done(_op(1, name, inputs=(s,))))) for n, s in enumerate(shapes)]
+    (sentence,) = mismatches(ranks)
+    assert f"rank 1 called {name} of float32 [3, 2]" in sentence
+    assert "What it returned is wrong" in sentence
+
+
 def test_a_collective_of_a_rank_that_has_finished_has_returned() -> None:
     """gloo notes its completion a moment after the rank has gone on."""
     last = _op(1), _op(1, dtypes=("Int",))
@@ -244,6 +254,8 @@ def test_a_collective_of_a_rank_that_has_finished_has_returned() -> None:
     "operations",
     [
         [_op(1, inputs=((2, 3),)), _op(1, inputs=((6,),))],  # gloo and NCCL count elements
+        [_op(1, inputs=((),)), _op(1, inputs=((1, 1),))],
+        [_op(1, inputs=((2, 3),)), _op(1, inputs=((1, 2, 3),))],
         [_op(1, "gather", outputs=((3,), (3,))), _op(1, "gather")],
         [
             _op(1, "scatter", inputs=((3,),), outputs=((3,),)),

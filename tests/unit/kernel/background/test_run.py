@@ -157,6 +157,7 @@ def test_before_its_journal_begins_a_run_is_pending(root: Path) -> None:
     run = BackgroundRun(RunDirectory(root / "0101-000000-7-1"), Background(), process=process)
     assert (run.state, run.outcome, run.is_over()) == (State.PENDING, "starting", False)
     assert run.status().endswith("starting")
+    assert run.stacks().endswith("starting")
     process.communicate(b"\n")
     assert run.is_over()
 
