@@ -47,6 +47,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m tests.benchmarks.start --plot tests/benchmarks/start.png
 	.venv-bench/bin/python -m tests.benchmarks.values
 	.venv-bench/bin/python -m tests.benchmarks.nodes
+	.venv-bench/bin/python -m tests.benchmarks.many_nodes
 	.venv-bench/bin/python -m tests.benchmarks.sam
 
 # Random faults in real kernels, ten minutes on two idle cores. A fault is the same for a seed and a
