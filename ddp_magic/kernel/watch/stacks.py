@@ -62,11 +62,13 @@ class Stacks:
         """
         written = []
         for rank in ranks:
-            number, size = rank.rank, self._size(rank.rank)
+            number = rank.rank
             can_tell = rank.busy and rank.ran and not rank.killed and not rank.takes_usr1
             if not can_tell or rank.silent_s(time.time()) < max(silent_s, SILENT_S):
                 self._silent.pop(number, None)
-            elif number not in self._silent:
+                continue
+            size = self._size(number)  # of the few that are silent: it asks the file system
+            if number not in self._silent:
                 self._silent[number] = size
                 dump(number)
             elif (before := self._silent[number]) is not None and size > before:
