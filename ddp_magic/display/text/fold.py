@@ -8,6 +8,7 @@ The order of each rank's output is kept.
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections import Counter, OrderedDict, deque
@@ -127,25 +128,34 @@ class Fold(Generic[Other]):
             now: Time, in seconds.
             final: Whether nothing is to wait any longer.
         """
+        now = math.inf if final else now
         released: list[tuple[tuple[int, ...], str | Other]] = []
         alone: set[str] = set()  # kinds of lines that turned out to be of single ranks
-        while (rank := self._next(math.inf if final else now, alone)) is not None:
+        ready = self._ready(now, alone)
+        while ready:
+            _, rank = heapq.heappop(ready)
             head = self._queues[rank][0]
             line = head.line
-            if line is None or not self._is_common(line):
-                alone |= {head.kind} if line is not None else set()
-                released.append(((rank,), self._take_alone(rank)))
+            if line is not None and self._is_common(line):
+                for other, queue in self._queues.items():
+                    while queue[0].line != line:
+                        released.append(((other,), self._take_alone(other)))
+                    self._pop(other)
+                self._learn(head.kind, is_common=True)
+                released.append((self._everyone, line))
+                ready = self._ready(now, alone)
                 continue
-            for other, queue in self._queues.items():
-                while queue[0].line != line:
-                    released.append(((other,), self._take_alone(other)))
-                self._pop(other)
-            self._learn(head.kind, is_common=True)
-            released.append((self._everyone, line))
+            is_new = line is not None and head.kind not in alone
+            alone |= {head.kind} if is_new else set()
+            released.append(((rank,), self._take_alone(rank)))
+            if is_new or not ready:
+                ready = self._ready(now, alone)
+            elif self._queues[rank] and self._is_ready(self._queues[rank][0], now, alone):
+                heapq.heappush(ready, (self._queues[rank][0].number, rank))
         return released
 
-    def _next(self, now: float, alone: set[str]) -> int | None:
-        """Return the rank whose first entry is the next one to show; None if all have to wait.
+    def _ready(self, now: float, alone: set[str]) -> list[tuple[int, int]]:
+        """Return the ranks whose first entry is to be shown, as a heap by its number.
 
         Args:
             now: Time, in seconds.
@@ -156,11 +166,15 @@ class Fold(Generic[Other]):
         ready = [
             (head.number, rank)
             for rank, head in heads.items()
-            if head.until <= now
-            or differ
-            or (head.line is not None and (head.kind in alone or self._is_common(head.line)))
+            if differ or self._is_ready(head, now, alone)
         ]
-        return min(ready)[1] if ready else None
+        heapq.heapify(ready)
+        return ready
+
+    def _is_ready(self, head: _Entry[Other], now: float, alone: set[str]) -> bool:
+        return head.until <= now or (
+            head.line is not None and (head.kind in alone or self._is_common(head.line))
+        )
 
     @staticmethod
     def _correspond(heads: Iterable[_Entry[Other]]) -> bool:
