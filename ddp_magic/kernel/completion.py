@@ -111,7 +111,7 @@ class Completion:
     def __init__(self, shell: InteractiveShell, controller: Controller) -> None:
         self._matchers: list[Any] = shell.Completer.custom_matchers
         sources: dict[str, Source] = {
-            "session": controller.stoppable,
+            "session": controller.asked.stoppable,
             "run": lambda: [run.id for run in (*controller.background, *controller.runs)],
             "name": controller.notebook.visible,
         }

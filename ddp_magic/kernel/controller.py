@@ -11,12 +11,12 @@ from ddp_magic.display.diagnosis.hangs import HANG_S
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.record import Screen
-from ddp_magic.display.status import Status
 from ddp_magic.engines import Engine
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.answers import Answers
+from ddp_magic.kernel.asked import Asked
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.cell import Cell
@@ -52,10 +52,11 @@ class Controller:
         self.hang_s = HANG_S
         self.past = PastRuns(self._own_ids, roots=() if serves_one else None)
         self.background = BackgroundRuns(self.past)
-        self.answers = Answers(
+        answers = Answers(
             self.runs, self.sessions, self._forkserver_status, self.past, self.background.ended
         )
-        self._control = ControlServer(self.answers.answer, is_host=serves_one)
+        self.asked = Asked(answers, self.runs, self.sessions, self.background, self.past)
+        self._control = ControlServer(answers.answer, is_host=serves_one)
 
     def _own_ids(self) -> list[str]:
         return [run.id for run in (*self.runs, *self.background)]
@@ -228,86 +229,6 @@ class Controller:
         from ddp_magic.engines.remote import Remote
 
         return Remote(options.engine, options.engine_args)
-
-    # --- background runs ----------------------------------------------------------------------
-
-    def status(self, run_id: str | None = None) -> Status:
-        """Return the status of everything, or of one run.
-
-        Raises:
-            ValueError: There is no such run.
-        """
-        if run_id is None:
-            return self.answers.status([run.status() for run in self._shown_background()])
-        if (run := self.runs.find(run_id)) is not None:
-            return Status([run])
-        if (found := self.background.find_any(run_id)) is None:
-            raise ValueError(f"unknown run {run_id!r}: %ddp_status without it lists the runs")
-        return Status([], background=[found.status()])
-
-    def _shown_background(self) -> list[BackgroundRun]:
-        runs = self.background.going_on_anywhere()
-        return [run for run in runs if run.is_ours or run.background.detached]
-
-    def stacks(self, run_id: str | None = None) -> str:
-        """Return the stacks of the ranks of all runs that go on, or of one.
-
-        Raises:
-            ValueError: There is no such run.
-        """
-        if run_id is None:
-            background = [run.stacks() for run in self._shown_background()]
-            own = any(run.ended is None for run in self.runs)
-            here = [self.answers.answer(["stacks"])] if own or not background else []
-            return "\n\n".join([*here, *background])
-        if self.runs.find(run_id) is None and (found := self.background.find_any(run_id)):
-            return found.stacks()
-        return self.answers.answer(["stacks", run_id])
-
-    def stoppable(self) -> list[str]:
-        """Return what `%ddp_stop` can end: names of sessions, ids of background runs."""
-        return [
-            *(session.name for session in self.sessions),
-            *(run.id for run in self.background.going_on_anywhere()),
-        ]
-
-    def stop(self, name: str | None) -> str:
-        """End a session or a run; return a message for the user.
-
-        Args:
-            name: Name of a session, or the end of a run's id; None for the only background run.
-
-        Raises:
-            ValueError: There is none, or there are several.
-        """
-        sessions = [session.name for session in self.sessions]
-        going_on = self.background.going_on()
-        own = [*sessions, *(run.id for run in going_on)]
-        others = [each for each in self.stoppable() if each not in own]
-        running = [f"running: {', '.join(own)}"] if own else []
-        running += [f"of other notebooks: {', '.join(others)}"] if others else []
-        there = "; ".join(running) or "nothing is running"
-        if name is None:
-            if len(going_on) == 1 and not sessions:
-                return going_on[0].stop()
-            if not running:
-                raise ValueError("there is no session and no background run")
-            which = "give its name or id" + (", or --all" if own else "")
-            raise ValueError(f"missing session or run: {which} ({there})")
-        if name not in sessions and not self.runs.find(name):
-            self.past.wait_for_start(name)
-            if (run := self.background.find_any(name)) is not None:
-                return run.stop()
-        try:
-            return self.answers.answer(["stop", name])
-        except LaunchError as error:
-            raise ValueError(str(error)) from error
-        except ValueError as error:
-            raise ValueError(f"{error} ({there})") from error
-
-    def stop_all(self) -> list[str]:
-        """End all sessions and background runs of this notebook; return messages for the user."""
-        return [*self.sessions.end_all(), *(run.stop() for run in self.background.going_on())]
 
     def close(self) -> None:
         """End the sessions, the background runs of this process and the forkserver."""

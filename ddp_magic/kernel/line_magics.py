@@ -62,10 +62,10 @@ class LineMagics(OurMagics):
             return None
         if args.stacks:
             with usage_errors("%ddp_status"):
-                print(self.controller.stacks(args.run))  # noqa: T201 -- the answer
+                print(self.controller.asked.stacks(args.run))  # noqa: T201 -- the answer
             return None
         with usage_errors("%ddp_status"):
-            return self.controller.status(args.run)
+            return self.controller.asked.status(args.run)
 
     @line_magic
     @documented(SHOW_HELP)
@@ -143,9 +143,11 @@ class LineMagics(OurMagics):
             usage_errors("%ddp_stop"),
         ):
             if args.all:
-                ended = self.controller.stop_all() or ["there is no session and no background run"]
+                ended = self.controller.asked.stop_all() or [
+                    "there is no session and no background run"
+                ]
             else:
-                ended = [self.controller.stop(args.session)]
+                ended = [self.controller.asked.stop(args.session)]
             print("\n".join(ended))  # noqa: T201 -- the answer
 
     @line_cell_magic

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ddp_magic.wire.messages import RunCell
-from ddp_magic.worker.shell import CellCompiler
+from ddp_magic.worker.cell_compiler import CellCompiler
 
 
 def _in_a_rank(code: str) -> str:
