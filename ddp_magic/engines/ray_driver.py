@@ -31,6 +31,10 @@ END_S = 2.0  # for the relays to end, before Ray ends them
 class Node:
     """An actor: the streams of the relay on one node. It travels by value."""
 
+    def name(self) -> str:
+        """Return the name of this node."""
+        return os.uname().nodename
+
     def start(self, argv: Sequence[str], cwd: str, env: dict[str, str], own: Sequence[str]) -> None:
         """Start the relay.
 
@@ -163,6 +167,9 @@ class Driver:
             # It reads, writes and ends at the same time.
             options |= {"scheduling_strategy": place, "max_concurrency": 4}
             self._nodes.append(actor.options(**options).remote())
+        names = self._ray.get([node.name.remote() for node in self._nodes])
+        order = sorted(range(count), key=names.__getitem__)  # Ray's own is another in each run
+        self._nodes = [self._nodes[index] for index in order]
         argv = [*asked["agent"], NODE_VARIABLE]
         own = ["CUDA_VISIBLE_DEVICES"] if asked["num_gpus"] else []
         env, cwd = dict(os.environ), str(Path.cwd())
