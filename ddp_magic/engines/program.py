@@ -62,13 +62,14 @@ class Program:
         try:
             self._process.wait(CANCEL_S)
         except subprocess.TimeoutExpired:
-            self._give_up()
-            self._process.kill()
+            self._process.kill()  # then `wait` ends the job
 
     def wait(self) -> int:
         """Wait for its end; return its exit code."""
         code = self._process.wait()
         self._words.join(LAST_WORDS_S)
+        if code < 0:  # it was killed before it could end its job
+            self._end_job()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -85,5 +86,5 @@ class Program:
         """Take a line that it wrote to its stderr; return whether nobody else needs it."""
         return not text
 
-    def _give_up(self) -> None:
-        """End the job in another way, since the program does not end."""
+    def _end_job(self) -> None:
+        """End the job in another way: the program was killed."""

@@ -96,27 +96,53 @@ def command(
         words.append(f"--cpus-per-task={nproc}")  # else Slurm gives the ranks of a node one
     words += [*arguments, "-n", count, "-N", count, "--ntasks-per-node=1"]
     words += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
-    if inside or any(word.startswith("--jobid") for word in arguments):
+    if _is_step(arguments, inside=inside):
         words.append("--overlap")
     if shutil.which("setpriv"):  # it ends with the kernel, also while it is queued
         words = ["setpriv", "--pdeathsig", "TERM", *words]
     return [*words, *agent, NODE_VARIABLE]
 
 
+def _is_step(arguments: Sequence[str], *, inside: bool) -> bool:
+    return inside or any(word.startswith("--jobid") for word in arguments)
+
+
 class SlurmJob(Program):
-    """A running `srun`."""
+    """A running `srun`.
+
+    Args:
+        argv: Its command.
+        env: Its environment.
+        log: Is called with what it writes to its stderr.
+        is_step: Whether it is a step of a job that was there before.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: dict[str, str],
+        log: Callable[[bytes], None],
+        *,
+        is_step: bool = False,
+    ) -> None:
+        self._is_step = is_step
+        self._job = ""  # and its step, once that is known
+        super().__init__(argv, env, log)
 
     def running(self, job: str) -> None:
         """Note that an agent is up, in this job and step."""
+        self._job = job
         self.name = f"Slurm job {job}"
         self._waits_for = ""
 
-    def _give_up(self) -> None:
-        if self.name:
-            self._ask("scancel", self.name.rpartition(" ")[2])
+    def _end_job(self) -> None:
+        job = self._job if self._is_step else self._job.partition(".")[0]
+        if job:
+            self._ask("scancel", job)
 
     def _hear(self, text: str) -> bool:
         if queued := _QUEUED.search(text):
+            self._job = queued[1]
             self._waits_for = f"queued as Slurm job {queued[1]}"
             threading.Thread(target=self._watch_queue, args=(queued[1],), daemon=True).start()
         elif _GRANTED.search(text):
@@ -167,4 +193,5 @@ def launch(
     """
     inside = "SLURM_JOB_ID" in env or "SLURM_JOBID" in env
     argv = command(agent, nnodes, nproc, arguments, inside=inside)
-    return SlurmJob(argv, environment(env, inside=inside), log)
+    is_step = _is_step(arguments, inside=inside)
+    return SlurmJob(argv, environment(env, inside=inside), log, is_step=is_step)

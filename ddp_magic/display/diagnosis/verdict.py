@@ -251,7 +251,7 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
             return "left early: os._exit(0) in the cell"
         if rank.succeeded or rank.finished is not None:
             return "finished"
-        return f"had not started{where}"
+        return f"was lost{where}" if where else "had not started"  # with its node
     if rank.answered and failure.error is not None and failure.time > first.time:
         return f"was interrupted{where}"
     if failure.error is not None and failure.lost_its_peer:

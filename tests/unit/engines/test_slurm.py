@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
 from ddp_magic.engines import slurm
+from tests.limits import HANG_S
 
 
 def _command(*arguments: str, inside: bool = False) -> list[str]:
@@ -69,3 +74,28 @@ def test_arguments_that_are_ours(word: str) -> None:
 )
 def test_arguments_that_are_not(words: list[str]) -> None:
     assert slurm.problem_of(words) == ""
+
+
+@pytest.mark.parametrize(("is_step", "ended"), [(False, "15"), (True, "15.3")])
+def test_an_srun_that_is_killed_leaves_no_job(tmp_path: Path, is_step: bool, ended: str) -> None:
+    """Nor does it end one that was there before."""
+    scancel = tmp_path / "scancel"
+    scancel.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/ended\n")
+    scancel.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    job = slurm.SlurmJob(["sleep", str(2 * HANG_S)], env, lambda _line: None, is_step=is_step)
+    job.running("15.3")
+    os.kill(job._process.pid, signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    assert (tmp_path / "ended").read_text() == f"{ended}\n"
+
+
+def test_a_queued_job_ends_with_its_srun(tmp_path: Path) -> None:
+    scancel = tmp_path / "scancel"
+    scancel.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/ended\n")
+    scancel.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    srun = "echo srun: job 7 queued and waiting for resources >&2; kill -9 $$"
+    job = slurm.SlurmJob(["sh", "-c", srun], env, lambda _line: None)
+    job.wait()
+    assert (tmp_path / "ended").read_text() == "7\n"

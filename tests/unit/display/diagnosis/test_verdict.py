@@ -397,6 +397,9 @@ def test_a_peer_that_had_not_started() -> None:
     """It was still waited for."""
     found = _failed(Rank(rank=0), _rank(1, error(1)))
     assert found.details[-1] == "rank 0: had not started"
+    lost = Rank(rank=0)
+    lost.line = 6
+    assert _failed(lost, _rank(1, error(1))).details[-1] == "rank 0: was lost at line 6"
 
 
 def test_the_error_has_the_ranks_traceback() -> None:
