@@ -248,7 +248,7 @@ class Worker:
         raised = self._end_debugger(command, error)
         self._activity.phase = Phase.EXITING
         flush()
-        collectives = [self._heartbeats.collectives_of_cell()] if self._has_peers else []
+        collectives = [self._heartbeats.collectives_of_cell(error)] if self._has_peers else []
         code = self._reports.end(collectives, error or interrupted, shell.format_error, raised)
         self._reports.imports(self._newest_module)
         if self._settings.kept:

@@ -29,7 +29,8 @@ _WAITS = frozenset(
 # `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
 # this name has a Python function for it, and is called by its class: `Event.wait`.
 _WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
-_MEMBERS = " of ranks "  # in `new_group of ranks 0, 1`
+# `new_group of ranks 0, 1`, `init_process_group of world size 2`
+_MEMBERS, _SIZE = " of ranks ", " of world size "
 _LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
 _MAX_CLAUSES = 4
 
@@ -57,7 +58,7 @@ def unrecorded_waits(
         and not (explained and _is_recorded(rank))
     ]
     sentences = []
-    for tell in (_other_groups, _other_tags, _circle):
+    for tell in (_other_sizes, _other_groups, _other_tags, _circle):
         told, sentence = tell(waiting)
         waiting = [rank for rank in waiting if rank.rank not in told]
         sentences += [sentence] if sentence else []
@@ -72,6 +73,23 @@ def awaited(rank: Rank) -> str:
     if not _waits(rank) or not transfers(rank):
         return ""
     return _words(rank)
+
+
+def lost_partner(rank: Rank, ranks: Sequence[Rank]) -> str:
+    """Return how a send or a receive failed whose partner is gone; empty if it was none.
+
+    Args:
+        rank: That which lost its connection.
+        ranks: All of them.
+    """
+    found = transfers(rank)
+    peer = found[0].peer if len(found) == 1 else None
+    if peer is None or peer >= len(ranks) or not ranks[peer].succeeded:
+        return ""
+    how = "left early (os._exit(0) in the cell)" if ranks[peer].left_early else "finished"
+    place = f" ({rank.full_place})" if rank.full_place else ""
+    what = found[0].kind + _partner(found[0])
+    return f"rank {rank.rank} waited in {what}{place}, which has {how}"
 
 
 def transfers(rank: Rank) -> tuple[Transfer, ...]:
@@ -115,7 +133,7 @@ def is_recent(rank: Rank) -> bool:
 def _waits(rank: Rank) -> bool:
     if not rank.busy or rank.error is not None or rank.finished is not None:
         return False
-    call = rank.call.partition(_MEMBERS)[0]
+    call = rank.call.partition(" of ")[0]
     # A library may wait for them, as torch's pipelines do.
     return call in _WAITS or _WORK_WAIT.fullmatch(call) is not None or bool(transfers(rank))
 
@@ -159,6 +177,8 @@ def _wait(who: list[Rank], ranks: Sequence[Rank], whereabouts: Whereabouts) -> s
     if len(found) > 1:
         each = dict.fromkeys(transfer.kind + _partner(transfer) for transfer in found)
         head += f", for one of: {', '.join(list(each)[:_MAX_CLAUSES])}"
+    if found and who[0].call == "is_completed":
+        head += ": gloo completes it only in `wait()`"
     peers = {transfer.peer for transfer in found}
     others = [
         rank.rank
@@ -177,13 +197,36 @@ def _fate(text: str, who: list[int]) -> str:
     return f"{names(who)}: {text.replace('it ', 'each ', 1)}"
 
 
-def _other_groups(waiting: Sequence[Rank]) -> tuple[set[int], str]:
-    """Return the ranks that create different groups, and a sentence on them."""
+def _by_argument(waiting: Sequence[Rank], word: str) -> dict[str, list[Rank]]:
+    """Return the ranks that create a group, by what they say of it after this word."""
     same: dict[str, list[Rank]] = defaultdict(list)
     for rank in waiting:
-        call, found, members = rank.call.partition(_MEMBERS)
-        if found and call == "new_group":
-            same[members].append(rank)
+        _, found, argument = rank.call.partition(word)
+        if found:
+            same[argument].append(rank)
+    return same
+
+
+def _other_sizes(waiting: Sequence[Rank]) -> tuple[set[int], str]:
+    """Return the ranks that give different world sizes, and a sentence on them."""
+    same = _by_argument(waiting, _SIZE)
+    if len(same) < 2:
+        return set(), ""
+    clauses = [
+        f"{names(r.rank for r in who)} {'give' if len(who) > 1 else 'gives'} {size} "
+        f"({who[0].full_place})"
+        for size, who in same.items()
+    ]
+    told = {rank.rank for who in same.values() for rank in who}
+    return told, (
+        f"ranks give init_process_group different world sizes: {_listed(clauses)}. All must give "
+        "the number of ranks"
+    )
+
+
+def _other_groups(waiting: Sequence[Rank]) -> tuple[set[int], str]:
+    """Return the ranks that create different groups, and a sentence on them."""
+    same = _by_argument(waiting, _MEMBERS)
     if len(same) < 2:
         return set(), ""
     clauses = [

@@ -16,6 +16,7 @@ from pathlib import Path
 from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.diagnosis.diagnose import Failure
 from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
+from ddp_magic.display.diagnosis.unrecorded import lost_partner
 from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank import Rank, rank_names
 from ddp_magic.errors import (
@@ -196,9 +197,8 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
             message, rank=first.rank, code=code, details=[*stack, *others, *evidence.waits]
         )
     shown = f"{first.name} {diagnose.summarize_error(first.error)}"
-    if first.lost_its_peer and (gone := _gone(evidence.ranks)):
-        where = evidence.ranks[first.rank].where
-        message = shown = f"{gone}, and rank {first.rank} lost its connection{where}"
+    if first.lost_its_peer and (lost := _lost(evidence.ranks[first.rank], evidence.ranks)):
+        message = shown = lost
     hints = name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
     # A child of the rank has written its own traceback into the error's text.
@@ -214,6 +214,14 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         shown=shown,
         classes=first.error.classes,
     )
+
+
+def _lost(rank: Rank, ranks: Sequence[Rank]) -> str:
+    """Return how a rank lost those that left it without a failure; empty if none did."""
+    if found := lost_partner(rank, ranks):
+        return found
+    gone = _gone(ranks)
+    return f"{gone}, and rank {rank.rank} lost its connection{rank.where}" if gone else ""
 
 
 def _gone(ranks: Sequence[Rank]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import select
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic  # bound here: a cell may replace the module's
 from time import time as now
@@ -26,7 +27,13 @@ from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
 from ddp_magic.worker.watch.main_thread import MainThread, place_of
 from ddp_magic.worker.watch.other_threads import thread_waited_for
 from ddp_magic.worker.watch.stacks import takes_usr1
-from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers, transfers_of
+from ddp_magic.worker.watch.transfers import (
+    awaited_transfers,
+    failed_transfers,
+    polling_s,
+    remember_transfers,
+    transfers_of,
+)
 
 HEARTBEAT_S = 0.25
 STILL_S = 2.0  # a main thread that has been at one place for so long may be waiting
@@ -83,15 +90,23 @@ class HeartbeatThread:
             self._channel.send(self._collectives(self._recorder.groups(self._numbers)))
         return True
 
-    def collectives_of_cell(self) -> Collectives:
-        """Return what the process groups have done in the cell."""
+    def collectives_of_cell(self, error: BaseException | None = None) -> Collectives:
+        """Return what the process groups have done in the cell.
+
+        Args:
+            error: What ended the cell; None if it came to its end.
+        """
         numbers, before = self._recorder.numbers(), self._numbers
         # What was called costs 0.5 ms to read, the numbers next to nothing.
         used = numbers != before
         self._numbers = numbers
-        return self._collectives(
+        collectives = self._collectives(
             self._recorder.groups(before) if used else self._recorder.idle_groups(numbers)
         )
+        if error is None:
+            return collectives
+        # The last heartbeat may have seen the main thread in another one.
+        return replace(collectives, transfers=failed_transfers(error.__traceback__))
 
     def _collectives(self, groups: tuple[GroupRecord, ...]) -> Collectives:
         place, transfers, thread = self._main.place, awaited_transfers(), ""
@@ -119,21 +134,22 @@ class HeartbeatThread:
         if self._activity.phase is not Phase.RUNNING:
             return False
         stuck_s = self._stuck.look(numbers, monotonic())
-        return max(self._main.still_s, stuck_s) > STILL_S
+        return max(self._main.still_s, stuck_s, polling_s()) > STILL_S
 
     def _observe(self, numbers: Numbers) -> Heartbeat:
         self._main.look(self._activity.cell_labels, self._activity.other_cells)
         place = self._main.place
         by_key = self._recorder.by_key(numbers)
+        polling = polling_s()  # such a loop stands still, wherever in it the thread is
         return Heartbeat(
             rank=self._rank,
             time=now(),
             phase=self._activity.phase,
             line=place.line,
             cell=place.cell,
-            call=place.call,
+            call="is_completed" if polling > STILL_S else place.call,
             inner=place.inner,
-            still_s=self._main.still_s,
+            still_s=max(self._main.still_s, polling),
             cpu_s=self._main.cpu_s(),
             enqueued={key: enqueued for key, (enqueued, _) in by_key.items()},
             completed={key: completed for key, (_, completed) in by_key.items()},

@@ -214,7 +214,7 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
     for frame in outward:
         code = frame.f_code
         if code.co_filename.endswith(_DISTRIBUTED) and not is_wrapper(code):
-            return code.co_name + _members(frame)
+            return code.co_name + _of(frame)
         if code.co_filename.endswith(_SHELL) and code.co_name in _SHELL_COMMANDS:
             return f"!{frame.f_locals.get('cmd', '')}"[:_MAX_CHARS]
         if name := next((n for end, n in _KNOWN.items() if code.co_filename.endswith(end)), ""):
@@ -228,8 +228,14 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
     return written
 
 
-def _members(frame: FrameType) -> str:
-    """Return ` of ranks 0, 1` for a `new_group` that says which; empty for all else."""
+def _of(frame: FrameType) -> str:
+    """Return what must be the same on all ranks that create a group, as far as they say it.
+
+    ` of ranks 0, 1` for a `new_group`, ` of world size 2` for an `init_process_group`.
+    """
+    if frame.f_code.co_name == "init_process_group":
+        size = frame.f_locals.get("world_size")
+        return f" of world size {size}" if isinstance(size, int) and size > 0 else ""
     ranks = frame.f_locals.get("ranks") if frame.f_code.co_name == "new_group" else None
     if not isinstance(ranks, (list, tuple, range)) or not ranks:
         return ""
@@ -243,12 +249,17 @@ def is_wrapper(code: CodeType) -> bool:
     return code.co_name in _WRAPPERS or "wrap" in code.co_name
 
 
-def called_expression(frame: FrameType) -> str:
-    """Return the source of the call that a frame is in, if C code has been called: `time.sleep`."""
+def called_expression(frame: FrameType, at: int | None = None) -> str:
+    """Return the source of the call that a frame is in, if C code has been called: `time.sleep`.
+
+    Args:
+        frame: Which one.
+        at: Its instruction; None for the one that it has come to.
+    """
     if not hasattr(frame.f_code, "co_positions"):  # Python 3.10
         return ""
     positions = list(frame.f_code.co_positions())
-    line, end_line, start, end = positions[frame.f_lasti // 2]
+    line, end_line, start, end = positions[(frame.f_lasti if at is None else at) // 2]
     if line is None or start is None or end is None:
         return ""
     source = linecache.getline(frame.f_code.co_filename, line).encode()

@@ -2,24 +2,28 @@
 
 gloo does not record them. `dist.send` and `dist.recv` have their partner as an argument on the
 stack; what waits for the Work of `isend` or `irecv` does not. So the methods of `ProcessGroup` that
-make such a Work are replaced by ones that remember it, which costs some 2 us a call.
+make such a Work are replaced by ones that remember it, which costs some 2 us a call;
+and `Work.is_completed` by one that notes when it is asked again and again.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable
-from types import FrameType
+from time import monotonic  # bound here: a cell may replace the module's
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
-from torch.distributed import ProcessGroup, distributed_c10d
+from torch.distributed import ProcessGroup, Work, distributed_c10d
 
 from ddp_magic.wire.collectives import Transfer
 from ddp_magic.worker.watch.main_thread import called_expression, frames_of_main_thread
 
 _METHODS = {"send": "send", "recv": "recv", "recv_anysource": "recv"}
 _WAIT = ".wait"
+_POLL_S = 0.5  # a loop asks more often than this whether something has completed
 
 
 class _Made(NamedTuple):
@@ -32,9 +36,14 @@ class _Made(NamedTuple):
 
 _made: weakref.WeakKeyDictionary[Any, _Made] = weakref.WeakKeyDictionary()
 
+# What the main thread has asked for whether it has completed, in vain: the first and the last time.
+_polled: weakref.WeakKeyDictionary[Any, tuple[float, float]] = weakref.WeakKeyDictionary()
+
 
 def remember_transfers() -> None:
     """Remember from now on what the sends and receives of gloo are waiting for."""
+    if not hasattr(Work.is_completed, "__wrapped__"):
+        Work.is_completed = _noting(Work.is_completed)  # type: ignore[assignment, method-assign]
     for method in _METHODS:
         original = getattr(ProcessGroup, method)
         if not hasattr(original, "__wrapped__"):
@@ -53,6 +62,38 @@ def _remembering(method: str, original: Callable[..., Any]) -> Callable[..., Any
     return transfer
 
 
+def _noting(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    @functools.wraps(original)
+    def is_completed(work: Any) -> bool:  # noqa: ANN401 -- torch's
+        done = original(work)
+        if threading.get_ident() != threading.main_thread().ident:
+            return done
+        if done:
+            _polled.pop(work, None)
+        else:
+            now = monotonic()
+            first, last = _polled.get(work, (now, now))
+            _polled[work] = (first if now - last < _POLL_S else now, now)
+        return done
+
+    return is_completed
+
+
+def polling_s() -> float:
+    """Return for how long the main thread has asked for the same Work; 0 if it does not."""
+    return max((monotonic() - first for _, first in _polls()), default=0.0)
+
+
+def _polls() -> list[tuple[Any, float]]:
+    """Return what the main thread is asking for now, and since when."""
+    try:
+        polled = list(_polled.items())
+    except RuntimeError:  # the main thread adds one at this moment
+        return []
+    now = monotonic()
+    return [(work, first) for work, (first, last) in polled if now - last < _POLL_S]
+
+
 def awaited_transfers() -> tuple[Transfer, ...]:
     """Return what the main thread waits for, if it waits for a send or a receive; oldest first.
 
@@ -60,7 +101,21 @@ def awaited_transfers() -> tuple[Transfer, ...]:
     that has arrived only once someone has waited for it.
     """
     frames = frames_of_main_thread()
-    return transfers_of(frames[0]) if frames else ()
+    found = transfers_of(frames[0]) if frames else ()
+    return found or tuple(_described(_made[work] for work, _ in _polls() if work in _made))
+
+
+def failed_transfers(traceback: TracebackType | None) -> tuple[Transfer, ...]:
+    """Return the send or receive that has raised an error, with the error's traceback."""
+    if traceback is None:
+        return ()
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    work = _work(traceback.tb_frame, called_expression(traceback.tb_frame, traceback.tb_lasti))
+    try:
+        return tuple(_described([_made[work]] if work in _made else []))
+    except TypeError:  # not torch's, and not hashable
+        return ()
 
 
 def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
@@ -68,8 +123,7 @@ def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
     expression = called_expression(frame)
     if not expression.endswith(_WAIT):
         return ()
-    name = expression.removesuffix(_WAIT)
-    work: Any = frame.f_locals.get(name, frame.f_globals.get(name))
+    work = _work(frame, expression)
     try:
         if work is None:
             waited = list(_made.items())
@@ -78,6 +132,12 @@ def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
     except (RuntimeError, TypeError):  # the main thread adds one at this moment; not hashable
         return ()
     return tuple(_described(made for work, made in waited if not work.is_completed()))
+
+
+def _work(frame: FrameType, expression: str) -> Any:  # noqa: ANN401 -- whatever has a `wait`
+    """Return the Work of `work.wait`; None if it is not known, or something else is called."""
+    name = expression.removesuffix(_WAIT)
+    return frame.f_locals.get(name, frame.f_globals.get(name)) if name != expression else None
 
 
 def _described(waited: Iterable[_Made]) -> Iterable[Transfer]:

@@ -12,7 +12,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
 from ddp_magic.wire.messages import Collectives
 from ddp_magic.wire.states import Phase
-from tests.unit.fakes import error
+from tests.unit.fakes import error, finished
 
 NOW = 1000.0
 
@@ -50,6 +50,29 @@ def test_a_request_names_its_partner(call: str) -> None:
     assert explain(ranks, NOW) == [
         f"rank 0 waits in send to rank 2 (line 4, in {call}) for 24 s; "
         "rank 2 is at line 6, in time.sleep"
+    ]
+
+
+def test_a_loop_that_asks_for_a_request_is_told_to_wait_for_it() -> None:
+    """`while not w.is_completed(): pass`."""
+    ranks = [_rank(0, 4, _recv(1), call="is_completed"), _rank(1, 5)]
+    ranks[1].take(finished(1))
+    assert explain(ranks, NOW) == [
+        "rank 0 waits in recv from rank 1 (line 4, in is_completed) for 24 s: gloo completes it "
+        "only in `wait()`; rank 1 has finished its cell"
+    ]
+
+
+def test_ranks_that_give_different_world_sizes() -> None:
+    calls = [f"init_process_group of world size {size}" for size in (4, 3, 3)]
+    ranks = [_rank(n, 2, call=call) for n, call in enumerate(calls)]
+    assert explain(ranks, NOW) == [
+        "ranks give init_process_group different world sizes: rank 0 gives 4 (line 2); ranks 1, 2 "
+        "give 3 (line 2). All must give the number of ranks"
+    ]
+    ranks = [_rank(n, 2, call=calls[0]) for n in range(3)]
+    assert explain(ranks, NOW) == [
+        "ranks 0-2 wait in init_process_group of world size 4 (line 2) for 24 s"
     ]
 
 

@@ -22,8 +22,9 @@ from ddp_magic.errors import (
     WorkerLostError,
 )
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.collectives import Transfer
 from ddp_magic.wire.kernel_events import ConnectionLost, GroupEnded, Killed, RunEvent, StackDumped
-from ddp_magic.wire.messages import LOST_CONNECTION, DebuggerQuit, Idle, Interrupted
+from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, DebuggerQuit, Idle, Interrupted
 from ddp_magic.wire.states import State
 from tests.unit.fakes import (
     EARLY,
@@ -146,6 +147,39 @@ def test_a_rank_that_left_is_named_rather_than_its_victim(
     assert str(found) == f"{said}, and rank 0 lost its connection at line 3"
     assert found.shown == str(found)
     assert (found.rank, found.evalue) == (0, GLOO)  # whose traceback is shown
+
+
+@pytest.mark.parametrize(
+    ("peer", "end", "said"),
+    [
+        (
+            2,
+            [finished(2), exited(2, 0)],
+            "rank 0 waited in recv from rank 2 (line 3), which has finished",
+        ),
+        (
+            2,
+            [exited(2, 0)],
+            "rank 0 waited in recv from rank 2 (line 3), which has left early (os._exit(0) in the "
+            "cell)",
+        ),
+        # From any rank: nobody knows from which.
+        (None, [finished(2)], "rank 1 finished, and rank 0 lost its connection at line 3"),
+    ],
+)
+def test_the_partner_of_a_receive_is_named_among_those_that_left(
+    peer: int | None, end: list[RunEvent], said: str
+) -> None:
+    transfers = (Transfer(kind="recv", peer=peer),)
+    report = Collectives(rank=0, time=5.0, transfers=transfers)
+    ranks = [
+        _rank(0, report, error(0, GLOO, 5.0), exited(0, 1)),
+        _rank(1, finished(1), exited(1, 0)),
+        _rank(2, *end),
+    ]
+    _, found = judge(Evidence(ranks=ranks))
+    assert isinstance(found, WorkerError)
+    assert (str(found), found.shown) == (said, said)
 
 
 def test_a_victim_is_not_blamed_for_the_connection_that_another_lost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
 import textwrap
@@ -15,11 +16,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, Work
 
 from ddp_magic.system.frames import know_source
 from ddp_magic.wire.collectives import Transfer
-from ddp_magic.worker.watch.transfers import awaited_transfers, remember_transfers
+from ddp_magic.worker.watch.transfers import (
+    awaited_transfers,
+    failed_transfers,
+    polling_s,
+    remember_transfers,
+)
 from tests.limits import HANG_S, within
 
 pytestmark = pytest.mark.skipif(
@@ -47,6 +53,7 @@ def _partner(path: str, orders: Connection) -> None:
 @pytest.fixture
 def partner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """Rank 1: sends and receives when it is told the tag; this process is rank 0."""
+    monkeypatch.setattr(Work, "is_completed", Work.__dict__["is_completed"])
     for method in ("send", "recv", "recv_anysource"):
         monkeypatch.setattr(ProcessGroup, method, ProcessGroup.__dict__[method])
     path = str(tmp_path / "store")
@@ -61,7 +68,8 @@ def partner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect
     assert here.poll(HANG_S)
     here.recv()
     yield here
-    here.send(None)
+    with contextlib.suppress(BrokenPipeError):  # it has ended already
+        here.send(None)
     rank_1.join(HANG_S)
     dist.destroy_process_group()
 
@@ -112,6 +120,51 @@ def test_what_is_waited_for_has_its_partner(
     partner: Connection, source: str, transfers: tuple[Transfer, ...]
 ) -> None:
     assert _waits_for(source, partner) == transfers
+
+
+@pytest.mark.parametrize(
+    ("source", "transfers"),
+    [
+        ("dist.recv(x, 1)", (FROM_1,)),
+        ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\nr.wait()", (FROM_1,)),
+        ("r = dist.irecv(x, 1)\ndist.all_reduce(y)", ()),
+        ("r = {}.wait()", ()),  # an error of another kind
+    ],
+)
+def test_what_has_failed_has_its_partner(
+    partner: Connection, source: str, transfers: tuple[Transfer, ...]
+) -> None:
+    """When the partner has gone: torch takes it for completed then."""
+    partner.send(None)
+    names: dict[str, Any] = {"dist": dist, "x": torch.zeros(2), "y": torch.ones(2)}
+    know_source(CELL, source)
+    with pytest.raises((RuntimeError, AttributeError)) as raised:
+        exec(compile(source, CELL, "exec"), names)
+    assert failed_transfers(raised.value.__traceback__) == transfers
+    assert failed_transfers(None) == ()
+
+
+def test_a_loop_that_asks_whether_it_has_completed_waits_for_it(partner: Connection) -> None:
+    """It never stands at one place, and gloo completes it only in `wait`."""
+    received = dist.irecv(torch.zeros(2), 1)
+    assert received is not None
+    assert polling_s() == 0
+    partner.send(0)  # sends, and waits for what is sent below
+    for _ in range(20):
+        assert not received.is_completed()
+        time.sleep(0.01)
+    assert polling_s() > 0.1
+    assert awaited_transfers() == (FROM_1,)
+    thread = threading.Thread(target=received.is_completed)  # as the thread that watches asks
+    time.sleep(0.6)
+    thread.start()
+    thread.join(HANG_S)
+    assert (polling_s(), awaited_transfers()) == (0, ())
+    assert not received.is_completed()
+    dist.send(torch.ones(2), 1)
+    received.wait()
+    assert received.is_completed()
+    assert polling_s() == 0
 
 
 def test_the_tag_is_known(partner: Connection) -> None:
