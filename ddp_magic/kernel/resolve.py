@@ -112,6 +112,7 @@ def _options(
         check=asked.check,
         debug=asked.debug,
         max_restarts=asked.max_restarts,
+        fixed={option.name: getattr(asked, option.name) for option in OPTIONS if option.fixed},
     )
 
 
@@ -270,7 +271,10 @@ def join(asked: SimpleNamespace, options: Options) -> Options:
         problem = f"session {options.session!r} already runs with {ranks}: {other}"
         raise OptionError("nproc_per_node", problem)
     for option in OPTIONS:
-        if option.fixed and option.name in asked.given and getattr(asked, option.name):
+        if not option.fixed or option.name not in asked.given:
+            continue
+        value = getattr(asked, option.name)
+        if value and value != options.fixed.get(option.name):  # the first cell may run again
             problem = f"session {options.session!r} is already running: {other}"
             raise OptionError(option.name, problem)
     _check_ranks(asked, options.nproc)

@@ -36,6 +36,7 @@ class Options:
         call: The cell is ours and calls a function: its lines are of no interest.
         from_python: Python code asked for it, not a magic.
         gpu_locks: The GPUs that its ranks hold; empty for a later cell of a session.
+        fixed: What was asked for with the options that a session keeps, by name.
     """
 
     nproc: int
@@ -63,6 +64,7 @@ class Options:
     call: bool = False
     from_python: bool = False
     gpu_locks: GpuLocks = field(default_factory=GpuLocks, compare=False)
+    fixed: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def measures(self) -> bool:

@@ -19,7 +19,8 @@ ADVICE = "omit the option, run %ddp_stop lab first, or use another session name"
 
 def _join(line: str) -> Options | None:
     controller = Controller(Notebook({}))
-    options = Options(nproc=2, session="lab", backend="gloo")
+    fixed = {"backend": "gloo", "no_init": True}
+    options = Options(nproc=2, session="lab", backend="gloo", fixed=fixed)
     controller.sessions.add(Session(options, FakeGroup(Path("unused"))))  # type: ignore[arg-type]
     return controller.join(parse_line("%%ddp", line))
 
@@ -31,6 +32,11 @@ def test_a_later_cell_has_the_sessions_ranks_and_its_own_options() -> None:
     assert (options.time_limit_s, options.show) == (5, frozenset({1}))
     assert options.argv == ("--lr", "1")
     assert _join("-s lab -n 2") is not None
+
+
+def test_the_first_cell_may_run_again() -> None:
+    """With the options that it was written with."""
+    assert _join("-s lab -n 2 --backend gloo --no-init") is not None
 
 
 def test_other_cells_do_not_join() -> None:
@@ -46,9 +52,8 @@ def test_other_cells_do_not_join() -> None:
             (line, f"{name}: session 'lab' is already running: {ADVICE}")
             for line, name in (
                 ("-g none", "gpus"),
-                ("--backend gloo", "backend"),
+                ("--backend mpi", "backend"),
                 ("--timeout 3", "timeout"),
-                ("--no-init", "no_init"),
                 ("--cold", "cold"),
             )
         ],
