@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ NODE_VARIABLE = "DDP_MAGIC_RAY_NODE"
 INLINE_BYTES = 64 * 1024  # what is longer goes through Ray's object store, once for all nodes
 POLL_S = 1.0  # between two looks at the queue
 CONNECT_S = 10.0  # for the cluster's port to answer
-END_S = 2.0  # for the relays to end, before Ray ends them
+END_S = 4.0  # for the relays to clean up, before Ray kills them; less than `program.CANCEL_S`
 
 
 class Node:
@@ -142,8 +143,9 @@ class Driver:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             for node in self._nodes:
                 node.end.remote()
+            deadline = time.monotonic() + END_S
             for reader in self._readers:
-                reader.join(END_S)
+                reader.join(max(0.0, deadline - time.monotonic()))
             self._ray.shutdown()  # with it end the actors and their placement group
 
     def _start(self) -> bool:
