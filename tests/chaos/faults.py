@@ -55,7 +55,7 @@ FAULTS = {
     "raise": Fault(
         code="raise Boom('chaos')",
         raises="WorkerError",
-        says=r"^rank {rank} raised Boom( at line \d+)?: chaos$",
+        says=r"^rank {rank} raised Boom( at (Cell In\[\d+\], )?line \d+)?: chaos$",
     ),
     "MemoryError": Fault(
         code="bytearray(1 << 60)", raises="WorkerError", says=r"^rank {rank} raised MemoryError"
