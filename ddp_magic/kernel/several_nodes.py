@@ -16,8 +16,6 @@ _ONLY_HERE = {
 
 _ENGINES = "--engine slurm or --engine ray"
 
-_ENGINES = "--engine slurm or --engine ray"
-
 
 def check_here(asked: SimpleNamespace) -> None:
     """Check that nothing is asked of this machine that needs several.

@@ -197,46 +197,48 @@ def _fate(text: str, who: list[int]) -> str:
     return f"{names(who)}: {text.replace('it ', 'each ', 1)}"
 
 
-def _by_argument(waiting: Sequence[Rank], word: str) -> dict[str, list[Rank]]:
-    """Return the ranks that create a group, by what they say of it after this word."""
+def _different(
+    waiting: Sequence[Rank], word: str, call: str, argument: str
+) -> tuple[set[int], str]:
+    """Return the ranks that create a group with different arguments, and who does what.
+
+    Args:
+        waiting: The ranks that wait.
+        word: What comes before the argument in what such a rank calls.
+        call: A verb.
+        argument: What comes behind it, with `{}` for the argument.
+    """
     same: dict[str, list[Rank]] = defaultdict(list)
     for rank in waiting:
-        _, found, argument = rank.call.partition(word)
+        _, found, given = rank.call.partition(word)
         if found:
-            same[argument].append(rank)
-    return same
+            same[given].append(rank)
+    if len(same) < 2:
+        return set(), ""
+    clauses = []
+    for given, who in same.items():
+        numbers = [rank.rank for rank in who]
+        does = f"{verb(numbers, call)} {argument.format(given)}"
+        clauses.append(f"{names(numbers)} {does} ({who[0].full_place})")
+    return {rank.rank for who in same.values() for rank in who}, _listed(clauses)
 
 
 def _other_sizes(waiting: Sequence[Rank]) -> tuple[set[int], str]:
     """Return the ranks that give different world sizes, and a sentence on them."""
-    same = _by_argument(waiting, _SIZE)
-    if len(same) < 2:
-        return set(), ""
-    clauses = [
-        f"{names(r.rank for r in who)} {'give' if len(who) > 1 else 'gives'} {size} "
-        f"({who[0].full_place})"
-        for size, who in same.items()
-    ]
-    told = {rank.rank for who in same.values() for rank in who}
-    return told, (
-        f"ranks give init_process_group different world sizes: {_listed(clauses)}. All must give "
-        "the number of ranks"
+    told, clauses = _different(waiting, _SIZE, "give", "{}")
+    return told, clauses and (
+        f"ranks give init_process_group different world sizes: {clauses}. All must give the number "
+        "of ranks"
     )
 
 
 def _other_groups(waiting: Sequence[Rank]) -> tuple[set[int], str]:
     """Return the ranks that create different groups, and a sentence on them."""
-    same = _by_argument(waiting, _MEMBERS)
-    if len(same) < 2:
-        return set(), ""
-    clauses = [
-        f"{names(r.rank for r in who)} {'call' if len(who) > 1 else 'calls'} "
-        f"new_group([{members}]) ({who[0].full_place})"
-        for members, who in same.items()
-    ]
-    sentence = f"ranks create different groups: {_listed(clauses)}. All ranks must create the same"
-    told = {rank.rank for who in same.values() for rank in who}
-    return told, f"{sentence} groups in the same order"
+    told, clauses = _different(waiting, _MEMBERS, "call", "new_group([{}])")
+    return told, clauses and (
+        f"ranks create different groups: {clauses}. All ranks must create the same groups in the "
+        "same order"
+    )
 
 
 def _other_tags(waiting: Sequence[Rank]) -> tuple[set[int], str]:
