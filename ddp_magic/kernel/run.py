@@ -23,9 +23,9 @@ from ddp_magic.kernel.questions import Questions
 from ddp_magic.kernel.renewal import prepare_next_cell
 from ddp_magic.kernel.run_code import RunCode
 from ddp_magic.kernel.run_options import Options, group_of
+from ddp_magic.kernel.run_values import RunValues
 from ddp_magic.kernel.stop import Stopper
 from ddp_magic.kernel.values.capture import Capture
-from ddp_magic.kernel.values.pull import KeptPulls, Pulls
 from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
 from ddp_magic.kernel.watch.profiling import Profiling
 from ddp_magic.kernel.watch.stacks import Stacks
@@ -124,7 +124,7 @@ class Run(RunRecord):
             prelude=self._sender.prelude,
             time_limit_s=options.time_limit_s,
         )
-        self._pulls = self._new_pulls()
+        self._values = RunValues(options, self.directory, kept=background is not None)
         self._watch = CollectiveWatch(options, self.directory, hang_s)
         self._questions = Questions(None)
         self._gives_up = False
@@ -148,15 +148,6 @@ class Run(RunRecord):
         return "\n".join(
             [*lines, *value_lines(self.results, self.captured), f"  logs: {self.logs}"]
         )
-
-    def _new_pulls(self) -> Pulls:
-        kind = KeptPulls if self.background else Pulls  # a host keeps values, and reads none
-        return kind(self.options.pull, self.options.nproc, self.directory)
-
-    def _begin_attempt(self) -> None:
-        self._watch.close()
-        self._pulls = self._new_pulls()
-        self._watch = CollectiveWatch(self.options, self.directory, self._hang_s)
 
     # --- from the start to the end ------------------------------------------------------------
 
@@ -188,7 +179,8 @@ class Run(RunRecord):
             finally:
                 self._end()
             self._take_profile()
-            self._forget()
+            self._case.close()  # the run is kept for a long time, the notebook's values are not
+            self._values.forget()
             screen.finish(self)
             self.directory.tidy()
             process_storage.prune_in_background()
@@ -275,8 +267,8 @@ class Run(RunRecord):
                     pass
                 case _ if self._gives_up:
                     continue  # of ranks that are being ended; what is known of the others stays
-                case PulledValues(results=results, fd=fd):
-                    self._pulls.take(results, fd)
+                case PulledValues():
+                    self._values.take(event)
                 case Error() if self._stopper.reason is None:
                     self._watch.remember_waits(self.ranks)
                 case Question() if not self._questions.waiting:
@@ -300,29 +292,25 @@ class Run(RunRecord):
         self.take(event)
         screen.take(event)
         self._take([Note(text=line) for line in lines], screen)
-        self._begin_attempt()
+        self._watch.close()
+        self._watch = CollectiveWatch(self.options, self.directory, self._hang_s)
+        self._values.begin_attempt()
         self._profiling.begin_attempt()
         self._sender.send_values()
 
     def _take_results(self, screen: Screen) -> None:
-        """Take what was asked for; from a failed run only if all of it is there."""
-        if not self._pulls.asked:
+        if not self._values.asked:
             return
-        succeeded = self.error is None
-        option = "" if self.options.call else self.options.spelled("pull")
-        values, missing = self._pulls.finish(succeeded=succeeded, option=option)
-        pulled = {pull.path for pull in self.options.pull}
-        self.stayed = tuple(name for name in self.stayed if name not in pulled)
+        brought = self._values.finish(succeeded=self.error is None)
+        self.stayed = tuple(name for name in self.stayed if name not in self._values.paths)
         # A function that comes back names the cell as its file, and there is none.
         self._code.make_known()
-        if values is not None:
-            self.results = values
-        if missing is not None:
-            self.state, self.error = State.FAILED, missing
-        if values is not None and not succeeded:
-            names = ", ".join(pull.label or pull.name for pull in self._pulls.asked)
-            text = f"pulled, although the run did not succeed: {names}"
-            self._take([Note(text=text)], screen)
+        if brought.values is not None:
+            self.results = brought.values
+        if brought.missing is not None:
+            self.state, self.error = State.FAILED, brought.missing
+        if brought.note:
+            self._take([Note(text=brought.note)], screen)
 
     def _take_profile(self) -> None:
         """Take what the ranks have measured; a run that failed has a profile too."""
@@ -345,11 +333,6 @@ class Run(RunRecord):
         finally:
             self._sender.close()
             self.ended = time.time()
-
-    def _forget(self) -> None:
-        """Let go of the notebook's values: the run is kept for a long time, for its status."""
-        self._case.close()
-        self._pulls = Pulls((), 0, self.directory)
 
     def _prepare_next_cell(self, screen: Screen) -> None:
         presses = self._stopper.presses
