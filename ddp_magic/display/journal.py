@@ -16,8 +16,8 @@ from typing import Any
 
 from ddp_magic.display.kept_errors import as_json
 from ddp_magic.display.record import RunRecord
+from ddp_magic.display.run_words import summary
 from ddp_magic.display.shown import without_rank
-from ddp_magic.display.status import summary
 from ddp_magic.system.run_directory import append
 
 COMPACT_BYTES = 64 * 2**20  # a larger journal is rewritten without displays that were replaced

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.rank_names import rank_names
 
 # The basic colors that are readable on white and on black, without the red of errors. A label
 # names its rank too: two ranks may have the same color.

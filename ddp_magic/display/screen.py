@@ -12,11 +12,12 @@ from typing import ClassVar
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_magic.display.grid import html_line
 from ddp_magic.display.journal import Journal
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank_displays import RankDisplays
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.status import clock, html_line, summary
+from ddp_magic.display.run_words import clock, summary
 from ddp_magic.display.table import LiveTable, status_line
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.display.text.text_output import TextOutput

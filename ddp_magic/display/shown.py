@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.rank_names import rank_names
 
 MAX_CHARS = 300_000  # of text: a Jupyter server drops what comes faster than 1 MB a second
 _LABEL = re.compile(r"\[ranks? (?P<ranks>\d+(?:-\d+)?(?:, \d+(?:-\d+)?)*)\]")

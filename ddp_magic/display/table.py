@@ -7,17 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from ddp_magic.display.grid import grid, html_grid, html_line
 from ddp_magic.display.labels import css_color
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.status import (
+from ddp_magic.display.run_words import (
     FINISHED,
     OUTCOMES,
     attempt_words,
     clock,
-    grid,
-    html_grid,
-    html_line,
     rank_cells,
     rank_memory,
 )

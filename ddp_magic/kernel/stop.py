@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from ddp_magic.display.diagnosis.verdict import StopReason
-from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank_names import rank_names
 from ddp_magic.kernel.interrupts import InterruptCounter
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ddp_magic.display.diagnosis.operations import of_tensors
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.rank_names import rank_names
 from ddp_magic.wire.calls import CollectiveCall, read_line
 
 # Collectives whose inputs, or whose outputs, have the same shapes and types on all ranks.

@@ -22,7 +22,8 @@ from ddp_magic.display.diagnosis.unrecorded import (
     unrecorded_waits,
 )
 from ddp_magic.display.diagnosis.words import names, verb
-from ddp_magic.display.rank import Rank, on_nodes
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank_names import on_nodes
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.collectives import GroupRecord, Operation
 

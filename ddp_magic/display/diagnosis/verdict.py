@@ -18,7 +18,8 @@ from ddp_magic.display.diagnosis.diagnose import Failure
 from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
 from ddp_magic.display.diagnosis.unrecorded import lost_partner
 from ddp_magic.display.places import with_cell_names
-from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank_names import rank_names
 from ddp_magic.errors import (
     DDPMagicError,
     LaunchError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.rank_names import rank_names
 
 
 def names(numbers: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ from ddp_magic.display.profiles.bottleneck import CRITICAL, MIN_SAMPLES
 from ddp_magic.display.profiles.gpu_collectives import gpu_collectives
 from ddp_magic.display.profiles.rank_times import RankTimes
 from ddp_magic.display.profiles.sentences import LOCKED, NOTICE, SHORT_OF_PROCESSORS, Machine
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.rank_names import rank_names
 from ddp_magic.wire.profile import Place, RankProfile
 
 _TOLD = 0.5  # if waiting is told from moving data for a smaller part of the time, a note says so

@@ -21,7 +21,7 @@ from ddp_magic.display.profiles.rank_times import (
 )
 from ddp_magic.display.profiles.sentences import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.waits import Waits
-from ddp_magic.display.rank import on_nodes
+from ddp_magic.display.rank_names import on_nodes
 from ddp_magic.wire.profile import Place, RankProfile
 
 SHOWN_LINES = 5

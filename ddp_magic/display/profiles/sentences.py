@@ -9,7 +9,7 @@ from ddp_magic.display.profiles import causes
 from ddp_magic.display.profiles.causes import Cause
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
 from ddp_magic.display.profiles.words import percent, ranks, saves, size_of, threads
-from ddp_magic.display.rank import rank_names
+from ddp_magic.display.rank_names import rank_names
 from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
 NOTICE = 0.1  # a smaller part of the time is not worth a word

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from ddp_magic.display.diagnosis import hangs
-from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank_names import rank_names
 from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.watch.call_check import CallCheck
 from ddp_magic.kernel.watch.hang_watch import HangWatch

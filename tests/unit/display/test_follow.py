@@ -15,7 +15,7 @@ from ddp_magic.display.journal import Journal
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
-from ddp_magic.display.status import clock
+from ddp_magic.display.run_words import clock
 from ddp_magic.errors import WorkerLostError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State

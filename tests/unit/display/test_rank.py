@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.rank import Rank, rank_names
+from ddp_magic.display.rank import Rank
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     QuestionClosed,
@@ -214,14 +214,6 @@ def test_the_text_of_a_log_that_was_made_again(tmp_path: Path) -> None:
     rank.take(text(0, "new\n", log_bytes=4))
     assert rank.stdout == "new\n"
     assert _rank().stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("ranks", "name"),
-    [([2], "rank 2"), ([0, 1], "ranks 0-1"), ([5, 1, 0, 3, 2], "ranks 0-3, 5")],
-)
-def test_what_ranks_are_called(ranks: list[int], name: str) -> None:
-    assert rank_names(ranks) == name
 
 
 def test_a_restarted_rank_keeps_its_log_alone() -> None:

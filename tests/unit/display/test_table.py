@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display.grid import html_line
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.status import html_line
 from ddp_magic.display.table import MAX_ROWS, LiveTable, status_line
 from ddp_magic.display.text.bar_text import percent_done, shorten_bar
 from ddp_magic.wire.kernel_events import Doing
