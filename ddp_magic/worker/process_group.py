@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.worker.group_sockets import GroupSockets
 from ddp_magic.worker.watch.flight_recorder import note_groups
 
 if TYPE_CHECKING:  # older torch has no name for this type of string
@@ -65,7 +65,7 @@ class ProcessGroups:
         self._count = 0
         self._ours: Any = None
         self._kept: list[Any] = []
-        self._sockets: set[str] = set()
+        self._sockets = GroupSockets()
         self._held: dict[Any, timedelta] | None = None  # timeouts by backend; None if they run
         self._in_rank = True  # not in a process that the rank has forked
 
@@ -79,14 +79,11 @@ class ProcessGroups:
 
         @functools.wraps(self._torch_helper)
         def helper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's
-            before = _sockets()
             wanted = kwargs.get("timeout")
             if self._held is not None and isinstance(wanted, timedelta):
                 kwargs["timeout"] = FOREVER
-            try:
+            with self._sockets.opened_here():
                 made = self._torch_helper(*args, **kwargs)
-            finally:
-                self._sockets |= _sockets() - before
             if self._held is not None and isinstance(wanted, timedelta):
                 self._hold(made[0], wanted)
             note_groups(made[:1])
@@ -182,20 +179,8 @@ class ProcessGroups:
             backend._set_default_timeout(timeout)
 
     def cut(self) -> None:
-        """Close the connections of all groups.
-
-        A rank that waits in a collective of gloo does not react to signals; only an error of its
-        connection ends the wait.
-        """
-        for fd, name in _socket_fds():
-            if name in self._sockets:
-                try:
-                    with socket.socket(fileno=os.dup(fd)) as connection:
-                        connection.getpeername()  # not one that listens: gloo would abort
-                        connection.shutdown(socket.SHUT_RDWR)
-                except OSError:  # it listens, or is closed already
-                    continue
-        self._sockets.clear()
+        """Close the connections of all groups, which ends every wait in a collective."""
+        self._sockets.cut()
 
     def _next_store(self) -> PrefixStore:
         # Each group has its own keys: those of an earlier group would be taken for its peers'.
@@ -294,23 +279,6 @@ def _is_launched() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _socket_fds() -> list[tuple[int, str]]:
-    """Return (descriptor, name with inode number) of this process's sockets."""
-    found = []
-    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:  # noqa: PTH112, PTH208 -- hot path
-        try:
-            name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
-        except OSError:  # the listing's own
-            continue
-        if name.startswith("socket:"):
-            found.append((int(fd), name))
-    return found
-
-
-def _sockets() -> set[str]:
-    return {name for _, name in _socket_fds()}
 
 
 def _collectives(group: Any) -> int:  # noqa: ANN401 -- a ProcessGroup

@@ -1,4 +1,4 @@
-"""Background runs as a notebook sees them: a host serves them, their journal says how they are."""
+"""Background runs, followed by a notebook to their end: their output, then their results."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any
 
-from ddp_magic.display import kept_errors, past_run
+from ddp_magic.display import kept_errors
 from ddp_magic.display.follow import Follower
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.past_run import PastRun
@@ -22,12 +21,12 @@ from ddp_magic.errors import (
     RunInterrupted,
 )
 from ddp_magic.kernel import call
-from ddp_magic.kernel.background.host_process import CLOSE_S, HostProcess
+from ddp_magic.kernel.background.host_process import CLOSE_S
+from ddp_magic.kernel.background.record import BackgroundRecord
 from ddp_magic.kernel.values import pull
 from ddp_magic.kernel.values.capture import Value
 from ddp_magic.kernel.values.pull import Pulls
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.memory import size_words
 from ddp_magic.wire.states import State
 
 POLL_S = 0.05  # between two looks at what is new in the journal
@@ -35,19 +34,10 @@ LOOK_S = 0.3  # at how it ended
 STOP_S = 40.0  # for a run to end: its ranks have 30 s to finish
 
 
-class BackgroundRun:
-    """A run in the background (`--bg`, `--detach`), in any notebook.
-
-    Args:
-        directory: Of the run.
-        background: How it is served.
-        process: Its host, if this process has started it.
-        label: What the notebook calls the cell.
-        devices: A line that says which devices the ranks run on.
-        captured: What the cell took along from the notebook.
+class BackgroundRun(BackgroundRecord):
+    """A run in the background, which a notebook can follow, wait for and stop.
 
     Attributes:
-        id: Name of the run.
         results: After `wait`: what was brought back, by the notebook's name for it; of `launch`,
             the function's values, one a rank.
         error: After `wait`: why it did not succeed; None if it did.
@@ -64,17 +54,13 @@ class BackgroundRun:
         devices: str = "",
         captured: tuple[Value, ...] = (),
     ) -> None:
-        self.directory = directory
-        self.background = background
-        self.id = directory.id
-        self.label = label
-        self.devices = devices
-        self.captured = captured
+        super().__init__(
+            directory, background, process=process, label=label, devices=devices, captured=captured
+        )
         self.results: Any = {}
         self.error: DDPMagicError | RunInterrupted | None = None
-        self._host = HostProcess(directory, process)
-        self._thread: threading.Thread | None = None
         self.collected = False
+        self._thread: threading.Thread | None = None
         self._awaited = False  # by `wait`
         self._is_in_terminal = False
 
@@ -89,81 +75,6 @@ class BackgroundRun:
         lines = [f"Run {self.id}: {self.state.value} · {self.outcome}"]
         lines += [*error_lines(self.error), *value_lines(self.results, self.captured)]
         return "\n".join([*lines, f"  logs: {self.directory}"])
-
-    # --- what is known of it ------------------------------------------------------------------
-
-    @property
-    def past(self) -> PastRun | None:
-        """What its journal says; None before it begins."""
-        return past_run.read(self.directory.journal)
-
-    def is_over(self) -> bool:
-        """Return whether it has ended, well or not."""
-        lives = self._host.lives()  # first: it writes the end, and then ends
-        past = self.past
-        return not lives or (past is not None and past.state is not None)
-
-    @property
-    def state(self) -> State:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED."""
-        over, past = self.is_over(), self.past
-        if past is not None and past.state is not None:
-            return past.state
-        if over:
-            return State.CANCELLED if self._host.ended_here else State.FAILED
-        return State.PENDING if past is None else State.RUNNING
-
-    @property
-    def outcome(self) -> str:
-        """The closing line, or what there is in its place."""
-        past = self.past
-        if past is not None:
-            return past.outcome
-        if self._host.ended_here:
-            return "ended with its kernel"
-        return "its host process could not start" if self.is_over() else "starting"
-
-    @property
-    def logs(self) -> Path:
-        """Directory of the logs of the ranks and of the agent."""
-        return self.directory.path
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds from the start to the end, or until now."""
-        past = self.past
-        if past is None:
-            return 0.0
-        return (past.ended or time.time()) - past.started
-
-    @property
-    def title(self) -> str:
-        """The run in one line."""
-        past = self.past
-        return past.title if past else f"run {self.id} · {self.label} · {self.outcome}"
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this process has started it."""
-        return self._host.is_ours
-
-    def announcement(self) -> list[str]:
-        """Return what a person must know of it: what it holds, how long, how to end it."""
-        size = sum(value.nbytes for value in self.captured)
-        values = f", {size_words(size)} of the notebook's values" if size else ""
-        if not self.background.detached:
-            return [
-                f"run {self.id} goes on in the background, and ends with this kernel: "
-                f"{self.devices}{values}",
-                f"follow it: %ddp_wait {self.id} · end it: %ddp_stop {self.id}",
-            ]
-        return [
-            f"run {self.id} is detached: it goes on without this notebook and its server",
-            f"until its end it holds: {self.devices}{values}; %ddp_status shows its memory",
-            f"follow it: %ddp_attach {self.id} in any notebook, `ddp-magic attach {self.id}` in a "
-            "terminal",
-            f"end it: %ddp_stop {self.id}, or `ddp-magic stop {self.id}`",
-        ]
 
     # --- followed to its end ------------------------------------------------------------------
 
@@ -279,20 +190,6 @@ class BackgroundRun:
         if raised := past.raised:
             return kept_errors.from_json(raised, names)
         return kept_errors.from_lines(past.error or (past.outcome,))  # of a full disk's journal
-
-    def status(self) -> str:
-        """Return what `%ddp_status` shows of it."""
-        try:
-            return self._host.ask(["status", self.id])
-        except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
-            return self.title
-
-    def stacks(self) -> str:
-        """Return the stacks of its ranks; or a line that says why there are none."""
-        try:
-            return self._host.ask(["stacks", self.id])
-        except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
-            return self.title
 
     # --- ended --------------------------------------------------------------------------------
 
