@@ -34,6 +34,7 @@ from ddp_magic.kernel.options.help import (
     STOP_HELP,
     WAIT_HELP,
 )
+from ddp_magic.kernel.post_mortem import without_debugger
 from ddp_magic.kernel.typed_cells import TypedCells
 
 
@@ -95,13 +96,15 @@ class LineMagics(OurMagics):
     @documented(WAIT_HELP)
     def ddp_wait(self, line: str) -> BackgroundRun | None:
         """Follow a background run of this notebook."""
-        return self._follow("%ddp_wait", line, WAIT_OPTIONS, WAIT_HELP)
+        with without_debugger(self.shell):
+            return self._follow("%ddp_wait", line, WAIT_OPTIONS, WAIT_HELP)
 
     @line_magic
     @documented(ATTACH_HELP)
     def ddp_attach(self, line: str) -> BackgroundRun | None:
         """Follow a background run of any notebook."""
-        return self._follow("%ddp_attach", line, ATTACH_OPTIONS, ATTACH_HELP)
+        with without_debugger(self.shell):
+            return self._follow("%ddp_attach", line, ATTACH_OPTIONS, ATTACH_HELP)
 
     def _follow(
         self, magic: str, line: str, options: tuple[Option, ...], text: str
@@ -157,7 +160,7 @@ class LineMagics(OurMagics):
         if not line.strip() and body is None and isinstance(error, WorkerError | WorkerLostError):
             raise UsageError(
                 f"%debug: the failure was in rank {error.rank}, a process of its own that has "
-                "ended: print there what you need to know, or run the cell without %%ddp"
+                "ended: run the cell with --debug, or once more after %pdb on"
             )
         own = self.replaced("line" if body is None else "cell", "debug")
         return own(line) if body is None else own(line, body)

@@ -31,6 +31,7 @@ from ddp_magic.kernel.options import expansion
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
 from ddp_magic.kernel.options.declaration import OPTIONS, OptionError, spelling
 from ddp_magic.kernel.options.help import DDP_HELP
+from ddp_magic.kernel.post_mortem import wants_debugger, without_debugger
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.typed_cells import TypedCells
@@ -115,11 +116,12 @@ class DDPMagics(OurMagics, OptionDefaults):
         """Run a cell."""
         if body is None and line.strip() not in ("", "-h", "--help"):
             raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
-        with self.controller.background.noting_refusal(line):
-            error = self._parse_and_run(line, body, sys._getframe(2).f_locals)
-        if error is not None:
-            # From here: a frame that a traceback keeps must not keep the run's results alive.
-            raise error
+        with without_debugger(self.shell):
+            with self.controller.background.noting_refusal(line):
+                error = self._parse_and_run(line, body, sys._getframe(2).f_locals)
+            if error is not None:
+                # From here: a frame that a traceback keeps must not keep the run's results alive.
+                raise error
 
     def _parse_and_run(
         self, line: str, body: str | None, local: Mapping[str, Any]
@@ -150,6 +152,7 @@ class DDPMagics(OurMagics, OptionDefaults):
         """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
         args = with_defaults(args, self)
+        args.debug |= wants_debugger(self.shell) and not (args.bg or args.detach)
         with (
             without_frames(lambda: interrupted_words(run)),
             warnings_without_ours(),

@@ -183,6 +183,29 @@ def test_a_rank_that_raises_is_held_in_the_debugger(kernel: Kernel) -> None:
     assert "rank 1 raised JSONDecodeError at line 4: Expecting property name" in result.traceback
 
 
+def test_pdb_on_is_the_debugger_of_the_rank(kernel: Kernel) -> None:
+    """`%pdb on` opens IPython's debugger where a cell fails: in the rank, not in the notebook."""
+    kernel.run("%pdb on")
+    try:
+        prompts, result = kernel.talk(_cell("x = 5\nraise ValueError(rank)"), "p x", "q")
+        assert len(set(prompts)) == 1
+        assert prompts[0] in ("[rank 0] (Pdb) ", "[rank 1] (Pdb) ")
+        assert any(line.endswith("] 5") for line in result.lines)
+        assert result.error["ename"] == "WorkerError"
+        assert not frames_of_ours(result.text)
+        # A refusal, and a background run's error, have no place in a rank.
+        for text in (_cell("x ="), _cell("1 / 0", "-n 1 --bg")):
+            message_id = kernel.start(text, can_ask=True)
+            assert "ipdb" not in kernel.finish(message_id).text
+        result = kernel.finish(kernel.start("%ddp_wait", can_ask=True))
+        assert "ZeroDivisionError" in result.traceback
+        # An error of the notebook's own is debugged as before.
+        prompts, result = kernel.talk("1 / 0", "q")
+        assert prompts == ["ipdb> "]
+    finally:
+        kernel.run("%pdb off")
+
+
 def test_the_first_of_many_that_raise_is_held(kernel: Kernel) -> None:
     prompts, result = kernel.talk(_cell("raise ValueError(1)", "-n 3 --debug"), "c")
     assert len(prompts) == 1
