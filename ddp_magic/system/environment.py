@@ -108,6 +108,8 @@ def rank_environment(
     ours["PYTHONUNBUFFERED"] = "1"  # for Python programs that a cell starts
     # A rank's figures become displays only through IPython's own backend.
     ours.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    # progressbar2 rewrites its line, as in a notebook, instead of printing another.
+    ours.setdefault("PROGRESSBAR_IS_TERMINAL", "1")
     return ours
 
 

@@ -45,6 +45,15 @@ def test_torchs_recorder_keeps_few_operations() -> None:
     assert own["TORCH_FR_BUFFER_SIZE"] == "5000"
 
 
+@pytest.mark.parametrize(
+    "name", ["MPLBACKEND", "PROGRESSBAR_IS_TERMINAL"], ids=["figures", "progressbar2"]
+)
+def test_libraries_draw_as_in_a_notebook(name: str) -> None:
+    """Unless the user wants it otherwise: a rank is no kernel to them, nor a terminal."""
+    assert rank_environment({"JPY_PARENT_PID": "5"}, None, 2)[name]
+    assert rank_environment({name: "mine"}, None, 2)[name] == "mine"
+
+
 def test_ranks_speak_over_the_loopback_interface() -> None:
     """Whatever interface a cluster's settings name: all ranks are on this machine."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
