@@ -49,6 +49,9 @@ On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`en
 continues with step 5. The relay there is the kernel to agent and ranks, and `engines/relay.py` is
 these to the kernel.
 
+The host of a background run is the kernel of that run. Its forkserver is a fork of the notebook's
+(`LocalEngine.lend` and `adopt`, `engines/forkserver_process.py`), so that it starts as fast.
+
 With `--cold`, `engines/torchrun.py` starts torch's launcher (`node/torchrun.py`, `main`), which
 starts a keeper for each rank (`keep`); that continues with step 5 for its one rank.
 """

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import BinaryIO
 
 import psutil
 
+from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess, current_directory
 from ddp_magic.engines.preload_record import PreloadRecord
 from ddp_magic.system import libraries
-from ddp_magic.system.entry_points import write_start
-from ddp_magic.system.environment import early_differences, forkserver_environment, rank_environment
-from ddp_magic.wire.channel import Channel
+from ddp_magic.system.environment import early_differences, rank_environment
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.messages import (
     Command,
@@ -28,6 +24,8 @@ from ddp_magic.wire.messages import (
     ForkAgent,
     Forked,
     ForkObstacle,
+    ForkServer,
+    ForkserverHello,
     Importing,
     Preload,
     Preloaded,
@@ -39,29 +37,29 @@ class Forkserver:
     """One forkserver process, from its start to its end.
 
     Args:
-        command: What starts the process.
+        process: The process.
         env: The environment of the ranks it is for; None for the environment of ranks that this
             process would start now.
-        record: What to preload; updated with what this process reports.
-        log: Where its stdout and stderr go.
+        record: What to preload; updated with what the process reports.
 
     Attributes:
         ready: Whether it has imported all that it was asked to.
         importing: The module that it is importing; empty if none.
         obstacle: Why it must not be forked any more, once that is so.
+        lent: Whether the forkserver of a notebook was to fork it for this process, a host.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
+        process: StartedProcess | LentProcess,
         env: dict[str, str] | None,
         record: PreloadRecord,
-        log: BinaryIO,
     ) -> None:
         self.ready = False
         self.importing = ""
-        self._importing_since = 0.0  # on the monotonic clock, s
+        self._importing_since = time.monotonic()  # or waiting for it to be up
         self.obstacle: ForkObstacle | None = None
+        self.lent = isinstance(process, LentProcess)
         self._record = record
         self._notebook_env = current_rank_environment()
         self.env = self._notebook_env if env is None else env
@@ -70,26 +68,8 @@ class Forkserver:
         self._failed: dict[str, str] = {}
         self._set_by_imports: dict[str, str] = {}
         self._unwatch: Callable[[], object] = lambda: None
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=forkserver_environment(self.env),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-            start = {
-                "channel": theirs.fileno(),
-                "kernel_pid": os.getpid(),
-                "sys_path": libraries.search_path(sys.path, current_directory()),
-                "trusted": record.trusted,
-                "left_out": record.left_out,
-            }
-            write_start(self._process, start)
-        self._channel = Channel(ours)
+        self._process = process
+        self._channel = process.channel
         self.preload(record.wanted)
 
     def watch(self, on_readable: Callable[[], object]) -> None:
@@ -122,6 +102,10 @@ class Forkserver:
         cwd = current_directory()
         self._send(ForkAgent(spec=spec.to_json(), env=env, cwd=cwd, umask=_current_umask()))
 
+    def lend(self, fd: int, host_pid: int) -> None:
+        """Ask it to fork a forkserver for a host, which has the other end of this socket."""
+        self._channel.send(ForkServer(kernel_pid=host_pid), fd=fd)
+
     def _send(self, command: Command) -> None:
         self._channel.send(command)
 
@@ -142,10 +126,7 @@ class Forkserver:
 
     def wait(self, timeout_s: float) -> int | None:
         """Return its exit code; None if it has not ended `timeout_s` seconds later."""
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        return self._process.wait(timeout_s)
 
     # --- reports ------------------------------------------------------------------------------
 
@@ -167,6 +148,9 @@ class Forkserver:
 
     def _note(self, message: Event | Command) -> int:
         match message:
+            case ForkserverHello(pid=pid):
+                if isinstance(self._process, LentProcess):
+                    self._process.is_up(pid)
             case Importing(module=module):
                 self._trust_import()
                 self.importing, self._importing_since = module, time.monotonic()
@@ -186,8 +170,9 @@ class Forkserver:
 
     @property
     def importing_for_s(self) -> float:
-        """How long it has been importing the module, s."""
-        return time.monotonic() - self._importing_since if self.importing else 0.0
+        """How long it has been importing the module, or coming up, s."""
+        busy = self.importing or not self._process.pid
+        return time.monotonic() - self._importing_since if busy else 0.0
 
     def _trust_import(self) -> None:
         if self.importing:
@@ -276,14 +261,6 @@ def unsupported() -> str:
 def current_rank_environment() -> dict[str, str]:
     """Return the environment of ranks that this process would start now."""
     return rank_environment(os.environ, None, 1)
-
-
-def current_directory() -> str:
-    """Return the working directory; empty if it has been removed."""
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:
-        return ""
 
 
 def _current_umask() -> int:

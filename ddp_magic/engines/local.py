@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from types import ModuleType
 
 from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.engines.forked_agent import ForkedAgent
-from ddp_magic.engines.forkserver import Forkserver, open_log, unsupported
+from ddp_magic.engines.forkserver import Forkserver, current_rank_environment, open_log, unsupported
+from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess
 from ddp_magic.engines.preload_record import PreloadRecord
 from ddp_magic.prelude import home
 from ddp_magic.system import libraries
@@ -74,9 +76,37 @@ class LocalEngine:
         with self._lock:
             if not self.off and self._forkserver is None:
                 self._started = True
-                self._forkserver = Forkserver(self._command, env, self._record, self._log)
+                now = current_rank_environment() if env is None else env
+                process = StartedProcess(self._command, now, self._record, self._log)
+                self._forkserver = Forkserver(process, env, self._record)
                 # A forkserver that dies between two cells is replaced at once.
                 self._forkserver.watch(self.look)
+
+    def lend(self, end: socket.socket, host_pid: int, env: dict[str, str]) -> None:
+        """Have a forkserver forked for a host that has just been started, if there is one.
+
+        Args:
+            end: The end of a pair of sockets whose other one the host has; it is closed here.
+            host_pid: The host.
+            env: The environment of its ranks.
+        """
+        with self._lock, end:
+            if self.off or (forkserver := self._forkserver) is None:
+                return
+            self._drain()
+            if not forkserver.out_of_date(sys.path, env):
+                forkserver.lend(end.fileno(), host_pid)
+
+    def adopt(self, fd: int) -> None:
+        """Use the forkserver that the notebook's has forked for this process, a host.
+
+        Args:
+            fd: The connection to it. It ends at once if none could be forked; then this engine
+                starts one.
+        """
+        with self._lock:
+            self._started = True
+            self._forkserver = Forkserver(LentProcess(fd), None, self._record)
 
     def want(self, modules: Iterable[str]) -> None:
         """Have these libraries imported when the forkserver has nothing else to do."""
@@ -200,6 +230,9 @@ class LocalEngine:
         forkserver.close()
         self._forkserver = None
         self._undecided = []
+        if forkserver.lent:
+            self._start_for_pending()
+            return
         if forkserver.obstacle is not None:
             death = self._record.add_obstacle(forkserver.obstacle)
         else:
@@ -286,7 +319,9 @@ class LocalEngine:
         forkserver = self._forkserver
         if forkserver is None or not self._pending or forkserver.importing_for_s < IMPORT_S:
             return
-        module = forkserver.importing
+        if (module := forkserver.importing) == "":  # the notebook's is busy, and has not forked it
+            forkserver.kill()
+            return
         preludes = {home(name) for agent in self._pending for name in agent.spec.prelude}
         if module in {*self._record.wanted, *preludes}:
             reason = f"its import did not end within {IMPORT_S:g} s"

@@ -169,7 +169,13 @@ class Controller:
         capture = self._capture(cell, options, args.capture, None, extra)
         try:
             run = self.background.start(
-                cell, options, capture, self.surroundings(), args=args, hang_s=self.hang_s
+                cell,
+                options,
+                capture,
+                self.surroundings(),
+                args=args,
+                hang_s=self.hang_s,
+                forkserver=self.forkserver,
             )
         finally:
             capture.close()

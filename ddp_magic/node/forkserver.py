@@ -2,7 +2,8 @@
 
 There is one for each kernel. It has one thread and opens no device, so a fork of it is as good as a
 fresh interpreter that has just imported the same libraries. It ends with its kernel. Its agents do
-not depend on it once they are forked.
+not depend on it once they are forked. For the host of a background run, which has a forkserver as a
+kernel has, the notebook's forks one.
 
 `preloader` imports, `trial` tries an import in a fork, `imports` knows what makes a process unsafe
 to fork, `become_agent` is what a fork does first.
@@ -18,13 +19,23 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from typing import Any, NoReturn
+
+import psutil
 
 from ddp_magic.node.become_agent import become_agent
 from ddp_magic.node.preloader import AGENTS_GRACE_S, ForkObstacleError, Preloader, freeze
 from ddp_magic.system import processes
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import ForkAgent, Forked, ForkObstacle, Preload
+from ddp_magic.wire.messages import (
+    ForkAgent,
+    Forked,
+    ForkObstacle,
+    ForkServer,
+    ForkserverHello,
+    Preload,
+)
 from ddp_magic.wire.specs import AgentSpec
 
 
@@ -33,15 +44,15 @@ class Forkserver:
 
     Args:
         channel: To the kernel.
-        kernel_pid: Its pid, which is the parent's.
+        kernel: Its pidfd.
         preloader: What imports.
     """
 
-    def __init__(self, channel: Channel, kernel_pid: int, preloader: Preloader) -> None:
+    def __init__(self, channel: Channel, kernel: int, preloader: Preloader) -> None:
         self._channel = channel
-        self._kernel = os.pidfd_open(kernel_pid)
+        self._kernel = kernel
         self._preloader = preloader
-        self._agents: dict[int, int] = {}  # pidfd -> pid
+        self._forks: dict[int, int] = {}  # pidfd -> pid
 
     def serve(self) -> NoReturn:
         """Import the base, then serve until the kernel is gone or this process unsafe to fork."""
@@ -52,32 +63,32 @@ class Forkserver:
                 if self._channel in ready:
                     self._obey()
                 else:
-                    fds = [self._kernel, *self._agents]
-                    self._preloader.step(fds, self._agents.values())
+                    fds = [self._kernel, *self._forks]
+                    self._preloader.step(fds, {*self._forks.values(), *self._preloader.of_hosts})
         except ForkObstacleError as error:
             self._channel.send(ForkObstacle(module=error.module, reason=error.reason))
             self._retire()
 
     def _select(self, more: list[Channel], timeout_s: float | None) -> list[Any]:
-        """Wait; reap agents that have ended; end with the kernel."""
-        waited_for: list[Any] = [*more, self._kernel, *self._agents]
+        """Wait; reap forks that have ended; end with the kernel."""
+        waited_for: list[Any] = [*more, self._kernel, *self._forks]
         if (trial := self._preloader.trial) is not None:
             waited_for += [trial, trial.pidfd]
         ready = select.select(waited_for, [], [], timeout_s)[0]
         if self._kernel in ready:
-            processes.sweep(AGENTS_GRACE_S)
+            processes.sweep(AGENTS_GRACE_S, spare=self._preloader.of_hosts)
             os._exit(0)
-        for pidfd in [fd for fd in self._agents if fd in ready]:
+        for pidfd in [fd for fd in self._forks if fd in ready]:
             self._reap(pidfd)
         return ready
 
     def _retire(self) -> NoReturn:
-        """Fork no more, and end after the last agent."""
+        """Fork no more, and end after the last fork."""
         self._channel.close()
         if self._preloader.trial is not None:
             self._preloader.trial.close()
             self._preloader.trial = None
-        while self._agents:
+        while self._forks:
             self._select([], None)
         os._exit(0)
 
@@ -91,6 +102,8 @@ class Forkserver:
                     self._preloader.want(command)
                 case ForkAgent():
                     self._fork(command)
+                case ForkServer(kernel_pid=pid):
+                    self._fork_forkserver(pid, self._channel.take_fd())
                 case _:
                     pass
 
@@ -101,24 +114,60 @@ class Forkserver:
             freeze()
         # As if the cell's imports had set them; what the notebook has set takes precedence.
         env = {**self._preloader.set_by_imports(), **command.env}
-        trial = self._preloader.trial
         pid = os.fork()
         if pid == 0:
-            more = () if trial is None else (trial.fileno(), trial.pidfd)
-            for fd in (self._kernel, *self._agents, *more):
-                os.close(fd)
+            self._close_fds()
             become_agent(dataclasses.replace(command, env=env), spec)
         pidfd = os.pidfd_open(pid)
-        self._agents[pidfd] = pid
+        self._forks[pidfd] = pid
         self._channel.send(Forked(run_id=spec.run_id), fd=pidfd)
 
-    def _reap(self, pidfd: int) -> None:
-        os.waitpid(self._agents.pop(pidfd), 0)
-        os.close(pidfd)
-        # An agent that was killed leaves its processes to this one.
+    def _close_fds(self) -> None:
+        """Close, in a fork, what is this process's own; channels close by themselves."""
         trial = self._preloader.trial
-        spare = [*self._agents.values(), *([] if trial is None else [trial.pid])]
-        processes.sweep(0.0, spare=spare)
+        more = () if trial is None else (trial.fileno(), trial.pidfd)
+        for fd in (self._kernel, *self._forks, *more):
+            os.close(fd)
+
+    def _fork_forkserver(self, host_pid: int, fd: int) -> None:
+        """Fork a forkserver for a host, with which it ends: not with this process or its kernel."""
+        if not self._preloader.reported:
+            freeze()
+        pid = os.fork()
+        if pid == 0:
+            self._serve_host(host_pid, fd)
+        os.close(fd)
+        self._forks[os.pidfd_open(pid)] = pid
+        self._preloader.of_hosts.add(pid)
+
+    def _serve_host(self, host_pid: int, fd: int) -> NoReturn:
+        try:
+            self._close_fds()
+            os.setsid()
+            processes.adopt_orphans()
+            host = os.pidfd_open(host_pid)
+            channel = Channel(socket.socket(fileno=fd))
+            channel.send(ForkserverHello(pid=os.getpid()))
+            Forkserver(channel, host, self._preloader.forked(channel.send, host)).serve()
+        except BaseException:  # noqa: BLE001 -- the frames below are this process's parent's
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._forks.pop(pidfd)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        trial = self._preloader.trial
+        known = {*self._forks.values(), *([] if trial is None else [trial.pid])}
+        of_hosts = self._preloader.of_hosts
+        # Who is killed leaves its processes to this one: a forkserver agents, which go on.
+        if pid in of_hosts:
+            of_hosts.remove(pid)
+            of_hosts.update({p.pid for p in psutil.Process().children()} - known)
+        else:
+            processes.sweep(0.0, spare=known | of_hosts)
 
 
 def main() -> NoReturn:
@@ -133,6 +182,6 @@ def main() -> NoReturn:
     # Collections would touch, and so copy, the pages that agents and ranks share with this process.
     gc.disable()
     channel = Channel(socket.socket(fileno=start["channel"]))
-    kernel_pid = start["kernel_pid"]
-    preloader = Preloader(channel.send, kernel_pid, start["trusted"], start["left_out"])
-    Forkserver(channel, kernel_pid, preloader).serve()
+    kernel = os.pidfd_open(start["kernel_pid"])
+    preloader = Preloader(channel.send, kernel, start["trusted"], start["left_out"])
+    Forkserver(channel, kernel, preloader).serve()

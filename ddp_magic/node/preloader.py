@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import os
+import select
 import signal
 import sys
 import weakref
@@ -56,7 +58,7 @@ class Preloader:
 
     Args:
         report: Sends an event to the kernel.
-        kernel_pid: The kernel, which is the parent.
+        kernel: Pidfd of the kernel.
         trusted: Libraries that need no trial because an earlier forkserver has imported them
             without harm; None if none needs one, because no forkserver was lost to a library yet.
         left_out: Why a library is not imported, by name.
@@ -65,23 +67,26 @@ class Preloader:
     Attributes:
         trial: The import that is on trial.
         reported: Whether the kernel knows all that has been imported.
+        of_hosts: Process ids of children that do not end with the kernel but with a host.
     """
 
     def __init__(
         self,
         report: Callable[[Event], object],
-        kernel_pid: int,
+        kernel: int,
         trusted: Collection[str] | None,
         left_out: dict[str, str],
         wanted: Iterable[str] = SOON,
     ) -> None:
         self.trial: Trial | None = None
         self.reported = False
+        self.of_hosts: set[int] = set()
         self._report = report
-        self._kernel_pid = kernel_pid
+        self._kernel = kernel
         self._trusted = None if trusted is None else set(trusted)
         self._left_out = left_out
         self._wanted: deque[str] = deque(wanted)
+        self._has_base = False
         self._number = 0  # of the last Preload
         self._failed: dict[str, str] = {}
         self._files: dict[str, list[Any]] = {}
@@ -89,6 +94,19 @@ class Preloader:
         self._good: list[str] = []  # what libraries that were left out import first
         self._environ = dict(os.environ)
         self._set_in_trials: dict[str, str] = {}
+
+    def forked(self, report: Callable[[Event], object], kernel: int) -> Preloader:
+        """Return what goes on in a fork of this process: nothing more is to be imported there.
+
+        Args:
+            report: Sends an event to the fork's kernel.
+            kernel: Pidfd of that.
+        """
+        fork = copy.copy(self)
+        fork.trial, fork.reported, fork.of_hosts = None, False, set()
+        fork._report, fork._kernel = report, kernel
+        fork._wanted, fork._number = deque(), 0
+        return fork
 
     def want(self, command: Preload) -> None:
         """Import these libraries when there is nothing else to do."""
@@ -98,11 +116,14 @@ class Preloader:
         self.reported = False
 
     def import_base(self) -> None:
-        """Import what every agent and rank needs."""
+        """Import what every agent and rank needs, unless a process that forked this one has."""
+        if self._has_base:
+            return
         for name in BASE:
             self._import(name)
         if not imports.cuda_survives_fork():
             raise ForkObstacleError("", "torch has begun CUDA while it was imported")
+        self._has_base = True
 
     def patience_s(self) -> float | None:
         """Return how long to wait for something else before the next `step`, s; None for ever."""
@@ -202,7 +223,7 @@ class Preloader:
     def _importing(self, module: str) -> _EndWithKernel:
         """Tell the kernel, which thus knows what to blame for the end of this process."""
         self._report(Importing(module=module))
-        return _EndWithKernel(self._kernel_pid)
+        return _EndWithKernel(self._kernel, self.of_hosts)
 
     def _note_files(self) -> None:
         """Note the files of what has been imported, at once, so that a later upgrade shows."""
@@ -236,17 +257,18 @@ class Preloader:
 class _EndWithKernel:
     """Ends this process if its kernel ends during an import, when nothing else is noticed."""
 
-    def __init__(self, kernel_pid: int) -> None:
-        self._kernel_pid = kernel_pid
+    def __init__(self, kernel: int, spare: Collection[int]) -> None:
+        self._kernel = kernel
+        self._spare = spare
 
     def __enter__(self) -> None:
         signal.signal(signal.SIGALRM, self._look)
         signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
 
     def _look(self, _signum: int, _frame: FrameType | None) -> None:
-        if os.getppid() != self._kernel_pid:
+        if select.select([self._kernel], [], [], 0)[0]:
             signal.setitimer(signal.ITIMER_REAL, 0)  # so that it does not interrupt what follows
-            processes.sweep(AGENTS_GRACE_S)
+            processes.sweep(AGENTS_GRACE_S, spare=self._spare)
             os._exit(1)
 
     def __exit__(self, *_: object) -> None:

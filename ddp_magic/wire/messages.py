@@ -205,7 +205,29 @@ class ForkAgent:
     umask: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForkServer:
+    """Fork a forkserver for a host, which has imported what this one has. A socket comes along.
+
+    Attributes:
+        kernel_pid: The host, with which it ends, and which has the socket's other end.
+    """
+
+    kernel_pid: int
+
+
 # --- events: forkserver -> kernel -------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkserverHello:
+    """A forkserver that was forked is up: its first message to its host.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    pid: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -574,8 +596,9 @@ Command: TypeAlias = (
     | DumpStack
     | Preload
     | ForkAgent
+    | ForkServer
 )
-ForkserverEvent: TypeAlias = Importing | Preloaded | ForkObstacle | Forked
+ForkserverEvent: TypeAlias = ForkserverHello | Importing | Preloaded | ForkObstacle | Forked
 AgentEvent: TypeAlias = AgentHello | WorkerExited | AgentDone
 WorkerEvent: TypeAlias = (
     WorkerHello

@@ -59,6 +59,13 @@ def _family(pid: int) -> list[int]:
     return [p.pid for p in (process, *process.children(recursive=True))]
 
 
+def _forked(kernel: Kernel) -> list[int]:
+    """Return what the notebook's forkserver has forked: a host's forkserver, agents, ranks."""
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    return [p.pid for p in forkserver.children(recursive=True)]
+
+
 def _host(directory: Path) -> int:
     head = json.loads((directory / "journal.jsonl").read_text().partition("\n")[0])
     return int(head["kernel"])
@@ -93,6 +100,45 @@ def test_a_run_in_the_background(kernel: Kernel, runs: Path) -> None:
     assert kernel.value("r.state.value") == "SUCCEEDED"
     host = _host(runs / kernel.value("r.id"))
     _until(lambda: not psutil.pid_exists(host))  # not even a zombie
+
+
+def test_its_forkserver_is_a_fork_of_the_notebooks(kernel: Kernel, runs: Path) -> None:
+    """It has the notebook's libraries already, starts at once, and ends with the run."""
+    kernel.run("%%ddp -n 1\nDiceLoss")  # has monai imported
+    body = "import os, sys\nprint('begun', 'monai.losses' in sys.modules)"
+    for option in ("--bg", "--detach"):
+        run = _started(kernel, f"-n 2 {option}", f"{body}\nimport time; time.sleep(1000)")
+        _until_begun(runs / run)
+        family = [_host(runs / run), *_forked(kernel)]
+        assert len(family) == 5  # a forkserver, an agent, two ranks
+        kernel.run(f"%ddp_stop {run}")
+        assert "stopped" in kernel.run(f"%ddp_attach {run}").traceback
+        assert "begun True" in (runs / run / "journal.jsonl").read_text()
+        assert wait_gone(family, 3) == []
+    assert kernel.run("%%ddp -n 1\nprint('next')").lines == ["[rank 0] next"]
+
+
+def test_without_a_forkserver_of_the_notebooks(new_kernel: NewKernel) -> None:
+    kernel = new_kernel()
+    kernel.run("%config DDPMagics.preload = False")
+    result = kernel.run("%%ddp -n 2 --bg\nprint('here')")
+    assert result.status == "ok", result
+    waited = kernel.run("%ddp_wait")
+    assert sorted(waited.lines) == ["[rank 0] here", "[rank 1] here"], waited
+
+
+def test_a_killed_forkserver_does_not_end_the_run(kernel: Kernel, runs: Path) -> None:
+    """Neither its own nor, after that, the end of another agent of the notebook's."""
+    body = "import os, time\nprint('begun')\nwhile not os.path.exists('go_on'): time.sleep(0.05)"
+    run = _started(kernel, "-n 2 --bg", f"{body}\nprint('whole')")
+    _until_begun(runs / run)
+    forkserver, *_ = _forked(kernel)
+    psutil.Process(forkserver).kill()
+    assert kernel.run("%%ddp -n 1\nprint('next')").lines == ["[rank 0] next"]
+    kernel.run("open('go_on', 'w').close()")
+    waited = kernel.run("%ddp_wait")
+    assert waited.status == "ok", waited
+    assert waited.text.count("whole") == 2 or "[ranks 0-1] whole" in waited.text
 
 
 def test_a_failure_is_raised_where_it_is_waited_for(kernel: Kernel) -> None:

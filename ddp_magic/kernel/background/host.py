@@ -94,6 +94,8 @@ def main() -> NoReturn:
 def serve(start: HostStart) -> None:
     """Serve a run to its end."""
     controller = Controller(Notebook({}), serves_one=True)
+    if start.forkserver is not None:
+        controller.forkserver.adopt(start.forkserver)
     run = start.make_run()
     end = run.stop if start.background.detached else run.end_with_kernel
     signal.signal(signal.SIGTERM, lambda *_: end())

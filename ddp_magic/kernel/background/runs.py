@@ -11,6 +11,7 @@ from ddp_magic.display.diagnosis.diagnose import headline
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.record import Background
+from ddp_magic.engines.local import LocalEngine
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.start_host import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
@@ -42,6 +43,7 @@ class BackgroundRuns:
         *,
         args: SimpleNamespace,
         hang_s: float,
+        forkserver: LocalEngine,
     ) -> BackgroundRun:
         """Start a run that a host serves; for the other arguments see `Run`.
 
@@ -52,6 +54,7 @@ class BackgroundRuns:
             around: Where its names could have come from.
             args: The options as they were given.
             hang_s: A shorter wait of ranks for others is not explained, in seconds.
+            forkserver: The notebook's.
 
         Raises:
             OSError: The host cannot be started.
@@ -79,7 +82,7 @@ class BackgroundRuns:
         run = BackgroundRun(
             directory,
             background,
-            process=start_host(start),
+            process=start_host(start, forkserver),
             label=cell_label(cell.number),
             devices=options.devices,
             captured=tuple(capture.values),

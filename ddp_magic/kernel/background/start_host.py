@@ -5,14 +5,17 @@ A host (`kernel.background.host`) does for one run what a kernel does, in a proc
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.record import Background
+from ddp_magic.engines.local import LocalEngine
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.run_options import Options
@@ -43,6 +46,8 @@ class HostStart:
         segments: Descriptor and sizes of shared memory, by number; the host inherits them.
         prelude: Names of the prelude that the cell reads.
         notes: Messages to show.
+        forkserver: The connection to a forkserver that the notebook's forks for it; None if it
+            needs none.
     """
 
     directory: Path
@@ -59,6 +64,7 @@ class HostStart:
     segments: dict[int, tuple[int, tuple[int, ...]]]
     prelude: set[str]
     notes: list[str]
+    forkserver: int | None = None
 
     @classmethod
     def of(  # noqa: PLR0913 -- as those of `Run`
@@ -113,25 +119,38 @@ class HostStart:
         )
 
 
-def start_host(start: HostStart) -> subprocess.Popen[bytes]:
+def start_host(start: HostStart, forkserver: LocalEngine) -> subprocess.Popen[bytes]:
     """Start a host; returns before it is up.
 
     Its environment and its working directory are those of the kernel now; the locks on GPUs are its
     own from now on.
 
+    Args:
+        start: What it is to do.
+        forkserver: The notebook's, which forks one for it.
+
     Raises:
         OSError: There is no memory for it, or this process can open no more files.
     """
     locks = start.options.gpu_locks
-    with RunDirectory(start.directory).host_log.open("ab") as log:
+    ours, theirs = socket.socketpair()
+    is_local = start.options.engine == "local" and not start.cold
+    start = replace(start, forkserver=theirs.fileno() if is_local else None)
+    with ours, theirs, RunDirectory(start.directory).host_log.open("ab") as log:
         process = subprocess.Popen(
             command(HOST),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            pass_fds=[*(fd for fd, _ in start.segments.values()), *locks.descriptors.values()],
+            pass_fds=[
+                theirs.fileno(),
+                *(fd for fd, _ in start.segments.values()),
+                *locks.descriptors.values(),
+            ],
             start_new_session=True,  # neither Stop nor the end of a terminal reaches it
         )
+        if is_local:
+            forkserver.lend(ours, process.pid, start.options.environment(os.environ))
     assert process.stdin is not None  # noqa: S101 -- PIPE was given
     try:
         with process.stdin as stdin:

@@ -28,7 +28,8 @@ def _preload(
         reports = []
         def report(event):
             reports.append({{"type": type(event).__name__, **dataclasses.asdict(event)}})
-        preloader = Preloader(report, os.getppid(), {trusted!r}, {{}}, wanted={wanted!r})
+        kernel = os.pidfd_open(os.getppid())
+        preloader = Preloader(report, kernel, {trusted!r}, {{}}, wanted={wanted!r})
         try:
             while not preloader.reported:
                 preloader.step((), ())
