@@ -15,6 +15,8 @@ from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.display.screen import CellScreen
+from ddp_magic.engines.local import LocalEngine
+from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.kernel.background.host import NoOutputs, TableFile
 from ddp_magic.kernel.background.start_host import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
@@ -89,7 +91,7 @@ def test_a_host_that_dies_at_once_leaves_its_last_words(tmp_path: Path) -> None:
     start = _start(tmp_path, segment)
     object.__setattr__(start, "segments", {})
     object.__setattr__(start, "cell", None)
-    process = start_host(start)
+    process = start_host(start, LocalEngine(fallback=Torchrun()))
     assert process.wait(HANG_S) == 1
     assert "AttributeError" in (tmp_path / "host.log").read_text()
     segment.close()
