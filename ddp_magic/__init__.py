@@ -16,11 +16,11 @@ Python, `ddp_magic.launch(function, ...)` and `ddp_magic.run(cell, ...)` do the 
 Map of the package. A folder says which process its lines run in, and imports only from folders
 below it::
 
-    kernel     the notebook's process: magics, runs, sessions. Its rooms: options, values (to
-               the ranks and back), worker_group, watch (hangs, profiles), background (the host),
-               machine (GPUs, limits)
-    display    what a person sees: outputs and tables. Its rooms: text, diagnosis (how a run ended,
-               why ranks wait), profiles
+    kernel     the notebook's process: magics, runs, sessions. Its rooms: notebook (the magics),
+               execution (one run), options, values (to the ranks and back), worker_group, watch
+               (hangs, profiles), background (the host), machine (GPUs, limits)
+    display    what a person sees: outputs and tables. Its rooms: text, journal (shown again),
+               diagnosis (how a run ended, why ranks wait), profiles
     engines    how one agent gets onto each node: the forkserver, torchrun, Slurm, Ray
     node       beside the ranks: the forkserver, the agent (torch elastic), the ranks' processes,
                the relay of a node of several
@@ -109,13 +109,13 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
             f"{IPython.__version__}: restart the kernel if it has just been updated, or run "
             "pip install -U ipython, and restart"
         )
-    from ddp_magic.kernel.magics import register
+    from ddp_magic.kernel.notebook.magics import register
 
     register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """`%unload_ext ddp_magic`: take the magics away, and end the sessions and the forkserver."""
-    from ddp_magic.kernel.magics import unregister
+    from ddp_magic.kernel.notebook.magics import unregister
 
     unregister(shell)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddp_magic.display.display_places import DisplayPlaces, Place
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.labels import has_place, label, labelled
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.record import RunRecord

@@ -13,7 +13,7 @@ from typing import ClassVar
 from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.display.grid import html_line
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank_displays import RankDisplays
 from ddp_magic.display.record import RunRecord

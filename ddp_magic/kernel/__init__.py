@@ -2,15 +2,14 @@
 
 The rooms (first what starts a run, last what it stands on):
 
-    magics, line_magics, api, cli   what a user types: in a cell, in Python, in a terminal
+    notebook, api, cli              what a user types: in a cell, in Python, in a terminal
     controller                      what outlives a cell: runs, sessions, the forkserver
-    resolve, run_options            from what is asked for to what a run is given
-    run, stop, cell_sender, case    one run: its event loop, its end, its cell, its explanation
-    session, renewal                ranks that are kept for further cells
+    resolve                         from what is asked for to what a run is given
+    execution                       one run of a cell: its event loop, its end, its explanation
+    session                         ranks that are kept for further cells
     background                      runs that a host process serves
     past_runs, control, answers     runs of other kernels; what other processes may ask of this one
-    questions                       `input()` and the debugger of a rank
-    cell, call, run_code            from a cell or a function to a file with the notebook's lines
+    cell                            from the text of a cell to a file with the notebook's lines
     watch                           hangs, collectives that differ, stacks, profiles
     worker_group                    the agent and its ranks: connections, commands, events
     values                          the notebook's values, to the ranks and back

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ddp_magic.display.status import Status, stack_lines
+from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns
-from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Sessions
 from ddp_magic.wire.forkserver_status import ForkserverStatus

@@ -19,14 +19,15 @@ from ddp_magic import errors
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.question_box import box_of
 from ddp_magic.display.screen import CellScreen
-from ddp_magic.kernel import call, cell, controller
+from ddp_magic.kernel import cell, controller
 from ddp_magic.kernel.background.run import BackgroundRun
+from ddp_magic.kernel.execution import call
+from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.options.arguments import parse_keywords
 from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.options.help import keyword_lines
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run import Run
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.kernel.values.value_stream import Extra
 

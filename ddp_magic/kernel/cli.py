@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ddp_magic.display.journal.replay import replay
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.replay import replay
 from ddp_magic.kernel import control
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.past_runs import PastRuns

@@ -21,10 +21,10 @@ from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.control import ControlServer
+from ddp_magic.kernel.execution.run import Run
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.resolve import join
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Session, Sessions
 from ddp_magic.kernel.values.capture import Capture, Notebook

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from ddp_magic.display import past_run
-from ddp_magic.display.past_run import PastRun
+from ddp_magic.display.journal import past_run
+from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.text.rank_lines import RankLines
 from ddp_magic.kernel import control
 from ddp_magic.system.run_directory import RunDirectory

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.execution.run import Run
 
 KEEP_RUNS = 200
 

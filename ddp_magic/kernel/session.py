@@ -11,8 +11,8 @@ from typing import Any
 from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.status import SessionStatus
 from ddp_magic.errors import LaunchError
+from ddp_magic.kernel.execution.run_options import Options, group_of
 from ddp_magic.kernel.interrupts import deferred
-from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.kernel.values.needed_values import Held
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.storage import process_storage

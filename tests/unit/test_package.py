@@ -26,7 +26,7 @@ def test_importing_is_light() -> None:
     code = (
         "import sys, ddp_magic\n"
         "assert not {'torch', 'IPython', 'psutil'} & set(sys.modules)\n"
-        "import ddp_magic.kernel.magics\n"
+        "import ddp_magic.kernel.notebook.magics\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

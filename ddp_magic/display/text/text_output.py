@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.labels import label
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.places import with_cell_names

@@ -23,7 +23,7 @@ from ddp_magic.display.screen import CellScreen
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.kernel.background.start_host import HostStart
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.run import Run
+from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.values.capture import Notebook
 
 TABLE_S = 1.0  # between two tables on disk

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 
-from ddp_magic.display import past_run
-from ddp_magic.display.past_run import PastRun
+from ddp_magic.display.journal import past_run
+from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.errors import DDPMagicError, HostLostError, LaunchError, RunInterrupted
 from ddp_magic.kernel import control
 from ddp_magic.system.entry_points import last_words

@@ -6,8 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from ddp_magic.display import past_run
-from ddp_magic.display.past_run import PastRun
+from ddp_magic.display.journal import past_run
+from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.record import Background
 from ddp_magic.kernel.background.host_process import HostProcess
 from ddp_magic.kernel.values.capture import Value

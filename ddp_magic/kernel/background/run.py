@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
-from ddp_magic.display import kept_errors
-from ddp_magic.display.follow import Follower
+from ddp_magic.display.journal import kept_errors
+from ddp_magic.display.journal.follow import Follower
+from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.record import Background, error_lines, value_lines
 from ddp_magic.errors import (
     DDPMagicError,
     PullError,
     RunInterrupted,
 )
-from ddp_magic.kernel import call
 from ddp_magic.kernel.background.host_process import CLOSE_S
 from ddp_magic.kernel.background.record import BackgroundRecord
+from ddp_magic.kernel.execution import call
 from ddp_magic.kernel.values import pull
 from ddp_magic.kernel.values.capture import Value
 from ddp_magic.kernel.values.pull import Pulls

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 from ddp_magic.display.diagnosis.diagnose import headline
 from ddp_magic.display.diagnosis.name_hints import Surroundings
-from ddp_magic.display.past_run import PastRun
+from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.record import Background
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.start_host import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.past_runs import PastRuns
-from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.system.frames import cell_label
 from ddp_magic.system.storage import process_storage

@@ -17,8 +17,8 @@ from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.record import Background
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run import Run
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture, Value
 from ddp_magic.system.entry_points import HOST, command
 from ddp_magic.system.run_directory import RunDirectory

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ddp_magic.display.diagnosis import hangs
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.rank_names import rank_names
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.watch.call_check import CallCheck
 from ddp_magic.kernel.watch.hang_watch import HangWatch
 from ddp_magic.system.run_directory import RunDirectory

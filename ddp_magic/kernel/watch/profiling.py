@@ -11,8 +11,8 @@ from pathlib import Path
 from ddp_magic.display.profiles.figure import figure_png
 from ddp_magic.display.profiles.profile import Code, Profile, summarize
 from ddp_magic.display.profiles.trace import trace_of
-from ddp_magic.kernel.run_code import RunCode
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_code import RunCode
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.profile import Place, RankProfile, read
 

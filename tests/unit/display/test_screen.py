@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 
-from ddp_magic.display import past_run
+from ddp_magic.display.journal import past_run
 from ddp_magic.display.outputs import MAX_OUTPUTS, Outputs
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord

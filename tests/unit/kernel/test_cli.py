@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ddp_magic import errors
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.kernel import cli

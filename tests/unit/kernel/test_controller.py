@@ -14,7 +14,7 @@ import pytest
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.session import Session
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.kernel.values.names import Names

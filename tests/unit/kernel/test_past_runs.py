@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.machine.devices import Gpu
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run_options import Options
 
 
 def _resolve(line: str, gpus: int = 0) -> Options:

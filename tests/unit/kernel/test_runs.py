@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run import Run
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.runs import KEEP_RUNS, Runs
 from ddp_magic.kernel.values.names import Names
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.errors import LaunchError
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.session import END_S, Session, Sessions
 from ddp_magic.wire.kernel_events import GroupEnded
 from tests.limits import HANG_S

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.resolve import join, resolve
-from ddp_magic.kernel.run_options import Options
 
 
 @pytest.fixture(autouse=True)

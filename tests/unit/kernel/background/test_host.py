@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.display import past_run
 from ddp_magic.display.diagnosis.name_hints import Surroundings
+from ddp_magic.display.journal import past_run
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.display.screen import CellScreen
@@ -20,7 +20,7 @@ from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.kernel.background.host import NoOutputs, TableFile
 from ddp_magic.kernel.background.start_host import HostStart, start_host
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import parse

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run_options import Options
 from ddp_magic.system.gpu_locks import GpuLocks, holder
 from tests.gpu_machine import Machine
 

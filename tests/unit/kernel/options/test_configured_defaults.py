@@ -10,12 +10,12 @@ from traitlets import TraitError
 from traitlets.config import Config, Configurable
 
 from ddp_magic.kernel.controller import Controller
-from ddp_magic.kernel.magics import DDPMagics
+from ddp_magic.kernel.execution.run_options import Options
+from ddp_magic.kernel.notebook.magics import DDPMagics
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
 from ddp_magic.kernel.options.declaration import OPTIONS, OptionError
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.session import Session
 from ddp_magic.kernel.values.capture import Notebook
 from tests.unit.fakes import FakeGroup

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.kernel import api
-from ddp_magic.kernel.magics import keep_empty_body
+from ddp_magic.kernel.notebook.magics import keep_empty_body
 from ddp_magic.kernel.options.declaration import (
     ATTACH_OPTIONS,
     KEYWORDS,

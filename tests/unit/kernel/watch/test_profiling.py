@@ -14,8 +14,8 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run_code import RunCode
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_code import RunCode
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.watch import profiling
 from ddp_magic.kernel.watch.profiling import Profiling

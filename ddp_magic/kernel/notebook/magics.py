@@ -22,19 +22,19 @@ from ddp_magic.errors import CellSyntaxError, DDPMagicError, RunInterrupted
 from ddp_magic.kernel import cell, controller
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.completion import Completion
 from ddp_magic.kernel.controller import Controller
+from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
-from ddp_magic.kernel.line_magics import LineMagics
-from ddp_magic.kernel.magic_base import OurMagics, documented, parse
+from ddp_magic.kernel.notebook.completion import Completion
+from ddp_magic.kernel.notebook.line_magics import LineMagics
+from ddp_magic.kernel.notebook.magic_base import OurMagics, documented, parse
+from ddp_magic.kernel.notebook.post_mortem import wants_debugger, without_debugger
+from ddp_magic.kernel.notebook.typed_cells import TypedCells
 from ddp_magic.kernel.options import expansion
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
 from ddp_magic.kernel.options.declaration import OPTIONS, OptionError, spelling
 from ddp_magic.kernel.options.help import DDP_HELP
-from ddp_magic.kernel.post_mortem import wants_debugger, without_debugger
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.typed_cells import TypedCells
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.system.frames import warnings_without_ours
 

@@ -10,8 +10,8 @@ import pytest
 
 from ddp_magic.errors import RunInterrupted, TimeLimitError, WorkerError
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run import Run
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import Pull

@@ -9,9 +9,9 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.labels import as_html, colored, has_place, label, labelled
 from ddp_magic.display.outputs import MAX_OUTPUTS, has_colors, is_notebook
-from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.terminal import display_lines
 from ddp_magic.system.run_directory import RunDirectory
 

@@ -9,14 +9,16 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import line_cell_magic, line_magic, magics_class
 
+from ddp_magic.display.journal.replay import replay
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.replay import replay
 from ddp_magic.display.status import Status
 from ddp_magic.errors import WorkerError, WorkerLostError
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import without_frames
-from ddp_magic.kernel.magic_base import OurMagics, documented, parse, usage_errors
+from ddp_magic.kernel.notebook.magic_base import OurMagics, documented, parse, usage_errors
+from ddp_magic.kernel.notebook.post_mortem import without_debugger
+from ddp_magic.kernel.notebook.typed_cells import TypedCells
 from ddp_magic.kernel.options.declaration import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
@@ -34,8 +36,6 @@ from ddp_magic.kernel.options.help import (
     STOP_HELP,
     WAIT_HELP,
 )
-from ddp_magic.kernel.post_mortem import without_debugger
-from ddp_magic.kernel.typed_cells import TypedCells
 
 
 @magics_class

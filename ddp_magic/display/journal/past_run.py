@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from ddp_magic.display.journal import END_BYTES, current, entries_of
+from ddp_magic.display.journal.journal import END_BYTES, current, entries_of
 from ddp_magic.display.record import Background
 from ddp_magic.wire.states import State
 

@@ -9,9 +9,9 @@ from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.errors import RunInterrupted, WorkerError
-from ddp_magic.kernel.case import Case
-from ddp_magic.kernel.run_options import Options
-from ddp_magic.kernel.stop import Stopper
+from ddp_magic.kernel.execution.case import Case
+from ddp_magic.kernel.execution.run_options import Options
+from ddp_magic.kernel.execution.stop import Stopper
 from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import GroupEnded, Restarted, RunEvent

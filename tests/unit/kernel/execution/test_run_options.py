@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.kernel.execution.run_options import Options, group_of
 from ddp_magic.kernel.options.arguments import parse_keywords, parse_line
 from ddp_magic.kernel.options.declaration import KEYWORDS
 from ddp_magic.kernel.resolve import resolve
-from ddp_magic.kernel.run_options import Options, group_of
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 from tests.unit.kernel.scene import FakeAgent

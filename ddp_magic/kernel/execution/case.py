@@ -13,7 +13,7 @@ from ddp_magic.display.diagnosis.restarts import (
 from ddp_magic.display.diagnosis.verdict import Evidence, judge
 from ddp_magic.display.record import RunRecord
 from ddp_magic.errors import DDPMagicError, RunInterrupted
-from ddp_magic.kernel.stop import Stopper
+from ddp_magic.kernel.execution.stop import Stopper
 from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
 from ddp_magic.prelude import OWN_NAMES
 from ddp_magic.wire.kernel_events import GroupEnded, Restarted

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.display.kept_errors import as_json
+from ddp_magic.display.journal.kept_errors import as_json
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.run_words import summary
 from ddp_magic.display.shown import without_rank

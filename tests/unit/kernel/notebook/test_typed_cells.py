@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ddp_magic.kernel.typed_cells import TypedCells
+from ddp_magic.kernel.notebook.typed_cells import TypedCells
 from tests.limits import HANG_S
 
 BODY = "print(1)\nx = 2\n"

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display import past_run
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal import past_run
+from ddp_magic.display.journal.journal import Journal
+from ddp_magic.display.journal.past_run import PastRun
+from ddp_magic.display.journal.replay import TEXT_CHARS, replay
 from ddp_magic.display.outputs import MAX_OUTPUTS
-from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.replay import TEXT_CHARS, replay
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.errors import WorkerLostError
 from ddp_magic.system.run_directory import RunDirectory
@@ -273,9 +273,10 @@ def test_a_run_on_a_full_disk_has_an_end(tmp_path: Path) -> None:
         "import resource, signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "from tests.unit.display.test_journal import full_disk; full_disk(Path(sys.argv[1]))"
+        "from tests.unit.display.journal.test_journal import full_disk\n"
+        "full_disk(Path(sys.argv[1]))"
     )
-    folder = Path(__file__).parents[3]
+    folder = Path(__file__).parents[4]
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=folder, check=True, timeout=HANG_S)
     run = past_run.read(tmp_path / "journal.jsonl")
     assert run is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.run_code import RunCode, cell_file
+from ddp_magic.kernel.execution.run_code import RunCode, cell_file
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.wire.profile import Place
 

@@ -9,7 +9,14 @@ import pytest
 
 from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.rank import Rank
-from ddp_magic.kernel.stop import ANSWER_S, FINISH_S, STACK_S, Stop, Stopper, reason_to_stop
+from ddp_magic.kernel.execution.stop import (
+    ANSWER_S,
+    FINISH_S,
+    STACK_S,
+    Stop,
+    Stopper,
+    reason_to_stop,
+)
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
 from ddp_magic.wire.messages import DebuggerQuit, Interrupted
 from tests.unit.fakes import EARLY, LATE, FakeGroup, error, exited, hello, idle, ready

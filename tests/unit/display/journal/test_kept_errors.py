@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ddp_magic import errors
-from ddp_magic.display.kept_errors import as_json, from_json, from_lines
+from ddp_magic.display.journal.kept_errors import as_json, from_json, from_lines
 from ddp_magic.errors import DDPMagicError, RunInterrupted, WorkerError, WorkerLostError
 
 

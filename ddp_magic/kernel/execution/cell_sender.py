@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ddp_magic.engines import Engine
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.questions import Questions
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.questions import Questions
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.environment import is_late

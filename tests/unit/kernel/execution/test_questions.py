@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from ddp_magic.display.question_box import Reply
-from ddp_magic.kernel.questions import CELL_ENDED, INTERRUPT_S, STOPPED, Questions, may_ask
+from ddp_magic.kernel.execution.questions import (
+    CELL_ENDED,
+    INTERRUPT_S,
+    STOPPED,
+    Questions,
+    may_ask,
+)
 from ddp_magic.wire.kernel_events import QuestionClosed, QuestionOpened, Restarted
 from ddp_magic.wire.messages import EXAMINE, Answer, QuestionWithdrawn, RunCell
 from tests.unit.fakes import EARLY, FakeBox, error, exited, idle, question

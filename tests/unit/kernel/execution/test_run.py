@@ -22,9 +22,9 @@ from ddp_magic.errors import (
     WorkerLostError,
 )
 from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.execution.run import Run
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.interrupts import interrupted_words
-from ddp_magic.kernel.run import Run
-from ddp_magic.kernel.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import Pull

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.display.rank import Rank
-from ddp_magic.kernel.renewal import prepare_next_cell
+from ddp_magic.kernel.execution.renewal import prepare_next_cell
 from ddp_magic.wire.kernel_events import Doing, Note, RunEvent
 from tests.unit.fakes import Batch, FakeGroup, error, exited, finished, hello, idle, ready, text
 

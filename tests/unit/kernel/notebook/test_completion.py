@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_magic.kernel.completion import complete
+from ddp_magic.kernel.notebook.completion import complete
 
 SOURCES = {
     "session": lambda: ["lab", "big"],

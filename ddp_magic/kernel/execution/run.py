@@ -14,17 +14,17 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord, Screen, error_lines, value_lines
 from ddp_magic.engines import Engine
 from ddp_magic.errors import RunInterrupted
-from ddp_magic.kernel.case import Case
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.cell_sender import CellSender
+from ddp_magic.kernel.execution.case import Case
+from ddp_magic.kernel.execution.cell_sender import CellSender
+from ddp_magic.kernel.execution.questions import Questions
+from ddp_magic.kernel.execution.renewal import prepare_next_cell
+from ddp_magic.kernel.execution.run_code import RunCode
+from ddp_magic.kernel.execution.run_options import Options, group_of
+from ddp_magic.kernel.execution.run_values import RunValues
+from ddp_magic.kernel.execution.stop import Stopper
 from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.machine.limits import system_error
-from ddp_magic.kernel.questions import Questions
-from ddp_magic.kernel.renewal import prepare_next_cell
-from ddp_magic.kernel.run_code import RunCode
-from ddp_magic.kernel.run_options import Options, group_of
-from ddp_magic.kernel.run_values import RunValues
-from ddp_magic.kernel.stop import Stopper
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.watch.collective_watch import CollectiveWatch
 from ddp_magic.kernel.watch.profiling import Profiling

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.cell_sender import CellSender
-from ddp_magic.kernel.questions import Questions
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.cell_sender import CellSender
+from ddp_magic.kernel.execution.questions import Questions
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.system.run_directory import RunDirectory

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddp_magic.errors import PullError
-from ddp_magic.kernel.run_options import Options
+from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.pull import KeptPulls, Pulls
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import PulledValues

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.errors import CaptureError
-from ddp_magic.kernel.call import PULL, cell_of_call, results
+from ddp_magic.kernel.execution.call import PULL, cell_of_call, results
 from ddp_magic.kernel.values.capture import Capture, Notebook
 from ddp_magic.kernel.values.names import names_of
 from ddp_magic.kernel.values.needed_values import Held

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ddp_magic.display import journal, past_run
 from ddp_magic.display.grid import html_line
+from ddp_magic.display.journal import journal, past_run
+from ddp_magic.display.journal.past_run import PastRun
+from ddp_magic.display.journal.replay import merged
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.past_run import PastRun
 from ddp_magic.display.rank_displays import RankDisplays
-from ddp_magic.display.replay import merged
 from ddp_magic.display.run_words import clock
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.system.run_directory import RunDirectory

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.follow import Follower, JournalReader
-from ddp_magic.display.journal import Journal
+from ddp_magic.display.journal.follow import Follower, JournalReader
+from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord

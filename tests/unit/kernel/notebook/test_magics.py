@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.errors import WorkerError
 from ddp_magic.kernel import controller
-from ddp_magic.kernel.magics import register, unregister
+from ddp_magic.kernel.notebook.magics import register, unregister
 
 NAMES = {
     "line": {

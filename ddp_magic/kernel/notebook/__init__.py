@@ -1,0 +1,1 @@
+"""What a user types in a notebook: the magics, TAB, `%pdb`."""
