@@ -35,11 +35,15 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 def _completed(recorder: FlightRecorder, before: Numbers) -> GroupRecord:
-    """Return the record of the one group used; gloo notes a moment later that it has completed."""
+    """Return the record of the one group used; gloo notes a moment later what has completed.
+
+    Two of its threads may note two collectives in the other order: then the number of the last one
+    that has completed is too low for good.
+    """
     began = time.monotonic()
     while True:
         (record,) = [record for record in recorder.groups(before) if record.operations]
-        if record.enqueued == record.completed:
+        if all(operation.done for operation in record.operations):
             return record
         assert within(time.monotonic() - began, HANG_S)
 
