@@ -25,8 +25,8 @@ from ddp_magic.kernel.execution import call
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.options.arguments import parse_keywords
-from ddp_magic.kernel.options.declaration import OptionError
 from ddp_magic.kernel.options.help import keyword_lines
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.kernel.values.value_stream import Extra

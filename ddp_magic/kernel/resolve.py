@@ -15,7 +15,8 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.machine import devices, idle_gpus
 from ddp_magic.kernel.machine.devices import Gpu
 from ddp_magic.kernel.machine.limits import most_ranks, too_many
-from ddp_magic.kernel.options.declaration import DEFAULT_CPU_RANKS, OPTIONS, OptionError
+from ddp_magic.kernel.options.declaration import DEFAULT_CPU_RANKS, OPTIONS
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.wire.specs import default_backend
 

@@ -6,7 +6,8 @@ import shlex
 from types import SimpleNamespace
 
 from ddp_magic.engines import HERE
-from ddp_magic.kernel.options.declaration import OptionError, spelling
+from ddp_magic.kernel.options.declaration import spelling
+from ddp_magic.kernel.options.option import OptionError
 
 # What these options do lies on this machine.
 _ONLY_HERE = {

@@ -15,16 +15,16 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.options.arguments import matching
-from ddp_magic.kernel.options.declaration import (
+from ddp_magic.kernel.options.declaration import OPTIONS
+from ddp_magic.kernel.options.line_magics import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
-    OPTIONS,
     SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
     WAIT_OPTIONS,
-    Option,
 )
+from ddp_magic.kernel.options.option import Option
 
 _MAGICS = {
     "%%ddp": OPTIONS,

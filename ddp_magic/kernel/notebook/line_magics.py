@@ -19,15 +19,6 @@ from ddp_magic.kernel.interrupts import without_frames
 from ddp_magic.kernel.notebook.magic_base import OurMagics, documented, parse, usage_errors
 from ddp_magic.kernel.notebook.post_mortem import without_debugger
 from ddp_magic.kernel.notebook.typed_cells import TypedCells
-from ddp_magic.kernel.options.declaration import (
-    ATTACH_OPTIONS,
-    LOGS_OPTIONS,
-    SHOW_OPTIONS,
-    STATUS_OPTIONS,
-    STOP_OPTIONS,
-    WAIT_OPTIONS,
-    Option,
-)
 from ddp_magic.kernel.options.help import (
     ATTACH_HELP,
     LOGS_HELP,
@@ -36,6 +27,15 @@ from ddp_magic.kernel.options.help import (
     STOP_HELP,
     WAIT_HELP,
 )
+from ddp_magic.kernel.options.line_magics import (
+    ATTACH_OPTIONS,
+    LOGS_OPTIONS,
+    SHOW_OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    WAIT_OPTIONS,
+)
+from ddp_magic.kernel.options.option import Option
 
 
 @magics_class

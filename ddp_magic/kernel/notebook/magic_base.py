@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics
 
 from ddp_magic.kernel.options.arguments import parse_line
-from ddp_magic.kernel.options.declaration import Option
+from ddp_magic.kernel.options.option import Option
 
 
 class OurMagics(Magics):

@@ -32,8 +32,9 @@ from ddp_magic.kernel.notebook.post_mortem import wants_debugger, without_debugg
 from ddp_magic.kernel.notebook.typed_cells import TypedCells
 from ddp_magic.kernel.options import expansion
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
-from ddp_magic.kernel.options.declaration import OPTIONS, OptionError, spelling
+from ddp_magic.kernel.options.declaration import OPTIONS, spelling
 from ddp_magic.kernel.options.help import DDP_HELP
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.system.frames import warnings_without_ours

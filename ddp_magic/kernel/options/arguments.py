@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from ddp_magic.kernel.options.declaration import KEYWORDS, OPTIONS, Option, OptionError
+from ddp_magic.kernel.options.declaration import KEYWORDS, OPTIONS
 from ddp_magic.kernel.options.expansion import ExpansionError
+from ddp_magic.kernel.options.option import Option, OptionError
 from ddp_magic.kernel.options.unsupported import instead_of
 
 # What editors and chat programs make of one or two hyphens.

@@ -12,7 +12,8 @@ from typing import Any
 from traitlets import HasTraits, TraitError, TraitType
 
 from ddp_magic.errors import one_line
-from ddp_magic.kernel.options.declaration import OPTIONS, Option, OptionError
+from ddp_magic.kernel.options.declaration import OPTIONS
+from ddp_magic.kernel.options.option import Option, OptionError
 
 _OPTIONS = tuple(option for option in OPTIONS if option.has_default)
 _DEVICES = ("nproc_per_node", "gpus", "backend")  # a default of one is a reason to refuse another

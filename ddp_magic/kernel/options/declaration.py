@@ -1,110 +1,16 @@
-"""Every option of the magics, declared once.
+"""Every option of `%%ddp`, declared once.
 
 The magic's parser and the keywords of `launch` and `run` (`arguments`), the help and the README's
-table (`help`) and TAB completion (`kernel.completion`) all read this table. A new option needs its
-declaration here and the code that obeys it.
+table (`help`) and TAB completion (`kernel.notebook.completion`) all read this table.
 """
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
-
 from ddp_magic.kernel.options import values as read
+from ddp_magic.kernel.options.option import HELP, Option
 from ddp_magic.wire.specs import default_backend
 
 DEFAULT_CPU_RANKS = 2
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 60
-
-
-class OptionError(ValueError):
-    """A value that an option cannot have, on this machine or beside the other options.
-
-    Attributes:
-        name: The option, as Python callers spell it.
-        problem: What is wrong with it, and what to do.
-    """
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{name}: {problem}")
-        self.name = name
-        self.problem = problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One option.
-
-    Attributes:
-        name: Its name in Python: the keyword of `launch` and `run`.
-        flags: Its spellings on the magic's line, the long one last; none for a positional word.
-        metavar: Name of its value in the help; empty for a flag, which has none.
-        help: Its line in the README, in Markdown, and in the help, without the backticks.
-        read: Reads a value, text or Python's own; raises `InvalidValueError`.
-        what: What the value is, for "invalid ... 'x'".
-        use: Valid values, for "use ...".
-        default: Its value where it is not given.
-        values: Values that TAB offers.
-        also: Spellings that other tools have, for "did you mean ...?".
-        fixed: The first cell of a session decides it for all.
-        has_default: `%config DDPMagics` can set its value for lines that do not name it. Not for
-            what belongs to one cell.
-        keyword: Whether `launch` and `run` take it.
-        any_word: Whether its value may begin with a hyphen.
-    """
-
-    name: str
-    flags: tuple[str, ...] = ()
-    metavar: str = ""
-    help: str
-    read: Callable[[object], Any] = read.flag
-    what: str = "flag"
-    use: str = "True or False"
-    default: Any = None
-    values: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-    fixed: bool = False
-    has_default: bool = False
-    keyword: bool = True
-    any_word: bool = False
-
-    @property
-    def spelling(self) -> str:
-        """The long flag."""
-        return self.flags[-1]
-
-    @property
-    def negation(self) -> str:
-        """What turns a flag off on a line, where it is on by default; empty if it cannot be."""
-        if self.metavar or not self.has_default:
-            return ""
-        positive = self.spelling.removeprefix("--no-")
-        return f"--{positive}" if positive != self.spelling else f"--no-{positive[2:]}"
-
-    def value(self, given: object) -> Any:  # noqa: ANN401 -- of each option's own type
-        """Check a value that was given, and convert it.
-
-        Raises:
-            ValueError: The option cannot have it; the text says what to use.
-        """
-        try:
-            return self.read(given)
-        except read.InvalidValueError:
-            shown = " ".join(_REPR.repr(given).split())
-            raise ValueError(f"invalid {self.what} {shown}: use {self.use}") from None
-
-
-HELP = Option(
-    name="help",
-    flags=("-h", "--help"),
-    default=False,
-    keyword=False,
-    help="Show this help and run nothing.",
-)
 
 OPTIONS = (
     Option(
@@ -379,92 +285,6 @@ OPTIONS = (
         use="a list of strings, such as ['--lr', '0.1']",
         default=(),
         help="Arguments of the cell: its `sys.argv[1:]`.",
-    ),
-    HELP,
-)
-
-STATUS_OPTIONS = (
-    Option(
-        name="run",
-        metavar="RUN",
-        read=read.word,
-        what="run id",
-        use="the id of a run, or its end",
-        help="The id of a run, or its end. Default: all runs.",
-    ),
-    Option(
-        name="stacks",
-        flags=("--stacks",),
-        default=False,
-        help="Show the Python stack of every rank of the runs that go on.",
-    ),
-    HELP,
-)
-
-SHOW_OPTIONS = (
-    replace(
-        STATUS_OPTIONS[0],
-        help="The id of a run, or its end. Default: the newest run of this notebook, or of any.",
-    ),
-    HELP,
-)
-
-WAIT_OPTIONS = (
-    replace(
-        STATUS_OPTIONS[0],
-        help="The id of a background run, or its end. Default: the only one that goes on, or the "
-        "newest of this notebook.",
-    ),
-    HELP,
-)
-
-ATTACH_OPTIONS = (
-    replace(
-        STATUS_OPTIONS[0],
-        help="The id of a background run, or its end. Default: the only one that goes on, or the "
-        "newest, of any notebook.",
-    ),
-    HELP,
-)
-
-LOGS_OPTIONS = (
-    SHOW_OPTIONS[0],
-    Option(
-        name="rank",
-        flags=("-r", "--rank"),
-        metavar="RANK",
-        read=read.count,
-        what="rank",
-        use="0, 1, ...",
-        help="Print what this rank wrote. Default: all ranks, each line with its rank.",
-    ),
-    Option(
-        name="lines",
-        flags=("-n", "--lines"),
-        metavar="N",
-        read=read.count,
-        what="number of lines",
-        use="0, 1, 2, ...",
-        help="Print only the last N lines of each rank.",
-    ),
-    HELP,
-)
-
-STOP_OPTIONS = (
-    Option(
-        name="session",
-        metavar="SESSION",
-        read=read.word,
-        what="session",
-        use="the name of a session, or the id of a run",
-        help="The session to end, or the id of a run to stop, or its end. Default: the only "
-        "background run.",
-    ),
-    Option(
-        name="all",
-        flags=("--all",),
-        default=False,
-        help="End all sessions and background runs of this notebook.",
     ),
     HELP,
 )

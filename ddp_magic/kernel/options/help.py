@@ -5,17 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Sequence
 
-from ddp_magic.kernel.options.declaration import (
+from ddp_magic.kernel.options.declaration import KEYWORDS, OPTIONS
+from ddp_magic.kernel.options.line_magics import (
     ATTACH_OPTIONS,
-    KEYWORDS,
     LOGS_OPTIONS,
-    OPTIONS,
     SHOW_OPTIONS,
     STATUS_OPTIONS,
     STOP_OPTIONS,
     WAIT_OPTIONS,
-    Option,
 )
+from ddp_magic.kernel.options.option import Option
 
 _WIDTH = 88
 _COLUMN = 29

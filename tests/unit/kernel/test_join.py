@@ -9,7 +9,7 @@ import pytest
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.options.arguments import parse_line
-from ddp_magic.kernel.options.declaration import OptionError
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.session import Session
 from ddp_magic.kernel.values.capture import Notebook
 from tests.unit.fakes import FakeGroup

@@ -10,7 +10,7 @@ import pytest
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.machine.devices import Gpu
 from ddp_magic.kernel.options.arguments import parse_line
-from ddp_magic.kernel.options.declaration import OptionError
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.options.arguments import parse_line
-from ddp_magic.kernel.options.declaration import OptionError
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.system.gpu_locks import GpuLocks, holder
 from tests.gpu_machine import Machine

@@ -14,7 +14,8 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.notebook.magics import DDPMagics
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
-from ddp_magic.kernel.options.declaration import OPTIONS, OptionError
+from ddp_magic.kernel.options.declaration import OPTIONS
+from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.session import Session
 from ddp_magic.kernel.values.capture import Notebook

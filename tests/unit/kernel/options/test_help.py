@@ -10,17 +10,7 @@ import pytest
 
 from ddp_magic.kernel import api
 from ddp_magic.kernel.notebook.magics import keep_empty_body
-from ddp_magic.kernel.options.declaration import (
-    ATTACH_OPTIONS,
-    KEYWORDS,
-    LOGS_OPTIONS,
-    OPTIONS,
-    SHOW_OPTIONS,
-    STATUS_OPTIONS,
-    STOP_OPTIONS,
-    WAIT_OPTIONS,
-    Option,
-)
+from ddp_magic.kernel.options.declaration import KEYWORDS, OPTIONS
 from ddp_magic.kernel.options.help import (
     ATTACH_HELP,
     DDP_HELP,
@@ -30,6 +20,15 @@ from ddp_magic.kernel.options.help import (
     STOP_HELP,
     WAIT_HELP,
 )
+from ddp_magic.kernel.options.line_magics import (
+    ATTACH_OPTIONS,
+    LOGS_OPTIONS,
+    SHOW_OPTIONS,
+    STATUS_OPTIONS,
+    STOP_OPTIONS,
+    WAIT_OPTIONS,
+)
+from ddp_magic.kernel.options.option import Option
 
 
 @pytest.mark.parametrize(
