@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import socket
 import sys
@@ -17,6 +16,7 @@ from ddp_magic.engines.forked_agent import ForkedAgent
 from ddp_magic.engines.forkserver import Forkserver, current_rank_environment, open_log, unsupported
 from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess
 from ddp_magic.engines.preload_record import PreloadRecord
+from ddp_magic.engines.waiting_agents import WaitingAgents
 from ddp_magic.prelude import home
 from ddp_magic.system import libraries
 from ddp_magic.system.entry_points import FORKSERVER, last_words
@@ -51,14 +51,12 @@ class LocalEngine:
         self._record = PreloadRecord()
         self._seen: set[str] = set()  # modules of the notebook's process
         self._cell_words: set[str] = set()  # of all cells
-        self._pending: list[ForkedAgent] = []
-        self._undecided: list[ForkedAgent] = []  # of these: not asked of the forkserver yet
-        self._notes: list[str] = []  # for the next start
+        self._waiting = WaitingAgents()
         self._restart_reason = ""
         self._gave_up_in: dict[str, str] | None = None  # the environment in which it gave up
         self.off = unsupported()
         if self.off:
-            self._note(f"nothing is preloaded on {self.off}; torchrun starts the ranks")
+            self._waiting.note(f"nothing is preloaded on {self.off}; torchrun starts the ranks")
 
     @property
     def used(self) -> bool:
@@ -131,7 +129,7 @@ class LocalEngine:
             # Not while it imports: a library that the notebook has just imported may have set the
             # variable, and will set it in the forkserver too.
             # Nor while it forks: nobody would hear of the agent's end without its pidfd.
-            if self._forkserver is not None and self._forkserver.ready and not self._pending:
+            if self._forkserver is not None and self._forkserver.ready and not self._waiting:
                 self._retire_if_out_of_date(self._forkserver, sys.path)
             self.launch()
 
@@ -191,7 +189,7 @@ class LocalEngine:
                         if forkserver.ready:
                             self._decide(forkserver)
                     case Forked(run_id=run_id):
-                        self._hand_over(run_id, fd)
+                        self._waiting.forked(run_id, fd)
                         if forkserver.ready:
                             self._decide(forkserver)
                     case _:
@@ -202,36 +200,26 @@ class LocalEngine:
 
         Those that can be forked come first; when they have been, another forkserver takes the rest.
         """
-        self._undecided = [agent for agent in self._undecided if agent in self._pending]
-        if not self._undecided or len(self._undecided) < len(self._pending):
-            return  # it has yet to fork others, and is asked again then
-        agents, self._undecided = self._undecided, []
+        if not (agents := self._waiting.take_undecided()):
+            return  # or it has yet to fork others, and is asked again then
+        late = [a for a in agents if forkserver.out_of_date(a.spec.sys_path, a.env)]
         for agent in agents:
-            if forkserver.out_of_date(agent.spec.sys_path, agent.env):
-                self._undecided.append(agent)
-            else:
+            if agent not in late:
                 self._request(agent)
-        if len(self._undecided) == len(agents):
-            agent, self._undecided = agents[0], []
-            self._retire_if_out_of_date(forkserver, agent.spec.sys_path, agent.env)
-            self._explain_slow_start(agent)
-            self._start_for_pending()
-
-    def _hand_over(self, run_id: str, pidfd: int) -> None:
-        for agent in self._pending:
-            if agent.spec.run_id == run_id:
-                self._pending.remove(agent)
-                agent.forked(pidfd)
-                return
-        os.close(pidfd)  # it was dropped, and ends because nobody listens on its socket
+        if agents == late:
+            self._retire_if_out_of_date(forkserver, agents[0].spec.sys_path, agents[0].env)
+            self._explain_slow_start(agents[0])
+            self._start_for_waiting()
+        else:
+            self._waiting.leave_undecided(late)
 
     def _replace_dead(self, forkserver: Forkserver) -> None:
         """Find out why it died, and start another one."""
         forkserver.close()
         self._forkserver = None
-        self._undecided = []
+        self._waiting.leave_undecided([])
         if forkserver.lent:
-            self._start_for_pending()
+            self._start_for_waiting()
             return
         if forkserver.obstacle is not None:
             death = self._record.add_obstacle(forkserver.obstacle)
@@ -242,29 +230,23 @@ class LocalEngine:
             return
         if death.first:
             slow = "this start is slow, the next one is not"
-            self._note(f"{death.reason}: {slow if self._pending else 'another one was started'}")
-        self._start_for_pending()  # also between two cells: it learns what it can preload
+            self._waiting.note(
+                f"{death.reason}: {slow if self._waiting else 'another one was started'}"
+            )
+        self._start_for_waiting()  # also between two cells: it learns what it can preload
 
-    def _start_for_pending(self) -> None:
-        self.launch(self._pending[0].env if self._pending else None)
-        for agent in self._pending:
+    def _start_for_waiting(self) -> None:
+        agents = list(self._waiting)
+        self.launch(agents[0].env if agents else None)
+        for agent in agents:
             self._request(agent)
 
     def _give_up(self, reason: str, env: dict[str, str]) -> None:
         log = Path(f"/proc/self/fd/{self._log.fileno()}")
         self.off = f"{reason}\n{last_words(log)}".strip()
         self._gave_up_in = env
-        self._note(f"{reason}: torchrun starts the ranks from now on")
-        for agent in self._pending:
-            agent.place_with(self._fallback)
-        self._pending = []
-
-    def _note(self, text: str) -> None:
-        """Keep a message for the start that waits, or for the next one."""
-        if self._pending:
-            self._pending[0].note(text)
-        elif text not in self._notes:
-            self._notes.append(text)
+        self._waiting.note(f"{reason}: torchrun starts the ranks from now on")
+        self._waiting.place_with(self._fallback)
 
     # --- agents -------------------------------------------------------------------------------
 
@@ -276,22 +258,19 @@ class LocalEngine:
             undecided = False
             if (forkserver := self._forkserver) is not None and not self.off:
                 undecided = forkserver.may_set_what_differs(env, self._cell_words)
-                if self._pending:  # other threads' agents, which it has yet to fork
+                if self._waiting:  # other threads' agents, which it has yet to fork
                     undecided = undecided or bool(forkserver.out_of_date(spec.sys_path, env))
                 elif not undecided:
                     self._retire_if_out_of_date(forkserver, spec.sys_path, env)
             self.launch(env)
             agent = ForkedAgent(self, spec, env)
-            while self._notes:
-                agent.note(self._notes.pop(0))
+            self._waiting.take_notes(agent)
             self._explain_slow_start(agent)
             if self.off:
                 agent.place_with(self._fallback)
                 return agent
-            self._pending.append(agent)
-            if undecided:
-                self._undecided.append(agent)
-            else:
+            self._waiting.add(agent, undecided=undecided)
+            if not undecided:
                 self._request(agent)
             return agent
 
@@ -317,33 +296,32 @@ class LocalEngine:
     def _kill_on_endless_import(self) -> None:
         """Kill the forkserver if an agent waits for a library's import that does not end."""
         forkserver = self._forkserver
-        if forkserver is None or not self._pending or forkserver.importing_for_s < IMPORT_S:
+        if forkserver is None or not self._waiting or forkserver.importing_for_s < IMPORT_S:
             return
         if (module := forkserver.importing) == "":  # the notebook's is busy, and has not forked it
             forkserver.kill()
             return
-        preludes = {home(name) for agent in self._pending for name in agent.spec.prelude}
+        preludes = {home(name) for agent in self._waiting for name in agent.spec.prelude}
         if module in {*self._record.wanted, *preludes}:
             reason = f"its import did not end within {IMPORT_S:g} s"
-            self._note(f"{module}: {reason}; reimporting the other preloaded libraries")
+            self._waiting.note(f"{module}: {reason}; reimporting the other preloaded libraries")
             forkserver.kill(ForkObstacle(module=module, reason=reason))
 
     def drop(self, agent: ForkedAgent) -> None:
         """Stop waiting for this agent."""
         with self._lock:
-            if agent in self._pending:
-                self._pending.remove(agent)
+            self._waiting.remove(agent)
 
     def give_up_on(self, agent: ForkedAgent) -> None:
         """Kill a forkserver that does not answer."""
         with self._lock:
-            if agent in self._pending and self._forkserver is not None:
+            if agent in self._waiting and self._forkserver is not None:
                 self._forkserver.kill()
 
     @property
     def importing(self) -> str:
         """The library that the forkserver imports while an agent waits, by top-level name."""
-        module = self._forkserver.importing if self._forkserver and self._pending else ""
+        module = self._forkserver.importing if self._forkserver and self._waiting else ""
         return module.removeprefix("ddp_magic.").partition(".")[0]
 
     def describe(self) -> ForkserverStatus:
