@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import re
 
+from ddp_magic.display.text.controls import CONTROL, begins_at, rows_of
 from ddp_magic.display.text.rows import Row
 
-_MAX_PARAMETERS = 10_000  # most digits in an escape sequence; a longer one is text
-_DIGITS = f"[0-9]{{0,{_MAX_PARAMETERS}}}"
-# What progress bars use: return, newline, backspace, cursor up (A, F), down (B, E) and to a column
-# (G), erase in line (K) and below (J), modes, such as "show cursor" and "hide cursor".
-_CONTROL = re.compile(
-    rf"\r+|\n|\x08+|\x1b\[(?P<count>{_DIGITS})(?P<name>[ABEFGJK])"
-    rf"|\x1b\[\?(?P<mode>(?=[0-9]){_DIGITS})(?P<on>[hl])"
-)
-# A possible beginning of one of those.
-_BEGINNING = re.compile(rf"\x1b(?:\[\??{_DIGITS})?\Z")
 MAX_ROWS = 100  # a program that never ends its rows gets no more
-_MANY_DIGITS = 6  # more rows than any screen has
 _CURSOR = "25"  # the mode "show cursor"
 
 
@@ -79,7 +69,7 @@ class LineAssembler:
             return self._feed_plain(text)
         finished: list[Row] = []
         done = 0
-        for control in _CONTROL.finditer(text):
+        for control in CONTROL.finditer(text):
             self._write(text[done : control.start()], finished)
             done = control.end()
             self._obey(control)
@@ -110,7 +100,7 @@ class LineAssembler:
 
     @staticmethod
     def _moves(text: str) -> bool:
-        control = _CONTROL.match(text) if text[0] == "\x1b" else None
+        control = CONTROL.match(text) if text[0] == "\x1b" else None
         return control is not None or "\r" in text.replace("\r\n", "")
 
     def _feed_aside(self, text: str) -> list[str]:
@@ -126,10 +116,7 @@ class LineAssembler:
 
     def _keep_beginning(self, text: str) -> str:
         """Store a possible beginning of an escape sequence; return the text before it."""
-        # Search only the end: a regular expression would scan all of the text.
-        last = text.rfind("\x1b", max(0, len(text) - _MAX_PARAMETERS - 3))
-        if last < 0 or not _BEGINNING.match(text, last):
-            last = len(text)
+        last = begins_at(text)
         self._beginning = text[last:]
         return text[:last]
 
@@ -189,9 +176,9 @@ class LineAssembler:
 
     def _move_or_erase(self, name: str, digits: str) -> None:
         if name in "AF":
-            self._up(_number(digits))
+            self._up(rows_of(digits))
         elif name in "BE":
-            self._row = min(self._row + _number(digits), len(self._rows) - 1)
+            self._row = min(self._row + rows_of(digits), len(self._rows) - 1)
         elif name in "KJ" and (self._at_start or digits.lstrip("0") == "2"):
             self._rows[self._row].clear()
             self._erased = self._returned = True
@@ -311,9 +298,3 @@ class LineAssembler:
         while self._rows and self._rows[-1].is_blank:
             self._rows.pop()
         return self._texts(self._take(len(self._rows))) + [aside] * bool(aside)
-
-
-def _number(digits: str) -> int:
-    """Return how many rows the cursor moves: at least one, as in terminals."""
-    digits = digits.lstrip("0")
-    return int(digits or 1) if len(digits) <= _MANY_DIGITS else 10**_MANY_DIGITS
