@@ -16,7 +16,6 @@ import contextlib
 import os
 import sys
 import threading
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
@@ -37,7 +36,7 @@ from ddp_magic.wire.messages import (
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import child_main, error_report, fresh_state, interrupts
-from ddp_magic.worker.console import debugger, keyboard
+from ddp_magic.worker.console import debugger, keyboard, post_mortem
 from ddp_magic.worker.console.displays import Displays
 from ddp_magic.worker.console.keyboard import Keyboard
 from ddp_magic.worker.console.streams import TextPipe, flush, move_high
@@ -267,24 +266,10 @@ class Worker:
         debugger.end_cell()
         ended = now()
         if command.debug and error is not None:
-            self._examine(error, ended)
+            post_mortem.hold(error, self._rank, ended, self._keyboard, self._reports.place)
         if self._groups is not None:
             self._groups.release_timeouts()
         return ended
-
-    def _examine(self, error: BaseException, raised: float) -> None:
-        """Hold the rank in the debugger after an error of its cell (`--debug`)."""
-        if not isinstance(error, Exception) or not debugger.is_in_notebook(error):
-            return
-        first = error_report.describe(error, self._rank, self._reports.place, raised)
-        held = replace(first, held=True)
-
-        def examine() -> None:
-            if self._keyboard.may_examine(held):
-                debugger.examine(error, self._rank)
-
-        user_code(examine)
-        debugger.end_cell()
 
     def _reload_modules(self) -> None:
         for line in self._modules.reload_edited():
