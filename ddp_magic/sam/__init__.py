@@ -12,7 +12,6 @@ The rooms (each imports only rooms below it):
         embeddings      embeddings of a frozen encoder, stored on disk
         checkpoint      checkpoints and the log
         restarts        going on after a restart of the ranks
-        dry_run         finds parameters that get no gradient, before training
         losses          training losses
         optimizers      Muon, and the learning rate
     evaluation
@@ -30,7 +29,7 @@ The rooms (each imports only rooms below it):
         prompts         simulated prompts
         postprocessing  from the output of a model to masks at the original size
         instances       a decoder that finds objects without a prompt
-        layers          faster versions of layers of transformers
+        layers          faster attention in the image encoder
         meta_checkpoint checkpoints in the layout of Meta's repository
         tiny            a tiny SAM with random weights
     data
@@ -88,7 +87,6 @@ if TYPE_CHECKING:
     from ddp_magic.sam.models.tuning import tune
     from ddp_magic.sam.process_group import GradScaler, all_reduce_sum, autocast, cleanup, setup
     from ddp_magic.sam.reading.patches import random_patches
-    from ddp_magic.sam.training.dry_run import freeze_unused
     from ddp_magic.sam.training.loop import train
     from ddp_magic.sam.training.losses import dice_bce, step_losses
     from ddp_magic.sam.training.optimizers import Muon, warmup_cosine
@@ -109,7 +107,6 @@ __all__ = [
     "dice_bce",
     "dice_score",
     "evaluate",
-    "freeze_unused",
     "instance_decoder",
     "instance_scores",
     "iou_score",
@@ -149,7 +146,6 @@ HOMES = {
     "dice_bce": "training.losses",
     "dice_score": "evaluation.metrics",
     "evaluate": "evaluation.evaluate",
-    "freeze_unused": "training.dry_run",
     "instance_decoder": "models.instances",
     "instance_scores": "evaluation.metrics",
     "iou_score": "evaluation.metrics",

@@ -20,7 +20,6 @@ from ddp_magic.prelude import (
     cells,
     collate,
     evaluate,
-    freeze_unused,
     instance_decoder,
     nuclei,
     predict,
@@ -136,7 +135,6 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         (lambda: tune(nn.Linear(2, 2), "full"), "unsupported model Linear"),
         (lambda: PromptedSam(MODEL, auxiliary=True), "auxiliary must be .* not True"),  # type: ignore[arg-type]
         (lambda: Muon(other(), lr=1e-3), "model must be a model, not list"),  # type: ignore[arg-type]
-        (lambda: freeze_unused(MODEL, DATA), "wrapper must be a PromptedSam"),  # type: ignore[arg-type]
         (lambda: show_history({"dice": 1}), "history must be what train returns"),  # type: ignore[arg-type]
         (lambda: learn(on_step=5), "on_step must be a function"),
         (lambda: learn(optimizer=optim.SGD(other())), "optimizer must be a function, not"),

@@ -20,7 +20,6 @@ from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.postprocessing import at_original_size, best_mask
 from ddp_magic.sam.models.prompts import next_click
 from ddp_magic.sam.models.tiny import tiny_sam
-from ddp_magic.sam.training.dry_run import find_unused
 
 
 @pytest.fixture(scope="module")
@@ -129,47 +128,6 @@ def test_flat_forward_is_sam_itself(sam: SamModel) -> None:
         )
     torch.testing.assert_close(logits, nested.pred_masks[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(iou, nested.iou_scores[0], rtol=1e-4, atol=1e-5)
-
-
-def test_freezing_leaves_no_parameter_without_gradient() -> None:
-    """After find_unused, each trained parameter gets a gradient, as DDP requires."""
-    wrapper = PromptedSam(tiny_sam(), rounds=1)
-    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
-    wrapper.sam.shared_image_embedding.requires_grad_(False)
-    frozen = find_unused(wrapper, {"points": batch})
-    assert len(frozen) == 12  # 10 of mask prompts, 2 box corners
-    assert all(p.grad is None for p in wrapper.parameters())
-    ((logits, iou),) = wrapper(batch)
-    (logits.sum() + iou.sum()).backward()
-    assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
-
-
-def test_mixed_prompts_leave_no_parameter_without_gradient() -> None:
-    """Parameters that only other kinds of prompts use get a zero gradient."""
-    wrapper = PromptedSam(tiny_sam(), rounds=1, prompts={"points": 1, "boxes": 1, "masks": 1})
-    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
-    kinds = {"points": batch, "boxes": batch, "masks": batch}
-    wrapper.sam.shared_image_embedding.requires_grad_(False)
-    assert not find_unused(wrapper, kinds)
-    for kind in kinds:
-        wrapper.shares = {kind: 1.0}
-        ((logits, iou),) = wrapper(batch)
-        (logits.sum() + iou.sum()).backward()
-        assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
-        wrapper.zero_grad(set_to_none=True)
-
-
-def test_fewer_rounds_leave_no_parameter_without_gradient() -> None:
-    """With one round, parameters that only further rounds use get a zero gradient."""
-    wrapper = PromptedSam(tiny_sam(), rounds=3)
-    batch = _batch([(0, 3, 4), (0, 40, 4)], [0])
-    wrapper.sam.shared_image_embedding.requires_grad_(False)
-    assert len(find_unused(wrapper, {"points": batch})) == 2  # box corners
-    assert wrapper.rounds == 3
-    for wrapper.rounds in (1, 3):
-        sum(logits.sum() + iou.sum() for logits, iou in wrapper(batch)).backward()
-        assert all(p.grad is not None for p in wrapper.parameters() if p.requires_grad)
-        wrapper.zero_grad(set_to_none=True)
 
 
 def test_a_batch_without_objects_has_zero_gradients() -> None:

@@ -54,8 +54,8 @@ def inverted(item: Any, generator: torch.Generator) -> Any:
 
 
 IMAGES = 5
-# Items before the first epoch: to find one with objects, for the dry run, and for the sizes of all.
-READ_FIRST = 2 + IMAGES
+# Items before the first epoch: to find one with objects, and for the sizes of all.
+READ_FIRST = 1 + IMAGES
 TIMING = {"seconds", "images_per_s", "data_wait"}
 
 
@@ -120,7 +120,7 @@ def once(sets: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_shuffled_loader_of_the_users_own_is_resumed_exactly(sets: Any, tmp_path: Path) -> None:
-    """Its order is drawn from the global random state, which the checkpoint has."""
+    """Its order is drawn from the global random state, which each epoch seeds."""
     ends = []
     for cut in (False, True):
         torch.manual_seed(3)
@@ -170,7 +170,6 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(sets: Any, tmp_
         with pytest.raises(OSError, match=f"cannot write to out_dir {path}"):
             train(sam, *sets, out_dir=path, on_step=steps.append)
         assert not steps
-        assert all(p.requires_grad for p in sam.parameters())
     with pytest.raises(OSError, match=r"has .* GB of free space, but the checkpoints take 1000000"):
         check_space(tmp_path, 10**15, "the checkpoints")
 

@@ -88,12 +88,6 @@ def _picked(item: Item, objects: Choice | None) -> Item:
     return pick_objects(item, torch.from_numpy(np.asarray(objects(len(item["keys"])), np.int64)))
 
 
-def may_have_boxes(dataset: Dataset[Item]) -> bool:
-    """Return whether objects of a data set may have boxes; see `image_of`."""
-    own, _ = _origin(dataset, 0)
-    return own is None or not np.isnan(own.boxes).all()
-
-
 def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
     """Return the dtype of the images and the values that are scaled to 0 and 255, for JSON.
 
@@ -147,8 +141,8 @@ def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]
     return (found if as_it_is else None), index
 
 
-def first_with_objects(train_set: Dataset[Item]) -> int:
-    """Return the index of the first image with a prompted object.
+def check_objects(train_set: Dataset[Item]) -> None:
+    """Check that a training set has prompted objects.
 
     Raises:
         ValueError: There are no images, or none has one.
@@ -158,7 +152,7 @@ def first_with_objects(train_set: Dataset[Item]) -> int:
     for number in range(size_of(train_set)):
         one = target_of(train_set, number, lambda n: range(min(n, 1)), instances=False)
         if len(one["keys"]):
-            return number
+            return
     raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
 
 

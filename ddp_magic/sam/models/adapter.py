@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ddp_magic.sam.data.batches import MEAN, STD, Geometry
-from ddp_magic.sam.models.layers import faster_encoder
 
 HALF = (127.5, 127.5, 127.5)  # mean and standard deviation of SAM 3, in gray levels
 KINDS = ("sam", "sam_hq", "sam2", "sam3_tracker")
@@ -103,8 +102,7 @@ def encode(sam: Sam, pixels: Tensor) -> Maps:
         # As in get_image_embeddings, which also drops maps without a size.
         maps = [m.permute(1, 2, 0).unflatten(2, hw) for m, hw in zip(flat, sizes, strict=False)]
     else:
-        with faster_encoder(sam.vision_encoder):
-            out = sam.vision_encoder(pixels)
+        out = sam.vision_encoder(pixels)
         maps = [out.last_hidden_state]
         if kind == "sam_hq":
             maps.append(out.intermediate_embeddings[0])  # the decoder uses only the first one
@@ -147,9 +145,11 @@ def encoder_parameters(sam: Sam) -> list[nn.Parameter]:
     return found + ([sam.no_memory_embedding] if hasattr(sam, "no_memory_embedding") else [])
 
 
-def positional_encoding(sam: Sam) -> list[nn.Parameter]:
-    """Return the positional encoding if it is a parameter. It is never trained."""
-    return [p for name, p in sam.named_parameters() if name.endswith("positional_embedding")]
+def freeze_positions(sam: Sam) -> None:
+    """Freeze the positional encoding, which some of the models have as a parameter."""
+    for name, parameter in sam.named_parameters():
+        if name.endswith("positional_embedding"):
+            parameter.requires_grad_(False)
 
 
 def is_frozen(sam: Sam) -> bool:

@@ -17,11 +17,12 @@ from ddp_magic.sam.models.adapter import (
     as_arguments,
     embeddings_of,
     encode,
+    freeze_positions,
     geometry_of,
     mask_size_of,
 )
 from ddp_magic.sam.models.instances import InstanceDecoder
-from ddp_magic.sam.models.layers import faster_decoder
+from ddp_magic.sam.models.layers import use_faster
 from ddp_magic.sam.models.postprocessing import MEMORY_BYTES, best_mask, in_pieces
 from ddp_magic.sam.models.prompts import Prompts, first_prompts, kinds_of, next_click
 from ddp_magic.sam.process_group import unwrapped
@@ -82,6 +83,8 @@ class PromptedSam(nn.Module):
         check_minimum(1, rounds=rounds)
         self.sam: Sam = unwrapped(sam)
         self.geometry: Geometry = geometry_of(self.sam)
+        use_faster(self.sam)
+        freeze_positions(self.sam)
         self.amp, self.rounds = amp, rounds
         if multimask is None:
             outer = getattr(sam, "module", sam)  # inside DDP
@@ -92,11 +95,8 @@ class PromptedSam(nn.Module):
             raise TypeError(f"auxiliary must be an instance_decoder(model), not {auxiliary!r}")
         self.shares = kinds_of(prompts)
         self.mask_size = mask_size_of(self.sam)  # s, px
-        self.partly_used: list[nn.Parameter] = []  # parameters that only some prompts use
         self.auxiliary = auxiliary
         self.auxiliary_output: Tensor | None = None  # of the last batch
-        # Key and value: the positional encoding, and the state of the weights it depends on.
-        self._cached_positions: tuple[Any, Tensor] | None = None
 
     def encode(self, pixels: Tensor) -> Maps:
         """Encode images (B, 3, S, S) with the dtype of `amp`."""
@@ -126,12 +126,11 @@ class PromptedSam(nn.Module):
         )
         groups = _group_by_prompts(prompts)
         maps = self._maps(batch)
+        out = [self._decode(maps, batch["image_index"], prompts, groups)]
         if self.auxiliary is not None:
             self.auxiliary_output = self.auxiliary(embeddings_of(self.sam, maps))
-        out = [self._decode(maps, batch["image_index"], prompts, groups)]
-        if self.partly_used:  # DDP needs a gradient, possibly zero, for each of them on each rank
-            zero = torch.stack([parameter.sum() for parameter in self.partly_used]).sum() * 0
-            out = [(logits + zero, iou) for logits, iou in out]
+            # DDP looks for the parameters that are used in what this function returns.
+            out = [(logits + 0 * self.auxiliary_output.sum(), iou) for logits, iou in out]
         for number in range(1, self.rounds):
             logits = best_mask(*out[-1]).detach()  # (M, 1, s, s)
             keys = batch["keys"] * self.rounds + number if self.training else None
@@ -171,16 +170,6 @@ class PromptedSam(nn.Module):
         stored = batch.get("embeddings")
         return self.encode(batch["pixel_values"]) if stored is None else [m.float() for m in stored]
 
-    def _positions(self) -> Tensor:
-        """Return the positional encoding of the image tokens, cached while its weights stay."""
-        weights = self.sam.shared_image_embedding.positional_embedding
-        if weights.requires_grad:
-            return self.sam.get_image_wide_positional_embeddings()  # type: ignore[no-any-return]
-        state = (weights._version, weights.data_ptr(), weights.device)
-        if self._cached_positions is None or self._cached_positions[0] != state:
-            self._cached_positions = state, self.sam.get_image_wide_positional_embeddings()
-        return self._cached_positions[1]
-
     def _decode(
         self, maps: Sequence[Tensor], image_index: Tensor, prompts: Prompts, groups: list[Group]
     ) -> Round:
@@ -189,15 +178,14 @@ class PromptedSam(nn.Module):
         for (k, box, mask), rows in groups:
             # Not maps[index], whose gradient on a CPU is summed in no fixed order.
             own = tuple(each.index_select(0, image_index[rows]) for each in maps)
-            with faster_decoder(self.sam, self._positions()):
-                out = self.sam(
-                    **as_arguments(self.sam, own),
-                    input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)
-                    input_labels=prompts.labels[rows, None, :k] if k else None,  # (m, 1, k)
-                    input_boxes=prompts.boxes[rows, None] if box else None,  # (m, 1, 4)
-                    input_masks=prompts.masks[rows] if mask else None,
-                    multimask_output=self.multimask and (k, box, mask) == (1, 0, 0),
-                )
+            out = self.sam(
+                **as_arguments(self.sam, own),
+                input_points=prompts.points[rows, None, :k] if k else None,  # (m, 1, k, 2)
+                input_labels=prompts.labels[rows, None, :k] if k else None,  # (m, 1, k)
+                input_boxes=prompts.boxes[rows, None] if box else None,  # (m, 1, 4)
+                input_masks=prompts.masks[rows] if mask else None,
+                multimask_output=self.multimask and (k, box, mask) == (1, 0, 0),
+            )
             logits.append(out.pred_masks[:, 0])  # (m, C, s, s)
             iou.append(out.iou_scores[:, 0])  # (m, C)
             order.append(rows)

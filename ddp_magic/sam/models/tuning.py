@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddp_magic.sam.arguments import check_choice, check_minimum
-from ddp_magic.sam.models.adapter import encoder_parameters, kind_of
+from ddp_magic.sam.models.adapter import encoder_parameters, freeze_positions, kind_of
 from ddp_magic.sam.process_group import unwrapped
 
 TUNES = ("full", "decoder", "lora")
@@ -22,8 +22,8 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
     Args:
         model: a model of the SAM family; it is changed in place. Adapters that it has are merged
             into its weights.
-        what: "full": all parameters; "decoder": the mask decoder, so that each image needs to be
-            encoded only once; "lora": the mask decoder, and low-rank updates of the attention of
+        what: "full": all parameters but the positional encoding, which is fixed; "decoder": the
+            mask decoder, so that each image needs to be encoded only once; "lora": the mask decoder, and low-rank updates of the attention of
             the encoder, by peft. The checkpoints of `train` contain the merged weights. To merge
             them into `model` too, call `tune(model, "full")` after training.
         rank: rank of the low-rank updates.
@@ -42,6 +42,7 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
         layer.merge()
         sam.set_submodule(name, layer.get_base_layer())
     sam.requires_grad_(True)
+    freeze_positions(sam)
     if what == "lora":
         from peft import LoraConfig, inject_adapter_in_model  # its import takes seconds
 

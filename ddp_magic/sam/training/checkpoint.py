@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,9 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 from transformers.utils import logging
@@ -102,7 +99,7 @@ def save(
     history: History,
     call: str = "",
 ) -> None:
-    """Write `last`, `best` if the last epoch is the best one, and the log. Collective.
+    """Write `last`, `best` if the last epoch is the best one, and the log, on rank 0.
 
     Args:
         folder: folder of the checkpoints.
@@ -110,26 +107,25 @@ def save(
         history: rows of the epochs.
         call: the name of the call of `train` (`restarts`).
     """
-    states = _random_states()
     if rank_and_world()[0] > 0:
         return
     model = parts["model"]
     if is_best(history):
         save_model(folder / "best", model.sam)
     state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"history": history, "random": states, "choices": _choices(parts)}
+    state |= {"history": history, "choices": _choices(parts)}
     save_model(folder / "last", model.sam, state, call)
     _write_log(folder, history)
 
 
 def load(folder: Path, parts: Parts) -> History:
-    """Load `last` into `parts`, set the random state, and return the history.
+    """Load `last` into `parts`, and return the history.
 
     Raises:
         ValueError: The checkpoint is of another architecture, or of another kind of training.
     """
     last = latest(folder)
-    # Written by `save`; weights_only fails for the random states of Python and NumPy.
+    # Written by `save`; weights_only would refuse what an optimizer of the user may hold.
     state = torch.load(last / "trainer.pt", map_location="cpu", weights_only=False)
     _check_shapes(last, state["model"], parts["model"].state_dict())
     for name, now in _choices(parts).items():
@@ -140,7 +136,6 @@ def load(folder: Path, parts: Parts) -> History:
             )
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    _set_random_state(state["random"])
     history: History = state["history"]
     return history
 
@@ -186,34 +181,6 @@ def is_best(history: History) -> bool:
     Without held-out objects Dice is NaN, and the last epoch is always the best.
     """
     return not history[-1]["dice"] < max(row["dice"] for row in history)
-
-
-def _random_states() -> list[dict[str, Any]]:
-    """Return the random states of all ranks, by rank. Collective."""
-    own = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
-    }
-    rank, world = rank_and_world()
-    states: list[Any] = [own] * world
-    if world > 1:
-        dist.gather_object(own, states if rank == 0 else None)
-    return states
-
-
-def _set_random_state(states: list[dict[str, Any]]) -> None:
-    """Restore the random state of this rank, unless the number of ranks has changed."""
-    rank, world = rank_and_world()
-    if len(states) != world:
-        return
-    own = states[rank]
-    random.setstate(own["python"])
-    np.random.set_state(own["numpy"])
-    torch.set_rng_state(own["torch"])
-    if own["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["cuda"])
 
 
 def latest(folder: Path) -> Path:

@@ -18,12 +18,13 @@ from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
+from transformers import set_seed
 
 from ddp_magic.sam.arguments import check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item
-from ddp_magic.sam.data.access import size_of
+from ddp_magic.sam.data.access import check_objects, size_of
 from ddp_magic.sam.data.batches import prepare
-from ddp_magic.sam.data.sampling import MonaiTransform, Transform, epoch_loader, set_epoch
+from ddp_magic.sam.data.sampling import MonaiTransform, Transform, epoch_loader, mix, set_epoch
 from ddp_magic.sam.evaluation.evaluate import CLICKS, mean_scores, score_objects
 from ddp_magic.sam.models.adapter import is_frozen
 from ddp_magic.sam.models.model import PromptedSam
@@ -39,7 +40,6 @@ from ddp_magic.sam.process_group import (
 )
 from ddp_magic.sam.training.checkpoint import Parts, claim, load, note_config, save
 from ddp_magic.sam.training.checks import check_loss, check_optimizer, check_schedule
-from ddp_magic.sam.training.dry_run import freeze_unused
 from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.training.losses import Loss, dice_bce, step_losses
 from ddp_magic.sam.training.optimizers import adamw, warmup_cosine
@@ -47,6 +47,7 @@ from ddp_magic.sam.training.progress import progress_bar, report
 
 CLIP = 1.0  # maximum norm of the gradient
 IGNORED = (
+    "find_unused_parameters=True was specified",  # mixed prompts may use all parameters
     "Grad strides do not match",  # of 1 x 1 convolutions, in DDP; this does not matter
     "Detected call of `lr_scheduler.step",  # fp16 skips the first steps, until its scale fits
 )
@@ -97,7 +98,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         on_epoch: called on all ranks after each epoch with the history; training stops if it
             returns True.
         out_dir: folder for checkpoints and logs; None: nothing is written.
-        seed: seed for the order of the images, the objects, the prompts and `transform`.
+        seed: seed for the order of the images, the objects, the prompts and `transform`. Each epoch
+            also seeds Python, NumPy and torch with it, the ranks differently.
         resume: whether to go on from `out_dir/last`, with the same result as without the
             interruption. After a restart by torch's agent (`--max-restarts`) this is automatic.
         overwrite: whether to replace the checkpoints in `out_dir`.
@@ -128,7 +130,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             "resume=True goes on from the checkpoints in out_dir, and overwrite=True replaces "
             "them: use one of the two"
         )
-    folder, device, world = out_dir and Path(out_dir), setup(), rank_and_world()[1]
+    folder, device, (rank, world) = out_dir and Path(out_dir), setup(), rank_and_world()
     wrapper = (model if isinstance(model, PromptedSam) else PromptedSam(model)).to(device)
     loader, images = epoch_loader(train_set, batch_size, seed, transform, device)
     own = not isinstance(images.transform, (MonaiTransform, type(None)))  # it may use the label map
@@ -138,9 +140,10 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
     with ExitStack() as at_end, warnings.catch_warnings():
         for words in IGNORED:
             warnings.filterwarnings("ignore", words)
-        for parameter in freeze_unused(wrapper, images.dataset):
-            at_end.callback(parameter.requires_grad_, True)
+        check_objects(images.dataset)
         trained = [p for p in wrapper.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("all parameters of the model are frozen: tune(model, 'decoder')")
         opt = optimizer(trained)
         check_optimizer(opt, trained)
         rate = schedule(opt, epochs * len(loader))
@@ -148,7 +151,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         scaler = torch.amp.GradScaler(device.type, enabled=wrapper.amp == "fp16")
         call, history = "", []
         parts: Parts = {"model": wrapper, "optimizer": opt, "schedule": rate, "scaler": scaler}
-        ddp: nn.Module = DDP(wrapper) if world > 1 else wrapper  # the weights of rank 0
+        # The weights of rank 0. Which parameters get a gradient depends on the prompts.
+        ddp: nn.Module = DDP(wrapper, find_unused_parameters=True) if world > 1 else wrapper
         note_config(wrapper, images.dataset, val_set)
         if folder:
             resume, call = first_rank(lambda: claim(folder, wrapper, resume, overwrite))
@@ -156,8 +160,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         if is_frozen(wrapper.sam):
             stored = folder / "embeddings" if folder else at_end.enter_context(shared_folder())
             images.dataset, val_set = (
-                store_embeddings(wrapper, each, stored / name, workers=loader.num_workers)
-                for name, each in (("train", images.dataset), ("val", val_set))
+                store_embeddings(wrapper, each, stored, workers=loader.num_workers)
+                for each in (images.dataset, val_set)
             )
         scorer = PromptedSam(wrapper.sam, most_common(wrapper.shares), max(CLICKS))
         scorer.multimask, scorer.amp = wrapper.multimask, wrapper.amp
@@ -167,6 +171,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         bar = at_end.enter_context(progress_bar((epochs - first) * len(loader)))
         for epoch in range(first, epochs):
             set_epoch(loader, epoch)
+            # So that resuming gives the same result, whatever draws numbers.
+            set_seed(mix(seed, epoch, rank) % 2**32)
             ddp.train()
             totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, objects, images
             start = requested = time.perf_counter()
