@@ -137,7 +137,11 @@ def test_headers_are_compared_before_training(folder: Path, tmp_path: Path) -> N
     """Other sizes, numbers of pages, and dtypes are errors that name the file."""
     wide = np.zeros((32, 64), np.uint8)
     for images, masks, message in (
-        (wide, MASKS[0], r"a.png has shape \(32, 64\), but its mask .*a_mask.png has \(64, 64\)"),
+        (
+            wide,
+            MASKS[0],
+            r"a.png\) has shape \(32, 64\), but its mask .*a_mask.png\) has \(64, 64\)",
+        ),
         (wide, wide.T, "transposed"),
     ):
         Image.fromarray(images).save(tmp_path / "a.png")
@@ -148,7 +152,7 @@ def test_headers_are_compared_before_training(folder: Path, tmp_path: Path) -> N
     Image.fromarray(wide).save(tmp_path / "a.jpg", exif=exif)
     Image.fromarray(wide).save(tmp_path / "a_mask.png")
     _refused(
-        r"EXIF orientation 6 has shape .* \(transposed",
+        r"a.jpg\) has shape \(64, 32\).* \(transposed",
         [tmp_path / "a.jpg"],
         [tmp_path / "a_mask.png"],
     )
@@ -219,21 +223,23 @@ def test_tiff_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nifti_slices_and_axes(tmp_path: Path) -> None:
-    """A label map with other axes is turned to those of the image; one elsewhere is refused."""
+    """A label map with other axes, or elsewhere, is refused."""
     paths = tmp_path / "scan.nii.gz", tmp_path / "scan_seg.nii.gz"
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     image = nibabel.Nifti1Image(IMAGES.transpose(2, 1, 0), affine)
     nibabel.save(image, paths[0])
     labels = nibabel.Nifti1Image(MASKS.astype(np.uint8).transpose(2, 1, 0), affine)
     expected = SamDataset(IMAGES, MASKS, CLICKS)
-    for axes in ("RAS", "LPS", "SAR", "AIL"):
+    nibabel.save(labels, paths[1])
+    assert same(SamDataset(*paths, CLICKS), expected)
+    for axes in ("LPS", "SAR", "AIL"):
         turn = nibabel.orientations.ornt_transform(
             nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axes)
         )
         nibabel.save(labels.as_reoriented(turn), paths[1])
-        assert same(SamDataset(*paths, CLICKS), expected)
+        _refused("other axes, or lies elsewhere, than the image .*scan.nii.gz", *paths)
     nibabel.save(nibabel.Nifti1Image(labels.get_fdata(), np.eye(4)), paths[1])
-    _refused("voxels away from the image .*scan.nii.gz", *paths)
+    _refused("other axes, or lies elsewhere, than the image .*scan.nii.gz", *paths)
 
 
 def test_dicom(tmp_path: Path) -> None:

@@ -39,21 +39,9 @@ def _png(pixels: Any, bits: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def _pgm(pixels: Any, top: int, *, plain: bool = False, colors: bool = False) -> bytes:
-    pixels = np.dstack([pixels] * 3) if colors else pixels
-    head = f"P{(3 if plain else 6) - (not colors)} 30 20 {top}\n".encode()
-    text = " ".join(map(str, pixels.ravel())).encode()
-    return head + (text if plain else pixels.astype(">u2" if top > 255 else "u1").tobytes())
-
-
 FEW = {
     "2 bits.png": (_png(LABELS, 2), 85),
     "4 bits.png": (_png(LABELS, 4), 17),
-    "5.pgm": (_pgm(LABELS, 5), 51),
-    "3, plain.pgm": (_pgm(LABELS, 3, plain=True), 85),
-    "15, colors.ppm": (_pgm(LABELS, 15, colors=True), 17),
-    "257.pgm": (_pgm(LABELS, 257), 255.0),
-    "4095.pgm": (_pgm(LABELS, 4095), 65535 / 4095),
 }
 
 
@@ -63,9 +51,7 @@ def test_labels_in_few_bits_are_the_numbers_in_the_file(tmp_path: Path, name: st
     path, (data, factor) = tmp_path / name, FEW[name]
     path.write_bytes(data)
     assert np.array_equal(read(path, labels=True), LABELS)
-    image = read(path, labels=False)
-    image = image if image.ndim == 2 else image[..., 0]
-    assert np.array_equal(image, np.rint(LABELS * factor))
+    assert np.array_equal(read(path, labels=False), LABELS * factor)
     for source in (path, io.BytesIO(data)):
         with Image.open(source) as file:
             for _ in range(2):
@@ -147,8 +133,9 @@ def test_the_orientation_of_a_png_is_in_its_header(
                 found = SamDataset([image], [mask])[0]["image"]
                 assert np.array_equal(found.permute(1, 2, 0), expected)
                 assert "1 images are turned as their metadata says" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"a\.png, turned by EXIF orientation 6"):
+    with pytest.raises(ValueError, match=r"a\.png\) has shape \(30, 20\), .*\(transposed"):
         SamDataset([path], [tmp_path / "plain.png"])
+    assert "1 images are turned as their metadata says" in capsys.readouterr().out
     memory = Image.open(io.BytesIO(data))
     with pytest.raises(ValueError, match=r"but its mask 0 \(.*plain\.png\) has \(20, 30\)"):
         SamDataset([memory], [tmp_path / "plain.png"])

@@ -37,7 +37,6 @@ from ddp_magic.sam.arrays.masks import (
     object_masks,
 )
 from ddp_magic.sam.process_group import print0
-from ddp_magic.sam.reading.coco import open_coco
 from ddp_magic.sam.reading.files import in_memory, looked_at, name_of, open_pair, size_of_item
 from ddp_magic.sam.reading.gray_levels import check_levels, gray_window, to_rgb
 
@@ -110,13 +109,7 @@ class SamDataset(Dataset[Item]):
         if components not in (True, False):
             raise ValueError(f"invalid components {components!r}: use True or False")
         self.ignore_label, self.components = ignore_label, components
-        is_coco = isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json"
-        pair: Any = (
-            open_coco(images, Path(str(masks)))
-            if is_coco
-            else open_pair(images, masks, ignore_label)
-        )
-        self.images, self.masks = pair
+        self.images, self.masks = open_pair(images, masks)
         self._checked: set[int] = set()  # the masks that are known to be valid
         if len(self.images) != len(self.masks):
             raise ValueError(

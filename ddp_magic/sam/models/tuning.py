@@ -23,9 +23,10 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
         model: a model of the SAM family; it is changed in place. Adapters that it has are merged
             into its weights.
         what: "full": all parameters but the positional encoding, which is fixed; "decoder": the
-            mask decoder, so that each image needs to be encoded only once; "lora": the mask decoder, and low-rank updates of the attention of
-            the encoder, by peft. The checkpoints of `train` contain the merged weights. To merge
-            them into `model` too, call `tune(model, "full")` after training.
+            mask decoder, so that each image needs to be encoded only once; "lora": the mask
+            decoder, and low-rank updates of the attention of the encoder, by peft. The checkpoints
+            of `train` contain the merged weights. To merge them into `model` too, call
+            `tune(model, "full")` after training.
         rank: rank of the low-rank updates.
 
     Returns:

@@ -1,13 +1,37 @@
-"""What pixels mean: alpha, palettes, the orientation in metadata, and pixels without data."""
+"""What pixels mean: alpha, palettes, and the orientation in metadata."""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Foreign = Any  # a module or an object of a library without types
+
+
+class Header(NamedTuple):
+    """What a file contains, known without decoding its pixels."""
+
+    pages: int  # images: pages of a TIFF, slices of a NIfTI volume, frames of a DICOM file
+    size: tuple[int, int]  # height and width of an image in the right orientation, px
+    dtype: np.dtype[Any]  # of the images that `read` returns; label maps may have others
+    turn: int = 1  # the orientation in the metadata, which `read` applies; 1: none
+
+
+def require(module: str, extra: str = "sam") -> Foreign:
+    """Import a module that an extra of this package installs.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        raise ImportError(f'needs {name}: pip install "ddp-magic[{extra}]"') from error
 
 
 def turned(pixels: Array, orientation: int) -> Array:
@@ -23,99 +47,59 @@ def turned(pixels: Array, orientation: int) -> Array:
     return pixels[::down, ::right]
 
 
-def filled(pixels: Array, nodata: float | None) -> Array:
-    """Return an image whose pixels without data have the lowest value of its others.
-
-    Their own value, such as -9999, would be the darkest one when the image is scaled to uint8.
-    uint8 images are not scaled, and stay as they are.
-
-    Args:
-        pixels: (H, W) or (H, W, C).
-        nodata: the value of pixels without data, perhaps NaN; None: there are none.
-
-    Raises:
-        ValueError: No pixel has data.
-    """
-    if nodata is None or pixels.dtype.kind not in "iuf" or pixels.dtype == np.uint8:
-        return pixels
-    value = pixels.dtype.type(nodata)  # in a file, it is text of a float64
-    absent: Array = np.isnan(pixels) if np.isnan(nodata) else np.equal(pixels, value)
-    if pixels.shape[-1] in {3, 4}:  # of a color, all channels
-        absent = np.broadcast_to(absent.all(-1, keepdims=True), pixels.shape)
-    if absent.all():
-        raise ValueError(f"has no pixels but those of its nodata value {nodata:g}")
-    return np.where(absent, pixels[~absent].min(), pixels)
-
-
-def check_nodata(labels: Array, nodata: float | None, ignore_label: int | None) -> None:
-    """Check that pixels without data are no object of a label map.
-
-    Raises:
-        ValueError: There are some, whose value is neither 0 nor `ignore_label`.
-    """
-    if nodata not in {None, 0, ignore_label} and (labels == nodata).any():
-        raise ValueError(
-            f"declares the value {nodata:g} for pixels without data: "
-            f"SamDataset(..., ignore_label={nodata:.0f}) leaves them out; otherwise, save them as 0"
-        )
-
-
-def without_alpha(pixels: Array) -> Array:
-    """Return an image (H, W) or (H, W, 3) from one with an alpha channel that is opaque.
-
-    Raises:
-        ValueError: Some pixels are transparent, or there are more than four channels.
-    """
-    if pixels.ndim == 2 or pixels.shape[2] == 3:
-        return pixels
-    if pixels.shape[2] > 4:
-        raise ValueError(f"has {pixels.shape[2]} channels: save one, or three as red, green, blue")
-    if pixels.shape[2] in {2, 4}:
-        check_clear((pixels[..., -1] < _opaque(pixels)).mean())
-        pixels = pixels[..., :-1]
-    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
-
-
 def check_clear(share: float) -> None:
-    """Check that no pixels of an image are transparent.
+    """Refuse an image of which a share of the pixels is transparent.
 
     Raises:
-        ValueError: A share of them is.
+        ValueError: It is not 0.
     """
     if share:
         raise ValueError(
             f"is transparent in {share:.1%} of its pixels, so that their color is uncertain: save "
-            "it on a background, without an alpha channel. If the last channel is not alpha, save "
-            "one channel, or three as red, green and blue"
+            "it without an alpha channel; other channels as one, or as red, green and blue"
         )
 
 
-def one_channel(pixels: Array) -> Array:
-    """Return a label map (H, W) from channels that are equal, or whose mask is the alpha channel.
+def _flat(channel: Array) -> bool:
+    return bool((channel == channel.flat[0]).all())
+
+
+def finished(pixels: Array, *, labels: bool) -> Array:
+    """Return an image (H, W) or (H, W, 3), or a label map (H, W), from pixels with channels.
+
+    The mask of a label map may be its alpha channel.
 
     Raises:
-        ValueError: The pixels have colors, or two different masks.
+        ValueError: Pixels are transparent; a label map has colors, or two different masks.
     """
-    if pixels.ndim == 2:
-        return pixels
-    alpha = pixels[..., -1] if pixels.shape[2] in {2, 4} else None
-    colors = pixels if alpha is None else pixels[..., :-1]
+    if pixels.ndim == 3 and pixels.shape[2] > 4:
+        raise ValueError(f"has {pixels.shape[2]} channels: save one, or red, green and blue")
+    if pixels.ndim == 3:
+        alpha = pixels[..., -1] if pixels.shape[2] in {2, 4} else None
+        pixels = pixels if alpha is None else pixels[..., :-1]
+        if labels:
+            pixels = _one_channel(pixels, alpha)
+        elif alpha is not None:
+            check_clear(
+                (alpha < (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1)).mean()
+            )
+        pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def _one_channel(colors: Array, alpha: Array | None) -> Array:
     if (colors != colors[..., :1]).any():
         raise ValueError(
             "contains colors, not labels: save masks with one channel. If each color is an object, "
             "np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)[1].reshape(rgb.shape[:2]) "
-            "numbers them; if the object is what is opaque, save the alpha channel"
+            "numbers them"
         )
     gray = colors[..., 0]
-    if alpha is None or _is_flat(alpha):
+    if alpha is None or _flat(alpha):
         return gray
-    if _is_flat(gray):  # a cut-out: what is opaque is the object
-        levels = len(np.unique(alpha))
-        if levels > 2:
-            raise ValueError(
-                f"has {levels} levels in its alpha channel: save labels without one; for one "
-                "object, alpha > 127"
-            )
+    if _flat(gray):  # a cut-out: what is opaque is the object
+        if (levels := len(np.unique(alpha))) > 2:
+            raise ValueError(f"has {levels} levels in its alpha channel: save them without one")
         return np.asarray(alpha != alpha.min())
     if gray[alpha == 0].any():
         raise ValueError("has different masks in its gray levels and its alpha channel: save one")
@@ -150,22 +134,3 @@ def labels_of_palette(indices: Array, palette: Array) -> Array:
         f"has a palette, in which the indices {black or 'none'} are black, so that the background "
         "is uncertain: save the labels without a palette, with 0 as background"
     )
-
-
-def _is_flat(channel: Array) -> bool:
-    return bool((channel == channel.flat[0]).all())
-
-
-def _opaque(pixels: Array) -> float:
-    return float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "iu" else 1.0
-
-
-def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype in the byte order of this machine."""
-    return dtype.newbyteorder("=")
-
-
-def finished(pixels: Array, *, labels: bool) -> Array:
-    """Return an image (H, W) or (H, W, 3), or a label map (H, W), from pixels with channels."""
-    pixels = one_channel(pixels) if labels else without_alpha(pixels)
-    return np.ascontiguousarray(pixels, dtype=native(pixels.dtype))

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
-from ddp_magic.sam.arrays.checks import check_sizes
 from ddp_magic.sam.process_group import print0
-from ddp_magic.sam.reading.dicom import check_places
+from ddp_magic.sam.reading.channels import Array, Header
+from ddp_magic.sam.reading.coco import match_coco
 from ddp_magic.sam.reading.names import check_order, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures
-from ddp_magic.sam.reading.pil import from_pil, turn_of
-from ddp_magic.sam.reading.readers import DICOM, NIFTI, header, kind_of, read
+from ddp_magic.sam.reading.pil import from_pil, is_encoded, turn_of
+from ddp_magic.sam.reading.readers import header, kind_of, read
 from ddp_magic.sam.reading.stored import Stored, as_stored, to_numpy
-from ddp_magic.sam.reading.volumes import Header, check_affines
+from ddp_magic.sam.reading.volumes import check_affines
 
 OPENED = {
     ".zarr": "zarr.open_array(path, mode='r')",
@@ -27,13 +26,8 @@ OPENED = {
 }
 
 
-def open_pair(images: Any, masks: Any, ignore_label: int | None = None) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
+def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- whatever SamDataset takes
     """Return two sequences of images and masks; files are listed, not decoded.
-
-    Args:
-        images: see `SamDataset`.
-        masks: see `SamDataset`.
-        ignore_label: the label of pixels that are left out.
 
     Raises:
         ValueError: Images and masks do not belong together, or a file cannot be read.
@@ -42,34 +36,36 @@ def open_pair(images: Any, masks: Any, ignore_label: int | None = None) -> tuple
     """
     if isinstance(images, (str, Path)) and str(images) == str(masks):
         raise ValueError(f"images and masks are the same, {images}: pass two folders or two lists")
-    images, masks = _loaded(images), _loaded(masks)
-    (files, root), (mask_files, mask_root) = _listed(images, "images"), _listed(masks, "masks")
-    if files is not None and mask_files is not None:
-        if root and mask_root:
-            files, mask_files = match(files, root, mask_files, mask_root)
-        check_order(files, mask_files)
-    heads = _headers(files or [], labels=False)
-    mask_heads = _headers(mask_files or [], labels=True)
-    like: list[Path | None] = [None] * len(mask_files or [])
-    if files is not None and mask_files is not None:
-        for number, (image, mask) in enumerate(zip(files, mask_files, strict=True)):
-            if _check_files(image, heads[number], mask, mask_heads[number]):
-                like[number], mask_heads[number] = image, heads[number]
-    turns = [_turn(*each) for each in zip(files or [], heads, strict=True)]
-    others = [_turn(*each) for each in zip(mask_files or turns, mask_heads or turns, strict=True)]
-    turned = [number for number, turn in enumerate(turns) if turn != others[number]]
+    images = _loaded(images)
+    files, root = _listed(images, "images")
+    mask_files = None
+    if isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json":
+        files, masks = match_coco(files, root, Path(masks))
+    else:
+        masks = _loaded(masks)
+        mask_files, mask_root = _listed(masks, "masks")
+        if files is not None and mask_files is not None:
+            if root and mask_root:
+                files, mask_files = match(files, root, mask_files, mask_root)
+            check_order(files, mask_files)
+    heads = [_header(each, labels=False) for each in files or []]
+    mask_heads = [_header(each, labels=True) for each in mask_files or []]
+    for pair in zip(files or [], mask_files or [], heads, mask_heads, strict=False):
+        _check_pair(*pair)
+    turns = [head.turn if head else 1 for head in heads]
+    theirs = [head.turn if head else 1 for head in mask_heads] or [1] * len(turns)
+    turned = [number for number, turn in enumerate(turns) if turn != theirs[number]]
     if turned and files:  # the mask may have been drawn on it before or after
         first = files[turned[0]]
         print0(
             f"{len(turned)} images are turned as their metadata says, but their masks are not: "
             f"compare {first if isinstance(first, Path) else f'image {turned[0]}'} with its mask"
         )
-    _check_dtypes(files or [], heads)
     if files is not None:
-        images = _pictures(files, heads, [None] * len(files), labels=False)
+        _check_dtypes(files, heads)
+        images = _pictures(files, heads, labels=False)
     if mask_files is not None:
-        masks = _pictures(mask_files, mask_heads, like, labels=True)
-        masks.ignore_label = ignore_label
+        masks = _pictures(mask_files, mask_heads, labels=True)
     return _decoding(as_stored(images), labels=False), _decoding(as_stored(masks), labels=True)
 
 
@@ -100,7 +96,7 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
         path = Path(given)
         _check_opened(path)
         if path.is_dir():
-            return list(list_folder(path)), path
+            return list_folder(path), path
         given = [path]
     if not hasattr(given, "__getitem__") or hasattr(given, "keys"):
         raise TypeError(
@@ -146,65 +142,56 @@ def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     if isinstance(given, (list, tuple)):
         return [_item(each) for each in given]
     # Processes that share an open file would read from wrong places, so each opens it.
-    if isinstance(given, ImageFile.ImageFile) and given.tile:
-        path = Path(str(given.filename))
-        frames = getattr(given, "n_frames", 1)
+    if isinstance(given, Image.Image) and is_encoded(given):
+        path, frames = Path(str(given.filename)), getattr(given, "n_frames", 1)
         if frames > 1 and given.format != "MPO":  # the later frames of MPO are previews
             raise ValueError(
                 f"{path} is open at one of its {frames} frames: pass the path for all of them, or "
                 "file.copy() for one"
             )
-        if path.is_file():
-            return path
+        return path if path.is_file() else given
     return as_stored(given)
 
 
-def _headers(items: list[Any], *, labels: bool) -> list[Header | None]:
-    """Read the headers of files; of a stack, that of its first mask."""
-    first = [each[0] if isinstance(each, list) else each for each in items]
-    return [header(each, labels=labels) if isinstance(each, Path) else None for each in first]
+def _header(item: Any, *, labels: bool) -> Header | None:  # noqa: ANN401 -- of `_listed`
+    """Return the header of a file or a PIL image; of a stack, that of its first mask."""
+    item = item[0] if isinstance(item, list) else item
+    if isinstance(item, Path):
+        return header(item, labels=labels)
+    if not isinstance(item, Image.Image):
+        return None
+    turn = turn_of(item)
+    return Header(1, item.size if turn > 4 else item.size[::-1], np.dtype(object), turn)
 
 
-def _check_files(image: Any, head: Header | None, mask: Any, mask_head: Header | None) -> bool:  # noqa: ANN401 -- of `_listed`
-    """Check the sizes of an image and its mask.
-
-    Returns:
-        Whether both are NIfTI files, so that the mask gets the axes of the image.
+def _check_pair(image: Any, mask: Any, head: Header | None, mask_head: Header | None) -> None:  # noqa: ANN401 -- of `_listed`
+    """Check that an image and its mask have the same number of pages, and lie in the same place.
 
     Raises:
-        ValueError: They are different.
+        ValueError: They do not.
     """
-    if head is None or mask_head is None:
-        return False
-    if isinstance(mask, list):
-        mask = mask[0]
-    elif kind_of(image) == kind_of(mask) == NIFTI:
-        check_affines(image, mask)
-        return True
-    elif kind_of(image) == kind_of(mask) == DICOM:
-        check_places(image, mask)
-    elif {kind_of(image), kind_of(mask)} == {DICOM, NIFTI}:
+    mask = mask[0] if isinstance(mask, list) else mask
+    if (
+        head is None
+        or mask_head is None
+        or not isinstance(image, Path)
+        or not isinstance(mask, Path)
+    ):
+        return
+    kinds = {kind_of(image), kind_of(mask)}
+    if kinds == {"dicom", "nifti"}:
         raise ValueError(
             f"{image} and {mask} are DICOM and NIfTI, whose rows may be in the opposite order: "
             "convert both to NIfTI, for example with dcm2niix"
         )
+    if kinds == {"nifti"}:
+        check_affines(image, mask)
     if head.pages != mask_head.pages:
         raise ValueError(
             f"{image} contains {head.pages} images, but {mask} contains {mask_head.pages} masks: "
             "save the same number of pages; channels with photometric='rgb'; one mask per object "
             "as a stack (N, H, W) in an .npy file"
         )
-    if head.size != mask_head.size:
-        pixels, labels = read(image, labels=False), read(mask, labels=True)
-        turned = f", turned by EXIF orientation {head.turn}" if head.turn > 1 else ""
-        check_sizes(f"{image}{turned}", pixels.shape, str(mask), labels)
-    return False
-
-
-def _turn(item: Any, head: Any) -> int:  # noqa: ANN401 -- of `_listed`
-    if isinstance(item, Image.Image):
-        return turn_of(item)
-    return head.turn if isinstance(head, Header) else 1
 
 
 def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:
@@ -215,46 +202,37 @@ def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:
     """
     kinds: dict[Any, Any] = {}
     for path, head in zip(files, heads, strict=True):
-        if head:
-            kinds.setdefault(head.dtype, path)
+        kinds.setdefault(head.dtype if head else np.dtype(object), path)
+    kinds.pop(np.dtype(object), None)  # of PIL images, checked when they are read
     if len(kinds) > 1:
         some = ", ".join(f"{dtype} ({path})" for dtype, path in list(kinds.items())[:3])
         raise ValueError(f"images have different dtypes, {some}: convert them to one dtype")
 
 
-def _pictures(
-    items: list[Any], heads: list[Header | None], like: list[Path | None], *, labels: bool
-) -> Pictures:
+def _pictures(items: list[Any], heads: list[Header | None], *, labels: bool) -> Pictures:
     """Return each page of each file."""
     entries: list[Any] = []
     sizes: list[Any] = []
-    for item, head, axes in zip(items, heads, like, strict=True):
+    for item, head in zip(items, heads, strict=True):
         pages = head.pages if head and isinstance(item, Path) else 1
-        size = head.size if head else None
-        if isinstance(item, Image.Image):
-            size = item.size if turn_of(item) > 4 else item.size[::-1]
-        sizes += [size] * pages
-        if isinstance(item, Path):
-            entries += [Page(item, page, axes) for page in range(pages)]
-        else:
-            entries.append(item)
+        entries += [Page(item, n) for n in range(pages)] if isinstance(item, Path) else [item]
+        sizes += [head.size if head else None] * pages
     return Pictures(entries, labels=labels, sizes=sizes)
 
 
-def to_array(image: Any) -> NDArray[Any]:  # noqa: ANN401 -- a path, a PIL image, or an array
+def to_array(image: Any) -> Array:  # noqa: ANN401 -- a path, a PIL image, or an array
     """Return an image, (H, W) or (H, W, 3), from a file, a PIL image, or an array.
 
     Raises:
         ValueError: The file contains several images, or may mean something else.
     """
-    if isinstance(image, (str, Path)):
-        pages = header(Path(image)).pages
-        if pages > 1:
+    image = _item(image) if isinstance(image, (str, Path, Image.Image)) else image
+    if isinstance(image, Path):
+        if (pages := header(image).pages) > 1:
             raise ValueError(f"{image} contains {pages} images: pass one of them as an array")
-        return read(Path(image), labels=False)
+        return read(image, labels=False)
     if isinstance(image, Image.Image):
-        page = _item(image)  # an image that is not decoded is read from its file
-        return to_array(page) if isinstance(page, Path) else from_pil(image, labels=False)
+        return from_pil(image, labels=False)
     return np.asarray(to_numpy(image))
 
 

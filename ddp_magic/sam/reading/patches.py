@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,74 @@ from ddp_magic.sam.reading.stored import as_stored
 TRIES = 200  # positions that are drawn for a patch, before there is none with enough objects
 
 
+@dataclass
+class _Places:
+    """Where the patches are: drawn on first use, from the masks alone."""
+
+    images: list[Any]
+    masks: list[Any]
+    corners: list[tuple[int, int, int, int]]  # (y0, x0, y1, x1) of the top left ones, of each image
+    n: int
+    size: int
+    min_objects: int
+    min_area: int
+    ignore_label: int | None
+    seed: int
+    drawn: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # image, top, left
+
+    def window(self, arrays: list[Any], which: int, top: int, left: int) -> NDArray[Any]:
+        """Read a patch of an array."""
+        return np.array(arrays[which][top : top + self.size, left : left + self.size])
+
+    def labels(self, place: tuple[int, int, int]) -> tuple[NDArray[Any], int]:
+        """Return a label map without too small pieces of objects, and how many are left."""
+        patch = self.window(self.masks, *place)
+        labels, areas = label_areas(patch)
+        small = (areas < self.min_area) & (labels != self.ignore_label)
+        patch[np.isin(patch, labels[small])] = 0
+        return patch, int((~small & (labels != self.ignore_label)).sum())
+
+    def draw(self, index: int) -> tuple[int, int, int]:
+        """Return the place of a patch.
+
+        Raises:
+            ValueError: No position with enough objects was found.
+        """
+        rng = np.random.default_rng([self.seed, index])
+        areas = np.array([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in self.corners], float)
+        tries = 0 if index in self.drawn else TRIES
+        for _ in range(tries):
+            which = int(rng.choice(len(areas), p=areas / areas.sum()))
+            y0, x0, y1, x1 = self.corners[which]
+            place = which, int(rng.integers(y0, y1)), int(rng.integers(x0, x1))
+            if self.labels(place)[1] >= self.min_objects:
+                self.drawn[index] = place
+                break
+        if index not in self.drawn:
+            raise ValueError(
+                f"none of {TRIES} patches of {self.size} x {self.size} pixels has "
+                f"{self.min_objects} objects of {self.min_area} pixels: use larger patches, fewer "
+                "objects or another region, and check that the masks are not empty"
+            )
+        return self.drawn[index]
+
+
 class Patches(Sequence[NDArray[Any]]):
     """The images or the masks of `random_patches`."""
 
     def __init__(self, places: _Places, *, labels: bool) -> None:
-        self.places, self.labels = places, labels
+        self.places, self.is_masks = places, labels
 
     def __len__(self) -> int:
         """Return the number of patches."""
-        return self.places.number
+        return self.places.n
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence allows slices, which are not used
         """Read a patch, (size, size) or (size, size, 3)."""
-        index = range(len(self))[index]
-        return self.places.mask(index) if self.labels else self.places.image(index)
+        place = self.places.draw(range(len(self))[index])
+        if self.is_masks:
+            return self.places.labels(place)[0]
+        return self.places.window(self.places.images, *place)
 
 
 def random_patches(  # noqa: PLR0913 -- options with defaults
@@ -69,112 +124,43 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
         Two sequences of n patches: images, and label maps.
 
     Raises:
+        TypeError: They are not arrays.
         ValueError: An image or mask has another shape, or is smaller than a patch. When a patch is
             used: no position with enough objects was found.
     """
     check_minimum(1, n=n, size=size)
     check_minimum(0, min_objects=min_objects, min_area=min_area, seed=seed)
-    if ignore_label is not None:
-        check_minimum(None, ignore_label=ignore_label)
-    if region is not None and not (
-        np.ndim(region) == 1 == len(region) / 4 and all(map(is_integer, region))
-    ):
+    check_minimum(None, ignore_label=ignore_label or 0)
+    if region is not None and (np.shape(region) != (4,) or not all(map(is_integer, region))):
         raise ValueError(
             f"invalid region {region!r}: use four integers (y0, x0, y1, x1), in pixels"
         )
-    images = images if isinstance(images, (list, tuple)) else [images]
-    masks = masks if isinstance(masks, (list, tuple)) else [masks]
-    places = _Places([*map(as_stored, images)], [*map(as_stored, masks)], size, region)
-    places.number, places.seed = n, seed
-    places.min_objects, places.min_area = min_objects, min_area
-    places.ignore_label = ignore_label
+    images, masks = (
+        [as_stored(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
+        for given in (images, masks)
+    )
+    if len(images) != len(masks):
+        raise ValueError(f"{len(images)} images but {len(masks)} masks")
+    corners = []
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        if not (hasattr(image, "shape") and hasattr(mask, "shape")):
+            raise TypeError(
+                f"image {i} and its mask are {type(image).__name__} and {type(mask).__name__}, "
+                "but patches need arrays: read the file first, for example as a zarr array"
+            )
+        check_shape(f"image {i}", image.shape)
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"image {i} has shape {image.shape}, but its mask has {mask.shape}: the mask must "
+                "be a label map (H, W)"
+            )
+        y0, x0, y1, x1 = region or (0, 0, *mask.shape)
+        y1, x1 = min(y1, mask.shape[0]), min(x1, mask.shape[1])
+        if min(y0, x0) < 0 or min(y1 - y0, x1 - x0) < size:
+            raise ValueError(
+                f"patches of {size} x {size} pixels do not fit into rows {y0} to {y1} and columns "
+                f"{x0} to {x1} of image {i}: use a smaller size, or another region"
+            )
+        corners.append((y0, x0, y1 - size + 1, x1 - size + 1))
+    places = _Places(images, masks, corners, n, size, min_objects, min_area, ignore_label, seed)
     return Patches(places, labels=False), Patches(places, labels=True)
-
-
-class _Places:
-    """Where the patches are: drawn on first use, from the masks alone."""
-
-    number, seed, min_objects, min_area = 0, 0, 1, 25
-    ignore_label: int | None = None
-
-    def __init__(
-        self,
-        images: list[Any],
-        masks: list[Any],
-        size: int,
-        region: tuple[int, int, int, int] | None,
-    ) -> None:
-        """Check the shapes.
-
-        Raises:
-            TypeError: They are not arrays.
-            ValueError: They do not match, or are smaller than a patch.
-        """
-        if len(images) != len(masks):
-            raise ValueError(f"{len(images)} images but {len(masks)} masks")
-        self.images, self.masks, self.size = images, masks, size
-        self.drawn: dict[int, tuple[int, int, int]] = {}
-        self.boxes = []  # (y0, x0, y1, x1) of the allowed top left corners
-        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            if not (hasattr(image, "shape") and hasattr(mask, "shape")):
-                raise TypeError(
-                    f"image {i} and its mask are {type(image).__name__} and {type(mask).__name__}, "
-                    "but patches need arrays: read the file first, for example as a zarr array"
-                )
-            check_shape(f"image {i}", image.shape)
-            if mask.shape != image.shape[:2]:
-                raise ValueError(
-                    f"image {i} has shape {image.shape}, but its mask has {mask.shape}: the mask "
-                    "must be a label map (H, W)"
-                )
-            y0, x0, y1, x1 = region or (0, 0, *mask.shape)
-            y1, x1 = min(y1, mask.shape[0]), min(x1, mask.shape[1])
-            if min(y0, x0) < 0 or min(y1 - y0, x1 - x0) < size:
-                raise ValueError(
-                    f"patches of {size} x {size} pixels do not fit into rows {y0} to {y1} and "
-                    f"columns {x0} to {x1} of image {i}: use a smaller size, or another region"
-                )
-            self.boxes.append((y0, x0, y1 - size + 1, x1 - size + 1))
-
-    def mask(self, index: int) -> NDArray[Any]:
-        """Return the label map of a patch, without pieces of objects that are too small.
-
-        Raises:
-            ValueError: No position with enough objects was found.
-        """
-        if index in self.drawn:
-            return self._labels(*self.drawn[index])[0]
-        rng = np.random.default_rng([self.seed, index])
-        areas = np.array([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in self.boxes], float)
-        for _ in range(TRIES):
-            which = int(rng.choice(len(areas), p=areas / areas.sum()))
-            y0, x0, y1, x1 = self.boxes[which]
-            top, left = int(rng.integers(y0, y1)), int(rng.integers(x0, x1))
-            patch, objects = self._labels(which, top, left)
-            if objects >= self.min_objects:
-                self.drawn[index] = which, top, left
-                return patch
-        raise ValueError(
-            f"none of {TRIES} patches of {self.size} x {self.size} pixels has {self.min_objects} "
-            f"objects of {self.min_area} pixels: use larger patches, fewer objects or another "
-            "region, and check that the masks are not empty"
-        )
-
-    def image(self, index: int) -> NDArray[Any]:
-        """Return the image of a patch."""
-        if index not in self.drawn:
-            self.mask(index)
-        which, top, left = self.drawn[index]
-        rows, columns = slice(top, top + self.size), slice(left, left + self.size)
-        return np.asarray(self.images[which][rows, columns])
-
-    def _labels(self, which: int, top: int, left: int) -> tuple[NDArray[Any], int]:
-        rows, columns = slice(top, top + self.size), slice(left, left + self.size)
-        patch = np.array(self.masks[which][rows, columns])
-        labels, areas = label_areas(patch)
-        objects = labels != self.ignore_label
-        labels, areas = labels[objects], areas[objects]
-        small = labels[areas < self.min_area]
-        if len(small):
-            patch[np.isin(patch, small)] = 0
-        return patch, len(labels) - len(small)

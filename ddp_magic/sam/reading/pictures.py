@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from ddp_magic.sam.reading.channels import Array
 from ddp_magic.sam.reading.pil import from_pil
-from ddp_magic.sam.reading.readers import NIFTI, header, kind_of, read
+from ddp_magic.sam.reading.readers import header, kind_of, read
 from ddp_magic.sam.reading.stored import Stored, to_numpy
 
 
@@ -20,13 +20,10 @@ class Page(NamedTuple):
 
     path: Path
     number: int = 0  # of the page, slice or frame
-    like: Path | None = None  # for a NIfTI label map: the image whose axes it gets
 
 
 class Pictures(Sequence[Any]):
     """Images or masks in files, read when they are indexed; also PIL images and arrays."""
-
-    ignore_label: int | None = None  # of masks: the label of pixels that are left out
 
     def __init__(self, entries: Sequence[Any], *, labels: bool, sizes: Sequence[Any] = ()) -> None:
         """Store the entries, without reading files.
@@ -48,15 +45,9 @@ class Pictures(Sequence[Any]):
         entry = self.entries[index]
         return self._stack(index) if isinstance(entry, list) else self._read(entry, index)
 
-    def _read(self, entry: Any, index: int) -> NDArray[Any]:  # noqa: ANN401 -- of `entries`
+    def _read(self, entry: Any, index: int) -> Array:  # noqa: ANN401 -- of `entries`
         if isinstance(entry, Page):
-            return read(
-                entry.path,
-                entry.number,
-                labels=self.labels,
-                like=entry.like,
-                ignore_label=self.ignore_label,
-            )
+            return read(*entry, labels=self.labels)
         if isinstance(entry, Stored):
             return entry[...]
         if isinstance(entry, Image.Image):
@@ -67,28 +58,26 @@ class Pictures(Sequence[Any]):
                 raise ValueError(f"{kind} {index}, a PIL image: {error}") from error
         return np.asarray(to_numpy(entry))
 
-    def _stack(self, index: int) -> NDArray[Any]:
+    def _stack(self, index: int) -> Array:
         """Read a list of masks, one per object, (N, H, W).
 
         Raises:
             ValueError: One is not the mask of one object, or they have different sizes.
         """
-        masks: list[NDArray[Any]] = []
+        masks: list[Array] = []
         for entry in self.entries[index]:
-            file = entry if isinstance(entry, Path) else None
-            name = f"masks[{index}][{len(masks)}]" + (f" ({file})" if file else "")
-            if file and (kind_of(file) == NIFTI or header(file, labels=True).pages > 1):
-                raise ValueError(f"{name} may contain several masks: pass it without a list")
-            mask = self._read(Page(file) if file else entry, index)
-            if mask.ndim != 2 or (masks and mask.shape != masks[0].shape):
+            name = f"masks[{index}][{len(masks)}]"
+            if isinstance(entry, Path):
+                name += f" ({entry})"
+                if kind_of(entry) == "nifti" or header(entry, labels=True).pages > 1:
+                    raise ValueError(f"{name} may contain several masks: pass it without a list")
+            mask = self._read(Page(entry) if isinstance(entry, Path) else entry, index)
+            one = mask.ndim == 2 and not ((mask != 0) & (mask != mask.max())).any()
+            if not one or (masks and mask.shape != masks[0].shape):
                 raise ValueError(
-                    f"{name} has shape {mask.shape}, but must have "
-                    f"{masks[0].shape if masks else '(H, W)'}: in a list, each is one mask"
-                )
-            if ((mask != 0) & (mask != mask.max())).any():
-                raise ValueError(
-                    f"{name} has {len(np.unique(mask))} values, but in a list each is the mask of "
-                    "one object: save mask > 127 for gray levels; pass a label map without a list"
+                    f"{name} has shape {mask.shape} and {len(np.unique(mask))} values: in a list, "
+                    "each is the mask of one object, all of one size; pass mask > 127 for gray "
+                    "levels, a label map without a list"
                 )
             masks.append(mask)
         return np.stack(masks)
@@ -102,8 +91,7 @@ class Pictures(Sequence[Any]):
     def name(self, index: int) -> str:
         """Return the name of a file for messages, or "" for an image in memory."""
         entry = self.entries[index]
-        if isinstance(entry, list):
-            return str(entry[0]) if isinstance(entry[0], Path) else ""
+        entry = Page(entry[0]) if isinstance(entry, list) and isinstance(entry[0], Path) else entry
         if not isinstance(entry, Page):
             return ""
         return f"{entry.path}, page {entry.number}" if entry.number else str(entry.path)

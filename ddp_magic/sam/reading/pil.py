@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,27 +11,25 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ddp_magic.sam.reading.channels import (
     Array,
+    Header,
     check_clear,
     finished,
     labels_of_palette,
+    require,
     turned,
 )
-from ddp_magic.sam.reading.volumes import Header, require
 
-FORMATS = {"PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "JPEG2000", "PPM"}  # of Pillow
+FORMATS = {"PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF"}  # of Pillow
+DEEP = "is decoded to 8 bits, which changed the pixels: pass the path"
 
 
-def picture_header(path: Path, *, labels: bool) -> Header:
+def picture_header(path: Path) -> Header:
     """Return the header of an image."""
     with _opened(path) as file:
         dtype: Any = {"I": np.int32, "F": np.float32}.get(file.mode, np.uint8)
-        if file.format == "JPEG2000":
-            dtype = _decoded(file, labels=labels).dtype
-        elif _depth(file, labels=labels)[0] or (
-            file.mode[:1] == "I" and file.format in {"PNG", "PPM"}
-        ):
+        if _bits(file)[0] or (file.mode[:1] == "I" and file.format == "PNG"):
             dtype = np.uint16
-        turn = _exif_turn(file)
+        turn = turn_of(file)
         return Header(1, file.size if turn > 4 else file.size[::-1], np.dtype(dtype), turn)
 
 
@@ -49,38 +45,43 @@ def from_pil(file: Image.Image, *, labels: bool) -> Array:
     Raises:
         ValueError: Its meaning is not certain, or Pillow would lose a part of it.
     """
-    with _own(file) as own:
-        return _decoded(own, labels=labels)
+    if file.format == "TIFF":
+        raise ValueError("is a TIFF, of which Pillow changes the pixels of some: pass the path")
+    if is_encoded(file):  # a copy, since decoding would lose bits for the next reading
+        with _checked(Image.open(io.BytesIO(_encoded(file)))) as own:
+            return _decoded(own, labels=labels)
+    path = Path(str(getattr(file, "filename", "")))
+    if file.format == "PNG" and path.is_file():
+        with Image.open(path) as own:
+            deep, scale = _bits(own)
+        if deep or (labels and scale > 1):
+            raise ValueError(DEEP)
+    return _decoded(file, labels=labels)
 
 
-def turn_of(file: Image.Image) -> int:
-    """Return the orientation in the metadata of a PIL image, which `from_pil` applies; 1: none."""
-    with _own(file) as own:
-        return _exif_turn(own)
-
-
-def _is_encoded(file: Image.Image) -> TypeGuard[ImageFile.ImageFile]:
+def is_encoded(file: Image.Image) -> TypeGuard[ImageFile.ImageFile]:
     """Return whether Pillow has opened a file, but not decoded it."""
     return isinstance(file, ImageFile.ImageFile) and bool(file.tile)
 
 
-@contextmanager
-def _own(file: Image.Image) -> Iterator[Image.Image]:
-    """Open a file that is not decoded again, since it would lose bits for the next reading."""
-    if _is_encoded(file):
-        with Image.open(io.BytesIO(_encoded(file))) as own:
-            own.seek(file.tell())
-            yield own
+def turn_of(file: Image.Image) -> int:
+    """Return the orientation in the metadata of a PIL image, which is applied; 1: none."""
+    if file.format == "PNG" and is_encoded(file):
+        # Pillow would decode each PNG, since it may have metadata after its pixels.
+        data = _encoded(file)
+        if not any(mark in data for mark in (b"eXIf", b"XML:", b"Raw profile")):
+            return 1
+        with Image.open(io.BytesIO(data)) as own:
+            found = own.getexif().get(0x0112, 1)
     else:
-        yield file
+        found = file.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
 
 
 def _decoded(file: Image.Image, *, labels: bool) -> Array:
-    mode, (deep, scale) = file.mode, _depth(file, labels=labels)
+    mode, (deep, scale), turn = file.mode, _bits(file), turn_of(file)
     if deep:
-        codecs = require("imagecodecs")
-        decode = codecs.png_decode if file.format == "PNG" else codecs.jpeg2k_decode
-        pixels = decode(_encoded(file))
+        pixels = require("imagecodecs").png_decode(_encoded(file))
     elif mode == "P" and labels:
         palette = np.reshape(file.getpalette("RGB") or [], (-1, 3)).astype(np.uint8)
         pixels = labels_of_palette(np.asarray(file), palette)
@@ -89,15 +90,14 @@ def _decoded(file: Image.Image, *, labels: bool) -> Array:
         pixels = np.asarray(file if wanted == mode else file.convert(wanted))
         if mode[:1] == "I" and "transparency" in file.info and not labels:
             check_clear((pixels == file.info["transparency"]).mean())
-        if mode == "I" and file.format in {"PNG", "PPM"}:  # 16 bits
+        if mode == "I" and file.format == "PNG":  # 16 bits
             pixels = pixels.astype(np.uint16)
-        if labels and scale != 1:
-            pixels = np.rint(pixels * scale).astype(pixels.dtype)
-    if labels and _is_lossy(file) and len(np.unique(pixels)) > 2:
+        pixels = pixels // np.uint8(scale) if labels and scale > 1 else pixels
+    if labels and len(np.unique(pixels)) > 2 and _is_lossy(file):
         raise ValueError(
             f"is a lossy {file.format} file, so that labels changed: save mask > 127 as PNG"
         )
-    return finished(turned(pixels, _exif_turn(file)), labels=labels)
+    return finished(turned(pixels, turn), labels=labels)
 
 
 def _wanted_mode(file: Image.Image, *, labels: bool) -> str:
@@ -116,15 +116,22 @@ def _wanted_mode(file: Image.Image, *, labels: bool) -> str:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        file = Image.open(path)
+        return _checked(Image.open(path))
     except UnidentifiedImageError as error:
         raise ValueError("not an image that is supported: save it as PNG, TIFF or NIfTI") from error
+
+
+def _checked(file: Image.Image) -> Image.Image:
+    """Return a file that is one image of a known format.
+
+    Raises:
+        ValueError: It is not.
+    """
     if file.format not in FORMATS:
         hint = "name it .tif" if file.format == "TIFF" else "save it as PNG or TIFF"
         raise ValueError(f"has the format {file.format}, which is not supported: {hint}")
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # the later frames of MPO are previews
-        file.close()
         raise ValueError(f"is an animation of {frames} frames: save each frame as a file")
     return file
 
@@ -136,64 +143,10 @@ def _is_lossy(file: Image.Image) -> bool:
     return file.format in {"JPEG", "MPO"}
 
 
-def _exif_turn(file: Image.Image) -> int:
-    # Pillow would decode each PNG, since it may have metadata after its pixels.
-    known = file.format != "PNG" or not _is_encoded(file) or _has_late_metadata(file)
-    found = (file.getexif() if known else Image.Image.getexif(file)).get(0x0112, 1)
-    return found if found in range(1, 9) else 1
-
-
-def _has_late_metadata(file: Any) -> bool:  # noqa: ANN401 -- a PngImageFile
-    """Return whether a PNG has EXIF or XMP after its pixels."""
-    stream, start = file.fp, file.fp.tell()
-    late, found, at = False, False, stream.seek(8)
-    while not found and len(chunk := stream.read(32)) >= 8:
-        kind, text = chunk[4:8], chunk[8:]
-        late = late or kind == b"IDAT"
-        found = late and (kind == b"eXIf" or text.startswith((b"XML:", b"Raw profile")))
-        at = stream.seek(at + 12 + int.from_bytes(chunk[:4], "big"))
-    stream.seek(start)
-    return found
-
-
-def _depth(file: Image.Image, *, labels: bool) -> tuple[bool, float]:
-    """Return what `_stored` does, or (False, 1) for pixels that decoding has not changed."""
-    if file.format == "TIFF":
-        tags = file.tag_v2  # type: ignore[attr-defined]
-        bits, white = set(tags.get(258, (1,))), tags.get(262) == 0
-        lost = 0 in tags.get(338, ()) or (16 in bits and (white or file.mode in {"RGB", "RGBA"}))
-        few = file.mode == "L" and bits & {2, 4}
-        if lost or (labels and (white or few)):
-            raise ValueError("is a TIFF of which Pillow changes the pixels: pass the path")
-    if _is_encoded(file):
-        return _stored(file)
-    path = Path(str(getattr(file, "filename", "")))
-    if file.format in {"PNG", "PPM"} and path.is_file():
-        with Image.open(path) as other:
-            deep, scale = _stored(other)
-        if deep or (labels and scale != 1):
-            raise ValueError("is decoded to 8 bits, which changed the pixels: pass the path")
-    return False, 1
-
-
-def _stored(file: Any) -> tuple[bool, float]:  # noqa: ANN401 -- an ImageFile
-    """Return whether a file has more bits than Pillow returns, and the scale of its numbers.
-
-    The scale is the factor from what Pillow returns, 0 to 255, to a file of 0 to 15, for example.
-
-    Raises:
-        ValueError: It has more bits, and no other library can read it.
-    """
-    codec, arguments = file.tile[0][0], file.tile[0][3]
-    deep, scale = ";16" in str(arguments) and file.mode[:1] != "I", 1.0
-    if codec.startswith("ppm") and isinstance(arguments, tuple):  # (mode, maximum)
-        deep = arguments[1] > 255 and file.mode == "RGB"
-        scale = arguments[1] / (65535 if file.mode == "I" else 255)
-    if deep and file.format != "PNG":
-        raise ValueError("has 16 bits per color, of which Pillow keeps 8: save it as a .tif file")
-    scale = {"L;2": 1 / 85, "L;4": 1 / 17}.get(str(arguments), scale)
-    # The 12-bit gray levels of JPEG 2000 would be multiplied by 16, and its colors cut.
-    return deep or file.format == "JPEG2000", scale
+def _bits(file: Image.Image) -> tuple[bool, int]:
+    """Return whether a PNG has more bits than Pillow returns, and the factor it stretches by."""
+    arguments = str(file.tile[0][3]) if is_encoded(file) else ""
+    return ";16" in arguments and file.mode[:1] != "I", {"L;2": 85, "L;4": 17}.get(arguments, 1)
 
 
 def _encoded(file: Image.Image) -> bytes:

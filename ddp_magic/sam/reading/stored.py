@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_magic.sam.reading.volumes import require
+from ddp_magic.sam.reading.channels import require
 
 
 class Stored:
