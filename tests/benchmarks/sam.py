@@ -48,7 +48,7 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
-from ddp_magic.sam.data.batches import collate, load, prepare
+from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.data.samples import SEEN
 from ddp_magic.sam.data.sampling import MonaiTransform, Sampled
 from ddp_magic.sam.models.adapter import geometry_of
@@ -269,8 +269,14 @@ def our_epoch(setting: Setting, rounds: int = 1, *, compiled: bool = False) -> f
     wrapper = PromptedSam(sam, rounds=rounds, multimask=False, amp=setting.amp).train()
     optimizer = optim.AdamW(wrapper.parameters(), lr=1e-3, fused=True)
     scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp == "fp16")
-    order = torch.randperm(len(data)).tolist()
-    loader = load(data, order, setting.batch[1], setting.workers, setting.device)
+    loader = DataLoader(
+        data,
+        setting.batch[1],
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=setting.workers,
+        pin_memory=setting.device.type == "cuda",
+    )
     start, count = 0.0, 0
     for number, raw in enumerate(loader):
         if number == 1:

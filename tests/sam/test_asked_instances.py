@@ -26,24 +26,28 @@ from ddp_magic.sam.arrays.items import Item
 
 
 class Watched(SamDataset):
-    """Notes whether label maps are made."""
+    """Notes when label maps are made."""
 
-    made: list[bool]
+    made: int = 0
 
-    def target(self, index: int, objects: Any = None, *, instances: bool = True) -> Item:
-        """Return an item without its image."""
-        item = super().target(index, objects, instances=instances)
-        vars(self).setdefault("made", []).append("instances" in item)
-        return item
+    def instances(self, index: int) -> torch.Tensor:
+        """Return a label map."""
+        self.made += 1
+        return super().instances(index)
 
 
 class Mirrored(SamDataset):
-    """A data set of a user, who knows nothing of `instances` as an argument."""
+    """A data set of a user, whose items have no label map, or one that it has turned too."""
 
-    def item(self, index: int, objects: Any = None) -> Item:  # type: ignore[override]
+    with_maps = False
+
+    def item(self, index: int, objects: Any = None) -> Item:
         """Return an item and turn it upside down."""
         item = super().item(index, objects)
-        return item | {name: item[name].flip(-2) for name in ("image", "masks", "instances")}
+        item |= {"instances": self.instances(index)} if self.with_maps else {}
+        return {
+            k: v.flip(-2) if k in {"image", "masks", "instances"} else v for k, v in item.items()
+        }
 
 
 def watched() -> Watched:
@@ -56,16 +60,6 @@ def with_decoder() -> nn.Module:
     """Return a model with a decoder of instances."""
     model = tiny_sam()
     return PromptedSam(model, auxiliary=instance_decoder(model))
-
-
-def test_the_rest_of_an_item_stays_the_same() -> None:
-    """Also with ignored pixels, and for an object in use."""
-    images, masks, _ = cells(n=1)
-    data = SamDataset(images, masks, ignore_label=2)
-    for objects in (None, lambda _: [1]):
-        whole, without = data.item(0, objects), data.item(0, objects, instances=False)
-        assert whole.pop("instances").min() == -1
-        torch.testing.assert_close(without, whole, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["set", "subset", "loader", "frozen", "flipped"])
@@ -83,17 +77,16 @@ def test_training_prompts_makes_no_label_map(kind: str) -> None:
 
         options = {"transform": MonaiTransform(RandFlipd(["image", "masks"], 1.0, spatial_axis=1))}
     train(model, given, data, epochs=1, batch_size=2, **options)
-    assert len(data.made) >= 8
-    assert not any(data.made)
+    assert not data.made
 
 
 def test_what_needs_label_maps_gets_them() -> None:
     """A decoder of instances, scores of whole images, and a transform of the user's own."""
     data = watched()
     train(with_decoder(), data, SamDataset(*cells(n=1)), epochs=1, batch_size=2)
-    assert sum(data.made) == 4
+    assert data.made == 4
     assert "ap_50" in evaluate(tiny_sam(), data, instances=True)
-    assert sum(data.made) == 8
+    assert data.made == 8
     seen: list[bool] = []
 
     def note(item: Item, _: torch.Generator) -> Item:
@@ -104,13 +97,17 @@ def test_what_needs_label_maps_gets_them() -> None:
     assert seen == [True] * 4
 
 
-def test_the_data_set_of_a_user_works_as_before() -> None:
-    """It overrides `item(index, objects)`, and changes the label map, too."""
+def test_the_data_set_of_a_user_is_respected() -> None:
+    """It overrides `item(index, objects)`, and adds a label map, if one is needed."""
     images, masks, _ = cells(n=4)
     data, plain = Mirrored(images, masks), SamDataset(images, masks)
-    for model in (tiny_sam(), with_decoder()):
-        (row,) = train(model, data, data, epochs=1, batch_size=2)
-        assert np.isfinite(row["train_loss"])
-    item = Sampled(data, instances=False)[1]
+    (row,) = train(tiny_sam(), data, data, epochs=1, batch_size=2)
+    assert np.isfinite(row["train_loss"])
+    with pytest.raises(ValueError, match='items have no label map: add "instances"'):
+        train(with_decoder(), data, data, epochs=1, batch_size=2)
+    data.with_maps = True
+    (row,) = train(with_decoder(), data, data, epochs=1, batch_size=2)
+    assert np.isfinite(row["train_loss"])
+    item = Sampled(data)[1]
     assert torch.equal(item["masks"], plain[1]["masks"].flip(-2))
-    assert torch.equal(item["instances"], plain[1]["instances"].flip(-2))
+    assert torch.equal(item["instances"], plain.instances(1).flip(-2))

@@ -156,8 +156,9 @@ def test_a_crowd_as_text_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "set" / "1.png")
     path = coco(tmp_path, ["1.png"])
     path.write_text(path.read_text().replace('"category_id"', '"iscrowd": "0", "category_id"'))
-    item = SamDataset(tmp_path / "set", path)[0]
-    assert torch.equal(item["instances"] == 1, item["masks"][0])
+    data = SamDataset(tmp_path / "set", path)
+    item = data[0]
+    assert torch.equal(data.instances(0) == 1, item["masks"][0])
     assert "ignored" not in item
 
 

@@ -112,7 +112,8 @@ def test_the_loss_and_the_gradient_include_the_decoder() -> None:
     """The losses of a step include it with its weight, and its gradient reaches the encoder."""
     data = SamDataset(*cells(n=4))
     wrapper = PromptedSam(tiny_sam())
-    batch = prepare(collate([data[i] for i in range(4)]), Geometry(64))
+    whole = [data[i] | {"instances": data.instances(i)} for i in range(4)]
+    batch = prepare(collate(whole), Geometry(64))
     without = step_losses(wrapper, batch)
     wrapper.auxiliary = InstanceDecoder(96, weight=0.5)
     with_it = step_losses(wrapper, batch)
@@ -133,9 +134,9 @@ def test_all_objects_of_a_mask_are_in_the_label_map() -> None:
     assert label_map(stack)[:2].tolist() == [[2, 2, 2, 2], [2, 1, 2, 2]]
     large = np.array([[0, 2**40], [2**41, 2**40]])
     assert label_map(large).tolist() == [[0, 1], [2, 1]]
-    item = SamDataset([np.zeros((4, 4), np.uint8)], [stack], [(0, 1, 1)])[0]
-    assert len(item["masks"]) == 1
-    assert item["instances"].unique().tolist() == [0, 1, 2]
+    data = SamDataset([np.zeros((4, 4), np.uint8)], [stack], [(0, 1, 1)])
+    assert len(data[0]["masks"]) == 1
+    assert data.instances(0).unique().tolist() == [0, 1, 2]
 
 
 def test_it_is_saved_beside_a_model_that_transformers_loads(

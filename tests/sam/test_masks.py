@@ -183,7 +183,8 @@ def test_ignored_pixels_are_no_object_and_do_not_count() -> None:
     with pytest.raises(ValueError, match="ignore_label=255"):
         SamDataset(IMAGES, masks)
     data = SamDataset(IMAGES, masks, ignore_label=255)
-    item = MonaiTransform(Rotate90d(["image", "masks"]))(data[0], generator(0))
+    whole = data[0] | {"instances": data.instances(0)}
+    item = MonaiTransform(Rotate90d(["image", "masks"]))(whole, generator(0))
     assert np.array_equal(item["ignored"], np.rot90(edges[0]))
     assert np.array_equal(item["instances"] < 0, item["ignored"])
     assert not item["masks"][:, item["ignored"]].any()
@@ -354,9 +355,9 @@ def test_sampling_does_not_make_the_other_masks() -> None:
     asked: list[int] = []
 
     class Watched(SamDataset):
-        def item(self, index: int, objects: Any = None) -> Any:
-            asked.append(len(found := super().item(index, objects)["masks"]))
-            return super().item(index, objects) if len(found) else {}
+        def target(self, index: int, objects: Any = None) -> Any:
+            asked.append(len(super().target(index, objects)["masks"]))
+            return super().target(index, objects)
 
     watched = Watched([np.zeros((60, 60), np.uint8)], [_spots()])
     assert len(Sampled(watched, seed=0, objects=3)[0]["masks"]) == 3

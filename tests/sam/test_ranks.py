@@ -84,7 +84,8 @@ def _gradients(rank: int, world: int, images: int) -> dict[str, torch.Tensor]:
     data = _uneven()
     wrapper = PromptedSam(tiny_sam(), rounds=3, auxiliary=InstanceDecoder(96))
     ddp = DDP(wrapper, find_unused_parameters=True) if world > 1 else wrapper
-    batch = prepare(collate([data[i] for i in range(rank, images, world)]), Geometry(64))
+    own = [data[i] | {"instances": data.instances(i)} for i in range(rank, images, world)]
+    batch = prepare(collate(own), Geometry(64))
     losses = step_losses(ddp, batch)
     objects = torch.tensor(float(len(losses)))
     if world > 1:

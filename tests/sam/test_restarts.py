@@ -14,7 +14,7 @@ from ddp_magic.sam.training import checkpoint, restarts
 from tests.sam.test_resuming import Cut, PowerCutError
 
 IMAGES = 4
-READ_FIRST = 2 + IMAGES  # see test_resuming
+READ_FIRST = 1 + IMAGES  # see test_resuming
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 2}
 
 

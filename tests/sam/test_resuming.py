@@ -43,7 +43,7 @@ class NoisyCut(Cut):
     def __getitem__(self, index: int) -> Any:
         item = super().__getitem__(index)
         noise = int(torch.randint(9, ())) + random.randrange(9) + np.random.randint(9)
-        return item | {"image": item["image"] // 2 + noise}
+        return item | {"image": item["image"] // 2 + noise, "instances": self.instances(index)}
 
 
 def inverted(item: Any, generator: torch.Generator) -> Any:

@@ -117,7 +117,7 @@ def test_nifti_of_one_time_point(tmp_path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(ours, affine), tmp_path / "a.nii")
         nibabel.save(nibabel.Nifti1Image(theirs, affine), tmp_path / "b.nii.gz")
         data = SamDataset([tmp_path / "a.nii"], [tmp_path / "b.nii.gz"])
-        assert np.array_equal(data[2]["instances"], LABELS)
+        assert np.array_equal(data.instances(2), LABELS)
         assert np.array_equal(data.images[1], volume[..., 1].T)
 
 

@@ -8,10 +8,10 @@ An item is a dict of tensors, for an image of H x W pixels with N objects and P 
     labels  (P,), 1 on the object and 0 off it
     counts  (N,), the number of clicks of each object
     boxes   (N, 4) float32, (x0, y0, x1, y1), NaN without a box
-    instances (H, W) int32, the label map of all objects, whether prompted or not; 0 is background,
-            -1 is ignored. Left out where nothing needs it, since it takes time
     keys    (N,), a number for each object that is unique in the data set
     ignored (H, W) bool, pixels that count neither in the loss nor in scores; only if there are any
+    instances (H, W) int32, the label map of all objects, whether prompted or not; 0 is background,
+            -1 is ignored. Only where it is needed, since it takes time: in items of `Sampled`
 """
 
 from __future__ import annotations

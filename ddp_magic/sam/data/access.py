@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ddp_magic.sam.arrays.items import Item, pick_objects
-from ddp_magic.sam.data.dataset import Choice, SamDataset, part_of
+from ddp_magic.sam.data.dataset import Choice, SamDataset
 from ddp_magic.sam.process_group import print0
 
 
@@ -26,60 +27,44 @@ def size_of(dataset: object, name: str = "dataset") -> int:
     return len(dataset)
 
 
-def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
-    """Return the image of an item, (3, H, W), if possible without reading its masks.
+def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
+    """Return the `SamDataset` that an item comes from unchanged (or None), and its index there.
 
-    Args:
-        dataset: a `SamDataset`, a torch `Subset` of one (as `random_split` returns), or any data
-            set with such items.
-        index: index of the item.
+    Another data set, such as of stored embeddings, is one if it has the same `__getitem__`.
     """
+    found: Any = dataset
+    while isinstance(found, Subset):
+        found, index = found.dataset, found.indices[index]
+    # A subclass with its own __getitem__ or item may return other items.
+    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
+    if isinstance(found, SamDataset) and type(found).item is not SamDataset.item:
+        as_it_is = False
+    return (found if as_it_is else None), index
+
+
+def image_of(dataset: Dataset[Item], index: int) -> NDArray[np.uint8]:
+    """Return the image of an item, (3, H, W), if possible without reading its masks."""
     own, number = _origin(dataset, index)
     image: NDArray[np.uint8] = dataset[index]["image"].numpy() if own is None else own.image(number)
     return image
 
 
 def name_of_image(dataset: Dataset[Item], index: int) -> str:
-    """Return the name of an image for messages, with its file if it is known; see `image_of`."""
+    """Return the name of an image for messages, with its file if it is known."""
     own, number = _origin(dataset, index)
     return f"image {index}" if own is None else own.name(number, "image")
 
 
-def target_of(
-    dataset: Dataset[Item], index: int, objects: Choice | None = None, *, instances: bool = True
-) -> Item:
-    """Return an item without its image, if the data set can skip reading it.
-
-    Args:
-        dataset: see `image_of`.
-        index: index of the item.
-        objects: see `SamDataset.item`.
-        instances: see `SamDataset.item`.
-    """
+def target_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
+    """Return an item, without its image if the data set can skip reading it; see `item_of`."""
     own, number = _origin(dataset, index)
-    if own is None:
-        return _picked(dataset[index], objects)
-    return part_of(own.target, number, objects, instances=instances)
+    return _picked(dataset[index], objects) if own is None else own.target(number, objects)
 
 
-def item_of(
-    dataset: Dataset[Item], index: int, objects: Choice | None = None, *, instances: bool = True
-) -> Item:
-    """Return an item with some of its objects, if possible without making the other masks.
-
-    Args:
-        dataset: see `image_of`; or one with a method `item` like that of `SamDataset`.
-        index: index of the item.
-        objects: see `SamDataset.item`.
-        instances: see `SamDataset.item`.
-    """
+def item_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
+    """Return an item with some of its objects, if possible without making the other masks."""
     own, number = _origin(dataset, index)
-    if own is not None:
-        return part_of(own.item, number, objects, instances=instances)
-    choosing = getattr(dataset, "item", None)  # of stored embeddings
-    if not isinstance(dataset, (SamDataset, Subset)) and choosing is not None:
-        return dict(part_of(choosing, index, objects, instances=instances))
-    return _picked(dataset[index], objects)
+    return _picked(dataset[index], objects) if own is None else own.item(number, objects)
 
 
 def _picked(item: Item, objects: Choice | None) -> Item:
@@ -88,36 +73,26 @@ def _picked(item: Item, objects: Choice | None) -> Item:
     return pick_objects(item, torch.from_numpy(np.asarray(objects(len(item["keys"])), np.int64)))
 
 
-def levels_of(dataset: Dataset[Item]) -> dict[str, Any] | None:
-    """Return the dtype of the images and the values that are scaled to 0 and 255, for JSON.
-
-    Args:
-        dataset: see `image_of`; not empty.
-
-    Returns:
-        `dtype` and `window`, which is None for uint8; or None if they are not known.
-    """
-    own, _ = _origin(dataset, 0)
-    if own is None:
-        return None
-    window = None if own.window is None else list(own.window)
-    return {"dtype": str(own.dtype), "window": window}
+def instances_of(dataset: Dataset[Item], index: int, item: Item | None = None) -> Tensor | None:
+    """Return the label map of all objects of an image, which may be in the item; None: none."""
+    own, number = _origin(dataset, index)
+    return own.instances(number) if own else (item or dataset[index]).get("instances")
 
 
 def common_levels(train_set: Dataset[Item], val_set: Dataset[Item]) -> dict[str, Any] | None:
     """Return the gray levels of the training set, and print a warning if the others differ.
 
-    Args:
-        train_set: see `image_of`; not empty.
-        val_set: see `image_of`.
-
     Returns:
-        See `levels_of`.
+        For JSON, `dtype` of the images, and `window`, the values that are scaled to 0 and 255, or
+        None for uint8; or None if they are not known.
 
     Raises:
-        ValueError: Their images have different dtypes.
+        ValueError: The images of the two have different dtypes.
     """
-    levels, other = levels_of(train_set), levels_of(val_set) if size_of(val_set) else None
+    levels, other = (
+        own.levels if size_of(each) and (own := _origin(each, 0)[0]) else None
+        for each in (train_set, val_set)
+    )
     if levels and other and other["dtype"] != levels["dtype"]:
         raise ValueError(
             f"val_set has images of dtype {other['dtype']}, but train_set {levels['dtype']}: "
@@ -131,29 +106,17 @@ def common_levels(train_set: Dataset[Item], val_set: Dataset[Item]) -> dict[str,
     return levels
 
 
-def _origin(dataset: Dataset[Item], index: int) -> tuple[SamDataset | None, int]:
-    """Return the `SamDataset` that an item comes from unchanged (or None), and its index there."""
-    found: Any = dataset
-    while isinstance(found, Subset):
-        found, index = found.dataset, found.indices[index]
-    # A subclass with its own __getitem__ may return other items.
-    as_it_is = getattr(type(found), "__getitem__", None) is SamDataset.__getitem__
-    return (found if as_it_is else None), index
-
-
 def check_objects(train_set: Dataset[Item]) -> None:
     """Check that a training set has prompted objects.
 
     Raises:
         ValueError: There are no images, or none has one.
     """
-    if not size_of(train_set):
+    n = size_of(train_set)
+    if not n:
         raise ValueError("train_set has no images: check the paths or arrays it was made from")
-    for number in range(size_of(train_set)):
-        one = target_of(train_set, number, lambda n: range(min(n, 1)), instances=False)
-        if len(one["keys"]):
-            return
-    raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
+    if not any(len(target_of(train_set, i, lambda n: range(min(n, 1)))["keys"]) for i in range(n)):
+        raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
 
 
 def training_size(train_set: Dataset[Item]) -> list[int]:

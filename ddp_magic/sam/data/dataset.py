@@ -9,13 +9,13 @@ pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddp_magic.sam.arguments import is_integer
@@ -208,26 +208,15 @@ class SamDataset(Dataset[Item]):
         """Return one image and its objects; see `ddp_magic.sam.arrays.items`."""
         return self.item(index)
 
-    def item(
-        self,
-        index: int,
-        objects: Choice | None = None,
-        *,
-        instances: bool = True,
-    ) -> Item:
+    def item(self, index: int, objects: Choice | None = None) -> Item:
         """Return one image and some of its objects; only their masks are made.
-
-        A subclass may override `item(index, objects)`: then `instances` is always True.
 
         Args:
             index: index of the image.
             objects: function that returns the indices of the chosen objects, given their number;
                 None: all objects.
-            instances: whether to make the label map of all objects, which only `evaluate` with
-                `instances` and the decoder of instances need.
         """
-        target = part_of(self.target, index, objects, instances=instances)
-        image = self.image(index)
+        target, image = self.target(index, objects), self.image(index)
         names = self.name(index, "image"), self.name(index)
         check_sizes(names[0], image.shape[1:], names[1], target["masks"].numpy())
         return {**target, "image": torch.from_numpy(image)}
@@ -250,13 +239,7 @@ class SamDataset(Dataset[Item]):
             )
         return image
 
-    def target(
-        self,
-        index: int,
-        objects: Choice | None = None,
-        *,
-        instances: bool = True,
-    ) -> Item:
+    def target(self, index: int, objects: Choice | None = None) -> Item:
         """Return an item without its image; see `item`."""
         index = range(len(self))[index]  # supports negative indices; raises IndexError
         mask, ignored = self._mask(index)
@@ -270,14 +253,20 @@ class SamDataset(Dataset[Item]):
             chosen = np.asarray(objects(len(labels)), dtype=np.int64)
             item, labels = pick_objects(item, torch.from_numpy(chosen)), labels[chosen]
         item["masks"] = torch.from_numpy(object_masks(mask, labels))  # (N, H, W)
+        return item if ignored is None else item | {"ignored": torch.from_numpy(ignored)}
+
+    def instances(self, index: int) -> Tensor:
+        """Return the label map (H, W) of all objects, prompted or not; -1 is ignored."""
+        mask, ignored = self._mask(index)
+        every = label_map(mask)
         if ignored is not None:
-            item["ignored"] = torch.from_numpy(ignored)
-        if instances:
-            every = label_map(mask)
-            if ignored is not None:
-                every[ignored] = -1
-            item["instances"] = torch.from_numpy(every)
-        return item
+            every[ignored] = -1
+        return torch.from_numpy(every)
+
+    @property
+    def levels(self) -> dict[str, Any]:
+        """The dtype of the images and the values that are scaled to 0 and 255, for JSON."""
+        return {"dtype": str(self.dtype), "window": self.window and list(self.window)}
 
     def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
         """Return the labels (N,) of the objects of an image, and their clicks and boxes."""
@@ -289,12 +278,3 @@ class SamDataset(Dataset[Item]):
             "counts": torch.from_numpy(self.point_counts[first:last]),
             "boxes": torch.from_numpy(self.boxes[first:last]),
         }
-
-
-def part_of(
-    read: Callable[..., Item], index: int, objects: Choice | None, *, instances: bool
-) -> Item:
-    """Call `item` or `target` of a data set; those of a user may not know `instances`."""
-    if instances or "instances" not in signature(read).parameters:
-        return read(index, objects)
-    return read(index, objects, instances=False)

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddp_magic.sam.arguments import check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item, no_prompts
-from ddp_magic.sam.data.access import item_of, size_of
+from ddp_magic.sam.data.access import instances_of, item_of, size_of
 from ddp_magic.sam.data.batches import collate
+from ddp_magic.sam.data.dataset import Choice
 from ddp_magic.sam.process_group import all_gather, print0, rank_and_world
 
 Transform = Callable[[Item, torch.Generator], Item]
@@ -93,7 +94,7 @@ class Sampled(Dataset[Item]):
                 item. Use the generator for random numbers: it depends only on the seed, the epoch
                 and the image.
             instances: whether to make the label map of all objects, for a decoder of instances or
-                a transform (see `SamDataset.item`).
+                a transform (see `SamDataset.instances`).
         """
         check_minimum(None, seed=seed)
         check_minimum(0, objects=objects)
@@ -124,8 +125,7 @@ class Sampled(Dataset[Item]):
             index: index of the image; None: any image, without objects.
         """
         if index is None:
-            none = item_of(self.dataset, 0, lambda _: [], instances=self.instances)
-            return none | {"index": -1}
+            return self._item(0, lambda _: []) | {"index": -1}
         own = generator(self.seed, self.epoch, index)
 
         def some(number: int) -> Tensor:
@@ -133,7 +133,7 @@ class Sampled(Dataset[Item]):
                 return torch.arange(number)
             return torch.randperm(number, generator=own)[: self.objects].sort().values
 
-        item = dict(item_of(self.dataset, index, some, instances=self.instances))
+        item = self._item(index, some)
         # Prompts depend on the keys of the objects, which stay unique.
         item["keys"] = item["keys"] ^ mix(self.seed, self.epoch)
         item["index"] = index
@@ -141,6 +141,12 @@ class Sampled(Dataset[Item]):
         if not isinstance(changed, dict):
             raise TypeError(f"transform must return an item, a dict, not {type(changed).__name__}")
         return changed
+
+    def _item(self, index: int, objects: Choice) -> Item:
+        item = dict(item_of(self.dataset, index, objects))
+        if self.instances and (labels := instances_of(self.dataset, index, item)) is not None:
+            item["instances"] = labels
+        return item
 
 
 class MonaiTransform:

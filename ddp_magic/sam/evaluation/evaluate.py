@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.std import tqdm
 
 from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.items import Item
-from ddp_magic.sam.data.access import image_of, size_of, target_of
-from ddp_magic.sam.data.batches import Geometry, by_size, collate, load, prepare
+from ddp_magic.sam.data.access import image_of, instances_of, size_of
+from ddp_magic.sam.data.batches import Geometry, by_size, collate, prepare
 from ddp_magic.sam.evaluation.metrics import (
     Matches,
     dice_score,
@@ -121,7 +121,16 @@ def score_objects(
     wrapper.eval()
     n = size_of(dataset)
     numbers = range(rank, n, world)  # samplers would pad
-    loader = load(dataset, numbers, batch_size, workers, device)
+    check_minimum(1, batch_size=batch_size)
+    check_minimum(0, workers=workers)
+    loader = DataLoader(
+        Subset(dataset, numbers),
+        int(batch_size),  # torch takes no integers of NumPy
+        collate_fn=collate,
+        num_workers=int(workers),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the global one does not change
+    )
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     for step, raw in enumerate(_with_bar(loader, "evaluate", leave=False)):
         batch = prepare(raw, wrapper.geometry, device)
@@ -159,7 +168,7 @@ def _match_images(
     own: list[Matches] = []
     numbers = range(rank, size_of(dataset), world)
     for i in _with_bar(numbers, "segment"):
-        true = target_of(dataset, i).get("instances")
+        true = instances_of(dataset, i)
         if true is None:
             raise ValueError(
                 f'item {i} has no label map: add "instances", (H, W) integers, to the items'

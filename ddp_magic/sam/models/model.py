@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddp_magic.sam.arguments import check_choice, check_minimum
 from ddp_magic.sam.arrays.items import FOREGROUND, PAD
-from ddp_magic.sam.data.batches import PER_OBJECT, Geometry
+from ddp_magic.sam.data.batches import ADDED, PER_OBJECT, Geometry
 from ddp_magic.sam.models.adapter import (
     Maps,
     Sam,
@@ -160,7 +160,7 @@ class PromptedSam(nn.Module):
         pieces = []
         # Measured with the decoder of ViT-B: 58 MB per object with a mask of 256 x 256 pixels.
         for rows in in_pieces(objects, 1024 * self.mask_size**2, memory_bytes):
-            own = {name: batch[name][rows] for name in PER_OBJECT if name in batch}
+            own = {name: batch[name][rows] for name in (*PER_OBJECT, *ADDED) if name in batch}
             own |= {"prompts": Prompts(*(each[rows] for each in prompts))} if prompts else {}
             pieces.append([best_mask(*out) for out in self(batch | own | known)])
         return [torch.cat(each) for each in zip(*pieces, strict=True)]

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import name_of_image
 from ddp_magic.sam.process_group import all_gather, print0
-from ddp_magic.sam.training.embeddings import Embedded
 
 
 def check_optimizer(opt: object, trained: Sequence[nn.Parameter]) -> None:
@@ -67,9 +66,9 @@ def check_loss(
     if math.isfinite(mean):
         return
     wrong = raw["image_index"][~losses.detach().isfinite().cpu()].unique().tolist()
-    known, source = raw.get("index"), images.dataset if isinstance(images, Embedded) else images
+    known = raw.get("index")
     own = [
-        f"image {n} of its batch" if known is None else name_of_image(source, int(known[n]))
+        f"image {n} of its batch" if known is None else name_of_image(images, int(known[n]))
         for n in wrong
     ]
     names = [name for each in all_gather(own) for name in each]

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.std import tqdm
 
 from ddp_magic.sam.arrays.items import Item, without_objects
-from ddp_magic.sam.data.access import image_of, size_of, target_of
+from ddp_magic.sam.data.access import image_of, instances_of, name_of_image, size_of, target_of
 from ddp_magic.sam.data.batches import collate, prepare
-from ddp_magic.sam.data.dataset import Choice
+from ddp_magic.sam.data.dataset import Choice, SamDataset
 from ddp_magic.sam.models.adapter import fingerprint
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.process_group import all_gather, first_rank, rank_and_world
@@ -41,28 +42,32 @@ class Embedded(Dataset[Item]):
         """Return the number of images."""
         return size_of(self.dataset)
 
-    def __getitem__(self, index: int) -> Item:
+    __getitem__ = SamDataset.__getitem__  # for `access`: items come from the methods below
+
+    def item(self, index: int, objects: Choice | None = None) -> Item:
         """Return one item with `embeddings`, a list of float16 tensors, instead of `image`.
 
         Raises:
             ValueError: The image is not the one that was encoded.
         """
-        return self.item(index)
-
-    def item(self, index: int, objects: Choice | None = None, *, instances: bool = True) -> Item:
-        """Return one item with some of its objects; see `SamDataset.item`."""
         index = range(len(self))[index]
-        item = target_of(self.dataset, index, objects, instances=instances)
+        item = target_of(self.dataset, index, objects)
         image = item.pop("image", None)
         if image is not None and name_of(image.numpy(), self.salt) != self.files[index].name:
             raise ValueError(
                 f"image {index} has changed since it was encoded, and the encoder is frozen: "
                 "augment images before training, or train the encoder too (see tune)"
             )
-        return {
-            **item,
-            "embeddings": [each for _, each in sorted(load_file(self.files[index]).items())],
-        }
+        maps = load_file(self.files[index])
+        return {**item, "embeddings": [maps[name] for name in sorted(maps)]}
+
+    def instances(self, index: int) -> Tensor | None:
+        """Return the label map of all objects of an image."""
+        return instances_of(self.dataset, index)
+
+    def name(self, index: int, _kind: str) -> str:
+        """Return the name of an image for messages."""
+        return name_of_image(self.dataset, index)
 
 
 class _Images(Dataset[Item]):

@@ -92,6 +92,10 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: Loss = dice_bce) 
     own: Any = getattr(model, "module", model)
     if own.auxiliary is None:
         return of_masks
+    if "instances" not in batch:
+        raise ValueError(
+            'items have no label map: add "instances", (H, W) integers, such as data.instances(i)'
+        )
     of_images = instance_losses(own.auxiliary_output, batch["instances"])
     # Not of_images[index], whose gradient on a CPU is summed in no fixed order.
     weighted: Tensor = own.auxiliary.weight * of_images.index_select(0, batch["image_index"])
