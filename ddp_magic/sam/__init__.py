@@ -66,108 +66,66 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddp_magic.sam.data.batches import collate, prepare
-    from ddp_magic.sam.data.dataset import SamDataset
-    from ddp_magic.sam.data.samples import cells, nuclei, nuclei_picture
-    from ddp_magic.sam.data.sampling import MonaiTransform, RankSampler, Sampled
-    from ddp_magic.sam.evaluation.evaluate import evaluate, show_predictions
-    from ddp_magic.sam.evaluation.metrics import (
-        dice_score,
-        instance_scores,
-        iou_score,
-        pixel_accuracy,
-    )
-    from ddp_magic.sam.evaluation.plots import show_history, show_results
-    from ddp_magic.sam.inference.predict import predict
-    from ddp_magic.sam.inference.segment import segment
-    from ddp_magic.sam.models.instances import instance_decoder
-    from ddp_magic.sam.models.meta_checkpoint import load_meta_checkpoint
-    from ddp_magic.sam.models.model import PromptedSam
-    from ddp_magic.sam.models.tiny import tiny_sam
-    from ddp_magic.sam.models.tuning import tune
-    from ddp_magic.sam.process_group import GradScaler, all_reduce_sum, autocast, cleanup, setup
-    from ddp_magic.sam.reading.patches import random_patches
-    from ddp_magic.sam.training.loop import train
-    from ddp_magic.sam.training.losses import dice_bce, step_losses
-    from ddp_magic.sam.training.optimizers import Muon, warmup_cosine
+    from ddp_magic.sam.data.batches import collate as collate
+    from ddp_magic.sam.data.batches import prepare as prepare
+    from ddp_magic.sam.data.dataset import SamDataset as SamDataset
+    from ddp_magic.sam.data.samples import cells as cells
+    from ddp_magic.sam.data.samples import nuclei as nuclei
+    from ddp_magic.sam.data.samples import nuclei_picture as nuclei_picture
+    from ddp_magic.sam.data.sampling import MonaiTransform as MonaiTransform
+    from ddp_magic.sam.data.sampling import RankSampler as RankSampler
+    from ddp_magic.sam.data.sampling import Sampled as Sampled
+    from ddp_magic.sam.evaluation.evaluate import evaluate as evaluate
+    from ddp_magic.sam.evaluation.evaluate import show_predictions as show_predictions
+    from ddp_magic.sam.evaluation.metrics import dice_score as dice_score
+    from ddp_magic.sam.evaluation.metrics import instance_scores as instance_scores
+    from ddp_magic.sam.evaluation.metrics import iou_score as iou_score
+    from ddp_magic.sam.evaluation.metrics import pixel_accuracy as pixel_accuracy
+    from ddp_magic.sam.evaluation.plots import show_history as show_history
+    from ddp_magic.sam.evaluation.plots import show_results as show_results
+    from ddp_magic.sam.inference.predict import predict as predict
+    from ddp_magic.sam.inference.segment import segment as segment
+    from ddp_magic.sam.models.instances import instance_decoder as instance_decoder
+    from ddp_magic.sam.models.meta_checkpoint import load_meta_checkpoint as load_meta_checkpoint
+    from ddp_magic.sam.models.model import PromptedSam as PromptedSam
+    from ddp_magic.sam.models.tiny import tiny_sam as tiny_sam
+    from ddp_magic.sam.models.tuning import tune as tune
+    from ddp_magic.sam.process_group import GradScaler as GradScaler
+    from ddp_magic.sam.process_group import all_reduce_sum as all_reduce_sum
+    from ddp_magic.sam.process_group import autocast as autocast
+    from ddp_magic.sam.process_group import cleanup as cleanup
+    from ddp_magic.sam.process_group import setup as setup
+    from ddp_magic.sam.reading.patches import random_patches as random_patches
+    from ddp_magic.sam.training.loop import train as train
+    from ddp_magic.sam.training.losses import dice_bce as dice_bce
+    from ddp_magic.sam.training.losses import step_losses as step_losses
+    from ddp_magic.sam.training.optimizers import Muon as Muon
+    from ddp_magic.sam.training.optimizers import warmup_cosine as warmup_cosine
 
-__all__ = [
-    "GradScaler",
-    "MonaiTransform",
-    "Muon",
-    "PromptedSam",
-    "RankSampler",
-    "SamDataset",
-    "Sampled",
-    "all_reduce_sum",
-    "autocast",
-    "cells",
-    "cleanup",
-    "collate",
-    "dice_bce",
-    "dice_score",
-    "evaluate",
-    "instance_decoder",
-    "instance_scores",
-    "iou_score",
-    "load_meta_checkpoint",
-    "nuclei",
-    "nuclei_picture",
-    "pixel_accuracy",
-    "predict",
-    "prepare",
-    "random_patches",
-    "segment",
-    "setup",
-    "show_history",
-    "show_predictions",
-    "show_results",
-    "step_losses",
-    "tiny_sam",
-    "train",
-    "tune",
-    "warmup_cosine",
-]
-
-# Each public name, and the module of this package that defines it.
-HOMES = {
-    "GradScaler": "process_group",
-    "MonaiTransform": "data.sampling",
-    "Muon": "training.optimizers",
-    "PromptedSam": "models.model",
-    "RankSampler": "data.sampling",
-    "SamDataset": "data.dataset",
-    "Sampled": "data.sampling",
-    "all_reduce_sum": "process_group",
-    "autocast": "process_group",
-    "cells": "data.samples",
-    "cleanup": "process_group",
-    "collate": "data.batches",
-    "dice_bce": "training.losses",
-    "dice_score": "evaluation.metrics",
-    "evaluate": "evaluation.evaluate",
-    "instance_decoder": "models.instances",
-    "instance_scores": "evaluation.metrics",
-    "iou_score": "evaluation.metrics",
-    "load_meta_checkpoint": "models.meta_checkpoint",
-    "nuclei": "data.samples",
-    "nuclei_picture": "data.samples",
-    "pixel_accuracy": "evaluation.metrics",
-    "predict": "inference.predict",
-    "prepare": "data.batches",
-    "random_patches": "reading.patches",
-    "segment": "inference.segment",
-    "setup": "process_group",
-    "show_history": "evaluation.plots",
-    "show_predictions": "evaluation.evaluate",
-    "show_results": "evaluation.plots",
-    "step_losses": "training.losses",
-    "tiny_sam": "models.tiny",
-    "train": "training.loop",
-    "tune": "models.tuning",
-    "warmup_cosine": "training.optimizers",
+# The modules of this package, and the public names that each defines.
+_NAMES = {
+    "process_group": "GradScaler all_reduce_sum autocast cleanup setup",
+    "reading.patches": "random_patches",
+    "data.batches": "collate prepare",
+    "data.dataset": "SamDataset",
+    "data.samples": "cells nuclei nuclei_picture",
+    "data.sampling": "MonaiTransform RankSampler Sampled",
+    "models.instances": "instance_decoder",
+    "models.meta_checkpoint": "load_meta_checkpoint",
+    "models.model": "PromptedSam",
+    "models.tiny": "tiny_sam",
+    "models.tuning": "tune",
+    "inference.predict": "predict",
+    "inference.segment": "segment",
+    "evaluation.evaluate": "evaluate show_predictions",
+    "evaluation.metrics": "dice_score instance_scores iou_score pixel_accuracy",
+    "evaluation.plots": "show_history show_results",
+    "training.loop": "train",
+    "training.losses": "dice_bce step_losses",
+    "training.optimizers": "Muon warmup_cosine",
 }
-
+HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(HOMES)  # noqa: PLE0605 -- a list
 
 if not TYPE_CHECKING:  # a type checker would take every missing name for an object
 
@@ -186,4 +144,4 @@ if not TYPE_CHECKING:  # a type checker would take every missing name for an obj
 
 def __dir__() -> list[str]:
     """List all public names, whether imported yet or not."""
-    return sorted(__all__)
+    return __all__

@@ -57,7 +57,7 @@ def test_the_order_of_lists_is_compared_by_numbers_and_folders(
     assert len(SamDataset(files, mask_files)) == len(names)
     others = masks(tmp_path / "x", ["x.png", "z.png", "y.png"])[: len(names)]
     assert len(SamDataset(files, others)) == len(names)
-    with pytest.raises(ValueError, match=r"is .*, and mask \d is .*: sort both lists"):
+    with pytest.raises(ValueError, match=r"is .*, but mask \d is .*: sort both lists"):
         SamDataset(files, mask_files[:-2] + mask_files[-2:][::-1])
 
 
@@ -74,7 +74,7 @@ def test_a_pair_of_other_names_between_pairs_that_agree_is_warned_of(
 ) -> None:
     """An image without a mask, and a mask without an image, make lists of the same length."""
     files, mask_files = images(tmp_path / "i", names), masks(tmp_path / "m", mask_names)
-    with pytest.warns(UserWarning, match="names of most other images and masks agree"):
+    with pytest.warns(UserWarning, match="another name than its mask, while those of most"):
         SamDataset(files, mask_files)
 
 

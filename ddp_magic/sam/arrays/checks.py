@@ -5,7 +5,7 @@ The error message of a check names the row or image, and shows the mask in a few
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,7 @@ def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray
     elif size == mask.shape[::-1]:
         hint = " (transposed?)"
     shown = "\n" + sketch(mask) if mask.ndim == 2 else ""
-    number = mask_name.removeprefix("mask ")
-    file = "" if number != mask_name and "(" not in number else f" {number}"
+    file = f" {mask_name.removeprefix('mask ')}" if "(" in mask_name else ""
     raise ValueError(f"{name} has shape {shape}, but its mask{file} has {mask.shape}{hint}{shown}")
 
 
@@ -101,17 +100,16 @@ def prompt_rows(
     if rows.ndim != 2 or rows.shape[1] not in widths:
         wanted = " or ".join(f"(P, {width})" for width in widths)
         raise ValueError(f"{name} has shape {rows.shape}, but must have {wanted}: {columns}")
-    image = rows[:, 0]
-    for row in np.flatnonzero(~((image >= 0) & (image < images) & (image == np.rint(image)))):
-        raise ValueError(
-            f"{name} row {row}: image index {image[row]:g} is not in 0..{images - 1}; "
-            f"the columns are {columns}"
-        )
     if rows.shape[1] == 3:
         rows = np.column_stack([rows, np.full(len(rows), FOREGROUND)])
-    elif rows.shape[1] == 4:
-        for row in np.flatnonzero(~np.isin(rows[:, 3], (FOREGROUND, BACKGROUND))):
-            raise ValueError(f"{name} row {row}: invalid label {rows[row, 3]:g}: use 1 or 0")
+    for row, (image, *_, last) in enumerate(rows):
+        if image not in range(images):
+            raise ValueError(
+                f"{name} row {row}: image index {image:g} is not in 0..{images - 1}; the columns "
+                f"are {columns}"
+            )
+        if rows.shape[1] == 4 and last not in {FOREGROUND, BACKGROUND}:
+            raise ValueError(f"{name} row {row}: invalid label {last:g}: use 1 or 0")
     return rows
 
 
@@ -131,20 +129,27 @@ def objects_clicked(
     labels = np.zeros(len(rows), dtype=np.int64)
     for image, numbers in _by_image(rows):
         mask, current = mask_of(image), 0
+        height, width = mask.shape[-2:]
         for row in numbers:
             _, y, x, label = rows[row]
             where = f"coordinates row {row}: {name_of(image)}, "
             check_click(y, x, mask.shape[-2:], where, mask)
-            if label == FOREGROUND:
-                current = object_at(mask, y, x)
-                if not current:
-                    raise ValueError(_on_background(row, rows[row], mask, name_of(image)))
-            elif not current:
+            if label == FOREGROUND and not (current := object_at(mask, y, x)):
+                inside = x < height - 0.5 and y < width - 0.5
+                swapped = inside and object_at(mask, x, y)
+                raise ValueError(
+                    f"coordinates row {row}: (image {image}, y {y:g}, x {x:g}) is on background of "
+                    f"{name_of(image)}; the columns are (image, y, x)"
+                    + ("; (x, y) would be on an object: are the axes swapped?" if swapped else "")
+                    + f"\n{sketch(any_object(mask), y, x)}"
+                )
+            if not current:
                 raise ValueError(f"{where}label 0 needs a click with label 1 before it")
-            elif object_mask(mask, current)[pixel(y), pixel(x)]:
+            own = object_mask(mask, current)
+            if label != FOREGROUND and own[pixel(y), pixel(x)]:
                 raise ValueError(
                     f"{where}a click with label 0 must be off its object, but is on it\n"
-                    + sketch(object_mask(mask, current), y, x)
+                    + sketch(own, y, x)
                 )
             labels[row] = current
     return labels
@@ -166,21 +171,20 @@ def objects_in_boxes(
     labels, swapped = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
     for image, numbers in _by_image(rows):
         mask = mask_of(image)
-        found = object_labels(mask)
-        boxes = [box_of(object_mask(mask, label)) for label in found]
-        around = np.reshape(boxes, (-1, 4))  # (N, 4), also if N is 0
+        found, size = object_labels(mask), np.array(mask.shape[-2:])
+        # (N, 4), also if N is 0
+        around = np.reshape([box_of(object_mask(mask, label)) for label in found], (-1, 4))
         for row in numbers:
             y0, x0, y1, x1 = rows[row, 1:]
             where = f"boxes row {row}: {name_of(image)}, "
-            check_click(y0, x0, mask.shape[-2:], where, mask)
-            ends = np.minimum([y1, x1], np.array(mask.shape[-2:]) - 1)
-            if 0 < (np.array([y1, x1]) - ends).max() <= 1:  # an exclusive end, at the border
+            if 0 < (beyond := (np.array([y1, x1]) - size + 1).max()) <= 1 and min(y0, x0) >= 0:
                 raise ValueError(
-                    f"{where}y1 {y1:g}, x1 {x1:g} is outside {mask.shape[-2]} x {mask.shape[-1]} "
-                    "pixels: y1 and x1 are the last pixels of the object. From the exclusive ends "
-                    "of skimage.measure.regionprops and of slices, subtract 1"
+                    f"{where}y1 {y1:g}, x1 {x1:g} is outside {size[0]} x {size[1]} pixels by "
+                    f"{beyond:g}: y1 and x1 are the last pixels of the object. From the exclusive "
+                    "ends of skimage.measure.regionprops and of slices, subtract 1"
                 )
-            check_click(y1, x1, mask.shape[-2:], where, mask)
+            for y, x in ((y0, x0), (y1, x1)):
+                check_click(y, x, mask.shape[-2:], where, mask)
             fits = box_iou(np.array([x0, y0, x1, y1]), around)
             if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
                 raise ValueError(where + _misplaced_box(rows[row, 1:], around, mask))
@@ -198,19 +202,15 @@ def objects_in_boxes(
     return labels
 
 
-def _by_image(rows: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
-    """Return pairs of an image index and the numbers of its rows, in order."""
+def _by_image(rows: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield pairs of an image index and the numbers of its rows, in order."""
     order = np.argsort(rows[:, 0], kind="stable")
     images, first = np.unique(rows[order, 0], return_index=True)
-    return list(zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False))
+    yield from zip(images.astype(int).tolist(), np.split(order, first[1:]), strict=False)
 
 
 def check_click(
-    y: float,
-    x: float,
-    size: Sequence[int] | NDArray[Any],
-    where: str = "",
-    mask: Mask | None = None,
+    y: float, x: float, size: Sequence[int], where: str = "", mask: Mask | None = None
 ) -> None:
     """Check that a click is inside an image.
 
@@ -236,29 +236,8 @@ def check_click(
         )
 
 
-def _on_background(row: int, click: NDArray[Any], mask: Mask, name: str) -> str:
-    """Return the message for a click on background."""
-    image, y, x = click[:3]
-    height, width = mask.shape[-2:]
-    swapped = x < height - 0.5 and y < width - 0.5 and object_at(mask, x, y)
-    return (
-        f"coordinates row {row}: (image {image:g}, y {y:g}, x {x:g}) is on background"
-        + (f" of {name}" if "(" in name else "")
-        + "; "
-        "the columns are (image, y, x)"
-        + ("; (x, y) would be on an object: are the axes swapped?" if swapped else "")
-        + f"\n{sketch(any_object(mask), y, x)}"
-    )
-
-
 def _misplaced_box(box: NDArray[Any], around: NDArray[Any], mask: Mask) -> str:
-    """Return the message for a box that is around no object.
-
-    Args:
-        box: (y0, x0, y1, x1), in pixels.
-        around: the boxes (x0, y0, x1, y1) around the objects, (N, 4).
-        mask: the mask.
-    """
+    """Return the message for a box (y0, x0, y1, x1) that is not one of those around objects."""
     y0, x0, y1, x1 = box
     orders = {
         "(x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]": box,
@@ -267,24 +246,21 @@ def _misplaced_box(box: NDArray[Any], around: NDArray[Any], mask: Mask) -> str:
     }
     fits = {name: box_iou(np.array(each), around).max(initial=0) for name, each in orders.items()}
     best = max(fits, key=fits.__getitem__)
+    hint = f": is it {best}?" if fits[best] > 0.5 else ""
     return (
         f"y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; the columns are (image, y0, "
-        "x0, y1, x1)"
-        + (f": is it {best}?" if fits[best] > 0.5 else "")
-        + "\n"
-        + sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)
+        f"x0, y1, x1){hint}\n{sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)}"
     )
 
 
 def sketch(mask: NDArray[Any], y: float | None = None, x: float | None = None) -> str:
     """Return a mask (H, W) as at most 12 lines of text, with an X at a click."""
-    height, width = mask.shape
-    rows, columns = min(height, 12), min(width, 40)
+    (height, width), (rows, columns) = mask.shape, np.minimum(mask.shape, (12, 40))
     top, left = (np.arange(rows) * height) // rows, (np.arange(columns) * width) // columns
     blocks = np.maximum.reduceat(np.maximum.reduceat(mask != 0, top, 0), left, 1)
-    lines = [["#" if inside else "." for inside in line] for line in blocks]
+    text = np.where(blocks, "#", ".")
     if y is not None and x is not None:
-        lines[min(int(y * rows / height), rows - 1)][min(int(x * columns / width), columns - 1)] = (
+        text[min(int(y * rows / height), rows - 1), min(int(x * columns / width), columns - 1)] = (
             "X"
         )
-    return "\n".join("".join(line) for line in lines)
+    return "\n".join("".join(line) for line in text)

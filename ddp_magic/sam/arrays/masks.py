@@ -78,10 +78,7 @@ def object_masks(mask: Mask, labels: NDArray[Any]) -> NDArray[np.bool_]:
     if isinstance(mask, Encoded) or mask.ndim == 3:
         for number, label in enumerate(labels):
             masks[number] = mask[label - 1] != 0
-    elif len(labels) <= 32:
-        for number, label in enumerate(labels):
-            np.equal(mask, label, out=masks[number])
-    else:  # each pixel is read once, not once per object
+    elif len(labels):  # each pixel is read once, not once per object
         at = np.flatnonzero(mask)  # pixels of any object
         own, order = mask.ravel()[at].astype(np.int64), np.argsort(labels)
         row = order[np.searchsorted(labels, own, sorter=order).clip(max=len(labels) - 1)]

@@ -9,45 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_magic.sam.arguments import check_minimum, is_integer
-
-Samples = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]
-UnequalSamples = tuple[list[NDArray[np.uint8]], list[NDArray[np.int32]], NDArray[np.int64]]
+from ddp_magic.sam.arrays.masks import label_areas
 
 BORDER = 352  # px; the columns left of it are for training, the others are held out
 SEEN = 24  # minimum visible area in a crop of an object that is prompted, px
 
 
-@overload
 def nuclei(
-    split: Literal["train", "val"] = "train",
-    crops: int | None = None,
-    size: int = 64,
-    seed: int = 0,
-) -> Samples: ...
-
-
-@overload
-def nuclei(
-    split: Literal["train", "val"] = "train",
-    crops: int | None = None,
-    *,
-    size: Sequence[int],
-    seed: int = 0,
-) -> UnequalSamples: ...
-
-
-def nuclei(
-    split: Literal["train", "val"] = "train",
-    crops: int | None = None,
-    size: int | Sequence[int] = 64,
-    seed: int = 0,
-) -> Samples | UnequalSamples:
+    split: str = "train", crops: int | None = None, size: int | Sequence[int] = 64, seed: int = 0
+) -> tuple[Any, Any, NDArray[np.int64]]:
     """Return crops of a fluorescence image of cell nuclei, with masks by an expert, and clicks.
 
     All crops come from one image of 512 x 512 pixels with 125 nuclei: training crops from columns 0
@@ -76,25 +52,46 @@ def nuclei(
         J. C. Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data
         Science Bowl", Nature Methods 2019; the image is in the files of the stardist package.
     """
-    image, labels = _stardist_image()
-    if split == "train":
-        image, labels = image[:, :BORDER], labels[:, :BORDER]
-        crops = 768 if crops is None else crops
-    elif split == "val":
-        image, labels, _ = nuclei_picture()
-        crops = 127 if crops is None else crops
-    else:
+    if split not in ("train", "val"):
         raise ValueError(f'invalid split {split!r}: use "train" or "val"')
+    image, labels = _stardist_image()
+    held_out, kept, _ = nuclei_picture()
+    if split == "val":
+        image, labels = held_out, kept
+    crops = crops or ({"train": 768, "val": 127}[split] if crops is None else 0)
     check_minimum(1, crops=crops)
     check_minimum(0, seed=seed)
     sizes = [*size] if isinstance(size, Sequence) else [size]
     if not sizes or not all(is_integer(each) and 32 <= each <= 160 for each in sizes):
         raise ValueError(f"invalid size {size!r}: use an integer from 32 to 160, or several")
     rng = np.random.default_rng([seed, split == "val"])
-    if not isinstance(size, Sequence):
-        images, masks, clicks = _random_crops(image, labels, crops, sizes, rng)
-        return np.stack(images), np.stack(masks), clicks
-    return _random_crops(image, labels, crops, sizes, rng)
+    width = BORDER if split == "train" else image.shape[1]
+    images: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.int32]] = []
+    clicks: list[tuple[int, int, int]] = []
+    while len(images) < crops:
+        # A single size uses no random number, so that the committed scores stay reproducible.
+        side = sizes[0] if len(sizes) == 1 else int(rng.choice(sizes))
+        top, left = rng.integers(len(image) - side + 1), rng.integers(width - side + 1)
+        mask = labels[top : top + side, left : left + side]
+        if (label_areas(mask)[1] >= SEEN).sum() >= 3:
+            clicks += _clicks(mask, len(images), rng)
+            images.append(image[top : top + side, left : left + side])
+            masks.append(mask)
+    rows = np.array(clicks, dtype=np.int64)
+    if isinstance(size, Sequence):
+        return images, masks, rows
+    return np.stack(images), np.stack(masks), rows
+
+
+def _clicks(mask: NDArray[Any], image: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """Return a click (image, y, x) on each of up to three random objects."""
+    labels, areas = label_areas(mask)
+    clicks = []
+    for label in rng.permutation(labels[areas >= SEEN])[:3]:
+        y, x = rng.choice(np.argwhere(mask == label))
+        clicks.append((image, int(y), int(x)))
+    return clicks
 
 
 def nuclei_picture() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.bool_]]:
@@ -132,36 +129,9 @@ def _stardist_image() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     return np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8), labels
 
 
-def _random_crops(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.int32],
-    crops: int,
-    sizes: Sequence[int],
-    rng: np.random.Generator,
-) -> UnequalSamples:
-    """Return `crops` random crops with at least three objects, and clicks on three of them."""
-    height, width = labels.shape
-    images: list[NDArray[np.uint8]] = []
-    masks: list[NDArray[np.int32]] = []
-    clicks: list[tuple[int, int, int]] = []
-    while len(images) < crops:
-        # A single size uses no random number, so that the committed scores stay reproducible.
-        size = sizes[0] if len(sizes) == 1 else int(rng.choice(sizes))
-        top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
-        mask = labels[top : top + size, left : left + size]
-        found, area = np.unique(mask, return_counts=True)
-        found = found[(found > 0) & (area >= SEEN)]
-        if len(found) < 3:
-            continue
-        for label in rng.permutation(found)[:3]:
-            y, x = rng.choice(np.argwhere(mask == label))
-            clicks.append((len(images), int(y), int(x)))
-        images.append(image[top : top + size, left : left + size])
-        masks.append(mask)
-    return images, masks, np.array(clicks, dtype=np.int64)
-
-
-def cells(n: int = 96, size: int = 64, seed: int = 0) -> Samples:
+def cells(
+    n: int = 96, size: int = 64, seed: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]:
     """Return synthetic images of cells on a noisy background, with exact masks, and clicks.
 
     Args:
@@ -193,8 +163,5 @@ def cells(n: int = 96, size: int = 64, seed: int = 0) -> Samples:
                 masks[i][radius < 1] = label
                 light = np.where(radius < 1, rng.uniform(110, 200) * (1.2 - 0.4 * radius), light)
         images[i] = np.clip(light + rng.normal(0, 10, light.shape), 0, 255).astype(np.uint8)
-        found, area = np.unique(masks[i], return_counts=True)
-        for label in rng.permutation(found[(found > 0) & (area >= SEEN)])[:3]:
-            cy, cx = rng.choice(np.argwhere(masks[i] == label))
-            clicks.append((i, int(cy), int(cx)))
+        clicks += _clicks(masks[i], i, rng)
     return images, masks, np.array(clicks, dtype=np.int64)

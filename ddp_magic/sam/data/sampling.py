@@ -174,9 +174,9 @@ class MonaiTransform:
         self.compose.set_random_state(int(torch.randint(2**31, (), generator=generator)))
         n = len(item["masks"])
         follow: list[str] = [name for name in ("instances", "ignored") if name in item]
-        # Numbers instead of labels, which may be too large for float32. 0 is background.
-        values = {name: _with_zero_first(item[name]) for name in follow}
-        planes = [item["masks"].float(), *(numbers[None].float() for _, numbers in values.values())]
+        # Numbers from 1 instead of labels, which may be too large for float32; 0 is background.
+        values = {name: torch.unique(item[name], return_inverse=True) for name in follow}
+        planes = [item["masks"].float(), *(at[None].float() + 1 for _, at in values.values())]
         given = {"image": item["image"].float(), "masks": torch.cat(planes)}
         made = {n: torch.as_tensor(v).as_subclass(Tensor) for n, v in self.compose(given).items()}
         if made["image"].std() < LOST * given["image"].std():
@@ -195,7 +195,7 @@ class MonaiTransform:
                     "a transform has interpolated between labels: it needs mode='nearest' for "
                     "'masks', such as RandRotated(['image', 'masks'], mode=['bilinear', 'nearest'])"
                 )
-            followed[name] = levels[numbers]
+            followed[name] = torch.cat([levels.new_zeros(1), levels])[numbers]
         left = masks.flatten(1).any(1)  # (N,)
         boxes = item["boxes"][left].clone()
         for box, mask in zip(boxes, masks[left], strict=True):
@@ -211,15 +211,6 @@ class MonaiTransform:
             "keys": item["keys"][left],
             "boxes": boxes,
         }
-
-
-def _with_zero_first(plane: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of a plane (H, W), first 0, and for each pixel the index of its value."""
-    values, numbers = torch.unique(plane, return_inverse=True)
-    at = int((values == 0).nonzero()[0]) if (values == 0).any() else len(values)
-    others = torch.cat([values[:at], values[at + 1 :]])
-    order = torch.where(numbers == at, 0, numbers + (numbers < at))
-    return torch.cat([values.new_zeros(1), others]), order
 
 
 def epoch_loader(

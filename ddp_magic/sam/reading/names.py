@@ -41,13 +41,9 @@ def list_folder(folder: Path) -> list[Path]:
         and path.suffix.lower() not in OTHERS
         and path.name not in NAMES
     ]
-    kinds = {path: kind_of(path) for path in found}
-    unknown = [path for path in found if not kinds[path]]
+    unknown = [path for path in found if not kind_of(path)]
     if unknown:
-        raise ValueError(
-            f"{unknown[0]} is not {KINDS} ({len(unknown)} such files): convert it, or pass a list "
-            "of files without it"
-        )
+        raise ValueError(f"{unknown[0]} is not {KINDS}: convert it, or pass a list of other files")
     if not found:
         raise FileNotFoundError(f"no {KINDS} files in {folder}")
     keys = dict(zip(found, _keys(found, folder), strict=True))
@@ -108,16 +104,11 @@ def match(
     if without or spare:
         raise ValueError(
             f"the names in {root} and {mask_root} do not match: {len(without)} images without a "
-            f"mask{_some(without)}, {len(spare)} masks without an image{_some(spare)}. Rename or "
-            "move them, or pass two lists of files in the same order; with one file "
-            "per object, [[a, b], ...] as masks"
+            f"mask ({', '.join(without[:3])}), {len(spare)} masks without an image "
+            f"({', '.join(spare[:3])}). Rename or move them, or pass two lists of files in the "
+            "same order; with one file per object, [[a, b], ...] as masks"
         )
     return list(ours.values()), [theirs[key] for key in ours]
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f" ({shown}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
 def check_order(images: list[Any], masks: list[Any]) -> None:
@@ -141,22 +132,19 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
         if len(set(keys)) < len(images) or len(at) < len(masks):
             continue  # they do not tell the files apart
         places = [at.get(key) for key in keys]
-        for number, place in enumerate(places):
-            if place not in {None, number}:
-                raise ValueError(
-                    f"image {number} is {ours[number]}, but mask {number} is {theirs[number]}, and "
-                    f"mask {place} is {theirs[place]}: sort both lists in the same way, or rename "
-                    "the files"
-                )
-        if None not in places:
-            return
-        if len(places) < 2 * len([place for place in places if place is not None]):
-            number = places.index(None)
-            warnings.warn(
-                f"image {number} is {ours[number]}, and mask {number} is {theirs[number]}, while "
-                "the names of most other images and masks agree: check that they belong together",
-                stacklevel=2,
+        wrong = [n for n, place in enumerate(places) if place not in {None, n}]
+        if wrong:
+            raise ValueError(
+                f"image {wrong[0]} is {ours[wrong[0]]}, but mask {wrong[0]} is {theirs[wrong[0]]}: "
+                "sort both lists in the same way, or rename the files"
             )
+        if places.count(None) < len(places) / 2:
+            if None in places:
+                warnings.warn(
+                    f"{ours[places.index(None)]} has another name than its mask, while those of "
+                    "most other images and masks agree: check that they belong together",
+                    stacklevel=2,
+                )
             return
 
 
@@ -178,7 +166,5 @@ def _ways(files: list[Path | None]) -> Iterator[list[Any]]:
     yield [_keys([path], path.parent)[0] for path in paths]
     yield _keys([path.parent / "_" for path in paths], root)
     numbers = [tuple(n for n, _ in key if n >= 0) for key in keys]
-    if len({len(each) for each in numbers}) == 1:  # those that differ, such as not of a channel
-        columns = [each for each in zip(*numbers, strict=True) if len(set(each)) > 1]
-        numbers = list(zip(*columns, strict=True))
-    yield numbers
+    columns = [each for each in zip(*numbers, strict=False) if len(set(each)) > 1]  # no channel
+    yield list(zip(*columns, strict=True))
