@@ -16,7 +16,7 @@ from ddp_magic.sam.data.batches import MEAN, STD, Geometry
 from ddp_magic.sam.inference.segment import _on_grid
 from ddp_magic.sam.inference.tiles import Found, Tile, around, paint, split
 from ddp_magic.sam.models.instances import InstanceDecoder, attach_decoder
-from ddp_magic.sam.models.postprocessing import at_original_size, resizing
+from ddp_magic.sam.models.postprocessing import resizing
 
 SIZES = [(1, 1), (63, 64), (64, 64), (65, 64), (64, 96), (97, 200), (1000, 30), (130, 129)]
 
@@ -173,10 +173,10 @@ def test_parts_of_an_object_that_is_larger_than_a_tile_are_joined() -> None:
 def test_a_part_of_a_mask_is_resized_as_the_whole(size: tuple[int, int], stretch: bool) -> None:
     """The window contains all pixels, and the same logits; it is empty without a pixel."""
     geometry = Geometry(64, stretch)
-    resize = resizing(32, size, geometry, torch.device("cpu"))
     logits = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
     logits[:, :9], logits[:, 14:], logits[:, :, :3], logits[:, :, 9:] = -1, -1, -1, -1
-    whole = at_original_size(logits[:, None], size, geometry)
+    resize = resizing(32, size, geometry, logits)
+    whole = resize.part(logits, (slice(None), slice(None)))
     y, x = resize.window(logits)
     torch.testing.assert_close(resize.part(logits, (y, x)), whole[:, y, x], rtol=0, atol=1e-5)
     outside = whole.clone()

@@ -127,7 +127,12 @@ class SamDataset(Dataset[Item]):
         lookup = (lambda i: self._mask(i)[0]), (lambda i: self.name(i, "image"))
         of_click = objects_clicked(clicks, *lookup)  # (P,)
         of_box = objects_in_boxes(box_rows, *lookup)  # (Q,)
-        self._index(clicks, of_click, box_rows, of_box)
+        self._prompts: list[NDArray[Any]] = []  # (image, y, x, label, object), (image, box, object)
+        for rows, of in ((clicks, of_click), (box_rows, of_box)):
+            self._prompts.append(np.column_stack([rows, of])[np.argsort(rows[:, 0], kind="stable")])
+        # Where the prompts of each image are, so that finding them takes the same time for all.
+        ends = np.arange(len(self.images) + 1)
+        self._starts = [np.searchsorted(rows[:, 0], ends) for rows in self._prompts]
 
     def _check_masks(self) -> None:
         """Check the sizes of all images, and some masks; the others are checked when used."""
@@ -170,35 +175,6 @@ class SamDataset(Dataset[Item]):
         if self.components and not isinstance(mask, Encoded) and mask.ndim == 2:
             mask = components_of(mask)
         return mask, ignored
-
-    def _index(
-        self,
-        clicks: NDArray[Any],
-        of_click: NDArray[Any],
-        box_rows: NDArray[Any],
-        of_box: NDArray[Any],
-    ) -> None:
-        """Sort the prompts by object, so that the prompts of an item are slices."""
-        image = np.concatenate([clicks[:, 0], box_rows[:, 0]]).astype(np.int64)
-        label = np.concatenate([of_click, of_box])
-        order = np.argsort(image, kind="stable")
-        pairs = np.stack([image, label], 1)[order]  # (P + Q, 2)
-        unique, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-        by_first = np.argsort(first)  # objects by image, then by their first prompt
-        number = np.empty(len(order), dtype=np.int64)
-        number[order] = np.argsort(by_first)[inverse.reshape(-1)]  # object of each prompt
-        prompted = unique[by_first]  # (objects, 2)
-        ends = np.arange(len(self.images) + 1)
-        self.object_labels = prompted[:, 1]
-        self.object_starts = np.searchsorted(prompted[:, 0], ends)  # (n + 1,)
-        own = number[: len(clicks)]
-        order = np.argsort(own, kind="stable")
-        self.points = clicks[order][:, [2, 1]].astype(np.float32)  # (P, 2), (x, y) as in SAM
-        self.point_labels = clicks[order, 3].astype(np.int64)  # (P,)
-        self.point_counts = np.bincount(own, minlength=len(prompted)).astype(np.int64)
-        self.point_starts = np.searchsorted(clicks[order, 0], ends)  # (n + 1,)
-        self.boxes = np.full((len(prompted), 4), np.nan, dtype=np.float32)  # (x0, y0, x1, y1)
-        self.boxes[number[len(clicks) :]] = box_rows[:, [2, 1, 4, 3]]
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -270,11 +246,20 @@ class SamDataset(Dataset[Item]):
 
     def prompts(self, index: int) -> tuple[NDArray[Any], Item]:
         """Return the labels (N,) of the objects of an image, and their clicks and boxes."""
-        first, last = self.object_starts[index], self.object_starts[index + 1]
-        start, end = self.point_starts[index], self.point_starts[index + 1]
-        return self.object_labels[first:last], {
-            "points": torch.from_numpy(self.points[start:end]),
-            "labels": torch.from_numpy(self.point_labels[start:end]),
-            "counts": torch.from_numpy(self.point_counts[first:last]),
-            "boxes": torch.from_numpy(self.boxes[first:last]),
+        clicks, given = (
+            rows[starts[index] : starts[index + 1]]
+            for rows, starts in zip(self._prompts, self._starts, strict=True)
+        )
+        of = [int(label) for label in (*clicks[:, -1], *given[:, -1])]
+        labels = list(dict.fromkeys(of))  # in the order of their first prompts
+        number = np.array([labels.index(label) for label in of], dtype=np.int64)
+        own = number[: len(clicks)]
+        clicks = clicks[np.argsort(own, kind="stable")]
+        boxes = np.full((len(labels), 4), np.nan, dtype=np.float32)  # (x0, y0, x1, y1)
+        boxes[number[len(clicks) :]] = given[:, [2, 1, 4, 3]]
+        return np.array(labels, dtype=np.int64), {
+            "points": torch.from_numpy(clicks[:, [2, 1]].astype(np.float32)),  # (x, y) as in SAM
+            "labels": torch.from_numpy(clicks[:, 3].astype(np.int64)),
+            "counts": torch.from_numpy(np.bincount(own, minlength=len(labels))),
+            "boxes": torch.from_numpy(boxes),
         }

@@ -16,19 +16,13 @@ from tqdm.std import tqdm
 from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import image_of, instances_of, size_of
-from ddp_magic.sam.data.batches import Geometry, by_size, collate, prepare
-from ddp_magic.sam.evaluation.metrics import (
-    Matches,
-    dice_score,
-    iou_score,
-    match_objects,
-    pixel_accuracy,
-    pooled_scores,
-)
+from ddp_magic.sam.data.batches import Geometry, collate, prepare
+from ddp_magic.sam.evaluation import metrics
 from ddp_magic.sam.evaluation.plots import show_results
+from ddp_magic.sam.inference.predict import evaluating
 from ddp_magic.sam.inference.segment import segment
 from ddp_magic.sam.models.model import PromptedSam
-from ddp_magic.sam.models.postprocessing import MEMORY_BYTES, masks_at, resizing
+from ddp_magic.sam.models.postprocessing import masks_at, resizing
 from ddp_magic.sam.models.prompts import first_prompts
 from ddp_magic.sam.process_group import all_gather, rank_and_world
 
@@ -81,10 +75,20 @@ def evaluate(  # noqa: PLR0913 -- options with defaults
         ValueError: `instances` is True, and the items of the data set have no label map.
     """
     wrapper = PromptedSam(model, prompts, max(CLICKS), multimask=multimask, amp=amp)
-    table = score_objects(wrapper, dataset, batch_size=batch_size, workers=workers)
+    means = mean_scores(score_objects(wrapper, dataset, batch_size=batch_size, workers=workers))
     if not instances:
-        return mean_scores(table)
-    return mean_scores(table) | pooled_scores(_match_images(model, dataset, multimask))
+        return means
+    rank, world = rank_and_world()
+    own: list[metrics.Matches] = []
+    for i in _with_bar(range(rank, size_of(dataset), world), "segment"):
+        if (true := instances_of(dataset, i)) is None:
+            raise ValueError(
+                f'item {i} has no label map: add "instances", (H, W) integers, to the items'
+            )
+        image = image_of(dataset, i).transpose(1, 2, 0)  # (H, W, 3)
+        found = segment(model, image, multimask=multimask, quiet=True)
+        own.append(metrics.match_objects(found, true.clamp(min=0), true < 0))
+    return means | metrics.pooled_scores([each for part in all_gather(own) for each in part])
 
 
 def mean_scores(table: Table) -> dict[str, float]:
@@ -96,12 +100,7 @@ def mean_scores(table: Table) -> dict[str, float]:
 
 @torch.no_grad()
 def score_objects(
-    wrapper: PromptedSam,
-    dataset: Dataset[Item],
-    *,
-    batch_size: int = 16,
-    workers: int = 0,
-    memory_bytes: int = MEMORY_BYTES,
+    wrapper: PromptedSam, dataset: Dataset[Item], *, batch_size: int = 16, workers: int = 0
 ) -> Table:
     """Compute the scores of every object. Collective: each rank takes a part of the images.
 
@@ -110,19 +109,16 @@ def score_objects(
         dataset: the same data set on all ranks.
         batch_size: number of images per batch.
         workers: number of data loading processes per rank.
-        memory_bytes: memory for the objects that are processed at once.
 
     Returns:
         The same columns on all ranks, float64, with one row per object in the order of the data
         set: the indices `image` and `object`, then `SCORES`.
     """
-    rank, world = rank_and_world()
-    training, device = wrapper.sam.training, next(wrapper.parameters()).device
-    wrapper.eval()
-    n = size_of(dataset)
-    numbers = range(rank, n, world)  # samplers would pad
     check_minimum(1, batch_size=batch_size)
     check_minimum(0, workers=workers)
+    rank, world = rank_and_world()
+    training, device = wrapper.sam.training, next(wrapper.parameters()).device
+    numbers = range(rank, size_of(dataset), world)  # samplers would pad
     loader = DataLoader(
         Subset(dataset, numbers),
         int(batch_size),  # torch takes no integers of NumPy
@@ -132,14 +128,14 @@ def score_objects(
         generator=torch.Generator(),  # the global one does not change
     )
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
+    wrapper.eval()
     for step, raw in enumerate(_with_bar(loader, "evaluate", leave=False)):
         batch = prepare(raw, wrapper.geometry, device)
-        logits = wrapper.predict_logits(batch, memory_bytes)
-        of_clicks = [logits[k - 1] for k in CLICKS]
-        scores = _scores(of_clicks, batch, wrapper.geometry)  # (M, scores)
-        image_index = raw["image_index"]
-        image = numbers[0] + (step * batch_size + image_index.double()) * world  # (M,)
-        number = torch.arange(len(image)) - torch.searchsorted(image_index, image_index)
+        logits = wrapper.predict_logits(batch)
+        scores = _scores([logits[k - 1] for k in CLICKS], batch, wrapper.geometry)  # (M, scores)
+        of = raw["image_index"]
+        image = rank + (step * batch_size + of.double()) * world  # (M,)
+        number = torch.arange(len(of)) - torch.searchsorted(of, of)
         rows.append(torch.cat([torch.stack([image, number], 1), scores.cpu()], 1).numpy())
     wrapper.train(training)
     table: NDArray[Any] = np.concatenate(all_gather(np.concatenate(rows)))
@@ -150,33 +146,8 @@ def score_objects(
 def _with_bar(items: Iterable[T], what: str, *, leave: bool = True) -> Iterable[T]:
     """Show a bar on rank 0 that advances with the items, after two seconds."""
     # In the line of the training's bar, if there is one: a line below it needs a terminal.
-    hidden = rank_and_world()[0] != 0
-    return tqdm(
-        items, what, delay=2, disable=hidden, leave=leave, ncols=60, position=0, file=sys.stdout
-    )
-
-
-def _match_images(
-    model: nn.Module, dataset: Dataset[Item], multimask: bool | None
-) -> list[Matches]:
-    """Segment every image, and match the objects. Collective: each rank takes a part of the images.
-
-    Raises:
-        ValueError: An item has no label map.
-    """
-    rank, world = rank_and_world()
-    own: list[Matches] = []
-    numbers = range(rank, size_of(dataset), world)
-    for i in _with_bar(numbers, "segment"):
-        true = instances_of(dataset, i)
-        if true is None:
-            raise ValueError(
-                f'item {i} has no label map: add "instances", (H, W) integers, to the items'
-            )
-        image = image_of(dataset, i).transpose(1, 2, 0)  # (H, W, 3)
-        found = segment(model, image, multimask=multimask, quiet=True)
-        own.append(match_objects(found, true.clamp(min=0), true < 0))
-    return [each for part in all_gather(own) for each in part]
+    place: dict[str, Any] = {"ncols": 60, "position": 0, "file": sys.stdout}
+    return tqdm(items, what, delay=2, disable=rank_and_world()[0] != 0, leave=leave, **place)
 
 
 def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:
@@ -187,26 +158,21 @@ def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> 
     image_index, masks, sizes = batch["image_index"], batch["masks"], batch["sizes"].tolist()
     # The prediction for the prompt of another object is that object's own prediction.
     other = neighbors(image_index).tolist()
-    scores, resize = [], {}
-    if "ignored" in batch:
-        ignored = batch["ignored"].to(masks.device)  # (B, H, W)
-        not_counted = ignored.sum((1, 2)).tolist()
+    scores, ignored = [], batch.get("ignored")  # (B, H, W)
+    resize = {(h, w): resizing(logits[0].shape[-1], (h, w), geometry, masks) for h, w in sizes}
     for row, image in enumerate(image_index.tolist()):
-        size = sizes[image][0], sizes[image][1]
-        if size not in resize:
-            resize[size] = resizing(logits[0].shape[-1], size, geometry, masks.device)
-        whole = masks[row, : size[0], : size[1]]
+        h, w = sizes[image]
+        whole, counted = masks[row, :h, :w], h * w
         low = torch.stack([*(each[row, 0] for each in logits), logits[0][other[row], 0]])
-        window = resize[size].window(low, whole)
-        preds, true = resize[size].part(low, window), whole[window].expand(len(low), -1, -1)
-        counted = whole.numel()
-        if "ignored" in batch:  # right, and then not counted
+        window = resize[h, w].window(low, whole)
+        preds, true = resize[h, w].part(low, window), whole[window].expand(len(low), -1, -1)
+        if ignored is not None:  # right, and then not counted
             preds = preds.masked_fill(ignored[image][window], -1.0)
-            counted -= not_counted[image]
+            counted -= int(ignored[image].sum())
         preds = preds > 0
-        dice, iou = dice_score(preds, true), iou_score(preds[0], true[0])
+        dice, iou = metrics.dice_score(preds, true), metrics.iou_score(preds[0], true[0])
         # Outside of the window, all pixels are right.
-        wrong = (1 - pixel_accuracy(preds[0], true[0])) * true[0].numel() / counted
+        wrong = (1 - metrics.pixel_accuracy(preds[0], true[0])) * true[0].numel() / counted
         control = dice[-1] if other[row] != row else dice.new_tensor(torch.nan)
         scores.append(torch.stack([*dice[:-1], iou, 1 - wrong, control]))
     return torch.stack(scores) if scores else torch.zeros(0, len(SCORES), dtype=torch.float64)
@@ -259,23 +225,17 @@ def show_predictions(
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])
-    wrapper, training = PromptedSam(model, prompts, 1, multimask=multimask), model.training
-    wrapper.eval()
-    geometry = wrapper.geometry
-    batch = prepare(raw, geometry, next(model.parameters()).device)
-    side = geometry.image_size
-    given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)
-    (logits,) = wrapper.predict_logits(batch | {"prompts": given})
+    with evaluating(model, prompts, multimask=multimask) as (wrapper, device):
+        geometry, side = wrapper.geometry, wrapper.geometry.image_size
+        batch = prepare(raw, geometry, device)
+        given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)
+        (logits,) = wrapper.predict_logits(batch | {"prompts": given})
     # The prompts, in pixels of the original images.
     inside = torch.tensor([geometry.resized((h, w)) for h, w in raw["sizes"].tolist()])
     scale = (inside / raw["sizes"]).flip(1)[raw["image_index"]]  # (M, 2), x and y
-    raw |= {
-        "points": given.points.cpu() / scale[:, None],
-        "labels": given.labels.cpu(),
-        "boxes": given.boxes.cpu() / scale.repeat(1, 2),
-    }
-    wrapper.train(training)
+    points, boxes = given.points.cpu() / scale[:, None], given.boxes.cpu() / scale.repeat(1, 2)
     masks = torch.zeros_like(raw["masks"])  # (M, H, W)
-    for (h, w), at in by_size(raw["sizes"][raw["image_index"]]):
-        masks[at, :h, :w] = masks_at(logits[at.to(logits.device)], (h, w), geometry).cpu()
+    for row, (h, w) in enumerate(raw["sizes"][raw["image_index"]].tolist()):
+        masks[row, :h, :w] = masks_at(logits[row, None], (h, w), geometry)[0]
+    raw |= {"points": points, "labels": given.labels.cpu(), "boxes": boxes}
     show_results(raw, predictions=masks, title=title, rows=rows)

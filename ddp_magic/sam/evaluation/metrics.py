@@ -20,25 +20,21 @@ THRESHOLDS = np.arange(50, 100, 5) / 100  # of IoU, from .5 to .95
 
 def _pixel_counts(
     pred: Tensor | ArrayLike, target: Tensor | ArrayLike
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Count true positive, false positive, false negative and true negative pixels per object.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count true positive, wrong, and all pixels per object.
 
     Counts are int64: float16 overflows at 256 x 256 pixels, and float32 rounds above 2^24.
     """
     pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-    if pred.shape != target.shape:  # broadcasting (B, 1, H, W) with (B, H, W) would score nonsense
+    # Broadcasting (B, 1, H, W) with (B, H, W) would score nonsense.
+    if pred.shape != target.shape or pred.ndim < 2:
         raise ValueError(
             f"pred has shape {tuple(pred.shape)}, but target has shape {tuple(target.shape)}: "
-            "they must be equal"
+            "they must be equal, (..., H, W)"
         )
-    if pred.ndim < 2:
-        raise ValueError(f"pred has shape {tuple(pred.shape)}, but must have (..., H, W)")
     inside, truth = _inside(pred, "pred"), _inside(target, "target")  # (..., H, W)
-    tp = _count(inside & truth)  # (...)
-    fp = _count(inside) - tp
-    fn = _count(truth) - tp
-    tn = pred.shape[-2] * pred.shape[-1] - tp - fp - fn
-    return tp, fp, fn, tn
+    tp, wrong = _count(inside & truth), _count(inside ^ truth)  # (...)
+    return tp, wrong, torch.full_like(tp, pred.shape[-2] * pred.shape[-1])
 
 
 def _inside(masks: Tensor, name: str) -> Tensor:
@@ -49,16 +45,15 @@ def _inside(masks: Tensor, name: str) -> Tensor:
     """
     if not masks.is_floating_point():
         return masks != 0
+    if masks.isnan().any():
+        raise ValueError(f"{name} contains NaN")
     inside = masks > 0
-    if masks.numel():
-        low, high = masks.min().item(), masks.max().item()
-        if low != low:  # noqa: PLR0124 -- NaN
-            raise ValueError(f"{name} contains NaN")
-        if low >= 0 and high <= 1 and not torch.equal(inside.to(masks), masks):
-            raise ValueError(
-                f"{name} has values from {low:.3g} to {high:.3g}, which are probabilities: pass "
-                f"{name} > 0.5, or logits, which are thresholded at 0"
-            )
+    low, high = (masks.min().item(), masks.max().item()) if masks.numel() else (-1.0, 1.0)
+    if low >= 0 and high <= 1 and not torch.equal(inside.to(masks), masks):
+        raise ValueError(
+            f"{name} has values from {low:.3g} to {high:.3g}, which are probabilities: pass "
+            f"{name} > 0.5, or logits, which are thresholded at 0"
+        )
     return inside
 
 
@@ -92,45 +87,29 @@ def dice_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
     Source:
         L. R. Dice, "Measures of the amount of ecologic association between species", 1945.
     """
-    tp, fp, fn, _ = _pixel_counts(pred, target)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
+    tp, wrong, _ = _pixel_counts(pred, target)
+    return _ratio(2 * tp, 2 * tp + wrong)
 
 
 def iou_score(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
     """Compute the intersection over union (Jaccard index) of each object: TP / (TP + FP + FN).
 
-    Args:
-        pred: masks or logits, (..., H, W).
-        target: masks, of the same shape as `pred`.
-
-    Returns:
-        Scores from 0 to 1, float64, (...). 1 where both masks are empty.
-
-    Raises:
-        ValueError: The shapes are different, or `pred` or `target` are probabilities.
+    The rest is as in `dice_score`.
 
     Source:
         P. Jaccard, "The distribution of the flora in the alpine zone", 1912.
     """
-    tp, fp, fn, _ = _pixel_counts(pred, target)
-    return _ratio(tp, tp + fp + fn)
+    tp, wrong, _ = _pixel_counts(pred, target)
+    return _ratio(tp, tp + wrong)
 
 
 def pixel_accuracy(pred: Tensor | ArrayLike, target: Tensor | ArrayLike) -> Tensor:
     """Compute the fraction of pixels that are classified correctly: (TP + TN) / all.
 
-    Args:
-        pred: masks or logits, (..., H, W).
-        target: masks, of the same shape as `pred`.
-
-    Returns:
-        Scores from 0 to 1, float64, (...). 1 for masks without pixels.
-
-    Raises:
-        ValueError: The shapes are different, or `pred` or `target` are probabilities.
+    The rest is as in `dice_score`; 1 for masks without pixels.
     """
-    tp, fp, fn, tn = _pixel_counts(pred, target)
-    return _ratio(tp + tn, tp + fp + fn + tn)
+    _, wrong, every = _pixel_counts(pred, target)
+    return _ratio(every - wrong, every)
 
 
 class Matches(NamedTuple):

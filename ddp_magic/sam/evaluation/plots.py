@@ -19,11 +19,9 @@ from ddp_magic.sam.evaluation.metrics import dice_score
 
 Arrays = Any  # a tensor, an array, or a list of them
 
-NUMBER: dict[str, Any] = {  # readable on bright and on dark pixels
-    "fontsize": 9,
-    "fontweight": "bold",
-    "path_effects": [withStroke(linewidth=2, foreground="black")],
-}
+STROKE = [withStroke(linewidth=2, foreground="black")]  # readable on bright and on dark pixels
+NUMBER: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": "white"}
+NUMBER |= {"path_effects": STROKE}
 WIDTH = 6.1  # inches, for two or three columns
 
 
@@ -52,8 +50,7 @@ def show_results(
         rows: maximum number of images, at most 5.
     """
     boxes: Sequence[Any] | None = None
-    is_batch = isinstance(images, Mapping)
-    if is_batch:
+    if is_batch := isinstance(images, Mapping):
         images, points, masks, predictions, boxes = _split(images, predictions)
     n = min(len(images), rows, 5)
     if n == 0:
@@ -65,21 +62,26 @@ def show_results(
     tall = min(1.5, max(picture.shape[0] / picture.shape[1] for picture in pictures))
     size = (width * len(columns), n * 0.88 * width * tall + 0.5)
     figure, axes = plt.subplots(n, len(columns), figsize=size, squeeze=False)
-    for i, image in enumerate(pictures):
-        own = [] if points is None else _clicks(points[i], is_batch=is_batch)
-        true = None if masks is None else _stack(masks[i])
-        pred = None if predictions is None or predictions[i] is None else _stack(predictions[i])
-        _show_image(axes[i, 0], image, own, [] if boxes is None else boxes[i])
+    for i, (image, line) in enumerate(zip(pictures, axes, strict=True)):
+        clicks = [] if points is None else _clicks(points[i], is_batch=is_batch)
+        _show_image(line[0], image, clicks, [] if boxes is None else boxes[i])
+        true, pred = (
+            None if x is None or x[i] is None else _stack(x[i]) for x in (masks, predictions)
+        )
         if masks is not None:
-            _show_masks(axes[i, 1], image, true)
+            _show_masks(line[1], image, true)
         if predictions is not None:
-            _show_masks(axes[i, -1], image, pred)
+            _show_masks(line[-1], image, pred)
         if true is not None and pred is not None and len(true) and true.shape == pred.shape:
-            axes[i, -1].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
+            line[-1].set_xlabel(f"Dice {dice_score(pred, true).mean():.2f}", fontsize=8)
     for axis, name in zip(axes[0], columns, strict=True):
         axis.set_title(name, fontsize=9)
+    _finish(figure, title, 1 - 0.12 / n if title else 1)
+
+
+def _finish(figure: Any, title: str, top: float = 1) -> None:  # noqa: ANN401 -- of matplotlib
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.12 / n if title else 1))
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, top))
     plt.show()
     plt.close(figure)  # open figures would accumulate over the epochs
 
@@ -105,25 +107,25 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
     right.legend(fontsize=7)
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.4)
-    plt.show()
-    plt.close(figure)
+    _finish(figure, title)
 
 
 def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any] | None, ...]:
     """Split a batch into lists with one entry per image."""
-    images, points, masks, predicted, boxes = [], [], [], [], []
+    parts: list[list[Any]] = [[], [], [], [], []]
     for i, (h, w) in enumerate(batch["sizes"].tolist()):
         own = (batch["image_index"] == i).nonzero()[:, 0].cpu()  # (N,)
-        images.append(batch["images"][i, :, :h, :w])
-        masks.append(batch["masks"][own, :h, :w])
         signed = torch.cat([batch["points"][own], batch["labels"][own, :, None].float()], 2)
-        points.append([clicks[clicks[:, 2] != PAD] for clicks in signed])
-        boxes.append(batch["boxes"][own])
-        if predictions is not None:
-            predicted.append(predictions[own, :h, :w])
-    return images, points, masks, None if predictions is None else predicted, boxes
+        found = (
+            batch["images"][i, :, :h, :w],
+            [clicks[clicks[:, 2] != PAD] for clicks in signed],
+            batch["masks"][own, :h, :w],
+            None if predictions is None else predictions[own, :h, :w],
+            batch["boxes"][own],
+        )
+        for part, each in zip(parts, found, strict=True):
+            part.append(each)
+    return *parts[:3], None if predictions is None else parts[3], parts[4]
 
 
 def _array(values: Arrays) -> NDArray[Any]:
@@ -162,9 +164,7 @@ def _show_image(
         color = np.where(off, "red", "lime").tolist()
         axis.scatter(clicks[:, 0], clicks[:, 1], s=22, color=color, edgecolors="black", lw=0.6)
         for x, y in clicks[:, :2]:
-            axis.annotate(
-                str(number), (x, y), (4, 4), textcoords="offset points", color="white", **NUMBER
-            )
+            axis.annotate(str(number), (x, y), (4, 4), textcoords="offset points", **NUMBER)
     for x0, y0, x1, y1 in _array(boxes)[~np.isnan(_array(boxes)).any(1)] if len(boxes) else []:
         axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="lime"))
     axis.set(xticks=[], yticks=[])
@@ -172,17 +172,13 @@ def _show_image(
 
 def _show_masks(axis: Axes, image: NDArray[Any], masks: NDArray[Any] | None) -> None:
     """Plot the masks over the dimmed image, each in a color, with its number at its center."""
-    axis.set(xticks=[], yticks=[])
-    if masks is None:
-        axis.axis("off")
-        return
-    axis.set_facecolor("black")
+    axis.set(xticks=[], yticks=[], facecolor="black")
     axis.imshow(image, cmap="gray", alpha=0.45)
     colors = plt.get_cmap("tab10")
-    for number, mask in enumerate(masks):
+    for number, mask in enumerate([] if masks is None else masks):
         overlay = np.zeros((*mask.shape, 4))  # (H, W, RGBA)
         overlay[mask] = (*colors(number % 10)[:3], 0.7)
         axis.imshow(overlay)
         if mask.any():
             y, x = np.argwhere(mask).mean(0)
-            axis.text(x, y, str(number), color="white", ha="center", va="center", **NUMBER)
+            axis.text(x, y, str(number), ha="center", va="center", **NUMBER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,10 +26,10 @@ from ddp_magic.sam.reading.gray_levels import gray_window, to_rgb
 
 @contextmanager
 def evaluating(
-    model: nn.Module, *, multimask: bool | None
+    model: nn.Module, prompts: str | Mapping[str, float] = "points", *, multimask: bool | None
 ) -> Iterator[tuple[PromptedSam, torch.device]]:
     """Set the model to evaluation mode in a `with` block."""
-    training, wrapper = model.training, PromptedSam(model, rounds=1, multimask=multimask)
+    training, wrapper = model.training, PromptedSam(model, prompts, 1, multimask=multimask)
     wrapper.eval()
     try:
         yield wrapper, next(model.parameters()).device

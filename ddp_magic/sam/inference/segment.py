@@ -212,7 +212,7 @@ class _Look:
         batch = {"embeddings": maps, "image_index": number.to(device), "prompts": prompts}
         ((logits, iou),) = wrapper(batch)  # (n, C, s, s), (n, C)
         good = (iou >= self.minima[0]) & (_stability(logits) >= self.minima[1])
-        resize = resizing(s, size, wrapper.geometry, device)
+        resize = resizing(s, size, wrapper.geometry, logits)
         found = []
         for low, score, row in zip(
             logits[good], iou[good].tolist(), torch.where(good)[0].tolist(), strict=True

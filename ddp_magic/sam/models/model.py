@@ -23,10 +23,11 @@ from ddp_magic.sam.models.adapter import (
 )
 from ddp_magic.sam.models.instances import InstanceDecoder
 from ddp_magic.sam.models.layers import use_faster
-from ddp_magic.sam.models.postprocessing import MEMORY_BYTES, best_mask, in_pieces
+from ddp_magic.sam.models.postprocessing import best_mask
 from ddp_magic.sam.models.prompts import Prompts, first_prompts, kinds_of, next_click
 from ddp_magic.sam.process_group import unwrapped
 
+MEMORY_BYTES = 2**31  # for the objects that are processed at once outside of training
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -143,14 +144,8 @@ class PromptedSam(nn.Module):
         return out
 
     @torch.no_grad()
-    def predict_logits(
-        self, batch: dict[str, Any], memory_bytes: int = MEMORY_BYTES
-    ) -> list[Tensor]:
+    def predict_logits(self, batch: dict[str, Any]) -> list[Tensor]:
         """Predict masks without gradients, in chunks of objects that fit into memory.
-
-        Args:
-            batch: see `forward`.
-            memory_bytes: memory for the objects of a chunk.
 
         Returns:
             For each round, the logits (M, 1, s, s) of the mask with the highest predicted IoU.
@@ -159,7 +154,9 @@ class PromptedSam(nn.Module):
         prompts, objects = batch.get("prompts"), len(batch["image_index"])
         pieces = []
         # Measured with the decoder of ViT-B: 58 MB per object with a mask of 256 x 256 pixels.
-        for rows in in_pieces(objects, 1024 * self.mask_size**2, memory_bytes):
+        step = max(1, MEMORY_BYTES // (1024 * self.mask_size**2))
+        for start in range(0, max(objects, 1), step):
+            rows = slice(start, start + step)
             own = {name: batch[name][rows] for name in (*PER_OBJECT, *ADDED) if name in batch}
             own |= {"prompts": Prompts(*(each[rows] for each in prompts))} if prompts else {}
             pieces.append([best_mask(*out) for out in self(batch | own | known)])

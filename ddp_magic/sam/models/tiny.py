@@ -68,9 +68,6 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sam = SamModel(config)
-        positions = sam.shared_image_embedding
-        # transformers 4 ignores vision.scale and uses half the width.
-        positions.positional_embedding.data *= vision.scale / positions.scale
         for module in sam.modules():
             if isinstance(module, nn.Embedding):  # of prompts, of masks and of IoU
                 module.reset_parameters()  # to a standard deviation of 1
