@@ -85,6 +85,13 @@ GRAY = {
         for how in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
         if (name, side, how) != ("two", 256, Image.Resampling.BICUBIC)  # which rounds to 0 and 2
     },
+    **{
+        f"{name}, resized along one axis to {size}": np.asarray(
+            Image.fromarray(few).resize(size, Image.Resampling.BILINEAR)
+        )
+        for name, few in FEW.items()
+        for size in ((128, 384), (384, 128))
+    },
     "picture": IMAGES[0],
     "labels, jpeg": jpeg(Image.fromarray((MASKS[0] * 20).astype(np.uint8)), 90),
 }

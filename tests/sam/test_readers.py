@@ -215,6 +215,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "mask.webp": (_png(Image.fromarray(LABELS * 100), quality=80), "lossy WEBP"),
     "tiff.png": (lambda path: tifffile.imwrite(path, DEEP, photometric="rgb"), "name it .tif"),
     "other.tga": (_png(COLORS), "format TGA"),
+    "empty.npy": (_bytes(b""), "No data left"),
     "mask.npy": (lambda path: np.save(path, {"masks": LABELS}, allow_pickle=True), "Python"),
 }
 

@@ -71,11 +71,10 @@ def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDAr
     # With little loss, JPEG has values near black and white only.
     faint, white = (labels < 16).sum(), (labels >= 240).sum()
     near = labels[-1] < 256 and faint + white == len(labels) and white > 1 and lonely > 0
-    rimmed = rimmed_rows(mask)
+    rimmed = max(rimmed_rows(mask), rimmed_rows(mask.T))  # resized along one axis, perhaps
     if lonely > LONELY * edge or near or rimmed > RIMMED:
         signs = (
-            f"in {rimmed:.0%} of the rows through its objects, a thin rim of a lower label is on "
-            "both sides"
+            f"{rimmed:.0%} of its objects have a thin rim of a lower label on both sides"
             if rimmed > RIMMED
             else f"{lonely} of the {edge} pixels at edges differ from all their neighbors, and "
             f"{(areas <= 3).sum()} of its {len(labels)} labels have one to three pixels"

@@ -14,7 +14,7 @@ from ddp_magic.sam.reading.coco import match_coco
 from ddp_magic.sam.reading.names import check_order, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures
 from ddp_magic.sam.reading.pil import from_pil, is_encoded, turn_of
-from ddp_magic.sam.reading.readers import header, kind_of, read
+from ddp_magic.sam.reading.readers import header, kind_of, naming, read, read_npy
 from ddp_magic.sam.reading.stored import Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.volumes import check_affines
 
@@ -78,7 +78,8 @@ def _decoding(pictures: Any, *, labels: bool) -> Any:  # noqa: ANN401 -- a seque
 def _loaded(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     """Return the array of an .npy file with all images, or of tensors; a list for pandas."""
     if isinstance(given, (str, Path)) and Path(given).suffix.lower() == ".npy":
-        return np.load(given, mmap_mode="r", allow_pickle=False)
+        with naming(Path(given)):
+            return read_npy(Path(given), "r")
     given = given.tolist() if type(given).__module__.startswith("pandas") else to_numpy(given)
     return [to_numpy(each) for each in given] if isinstance(given, (list, tuple)) else given
 

@@ -37,7 +37,7 @@ def kind_of(path: Path) -> str:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Name the file in the errors of a `with` block."""
     try:
         yield
@@ -56,7 +56,7 @@ def header(path: Path, *, labels: bool = False) -> Header:
         ValueError: The file cannot be read, or its meaning is not certain.
         ImportError: Reading the file needs a package that is not installed.
     """
-    with _naming(path):
+    with naming(path):
         kind = kind_of(path)
         if kind == "tiff":
             return volumes.tiff_header(path, labels=labels)
@@ -66,7 +66,7 @@ def header(path: Path, *, labels: bool = False) -> Header:
             return dicom.dicom_header(path, labels=labels)
         if kind != "numpy":
             return picture_header(path)
-        array = _read_npy(path, "r")
+        array = read_npy(path, "r")
         shapes = "(H, W) or (N, H, W)" if labels else "(H, W) or (H, W, 3)"
         if array.ndim not in {2, 3} or not (labels or array.shape[2:] in {(), (1,), (3,)}):
             raise ValueError(f"has shape {array.shape}, but must have {shapes}")
@@ -86,10 +86,10 @@ def read(path: Path, page: int = 0, *, labels: bool) -> Array:
         ValueError: The file cannot be read, or its meaning is not certain.
         ImportError: Reading the file needs a package that is not installed.
     """
-    with _naming(path):
+    with naming(path):
         kind = kind_of(path)
         if kind == "numpy":
-            return np.asarray(_read_npy(path))
+            return np.asarray(read_npy(path))
         if kind == "tiff":
             return finished(volumes.read_tiff(path, page, labels=labels), labels=labels)
         if kind == "nifti":
@@ -99,10 +99,17 @@ def read(path: Path, page: int = 0, *, labels: bool) -> Array:
         return read_picture(path, labels=labels)
 
 
-def _read_npy(path: Path, mmap_mode: Any = None) -> Array:  # noqa: ANN401 -- a literal of NumPy
+def read_npy(path: Path, mmap_mode: Any = None) -> Array:  # noqa: ANN401 -- a literal of NumPy
+    """Read an .npy file.
+
+    Raises:
+        ValueError: It contains Python objects.
+    """
     try:
         array: Array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
+        if "pickle" not in str(error):
+            raise
         raise ValueError(
             "contains Python objects, not an array (as Cellpose's _seg.npy does): save the array, "
             "np.save(path, np.load(old, allow_pickle=True).item()['masks'])"

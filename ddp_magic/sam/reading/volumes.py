@@ -17,7 +17,7 @@ from ddp_magic.sam.reading.channels import (
     turned,
 )
 
-BLACK = ": save it with tifffile.imwrite(path, array, photometric='minisblack')"
+BLACK = "; save it with tifffile.imwrite(path, array, photometric='minisblack')"
 
 
 class _Tiff(NamedTuple):
@@ -107,7 +107,7 @@ def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
         palette = (shades >> 8 if shades.max() > 255 else shades).astype(np.uint8).T
         pixels = labels_of_palette(pixels, palette) if labels else palette[pixels]
     elif labels and plan.inverted and len(np.unique(pixels)) == 2:
-        raise ValueError(f"is a TIFF where 0 is white: which value is the object?{BLACK}")
+        raise ValueError(f"is a TIFF where 0 is white: which value is the object{BLACK}")
     elif not labels:
         if plan.inverted:
             pixels = ~pixels if pixels.dtype == bool else top - pixels
