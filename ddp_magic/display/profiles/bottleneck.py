@@ -1,13 +1,13 @@
 """What limits a run: which cause costs most, from where the time of its ranks went. Pure.
 
 As in TraceML, a part of the time below 10 % is not worth a word, and one above 20 % gives the run
-its name.
+its name. Where the ranks compute for longer than that, the verdict says so too: what can be saved
+is not what takes most of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ddp_magic.display.profiles import causes
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
@@ -61,13 +61,16 @@ def judge(
     others = (say.straggling, say.communicating)
     if locked.locked >= CRITICAL and (tell in others or found[tell].cost < NOTICE):
         return say.lacking_the_lock(locked)
-    if found[tell].cost < NOTICE:
-        # A lack of processors makes all else longer, and so it is told if nothing else is.
-        queued = causes.own_cause(times, {t.rank: t.queued or 0.0 for t in times})
-        if queued.cost >= CRITICAL:
-            return say.queueing(queued)
+    cost, work = found[tell].cost, say.work.cost
+    # A lack of processors makes all else longer, and so it is told if nothing else is; also of
+    # collectives, in which the others wait for a rank that has none.
+    queued = causes.own_cause(times, {t.rank: t.queued or 0.0 for t in times})
+    least = min(work, queued.cost) if tell == say.communicating else NOTICE
+    if queued.cost >= CRITICAL and cost < max(NOTICE, least):
+        return say.queueing(queued)
+    if cost < NOTICE:
         return say.computing(sum(cause.cost for cause in found.values()))
     told = tell(found[tell])
-    return (
-        told if found[tell].cost >= CRITICAL else replace(told, verdict=f"somewhat {told.verdict}")
-    )
+    if cost >= max(CRITICAL, work):
+        return told
+    return say.in_part(told, "partly" if cost >= CRITICAL else "somewhat")

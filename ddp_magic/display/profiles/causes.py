@@ -73,6 +73,11 @@ def own_cause(times: Sequence[RankTimes], own: Mapping[int, float]) -> Cause:
     return Cause(own, dict.fromkeys(own, 0.0), cost, cost)
 
 
+def of_spent(times: Sequence[RankTimes], *kinds: Spent) -> Cause:
+    """Return `own_cause` of what the ranks' time went into."""
+    return own_cause(times, {t.rank: sum(t.share(t.seconds(k)) for k in kinds) for t in times})
+
+
 def _with_waits(
     times: Sequence[RankTimes], own: Mapping[int, float], kinds: Collection[Spent | None]
 ) -> Cause:

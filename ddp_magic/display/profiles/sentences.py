@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddp_magic.display.profiles import causes
 from ddp_magic.display.profiles.causes import Cause
@@ -96,6 +96,8 @@ class Sentences:
         self._traffic = traffic
         self._machine = machine
         self._ranks = [t.rank for t in times]
+        self._device = causes.of_spent(times, Spent.DEVICE)
+        self.work = causes.of_spent(times, Spent.COMPUTE, Spent.DEVICE)
 
     def loading(self, cause: Cause) -> Bottleneck:
         """Say that the ranks wait for their data."""
@@ -253,25 +255,41 @@ class Sentences:
 
     def computing(self, all_else: float) -> Bottleneck:
         """Say that there is nothing to gain but by faster computation."""
-        device = causes.own_cause(self._times, {t.rank: t.share(t.device_s) for t in self._times})
-        both = {t.rank: t.share(t.compute_s + t.device_s) for t in self._times}
-        compute = causes.own_cause(self._times, both)
-        kind = Spent.DEVICE if device.cost > 0.5 * compute.cost else Spent.COMPUTE
-        what = f"compute-bound: {self._all('compute')} for {percent(compute.cost)} of "
-        what += f"{self._their} time"
-        if kind is Spent.DEVICE:
-            what = f"GPU-bound: {self._all('wait')} {percent(device.cost)} of {self._their} time "
-            what += "for the GPU, which computes or communicates"
+        kind = Spent.DEVICE if self._on_gpu else Spent.COMPUTE
+        what = f"{'GPU' if self._on_gpu else 'compute'}-bound: {self._working()}"
+        if self._on_gpu:
+            what += ", which computes or communicates"
         used, per_rank = self._machine.threads, self._machine.processors // len(self._ranks)
         if all(t.device == "cpu" for t in self._times) and per_rank > used:
             change = f"torch.set_num_threads({per_rank}), since an operation uses "
-            change += f"{threads(used)}: {saves(compute.most * (1 - used / per_rank))}"
+            change += f"{threads(used)}: {saves(self.work.most * (1 - used / per_rank))}"
         else:
             change = "faster computation, such as torch.autocast or torch.compile; all else "
-            change += f"together can save {percent(min(all_else, 1.0 - compute.cost))} at most"
+            change += f"together can save {percent(min(all_else, 1.0 - self.work.cost))} at most"
         return Bottleneck(what, self._line(kind) + self._spread(kind), change)
 
+    def in_part(self, told: Bottleneck, how: str) -> Bottleneck:
+        """Say of a verdict that it is not all: what it names takes less time than computing.
+
+        Args:
+            told: The verdict.
+            how: How much of the time it is: `partly`.
+        """
+        # A straggler is one, whatever it costs.
+        what = f"{how} {told.verdict}" if "-bound" in told.verdict else told.verdict
+        return replace(told, verdict=f"{what}; {self._working()}")
+
     # --- words --------------------------------------------------------------------------------
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.cost > 0.5 * self.work.cost
+
+    def _working(self) -> str:
+        if self._on_gpu:
+            share = percent(self._device.cost)
+            return f"{self._all('wait')} {share} of {self._their} time for the GPU"
+        return f"{self._all('compute')} for {percent(self.work.cost)} of {self._their} time"
 
     def _all(self, verb: str) -> str:
         if len(self._ranks) > 1:

@@ -25,7 +25,8 @@ def step(*works: Work, of_s: float = 1.0) -> list[Work]:
 CASES: dict[str, tuple[Sequence[Sequence[Work]], str, str]] = {
     "all load": (
         [step((LOAD, 0.4), (COMPUTE, 0.5))] * 2,
-        r"input-bound: the ranks wait 40 % of their time for the DataLoader$",
+        r"partly input-bound: the ranks wait 40 % of their time for the DataLoader; the ranks "
+        r"compute for 50 % of their time$",
         r"num_workers=2 or more .*: saves at most 40 % of the time",
     ),
     "one loads": (
@@ -64,12 +65,12 @@ CASES: dict[str, tuple[Sequence[Sequence[Work]], str, str]] = {
     ),
     "all save": (
         [step((COMPUTE, 0.5), (SAVE, 0.4))] * 2,
-        r"saving-bound: the ranks save for 40 % of their time",
+        r"partly saving-bound: the ranks save for 40 % of their time; the ranks compute for 50 %",
         r"^save on rank 0 alone, and less often, .*: saves at most 36 %",
     ),
     "all print": (
         [step((COMPUTE, 0.5), (PRINT, 0.4))] * 2,
-        r"output-bound: the ranks print or display for 40 % of their time",
+        r"partly output-bound: the ranks print or display for 40 % of .*; .* compute for 50 %",
         r"print on one rank",
     ),
     "all sleep": (
@@ -84,7 +85,7 @@ CASES: dict[str, tuple[Sequence[Sequence[Work]], str, str]] = {
     ),
     "a little": (
         [step((LOAD, 0.14), (COMPUTE, 0.82))] * 2,
-        r"somewhat input-bound: the ranks wait 14 % of their time",
+        r"somewhat input-bound: the ranks wait 14 % of their time .*; the ranks compute for 82 %",
         r"saves at most 14 %",
     ),
     "alone": (
@@ -104,6 +105,32 @@ def test_a_run_is_named_by_what_limits_it(name: str) -> None:
     found = summary(*profiles)
     assert re.search(f"^{verdict}", found.verdict), found.verdict
     assert re.search(advice, found.advice), found.advice
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ({COMPUTE: 0.7, WAIT: 0.3}, r"partly communication-bound: .* 30 %.*; .* compute for 70 %"),
+        ({COMPUTE: 0.64, LOAD: 0.36}, r"partly input-bound: .* 36 %.*; .* compute for 64 %"),
+        ({COMPUTE: 0.3, WAIT: 0.7}, r"communication-bound: the ranks spend 70 %[^;]*$"),
+        ({COMPUTE: 0.4, LOAD: 0.18, SAVE: 0.14, PRINT: 0.14, WAIT: 0.14}, r"somewhat input-bound"),
+        ({COMPUTE: 0.86, WAIT: 0.14}, r"somewhat communication-bound: .*; .* compute for 86 %"),
+        (
+            {DEVICE: 0.6, COMPUTE: 0.1, LOAD: 0.3},
+            r"partly input-bound: .*; the ranks wait 60 %.*GPU",
+        ),
+        ({COMPUTE: 0.92, WAIT: 0.08}, r"compute-bound: the ranks compute for 92 %"),
+        ({COMPUTE: 0.7, IDLE: 0.3}, r"idle: the ranks sleep, .* for 30 %.*; .* compute for 70 %"),
+    ],
+)
+def test_a_run_is_bound_by_what_takes_most_of_it(shares: dict[Spent, float], verdict: str) -> None:
+    """What takes less than computing limits it in part."""
+    works = [(kind, 10 * share) for kind, share in shares.items()]
+    found = summary(*(made(rank, works) for rank in range(2)))
+    assert re.match(verdict, found.verdict), found.verdict
+    for kind, share in shares.items():  # nothing is larger than what is named
+        if f"{100 * share:.0f} %" not in found.verdict:
+            assert share <= max(int(n) for n in re.findall(r"(\d+) %", found.verdict)) / 100, kind
 
 
 def test_no_cause_is_above_all_that_it_could_save() -> None:
@@ -185,6 +212,13 @@ def test_a_lack_of_processors_is_the_cause_if_nothing_else_is() -> None:
     found = summary(*(made(rank, loading, queued_s=5.0) for rank in range(2)))
     assert found.verdict.startswith("input-bound")
     assert any("had no processor" in note for note in found.notes)
+    # In a collective, the others wait for a rank that has none.
+    some = step((COMPUTE, 0.7))
+    found = summary(*(made(rank, some, queued_s=6.0) for rank in range(2)))
+    assert found.verdict.startswith("short of processors: for 60 % of their time")
+    most = step((COMPUTE, 0.2))
+    found = summary(*(made(rank, most, queued_s=6.0) for rank in range(2)))
+    assert found.verdict.startswith("communication-bound")
 
 
 def test_a_straggler_that_lacks_a_processor_is_told_from_one_with_more_work() -> None:
