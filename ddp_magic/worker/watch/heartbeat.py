@@ -32,6 +32,7 @@ from ddp_magic.worker.watch.transfers import (
     failed_transfers,
     polling_s,
     remember_transfers,
+    transfers_made,
     transfers_of,
 )
 
@@ -137,9 +138,12 @@ class HeartbeatThread:
         return max(self._main.still_s, stuck_s, polling_s()) > STILL_S
 
     def _observe(self, numbers: Numbers) -> Heartbeat:
-        self._main.look(self._activity.cell_labels, self._activity.other_cells)
-        place = self._main.place
         by_key = self._recorder.by_key(numbers)
+        called = {key: enqueued for key, (enqueued, _) in by_key.items()}
+        self._main.look(
+            self._activity.cell_labels, self._activity.other_cells, (called, transfers_made())
+        )
+        place = self._main.place
         polling = polling_s()  # such a loop stands still, wherever in it the thread is
         return Heartbeat(
             rank=self._rank,
@@ -151,7 +155,7 @@ class HeartbeatThread:
             inner=place.inner,
             still_s=max(self._main.still_s, polling),
             cpu_s=self._main.cpu_s(),
-            enqueued={key: enqueued for key, (enqueued, _) in by_key.items()},
+            enqueued=called,
             completed={key: completed for key, (_, completed) in by_key.items()},
             rss_mib=_rss_mib(),
             device_mib=device.reserved_mib(),

@@ -89,7 +89,8 @@ class MainThread:
 
     Attributes:
         place: Where it was at the last look.
-        still_s: For how long it has been at exactly the same place, in seconds.
+        still_s: For how long it has been at exactly the same place, in seconds: in a loop with one
+            long call, each look finds it there, so what it has called counts too.
     """
 
     def __init__(self, is_module: Callable[[str], bool] = is_users_file) -> None:
@@ -99,22 +100,32 @@ class MainThread:
         self._at: tuple[tuple[CodeType, int], ...] = ()
         self._since = monotonic()
         self._clock = CpuClock()
+        self._called: object = None
+        self._cpu_s = 0.0
 
     def look(
-        self, cell_labels: Mapping[str, str], others: Mapping[str, str] = MappingProxyType({})
+        self,
+        cell_labels: Mapping[str, str],
+        others: Mapping[str, str] = MappingProxyType({}),
+        called: object = None,
     ) -> None:
         """Look where it is now.
 
         Args:
             cell_labels: What a person calls the code whose lines are told, by its file.
             others: What a person calls the notebook's other cells, by the files of their code.
+            called: Changes when a thread of the process has called torch for other ranks.
         """
         frames = with_coroutines(frames_of_main_thread())
-        now = monotonic()
+        now, cpu_s = monotonic(), self.cpu_s()
         at = tuple((frame.f_code, frame.f_lasti) for frame in frames)
+        # A main thread that waits needs no processor time: another thread has called it then.
+        has_called = called != self._called and cpu_s != self._cpu_s
+        self._called, self._cpu_s = called, cpu_s
         if at != self._at:
-            self._at, self._since = at, now
             self.place = self._place(frames, cell_labels, others)
+        if at != self._at or has_called:
+            self._at, self._since = at, now
         self.still_s = now - self._since
 
     def _place(

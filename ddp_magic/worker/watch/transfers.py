@@ -35,6 +35,7 @@ class _Made(NamedTuple):
 
 
 _made: weakref.WeakKeyDictionary[Any, _Made] = weakref.WeakKeyDictionary()
+_count = 0  # of the sends and receives so far
 
 # What the main thread has asked for whether it has completed, in vain: the first and the last time.
 _polled: weakref.WeakKeyDictionary[Any, tuple[float, float]] = weakref.WeakKeyDictionary()
@@ -53,7 +54,9 @@ def remember_transfers() -> None:
 def _remembering(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def transfer(group: Any, tensors: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- torch's
+        global _count  # noqa: PLW0603
         work = original(group, tensors, *args, **kwargs)
+        _count += 1
         # NCCL records its own, and their state is the device's.
         if work is not None and not tensors[0].is_cuda:
             _made[work] = _Made(method, weakref.ref(group), args or tuple(kwargs.values()))
@@ -77,6 +80,11 @@ def _noting(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
         return done
 
     return is_completed
+
+
+def transfers_made() -> int:
+    """Return the number of sends and receives so far: one that is new tells of progress."""
+    return _count
 
 
 def polling_s() -> float:

@@ -199,6 +199,36 @@ def test_it_stands_still_until_it_is_elsewhere() -> None:
     assert main.still_s == 0.0
 
 
+class Working(MainThread):
+    """Its thread has used as much time as the test says."""
+
+    used_s = 0.0
+
+    def cpu_s(self) -> float:
+        return self.used_s
+
+
+@pytest.mark.parametrize(
+    ("works", "calls"), [(True, True), (False, True), (True, False), (False, False)]
+)
+def test_a_loop_around_one_long_call_does_not_stand_still(*, works: bool, calls: bool) -> None:
+    """It works, and there are new calls: while it waits, another thread may call something."""
+    main = Working()
+
+    def look() -> None:
+        for number in range(3):
+            main.used_s += works
+            main.look({}, called=number if calls else 0)
+            still_s.append(main.still_s)
+            time.sleep(0.01)
+
+    still_s: list[float] = []
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()  # the main thread is here all the time
+    assert (still_s[-1] == 0.0) == (works and calls)
+
+
 def test_a_receive_waits_for_a_rank() -> None:
     """The frame's own argument says for which."""
     file = "/x/torch/distributed/distributed_c10d.py"
