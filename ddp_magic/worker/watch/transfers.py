@@ -8,6 +8,7 @@ and `Work.is_completed` by one that notes when it is asked again and again.
 
 from __future__ import annotations
 
+import ast
 import functools
 import threading
 import weakref
@@ -59,7 +60,7 @@ def _remembering(method: str, original: Callable[..., Any]) -> Callable[..., Any
         _count += 1
         # NCCL records its own, and their state is the device's.
         if work is not None and not tensors[0].is_cuda:
-            _made[work] = _Made(method, weakref.ref(group), args or tuple(kwargs.values()))
+            _made[work] = _Made(method, weakref.ref(group), (*args, *kwargs.values()))
         return work
 
     return transfer
@@ -119,7 +120,13 @@ def failed_transfers(traceback: TracebackType | None) -> tuple[Transfer, ...]:
         return ()
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    work = _work(traceback.tb_frame, called_expression(traceback.tb_frame, traceback.tb_lasti))
+    frame = traceback.tb_frame
+    if frame.f_code.co_filename == __file__:  # what would have made a Work
+        names = frame.f_locals
+        arguments = (*names["args"], *names["kwargs"].values())
+        made = _Made(names["method"], weakref.ref(names["group"]), arguments)
+        return tuple(_described([made]))
+    work = _work(frame, called_expression(frame, traceback.tb_lasti))
     try:
         return tuple(_described([_made[work]] if work in _made else []))
     except TypeError:  # not torch's, and not hashable
@@ -145,7 +152,30 @@ def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
 def _work(frame: FrameType, expression: str) -> Any:  # noqa: ANN401 -- whatever has a `wait`
     """Return the Work of `work.wait`; None if it is not known, or something else is called."""
     name = expression.removesuffix(_WAIT)
-    return frame.f_locals.get(name, frame.f_globals.get(name)) if name != expression else None
+    try:
+        node = ast.parse(name, mode="eval").body
+        return _value(node, frame) if name != expression else None
+    # Not there any more, changed at this moment by the main thread, or not what it seems.
+    except (SyntaxError, LookupError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _value(node: ast.expr, frame: FrameType) -> Any:  # noqa: ANN401 -- whatever it is
+    """Return the value of `work`, `self.work` or `works[-1]`, without a call of anyone's code."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            return -value
+        case ast.Name(id=name):
+            return frame.f_locals.get(name, frame.f_globals.get(name))
+        case ast.Attribute(value=inner, attr=name):
+            return vars(_value(inner, frame))[name]
+        case ast.Subscript(value=inner, slice=key):
+            container = _value(inner, frame)
+            if type(container) in (list, tuple, dict):
+                return container[_value(key, frame)]
+    return None
 
 
 def _described(waited: Iterable[_Made]) -> Iterable[Transfer]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def _waits_for(source: str, partner: Connection, tag: int = 0) -> tuple[Transfer
     thread = threading.Thread(target=look)
     thread.start()
     names: dict[str, Any] = {"dist": dist, "x": torch.zeros(2), "y": torch.ones(2)}
-    exec(compile(text, CELL, "exec"), names)
+    exec(compile(text, CELL, "exec"), names | {"o": SimpleNamespace()})
     thread.join(HANG_S)
     return seen[-1]
 
@@ -102,6 +103,10 @@ def _waits_for(source: str, partner: Connection, tag: int = 0) -> tuple[Transfer
     ("source", "transfers"),
     [
         ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\nr.wait()\ns.wait()", (FROM_1,)),
+        ("r = [dist.isend(y, 1), dist.irecv(x, 1)]\nr[1].wait()\nr[0].wait()", (FROM_1,)),
+        ("r = {'a': (dist.isend(y, 1), dist.irecv(x, 1))}\nr['a'][-1].wait()", (FROM_1,)),
+        ("i = 0\nr = [dist.isend(y, 1), dist.irecv(x, 1)]\nr[i].wait()\nr[1].wait()", (TO_1,)),
+        ("o.r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\no.r.wait()\ns.wait()", (FROM_1,)),
         ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\ns.wait()\nr.wait()", (TO_1,)),
         ("dist.recv(x, 1)\ndist.send(y, 1)", (FROM_1,)),
         ("s = dist.isend(y, 1)\ndist.irecv(x, 1).wait()\ns.wait()", (TO_1, FROM_1)),
@@ -130,6 +135,9 @@ def test_what_is_waited_for_has_its_partner(
     [
         ("dist.recv(x, 1)", (FROM_1,)),
         ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\nr.wait()", (FROM_1,)),
+        ("r = [dist.irecv(x, 1)]\nr[0].wait()", (FROM_1,)),
+        ("while True: r = dist.isend(y, 1)", (TO_1,)),  # the connection is known to be lost
+        ("ops = [dist.P2POp(dist.isend, y, 1)]\nwhile True: dist.batch_isend_irecv(ops)", (TO_1,)),
         ("r = dist.irecv(x, 1)\ndist.all_reduce(y)", ()),
         ("r = {}.wait()", ()),  # an error of another kind
     ],
