@@ -412,6 +412,8 @@ class Collectives:
             rank 1`; empty if it has none, or it is not known.
         thread: The line of another thread that waits for ranks while the main thread waits for it,
             as `line 5`, or `Cell In[3], line 5`; empty if the main thread itself may wait for them.
+        threads: The lines of other threads that are in collectives, by the name of the group; the
+            main thread itself is in none of that group.
         groups: The process groups that it has used, in the order in which they were created.
         memberships: The members of all its process groups.
     """
@@ -421,6 +423,7 @@ class Collectives:
     transfers: tuple[Transfer, ...] = ()
     root: str = ""
     thread: str = ""
+    threads: dict[str, str] = field(default_factory=dict)
     groups: tuple[GroupRecord, ...] = ()
     memberships: tuple[Membership, ...] = ()
 

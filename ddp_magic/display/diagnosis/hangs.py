@@ -20,6 +20,7 @@ from ddp_magic.display.diagnosis.unrecorded import (
     different_roots,
     place_in_thread,
     unrecorded_waits,
+    waits_beside,
 )
 from ddp_magic.display.diagnosis.words import names, verb
 from ddp_magic.display.rank import Rank
@@ -83,7 +84,12 @@ def explain(
             sentences.append(found)
         else:
             sentences += filter(None, [_missing(group, waits, known)])
-    in_collectives = {rank for group in known.groups for rank in group.pending}
+    in_collectives = {
+        rank
+        for group in known.groups
+        for rank in group.pending
+        if not waits_beside(ranks[rank], group.id)
+    }
     sentences += unrecorded_waits(ranks, wait_s, in_collectives, known.whereabouts)
     return known.on_nodes(sentences)
 
@@ -118,6 +124,7 @@ class _Group:
 
     Attributes:
         key: As in `GroupRecord`.
+        id: The group's name, the same on all its ranks.
         name: ` of group 'tensor'`, to be added to a collective; empty for the default group.
         records: By rank.
         members: Its ranks.
@@ -128,6 +135,7 @@ class _Group:
         self, key: str, name: str, records: dict[int, GroupRecord], ranks: Sequence[Rank]
     ) -> None:
         self.key = key
+        self.id = key.partition(":")[2]
         self.name = name
         self.records = records
         self.members = sorted({rank for r in records.values() for rank in r.ranks} or records)
@@ -139,7 +147,7 @@ class _Group:
 
     def mismatch(self, known: _Known) -> str | None:
         """Return a sentence on the first number at which ranks called different collectives."""
-        if found := known.mixed_up.get(self.key.partition(":")[2]):
+        if found := known.mixed_up.get(self.id):
             return found
         calls: dict[int, dict[int, Operation]] = defaultdict(dict)
         for rank, record in self.records.items():
@@ -158,7 +166,7 @@ class _Group:
             words = describe(operation)
             same[words].append(rank)
             if self.pending.get(rank) is operation or self._failed_in(rank, operation, known):
-                lines.setdefault(words, known.where(rank, operation))
+                lines.setdefault(words, known.where(rank, operation, self))
         calls = "; ".join(
             f"{names(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
         )
@@ -219,8 +227,8 @@ class _Group:
             if last is not None and (
                 self._failed_in(rank, last, known) or self._called_in_cell(rank) == 1
             ):
-                words = f"{describe(last)}, #{last.number}{self.name}{known.where(rank, last)}"
-                same[words].append(rank)
+                words = f"{describe(last)}, #{last.number}{self.name}"
+                same[words + known.where(rank, last, self)].append(rank)
         who = " and ".join(f"{names([rank.rank])}{rank.where}" for rank in aborted)
         return [
             f"{names(ranks)} called {what}; what {who} called does not match"
@@ -246,7 +254,7 @@ class _Group:
         what = short(operations[0]) if operations else f"collective #{number}"
         at = ""
         if failed := [r for r in called if known.ranks[r].error is not None]:
-            at = known.where(failed[0], operations[0] if operations else None)
+            at = known.where(failed[0], operations[0] if operations else None, self)
         return f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
 
 
@@ -265,18 +273,19 @@ class _Known:
         nodes = {rank.rank: rank.node for rank in self.ranks}
         return list(dict.fromkeys(on_nodes(sentence, nodes) for sentence in sentences))
 
-    def where(self, rank: int, operation: Operation | None = None) -> str:
+    def where(self, rank: int, operation: Operation | None, group: _Group) -> str:
         """Return ` (line 12, in backward)`, where a rank is; empty if that is not known.
 
         Args:
             rank: Which rank.
             operation: What it waits in, which need not be named twice.
+            group: The group of that.
         """
         if self.ranks[rank].finished is not None:
             return ""  # the recorder may know a moment later that it has completed
         if operation is not None and self.ranks[rank].heard < operation.created:
             return ""  # its last heartbeat came from another line
-        words = "" if operation is None else place_in_thread(self.ranks[rank])
+        words = "" if operation is None else place_in_thread(self.ranks[rank], group.id)
         words = words or self._place(self.ranks[rank], operation.name if operation else "")
         return f" ({words})" if words else ""
 
@@ -313,14 +322,19 @@ class _Known:
         if self.is_silent(number):
             holds = "holds the interpreter lock in C code" if state.busy else "does not respond"
             return f"it has been silent for {rank.silent_s(self.now):.0f} s and {holds}{last}"
+        beside = ""
         for other in self.groups:
-            if other is not group and (operation := other.pending.get(number)) is not None:
-                return f"it waits in {short(operation)}{other.name}" + self.where(number, operation)
+            if other is group or (operation := other.pending.get(number)) is None:
+                continue
+            what = f"waits in {short(operation)}{other.name}{self.where(number, operation, other)}"
+            if not waits_beside(rank, other.id):
+                return f"it {what}"
+            beside = f", and {what}"
         if words := awaited(rank):
-            return f"it waits in {words}"
+            return f"it waits in {words}{beside}"
         if not place:
             return "it has not reported where it is"
-        return f"it {'computes' if rank.cpu > BUSY else 'is'} {place}"
+        return f"it {'computes' if rank.cpu > BUSY else 'is'} {place}{beside}"
 
 
 def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
@@ -352,9 +366,10 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     number = min(operation.number for operation in waits.values())
     waiting = [rank for rank, operation in waits.items() if operation.number == number]
     seconds = known.now - min(waits[rank].created for rank in waiting)
+    operation = waits[waiting[0]]
     head = (
-        f"{names(waiting)} {verb(waiting, 'wait')} in {short(waits[waiting[0]])}{group.name}"
-        f"{known.where(waiting[0], waits[waiting[0]])} for {seconds:.0f} s"
+        f"{names(waiting)} {verb(waiting, 'wait')} in {short(operation)}{group.name}"
+        f"{known.where(waiting[0], operation, group)} for {seconds:.0f} s"
     )
     others = [rank for rank in group.members if rank not in waiting]
     silent = [rank for rank in others if known.is_silent(rank)]

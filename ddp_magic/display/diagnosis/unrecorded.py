@@ -98,11 +98,30 @@ def transfers(rank: Rank) -> tuple[Transfer, ...]:
     return reported.transfers if reported is not None and is_recent(rank) else ()
 
 
-def place_in_thread(rank: Rank) -> str:
-    """Return where a thread waits for which the main thread waits, as `line 5, in a thread`."""
+def place_in_thread(rank: Rank, group: str = "") -> str:
+    """Return where a thread waits, as `line 5, in a thread`; empty if no thread is known to.
+
+    Args:
+        rank: Which rank.
+        group: The name of the group in whose collective it is; empty for a thread in any, for which
+            the main thread waits.
+    """
+    if (reported := rank.collectives) is None or not is_recent(rank):
+        return ""
+    if (thread := reported.threads.get(group)) is not None:
+        return ", ".join(filter(None, [thread, "in a thread"]))
+    return f"{reported.thread}, in a thread" if reported.thread else ""
+
+
+def waits_beside(rank: Rank, group: str) -> bool:
+    """Whether a thread is in a collective of a group, for which the main thread does not wait."""
     reported = rank.collectives
-    thread = reported.thread if reported is not None and is_recent(rank) else ""
-    return f"{thread}, in a thread" if thread else ""
+    return bool(
+        reported is not None
+        and is_recent(rank)
+        and group in reported.threads
+        and not reported.thread
+    )
 
 
 def different_roots(ranks: Sequence[Rank]) -> str:

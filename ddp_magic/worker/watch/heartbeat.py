@@ -24,8 +24,8 @@ from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
-from ddp_magic.worker.watch.main_thread import MainThread, place_of
-from ddp_magic.worker.watch.other_threads import thread_waited_for
+from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of
+from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
 from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import (
     awaited_transfers,
@@ -114,8 +114,7 @@ class HeartbeatThread:
         if frames := thread_waited_for():
             place = place_of(frames, self._activity.cell_labels)
             transfers = transfers_of(frames[0])
-            thread = "" if place.line is None else f"line {place.line}"
-            thread = ", ".join(filter(None, [place.cell, thread]))
+            thread = _line_words(place)
         peer = place.peer
         if peer is not None and not transfers:
             kind = "recv" if "recv" in place.call else "send"
@@ -126,6 +125,10 @@ class HeartbeatThread:
             transfers=transfers,
             root=place.root,
             thread=thread,
+            threads={
+                group: _line_words(place_of(frames, self._activity.cell_labels))
+                for group, frames in threads_in_groups().items()
+            },
             groups=groups,
             memberships=self._recorder.memberships(),
         )
@@ -202,6 +205,11 @@ class Stuck:
             if enqueued > completed
         }
         return max((now - since for _, since in self._since.values()), default=0.0)
+
+
+def _line_words(place: Place) -> str:
+    line = "" if place.line is None else f"line {place.line}"
+    return ", ".join(filter(None, [place.cell, line]))
 
 
 def _rss_mib() -> float:

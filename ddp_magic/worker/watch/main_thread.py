@@ -20,6 +20,8 @@ from time import clock_gettime, monotonic  # bound here: a cell may replace the 
 from types import CodeType, FrameType, MappingProxyType
 from typing import Any
 
+from torch.distributed import distributed_c10d
+
 from ddp_magic.system.frames import is_ours
 from ddp_magic.worker.watch.user_files import is_users_file
 
@@ -307,6 +309,15 @@ def peer_of(frames: list[FrameType]) -> int | None:
         if isinstance(value, int) and value >= 0:
             return value
     return None
+
+
+def group_of(frames: list[FrameType]) -> str:
+    """Return the name of the group whose collective is on the stack; empty if there is none."""
+    for frame in reversed(frames):
+        if frame.f_code.co_filename.endswith(_DISTRIBUTED) and "group" in frame.f_locals:
+            group = frame.f_locals["group"] or distributed_c10d.GroupMember.WORLD
+            return str(getattr(group, "group_name", ""))
+    return ""
 
 
 def root_of(frames: list[FrameType]) -> str:

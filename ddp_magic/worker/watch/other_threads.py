@@ -11,6 +11,7 @@ from ddp_magic.worker.watch.main_thread import (
     called_expression,
     frames_from,
     frames_of_main_thread,
+    group_of,
     is_in_torch_distributed,
 )
 from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function
@@ -41,6 +42,20 @@ def thread_waited_for() -> list[FrameType]:
         if _place(frame) is not None and is_in_torch_distributed(frames):
             return frames
     return []
+
+
+def threads_in_groups() -> dict[str, list[FrameType]]:
+    """Return the frames of the threads that are in collectives, by the name of the group.
+
+    Those of a group are left out in whose collective the main thread is too.
+    """
+    found = {}
+    for frame in _innermost_frames():
+        frames = frames_from(frame)
+        if _place(frame) is not None and (group := group_of(frames)):
+            found[group] = frames
+    found.pop(group_of(frames_of_main_thread()), None)
+    return found
 
 
 def _innermost_frames() -> list[FrameType]:

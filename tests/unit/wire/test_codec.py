@@ -94,7 +94,7 @@ _RIGHT = {
     "by_agent": True, "group": False, "cuda_error": "", "call": "", "inner": "", "root": "",
     "still_s": 0.0, "cpu_s": 0.0,
     "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "transfers": [], "groups": [],
-    "memberships": [], "thread": "", "takes_usr1": False,
+    "memberships": [], "thread": "", "threads": {}, "takes_usr1": False,
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "node": "n1",
     "phase": "running", "line": 3, "cell": "", "rss_mib": 1.0, "device_mib": None, "mark": 1,

@@ -9,7 +9,7 @@ import pytest
 
 from ddp_magic.display.diagnosis.hangs import ProcessState, explain, mismatches, reasons
 from ddp_magic.display.rank import Rank
-from ddp_magic.wire.collectives import GroupRecord, Operation
+from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
 from ddp_magic.wire.messages import Collectives
 from ddp_magic.wire.states import Phase
 from tests.unit.fakes import error, exited, finished, question
@@ -427,6 +427,38 @@ def test_a_report_that_is_behind_the_heartbeats_accuses_nobody() -> None:
     assert mismatches(ranks) == ["ranks 0, 2 called all_reduce #1, but rank 1 did not"]
     ranks[1].enqueued = {BEHIND.key: 1}
     assert mismatches(ranks) == []
+
+
+def test_a_collective_of_a_thread_beside_the_main_one_is_not_the_main_threads() -> None:
+    """Rank 1 sleeps; what its thread waits for is no reason why it has not joined the others."""
+    beside = {"7": "line 5"}
+    bg, empty = _group(_op(1), name="7", title="bg"), _group(name="7", title="bg")
+    ranks = [
+        _rank(0, WAITING, bg, line=7, call="all_reduce"),
+        _rank(1, BEHIND, bg, line=8, call="time.sleep"),
+        _rank(2, WAITING, empty, line=7, call="all_reduce"),
+    ]
+    for rank in ranks[:2]:
+        rank.collectives = replace(rank.collectives, threads=beside)  # type: ignore[type-var]
+    assert explain(ranks, NOW) == [
+        "ranks 0, 2 wait in all_reduce #2 (line 7) for 24 s; rank 1 has not joined: it is at line "
+        "8, in time.sleep, and waits in all_reduce #1 of group 'bg' (line 5, in a thread)",
+        "ranks 0, 1 wait in all_reduce #1 of group 'bg' (line 5, in a thread) for 24 s; rank 2 has "
+        "not joined: it waits in all_reduce #2 (line 7)",
+    ]
+
+
+def test_a_receive_of_the_main_thread_is_told_beside_a_collective_of_a_thread() -> None:
+    bg = _group(_op(1), name="7", title="bg")
+    ranks = [_rank(0, bg, line=7, call="recv"), _rank(1, line=8), _rank(2, line=8)]
+    ranks[0].collectives = replace(
+        ranks[0].collectives,  # type: ignore[type-var]
+        threads={"7": "line 5"},
+        transfers=(Transfer(kind="recv", peer=2),),
+    )
+    assert "rank 0 waits in recv from rank 2 (line 7) for 24 s; rank 2 is at line 8" in explain(
+        ranks, NOW
+    )
 
 
 def test_a_collective_of_a_thread_has_the_line_of_the_thread() -> None:

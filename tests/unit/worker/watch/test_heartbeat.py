@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,7 +17,7 @@ from ddp_magic.wire.messages import Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread, Stuck
-from ddp_magic.worker.watch.other_threads import thread_waited_for
+from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
 from tests.limits import HANG_S, within
 from tests.unit.worker.fakes import FakeChannel
 
@@ -116,6 +117,37 @@ def test_what_a_thread_waits_for_is_reported_with_its_line() -> None:
         "line 4",
         (Transfer(kind="recv", peer=1),),
     )
+
+
+def test_threads_in_collectives_are_reported_with_their_group() -> None:
+    """Also while the main thread does something else; but not of a group that it waits in too."""
+    heartbeats, _ = _thread(Activity(Phase.RUNNING, 1, {"/run/cell.py": ""}))
+    barrier = threading.Barrier(3)
+    group = SimpleNamespace(group_name="7")
+    names: dict[str, Any] = {"wait": lambda: [barrier.wait(HANG_S) for _ in range(2)]}
+    torchs = "/any/torch/distributed/distributed_c10d.py"
+    exec(compile("def all_reduce(tensor, group):\n    wait()", torchs, "exec"), names)
+    exec(compile("\n\ndef f(g):\n    all_reduce(None, g)", "/run/cell.py", "exec"), names)
+
+    threads = [threading.Thread(target=names["f"], args=(group,)) for _ in range(2)]
+    threads[0].start()
+    began = time.monotonic()
+    while not threads_in_groups() and within(time.monotonic() - began, HANG_S):
+        time.sleep(0.01)
+    assert heartbeats.collectives_of_cell().threads == {"7": "line 4"}
+
+    def report() -> None:
+        barrier.wait(HANG_S)
+        sent.append(heartbeats.collectives_of_cell())
+        barrier.wait(HANG_S)
+
+    sent: list[Collectives] = []
+    threads[1] = threading.Thread(target=report)
+    threads[1].start()
+    names["f"](group)
+    for thread in threads:
+        thread.join(HANG_S)
+    assert sent[0].threads == {}
 
 
 def test_for_how_long_a_collective_has_not_completed() -> None:
