@@ -5,9 +5,9 @@
     DDPMagicError
       x CellSyntaxError   a cell is not Python
       x CaptureError      a value of the notebook cannot be sent to the ranks
-      x LaunchError       no worker group came up (the agent died, a rank could not join), the
-                          notebook's process ran out of descriptors, or the session is in use by
-                          another thread
+      x LaunchError       no worker group came up, or it was lost (the agent died, a rank could not
+                          join, a cluster ended its job), the notebook's process ran out of
+                          descriptors, or the session is in use by another thread
       x WorkerError       the cell raised on a rank (the first one by time)
       x WorkerLostError   a rank ended without a traceback: a signal, an exit code
       x MismatchError     --check found a collective on which the ranks differ
@@ -88,7 +88,7 @@ class CaptureError(DDPMagicError):
 
 
 class LaunchError(DDPMagicError):
-    """No worker group came up; the agent's last words are in `details`."""
+    """No worker group came up, or it was lost; the agent's last words are in `details`."""
 
 
 class WorkerError(DDPMagicError):

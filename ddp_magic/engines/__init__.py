@@ -61,6 +61,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from ddp_magic.wire.kernel_events import OutsideEnd
 from ddp_magic.wire.specs import AgentSpec
 
 HERE = ("local", "torchrun")  # engines of this machine
@@ -96,6 +97,9 @@ class PlacedAgent(Protocol):
     def last_words(self) -> str:
         """Return the end of what it wrote to its own stdout and stderr."""
 
+    def outside_end(self) -> OutsideEnd | None:
+        """Return how it was ended from outside, once it has ended; None if that is not known."""
+
 
 class Engine(Protocol):
     """A way to place agents."""
@@ -128,6 +132,12 @@ class Job(Protocol):
 
     def running(self, job: str) -> None:
         """Note that a relay runs, with the values of the engine's `job_variables` there."""
+
+    def fate(self) -> str:
+        """Return what the cluster did to it, as the rest of a sentence; empty if nothing.
+
+        It is asked at the end: `was cancelled due to time limit`, `lost n2: node failure`.
+        """
 
     def cancel(self) -> None:
         """End it. Returns at once; may be called twice, and from any thread."""

@@ -7,6 +7,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
+from ddp_magic.system.processes import exit_words
+
 CANCEL_S = 5.0  # for the program to end its job, before it is killed
 LAST_WORDS_S = 10.0  # for what it wrote to be read, after its end
 
@@ -20,8 +22,11 @@ class Program:
         log: Is called with what it writes to its stderr.
 
     Attributes:
+        program: What a person calls the program.
         name: What a person calls the job; empty if that is not known.
     """
+
+    program = "program"
 
     def __init__(
         self, argv: Sequence[str], env: dict[str, str], log: Callable[[bytes], None]
@@ -49,6 +54,13 @@ class Program:
     def waits_for(self) -> str:
         """Return what it waits for in the queue; empty if it runs."""
         return self._waits_for
+
+    def fate(self) -> str:
+        """Return what the cluster did to the job, as the rest of a sentence; empty if nothing."""
+        code = self._process.returncode
+        if self._cancelled or code is None or code >= 0:
+            return ""
+        return f"lost its {self.program}, which was {exit_words(code)}"
 
     def cancel(self) -> None:
         """End the job. Returns at once."""

@@ -62,6 +62,8 @@ def problem_of(arguments: Sequence[str]) -> str:
 class RayJob(Program):
     """A running driver."""
 
+    program = "driver"
+
     def running(self, job: str) -> None:
         """Note that an agent is up, in this job."""
         self.name = f"Ray job {job}"

@@ -17,10 +17,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.engines import Job
+from ddp_magic.engines.nodes import Nodes
 from ddp_magic.engines.to_nodes import Far, ToNodes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
@@ -40,36 +40,6 @@ from ddp_magic.wire.specs import AgentSpec
 SILENT_S = 30.0
 
 
-@dataclass
-class Nodes:
-    """What the nodes have said of themselves.
-
-    Attributes:
-        hosts: Their names, by number.
-        ended: Those whose agent has ended, and whether it had reported that.
-        heard: When each last said something, on the monotonic clock, s.
-    """
-
-    hosts: dict[int, str] = field(default_factory=dict)
-    ended: dict[int, bool] = field(default_factory=dict)
-    heard: dict[int, float] = field(default_factory=dict)
-
-    def silent(self, now: float, silent_s: float) -> int | None:
-        """Return a node that has said nothing for a while, though another has; None if none has.
-
-        If all are silent, the job may be suspended.
-
-        Args:
-            now: On the monotonic clock, s.
-            silent_s: How long, in seconds; a relay says something every second.
-        """
-        heard = {n: at for n, at in list(self.heard.items()) if n not in self.ended}
-        latest, earliest = max(heard.values(), default=0.0), min(heard.values(), default=0.0)
-        if now - latest > silent_s / 4 or now - earliest < silent_s:
-            return None
-        return min(heard, key=heard.__getitem__)
-
-
 class NearRelay:
     """Carries frames between the kernel's socket and the nodes.
 
@@ -83,6 +53,8 @@ class NearRelay:
         job: The job; None before it has been started.
         nodes: What is known of the nodes.
         error: Why the streams cannot be read any more; empty if they can.
+        cancelled: Whether the kernel has ended the job.
+        broke: When the streams ended, or could not be read any more, in seconds since the epoch.
         ended: Set at the end, when everything has been carried.
     """
 
@@ -106,6 +78,8 @@ class NearRelay:
         self.job: Job | None = None
         self.nodes = Nodes()
         self.error = ""
+        self.cancelled = False
+        self.broke = 0.0
         self.ended = threading.Event()
         payload = json.dumps({**start, "spec": spec.to_json()}).encode()
         self._to_nodes.put(Frame(ALL, Kind.START, 0, payload))
@@ -114,6 +88,7 @@ class NearRelay:
 
     def cancel(self) -> None:
         """End the job, or do not start it."""
+        self.cancelled = True
         with self._lock:
             self._launch = _not_launched
             job = self.job
@@ -146,6 +121,7 @@ class NearRelay:
         except Exception as error:  # noqa: BLE001 -- whatever it is, nobody waits for ever
             self._fail(error)
         finally:
+            self.broke = self.broke or time.time()
             self._directory.log_agent(self._lines.end())
             job.wait()
             self._end(down)
@@ -158,6 +134,7 @@ class NearRelay:
 
     def _fail(self, error: Exception) -> None:
         self.error = str(error) or type(error).__name__
+        self.broke = time.time()
         self.cancel()
 
     def _end(self, down: threading.Thread) -> None:
@@ -172,9 +149,8 @@ class NearRelay:
         """End the job if a node is gone; srun notices that after minutes, or never."""
         node = self.nodes.silent(time.monotonic(), self._silent_s)
         if node is not None and not self.error:
-            host = self.nodes.hosts.get(node, f"node {node}")
-            self.error = f"{host} has said nothing for {self._silent_s:g} s"
-            self.cancel()
+            words = f"{self.nodes.name(node)} has said nothing for {self._silent_s:g} s"
+            self._fail(TimeoutError(words))
 
     def _take_stream(self, node: int, piece: bytes) -> None:
         self.nodes.heard[node] = time.monotonic()
@@ -183,7 +159,7 @@ class NearRelay:
 
     def _take(self, node: int, frame: Frame) -> None:
         match frame.kind:
-            case Kind.NODE | Kind.ENDED:
+            case Kind.NODE | Kind.ENDED | Kind.SIGNALED:
                 self._take_news(node, frame)
             case Kind.HEAD:
                 self._to_nodes.put(Frame(ALL, Kind.HEAD, 0, frame.payload))
@@ -205,6 +181,10 @@ class NearRelay:
     def _take_news(self, node: int, frame: Frame) -> None:
         if frame.kind is Kind.ENDED:
             self.nodes.ended[node] = bool(frame.connection)
+            return
+        if frame.kind is Kind.SIGNALED:
+            if not self.cancelled:
+                self.nodes.note_signal(frame.connection)
             return
         said = json.loads(frame.payload)
         if self.job is not None:

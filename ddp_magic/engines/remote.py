@@ -18,6 +18,7 @@ from ddp_magic.engines import HERE, Job, NodesEngine
 from ddp_magic.engines.relay import NearRelay
 from ddp_magic.system.entry_points import RELAY, command, last_words
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import OutsideEnd
 from ddp_magic.wire.specs import AgentSpec
 
 GROUP = "ddp_magic.engines"  # entry points of other packages
@@ -113,11 +114,8 @@ class RemoteAgents:
         for node, reported in list(nodes.ended.items()):
             if not reported and node not in self._died:
                 self._died.add(node)
-                host = nodes.hosts.get(node, f"node {node}")
+                host = nodes.name(node)
                 notes.append(f"the agent on {host} ended without a report, and its ranks with it")
-        if self._relay.error and self.ended():
-            notes.append(f"the connection to the nodes was lost: {self._relay.error}")
-            self._relay.error = ""
         return notes
 
     def _job_name(self) -> str:
@@ -147,3 +145,19 @@ class RemoteAgents:
     def last_words(self) -> str:
         """Return the end of what the engine and the agents wrote."""
         return last_words(self._directory.agent_log)
+
+    def outside_end(self) -> OutsideEnd | None:
+        """Return how the cluster has ended the job; None if the kernel did, or nobody."""
+        relay, job = self._relay, self._relay.job
+        if relay.error:
+            what = "the job could not be started" if job is None else "lost the nodes"
+            return OutsideEnd(text=f"{what}: {relay.error}", time=relay.broke)
+        if job is None or (relay.cancelled and relay.nodes.signaled is None):
+            return None
+        words = relay.nodes.outside_words()
+        if relay.nodes.hosts and not words:
+            return None
+        if not (fate := job.fate() or words):
+            return None
+        _, when = relay.nodes.signaled or (0, relay.broke)
+        return OutsideEnd(text=f"{job.name or 'the job'} {fate}", time=when)

@@ -17,6 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ddp_magic.engines.program import Program
+from ddp_magic.engines.slurm_options import problem_of
+from ddp_magic.engines.slurm_words import BUSY, GRANTED, QUEUED, Fate, queue_words
+
+__all__ = ["START", "launch", "problem", "problem_of"]
 
 START = {
     "node_name_variable": "SLURMD_NODENAME",
@@ -26,42 +30,19 @@ START = {
 NODE_VARIABLE = "SLURM_PROCID"
 POLL_S = 2.0  # between two looks at the queue
 QUERY_S = 10.0  # for an answer of the controller's
-_QUEUED = re.compile(r"srun: job (\d+) queued and waiting")
-_GRANTED = re.compile(r"srun: job \d+ has been allocated")
-_BUSY = re.compile(r"srun: .*[Ss]tep creation temporarily disabled, retrying \((.+)\)")
 # What srun keeps of an allocation that it is started in; the rest would be its own options.
 _OF_ALLOCATION = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 _OURS = re.compile(
     r"SLURM_(UNBUFFEREDIO|LABELIO|STD\w+MODE|WAIT|EXPORT_ENV|MPI_TYPE|EXIT_\w+"
-    r"|N?NODES|N?TASKS|NPROCS|NTASKS_PER_\w+|STEP_\w+|OVERLAP|EXACT)"
+    r"|BCAST|MULTI_PROG|N?NODES|N?TASKS|NPROCS|NTASKS_PER_\w+|STEP_\w+|OVERLAP|EXACT)"
 )
 _CPUS = re.compile(r"-c|--cpus-per-(task|gpu)|--exclusive|-B|--extra-node-info")
-# Options that would break the streams, or say otherwise how many agents there are.
-_OWN = {
-    "-n": "-n and -N of %%ddp say how many", "--ntasks": "-n and -N of %%ddp say how many",
-    "-N": "use -N of %%ddp", "--nodes": "use -N of %%ddp",
-    "--ntasks-per-node": "one agent per node starts the ranks of -n",
-    "-o": "the ranks' output is shown in the notebook", "--output": "use %ddp_logs",
-    "-i": "ranks ask in the notebook", "--input": "ranks ask in the notebook",
-    "-u": "it tears lines apart", "--unbuffered": "it tears lines apart",
-    "--pty": "ranks ask in the notebook", "-b": "use --detach", "--batch": "use --detach",
-}  # fmt: skip
 
 
 def problem() -> str:
     """Return why there can be no run here; empty if there can."""
     if shutil.which("srun") is None:
         return "there is no srun on the PATH: start the notebook on a login node or in a job"
-    return ""
-
-
-def problem_of(arguments: Sequence[str]) -> str:
-    """Return which of these arguments of srun cannot be used, and why; empty if all can."""
-    for word in arguments:
-        name = word.partition("=")[0]
-        short = name[:2] if not name.startswith("--") and name[:2] in _OWN else name
-        if why := _OWN.get(short):
-            return f"{name} cannot be used: {why}"
     return ""
 
 
@@ -117,6 +98,8 @@ class SlurmJob(Program):
         is_step: Whether it is a step of a job that was there before.
     """
 
+    program = "srun"
+
     def __init__(
         self,
         argv: Sequence[str],
@@ -127,6 +110,7 @@ class SlurmJob(Program):
     ) -> None:
         self._is_step = is_step
         self._job = ""  # and its step, once that is known
+        self._fate = Fate()
         super().__init__(argv, env, log)
 
     def running(self, job: str) -> None:
@@ -140,26 +124,31 @@ class SlurmJob(Program):
         if job:
             self._ask("scancel", job)
 
+    def fate(self) -> str:
+        """Return what the cluster did to the job, in words for the rest of a sentence."""
+        return self._fate.words() or super().fate()
+
     def _hear(self, text: str) -> bool:
-        if queued := _QUEUED.search(text):
+        if not self._cancelled:
+            self._fate.hear(text)
+        if queued := QUEUED.search(text):
             self._job = queued[1]
-            self._waits_for = f"queued as Slurm job {queued[1]}"
+            self.name = f"Slurm job {queued[1]}"
+            self._waits_for = f"queued as {self.name}"
             threading.Thread(target=self._watch_queue, args=(queued[1],), daemon=True).start()
-        elif _GRANTED.search(text):
+        elif GRANTED.search(text):
             self._waits_for = ""
-        elif busy := _BUSY.search(text):
+        elif busy := BUSY.search(text):
             self._waits_for = f"queued in its allocation: {busy[1]}"
         return False
 
     def _watch_queue(self, job: str) -> None:
         """Say, as long as it is queued, why, and when Slurm expects it to start."""
-        head = f"queued as Slurm job {job}"
-        while self._waits_for.startswith(head) and self._process.poll() is None:
-            state, _, rest = self._ask("squeue", "-h", "-j", job, "-o", "%T|%r|%S").partition("|")
-            reason, _, start = rest.partition("|")
-            if state == "PENDING" and self._waits_for.startswith(head):
-                when = f", starts about {start.replace('T', ' ')}" if start[:1].isdigit() else ""
-                self._waits_for = f"{head}: {reason}{when}"
+        while self._waits_for.startswith("queued") and self._process.poll() is None:
+            state, _, rest = self._ask("squeue", "-h", "-j", job, "-o", "%T|%S|%r").partition("|")
+            start, _, reason = rest.partition("|")
+            if state == "PENDING" and self._waits_for.startswith("queued"):
+                self._waits_for = queue_words(job, reason, start)
             time.sleep(POLL_S)
 
     def _ask(self, *argv: str) -> str:

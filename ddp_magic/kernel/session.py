@@ -60,7 +60,9 @@ class Session:
         return not self.group.ended
 
     def why_it_ended(self) -> str:
-        """Return which rank ended first, and how."""
+        """Return what ended it: the cluster, or the end of a rank."""
+        if self.group.outside is not None:
+            return self.group.outside.text
         first = self.group.first_exit
         if first is None:
             return "its agent died"

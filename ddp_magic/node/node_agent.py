@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -13,6 +14,8 @@ from ddp_magic.wire.specs import AgentSpec
 def main() -> NoReturn:
     """Run the ranks of this node. stdin says what to run, once the nodes know of each other."""
     processes.die_with_parent(os.getppid())
+    for sig in (signal.SIGUSR1, signal.SIGUSR2):  # to all of a job, for the ranks
+        signal.signal(sig, lambda *_: None)
     from ddp_magic.node import agent, elastic  # with torch, while the nodes come together
 
     spec = AgentSpec.from_json(sys.stdin.read())

@@ -149,8 +149,8 @@ def _become_rank(agent_pid: int, main: Callable[[], NoReturn]) -> NoReturn:
     try:
         os.setsid()
         processes.die_with_parent(agent_pid)
-        for sig in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(sig, signal.SIG_DFL)
+        for sig in ("TERM", "HUP", "QUIT", "USR1", "USR2"):
+            signal.signal(signal.Signals[f"SIG{sig}"], signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         main()

@@ -47,12 +47,11 @@ OTHERS_S = 1.0  # for the kernel to end the ranks of the other nodes, and hear o
 DRAIN_S = 1.0  # for the ranks' last words, after the agent's end
 # After one of these messages, files of the run may be new that somebody reads where the kernel is.
 _AFTER = ("Finished", "Error", "Results", "WorkerExited")
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # torch's agent ends by them
 
 
 def main() -> NoReturn:
     """Be the relay of one node, until its agent has ended or the kernel is gone."""
-    for sig in (signal.SIGINT, signal.SIGTERM):  # of the whole step: the kernel decides
-        signal.signal(sig, signal.SIG_IGN)
     processes.adopt_orphans()
     relay = Relay(int(os.environ[sys.argv[1]]))
     try:
@@ -87,12 +86,14 @@ class Relay:
         self._kernel_ended = False
         self._drained_by: float | None = None
         self._stacks_until = 0.0  # a rank is about to write its stack
+        self._signals = _catch_signals()
 
     def run(self) -> int:
         """Carry frames; return the exit code: 0 if the agent reported its end."""
         os.set_blocking(0, False)
         self._selector.register(0, selectors.EVENT_READ, self._read_kernel)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._tell_signals)
         while not self._over():
             soon = self._drained_by is not None or time.monotonic() < self._stacks_until
             for key, _ in self._selector.select(SOON_S if soon else IDLE_S):
@@ -143,6 +144,12 @@ class Relay:
             except OSError:  # the engine's stream is gone
                 self._kernel_ended = True
                 return
+
+    def _tell_signals(self, fd: int) -> None:
+        """Say that a signal came, before it is told what it did to the agent and the ranks."""
+        for number in os.read(fd, 64):
+            if number in _ENDS:
+                self._tell(Kind.SIGNALED, number)
 
     # --- from the kernel ----------------------------------------------------------------------
 
@@ -308,6 +315,21 @@ class Relay:
     def _send_files(self) -> None:
         for payload in self._directory.new_files():
             self._tell(Kind.FILE, 0, payload)
+
+
+def _catch_signals() -> int:
+    """Survive what is sent to all processes of a job; return a descriptor that has the numbers.
+
+    The kernel decides what becomes of the job. SIGUSR1 and SIGUSR2 are the ranks' own: `#SBATCH
+    --signal=USR1@60` warns of the end.
+    """
+    read_end, write_end = os.pipe()
+    for fd in (read_end, write_end):
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for sig in (*_ENDS, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(sig, lambda *_: None)
+    return read_end
 
 
 def _whereabouts(job_variables: list[str]) -> dict[str, str]:

@@ -140,6 +140,19 @@ class Restarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutsideEnd:
+    """The cluster, or somebody else, has ended a run; or its nodes were lost.
+
+    Attributes:
+        text: How, in a sentence.
+        time: When, in seconds since the epoch; what happened to the ranks later follows from it.
+    """
+
+    text: str
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupEnded:
     """Every process of a group has ended.
 
@@ -148,12 +161,14 @@ class GroupEnded:
         agent_error: A traceback of the agent's own; empty if nothing went wrong there.
         agent_words: The end of the agent's log.
         swept: Number of processes that the ranks had left behind.
+        outside: How it was ended from outside; None if it was not, as far as is known.
     """
 
     agent_died: bool = False
     agent_error: str = ""
     agent_words: str = ""
     swept: int = 0
+    outside: OutsideEnd | None = None
 
 
 RunEvent: TypeAlias = (

@@ -49,6 +49,7 @@ class Kind(enum.IntEnum):
     NODE = 9  # from the nodes: where the relay runs
     ALIVE = 11  # from the nodes: every second
     ENDED = 10  # from the nodes: the agent has ended, and this is the last frame
+    SIGNALED = 12  # from the nodes: the relay got this signal, as all processes of a job may
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,59 @@ def test_arguments_that_change_the_output(kernel: Kernel, arguments: str) -> Non
     assert result.text.count("z" * 5000) == 2
 
 
+def test_a_job_that_is_cancelled(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """By `scancel` from outside: that is told, and not that ranks were killed."""
+    message = kernel.start(_cell("import time\nprint('up')\ntime.sleep(1000)"))
+    kernel.finish(message, until="[rank 3] up")
+    (job,) = slurm.jobs()
+    slurm.run("scancel", job)
+    result = kernel.finish(message)
+    assert result.error["ename"] == "LaunchError", result
+    assert f"LaunchError: Slurm job {job}.0 was cancelled" in result.traceback
+    assert "SIGTERM" not in result.traceback
+
+
+def test_a_job_that_is_cancelled_in_the_queue(kernel: Kernel, slurm: SlurmCluster) -> None:
+    message = kernel.start("%%ddp -n 1 -N 2 --engine slurm --engine-args='-b now+1hour'\n1")
+    deadline = time.monotonic() + HANG_S
+    while not (jobs := slurm.jobs()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    slurm.run("scancel", *jobs)
+    result = kernel.finish(message)
+    assert f"LaunchError: Slurm job {jobs[0]} was cancelled" in result.traceback, result
+
+
+def test_a_session_whose_job_is_cancelled(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """Between two cells: the next one says so, and has new ranks."""
+    kernel.run(_cell("x = 1", "--session lab"))
+    (job,) = slurm.jobs()
+    slurm.run("scancel", job)
+    deadline = time.monotonic() + HANG_S
+    while slurm.jobs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    result = kernel.run(_cell("print('x' in globals())", "--session lab"))
+    assert f"its last cell: Slurm job {job}.0 was cancelled" in result.text, result
+    assert result.text.count("] False") == 4
+    kernel.run("%ddp_stop lab")
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_signals_of_the_users(kernel: Kernel, slurm: SlurmCluster, name: str) -> None:
+    """Slurm sends them to all processes of a job, to warn of its end: they are the ranks' own."""
+    message = kernel.start(
+        _cell(
+            "import signal, time\nfound = []\n"
+            f"signal.signal(signal.SIG{name}, lambda *_: found.append(1))\nprint('up')\n"
+            "while not found: time.sleep(0.05)\ndist.barrier()\nprint('saved')"
+        )
+    )
+    kernel.finish(message, until="[rank 3] up")
+    slurm.run("scancel", "-s", name, slurm.jobs()[0])
+    result = kernel.finish(message)
+    assert result.status == "ok", result
+    assert result.text.count("] saved") == 4
+
+
 def test_in_an_allocation(slurm: SlurmCluster, new_kernel: Callable[..., Kernel]) -> None:
     """A notebook in `salloc`: the run is a step beside it, and ends alone."""
     job = slurm.allocate()

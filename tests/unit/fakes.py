@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from ddp_magic.display.question_box import Reply
 from ddp_magic.display.record import RunRecord
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.kernel_events import GroupEnded, Note, Rejoined, RunEvent, Stream
+from ddp_magic.wire.kernel_events import GroupEnded, Note, OutsideEnd, Rejoined, RunEvent, Stream
 from ddp_magic.wire.messages import (
     Answer,
     Command,
@@ -80,6 +80,7 @@ class FakeGroup:
         self.where = ""
         self.pids: dict[int, int] = {}
         self.first_exit: WorkerExited | None = None
+        self.outside: OutsideEnd | None = None
         self.commands: list[tuple[Any, ...]] = []
         self._batches = deque(batches)
         self._reactions = dict(on or {})
@@ -164,8 +165,8 @@ class FakeGroup:
         events: list[RunEvent] = []
         for event in batch:
             match event:
-                case GroupEnded():
-                    self.ended = True
+                case GroupEnded(outside=outside):
+                    self.ended, self.outside = True, outside
                 case WorkerHello(rank=rank, pid=pid):
                     self.pids[rank] = pid
                 case WorkerExited():

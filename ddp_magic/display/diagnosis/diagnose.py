@@ -24,6 +24,7 @@ _CONTROLS = re.compile(
 )
 _NCCL_REASON = "Last error:"  # the line below it says what NCCL found
 
+_ASKED = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _HINTS = {
     signal.SIGKILL: "often the machine ran out of memory: lower the batch size or -n",
     signal.SIGSEGV: "a crash in C code",
@@ -76,6 +77,13 @@ class Failure:
     def met_other_sizes(self) -> bool:
         """Whether gloo ended it, since another rank sent tensors of another size."""
         return bool(_OTHER_SIZE.search(_abort_reason(self.last_words)))
+
+    @property
+    def is_signaled(self) -> bool:
+        """Whether it ended by a signal that asks a process to end, or by its KeyboardInterrupt."""
+        if self.error is not None:
+            return self.error.ename == "KeyboardInterrupt"
+        return self.code is not None and -self.code in _ASKED
 
     @property
     def is_victim(self) -> bool:

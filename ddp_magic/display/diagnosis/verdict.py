@@ -39,6 +39,7 @@ from ddp_magic.wire.states import State
 
 MANY_RANKS = 8  # more than these are counted, not listed
 AGENT_LINES = 20  # of the agent's log, in the error
+OUTSIDE_S = 0.5  # the clocks of nodes differ a little
 _AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
 
 
@@ -102,6 +103,8 @@ def judge(  # noqa: PLR0911 -- one for each end
         return State.FAILED, _mismatch(evidence, own)
     # If the agent ended, its ranks died of that, and some reported the death of others before.
     agent_ended = evidence.group.agent_died or _AGENT_SIGNALED.search(evidence.group.agent_error)
+    if evidence.stop in (None, StopReason.PEER_FAILED) and _is_from_outside(evidence, failures):
+        return State.FAILED, _ended_from_outside(evidence)
     match evidence.stop:
         case StopReason.INTERRUPT | StopReason.DEBUGGER:
             return State.CANCELLED, _interrupted(evidence, own)
@@ -158,6 +161,31 @@ def _mismatch(evidence: Evidence, own: list[Failure]) -> MismatchError:
         if failure.error is not None and not failure.is_victim
     ]
     return MismatchError(evidence.mismatch, details=[*lines, *raised])
+
+
+def _is_from_outside(evidence: Evidence, failures: list[Failure]) -> bool:
+    """Return whether the cluster ended the run, and no rank had failed before."""
+    outside = evidence.group.outside
+    if outside is None:
+        return False
+    before = outside.time - OUTSIDE_S
+    return all(f.is_victim or f.is_signaled or f.time > before for f in failures)
+
+
+def _ended_from_outside(evidence: Evidence) -> LaunchError:
+    outside = evidence.group.outside
+    assert outside is not None  # noqa: S101 -- `_is_from_outside`
+    were: dict[str, list[int]] = {}
+    for rank in evidence.ranks:
+        if rank.ran and not rank.succeeded:
+            were.setdefault(rank.where or " running", []).append(rank.rank)
+    lines = [
+        f"{rank_names(ranks)} {'were' if len(ranks) > 1 else 'was'}{where}"
+        for where, ranks in were.items()
+    ]
+    # What could not be started says why in the log.
+    words = [] if were else evidence.group.agent_words.splitlines()[-AGENT_LINES:]
+    return LaunchError(outside.text, details=[*words, *lines, *evidence.waits])
 
 
 def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:

@@ -131,6 +131,7 @@ class Agents:
             agent_error=errors[0] if errors else "",
             agent_words="" if self._placed is None else self._placed.last_words(),
             swept=self._swept + sum(report.swept for report in self._reports),
+            outside=None if self._placed is None else self._placed.outside_end(),
         )
 
     def sweep(self, pids: Iterable[int]) -> None:

@@ -21,6 +21,7 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Note,
+    OutsideEnd,
     PulledValues,
     Rejoined,
     Restarted,
@@ -69,6 +70,7 @@ class WorkerGroup:
 
     Attributes:
         ended: Whether every process of the group has ended.
+        outside: How it was ended from outside; None if it was not, as far as is known.
     """
 
     def __init__(  # noqa: PLR0913 -- each is independent of the others
@@ -92,6 +94,7 @@ class WorkerGroup:
         self._nnodes = nnodes
         self.kept = kept
         self.ended = False
+        self.outside: OutsideEnd | None = None
         self.max_restarts = max_restarts
         self._gpu_locks = gpu_locks
         self._lost_s = lost_s
@@ -383,7 +386,9 @@ class WorkerGroup:
         for event in events:
             self._heed(event)
         self.ended = True
-        return [*events, self._agents.end_event()]  # their reports may be among the rest
+        end = self._agents.end_event()  # their reports may be among the rest
+        self.outside = end.outside
+        return [*events, end]
 
     def _wait_until_ended(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

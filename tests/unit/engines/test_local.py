@@ -64,6 +64,8 @@ class Placed:
     def last_words(self) -> str:
         return ""
 
+    def outside_end(self) -> None: ...
+
 
 @pytest.fixture
 def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines.relay import NearRelay, Nodes
+from ddp_magic.engines.relay import NearRelay
 from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import encode
 from ddp_magic.wire.memory import Segment
@@ -36,6 +37,7 @@ class FakeJob:
         self.from_kernel, self.stdin = os.pipe()
         self.stdout, self.to_kernel = os.pipe()
         self.name = ""
+        self.words = ""
         self.cancelled = False
         self.ended = threading.Event()
 
@@ -44,6 +46,9 @@ class FakeJob:
 
     def running(self, job: str) -> None:
         self.name = job
+
+    def fate(self) -> str:
+        return self.words
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -241,24 +246,6 @@ def test_a_job_that_cannot_be_started(tmp_path: Path) -> None:
     assert relay.error == "no srun"
 
 
-@pytest.mark.parametrize(
-    ("heard", "ended", "silent"),
-    [
-        ({0: 100.0, 1: 100.0}, {}, None),
-        ({0: 100.0, 1: 69.0}, {}, 1),
-        ({0: 100.0, 1: 80.0}, {}, None),
-        ({0: 60.0, 1: 60.0}, {}, None),
-        ({0: 100.0, 1: 60.0}, {1: True}, None),
-        ({}, {}, None),
-    ],
-)
-def test_a_node_that_is_gone(
-    heard: dict[int, float], ended: dict[int, bool], silent: int | None
-) -> None:
-    """It is silent and others are not; if all are, the job may be suspended."""
-    assert Nodes(heard=heard, ended=ended).silent(100.5, 30.0) == silent
-
-
 def test_the_job_ends_with_a_node_that_is_gone(scene: Scene) -> None:
     scene.say(0, Kind.ALIVE)
     scene.say(1, Kind.ALIVE)
@@ -269,3 +256,13 @@ def test_the_job_ends_with_a_node_that_is_gone(scene: Scene) -> None:
     assert scene.relay.ended.wait(HANG_S)
     assert scene.job.cancelled
     assert scene.relay.error == "node 1 has said nothing for 30 s"
+
+
+def test_a_signal_to_the_whole_job_is_noted(scene: Scene) -> None:
+    """It came before the end of any agent, and the kernel had not cancelled the job."""
+    scene.say(1, Kind.SIGNALED, signal.SIGTERM)
+    scene.say(1, Kind.ENDED, 1)
+    while not scene.relay.nodes.ended:
+        pass
+    assert scene.relay.nodes.signaled is not None
+    assert scene.relay.nodes.signaled[0] == signal.SIGTERM

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from ddp_magic.engines import remote, slurm
+from ddp_magic.engines.remote import RemoteAgents
+from ddp_magic.wire.relay import Frame, Kind, LineWriter
+from ddp_magic.wire.specs import AgentSpec, WorkerSettings
+from tests.limits import HANG_S
+from tests.unit.engines.test_relay import FakeJob
 
 
 @pytest.fixture
@@ -44,3 +54,69 @@ def test_another_packages() -> None:
 def test_there_is_none(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         remote.find(name)
+
+
+class Scene:
+    """Agents on two nodes whose job is the test's own."""
+
+    def __init__(self, directory: Path, fate: str) -> None:
+        self.job = FakeJob()
+        self.job.words = fate
+        engine = SimpleNamespace(START={}, launch=lambda *_, **__: self.job)
+        worker = WorkerSettings(socket="", directory=str(directory), device="cpu")
+        spec = AgentSpec(run_id="r", kernel_pid=1, nproc=1, sys_path=(), worker=worker, nnodes=2)
+        self.agents = RemoteAgents(cast("Any", engine), spec, {}, [])
+
+    def end(self, *said: tuple[int, Kind, int]) -> str | None:
+        """Let nodes say something, and the job end; return how it was ended from outside."""
+        lines = [LineWriter(node) for node in range(2)]
+        for node, kind, number in said:
+            payload = b'{"host": "n%d", "job": "5.0"}' % (node + 1) if kind is Kind.NODE else b""
+            frame = Frame(node, kind, number, payload).encode()
+            os.write(self.job.to_kernel, lines[node].lines(frame))
+        self.job.end()
+        deadline = time.monotonic() + HANG_S
+        while not self.agents.ended() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        found = self.agents.outside_end()
+        return None if found is None else found.text
+
+
+UP = ((0, Kind.NODE, 0), (1, Kind.NODE, 0))
+ENDED = ((0, Kind.ENDED, 1), (1, Kind.ENDED, 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "fate", "text"),
+    [
+        ((*UP, *ENDED), "was cancelled", None),  # so srun says when a node fails
+        ((*UP, (0, Kind.SIGNALED, signal.SIGTERM), *ENDED), "was cancelled", "5.0 was cancelled"),
+        (
+            (*UP, (0, Kind.SIGNALED, signal.SIGINT), *ENDED),
+            "",
+            "5.0 was ended from outside, by SIGINT",
+        ),
+        ((*UP, ENDED[0]), "lost n2: node failure", "5.0 lost n2: node failure"),
+        ((*UP, ENDED[0]), "", "5.0 lost its relay on n2"),
+        ((), "was cancelled", "the job was cancelled"),
+        ((), "", None),
+    ],
+)
+def test_how_a_job_was_ended_from_outside(
+    tmp_path: Path, said: tuple[tuple[int, Kind, int], ...], fate: str, text: str | None
+) -> None:
+    """The cluster's words, if what the nodes say agrees."""
+    assert Scene(tmp_path, fate).end(*said) == text
+
+
+def test_what_the_kernel_ends_was_not_ended_from_outside(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "")
+    scene.agents.kill()
+    assert scene.end() is None
+
+
+def test_a_stream_that_breaks(tmp_path: Path) -> None:
+    """The nodes may be well, but nobody can say."""
+    scene = Scene(tmp_path, "")
+    os.write(scene.job.to_kernel, b"\x1e0 5 AAAA\n")
+    assert str(scene.end()).startswith("lost the nodes: the output of the nodes arrives incomplete")

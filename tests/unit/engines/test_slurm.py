@@ -61,21 +61,6 @@ def test_the_users_own_defaults_are_kept() -> None:
     assert slurm.environment(env, inside=False) == kept
 
 
-@pytest.mark.parametrize(
-    "word", ["-n", "-n4", "--ntasks=4", "-N2", "--nodes", "-u", "-o", "--output=x", "--pty", "-i"]
-)
-def test_arguments_that_are_ours(word: str) -> None:
-    assert slurm.problem_of(["-p", "gpu", word]).startswith(word.partition("=")[0])
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[], ["-p", "gpu", "-t", "30"], ["--nodelist=n1,n2"], ["-l"], ["--network=x", "-A", "a"]],
-)
-def test_arguments_that_are_not(words: list[str]) -> None:
-    assert slurm.problem_of(words) == ""
-
-
 @pytest.mark.parametrize(("is_step", "ended"), [(False, "15"), (True, "15.3")])
 def test_an_srun_that_is_killed_leaves_no_job(tmp_path: Path, is_step: bool, ended: str) -> None:
     """Nor does it end one that was there before."""
@@ -99,3 +84,16 @@ def test_a_queued_job_ends_with_its_srun(tmp_path: Path) -> None:
     job = slurm.SlurmJob(["sh", "-c", srun], env, lambda _line: None)
     job.wait()
     assert (tmp_path / "ended").read_text() == "7\n"
+
+
+def test_an_srun_that_is_killed_has_lost_its_job(tmp_path: Path) -> None:
+    """Unless the kernel has ended it."""
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for cancels, fate in ((False, "lost its srun, which was killed by SIGKILL"), (True, "")):
+        job = slurm.SlurmJob(["sleep", str(2 * HANG_S)], env, lambda _line: None)
+        if cancels:
+            job.cancel()
+        else:
+            os.kill(job._process.pid, signal.SIGKILL)
+        job.wait()
+        assert job.fate() == fate

@@ -51,6 +51,8 @@ class FakeAgent:
     def last_words(self) -> str:
         return self.words
 
+    def outside_end(self) -> None: ...
+
 
 class FakeEngine:
     """Places that agent."""

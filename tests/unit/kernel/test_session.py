@@ -12,7 +12,7 @@ import pytest
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.session import END_S, Session, Sessions
-from ddp_magic.wire.kernel_events import GroupEnded
+from ddp_magic.wire.kernel_events import GroupEnded, OutsideEnd
 from tests.limits import HANG_S
 from tests.unit.fakes import FakeGroup, exited, hello, press_stop
 
@@ -64,6 +64,15 @@ def test_an_agent_that_dies_between_cells(tmp_path: Path) -> None:
         "its variables"
     ]
     assert sessions.take_loss("lab") == []  # it is said once
+
+
+def test_a_job_that_the_cluster_ends_between_cells(tmp_path: Path) -> None:
+    """That its ranks died of it says nothing."""
+    sessions = Sessions()
+    end = GroupEnded(outside=OutsideEnd(text="Slurm job 5.0 was cancelled", time=1.0))
+    sessions.add(_session(_group(tmp_path, between=[exited(1, -15), end])))
+    assert list(sessions) == []
+    assert "last cell: Slurm job 5.0 was cancelled;" in sessions.take_loss("lab")[0]
 
 
 def test_ending_a_session(tmp_path: Path) -> None:

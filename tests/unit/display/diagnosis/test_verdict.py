@@ -23,7 +23,14 @@ from ddp_magic.errors import (
 )
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.collectives import Transfer
-from ddp_magic.wire.kernel_events import ConnectionLost, GroupEnded, Killed, RunEvent, StackDumped
+from ddp_magic.wire.kernel_events import (
+    ConnectionLost,
+    GroupEnded,
+    Killed,
+    OutsideEnd,
+    RunEvent,
+    StackDumped,
+)
 from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, DebuggerQuit, Idle, Interrupted
 from ddp_magic.wire.states import State
 from tests.unit.fakes import (
@@ -576,3 +583,53 @@ def test_a_mismatch_shows_the_lines_and_what_a_rank_had_raised() -> None:
         "rank 1, line 2:  dist.barrier()",
         "rank 1 raised ValueError at line 1: a bad batch",
     )
+
+
+CANCELLED = GroupEnded(outside=OutsideEnd(text="Slurm job 5.0 was cancelled", time=5.0))
+
+
+@pytest.mark.parametrize("stop", [None, StopReason.PEER_FAILED])
+@pytest.mark.parametrize(
+    "end",
+    [
+        [exited(1, -15, 4.9)],
+        [exited(1, -9, 5.1)],
+        [error(1, GLOO, 4.0), exited(1, 1, 4.1)],
+        [error(1, "", 4.9, ename="KeyboardInterrupt"), exited(1, 1, 5.0)],
+        [error(1, "DataLoader worker is killed by signal: Terminated", 4.8), exited(1, 1, 4.9)],
+        [],
+    ],
+)
+def test_ranks_of_a_job_that_the_cluster_ends_are_victims(
+    end: list[RunEvent], stop: StopReason | None
+) -> None:
+    """Whatever each of them died of."""
+    ranks = [_rank(0, heartbeat(0, line=7), exited(0, -15, 5.0)), _rank(1, *end)]
+    state, found = judge(Evidence(ranks=ranks, group=CANCELLED, stop=stop, stopped=6.0))
+    assert state is State.FAILED
+    assert isinstance(found, LaunchError)
+    assert str(found) == "Slurm job 5.0 was cancelled"
+    assert "rank 0 was at line 7" in found.details
+
+
+def test_a_rank_that_failed_before_the_cluster_ended_the_job_is_the_culprit() -> None:
+    ranks = [_rank(0, error(0, "boom", 2.0), exited(0, 1, 2.1)), _rank(1, exited(1, -15, 5.0))]
+    _, found = judge(Evidence(ranks=ranks, group=CANCELLED))
+    assert isinstance(found, WorkerError)
+    assert found.rank == 0
+
+
+@pytest.mark.parametrize("stop", [StopReason.INTERRUPT, StopReason.TIME_LIMIT])
+def test_what_the_kernel_did_before_is_told_rather_than_what_the_cluster_did(
+    stop: StopReason,
+) -> None:
+    ranks = [_rank(0, exited(0, -9, 5.0, by_agent=True))]
+    evidence = Evidence(ranks=ranks, group=CANCELLED, stop=stop, stopped=4.0, time_limit_s=3.0)
+    assert not isinstance(judge(evidence)[1], LaunchError)
+
+
+def test_a_job_that_ends_before_its_ranks_are_up_says_why_in_the_log() -> None:
+    group = GroupEnded(agent_died=True, agent_words="srun: job 7 queued", outside=CANCELLED.outside)
+    _, found = judge(Evidence(ranks=[Rank(rank=0)], group=group))
+    assert isinstance(found, LaunchError)
+    assert found.details == ("srun: job 7 queued",)

@@ -52,6 +52,8 @@ class FakePlaced:
     def last_words(self) -> str:
         return "no module named json"
 
+    def outside_end(self) -> None: ...
+
 
 def _agents(*channels: FakeChannel, started: bool = True) -> tuple[Agents, FakePlaced]:
     agents = Agents(cast("Any", list(channels)), RunDirectory(Path("/run/1")))

@@ -1,0 +1,57 @@
+"""What is known of the nodes of a job, from what their relays have said."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from ddp_magic.system.processes import signal_name
+
+
+@dataclass
+class Nodes:
+    """What the nodes have said of themselves.
+
+    Attributes:
+        hosts: Their names, by number.
+        ended: Those whose agent has ended, and whether it had reported that.
+        heard: When each last said something, on the monotonic clock, s.
+        signaled: The first signal that a relay got before an agent had ended: its number, and when
+            that was said, in seconds since the epoch; None if none did.
+    """
+
+    hosts: dict[int, str] = field(default_factory=dict)
+    ended: dict[int, bool] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+    signaled: tuple[int, float] | None = None
+
+    def name(self, node: int) -> str:
+        """Return the name of a node, or its number if that is not known."""
+        return self.hosts.get(node, f"node {node}")
+
+    def silent(self, now: float, silent_s: float) -> int | None:
+        """Return a node that has said nothing for a while, though another has; None if none has.
+
+        If all are silent, the job may be suspended.
+
+        Args:
+            now: On the monotonic clock, s.
+            silent_s: How long, in seconds; a relay says something every second.
+        """
+        heard = {n: at for n, at in list(self.heard.items()) if n not in self.ended}
+        latest, earliest = max(heard.values(), default=0.0), min(heard.values(), default=0.0)
+        if now - latest > silent_s / 4 or now - earliest < silent_s:
+            return None
+        return min(heard, key=heard.__getitem__)
+
+    def note_signal(self, number: int) -> None:
+        """Note that a relay got a signal."""
+        if self.signaled is None and not self.ended:
+            self.signaled = number, time.time()
+
+    def outside_words(self) -> str:
+        """Return how they were ended from outside, at the end; empty if they were not."""
+        if self.signaled is not None:
+            return f"was ended from outside, by {signal_name(self.signaled[0])}"
+        lost = [self.hosts[node] for node in sorted(self.hosts) if node not in self.ended]
+        return f"lost its relay{'s' * (len(lost) > 1)} on {', '.join(lost)}" if lost else ""
