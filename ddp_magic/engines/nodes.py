@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from ddp_magic.system.processes import signal_name
 
+GAP_S = 3.0  # a relay says something every second
+
 
 @dataclass
 class Nodes:
@@ -15,7 +17,8 @@ class Nodes:
     Attributes:
         hosts: Their names, by number.
         ended: Those whose agent has ended, and whether it had reported that.
-        heard: When each last said something, on the monotonic clock, s.
+        heard: When each last said something, on the monotonic clock, s, as far as this process
+            listened.
         signaled: The first signal that a relay got before an agent had ended: its number, and when
             that was said, in seconds since the epoch; None if none did.
     """
@@ -29,6 +32,19 @@ class Nodes:
         """Return the name of a node, or its number if that is not known."""
         return self.hosts.get(node, f"node {node}")
 
+    def hear(self, node: int, now: float) -> None:
+        """Note that a node has said something.
+
+        Args:
+            node: Which.
+            now: On the monotonic clock, s.
+        """
+        latest = max(self.heard.values(), default=now)
+        if now - latest > GAP_S:  # all at once: it was this process that did not listen
+            for each in self.heard:
+                self.heard[each] += now - latest
+        self.heard[node] = now
+
     def silent(self, now: float, silent_s: float) -> int | None:
         """Return a node that has said nothing for a while, though another has; None if none has.
 
@@ -36,11 +52,11 @@ class Nodes:
 
         Args:
             now: On the monotonic clock, s.
-            silent_s: How long, in seconds; a relay says something every second.
+            silent_s: How long, in seconds.
         """
         heard = {n: at for n, at in list(self.heard.items()) if n not in self.ended}
         latest, earliest = max(heard.values(), default=0.0), min(heard.values(), default=0.0)
-        if now - latest > silent_s / 4 or now - earliest < silent_s:
+        if now - latest > GAP_S or now - earliest < silent_s:
             return None
         return min(heard, key=heard.__getitem__)
 

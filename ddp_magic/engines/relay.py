@@ -153,7 +153,7 @@ class NearRelay:
             self._fail(TimeoutError(words))
 
     def _take_stream(self, node: int, piece: bytes) -> None:
-        self.nodes.heard[node] = time.monotonic()
+        self.nodes.hear(node, time.monotonic())
         for frame in self._readers.setdefault(node, FrameReader()).feed(piece):
             self._take(node, frame)
 

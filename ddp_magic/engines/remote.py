@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import shlex
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
@@ -24,6 +25,7 @@ from ddp_magic.wire.specs import AgentSpec
 GROUP = "ddp_magic.engines"  # entry points of other packages
 OURS = {"slurm": "ddp_magic.engines.slurm", "ray": "ddp_magic.engines.ray"}
 END_S = 10.0  # for the end of a job that is cancelled
+QUIET_S = 8.0  # for a node to be silent, before that is said
 
 
 def names() -> list[str]:
@@ -133,14 +135,17 @@ class RemoteAgents:
             self._relay.ended.wait(END_S)
 
     def waits_for(self) -> str:
-        """Return what it waits for: its turn in the queue, the nodes."""
-        job = self._relay.job
-        up = len(self._relay.nodes.hosts)
+        """Return what it waits for: its turn in the queue, the nodes, one that is silent."""
+        job, nodes = self._relay.job, self._relay.nodes
+        up = len(nodes.hosts)
         if job is not None and (words := job.waits_for()):
             return words
         if up < self._nnodes:
             return "waiting for the nodes" if not up else f"{up} of {self._nnodes} nodes are up"
-        return ""
+        now = time.monotonic()
+        if (node := nodes.silent(now, QUIET_S)) is None:
+            return ""
+        return f"{nodes.name(node)} has not answered for {now - nodes.heard[node]:.0f} s"
 
     def last_words(self) -> str:
         """Return the end of what the engine and the agents wrote."""

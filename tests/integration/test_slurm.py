@@ -63,6 +63,20 @@ def test_a_queued_run(kernel: Kernel, slurm: SlurmCluster) -> None:
     assert slurm.jobs() == []
 
 
+def test_a_time_limit_begins_when_the_job_does(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """A job that is held says so, and what starts it; that time does not count."""
+    message = kernel.start(
+        "%%ddp -n 1 -N 2 --engine slurm --engine-args=-H --time-limit 4\nimport time; time.sleep(1)"
+    )
+    began, shown = time.monotonic(), ""
+    while "does not start by itself" not in shown or time.monotonic() - began < 5.0:
+        shown += json.dumps(kernel.client.get_iopub_msg(timeout=HANG_S)["content"])
+    (job,) = slurm.jobs()
+    assert f"scontrol release {job} starts it" in shown
+    slurm.run("scontrol", "release", job)
+    assert kernel.finish(message).status == "ok"
+
+
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -70,6 +84,8 @@ def test_a_queued_run(kernel: Kernel, slurm: SlurmCluster) -> None:
         ("-p nope", "invalid partition"),
         ("--nonsense", "unrecognized option"),
         ("-w n9", "nvalid node name"),
+        ("--mem=999G", "Memory specification can not be satisfied"),
+        ("-C gpu", "Invalid feature specification"),
     ],
 )
 def test_what_slurm_refuses(kernel: Kernel, arguments: str, words: str) -> None:
@@ -77,6 +93,16 @@ def test_what_slurm_refuses(kernel: Kernel, arguments: str, words: str) -> None:
     result = kernel.run(f"%%ddp -n 1 -N 2 --engine slurm --engine-args '{arguments}'\n1")
     assert result.error["ename"] == "LaunchError", result
     assert words in result.traceback
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("arguments", ["--help", "-N 2-3", "--out=x", "gpu"])
+def test_what_is_refused_before(kernel: Kernel, arguments: str) -> None:
+    """In one line, and nothing is started."""
+    result = kernel.run(f"%%ddp -n 1 -N 2 --engine slurm --engine-args='{arguments}'\n1")
+    assert result.error["ename"] == "UsageError", result
+    assert result.text.startswith("UsageError: %%ddp --engine-args: "), result
+    assert result.text.count("\n") <= 1
 
 
 @pytest.mark.usefixtures("slurm")

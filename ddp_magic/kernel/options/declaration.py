@@ -161,8 +161,9 @@ OPTIONS = (
         what="number of seconds",
         use="a number above 0, such as 30 or 0.5",
         has_default=True,
-        help="Time limit for the run, in seconds; time in which a rank waits for an answer, or the "
-        "forkserver imports libraries, does not count. Default: none.",
+        help="Time limit for the run, in seconds; time in which a rank waits for an answer, the "
+        "forkserver imports libraries, or a cluster has the run in its queue, does not count. "
+        "Default: none.",
     ),
     Option(
         name="max_restarts",

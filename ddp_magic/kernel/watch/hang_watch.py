@@ -60,7 +60,9 @@ class HangWatch:
         now = time.time()
         found = {}
         for rank in ranks:
-            if rank.pid is None or not rank.busy or rank.silent_s(now) < SILENT_S:
+            if rank.pid is None or rank.node:  # elsewhere: here that is another process's number
+                continue
+            if not rank.busy or rank.silent_s(now) < SILENT_S:
                 continue
             try:
                 process = psutil.Process(rank.pid)

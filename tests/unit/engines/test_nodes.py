@@ -50,3 +50,16 @@ def test_a_signal_before_the_end_of_an_agent_came_from_outside() -> None:
 )
 def test_a_relay_that_did_not_say_its_end_was_lost(ended: dict[int, bool], words: str) -> None:
     assert Nodes(hosts={1: "n2", 0: "n1"}, ended=ended).outside_words() == words
+
+
+def test_what_nobody_listened_to_is_no_silence() -> None:
+    """This process was suspended, or its threads waited: the other node will be heard next."""
+    nodes = Nodes()
+    for second in range(10):
+        nodes.hear(0, second)
+        nodes.hear(1, second + 0.1)
+    nodes.hear(0, 70.0)
+    assert nodes.silent(70.1, 30.0) is None
+    for second in range(71, 102):
+        nodes.hear(0, second)
+    assert nodes.silent(101.0, 30.0) == 1

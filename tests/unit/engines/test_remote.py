@@ -120,3 +120,14 @@ def test_a_stream_that_breaks(tmp_path: Path) -> None:
     scene = Scene(tmp_path, "")
     os.write(scene.job.to_kernel, b"\x1e0 5 AAAA\n")
     assert str(scene.end()).startswith("lost the nodes: the output of the nodes arrives incomplete")
+
+
+def test_a_node_that_is_silent_is_told_before_it_is_given_up(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "")
+    nodes, now = scene.agents._relay.nodes, time.monotonic()
+    nodes.hosts = {0: "n1", 1: "n2"}
+    nodes.heard = {0: now, 1: now - 3.0}
+    assert scene.agents.waits_for() == ""
+    nodes.heard = {0: now, 1: now - 12.0}
+    assert scene.agents.waits_for() == "n2 has not answered for 12 s"
+    scene.end()

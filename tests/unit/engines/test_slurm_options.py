@@ -36,7 +36,8 @@ def test_what_would_break_a_run(before: str, words: str, name: str) -> None:
         "--network=x -A a", "-A -n", "-J output", "--job-name output", "-b now+1hour", "-k", "-K1",
         "--no-kill", "-W 5", "--wait=5", "--time 30 -p gpu", "--mem=8G", "--gres=gpu:4", "-G4",
         "-c 8", "--exclusive", "-x n3", "--exclude=n3", "-d afterok:7", "-I10", "-D /tmp",
-        "-B 2:4:1", "--quit-on-interrupt", "--nodefile=x", "--ntasks-per-core=1", "--bb=x", "-q high", "-E",
+        "-B 2:4:1", "--quit-on-interrupt", "--nodefile=x", "--ntasks-per-core=1", "--bb=x", "-E",
+        "-q high",
     ],
 )  # fmt: skip
 def test_all_else_is_sruns_affair(words: str) -> None:

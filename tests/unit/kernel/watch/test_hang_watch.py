@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -42,3 +43,14 @@ def test_a_process_that_was_busy_a_moment_ago_still_is() -> None:
         said = [watch.recent([_waiting(), silent]) for _ in range(5)]
         process.kill()
     assert all(holds in " ".join(sentences) for sentences in said)
+
+
+def test_a_process_of_another_node_is_not_looked_for_here() -> None:
+    """Its number is another process's on this machine."""
+    with subprocess.Popen(["sleep", str(2 * HANG_S)]) as process:
+        process.send_signal(signal.SIGSTOP)
+        watch = HangWatch(1.0)
+        silent = Rank(rank=1, pid=process.pid, node="n2", device="cpu", heard=time.time() - 9)
+        (said,) = watch.recent([_waiting(), silent])
+        process.kill()
+    assert "rank 1 on n2 has been silent for 9 s and does not respond" in said
