@@ -60,6 +60,15 @@ class Nodes:
             return None
         return min(heard, key=heard.__getitem__)
 
+    def quiet_words(self, now: float, quiet_s: float) -> str:
+        """Return which node has not answered for a while, for the table; empty if all have."""
+        heard = [at for node, at in list(self.heard.items()) if node not in self.ended]
+        if heard and now - max(heard) > quiet_s:
+            return f"no node has answered for {now - max(heard):.0f} s: the job may be suspended"
+        if (node := self.silent(now, quiet_s)) is None:
+            return ""
+        return f"{self.name(node)} has not answered for {now - self.heard[node]:.0f} s"
+
     def note_signal(self, number: int) -> None:
         """Note that a relay got a signal."""
         if self.signaled is None and not self.ended:

@@ -142,10 +142,7 @@ class RemoteAgents:
             return words
         if up < self._nnodes:
             return "waiting for the nodes" if not up else f"{up} of {self._nnodes} nodes are up"
-        now = time.monotonic()
-        if (node := nodes.silent(now, QUIET_S)) is None:
-            return ""
-        return f"{nodes.name(node)} has not answered for {now - nodes.heard[node]:.0f} s"
+        return nodes.quiet_words(time.monotonic(), QUIET_S)
 
     def last_words(self) -> str:
         """Return the end of what the engine and the agents wrote."""

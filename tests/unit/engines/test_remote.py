@@ -130,4 +130,6 @@ def test_a_node_that_is_silent_is_told_before_it_is_given_up(tmp_path: Path) -> 
     assert scene.agents.waits_for() == ""
     nodes.heard = {0: now, 1: now - 12.0}
     assert scene.agents.waits_for() == "n2 has not answered for 12 s"
+    nodes.heard = {0: now - 12.0, 1: now - 13.0}
+    assert scene.agents.waits_for().startswith("no node has answered for 12 s")
     scene.end()
