@@ -267,8 +267,8 @@ OPTIONS = (
         default=False,
         also=("--pdb",),
         help="Stop a rank that raises in the debugger, at the failing line, and hold the others "
-        "meanwhile; `%pdb on` does so for all cells. With `--max-restarts` only when no restarts are "
-        "left.",
+        "meanwhile; `%pdb on` does so for all cells. With `--max-restarts` only when no restarts "
+        "are left.",
     ),
     Option(
         name="no_raise_error",
