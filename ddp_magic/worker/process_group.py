@@ -2,13 +2,15 @@
 
 A script for plain torchrun calls `init_process_group` itself, perhaps in a module that the cell
 imports. That call replaces the unused default group and uses the ranks' own store, whatever
-MASTER_PORT the script has set. If the default group has been used, the call raises an error.
+MASTER_PORT the script has set; so does `init_rpc`. If the default group has been used, the call
+raises an error.
 
 A process that a rank forks is not a rank: the groups that it creates are its own, and replace the
 default group that it has inherited. A group of another world size is the cell's own too.
 
 All private names of torch that a rank uses are in this file, but for `Tensor._version`
-(`cell_names`), the Flight Recorder's (`flight_recorder`) and the dispatcher's (`checked_calls`).
+(`cell_names`), the Flight Recorder's (`flight_recorder`), the dispatcher's (`checked_calls`) and
+the table of rendezvous (`stores`).
 They are known to work in torch 2.6 to 2.13, and tests/unit/worker/test_private_names.py fails where
 one changes.
 """
@@ -19,17 +21,16 @@ import functools
 import os
 import sys
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 import torch.multiprocessing
 from torch.distributed import distributed_c10d
-from torch.distributed.distributed_c10d import PrefixStore
 
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.worker.group_sockets import GroupSockets
+from ddp_magic.worker.stores import Stores
 from ddp_magic.worker.watch.flight_recorder import note_groups
 
 if TYPE_CHECKING:  # older torch has no name for this type of string
@@ -53,21 +54,15 @@ class ProcessGroups:
     ) -> None:
         self._backend = backend
         self._timeout = timeout
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._world_size = int(os.environ["WORLD_SIZE"])
-        self._path = str(directory.store(attempt))
-        self._has_nodes = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
-        self._agents_store: Any = None
+        self._stores = Stores(directory)
         self._torch_init = distributed_c10d.init_process_group
         self._torch_destroy = distributed_c10d.destroy_process_group
         self._torch_helper = distributed_c10d._new_process_group_helper
-        self._number = 0
-        self._count = 0
         self._ours: Any = None
         self._kept: list[Any] = []
         self._sockets = GroupSockets()
         self._held: dict[Any, timedelta] | None = None  # timeouts by backend; None if they run
-        self._in_rank = True  # not in a process that the rank has forked
 
         @functools.wraps(self._torch_init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- torch's
@@ -101,7 +96,7 @@ class ProcessGroups:
         The default group stays visible there: a `DataLoader`'s worker asks it for its rank. But
         what torch's own launchers start is a program of its own, which starts without a group.
         """
-        self._in_rank = False
+        self._stores.in_rank = False
         distributed_c10d._new_process_group_helper = self._torch_helper
         if _is_launched():
             self._forget()
@@ -122,7 +117,7 @@ class ProcessGroups:
         self._create(
             backend=self._backend,
             timeout=self._timeout,
-            store=self._next_store(),
+            store=self._stores.next(),
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
         )
@@ -152,7 +147,8 @@ class ProcessGroups:
             if dist.is_initialized():
                 self._torch_destroy()
         self.cut()
-        self._number, self._count, self._ours = number, 0, None
+        self._stores.begin(number)
+        self._ours = None
         self.init()
 
     def hold_timeouts(self) -> None:
@@ -182,22 +178,6 @@ class ProcessGroups:
         """Close the connections of all groups, which ends every wait in a collective."""
         self._sockets.cut()
 
-    def _next_store(self) -> PrefixStore:
-        # Each group has its own keys: those of an earlier group would be taken for its peers'.
-        self._count += 1
-        prefix = f"ddp_magic/{self._number}/{self._count}"
-        if self._has_nodes:  # an agent has made it, for this attempt
-            self._agents_store = self._agents_store or dist.TCPStore(  # type: ignore[attr-defined]
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-            )
-            return PrefixStore(prefix, self._agents_store)
-        # A file, since these ranks are on one machine. At each connection to a TCPStore torch looks
-        # up the name of 127.0.0.1, only to log it; a name server that does not answer costs 5 s.
-        # The directory may be gone: cleaners of temporary files remove it.
-        Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = dist.FileStore(self._path)  # type: ignore[attr-defined]
-        return PrefixStore(prefix, store)
-
     def _init_for_cell(
         self,
         backend: str | None = None,
@@ -209,7 +189,7 @@ class ProcessGroups:
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        if not self._in_rank:
+        if not self._stores.in_rank:
             self._forget()
             self._create(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
             return
@@ -219,7 +199,7 @@ class ProcessGroups:
         ours = by_environment and size == self._world_size
         if ours:
             # As under torchrun: the ranks' own store, and the rank's own numbers unless given.
-            store, init_method = self._next_store(), None
+            store, init_method = self._stores.next(), None
             rank = int(os.environ["RANK"]) if rank < 0 else rank
             world_size = size
         self._create(backend, init_method, timeout, world_size, rank, store, *args, **kwargs)
@@ -247,7 +227,11 @@ class ProcessGroups:
         self._destroy_for_cell()
 
     def _destroy_for_cell(self, group: Any = None) -> None:  # noqa: ANN401 -- torch's own
-        if not self._in_rank and group is None and dist.group.WORLD is self._ours is not None:
+        if (
+            not self._stores.in_rank
+            and group is None
+            and dist.group.WORLD is self._ours is not None
+        ):
             self._forget()
             return
         self._keep_groups()

@@ -85,6 +85,39 @@ def test_children_of_a_rank_make_groups_of_their_own(
         assert f"[rank {rank}] rank 2.0" in result.lines
 
 
+def test_what_ranks_agree_on_outlives_them(kernel: Kernel) -> None:
+    """The store by which they meet is not rank 0's own, which is the first to end."""
+    result = kernel.run(
+        "%%ddp -n 2 --time-limit 60\n"
+        "import time\n"
+        "store, *_ = next(dist.rendezvous('env://'))\n"
+        "if rank == 0:\n"
+        "    store.set('key', 'value')\n"
+        "else:\n"
+        "    time.sleep(1)\n"
+        "    print(store.get('key'))"
+    )
+    assert result.lines == ["[rank 1] b'value'"], result
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_remote_calls(kernel: Kernel) -> None:
+    """A rank may end before the others have shut down."""
+    cell = (
+        "%%ddp -n 2 --time-limit 60\n"
+        "import torch.distributed.rpc as rpc, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "rpc.init_rpc(f'worker{rank}', rank=rank, world_size=world_size)\n"
+        "if rank == 0:\n"
+        "    print(rpc.rpc_sync('worker1', torch.add, args=(torch.ones(2), 1)))\n"
+        "rpc.shutdown()"
+    )
+    for _ in range(3):
+        result = kernel.run(cell)
+        assert result.status == "ok", result
+        assert result.lines == ["[rank 0] tensor([2., 2.])"]
+
+
 @pytest.fixture
 def program(shared_kernel_directory: Path) -> str:
     """A script that makes a process group, in the kernel's directory."""

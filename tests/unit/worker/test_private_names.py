@@ -154,6 +154,17 @@ def test_init_calls_the_helper_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(called) == 2
 
 
+def test_a_rendezvous_looks_up_its_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_rendezvous_handlers`, by scheme: generators of (store, rank, world size)."""
+    handlers = sys.modules["torch.distributed.rendezvous"]._rendezvous_handlers
+    given = []
+    monkeypatch.setitem(handlers, "env", lambda url, **_: given.append(url) or iter([1]))
+    assert next(dist.rendezvous("env://")) == 1
+    assert next(dist.rendezvous("env://", rank=1, world_size=3)) == 1
+    assert given[0] == "env://"
+    assert given[1].endswith("?rank=1&world_size=3")
+
+
 def test_the_barrier_over_a_store() -> None:
     """`_store_based_barrier(rank, store, name, world size, timeout)`."""
     distributed_c10d._store_based_barrier(0, dist.HashStore(), "x", 1, timedelta(seconds=60))

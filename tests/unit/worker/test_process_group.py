@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,8 @@ def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ProcessG
             monkeypatch.setattr(module, name, getattr(module, name))
     helper = distributed_c10d._new_process_group_helper
     monkeypatch.setattr(distributed_c10d, "_new_process_group_helper", helper)
+    handlers = sys.modules["torch.distributed.rendezvous"]._rendezvous_handlers
+    monkeypatch.setitem(handlers, "env", handlers["env"])
     made = ProcessGroups(RunDirectory(tmp_path), backend="gloo", timeout=S30)
     made.init()
     yield made
@@ -40,6 +43,22 @@ def _timeout(group: Any = None) -> timedelta:
     group = group or dist.group.WORLD
     found: timedelta = group._get_backend(torch.device("cpu")).options._timeout
     return found
+
+
+@pytest.mark.usefixtures("groups")
+def test_who_meets_by_the_environment_has_the_ranks_store() -> None:
+    """Whatever MASTER_PORT says; as torchrun's agent has it for all of its ranks."""
+    (one, *numbers), (other, *_) = (next(dist.rendezvous("env://")) for _ in range(2))
+    one.set("key", "value")
+    assert other.get("key") == b"value"
+    assert numbers == [0, 1]
+
+
+@pytest.mark.usefixtures("groups")
+def test_another_world_meets_as_torch_has_it() -> None:
+    """It says itself where."""
+    with pytest.raises(ValueError, match="MASTER_ADDR expected, but not set"):
+        next(dist.rendezvous("env://", rank=0, world_size=2))
 
 
 def test_collectives_wait_for_ever_while_timeouts_are_held(groups: ProcessGroups) -> None:
