@@ -5,7 +5,7 @@ from __future__ import annotations
 import lab as harness
 import pytest
 from conftest import OpenCells, Shoot
-from lab import run_cell, seen, text, wait_idle, wait_seen
+from lab import run_cell, seen, text, wait_idle, wait_until
 from playwright.sync_api import Page
 
 
@@ -24,9 +24,9 @@ def test_nested_bars_are_rows_of_the_table(
         "    print('trained', epoch)\n"
     )
     run_cell(page, 1)
-    wait_seen(page, 1, "steps:")
+    first = "epochs:   0%"
+    wait_until(lambda: seen(page, 1).count(first) == 2, harness.IDLE_S, "both ranks' bars")
     shoot(page, 1, "during")
-    assert seen(page, 1).count("epochs:   0%") == 2
     assert text(page, 1) == ""
     for epoch in range(2):
         (lab.directory / f"saw{epoch}").touch()

@@ -71,9 +71,10 @@ def test_all_figures_are_shown_again(open_cells: OpenCells, shoot: Shoot) -> Non
     wait_idle(page)
     run_cell(page, 2)
     wait_idle(page)
-    shoot(page, 2, "again")
     area = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(2)
-    assert area.locator(".jp-OutputArea img").count() == 40
+    images = area.locator(".jp-OutputArea img")
+    wait_until(lambda: images.count() == 40, harness.IDLE_S, "40 figures")  # drawn after it is idle
+    shoot(page, 2, "again")
     assert area.locator(".jp-TrimmedOutputs").count() == 0
     shown = seen(page, 2)
     assert "ValueError: after forty figures" in shown
