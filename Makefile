@@ -23,11 +23,9 @@ test: .venv/installed
 	$(PARALLEL) -m "not slow and not alone and not gpu"
 	$(BIN)/python -m pytest -m "alone and not gpu" tests/integration
 
-# As many minutes again: trainings, notebooks, torchrun, front ends, a random fault of each kind. The
-# file that takes longest comes first.
+# As many minutes again: trainings, notebooks, torchrun, front ends, a random fault of each kind.
 test-slow: .venv/installed
-	$(PARALLEL) -m "slow and not gpu" \
-		tests/integration/test_notebooks.py tests/browser tests/integration tests/sam tests/chaos
+	$(PARALLEL) -m "slow and not gpu" tests/browser tests/integration tests/sam tests/chaos
 
 # With the lowest versions that pyproject.toml allows. Warnings are not errors here: old libraries warn.
 test-oldest: .venv-oldest/installed

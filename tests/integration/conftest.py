@@ -16,6 +16,11 @@ from tests.integration.slurm_cluster import SlurmCluster
 from tests.limits import within
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the notebooks: that file takes longest, and the tests of a file stay together."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(scope="module")
 def shared_kernel_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory of the module's kernel."""
