@@ -80,52 +80,47 @@ def predict(
         ValueError: There is no prompt; a prompt is invalid or outside the image; or points, labels,
             boxes and masks are for different numbers of objects.
     """
-    click_list, several = _each("points", points, 2)
-    label_list, _ = _each("labels", labels, 1)
-    box_list, several_boxes = _each("boxes", boxes, 1)
-    mask_list, several_masks = _each("masks", masks, 2)
+    clicks, several = _each("points", points, 2)
+    signs, _ = _each("labels", labels, 1)
+    corners, several_boxes = _each("boxes", boxes, 1)
+    rough, several_masks = _each("masks", masks, 2)
     rgb = scaled_as_trained(model, image)  # (3, H, W)
-    (height, width), n = rgb.shape[1:], max(map(len, (click_list, box_list, mask_list)))
-    without = not box_list and not mask_list and not all(map(len, click_list))
-    if (
-        n == 0
-        or without
-        or any(len(each) not in {0, n} for each in (click_list, box_list, mask_list))
-    ):
+    size, n = (rgb.shape[1], rgb.shape[2]), max(map(len, (clicks, corners, rough)))
+    without = not corners and not rough and not all(map(len, clicks))
+    if not n or without or any(len(each) not in {0, n} for each in (clicks, corners, rough)):
         raise ValueError("predict() needs clicks, a box or a mask for each object")
-    click_list = click_list or [np.zeros((0, 2))] * n
-    label_list = label_list or [np.full(len(own), FOREGROUND) for own in click_list]
-    _check_prompts(click_list, label_list, box_list, mask_list, (height, width))
+    clicks = clicks or [np.zeros((0, 2))] * n
+    signs = signs or [np.full(len(own), FOREGROUND) for own in clicks]
+    _check_prompts(clicks, signs, corners, rough, size)
     item = without_objects(rgb) | {
-        "masks": torch.zeros(n, height, width, dtype=torch.bool),
-        "points": torch.tensor(np.concatenate(click_list)[:, ::-1].copy()).float(),
-        "labels": torch.tensor(np.concatenate(label_list)).long(),
-        "counts": torch.tensor([len(own) for own in click_list]),
+        "masks": torch.zeros(n, *size, dtype=torch.bool),
+        "points": torch.tensor(np.concatenate(clicks)[:, ::-1].copy()).float(),
+        "labels": torch.tensor(np.concatenate(signs)).long(),
+        "counts": torch.tensor([len(own) for own in clicks]),
         "boxes": torch.full((n, 4), torch.nan),
         "keys": torch.arange(n),
     }
-    if box_list:
-        item["boxes"] = torch.tensor(np.stack(box_list)[:, [1, 0, 3, 2]]).float()
-    if mask_list:
-        item["masks"] = torch.tensor(np.stack(mask_list)) != 0
+    if corners:
+        item["boxes"] = torch.tensor(np.stack(corners)[:, [1, 0, 3, 2]]).float()
+    if rough:
+        item["masks"] = torch.tensor(np.stack(rough)) != 0
     with evaluating(model, multimask=multimask) as (wrapper, device):
         batch = prepare(collate([item]), wrapper.geometry, device)
-        size = wrapper.mask_size
-        given = batch["target"].new_full((n, 1, size, size), torch.nan)
-        if mask_list:
-            given = F.interpolate(batch["target"], (size, size), mode="area") * 16 - 8
+        side = wrapper.mask_size
+        given = batch["target"].new_full((n, 1, side, side), torch.nan)
+        if rough:
+            given = F.interpolate(batch["target"], (side, side), mode="area") * 16 - 8
         batch["prompts"] = Prompts(batch["points"], batch["labels"], batch["boxes"], given)
         (logits,) = wrapper.predict_logits(batch)
-    predicted = masks_at(logits, (height, width), wrapper.geometry)
-    result: NDArray[np.bool_] = predicted.cpu().numpy()  # (N, H, W)
+    result: NDArray[np.bool_] = masks_at(logits, size, wrapper.geometry).cpu().numpy()  # (N, H, W)
     return result if several or several_boxes or several_masks else result[0]
 
 
 def _check_prompts(
-    click_list: list[NDArray[Any]],
-    label_list: list[NDArray[Any]],
-    box_list: list[NDArray[Any]],
-    mask_list: list[NDArray[Any]],
+    clicks: list[NDArray[Any]],
+    signs: list[NDArray[Any]],
+    corners: list[NDArray[Any]],
+    rough: list[NDArray[Any]],
     size: tuple[int, int],
 ) -> None:
     """Check the prompts.
@@ -133,21 +128,28 @@ def _check_prompts(
     Raises:
         ValueError: A prompt is invalid.
     """
-    if any(own.shape[1:] != (2,) for own in click_list) or any(
-        box.shape != (4,) for box in box_list
-    ):
+    if {own.shape[1:] for own in clicks} != {(2,)} or {box.shape for box in corners} - {(4,)}:
         raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
-    corners = [corner for box in box_list for corner in box.reshape(2, 2)]
-    for y, x in [*(click for own in click_list for click in own), *corners]:
+    ends = [end for box in corners for end in box.reshape(2, 2)]
+    for y, x in [*(click for own in clicks for click in own), *ends]:
         check_click(y, x, size)
-    if [len(own) for own in label_list] != [len(own) for own in click_list]:
-        raise ValueError("labels and clicks have different lengths: pass one label per click")
-    if not np.isin(np.concatenate(label_list), (FOREGROUND, BACKGROUND)).all():
-        raise ValueError("labels of clicks must be 1 (on the object) or 0 (off it)")
-    if any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in box_list):
-        raise ValueError("boxes must be (y0, x0, y1, x1) with y0 < y1 and x0 < x1")
-    if any(each.shape != size for each in mask_list):
-        raise ValueError(f"masks must have the size of the image, {size[0]} x {size[1]} pixels")
+    wrong = {
+        "labels and clicks have different lengths: pass one label per click": (
+            [len(own) for own in signs] != [len(own) for own in clicks]
+        ),
+        "labels of clicks must be 1 (on the object) or 0 (off it)": (
+            not np.isin(np.concatenate(signs), (FOREGROUND, BACKGROUND)).all()
+        ),
+        "boxes must be (y0, x0, y1, x1) with y0 < y1 and x0 < x1": any(
+            y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in corners
+        ),
+        f"masks must have the size of the image, {size[0]} x {size[1]} pixels": any(
+            each.shape != size for each in rough
+        ),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(message)
 
 
 def _each(name: str, given: Any, dimensions: int) -> tuple[list[NDArray[Any]], bool]:  # noqa: ANN401 -- arrays, lists, lists of arrays

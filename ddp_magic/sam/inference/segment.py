@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -96,20 +97,17 @@ def segment(  # noqa: PLR0913 -- options with defaults
     size = rgb.shape[1], rgb.shape[2]
     tiles: list[Tile] = split(size, side)
     decoder = decoder_of(sam) if points_per_side is None else None
+    defaults = ON_GRID if decoder is None else PROPOSED
     minima = tuple(
-        default if given is None else given
-        for given, default in zip(
-            (min_iou, min_stability), ON_GRID if decoder is None else PROPOSED, strict=True
-        )
+        d if x is None else x for x, d in zip((min_iou, min_stability), defaults, strict=True)
     )
     step = side / (points_per_side or POINTS_PER_SIDE)  # px
     if not quiet:
-        overlap = f", overlap {side // 2}" if len(tiles) > 1 else ""
-        how = "proposed by the decoder" if decoder else f"on a grid, {step:g} pixels apart"
-        count = f"{len(tiles)} tiles" if len(tiles) > 1 else "1 tile"
-        print0(
-            f"segment: {height} x {width} pixels; {count} of {side} pixels{overlap}; clicks {how}"
+        overlap = (
+            f"s of {side} pixels, overlap {side // 2}" if len(tiles) > 1 else f" of {side} pixels"
         )
+        how = "proposed by the decoder" if decoder else f"on a grid, {step:g} pixels apart"
+        print0(f"segment: {height} x {width} pixels; {len(tiles)} tile{overlap}; clicks {how}")
 
     def propose(maps: Maps, some: Sequence[Tile]) -> Tensor:
         return _on_grid(some, step) if decoder is None else _proposed(decoder, maps, some, wrapper)
@@ -120,7 +118,7 @@ def segment(  # noqa: PLR0913 -- options with defaults
     with evaluating(model, multimask=multimask) as (wrapper, device), _threads(wrapper):
         if decoder is not None:
             decoder.to(device)
-        look = _Look(wrapper, rgb, device, minima, max_share, quiet=quiet)
+        look = _Look(wrapper, rgb, device, minima, max_share, quiet)
         found = look("segment", tiles, propose)
         cut = [each for each in paint(found, size, min_area)[1] if each.is_cut]
         clicked = {around(each, size): each.click for each in cut}
@@ -163,21 +161,16 @@ def _padded(rgb: NDArray[np.uint8], shortest: int) -> NDArray[np.uint8]:
     return out
 
 
+@dataclass
 class _Look:
     """Finds the masks at some clicks in some tiles."""
 
-    def __init__(
-        self,
-        wrapper: PromptedSam,
-        rgb: NDArray[np.uint8],
-        device: torch.device,
-        minima: Sequence[float],
-        max_share: float,
-        *,
-        quiet: bool,
-    ) -> None:
-        self.wrapper, self.rgb, self.device = wrapper, rgb, device
-        self.minima, self.max_share, self.quiet = minima, max_share, quiet
+    wrapper: PromptedSam
+    rgb: NDArray[np.uint8]
+    device: torch.device
+    minima: tuple[float, ...]  # of the IoU and the stability of a mask
+    max_share: float
+    quiet: bool
 
     def __call__(self, name: str, tiles: Sequence[Tile], clicks_of: ClicksOf) -> list[Found]:
         """Return the good masks of all tiles, and show the progress."""

@@ -9,13 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    SamConfig,
-    SamMaskDecoderConfig,
-    SamModel,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-)
+from transformers import SamConfig, SamModel
 
 from ddp_magic.sam.process_group import print0
 
@@ -125,32 +119,26 @@ def _config(weights: dict[str, Tensor]) -> SamConfig:
     whole = [number for number, x in sorted(tables.items()) if len(x) == 2 * grid - 1]
     windows = {(len(x) + 1) // 2 for number, x in tables.items() if number not in whole}
     channels = weights["image_encoder.neck.0.weight"].shape[0]
-    vision = SamVisionConfig(
-        hidden_size=width,
-        output_channels=channels,
-        num_hidden_layers=len(tables),
-        num_attention_heads=width // tables[0].shape[1],
-        image_size=grid * patch,
-        patch_size=patch,
-        window_size=max(windows, default=14),
-        global_attn_indexes=whole,
-        num_pos_feats=channels // 2,
-        mlp_dim=weights["image_encoder.blocks.0.mlp.lin1.weight"].shape[0],
-    )
-    layer = "mask_decoder.transformer.layers.0."
-    masks = weights["mask_decoder.mask_tokens.weight"].shape[0]
-    prompt = SamPromptEncoderConfig(
-        hidden_size=channels,
-        image_size=grid * patch,
-        patch_size=patch,
-        mask_input_channels=weights["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-    )
-    decoder = SamMaskDecoderConfig(
-        hidden_size=channels,
-        mlp_dim=weights[layer + "mlp.lin1.weight"].shape[0],
-        num_multimask_outputs=masks - 1,
-        iou_head_hidden_dim=weights["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
-    )
+    sizes = {"image_size": grid * patch, "patch_size": patch}
+    first = weights["mask_decoder.transformer.layers.0.mlp.lin1.weight"]
+    vision = {
+        "hidden_size": width,
+        "output_channels": channels,
+        "num_hidden_layers": len(tables),
+        "num_attention_heads": width // tables[0].shape[1],
+        "window_size": max(windows, default=14),
+        "global_attn_indexes": whole,
+        "num_pos_feats": channels // 2,
+        "mlp_dim": weights["image_encoder.blocks.0.mlp.lin1.weight"].shape[0],
+    }
+    prompts = weights["prompt_encoder.mask_downscaling.3.weight"].shape[0]
+    decoder = {
+        "mlp_dim": first.shape[0],
+        "num_multimask_outputs": weights["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+        "iou_head_hidden_dim": weights["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    }
     return SamConfig(
-        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+        vision_config=vision | sizes,
+        prompt_encoder_config={"hidden_size": channels, "mask_input_channels": prompts, **sizes},
+        mask_decoder_config={"hidden_size": channels, **decoder},
     )

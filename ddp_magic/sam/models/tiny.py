@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import (
-    SamConfig,
-    SamMaskDecoderConfig,
-    SamModel,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-)
+from transformers import SamConfig, SamModel, SamVisionConfig
 
 from ddp_magic.sam.arguments import check_minimum
 
@@ -42,27 +36,25 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
             f"{patch_size}, and a multiple of 8"
         )
     check_minimum(None, seed=seed)
+    sizes = {"image_size": image_size, "patch_size": patch_size}
     vision = SamVisionConfig(
-        hidden_size=width,
-        output_channels=width,
-        num_hidden_layers=3,
-        num_attention_heads=4,
         image_size=image_size,
         patch_size=patch_size,
-        window_size=6,
-        global_attn_indexes=[0, 1, 2],
+        hidden_size=width,
+        output_channels=width,
         num_pos_feats=width // 2,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        global_attn_indexes=[0, 1, 2],
+        window_size=6,
         initializer_range=0.08,
     )
     vision.scale = 0.5  # type: ignore[assignment]  # SamVisionConfig(scale=...) is overwritten
-    prompt = SamPromptEncoderConfig(hidden_size=width, image_size=image_size, patch_size=patch_size)
-    decoder = SamMaskDecoderConfig(
-        hidden_size=width, mlp_dim=2 * width, num_attention_heads=4, iou_head_hidden_dim=width
-    )
+    decoder = {"mlp_dim": 2 * width, "num_attention_heads": 4, "iou_head_hidden_dim": width}
     config = SamConfig(
         vision_config=vision,
-        prompt_encoder_config=prompt,
-        mask_decoder_config=decoder,
+        prompt_encoder_config={"hidden_size": width, **sizes},
+        mask_decoder_config={"hidden_size": width, **decoder},
         initializer_range=0.08,
     )
     with torch.random.fork_rng(devices=[]):

@@ -38,74 +38,57 @@ def gray_window(
             raise ValueError(f"invalid window {given!r}: use two numbers (low, high), low < high")
         given = float(pair[0]), float(pair[1])
     numbers = looked_at(images, len(images) if in_memory(images) else 64)
-    looked = [np.asarray(images[i]) for i in numbers]
-    types = {image.dtype for image in looked}
+    looked = {i: np.asarray(images[i]) for i in numbers}
+    types = {image.dtype for image in looked.values()}
     if len(types) > 1:
         names = ", ".join(sorted(map(str, types)))
         raise ValueError(f"images have different dtypes, {names}: convert them to one dtype")
-    if not types or not any(image.size for image in looked):
+    if not types or not any(image.size for image in looked.values()):
         return None
     kind = types.pop()
     if kind.kind not in "biuf":
         raise ValueError(f"{name_of(images, 'image', 0)} has dtype {kind}: use integers or floats")
-    low = min(float(np.min(image)) for image in looked)
-    high = max(float(np.max(image)) for image in looked)
-    if not np.isfinite([low, high]).all():
-        for i, image in zip(numbers, looked, strict=True):
+    for i, image in looked.items():
+        if not np.isfinite(image.sum(dtype=np.float64)):
             check_levels(name_of(images, "image", i), image, kind, None)
-    if low < high and low >= 0 and high <= (1 if kind.kind in "iu" else 1.01 / 255):
-        i, image = max(zip(numbers, looked, strict=True), key=lambda each: each[1].max(initial=0))
+    highs = {i: float(image.max(initial=0)) for i, image in looked.items()}
+    low = min(float(np.min(image)) for image in looked.values() if image.size)
+    brightest = max(highs, key=highs.__getitem__)
+    high = float(looked[brightest].max())
+    if 0 <= low < high <= (1 if kind.kind in "iu" else 1.01 / 255):
+        image = looked[brightest]
         raise ValueError(
             f"images of dtype {kind} with values {low:g}..{high:g} are nearly black: were they "
             "divided by 255 twice, or converted to integers after the division, or are they masks? "
-            f"{name_of(images, 'image', i)}:\n" + sketch(_plane(image) > high / 2)
+            f"{name_of(images, 'image', brightest)}:\n"
+            + sketch((image if image.ndim == 2 else image.max(-1)) > high / 2)
         )
     if given is not None or kind == np.uint8:
         return given
-    window, rule = _chosen(images, dict(zip(numbers, looked, strict=True)), low, high)
+    dark = [i for i, top in highs.items() if 0 < top <= 1]
+    if dark and kind.kind == "f" and low >= 0 and FEW_LEVELS <= high <= 255:
+        raise ValueError(
+            f"{name_of(images, 'image', dark[0])} has values up to {highs[dark[0]]:g}, but "
+            f"{name_of(images, 'image', brightest)} up to {high:g}: scale them in the same way"
+        )
+    window, rule = _chosen(list(looked.values()), low, high)
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
 
 
-def _chosen(
-    images: Any,  # noqa: ANN401 -- a sequence
-    looked: dict[int, NDArray[Any]],
-    low: float,
-    high: float,
-) -> tuple[tuple[float, float], str]:
+def _chosen(looked: list[NDArray[Any]], low: float, high: float) -> tuple[tuple[float, float], str]:
     """Return the values that are scaled to 0 and 255, and a sentence on them."""
-    kind = next(iter(looked.values())).dtype.kind
-    if kind in "bf" and low >= 0 and high <= 1:
+    if looked[0].dtype.kind in "bf" and low >= 0 and high <= 1:
         return (0.0, 1.0), "multiplied by 255"
     if low >= 0 and FEW_LEVELS <= high <= 255:
-        if kind == "f":
-            _check_dark(images, looked)
         return (0.0, 255.0), "used as gray levels 0..255"
     # Percentiles, since microscopes have hot pixels; of at most ~4000 pixels per image.
-    flat = [image.ravel() for image in looked.values()]
-    sample = np.concatenate([pixels[:: 1 + pixels.size // 4096] for pixels in flat])
-    first, last = np.percentile(sample, (0.1, 99.9))
+    sample = np.concatenate([image.ravel()[:: 1 + image.size // 4096] for image in looked])
+    first, last = np.percentile(sample, (0.1, 99.9)).tolist()
     source = "percentiles 0.1 and 99.9"
     if first == last:  # small objects on a flat background
         first, last, source = low, max(high, low + 1), "all values"
-    rule = f"{first:g}..{last:g} ({source}) stretched to 0..255"
-    return (float(first), float(last)), rule
-
-
-def _check_dark(images: Any, looked: dict[int, NDArray[Any]]) -> None:  # noqa: ANN401 -- a sequence
-    """Refuse images with values from 0 to 1 among images with values to 255.
-
-    Raises:
-        ValueError: There are some.
-    """
-    for number, image in looked.items():
-        if 0 < image.max(initial=0) <= 1:
-            brightest = max(looked, key=lambda i: float(looked[i].max(initial=0)))
-            raise ValueError(
-                f"{name_of(images, 'image', number)} has values up to {image.max():g}, but "
-                f"{name_of(images, 'image', brightest)} up to {looked[brightest].max():g}: scale "
-                "them in the same way"
-            )
+    return (first, last), f"{first:g}..{last:g} ({source}) stretched to 0..255"
 
 
 def check_levels(
@@ -129,10 +112,6 @@ def check_levels(
             f"{name} has values up to {image.max():g}, but other images have values from 0 to 1: "
             "scale it like them"
         )
-
-
-def _plane(image: NDArray[Any]) -> NDArray[Any]:
-    return image if image.ndim == 2 else image.max(-1)
 
 
 def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.uint8]:
