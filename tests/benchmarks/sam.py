@@ -11,7 +11,6 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +31,7 @@ from skimage.segmentation import watershed
 from torch import nn, optim
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import SamConfig, SamModel, SamProcessor
+from transformers import SamConfig, SamModel, SamProcessor, get_wsd_schedule
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 import ddp_magic
@@ -56,7 +55,7 @@ from ddp_magic.sam.models.model import DTYPES, PromptedSam
 from ddp_magic.sam.models.tuning import tune
 from ddp_magic.sam.training.embeddings import store_embeddings
 from ddp_magic.sam.training.losses import step_losses
-from ddp_magic.sam.training.optimizers import Muon, warmup_cosine
+from ddp_magic.sam.training.optimizers import Muon
 
 TINY = {
     "size": {"longest_edge": 64},
@@ -405,7 +404,9 @@ RECIPE_ROUNDS = 2
 RECIPE: dict[str, Any] = {
     "epochs": 8,
     "batch_size": 16,
-    "schedule": partial(warmup_cosine, hold=0.7),
+    "schedule": lambda optimizer, steps: get_wsd_schedule(
+        optimizer, steps // 20, steps * 3 // 10, steps
+    ),
     "transform": MonaiTransform(RandFlipd(BOTH, 0.5, 1), RandRotate90d(BOTH, 0.75, 3)),
 }
 

@@ -95,7 +95,6 @@ def other() -> list[nn.Parameter]:
         (lambda: PromptedSam(MODEL, {"points": NAN}), "prompts"),
         (lambda: instance_decoder(MODEL, weight=-1), "weight -1"),
         (lambda: Muon(MODEL, 1e-3, momentum=2), "momentum 2"),
-        (lambda: warmup_cosine(optim.SGD(other()), 10, hold=2), "hold 2"),
         (lambda: evaluate(MODEL, DATA, batch_size=2.5), "batch_size 2.5"),  # type: ignore[arg-type]
         (lambda: evaluate(MODEL, DATA, workers=-1), "workers -1"),
         (lambda: show_predictions(MODEL, DATA, [100]), r"images \[100\]: use indices below 4"),

@@ -100,19 +100,6 @@ def _paste(canvas: Sequence[Tensor] | Tensor, pictures: Sequence[Tensor]) -> Non
         own[..., : picture.shape[-2], : picture.shape[-1]] = picture
 
 
-def by_size(sizes: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
-    """Group rows of equal size, so that each group needs one tensor operation.
-
-    Args:
-        sizes: heights and widths, (n, 2), on the CPU.
-
-    Returns:
-        Pairs of (height, width) and the indices of the rows with this size.
-    """
-    unique, group = torch.unique(sizes, dim=0, return_inverse=True)
-    return [((int(h), int(w)), torch.where(group == g)[0]) for g, (h, w) in enumerate(unique)]
-
-
 def prepare(
     batch: dict[str, Any], geometry: Geometry, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
@@ -142,35 +129,34 @@ def prepare(
     if "images" in batch:
         out["pixel_values"] = _pixel_values(out.pop("images"), sizes, geometry)
     every, ignored, masks = out.get("instances"), out.get("ignored"), out["masks"]
-    if every is not None:
-        out["instances"] = torch.full((len(sizes), side, side), -1, device=device)
     shape, factors = (len(masks), 1, side, side), torch.ones(len(sizes), 2)  # (B, 2), x and y
     out["target"] = torch.zeros(shape, device=device)
     out["inside"] = torch.zeros(shape, dtype=torch.bool, device=device)
-    counted = torch.ones(len(sizes), 1, side, side, dtype=torch.bool, device=device)
-    for (h, w), numbers in by_size(sizes):
+    if every is not None:
+        out["instances"] = torch.full((len(sizes), side, side), -1, device=device)
+    if ignored is not None:
+        out["counted"] = torch.ones_like(out["inside"])
+    ends = torch.bincount(index, minlength=len(sizes)).cumsum(0).tolist()
+    for number, (start, end, (h, w)) in enumerate(zip([0, *ends], ends, sizes.tolist())):  # noqa: B905
         new_h, new_w = geometry.resized((h, w))
-        factors[numbers] = torch.tensor([new_w / w, new_h / h])
-        new = geometry.resized((h, w), side)
-        place = (..., slice(new[0]), slice(new[1]))
-        rows = torch.where(torch.isin(index, numbers))[0].to(device, non_blocking=True)
-        true = _resize(masks[rows, None, :h, :w].to(torch.uint8) * 255, new) / 255
-        out["target"][(rows, *place)] = true
-        out["inside"][(rows, *place)] = True
-        own = numbers.to(device, non_blocking=True)
+        factors[number] = torch.tensor([new_w / w, new_h / h])
+        new_h, new_w = geometry.resized((h, w), side)
+        place = (slice(start, end), slice(None), slice(new_h), slice(new_w))
+        true = masks[start:end, None, :h, :w].to(torch.uint8) * 255
+        out["target"][place] = _resize(true, (new_h, new_w)) / 255
+        out["inside"][place] = True
         if ignored is not None:  # at least half of a pixel
-            share = _resize(ignored[own, None, :h, :w].to(torch.uint8) * 255, new)
-            counted[(own, *place)] = share < 128
+            share = ignored[number, None, None, :h, :w].to(torch.uint8) * 255
+            out["counted"][place] = _resize(share, (new_h, new_w)) < 128
         if every is not None:  # the nearest pixel
             y, x = (
-                ((torch.arange(n, device=device) + 0.5) * (old / n)).long()
-                for n, old in zip(new, (h, w), strict=True)
+                ((torch.arange(new, device=device) + 0.5) * (old / new)).long()
+                for new, old in ((new_h, h), (new_w, w))
             )
-            out["instances"][(own, *place)] = every[own[:, None, None], y[:, None], x].long()
+            out["instances"][number, :new_h, :new_w] = every[number, y[:, None], x].long()
     if ignored is not None:
-        out["counted"] = counted[index.to(device)]  # (M, 1, T, T)
         out["inside"] &= out["counted"]
-        out["target"] = out["target"] * out["counted"]
+        out["target"] *= out["counted"]
     # (M, 2); clicks that are padding are scaled too, but never used.
     scale = factors[index].to(device, non_blocking=True)
     out["points"], out["boxes"] = out["points"] * scale[:, None], out["boxes"] * scale.repeat(1, 2)

@@ -31,12 +31,7 @@ def gray_window(
         ValueError: The dtypes are different, values are not finite, all values are so small that
             the images were probably divided by 255 twice, or the given values are not in order.
     """
-    if given is not None:
-        pair = np.asarray(given)
-        is_pair = pair.shape == (2,) and pair.dtype.kind in "uif"
-        if not is_pair or not -np.inf < pair[0] < pair[1] < np.inf:
-            raise ValueError(f"invalid window {given!r}: use two numbers (low, high), low < high")
-        given = float(pair[0]), float(pair[1])
+    given = None if given is None else _pair(given)
     numbers = looked_at(images, len(images) if in_memory(images) else 64)
     looked = {i: np.asarray(images[i]) for i in numbers}
     types = {image.dtype for image in looked.values()}
@@ -51,10 +46,10 @@ def gray_window(
     for i, image in looked.items():
         if not np.isfinite(image.sum(dtype=np.float64)):
             check_levels(name_of(images, "image", i), image, kind, None)
-    highs = {i: float(image.max(initial=0)) for i, image in looked.items()}
+    highs = {i: float(image.max()) for i, image in looked.items() if image.size}
     low = min(float(np.min(image)) for image in looked.values() if image.size)
     brightest = max(highs, key=highs.__getitem__)
-    high = float(looked[brightest].max())
+    high = highs[brightest]
     if 0 <= low < high <= (1 if kind.kind in "iu" else 1.01 / 255):
         image = looked[brightest]
         raise ValueError(
@@ -65,15 +60,35 @@ def gray_window(
         )
     if given is not None or kind == np.uint8:
         return given
-    dark = [i for i, top in highs.items() if 0 < top <= 1]
-    if dark and kind.kind == "f" and low >= 0 and FEW_LEVELS <= high <= 255:
-        raise ValueError(
-            f"{name_of(images, 'image', dark[0])} has values up to {highs[dark[0]]:g}, but "
-            f"{name_of(images, 'image', brightest)} up to {high:g}: scale them in the same way"
-        )
+    if kind.kind == "f" and low >= 0 and FEW_LEVELS <= high <= 255:
+        _check_dark(images, highs)
     window, rule = _chosen(list(looked.values()), low, high)
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
+
+
+def _pair(given: Any) -> tuple[float, float]:  # noqa: ANN401 -- whatever a user passes
+    pair = np.asarray(given)
+    is_pair = pair.shape == (2,) and pair.dtype.kind in "uif"
+    if not is_pair or not -np.inf < pair[0] < pair[1] < np.inf:
+        raise ValueError(f"invalid window {given!r}: use two numbers (low, high), low < high")
+    return float(pair[0]), float(pair[1])
+
+
+def _check_dark(images: Any, highs: dict[int, float]) -> None:  # noqa: ANN401 -- a sequence
+    """Refuse images with values from 0 to 1 among images with values to 255.
+
+    Raises:
+        ValueError: There are some.
+    """
+    dark = [i for i, top in highs.items() if 0 < top <= 1]
+    if dark:
+        i, brightest = dark[0], max(highs, key=highs.__getitem__)
+        raise ValueError(
+            f"{name_of(images, 'image', i)} has values up to {highs[i]:g}, but "
+            f"{name_of(images, 'image', brightest)} up to {highs[brightest]:g}: scale them in the "
+            "same way"
+        )
 
 
 def _chosen(looked: list[NDArray[Any]], low: float, high: float) -> tuple[tuple[float, float], str]:

@@ -18,20 +18,17 @@ adamw = partial(optim.AdamW, lr=3e-3, weight_decay=0.0, fused=True)  # the defau
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values converge near 1
 
 
-def warmup_cosine(optimizer: optim.Optimizer, steps: int, hold: float = 0.0) -> LambdaLR:
-    """Return a schedule that warms up, and decays along a cosine to 0.
+def warmup_cosine(optimizer: optim.Optimizer, steps: int) -> LambdaLR:
+    """Return a schedule that rises linearly for 5 % of the steps, and falls along a cosine to 0.
 
-    The rate rises linearly during the first 5 % of the steps, stays at its peak, that of the
-    optimizer, until the fraction `hold` of the steps, and then decays.
+    `transformers` has others, such as `get_wsd_schedule`, which stays at the peak for a while.
     """
     check_minimum(0, steps=steps)
-    check_range(0, 1, hold=hold)
     warm = max(1, steps // 20)
-    start = max(warm, round(hold * steps))
 
     def factor(step: int) -> float:
-        fallen = max(0, step - start) / max(1, steps - start)
-        return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * min(1, fallen)))
+        fallen = min(1.0, max(0, step - warm) / max(1, steps - warm))
+        return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * fallen))
 
     return LambdaLR(optimizer, factor)
 
