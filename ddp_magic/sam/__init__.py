@@ -10,8 +10,7 @@ The rooms (each imports only rooms below it):
         checks          of what `train` is given, and of its loss
         progress        bar and rows
         embeddings      embeddings of a frozen encoder, stored on disk
-        checkpoint      checkpoints and the log
-        restarts        going on after a restart of the ranks
+        checkpoint      checkpoints, the log, and going on after a restart of the ranks
         losses          training losses
         optimizers      Muon, and the learning rate
     evaluation

@@ -10,7 +10,7 @@ import torch
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.models.model import PromptedSam
-from ddp_magic.sam.training import checkpoint, restarts
+from ddp_magic.sam.training import checkpoint
 from tests.sam.test_resuming import Cut, PowerCutError
 
 IMAGES = 4
@@ -25,7 +25,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Any:
     def begin(number: int, run: str = "run-1") -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
-        restarts._calls.clear()
+        checkpoint._calls.clear()
 
     return begin
 

@@ -58,7 +58,7 @@ def nuclei(
     held_out, kept, _ = nuclei_picture()
     if split == "val":
         image, labels = held_out, kept
-    crops = crops or ({"train": 768, "val": 127}[split] if crops is None else 0)
+    crops = {"train": 768, "val": 127}[split] if crops is None else crops
     check_minimum(1, crops=crops)
     check_minimum(0, seed=seed)
     sizes = [*size] if isinstance(size, Sequence) else [size]

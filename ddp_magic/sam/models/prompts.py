@@ -97,14 +97,9 @@ def first_prompts(
         masks[rough] = rough_mask(target[rough], size, keys[rough] if random else None)
     unprompted = own & boxes.isnan().any(1) & (labels == PAD).all(1)
     if unprompted.any():
-        empty = torch.full_like(masks[unprompted], -1.0)
-        point, label = next_click(
-            empty,
-            target[unprompted],
-            batch["inside"][unprompted],
-            keys[unprompted] if random else None,
-            image_size,
-        )
+        true, inside = target[unprompted], batch["inside"][unprompted]
+        empty, drawn = torch.full_like(true, -1.0), keys[unprompted] if random else None
+        point, label = next_click(empty, true, inside, drawn, image_size)
         if labels.shape[1] == 0:
             points, labels = points.new_zeros(len(keys), 1, 2), labels.new_full((len(keys), 1), PAD)
         points, labels = points.clone(), labels.clone()

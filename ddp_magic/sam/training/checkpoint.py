@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,54 @@ from ddp_magic.sam.models.instances import attach_decoder, save_decoder
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tuning import plain_state
 from ddp_magic.sam.process_group import print0, rank_and_world
-from ddp_magic.sam.training.restarts import CALL_FILE, name_call, written_by
 
 History = list[dict[str, float]]  # a row per epoch
 
+# Which call of `train` wrote a checkpoint: torch's elastic agent (`torchrun --max-restarts`, `%%ddp
+# --max-restarts`) runs a program again from its first line. `train` then goes on from the
+# checkpoint of the same call, and only from that one: one of an earlier program, or of another call
+# with the same folder, may be of another model.
+CALL_FILE = "call.txt"  # in the folder of a checkpoint: which call wrote it
+_calls: Counter[Path] = Counter()  # of `train` in this process, by folder
 
 # What a checkpoint holds, by name: objects with `state_dict`; `model` is a `PromptedSam`.
 Parts = dict[str, Any]
+
+
+def name_call(folder: Path) -> str:
+    """Return a name of this call of `train`, the same after a restart.
+
+    Args:
+        folder: its folder of checkpoints.
+
+    Returns:
+        The id of the run, and a number; empty if there is no elastic agent with an id for the run.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's default is "none"
+    if run == "none":
+        return ""
+    _calls[folder.resolve()] += 1
+    return f"{run} {_calls[folder.resolve()]}"
+
+
+def written_by(last: Path, call: str) -> str:
+    """Return who wrote a checkpoint, after the ranks were restarted.
+
+    Args:
+        last: folder of the latest checkpoint.
+        call: the name of this call.
+
+    Returns:
+        "call": this call, before the restart; "run": another call of this run; "": others, or the
+        ranks were not restarted.
+    """
+    file = last / CALL_FILE
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not call or not file.exists():
+        return ""
+    found = file.read_text()
+    return (
+        "call" if found == call else "run" if found.split()[0] == call.split(maxsplit=1)[0] else ""
+    )
 
 
 def claim(
@@ -105,7 +147,7 @@ def save(
         folder: folder of the checkpoints.
         parts: the objects whose state is saved, by name.
         history: rows of the epochs.
-        call: the name of the call of `train` (`restarts`).
+        call: the name of the call of `train`.
     """
     if rank_and_world()[0] > 0:
         return
@@ -223,17 +265,10 @@ def save_model(
 
 
 def _write_log(folder: Path, history: History) -> None:
-    """Write `log.csv`, and the last row to TensorBoard if it is installed."""
+    """Write `log.csv`."""
     part = folder / "log.csv.part"
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
     part.replace(folder / "log.csv")
-    if find_spec("tensorboard"):
-        from torch.utils.tensorboard import SummaryWriter
-
-        row = history[-1]
-        with SummaryWriter(folder / "tensorboard") as board:
-            for name, value in row.items():
-                board.add_scalar(name, value, int(row["epoch"]))

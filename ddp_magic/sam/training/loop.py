@@ -75,7 +75,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
 
     This is a collective: all ranks call it with the same arguments. Rank 0 prints a row per epoch,
     and writes to `out_dir`: `best` (highest held-out Dice) and `last`, both for `from_pretrained`;
-    `log.csv`, and TensorBoard files if it is installed; and the embeddings of a frozen encoder.
+    `log.csv`; and the embeddings of a frozen encoder.
 
     Args:
         model: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel; or a `PromptedSam` around one,
