@@ -102,14 +102,15 @@ def prompt_rows(
         raise ValueError(f"{name} has shape {rows.shape}, but must have {wanted}: {columns}")
     if rows.shape[1] == 3:
         rows = np.column_stack([rows, np.full(len(rows), FOREGROUND)])
-    for row, (image, *_, last) in enumerate(rows):
-        if image not in range(images):
-            raise ValueError(
-                f"{name} row {row}: image index {image:g} is not in 0..{images - 1}; the columns "
-                f"are {columns}"
-            )
-        if rows.shape[1] == 4 and last not in {FOREGROUND, BACKGROUND}:
-            raise ValueError(f"{name} row {row}: invalid label {last:g}: use 1 or 0")
+    image = rows[:, 0]
+    for row in np.flatnonzero(~((image >= 0) & (image < images) & (image == np.rint(image)))):
+        raise ValueError(
+            f"{name} row {row}: image index {image[row]:g} is not in 0..{images - 1}; the columns "
+            f"are {columns}"
+        )
+    clicks = rows if rows.shape[1] == 4 else rows[:0]
+    for row in np.flatnonzero(~np.isin(clicks[:, -1], (FOREGROUND, BACKGROUND))):
+        raise ValueError(f"{name} row {row}: invalid label {rows[row, -1]:g}: use 1 or 0")
     return rows
 
 
