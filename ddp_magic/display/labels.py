@@ -56,9 +56,14 @@ def _closed(line: str) -> str:
     return line if not colors or colors[-1].strip("0;") == "" else f"{line}\x1b[0m"
 
 
+def without_escapes(text: str) -> str:
+    """Return text without escape sequences."""
+    return _ESCAPES.sub("", text)
+
+
 def as_html(text: str) -> str:
     """Return text as HTML, with the labels in their colors, without escape sequences."""
-    escaped = html.escape(_ESCAPES.sub("", text))
+    escaped = html.escape(without_escapes(text))
     painted = _LABEL.sub(
         lambda found: f'<span style="color:{css_color(int(found[1]))}">{found[0]}</span>', escaped
     )

@@ -16,6 +16,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic import errors
+from ddp_magic.display.labels import without_escapes
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.question_box import box_of
 from ddp_magic.display.screen import CellScreen
@@ -173,9 +174,13 @@ def _failure(
     made: Run, wanted: SimpleNamespace
 ) -> errors.DDPMagicError | errors.RunInterrupted | None:
     """Return the error to raise."""
-    if wanted.no_raise_error and not isinstance(made.error, KeyboardInterrupt):
+    error = made.error
+    if wanted.no_raise_error and not isinstance(error, KeyboardInterrupt):
         return None
-    return made.error
+    if error is not None and get_ipython() is None and hasattr(error, "add_note"):  # Python 3.11
+        for line in error.details:  # Python itself shows an error's message and notes alone
+            error.add_note(without_escapes(line))
+    return error
 
 
 def _kernel() -> controller.Controller:

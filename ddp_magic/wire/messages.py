@@ -62,6 +62,9 @@ class Captured:
         return {self.stream, *(part[0] for part in self.parts), *self.keep}
 
 
+CALLED = "_function"  # a name that no session's cell and no notebook has
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunCell:
     """Run the cell in the file `path`.
@@ -75,7 +78,8 @@ class RunCell:
         seed: Seed for the generators of Python, NumPy and torch; None for a new one in each rank.
         shell: Settings of the notebook's shell: "xmode", "theme", "ast_node_interactivity".
         pull: (dotted name, rank or None for all) of each value to send to the notebook.
-        call: The cell is generated and calls a function: tracebacks leave it out.
+        call: The cell is generated and calls the function that it knows as `CALLED`: tracebacks
+            leave it out.
         check: Whether to write down every collective, beside the file `path`; see `wire.calls`.
         profile: Whether to measure where the time goes; see `wire.profile`.
         can_ask: Whether a person can answer what the cell asks.

@@ -27,6 +27,7 @@ from ddp_magic.system.frames import warnings_without_ours
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
 from ddp_magic.wire.messages import (
+    CALLED,
     NOT_STARTED,
     Exit,
     NewGroup,
@@ -36,6 +37,7 @@ from ddp_magic.wire.messages import (
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import child_main, error_report, fresh_state, interrupts
+from ddp_magic.worker.called_function import file_of
 from ddp_magic.worker.console import debugger, keyboard, post_mortem
 from ddp_magic.worker.console.displays import Displays
 from ddp_magic.worker.console.keyboard import Keyboard
@@ -229,13 +231,13 @@ class Worker:
             child_main.provide_prelude(shell.user_ns, command.prelude)
             self._reload_modules()
             self._values.provide(shell)
-            self._activity.other_cells = shell.compile.numbered_labels()
+            labels = self._activity.other_cells = shell.compile.numbered_labels()
             if command.call:
-                labels = shell.compile.numbered_labels()
+                labels = {**file_of(shell.user_ns.get(CALLED)), **labels}
                 self._activity.cell_labels = labels
                 self._reports.tell_functions(labels)
             before = NamesBefore(shell.user_ns)
-            with checked_calls.written(command, self._rank, shell.compile.numbered_labels):
+            with checked_calls.written(command, self._rank, labels):
                 return shell.run_file(command)
 
         directory = RunDirectory(Path(command.path).parent)

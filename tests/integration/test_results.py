@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -252,7 +253,39 @@ def test_a_plain_script(tmp_path: Path) -> None:
     assert "[40.0, 40.0]" in lines
     assert sum("in rank 2.0" in line for line in unfolded(done.stdout).splitlines()) == 2
     assert lines[-1].startswith("caught rank ")
-    assert lines[-1].endswith("raised ZeroDivisionError: division by zero")
+    assert lines[-1].endswith("raised ZeroDivisionError at sweep.py, line 16: division by zero")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="an exception has no notes")
+def test_a_script_shows_who_waits_for_whom_with_its_own_lines(tmp_path: Path) -> None:
+    """Python's own traceback ends with it; also in a module that the script imports."""
+    (tmp_path / "parts.py").write_text("def add(x, dist):\n    dist.all_reduce(x)\n")
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import time, torch, torch.distributed as dist
+            import ddp_magic, parts
+
+            def program():
+                if dist.get_rank() == 1:
+                    time.sleep(1000)
+                parts.add(torch.ones(2), dist)
+
+            if __name__ == "__main__":
+                ddp_magic.launch(program, nproc_per_node=2, time_limit=6)
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=300, check=False
+    )
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"rank 0 waits in all_reduce #1 \(sweep\.py, line 8, which calls parts\.py, line 2\) for "
+        r"\d+ s; rank 1 has not joined: it is at sweep\.py, line 7, in time\.sleep",
+        last,
+    ), done
 
 
 def test_values_of_failed_runs_are_freed(kernel: Kernel) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from ddp_magic.kernel.values.pull import Pull
 from ddp_magic.kernel.values.value_stream import Extra
+from ddp_magic.wire.messages import CALLED
 
 # Names that no session's cell and no notebook has.
-_FUNCTION, _ARGUMENT, _RETURN_VALUE = "_function", "_argument", "_return_value"
+_ARGUMENT, _RETURN_VALUE = "_argument", "_return_value"
 
 PULL = Pull(_RETURN_VALUE, None, label="the return value")
 
@@ -21,12 +22,12 @@ def cell_of_call(
 ) -> tuple[str, dict[str, Extra]]:
     """Return the text of a cell that calls a function, and the values that it needs for that."""
     name = getattr(function, "__name__", type(function).__name__)
-    extra = {_FUNCTION: Extra(value=function, name=name, label=f"the function `{name}`")}
+    extra = {CALLED: Extra(value=function, name=name, label=f"the function `{name}`")}
     for i, (parameter, value) in enumerate(zip(_parameters(function), arguments, strict=False), 1):
         label = f"argument {i}" + (f" (`{parameter}`)" if parameter else "")
         extra[f"{_ARGUMENT}_{i}"] = Extra(value=value, name=parameter or label, label=label)
-    given = ", ".join(name for name in extra if name != _FUNCTION)
-    return f"{_RETURN_VALUE} = {_FUNCTION}({given})", extra
+    given = ", ".join(name for name in extra if name != CALLED)
+    return f"{_RETURN_VALUE} = {CALLED}({given})", extra
 
 
 def results(found: dict[str, Any]) -> list[Any]:

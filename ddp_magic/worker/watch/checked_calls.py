@@ -196,20 +196,20 @@ class CallLog:
 
 
 @contextlib.contextmanager
-def written(command: RunCell, rank: int, labels: Callable[[], dict[str, str]]) -> Iterator[None]:
+def written(command: RunCell, rank: int, labels: dict[str, str]) -> Iterator[None]:
     """Write down, in the body of the `with`, which collectives this rank calls, if that is wanted.
 
     Args:
         command: The cell that runs in the body.
         rank: This rank.
-        labels: Returns what a person calls the notebook's cells, by file: the code of a function
-            that `launch` calls is in one of them.
+        labels: What a person calls the notebook's cells, by file: the code of a function that
+            `launch` calls is in one of them, or in a file of its own.
     """
     if not command.check:
         yield
         return
     path = RunDirectory(Path(command.path).parent).calls(rank)
-    with written_to(CallLog(path, labels() if command.call else {command.name: ""})):
+    with written_to(CallLog(path, labels if command.call else {command.name: ""})):
         yield
 
 
