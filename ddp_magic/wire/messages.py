@@ -412,8 +412,8 @@ class Collectives:
         transfers: The sends and receives that its main thread waits for; if it waits for one of
             several and it is not known for which, all of them. After an error, that which has
             raised it.
-        root: The source or the destination of the collective that its main thread is in, as `from
-            rank 1`; empty if it has none, or it is not known.
+        root: The source or the destination of the collective that its main thread is in, or which
+            has raised an error, as `from rank 1`; empty if it has none, or it is not known.
         thread: The line of another thread that waits for ranks while the main thread waits for it,
             as `line 5`, or `Cell In[3], line 5`; empty if the main thread itself may wait for them.
         threads: The lines of other threads that are in collectives, by the name of the group; the

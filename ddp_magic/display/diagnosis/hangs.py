@@ -9,6 +9,7 @@ joined it. What is not known is left out.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ LAG_S = 1.0  # a main thread is seen at a place so much later at most than it ca
 BUSY = 0.2  # share of a processor above which a main thread computes
 
 _UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
+
+# What a main thread may do while a collective goes on that it has called asynchronously.
+_ELSEWHERE = re.compile(r"(.*\.)?(sleep|input)|DataLoader|subprocess\..*|Popen\..*|!.*")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def explain(
             if now - operation.created >= wait_s
             and ranks[rank].still_s >= wait_s - LAG_S
             and ranks[rank].finished is None  # it came to the end of its cell: it does not wait
+            and not _is_elsewhere(ranks[rank], group)
         }
         if not waits:
             continue
@@ -116,7 +121,8 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
     aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
-    return known.on_nodes(different or met or list(waits) or mismatches(ranks))
+    roots = [sentence for group in known.groups if (sentence := group.roots(known))]
+    return known.on_nodes(different or met or roots or list(waits) or mismatches(ranks))
 
 
 class _Group:
@@ -217,6 +223,20 @@ class _Group:
         last = self.records[rank].enqueued == operation.number
         return last and known.ranks[rank].error is not None
 
+    def roots(self, known: _Known) -> str:
+        """Return a sentence if ranks have failed in a collective with different roots."""
+        failed: dict[int, list[Rank]] = defaultdict(list)
+        for rank, record in self.records.items():
+            if known.ranks[rank].error is not None:
+                failed[record.enqueued].append(known.ranks[rank])
+        for number, who in failed.items():
+            last = next(
+                (o for o in self.records[who[0].rank].operations if o.number == number), None
+            )
+            if last is not None and (found := different_roots(who)):
+                return f"{short(last)}{self.name} failed; {found}"
+        return ""
+
     def met_by(self, aborted: Sequence[Rank], known: _Known) -> list[str]:
         """Return what other ranks called when gloo aborted ranks for the size of their tensors."""
         if not any(rank.rank in self.members for rank in aborted):
@@ -305,6 +325,20 @@ class _Known:
             return rank.busy
         return rank.busy and rank.silent_s(self.now) > SILENT_S
 
+    def _other_waits(self, rank: Rank, group: _Group | None) -> tuple[str, str]:
+        """Return what a rank waits in, of other groups, and what a thread does beside."""
+        beside = ""
+        for other in self.groups:
+            operation = None if other is group else other.pending.get(rank.rank)
+            if operation is None or _is_elsewhere(rank, other):
+                continue
+            where = self.where(rank.rank, operation, other)
+            what = f"waits in {short(operation)}{other.name}{where}"
+            if not waits_beside(rank, other.id):
+                return what, ""
+            beside = f", and {what}"
+        return "", beside
+
     def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each
         """Return where a rank is that others wait for."""
         rank = self.ranks[number]
@@ -322,14 +356,9 @@ class _Known:
         if self.is_silent(number):
             holds = "holds the interpreter lock in C code" if state.busy else "does not respond"
             return f"it has been silent for {rank.silent_s(self.now):.0f} s and {holds}{last}"
-        beside = ""
-        for other in self.groups:
-            if other is group or (operation := other.pending.get(number)) is None:
-                continue
-            what = f"waits in {short(operation)}{other.name}{self.where(number, operation, other)}"
-            if not waits_beside(rank, other.id):
-                return f"it {what}"
-            beside = f", and {what}"
+        what, beside = self._other_waits(rank, group)
+        if what:
+            return f"it {what}"
         if words := awaited(rank):
             return f"it waits in {words}{beside}"
         if not place:
@@ -359,6 +388,11 @@ def _first_pending(record: GroupRecord, rank: Rank) -> Operation | None:
     operations = (o for o in record.operations if not o.point_to_point)
     waiting = (o for o in operations if not o.done and o.number > completed)
     return min(waiting, key=lambda o: o.number, default=None)
+
+
+def _is_elsewhere(rank: Rank, group: _Group) -> bool:
+    """Whether a rank waits for no other, whatever collective of a group it has called before."""
+    return _ELSEWHERE.fullmatch(rank.call) is not None and not place_in_thread(rank, group.id)
 
 
 def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:

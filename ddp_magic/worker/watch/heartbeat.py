@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic  # bound here: a cell may replace the module's
 from time import time as now
+from traceback import walk_tb
 from typing import NoReturn
 
 from ddp_magic.wire.channel import Channel
@@ -24,7 +25,7 @@ from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
-from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of
+from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of, root_of
 from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
 from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import (
@@ -107,7 +108,11 @@ class HeartbeatThread:
         if error is None:
             return collectives
         # The last heartbeat may have seen the main thread in another one.
-        return replace(collectives, transfers=failed_transfers(error.__traceback__))
+        return replace(
+            collectives,
+            transfers=failed_transfers(error.__traceback__),
+            root=root_of([frame for frame, _ in walk_tb(error.__traceback__)][::-1]),
+        )
 
     def _collectives(self, groups: tuple[GroupRecord, ...]) -> Collectives:
         place, transfers, thread = self._main.place, awaited_transfers(), ""

@@ -429,6 +429,32 @@ def test_a_report_that_is_behind_the_heartbeats_accuses_nobody() -> None:
     assert mismatches(ranks) == []
 
 
+@pytest.mark.parametrize("call", ["time.sleep", "sleep", "input", "DataLoader", "subprocess.run"])
+def test_a_rank_that_does_something_else_does_not_wait_for_what_it_has_called(call: str) -> None:
+    """`async_op=True`, and then a pause: what it has called may complete meanwhile."""
+    ranks = [_rank(0, WAITING, call=call), _rank(1, BEHIND, call=call), _rank(2, WAITING)]
+    assert explain(ranks, NOW) == [
+        "rank 2 waits in all_reduce #2 (line 12) for 24 s; rank 1 has not joined: it is at line "
+        f"12, in {call}"
+    ]
+
+
+def test_a_collective_that_failed_with_different_roots() -> None:
+    """The recorder has no roots: the ranks' tracebacks have them."""
+    gather = _group(*_done(_op(1), _op(2, "gather")))
+    ranks = [_rank(n, gather, line=4) for n in range(3)]
+    for rank, root in zip(ranks, ("to rank 0", "", "to rank 1"), strict=True):
+        rank.collectives = replace(rank.collectives, root=root)  # type: ignore[type-var]
+    ranks[0].error, ranks[2].error = error(0), error(2)
+    ranks[1].take(finished(1))
+    assert reasons(ranks, ["rank 0 waits"]) == [
+        "gather #2 failed; its root differs: rank 0 names rank 0; rank 2 names rank 1. All ranks "
+        "must name the same one"
+    ]
+    ranks[2].collectives = replace(ranks[2].collectives, root="to rank 0")  # type: ignore[type-var]
+    assert reasons(ranks, ["rank 0 waits"]) == ["rank 0 waits"]
+
+
 def test_a_collective_of_a_thread_beside_the_main_one_is_not_the_main_threads() -> None:
     """Rank 1 sleeps; what its thread waits for is no reason why it has not joined the others."""
     beside = {"7": "line 5"}
