@@ -31,9 +31,9 @@ from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import (
     awaited_transfers,
     failed_transfers,
+    last_transfer,
     polling_s,
     remember_transfers,
-    transfers_made,
     transfers_of,
 )
 
@@ -149,7 +149,7 @@ class HeartbeatThread:
         by_key = self._recorder.by_key(numbers)
         called = {key: enqueued for key, (enqueued, _) in by_key.items()}
         self._main.look(
-            self._activity.cell_labels, self._activity.other_cells, (called, transfers_made())
+            self._activity.cell_labels, self._activity.other_cells, (called, last_transfer())
         )
         place = self._main.place
         polling = polling_s()  # such a loop stands still, wherever in it the thread is
