@@ -100,7 +100,10 @@ def _text(kind: str, content: dict[str, object]) -> str:
     return "".join(f"{line}\n" for line in lines if re.search(_SAYS, line))
 
 
-_SAYS = r" waits? in | differs between ranks|, but ranks? | raised |was killed|exited with code"
+_SAYS = (
+    r" wait(s|ed)? in | differs( between ranks|:)|, but ranks? | raised |was killed|"
+    r"exited with code|rank \d+ sent "
+)
 
 # What only `--check` sees, or sees at once.
 SILENT_MISTAKES = [
@@ -408,6 +411,54 @@ MISTAKES = [
         """,
         r"rank 0 waits in send to rank 1 \(line 2\) with tag 1, and rank 1 in recv from rank 0 "
         r"\(line 3\) with tag 2",
+    ),
+    Mistake(
+        "a receive of a larger tensor",
+        """
+        if rank == 0: dist.send(torch.ones(4), 1)
+        if rank == 1: dist.recv(torch.zeros(8), 0)
+        """,
+        r"warning: rank 0 sent 4 elements of float32 to rank 1, which received 8 elements of ",
+    ),
+    Mistake(
+        "a receive of a smaller tensor",
+        """
+        if rank == 0: dist.send(torch.ones(8), 1)
+        if rank == 1: dist.recv(torch.zeros(4), 0)
+        """,
+        r"rank 0 sent 8 elements of float32 to rank 1; what rank 1 at line 3 receives does not",
+    ),
+    Mistake(
+        "a partner in a list of requests that has finished",
+        """
+        x, y = torch.ones(2), torch.ones(2)
+        if rank == 0:
+            requests = [dist.isend(x, 1), dist.irecv(y, 1)]
+            requests[1].wait()
+        """,
+        r"rank 0 waited in recv from rank 1 \(line 5\), which has finished",
+    ),
+    Mistake(
+        "a gather to another rank",
+        """
+        out = [None] * 3 if rank == 0 else None
+        dist.gather_object(rank, out, dst=int(rank == 2))
+        """,
+        r"gather #\d failed; its root differs: rank 0 names rank 0; rank 2 names rank 1",
+    ),
+    Mistake(
+        "a collective of a thread that another rank does not call",
+        """
+        import threading, time
+        group = dist.new_group([0, 1, 2], group_desc="metrics")
+        def report():
+            if rank != 2: dist.all_reduce(torch.ones(2), group=group)
+        threading.Thread(target=report, daemon=True).start()
+        if rank != 1: dist.barrier()
+        time.sleep(1000)
+        """,
+        r"rank 1 has not joined: it is at line 8, in time\.sleep, and waits in all_reduce #1 of "
+        r"group 'metrics' \(line 5, in a thread\)",
     ),
     Mistake(
         "groups that are created in another order",

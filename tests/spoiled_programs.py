@@ -179,6 +179,35 @@ PROGRAMS = [
 
 FALSE_ALARMS = [
     Mistake(
+        "a loop of small collectives, and of sends and receives",
+        """
+        import time
+        began, x = time.time(), torch.ones(4)
+        for step in range(100_000):
+            dist.all_reduce(x)
+            if step % 100 == 0:
+                stop = torch.tensor(float(time.time() - began > 8))
+                dist.broadcast(stop, 0)
+                if stop: break
+        for step in range(10):
+            if rank == 0: time.sleep(0.8)
+            if rank == 0: dist.send(x, 1)
+            if rank == 1: dist.recv(x, 0)
+        """,
+        r"",
+    ),
+    Mistake(
+        "a collective that goes on in the background",
+        """
+        import time
+        work = dist.all_reduce(torch.ones(4), async_op=True) if rank != 1 else None
+        time.sleep(8)
+        if rank == 1: dist.all_reduce(torch.ones(4))
+        else: work.wait()
+        """,
+        r"",
+    ),
+    Mistake(
         "validation on rank 0",
         """
         import time

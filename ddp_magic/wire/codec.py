@@ -18,7 +18,7 @@ from json import dumps, loads  # bound here: a cell may replace the module's
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.wire.collectives import GroupRecord, Membership, Operation, Transfer
+from ddp_magic.wire.collectives import Exchange, GroupRecord, Membership, Operation, Transfer
 from ddp_magic.wire.messages import (
     AgentDone,
     AgentEvent,
@@ -41,7 +41,7 @@ MAX_DEPTH = 200  # of nested lists and dictionaries: encoding them again is recu
 _MAX_INT = 2**63
 _SIGNED = frozenset(["code", "seed"])  # all other integers are counts or indices
 _MESSAGES = get_args(Command | ForkserverEvent | AgentEvent | WorkerEvent)
-_PARTS = (GroupRecord, Membership, Operation, Transfer)  # of messages
+_PARTS = (Exchange, GroupRecord, Membership, Operation, Transfer)  # of messages
 _CLASSES: dict[str, type[Any]] = {cls.__name__: cls for cls in _MESSAGES}
 _TYPES: dict[str, type[Any]] = {**_CLASSES, **{cls.__name__: cls for cls in _PARTS}}
 # Shown to a person; paths and environments keep bytes that are not UTF-8.

@@ -47,6 +47,27 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """The sends of a rank to another one in a cell, or its receives from it, in their order.
+
+    Attributes:
+        kind: `send` or `recv`.
+        peer: The rank to which or from which.
+        tag: Their tag.
+        group: The name of their group.
+        tensors: What was sent or received, as `4 elements of float32`; each differs from the next.
+        counts: How many of each follow one another.
+    """
+
+    kind: str
+    peer: int
+    tag: int
+    group: str
+    tensors: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Membership:
     """A process group that a rank is a member of, and has perhaps not used yet.
 

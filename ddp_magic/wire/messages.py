@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ddp_magic.wire.collectives import GroupRecord, Membership, Transfer
+from ddp_magic.wire.collectives import Exchange, GroupRecord, Membership, Transfer
 from ddp_magic.wire.states import Phase
 
 # Exit code of a rank that can no longer reach its kernel.
@@ -420,6 +420,7 @@ class Collectives:
             main thread itself is in none of that group.
         groups: The process groups that it has used, in the order in which they were created.
         memberships: The members of all its process groups.
+        exchanges: At the end of the cell, what it has sent and received, if all of it is known.
     """
 
     rank: int
@@ -430,6 +431,7 @@ class Collectives:
     threads: dict[str, str] = field(default_factory=dict)
     groups: tuple[GroupRecord, ...] = ()
     memberships: tuple[Membership, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ddp_magic.display.diagnosis.exchanges import misfits, sent_to
 from ddp_magic.display.diagnosis.memberships import mixed_up_groups
 from ddp_magic.display.diagnosis.operations import describe, differ, short
 from ddp_magic.display.diagnosis.unrecorded import (
@@ -107,7 +108,7 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     """
     known = _Known(ranks, 0.0, {})
     found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
-    return known.on_nodes(sentence for sentence in found if sentence)
+    return known.on_nodes([*(sentence for sentence in found if sentence), *misfits(ranks)])
 
 
 def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
@@ -121,6 +122,7 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
     aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
+    met += [sentence for rank in aborted for sentence in sent_to(rank, ranks)]
     roots = [sentence for group in known.groups if (sentence := group.roots(known))]
     return known.on_nodes(different or met or roots or list(waits) or mismatches(ranks))
 

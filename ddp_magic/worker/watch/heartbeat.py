@@ -32,6 +32,7 @@ from ddp_magic.worker.watch.transfers import (
     awaited_transfers,
     failed_transfers,
     last_transfer,
+    new_exchanges,
     polling_s,
     remember_transfers,
     transfers_of,
@@ -105,6 +106,7 @@ class HeartbeatThread:
         collectives = self._collectives(
             self._recorder.groups(before) if used else self._recorder.idle_groups(numbers)
         )
+        collectives = replace(collectives, exchanges=new_exchanges())
         if error is None:
             return collectives
         # The last heartbeat may have seen the main thread in another one.

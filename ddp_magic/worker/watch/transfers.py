@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch.distributed import ProcessGroup, Work, distributed_c10d
 
-from ddp_magic.wire.collectives import Transfer
+from ddp_magic.wire.collectives import Exchange, Transfer
 from ddp_magic.worker.watch.main_thread import called_expression, frames_of_main_thread
 
 _METHODS = {"send": "send", "recv": "recv", "recv_anysource": "recv"}
@@ -41,6 +41,7 @@ class _Made(NamedTuple):
 
 _MOST = 4096  # are remembered; plain tuples, which are made faster
 _made: deque[tuple[Any, ...]] = deque(maxlen=_MOST)
+_told: object = None  # the last one of which `new_exchanges` has told
 
 # What the main thread has asked for whether it has completed, in vain: the first and the last time.
 _polled: weakref.WeakKeyDictionary[Any, tuple[float, float]] = weakref.WeakKeyDictionary()
@@ -94,6 +95,39 @@ def _noting(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def last_transfer() -> object:
     """Return what stands for the last send or receive: another one tells of progress."""
     return _made[-1] if _made else None
+
+
+def new_exchanges() -> tuple[Exchange, ...]:
+    """Return what was sent and received since the last call; none of it if some is forgotten."""
+    global _told
+    made = list(_made)
+    last, _told = _told, (made[-1] if made else _told)
+    new = next((made[i + 1 :] for i, one in enumerate(made) if one is last), made)
+    if len(new) == _MOST:
+        return ()
+    runs: dict[tuple[Transfer, str], list[tuple[str, int]]] = {}
+    for one in map(_Made._make, new):
+        if (group := one.group()) is None:
+            continue
+        for transfer in _transfer(one.method, group, one.arguments):
+            tensor = f"{one.elements} elements of {str(one.dtype).removeprefix('torch.')}"
+            found = runs.setdefault((transfer, group.group_name), [])
+            if found and found[-1][0] == tensor:
+                found[-1] = tensor, found[-1][1] + 1
+            else:
+                found.append((tensor, 1))
+    return tuple(
+        Exchange(
+            kind=transfer.kind,
+            peer=transfer.peer,
+            tag=transfer.tag,
+            group=group_name,
+            tensors=tuple(tensor for tensor, _ in found),
+            counts=tuple(count for _, count in found),
+        )
+        for (transfer, group_name), found in runs.items()
+        if transfer.peer is not None
+    )
 
 
 def _remembered(work: object = None) -> list[_Made]:
@@ -190,7 +224,7 @@ def _described(waited: Iterable[_Made]) -> Iterable[Transfer]:
             yield from _transfer(made.method, group, made.arguments)
 
 
-def _transfer(method: str, group: object, arguments: tuple[Any, ...]) -> Iterable[Transfer]:
+def _transfer(method: str, group: ProcessGroup, arguments: tuple[Any, ...]) -> Iterable[Transfer]:
     """Yield what was sent or received; nothing if the group has been destroyed."""
     *peers, tag = arguments
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode, type_name
-from ddp_magic.wire.collectives import GroupRecord, Membership, Operation, Transfer
+from ddp_magic.wire.collectives import Exchange, GroupRecord, Membership, Operation, Transfer
 from ddp_magic.wire.messages import (
     AgentEvent,
     Answer,
@@ -94,7 +94,7 @@ _RIGHT = {
     "by_agent": True, "group": False, "cuda_error": "", "call": "", "inner": "", "root": "",
     "still_s": 0.0, "cpu_s": 0.0,
     "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "transfers": [], "groups": [],
-    "memberships": [], "thread": "", "threads": {}, "takes_usr1": False,
+    "memberships": [], "exchanges": [], "thread": "", "threads": {}, "takes_usr1": False,
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "node": "n1",
     "phase": "running", "line": 3, "cell": "", "rss_mib": 1.0, "device_mib": None, "mark": 1,
@@ -126,6 +126,7 @@ _GOOD: dict[object, list[object]] = {
     tuple[str, ...]: [[], ["x"]], tuple[int, ...]: [[], [1]],
     tuple[GroupRecord, ...]: [[]], tuple[Transfer, ...]: [[]], dict[str, int]: [{}, {"a": 1}],
     tuple[Membership, ...]: [[]],
+    tuple[Exchange, ...]: [[]],
     dict[str, str]: [{}, {"a": "b"}], dict[str, list[Any]]: [{}, {"a": [1]}],
     Phase: [],
     dict[str, Any]: [{}, {"a": 1}, {"a": "b"}, {"a": None}, {"a": [1]}],

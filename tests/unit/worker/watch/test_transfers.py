@@ -22,11 +22,12 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup, Work
 
 from ddp_magic.system.frames import know_source
-from ddp_magic.wire.collectives import Transfer
+from ddp_magic.wire.collectives import Exchange, Transfer
 from ddp_magic.worker.watch.transfers import (
     awaited_transfers,
     failed_transfers,
     last_transfer,
+    new_exchanges,
     polling_s,
     remember_transfers,
 )
@@ -190,6 +191,24 @@ def test_each_new_one_is_progress(partner: Connection) -> None:
     seen.append(last_transfer())
     assert all(one != other for one, other in itertools.pairwise(seen))
     assert last_transfer() == seen[-1]
+
+
+def test_what_was_exchanged_is_told_once(partner: Connection) -> None:
+    """In the order of the messages to and from each rank, by tag; equal ones are counted."""
+    new_exchanges()
+    for tag in (0, 0, 0, 5):
+        partner.send(tag)
+        received = torch.zeros(1, 2) if tag else torch.zeros(2)
+        sent = dist.isend(torch.ones(2), 1, tag=tag)
+        dist.recv(received, 1, tag=tag)
+        sent.wait()
+    two = "2 elements of float32"
+    assert sorted(new_exchanges(), key=lambda one: (one.kind, one.tag)) == [
+        Exchange(kind=kind, peer=1, tag=tag, group="0", tensors=(two,), counts=(count,))
+        for kind in ("recv", "send")
+        for tag, count in ((0, 3), (5, 1))
+    ]
+    assert new_exchanges() == ()
 
 
 def test_the_tag_is_known(partner: Connection) -> None:
