@@ -439,14 +439,6 @@ MISTAKES = [
         r"rank 0 waited in recv from rank 1 \(line 5\), which has finished",
     ),
     Mistake(
-        "a gather to another rank",
-        """
-        out = [None] * 3 if rank == 0 else None
-        dist.gather_object(rank, out, dst=int(rank == 2))
-        """,
-        r"gather #\d failed; its root differs: rank 0 names rank 0; rank 2 names rank 1",
-    ),
-    Mistake(
         "a collective of a thread that another rank does not call",
         """
         import threading, time
