@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from ddp_magic.system.processes import signal_name
+from ddp_magic.wire.relay import NodeEnd
 
 GAP_S = 3.0  # a relay says something every second
 
@@ -16,7 +17,7 @@ class Nodes:
 
     Attributes:
         hosts: Their names, by number.
-        ended: Those whose agent has ended, and whether it had reported that.
+        ended: Those whose agent has ended, and how.
         heard: When each last said something, on the monotonic clock, s, as far as this process
             listened.
         signaled: The first signal that a relay got before an agent had ended: its number, and when
@@ -24,7 +25,7 @@ class Nodes:
     """
 
     hosts: dict[int, str] = field(default_factory=dict)
-    ended: dict[int, bool] = field(default_factory=dict)
+    ended: dict[int, NodeEnd] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
     signaled: tuple[int, float] | None = None
 
@@ -79,4 +80,7 @@ class Nodes:
         if self.signaled is not None:
             return f"was ended from outside, by {signal_name(self.signaled[0])}"
         lost = [self.hosts[node] for node in sorted(self.hosts) if node not in self.ended]
-        return f"lost its relay{'s' * (len(lost) > 1)} on {', '.join(lost)}" if lost else ""
+        if lost:
+            return f"lost its relay{'s' * (len(lost) > 1)} on {', '.join(lost)}"
+        told = self.ended and all(how is NodeEnd.TOLD for how in self.ended.values())
+        return "was ended from outside" if told else ""

@@ -9,36 +9,24 @@ The cluster is the one that RAY_ADDRESS names, or the one that runs on this mach
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
 
 from ddp_magic.engines.program import Program
+from ddp_magic.engines.ray_options import parse, problem_of
 from ddp_magic.system.entry_points import RAY_DRIVER, command
+
+__all__ = ["START", "launch", "problem", "problem_of"]
 
 START = {
     "node_name_variable": "DDP_MAGIC_RAY_ADDRESS",  # a node's address is as good as its name
     "toward": "",
     "job_variables": ["DDP_MAGIC_RAY_JOB"],
 }
-WAITS = "ddp_magic waits for: "  # in a line of the driver's stderr
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read what each node is asked for, in the words of `ray start`."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--address", default="auto")
-    parser.add_argument("--num-cpus", type=float)
-    parser.add_argument("--num-gpus", type=float, default=0.0)
-    parser.add_argument("--resources", type=json.loads, default={})
-    return parser.parse_args(arguments)
+# At the beginning of a line of the driver's stderr.
+WAITS = "ddp_magic waits for: "
+LOST = "ddp_magic has lost "
 
 
 def problem() -> str:
@@ -48,30 +36,26 @@ def problem() -> str:
     return ""
 
 
-def problem_of(arguments: Sequence[str]) -> str:
-    """Return which of these arguments cannot be used, and why; empty if all can."""
-    try:
-        asked = _parse(arguments)
-    except ValueError as error:
-        return f"{error}: use --address, and for each node --num-cpus, --num-gpus, --resources"
-    if not isinstance(asked.resources, dict):
-        return "--resources is not a JSON object, such as '{\"a\": 1}'"
-    return ""
-
-
 class RayJob(Program):
     """A running driver."""
 
     program = "driver"
+    _lost = ""
 
     def running(self, job: str) -> None:
         """Note that an agent is up, in this job."""
         self.name = f"Ray job {job}"
         self._waits_for = ""
 
+    def fate(self) -> str:
+        """Return what Ray did to the job, as the rest of a sentence; empty if nothing."""
+        return self._lost or super().fate()
+
     def _hear(self, text: str) -> bool:
         if text.startswith(WAITS):
             self._waits_for = text.removeprefix(WAITS).strip()
+        elif text.startswith(LOST) and not self._lost and not self._cancelled:
+            self._lost = f"lost {text.removeprefix(LOST).strip()}"
         return text.startswith(WAITS)
 
 
@@ -94,7 +78,7 @@ def launch(
         env: The ranks' environment.
         log: Is called with what Ray says.
     """
-    asked = vars(_parse(arguments))
+    asked = vars(parse(arguments))
     if asked["num_cpus"] is None:
         asked["num_cpus"] = nproc
     words = json.dumps({**asked, "nnodes": nnodes, "agent": list(agent)})

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ddp_magic.engines.ray import WAITS
+from ddp_magic.engines.ray import LOST, WAITS
 from ddp_magic.wire.relay import PIECE_BYTES, write_all
 
 NODE_VARIABLE = "DDP_MAGIC_RAY_NODE"
@@ -179,9 +179,10 @@ class Driver:
             node.start.remote(argv, cwd, {**env, NODE_VARIABLE: str(number)}, own)
             for number, node in enumerate(self._nodes)
         ])  # fmt: skip
-        for node in self._nodes:
-            self._readers.append(threading.Thread(target=self._read, args=(node,), daemon=True))
-            self._readers[-1].start()
+        for node, name in zip(self._nodes, sorted(names), strict=True):
+            reader = threading.Thread(target=self._read, args=(node, name), daemon=True)
+            self._readers.append(reader)
+            reader.start()
         return True
 
     def _carry(self) -> None:
@@ -190,7 +191,7 @@ class Driver:
             piece = self._ray.put(data) if len(data) > INLINE_BYTES else data
             self._ray.get([node.write.remote(piece) for node in self._nodes])
 
-    def _read(self, node: Any) -> None:  # noqa: ANN401 -- ray has no type for it
+    def _read(self, node: Any, name: str) -> None:  # noqa: ANN401 -- ray has no type for it
         """Write what a node says, to its end; the first that fails ends all, as the last does."""
         code = 1
         try:
@@ -199,7 +200,7 @@ class Driver:
                     write_all(self._output, said)
             code = said
         except Exception as error:  # noqa: BLE001 -- the node is gone, or this process ends
-            _say(f"Ray: {error}")
+            _say(f"{LOST}{name}: {loss(error)}")
         self._running -= 1
         if code or not self._running:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -219,6 +220,13 @@ def check(address: str) -> None:
             raise OSError(f"there is no cluster at {address}: {error}") from None
 
 
+def loss(error: Exception) -> str:
+    """Return in a sentence why Ray has lost an actor."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    reasons = [line for line in lines if line.startswith("The actor is dead because")]
+    return (reasons or lines)[0].partition(". ")[0].rstrip(".")
+
+
 def why(nodes: Sequence[Mapping[str, Any]], count: int, need: Mapping[str, float]) -> str:
     """Return in a few words why a run waits.
 
@@ -232,7 +240,9 @@ def why(nodes: Sequence[Mapping[str, Any]], count: int, need: Mapping[str, float
     what = ", ".join(f"{n:g} {name}" for name, n in need.items()) or "nothing"
     head = f"{count} nodes with {what} each are" if count > 1 else f"a node with {what} is"
     if len(fit) < count:
-        return f"queued by Ray: {head} needed, and {len(fit)} of its {len(alive)} nodes have that"
+        have = f"{len(fit)} of its {len(alive)} nodes have that"
+        less = "unless others join, ask for less by -N, -n or --engine-args"
+        return f"queued by Ray: {head} needed, and {have}; {less}"
     return f"queued by Ray: {head} needed, and others use them"
 
 

@@ -33,6 +33,7 @@ from ddp_magic.wire.relay import (
     FrameReader,
     Kind,
     LineReader,
+    NodeEnd,
     write_all,
 )
 from ddp_magic.wire.specs import AgentSpec
@@ -180,7 +181,7 @@ class NearRelay:
 
     def _take_news(self, node: int, frame: Frame) -> None:
         if frame.kind is Kind.ENDED:
-            self.nodes.ended[node] = bool(frame.connection)
+            self.nodes.ended[node] = NodeEnd(frame.connection)
             return
         if frame.kind is Kind.SIGNALED:
             if not self.cancelled:

@@ -20,6 +20,7 @@ from ddp_magic.engines.relay import NearRelay
 from ddp_magic.system.entry_points import RELAY, command, last_words
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import OutsideEnd
+from ddp_magic.wire.relay import NodeEnd
 from ddp_magic.wire.specs import AgentSpec
 
 GROUP = "ddp_magic.engines"  # entry points of other packages
@@ -113,8 +114,8 @@ class RemoteAgents:
             hosts = ", ".join(nodes.hosts[node] for node in sorted(nodes.hosts))
             self.where = " on ".join(filter(None, [self._job_name(), hosts]))
             notes.append(self.where)
-        for node, reported in list(nodes.ended.items()):
-            if not reported and node not in self._died:
+        for node, how in list(nodes.ended.items()):
+            if how is NodeEnd.DIED and node not in self._died:
                 self._died.add(node)
                 host = nodes.name(node)
                 notes.append(f"the agent on {host} ended without a report, and its ranks with it")

@@ -36,6 +36,7 @@ from ddp_magic.wire.relay import (
     FrameReader,
     Kind,
     LineWriter,
+    NodeEnd,
     write_all,
 )
 
@@ -104,7 +105,8 @@ class Relay:
             if time.monotonic() - self._told > IDLE_S:
                 self._tell(Kind.ALIVE)
             self._flush()
-        self._tell(Kind.ENDED, int(self._is_done))
+        how = NodeEnd.TOLD if self._kernel_ended else NodeEnd.DIED
+        self._tell(Kind.ENDED, NodeEnd.REPORTED if self._is_done else how)
         self._flush()
         if not self._is_done and not self._kernel_ended:
             time.sleep(OTHERS_S)  # this node's failure ends the others at once

@@ -30,11 +30,19 @@ _RAW_BYTES = 684  # in a line: 912 in base64, and 48 for the rest
 _MAX_TEXT_BYTES = 64 * 1024  # of a line that is not ours
 
 
+class NodeEnd(enum.IntEnum):
+    """How a node has ended."""
+
+    DIED = 0  # its agent did not report its end
+    REPORTED = 1
+    TOLD = 2  # the stream from the kernel has ended
+
+
 class Kind(enum.IntEnum):
     """What a frame is.
 
     START, HEAD and FILE are JSON; a FILE has its content behind a zero byte. `connection` is a
-    number that the far relay has given it; of a SEGMENT, the segment's.
+    number that the far relay has given it; of a SEGMENT, the segment's; of ENDED, a `NodeEnd`.
     """
 
     START = 0  # to the nodes: what to run

@@ -60,6 +60,7 @@ def test_a_queued_run(kernel: Kernel) -> None:
     while "queued by Ray" not in shown and time.monotonic() < deadline:
         shown += json.dumps(kernel.client.get_iopub_msg(timeout=HANG_S)["content"])
     assert "queued by Ray: 3 nodes with 1 CPU each are needed, and 2 of its 2 nodes" in shown
+    assert "unless others join, ask for less by -N" in shown
     kernel.interrupt()
     assert kernel.finish(message).error["ename"] == "RunInterrupted"
     assert kernel.run(CELL + "1").status == "ok"
@@ -81,6 +82,18 @@ def test_a_cluster_that_is_not_there(kernel: Kernel) -> None:
     assert "Traceback" not in result.traceback
 
 
+def test_a_node_that_ray_loses(kernel: Kernel) -> None:
+    """It is named, in Ray's words; the other node was ended for it, and has lost nothing."""
+    message = kernel.start(CELL + HERE)
+    kernel.finish(message, until="[rank 1] pid")
+    relays = [p for p in _actors() if "ddp_magic.node.relay" in " ".join(p.cmdline())]
+    on_n2 = next(p for p in relays if p.environ().get("DDP_MAGIC_RAY_NODE") == "1")
+    on_n2.parent().kill()
+    result = kernel.finish(message)
+    assert "lost n2: The actor is dead because its worker process has died" in result.traceback
+    assert "ended without a report" not in result.text
+
+
 @pytest.mark.parametrize("ends", ["kernel", "driver"])
 def test_nothing_is_left(ray: RayCluster, new_kernel: Callable[..., Kernel], ends: str) -> None:
     """After the SIGKILL of the kernel, or of the driver: no process, and no directory."""
@@ -97,7 +110,8 @@ def test_nothing_is_left(ray: RayCluster, new_kernel: Callable[..., Kernel], end
         drivers = [p for p in kernel.processes() if "ray_driver" in " ".join(p.cmdline())]
         for driver in drivers:
             driver.kill()
-        assert kernel.finish(message).error["ename"] == "LaunchError"
+        found = kernel.finish(message).traceback
+        assert "lost its driver, which was killed by SIGKILL" in found
     assert wait_gone(pids, KERNEL_S) == []
 
 

@@ -62,7 +62,9 @@ def _mark(line: str, names: Mapping[str, Any]) -> tuple[str, dict[str, str], dic
             value = eval(expression, dict(names))  # noqa: S307 -- the user's own, as IPython does
             values[mark] = formatter.format_field(formatter.convert_field(value, conversion), "")
         except Exception as error:  # noqa: BLE001 -- whatever the expression raises
-            failures[mark] = f"cannot expand {typed}: {type(error).__name__}: {error}"
+            text = isinstance(error, SyntaxError) and typed.startswith("{")
+            as_text = "; write {{ and }} for braces" if text else ""
+            failures[mark] = f"cannot expand {typed}: {type(error).__name__}: {error}{as_text}"
     return marked, values, failures
 
 

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from ddp_magic.engines.nodes import Nodes
+from ddp_magic.wire.relay import NodeEnd
 
 
 @pytest.mark.parametrize(
@@ -16,12 +17,12 @@ from ddp_magic.engines.nodes import Nodes
         ({0: 100.0, 1: 69.0}, {}, 1),
         ({0: 100.0, 1: 80.0}, {}, None),
         ({0: 60.0, 1: 60.0}, {}, None),
-        ({0: 100.0, 1: 60.0}, {1: True}, None),
+        ({0: 100.0, 1: 60.0}, {1: NodeEnd.REPORTED}, None),
         ({}, {}, None),
     ],
 )
 def test_a_node_that_is_gone(
-    heard: dict[int, float], ended: dict[int, bool], silent: int | None
+    heard: dict[int, float], ended: dict[int, NodeEnd], silent: int | None
 ) -> None:
     """It is silent and others are not; if all are, the job may be suspended."""
     assert Nodes(heard=heard, ended=ended).silent(100.5, 30.0) == silent
@@ -32,23 +33,26 @@ def test_a_signal_before_the_end_of_an_agent_came_from_outside() -> None:
     nodes = Nodes(hosts={0: "n1", 1: "n2"})
     nodes.note_signal(signal.SIGTERM)
     nodes.note_signal(signal.SIGKILL)
-    nodes.ended = {0: True, 1: True}
+    nodes.ended = {0: NodeEnd.REPORTED, 1: NodeEnd.REPORTED}
     assert nodes.outside_words() == "was ended from outside, by SIGTERM"
-    nodes = Nodes(hosts={0: "n1", 1: "n2"}, ended={1: False})
+    nodes = Nodes(hosts={0: "n1", 1: "n2"}, ended={1: NodeEnd.DIED})
     nodes.note_signal(signal.SIGTERM)
-    nodes.ended[0] = True
+    nodes.ended[0] = NodeEnd.REPORTED
     assert nodes.outside_words() == ""
 
 
 @pytest.mark.parametrize(
     ("ended", "words"),
     [
-        ({0: True}, "lost its relay on n2"),
+        ({0: NodeEnd.REPORTED}, "lost its relay on n2"),
         ({}, "lost its relays on n1, n2"),
-        ({0: True, 1: False}, ""),
+        ({0: NodeEnd.REPORTED, 1: NodeEnd.DIED}, ""),
+        ({0: NodeEnd.TOLD, 1: NodeEnd.DIED}, ""),
+        ({0: NodeEnd.TOLD, 1: NodeEnd.TOLD}, "was ended from outside"),
+        ({0: NodeEnd.TOLD}, "lost its relay on n2"),
     ],
 )
-def test_a_relay_that_did_not_say_its_end_was_lost(ended: dict[int, bool], words: str) -> None:
+def test_a_relay_that_did_not_say_its_end_was_lost(ended: dict[int, NodeEnd], words: str) -> None:
     assert Nodes(hosts={1: "n2", 0: "n1"}, ended=ended).outside_words() == words
 
 

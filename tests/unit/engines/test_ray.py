@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ddp_magic.engines import ray
-from ddp_magic.engines.ray_driver import Node, why
+from ddp_magic.engines.ray_driver import Node, loss, why
 from tests.limits import HANG_S
 
 HALF = {"Alive": True, "Resources": {"CPU": 2.0}}
@@ -63,6 +63,31 @@ def test_the_driver_says_what_it_waits_for() -> None:
     job.cancel()
     assert job.wait() != 0
     assert log == [b"other\n"]
+
+
+def test_what_the_driver_has_lost() -> None:
+    """The first loss is the cause; what the kernel has ended is none."""
+    script = f"echo '{ray.LOST}n2: it died'>&2; echo '{ray.LOST}n1: the driver ended it'>&2"
+    job = ray.RayJob(["sh", "-c", script], {}, lambda _line: None)
+    job.wait()
+    assert job.fate() == "lost n2: it died"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "The actor died unexpectedly before finishing this task.\n\tclass_name: Node\n"
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM",
+            "The actor is dead because its worker process has died",
+        ),
+        ("The actor d5 is unavailable: Socket closed. The task may", "The actor d5 is unavailable: "
+         "Socket closed"),
+        ("", "RuntimeError"),
+    ],
+)  # fmt: skip
+def test_why_ray_has_lost_an_actor(text: str, reason: str) -> None:
+    assert loss(RuntimeError(text)) == reason
 
 
 def test_a_driver_that_does_not_end_is_killed() -> None:
