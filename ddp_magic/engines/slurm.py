@@ -9,7 +9,6 @@ then the agents are a step beside it, and to end them ends that step, never the 
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import threading
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ddp_magic.engines.program import Program
-from ddp_magic.engines.slurm_options import problem_of
+from ddp_magic.engines.slurm_options import command, environment, is_step, problem_of
 from ddp_magic.engines.slurm_words import BUSY, GRANTED, QUEUED, Fate, queue_words
 
 __all__ = ["START", "launch", "problem", "problem_of"]
@@ -27,16 +26,8 @@ START = {
     "toward": "SLURM_LAUNCH_NODE_IPADDR",
     "job_variables": ["SLURM_JOB_ID", "SLURM_STEP_ID"],
 }
-NODE_VARIABLE = "SLURM_PROCID"
 POLL_S = 2.0  # between two looks at the queue
 QUERY_S = 10.0  # for an answer of the controller's
-# What srun keeps of an allocation that it is started in; the rest would be its own options.
-_OF_ALLOCATION = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
-_OURS = re.compile(
-    r"SLURM_(UNBUFFEREDIO|LABELIO|STD\w+MODE|WAIT|EXPORT_ENV|MPI_TYPE|EXIT_\w+"
-    r"|BCAST|MULTI_PROG|N?NODES|N?TASKS|NPROCS|NTASKS_PER_\w+|STEP_\w+|OVERLAP|EXACT)"
-)
-_CPUS = re.compile(r"-c|--cpus-per-(task|gpu)|--exclusive|-B|--extra-node-info")
 
 
 def problem() -> str:
@@ -44,48 +35,6 @@ def problem() -> str:
     if shutil.which("srun") is None:
         return "there is no srun on the PATH: start the notebook on a login node or in a job"
     return ""
-
-
-def environment(env: Mapping[str, str], *, inside: bool) -> dict[str, str]:
-    """Return the environment of srun, which its tasks get too.
-
-    Args:
-        env: The ranks' own.
-        inside: Whether it starts a step in an allocation. What Slurm has set there are options of
-            another step. Elsewhere such variables are the user's own defaults, such as
-            SLURM_PARTITION.
-    """
-    kept = {}
-    for name, value in env.items():
-        if name.startswith("SLURM_"):
-            if inside and not name.startswith(_OF_ALLOCATION):
-                continue
-            if _OURS.fullmatch(name):
-                continue
-        if not name.startswith(("PMI_", "PMI2_", "PMIX_", "SLURMD_", "SRUN_")):
-            kept[name] = value
-    return kept
-
-
-def command(
-    agent: Sequence[str], nnodes: int, nproc: int, arguments: Sequence[str], *, inside: bool
-) -> list[str]:
-    """Return the command that starts an agent on each node."""
-    count = str(nnodes)
-    words = ["srun", "--job-name=ddp_magic", "--mpi=none"]
-    if not inside and not any(_CPUS.match(word) for word in arguments):
-        words.append(f"--cpus-per-task={nproc}")  # else Slurm gives the ranks of a node one
-    words += [*arguments, "-n", count, "-N", count, "--ntasks-per-node=1"]
-    words += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
-    if _is_step(arguments, inside=inside):
-        words.append("--overlap")
-    if shutil.which("setpriv"):  # it ends with the kernel, also while it is queued
-        words = ["setpriv", "--pdeathsig", "TERM", *words]
-    return [*words, *agent, NODE_VARIABLE]
-
-
-def _is_step(arguments: Sequence[str], *, inside: bool) -> bool:
-    return inside or any(word.startswith("--jobid") for word in arguments)
 
 
 class SlurmJob(Program):
@@ -125,7 +74,7 @@ class SlurmJob(Program):
             self._ask("scancel", job)
 
     def fate(self) -> str:
-        """Return what the cluster did to the job, in words for the rest of a sentence."""
+        """Return what the cluster did to the job, as the rest of a sentence; empty if nothing."""
         return self._fate.words() or super().fate()
 
     def _hear(self, text: str) -> bool:
@@ -182,5 +131,5 @@ def launch(
     """
     inside = "SLURM_JOB_ID" in env or "SLURM_JOBID" in env
     argv = command(agent, nnodes, nproc, arguments, inside=inside)
-    is_step = _is_step(arguments, inside=inside)
-    return SlurmJob(argv, environment(env, inside=inside), log, is_step=is_step)
+    step = is_step(arguments, inside=inside)
+    return SlurmJob(argv, environment(env, inside=inside), log, is_step=step)

@@ -1,12 +1,23 @@
-"""Which of the user's arguments srun cannot be given here, and why. Pure.
+"""The words and the environment that srun is started with.
 
-All others are srun's own affair: it knows which there are, in its version and at its site.
+Most of the user's own words are srun's affair: it knows which there are, in its version and at its
+site. Those that it cannot be given here are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 
+NODE_VARIABLE = "SLURM_PROCID"
+# What srun keeps of an allocation that it is started in; the rest would be its own options.
+_OF_ALLOCATION = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+_OURS = re.compile(
+    r"SLURM_(UNBUFFEREDIO|LABELIO|STD\w+MODE|WAIT|EXPORT_ENV|MPI_TYPE|EXIT_\w+"
+    r"|BCAST|MULTI_PROG|N?NODES|N?TASKS|NPROCS|NTASKS_PER_\w+|STEP_\w+|OVERLAP|EXACT)"
+)
+_CPUS = re.compile(r"-c|--cpus-per-(task|gpu)|--exclusive|-B|--extra-node-info")
 _COUNT = "-n and -N of %%ddp say how many ranks and nodes there are"
 _SHOWN = "the notebook shows the ranks' output, and %ddp_logs all of it"
 _ASKS = "ranks ask in the notebook"
@@ -19,6 +30,7 @@ _REFUSED = {
     **dict.fromkeys(("-h", "--help", "--usage", "-V", "--version", "--test-only"), _PRINTS),
     **dict.fromkeys(("-u", "--unbuffered"), "it tears lines apart"),
     **dict.fromkeys(("-Q", "--quiet"), "it hides why a job waits; use -q of %%ddp"),
+    **dict.fromkeys(("-M", "--clusters"), "set SLURM_CLUSTERS, which squeue and scancel heed too"),
     "--multi-prog": "every node starts the same program",
     "--bcast": "the nodes start their own Python, at its own place",
     "--batch": "use --detach of %%ddp",
@@ -58,3 +70,46 @@ def _refused(name: str) -> str:
         if name == full or (len(name) > len("--x") and full.startswith(name)):
             return f"{name} cannot be used: {why}"
     return ""
+
+
+def environment(env: Mapping[str, str], *, inside: bool) -> dict[str, str]:
+    """Return the environment of srun, which its tasks get too.
+
+    Args:
+        env: The ranks' own.
+        inside: Whether it starts a step in an allocation. What Slurm has set there are options of
+            another step. Elsewhere such variables are the user's own defaults, such as
+            SLURM_PARTITION.
+    """
+    kept = {}
+    for name, value in env.items():
+        if name.startswith("SLURM_"):
+            if inside and not name.startswith(_OF_ALLOCATION):
+                continue
+            if _OURS.fullmatch(name):
+                continue
+        if not name.startswith(("PMI_", "PMI2_", "PMIX_", "SLURMD_", "SRUN_")):
+            kept[name] = value
+    return kept
+
+
+def command(
+    agent: Sequence[str], nnodes: int, nproc: int, arguments: Sequence[str], *, inside: bool
+) -> list[str]:
+    """Return the command that starts an agent on each node."""
+    count = str(nnodes)
+    words = ["srun", "--job-name=ddp_magic", "--mpi=none"]
+    if not inside and not any(_CPUS.match(word) for word in arguments):
+        words.append(f"--cpus-per-task={nproc}")  # else Slurm gives the ranks of a node one
+    words += [*arguments, "-n", count, "-N", count, "--ntasks-per-node=1"]
+    words += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
+    if is_step(arguments, inside=inside):
+        words.append("--overlap")
+    if shutil.which("setpriv"):  # it ends with the kernel, also while it is queued
+        words = ["setpriv", "--pdeathsig", "TERM", *words]
+    return [*words, *agent, NODE_VARIABLE]
+
+
+def is_step(arguments: Sequence[str], *, inside: bool) -> bool:
+    """Return whether it starts a step of a job that was there before."""
+    return inside or any(word.startswith("--jobid") for word in arguments)

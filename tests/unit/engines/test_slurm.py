@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines import slurm
+from ddp_magic.engines import slurm, slurm_options
 from tests.limits import HANG_S
 
 
 def _command(*arguments: str, inside: bool = False) -> list[str]:
-    words = slurm.command(["python", "-c", "x"], 3, 4, arguments, inside=inside)
+    words = slurm_options.command(["python", "-c", "x"], 3, 4, arguments, inside=inside)
     return words[words.index("srun") :]
 
 
@@ -48,7 +48,7 @@ def test_what_is_inherited_in_an_allocation() -> None:
         "SLURM_CPUS_PER_TASK": "1", "SLURM_CONF": "/etc/slurm.conf", "PMI_RANK": "0", "HOME": "/h",
     }  # fmt: skip
     kept = {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/slurm.conf", "HOME": "/h"}
-    assert slurm.environment(env, inside=True) == kept
+    assert slurm_options.environment(env, inside=True) == kept
 
 
 def test_the_users_own_defaults_are_kept() -> None:
@@ -58,7 +58,7 @@ def test_the_users_own_defaults_are_kept() -> None:
         "SLURM_LABELIO": "1", "SLURM_NNODES": "9", "SLURM_EXPORT_ENV": "NONE",
     }  # fmt: skip
     kept = {"SLURM_PARTITION": "gpu", "SLURM_ACCOUNT": "me"}
-    assert slurm.environment(env, inside=False) == kept
+    assert slurm_options.environment(env, inside=False) == kept
 
 
 @pytest.mark.parametrize(("is_step", "ended"), [(False, "15"), (True, "15.3")])

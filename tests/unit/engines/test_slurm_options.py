@@ -19,7 +19,8 @@ from ddp_magic.engines.slurm_options import problem_of
         ("--quiet", "--quiet"), ("-h", "-h"), ("-vh", "-h"), ("--help", "--help"),
         ("--hel", "--hel"), ("-V", "-V"), ("--version", "--version"), ("--usage", "--usage"),
         ("--test-only", "--test-only"), ("--test", "--test"), ("--multi-prog", "--multi-prog"),
-        ("--bcast=/tmp/x", "--bcast"), ("--interactive", "--interactive"),
+        ("--bcast=/tmp/x", "--bcast"), ("--interactive", "--interactive"), ("-M x", "-M"),
+        ("--clusters=x", "--clusters"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("before", ["", "-p gpu", "--partition gpu", "-l", "-t 30"])
