@@ -127,7 +127,10 @@ class CellScreen:
     def tick(self, record: RunRecord) -> None:
         """Write pending text and update the table, if it is time."""
         self._text.tick()
-        self._progress.update(self._text.bars)
+        bars = self._text.bars
+        for rank in self._progress.keys() - bars.keys():
+            del self._progress[rank]
+        self._progress.update(bars)
         now = self._clock()
         if now >= self._head_due:
             self._outputs.show_held()

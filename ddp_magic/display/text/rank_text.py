@@ -20,6 +20,11 @@ class RankText:
         self.page: Page | None = None  # since the first `clear_output()`
         self.has_old_output = False  # from before that, which the first page replaces
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that has come has become lines, and none of these is held back."""
+        return self.lines.is_empty and not self.throttle.holds
+
     def end(self) -> None:
         """Forget what was displayed: the rank's next output is that of a new process."""
         self.lines = RankLines()

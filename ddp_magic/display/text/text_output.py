@@ -47,6 +47,7 @@ class TextOutput:
         self._displays = displays
         self._clock = clock
         self._texts: dict[int, RankText] = {}
+        self._unsettled: dict[int, RankText] = {}  # at hundreds of ranks, few at a time
         self._incoming: list[Stream] = []
         self._came = 0.0  # when the first of them came
         self._fold: Fold[DisplayData] = Fold(())
@@ -71,6 +72,7 @@ class TextOutput:
         """
         size = Bucket(BYTES_BURST, BYTES_PER_S)
         self._texts = {rank.rank: RankText(rank.rank, str(rank.log), size) for rank in record.ranks}
+        self._unsettled = {}
         self._fold = Fold(shown)
         self._cell_labels, self._logs = record.cell_labels, str(record.logs)
         self._journal = journal
@@ -190,8 +192,8 @@ class TextOutput:
 
     @property
     def bars(self) -> dict[int, tuple[str, ...]]:
-        """The ranks' progress bars, by rank, outer ones first."""
-        return {rank: text.lines.bars for rank, text in self._texts.items()}
+        """The progress bars of the ranks that may have some, by rank, outer ones first."""
+        return {rank: text.lines.bars for rank, text in self._unsettled.items()}
 
     @property
     def ends_a_line(self) -> bool:
@@ -231,17 +233,19 @@ class TextOutput:
         """Show what is due; with `final`, everything but unfinished lines."""
         now = self._clock()
         self._feed()
-        for text in self._texts.values():
+        for text in list(self._unsettled.values()):
             if now - text.last_age > PARTIAL_S:
                 text.last_age = now
                 self._admit(text, text.lines.age())
-        quiet = [text for text in self._texts.values() if now - text.last_text > PARTIAL_S]
+        quiet = [text for text in self._unsettled.values() if now - text.last_text > PARTIAL_S]
         for text in quiet:
             self._queue(text, text.throttle.release(now))
         self._show(self._fold.release(now, final=final))
         for text in quiet:
             if text.lines.partial and text.page is None and not self._fold.has(text.rank):
                 self._write_partial(text)
+            if text.is_settled:
+                del self._unsettled[text.rank]
         self._write()
 
     def _feed(self) -> None:
@@ -265,7 +269,10 @@ class TextOutput:
 
     def _admit(self, text: RankText, lines: list[str], came: float | None = None) -> None:
         admitted = lines if text.page is not None else text.throttle.admit(lines, self._clock())
-        self._queue(text, admitted, came)
+        if not text.is_settled:
+            self._unsettled[text.rank] = text
+        if admitted:
+            self._queue(text, admitted, came)
 
     def _queue(self, text: RankText, lines: Iterable[str], came: float | None = None) -> None:
         """Let lines wait for those of the other ranks, from when they came on, in seconds."""

@@ -75,6 +75,11 @@ class Throttle:
                 self._tail.append(short)
         return shown
 
+    @property
+    def holds(self) -> bool:
+        """Whether lines are held back."""
+        return self._held > 0
+
     def release(self, now: float, *, final: bool = False) -> list[str]:
         """Return a message on the lines left out, and the last of the lines held back.
 

@@ -61,10 +61,14 @@ class Stacks:
             dump: Asks a rank to write.
         """
         written = []
+        now, silent_s = time.time(), max(silent_s, SILENT_S)
         for rank in ranks:
             number = rank.rank
+            if now - rank.heard < silent_s:  # the usual case, of hundreds of ranks
+                self._silent.pop(number, None)
+                continue
             can_tell = rank.busy and rank.ran and not rank.killed and not rank.takes_usr1
-            if not can_tell or rank.silent_s(time.time()) < max(silent_s, SILENT_S):
+            if not can_tell or rank.silent_s(now) < silent_s:
                 self._silent.pop(number, None)
                 continue
             size = self._size(number)  # of the few that are silent: it asks the file system

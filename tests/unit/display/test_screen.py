@@ -257,6 +257,20 @@ def test_a_bar_is_in_the_table_and_only_its_last_state_in_the_text(cell: Cell) -
     assert cell.screen.progress[2] == ()
 
 
+def test_ranks_whose_text_is_complete_cost_nothing(cell: Cell) -> None:
+    """Of hundreds of ranks, only those with a bar or an unfinished line are looked at."""
+    cell.show(*(text(rank, "line\n") for rank in range(3)))
+    assert cell.screen.progress == {}
+    cell.show(text(0, "line\n"), text(1, "\r 10%"), text(2, "unfinished"))
+    assert cell.screen.progress == {1: (" 10%",), 2: ()}
+    cell.show(text(1, "\r100%\n"), text(2, " line\n"))
+    for _ in range(3):
+        cell.show(wait_s=PARTIAL_S + 0.1)
+    assert cell.screen.progress == {}
+    cell.show(text(1, "\r 50%"))
+    assert cell.screen.progress == {1: (" 50%",)}
+
+
 def test_a_bar_that_has_ended_is_shown_soon(cell: Cell) -> None:
     """Though nothing follows it: a nested bar would have returned to it by now."""
     cell.show(text(2, "\r100%\n"), wait_s=PARTIAL_S + 0.1)
