@@ -100,7 +100,8 @@ def stack_lines(run: RunRecord, stacks: Iterable[StackDumped]) -> list[str]:
     lines = [Status.title(run), *run.waits]
     now = time.time()
     for rank in run.ranks:
-        words = [f"rank {rank.rank}", f"pid {rank.pid}" if rank.pid else "", rank_state(rank, now)]
+        name = f"rank {rank.rank}" + (f" on {rank.node}" if rank.node else "")
+        words = [name, f"pid {rank.pid}" if rank.pid else "", rank_state(rank, now)]
         lines.append(" · ".join(filter(None, words)))
         if rank.rank in frames:
             lines += [f"    {frame}" for frame in frames[rank.rank]] or [f"    {_outside(rank)}"]

@@ -274,8 +274,14 @@ class NearRelay:
         folder = self._folders.get(names["folder"])
         if folder is None or Path(names["name"]).name != names["name"]:
             return
+        path, at = folder / names["name"], names.get("at", 0)
         with contextlib.suppress(OSError):  # a full disk costs the file, not the run
-            (folder / names["name"]).write_bytes(content)
+            if at < 0:
+                path.unlink()
+                return
+            with path.open("r+b" if at else "wb") as file:  # what it continues may be gone
+                file.seek(at)
+                file.write(content)
 
 
 def _not_launched() -> Job:

@@ -50,7 +50,8 @@ class Session:
 
     def status(self) -> SessionStatus:
         """Return its entry in `%ddp_status`."""
-        return SessionStatus(self.name, self.options.devices, self.group.pids)
+        where = " · ".join(filter(None, [self.options.devices, self.group.where]))
+        return SessionStatus(self.name, where, self.group.pids)
 
     def alive(self) -> bool:
         """Return whether its ranks are running."""

@@ -9,12 +9,6 @@ from ddp_magic.engines import HERE
 from ddp_magic.kernel.options.declaration import spelling
 from ddp_magic.kernel.options.option import OptionError
 
-# What these options do lies on this machine.
-_ONLY_HERE = {
-    "check": "the ranks' calls are compared on this machine",
-    "cold": "it starts the ranks without a preloaded process anyway",
-}
-
 _ENGINES = "--engine slurm or --engine ray"
 
 
@@ -77,10 +71,10 @@ def check_later(asked: SimpleNamespace, engine: str) -> None:
     Raises:
         OptionError: Something is that works on this machine alone.
     """
-    for name, why in _ONLY_HERE.items() if engine not in HERE else ():
-        if getattr(asked, name):
-            problem = f"not available with --engine {engine}, because {why}: omit "
-            raise OptionError(name, problem + spelling(name))
+    if asked.cold and engine not in HERE:
+        why = "it starts the ranks without a preloaded process anyway"
+        problem = f"not available with --engine {engine}, because {why}: omit {spelling('cold')}"
+        raise OptionError("cold", problem)
 
 
 def describe(asked: SimpleNamespace) -> str:

@@ -15,6 +15,7 @@ from typing import IO
 
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.run_places import temporary_folders
+from ddp_magic.wire.relay import PIECE_BYTES
 
 _PREFIX = "ddp_magic_node-"
 NEW_S = 60.0  # a directory of a relay that may be starting
@@ -37,6 +38,7 @@ class NodeDirectory:
         self._lock = _lock(self.run.path)
         remove_old(self.run.path.parent)
         self._sent: dict[Path, tuple[int, int]] = {}
+        self._calls: dict[Path, int] = {}  # how much of these files was sent, in bytes
 
     def place_of(self, path: Path) -> Path:
         """Return where a file of the kernel's run directory lies on this node."""
@@ -61,6 +63,33 @@ class NodeDirectory:
                 folder = "" if path.parent == self.run.path else path.parent.name
                 head = json.dumps({"folder": folder, "name": path.name}).encode()
                 yield head + b"\0" + path.read_bytes()
+        yield from self._new_calls()
+
+    def begin_calls(self, cell: Path, rank: int) -> None:
+        """Forget what a rank has called in an earlier attempt at a cell (`--check`).
+
+        Args:
+            cell: The cell's file, on this node.
+            rank: Which rank; it has not begun.
+        """
+        path = RunDirectory(cell.parent).calls(rank)
+        path.unlink(missing_ok=True)
+        self._calls.pop(path, None)
+
+    def _new_calls(self) -> Iterator[bytes]:
+        """Yield what was added to the ranks' calls since the last time, or that a file is gone."""
+        for path in {*self.run.path.glob("*/rank*.calls"), *self._calls}:
+            head = {"folder": path.parent.name, "name": path.name}
+            at = self._calls.get(path, 0)
+            try:
+                with path.open("rb") as file:
+                    file.seek(at)
+                    while content := file.read(PIECE_BYTES):
+                        yield json.dumps({**head, "at": at}).encode() + b"\0" + content
+                        self._calls[path] = at = at + len(content)
+            except OSError:  # the rank could not write on, and has removed it
+                self._calls.pop(path, None)
+                yield json.dumps({**head, "at": -1}).encode() + b"\0"
 
     def _files(self) -> Iterator[Path]:
         for pattern in _FILES:

@@ -28,7 +28,7 @@ from ddp_magic.system import processes
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode, encode, type_name
 from ddp_magic.wire.memory import anonymous_file
-from ddp_magic.wire.messages import Captured, RunCell, SharedMemory
+from ddp_magic.wire.messages import Captured, RunCell, SharedMemory, WorkerHello
 from ddp_magic.wire.relay import (
     ALL,
     PIECE_BYTES,
@@ -81,12 +81,15 @@ class Relay:
         self._connections: dict[int, Channel] = {}
         self._pipes: dict[int, int] = {}  # read ends of the ranks' text, and whose
         self._segments: dict[int, int] = {}
+        self._ranks: dict[int, int] = {}  # by connection
         self._count = 0
         self._agent: AgentProcess | None = None
         self._is_done = False  # the agent has reported its end
         self._kernel_ended = False
         self._drained_by: float | None = None
         self._stacks_until = 0.0  # a rank is about to write its stack
+        self._checks = False  # the ranks write what they call
+        self._files_sent = 0.0  # monotonic, s
         self._signals = _catch_signals()
 
     def run(self) -> int:
@@ -96,11 +99,12 @@ class Relay:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._signals, selectors.EVENT_READ, self._tell_signals)
         while not self._over():
-            soon = self._drained_by is not None or time.monotonic() < self._stacks_until
+            soon = self._checks or self._drained_by is not None
+            soon = soon or time.monotonic() < self._stacks_until
             for key, _ in self._selector.select(SOON_S if soon else IDLE_S):
                 if key.fileobj in self._selector.get_map():
                     key.data(key.fileobj)
-            if soon:
+            if soon and time.monotonic() - self._files_sent > SOON_S:
                 self._send_files()
             if time.monotonic() - self._told > IDLE_S:
                 self._tell(Kind.ALIVE)
@@ -207,8 +211,11 @@ class Relay:
             case "RunCell":
                 message = decode(payload)
                 assert isinstance(message, RunCell)  # noqa: S101 -- as above
-                path = str(self._directory.place_of(Path(message.path)))
-                channel.send_payload(encode(dataclasses.replace(message, path=path)))
+                path = self._directory.place_of(Path(message.path))
+                self._checks = message.check
+                if message.check and number in self._ranks:
+                    self._directory.begin_calls(path, self._ranks[number])
+                channel.send_payload(encode(dataclasses.replace(message, path=str(path))))
             case kind:
                 if kind == "DumpStack":
                     self._stacks_until = time.monotonic() + STACKS_S
@@ -277,6 +284,9 @@ class Relay:
         if kind in _AFTER:
             self._send_files()
         if kind == "WorkerHello":
+            hello = decode(payload)
+            assert isinstance(hello, WorkerHello)  # noqa: S101 -- its own name
+            self._ranks[number] = hello.rank
             pipe = channel.take_fd()
             os.set_blocking(pipe, False)
             self._pipes[pipe] = number
@@ -315,6 +325,7 @@ class Relay:
             channel.close()
 
     def _send_files(self) -> None:
+        self._files_sent = time.monotonic()
         for payload in self._directory.new_files():
             self._tell(Kind.FILE, 0, payload)
 

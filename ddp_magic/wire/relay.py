@@ -41,7 +41,8 @@ class NodeEnd(enum.IntEnum):
 class Kind(enum.IntEnum):
     """What a frame is.
 
-    START, HEAD and FILE are JSON; a FILE has its content behind a zero byte. `connection` is a
+    START, HEAD and FILE are JSON; a FILE has its content behind a zero byte, and may say from which
+    byte of the file on that is (`at`; below 0, the file is gone). `connection` is a
     number that the far relay has given it; of a SEGMENT, the segment's; of ENDED, a `NodeEnd`.
     """
 

@@ -403,3 +403,30 @@ def test_hangs_are_explained(kernel: Kernel, engine: str) -> None:
     assert result.error["ename"] == "TimeLimitError", result
     assert re.search(r"ranks 0(-2|, 1, 2) .*all_reduce", result.traceback), result.traceback
     assert ("rank 3" if engine == "local" else "rank 3 on n2") in result.traceback
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_check(kernel: Kernel, engine: str, attempt: int) -> None:
+    """The calls of all nodes are compared, in every attempt; the node of a rank is named."""
+    result = kernel.run(
+        _cell(
+            engine,
+            "x = torch.ones(3)\nfor _ in range(200): dist.all_reduce(x)\ndist.barrier()\n"
+            "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+            f"if attempt < {attempt}: os._exit(7)\n"
+            "dist.broadcast(x, src=3 if rank == 3 else 0)",
+            f"--check --max-restarts {attempt}",
+        )
+    )
+    assert result.error["ename"] == "MismatchError", result
+    on = "" if engine == "local" else " on n2"
+    assert f"rank 3{on} called broadcast" in result.error["evalue"], result.error["evalue"]
+    assert "line 7" in result.traceback
+
+
+def test_what_was_checked(kernel: Kernel, engine: str) -> None:
+    result = kernel.run(
+        _cell(engine, "x = torch.ones(3)\nfor _ in range(50): dist.all_reduce(x)", "--check")
+    )
+    assert result.status == "ok", result
+    assert "checked 50 collectives" in result.summary

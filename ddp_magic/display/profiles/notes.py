@@ -89,7 +89,7 @@ def _processors(times: Sequence[RankTimes], machine: Machine) -> list[str]:
         return []
     return [
         f"for {100 * queued:.0f} % of their time the ranks were ready to run but had no processor, "
-        f"which makes all else longer: the machine has {machine.processors}, for "
+        f"which makes all else longer: there are {machine.processors} for "
         f"{len(times)} rank{'s' if len(times) > 1 else ''} and whatever else runs"
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ddp_magic.display.diagnosis import hangs
 from ddp_magic.display.rank import Rank
-from ddp_magic.display.rank_names import rank_names
+from ddp_magic.display.rank_names import on_nodes, rank_names
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.watch.call_check import CallCheck
 from ddp_magic.kernel.watch.hang_watch import HangWatch
@@ -68,7 +68,8 @@ class CollectiveWatch:
         # A rank that waits for one which has finished loses its connection to it.
         failures = [rank.failure for rank in ranks if not rank.succeeded]
         finished = all(failure is not None and failure.lost_its_peer for failure in failures)
-        self.mismatch = self._check.finish(finished=finished)
+        nodes = {rank.rank: rank.node for rank in ranks}
+        self.mismatch = on_nodes(self._check.finish(finished=finished), nodes)
         self.checked = self._check.checked
         if not self._check.unread:
             return []

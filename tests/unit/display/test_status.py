@@ -32,6 +32,14 @@ def test_a_rank_that_awaits_something_has_no_stack_but_a_place() -> None:
     assert "    not in the cell" in lines
 
 
+def test_stacks_name_the_nodes() -> None:
+    record = make_record(2)
+    record.ranks[1].node = "n2"
+    lines = status.stack_lines(record, [])
+    assert any(line.startswith("rank 0 · ") for line in lines)
+    assert any(line.startswith("rank 1 on n2 · ") for line in lines)
+
+
 # --- %ddp_status ------------------------------------------------------------------------------
 
 

@@ -208,6 +208,20 @@ def test_the_cell_goes_to_the_nodes_once(scene: Scene, tmp_path: Path) -> None:
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_file_that_grows(scene: Scene, tmp_path: Path) -> None:
+    """What continues a file that nobody wants any more is dropped; one that is gone is removed."""
+    for name, at, content in (
+        ("a", 0, b"one "), ("a", 4, b"two"), ("gone", 0, b"x"), ("gone", -1, b""), ("late", 4, b"x")
+    ):  # fmt: skip
+        head = json.dumps({"folder": "", "name": name, "at": at}).encode()
+        scene.say(1, Kind.FILE, 0, head + b"\0" + content)
+    scene.job.end()
+    assert scene.relay.ended.wait(HANG_S)
+    assert (tmp_path / "a").read_bytes() == b"one two"
+    assert not (tmp_path / "gone").exists()
+    assert not (tmp_path / "late").exists()
+
+
 def test_a_broken_stream_ends_the_job(scene: Scene) -> None:
     """It says why, instead of waiting for what never comes."""
     os.write(scene.job.to_kernel, b"\x1e0 5 AAAA\n")

@@ -62,9 +62,8 @@ def test_one_node_of_a_cluster() -> None:
         ("--engine slurm -n gpu", "nproc_per_node", "needs a number"),
         ("--engine slurm -n 2 -g 0,1", "gpus", "chooses the GPUs of the nodes"),
         ("--engine slurm -n 2 -g free", "gpus", "chooses the GPUs of the nodes"),
-        ("--engine slurm -n 2 --check", "check", "not available with --engine slurm"),
         ("--engine slurm -n 2 --cold", "cold", "not available with --engine slurm"),
-        ("--engine slurm -n 2 --engine-args '-N 3'", "engine_args", "-N cannot be used: use -N of"),
+        ("--engine slurm -n 2 --engine-args '-N 3'", "engine_args", "-N cannot be used: -n and -N"),
         ("""--engine slurm -n 2 --engine-args '-J "x'""", "engine_args", "missing closing quote"),
         ("--engine slurm -n 2 -N 2 --show 4", "show", "invalid rank 4: this run has ranks 0 to 3"),
         ("--engine slurm -n 2 -N 2 --pull a@4", "pull", "invalid rank 4"),
@@ -96,4 +95,4 @@ def test_a_later_cell_of_a_session() -> None:
     with pytest.raises(OptionError, match="already runs with 2 ranks per node"):
         join(parse_line("%%ddp", "-n 4 --session lab"), session)
     with pytest.raises(OptionError, match="not available with --engine slurm"):
-        join(parse_line("%%ddp", "--session lab --check"), session)
+        join(parse_line("%%ddp", "--session lab --cold"), session)
