@@ -11,7 +11,6 @@ import contextvars
 import ctypes
 import getpass
 import os
-import select
 import sys
 import termios
 import threading
@@ -21,6 +20,8 @@ from typing import Any, Protocol
 
 from IPython.core.error import StdinNotImplementedError
 from IPython.core.interactiveshell import InteractiveShell
+
+from ddp_magic.system.readable import readable
 
 NOBODY = "this front end cannot ask (nbclient, papermill, a script without a terminal)"
 CLOSE_S = 1.0  # for the thread that waits for an answer to end
@@ -184,7 +185,7 @@ class TerminalBox:
             return None
         if self._password and self._echo is None:
             self._stop_echo()
-        if not select.select([self._fd], [], [], 0)[0]:
+        if not readable([self._fd], 0):
             return None
         data = os.read(self._fd, _READ_BYTES)  # a terminal gives a line at a time
         if self._echo is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.system.entry_points import last_words
+from ddp_magic.system.readable import readable
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 
@@ -89,7 +89,7 @@ class ForkedAgent:
                 self._asked_at = time.monotonic()
                 self._engine.give_up_on(self)
             return self._dropped
-        return bool(select.select([self._pidfd], [], [], 0)[0])
+        return bool(readable([self._pidfd], 0))
 
     def kill(self) -> None:
         """End it at once; its ranks carry PDEATHSIG."""

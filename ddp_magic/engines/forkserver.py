@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess, cu
 from ddp_magic.engines.preload_record import PreloadRecord
 from ddp_magic.system import libraries
 from ddp_magic.system.environment import early_differences, rank_environment
+from ddp_magic.system.readable import readable
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.messages import (
     Command,
@@ -139,7 +139,7 @@ class Forkserver:
         Raises:
             ProtocolError: The descriptor did not arrive, since too many files are open.
         """
-        if not select.select([self._channel], [], [], 0)[0]:
+        if not readable([self._channel], 0):
             return []
         messages = self._channel.receive()
         if messages is None:

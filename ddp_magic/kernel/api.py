@@ -25,6 +25,7 @@ from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.execution import call
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
+from ddp_magic.kernel.notebook.post_mortem import wants_debugger
 from ddp_magic.kernel.options.arguments import parse_keywords
 from ddp_magic.kernel.options.help import keyword_lines
 from ddp_magic.kernel.options.option import OptionError
@@ -144,6 +145,7 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
         (home := _kernel()).sessions.claim(wanted.session),
     ):
         shell = get_ipython()
+        wanted.debug |= wants_debugger(shell) and not (wanted.bg or wanted.detach)
         with _misuse_in_one_line():
             options = home.join(wanted) or resolve(wanted)
         options = dataclasses.replace(options, call=bool(extra), from_python=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
 from ddp_magic.system import processes
+from ddp_magic.system.readable import readable
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.messages import (
     AgentDone,
@@ -59,7 +59,7 @@ class Watcher(threading.Thread):
             kernel = -1
         waited_for: list[Any] = [self._channel, kernel] if kernel >= 0 else [self._channel]
         while True:
-            ready = select.select(waited_for, [], [])[0]
+            ready = readable(waited_for, None)
             commands = self._channel.receive() if self._channel in ready else []
             if commands is None or kernel in ready:
                 self._end_everything()

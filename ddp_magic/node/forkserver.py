@@ -15,7 +15,6 @@ import dataclasses
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ import psutil
 from ddp_magic.node.become_agent import become_agent
 from ddp_magic.node.preloader import AGENTS_GRACE_S, ForkObstacleError, Preloader, freeze
 from ddp_magic.system import processes
+from ddp_magic.system.readable import readable
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.messages import (
     ForkAgent,
@@ -74,7 +74,7 @@ class Forkserver:
         waited_for: list[Any] = [*more, self._kernel, *self._forks]
         if (trial := self._preloader.trial) is not None:
             waited_for += [trial, trial.pidfd]
-        ready = select.select(waited_for, [], [], timeout_s)[0]
+        ready = readable(waited_for, timeout_s)
         if self._kernel in ready:
             processes.sweep(AGENTS_GRACE_S, spare=self._preloader.of_hosts)
             os._exit(0)

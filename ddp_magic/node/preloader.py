@@ -6,7 +6,6 @@ import copy
 import gc
 import importlib
 import os
-import select
 import signal
 import sys
 import weakref
@@ -19,6 +18,7 @@ from ddp_magic.node import imports
 from ddp_magic.node.trial import BEGINS_CUDA, Trial
 from ddp_magic.system import libraries, processes
 from ddp_magic.system.entry_points import WORKER, WORKER_SHELL
+from ddp_magic.system.readable import readable
 from ddp_magic.wire.messages import SOME_LIBRARY, Event, Importing, Preload, Preloaded
 
 LOOK_S = 0.5  # how often it checks for its kernel during an import
@@ -266,7 +266,7 @@ class _EndWithKernel:
         signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
 
     def _look(self, _signum: int, _frame: FrameType | None) -> None:
-        if select.select([self._kernel], [], [], 0)[0]:
+        if readable([self._kernel], 0):
             signal.setitimer(signal.ITIMER_REAL, 0)  # so that it does not interrupt what follows
             processes.sweep(AGENTS_GRACE_S, spare=self._spare)
             os._exit(1)

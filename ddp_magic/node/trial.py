@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from ddp_magic.node import imports
 from ddp_magic.system import processes
+from ddp_magic.system.readable import readable
 
 TRIAL_S = 120.0
 BEGINS_CUDA = "it begins CUDA while it is imported"
@@ -71,7 +71,7 @@ class Trial:
     def over(self) -> bool:
         """Return whether it has ended or its time is up; if so, close it."""
         self._read()
-        ended = self._reported or bool(select.select([self.pidfd], [], [], 0)[0])
+        ended = self._reported or bool(readable([self.pidfd], 0))
         if not ended and self.left_s > 0:
             return False
         self._read()

@@ -199,11 +199,23 @@ def test_pdb_on_is_the_debugger_of_the_rank(kernel: Kernel) -> None:
             assert "ipdb" not in kernel.finish(message_id).text
         result = kernel.finish(kernel.start("%ddp_wait", can_ask=True))
         assert "ZeroDivisionError" in result.traceback
-        # An error of the notebook's own is debugged as before.
-        prompts, result = kernel.talk("1 / 0", "q")
-        assert prompts == ["ipdb> "]
+        # Nor do those that Python code has asked for.
+        launch = "import ddp_magic\ndef fail(): raise KeyError\n"
+        prompts, result = kernel.talk(launch + "ddp_magic.launch(fail, nproc_per_node=1)", "q")
+        assert prompts == ["[rank 0] (Pdb) "]
+        assert "raised KeyError at Cell In[" in result.traceback
+        # Twice in a cell; then an error of the notebook's own is debugged as before.
+        twice = (
+            "for _ in range(2):\n"
+            "    try: get_ipython().run_cell_magic('ddp', '-n 1', 'raise OSError')\n"
+            "    except OSError: pass\n"
+            "1 / 0"
+        )
+        prompts, result = kernel.talk(twice, "q", "q", "q")
+        assert prompts == ["[rank 0] (Pdb) ", "[rank 0] (Pdb) ", "ipdb> "]
     finally:
         kernel.run("%pdb off")
+    assert "ipdb" not in kernel.run("1 / 0").text
 
 
 def test_the_first_of_many_that_raise_is_held(kernel: Kernel) -> None:

@@ -17,7 +17,6 @@ from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import without_frames
 from ddp_magic.kernel.notebook.magic_base import OurMagics, documented, parse, usage_errors
-from ddp_magic.kernel.notebook.post_mortem import without_debugger
 from ddp_magic.kernel.notebook.typed_cells import TypedCells
 from ddp_magic.kernel.options.help import (
     ATTACH_HELP,
@@ -96,15 +95,13 @@ class LineMagics(OurMagics):
     @documented(WAIT_HELP)
     def ddp_wait(self, line: str) -> BackgroundRun | None:
         """Follow a background run of this notebook."""
-        with without_debugger(self.shell):
-            return self._follow("%ddp_wait", line, WAIT_OPTIONS, WAIT_HELP)
+        return self._follow("%ddp_wait", line, WAIT_OPTIONS, WAIT_HELP)
 
     @line_magic
     @documented(ATTACH_HELP)
     def ddp_attach(self, line: str) -> BackgroundRun | None:
         """Follow a background run of any notebook."""
-        with without_debugger(self.shell):
-            return self._follow("%ddp_attach", line, ATTACH_OPTIONS, ATTACH_HELP)
+        return self._follow("%ddp_attach", line, ATTACH_OPTIONS, ATTACH_HELP)
 
     def _follow(
         self, magic: str, line: str, options: tuple[Option, ...], text: str

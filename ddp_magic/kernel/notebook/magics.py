@@ -28,7 +28,7 @@ from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.notebook.completion import Completion
 from ddp_magic.kernel.notebook.line_magics import LineMagics
 from ddp_magic.kernel.notebook.magic_base import OurMagics, documented, parse
-from ddp_magic.kernel.notebook.post_mortem import wants_debugger, without_debugger
+from ddp_magic.kernel.notebook.post_mortem import WithoutDebugger, wants_debugger
 from ddp_magic.kernel.notebook.typed_cells import TypedCells
 from ddp_magic.kernel.options import expansion
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
@@ -79,6 +79,7 @@ class DDPMagics(OurMagics, OptionDefaults):
         # Before IPython's own, which makes a call of the magic out of the cell.
         shell.input_transformer_manager.line_transforms.insert(0, keep_empty_body)
         self.typed = TypedCells()
+        self._shown_errors = WithoutDebugger(shell)
         self._set_preload()
         self._set_hang_s()
         # From now on: IPython's configuration sets them before there is a controller.
@@ -104,6 +105,7 @@ class DDPMagics(OurMagics, OptionDefaults):
     def close(self) -> None:
         """End the sessions and the forkserver; unplug from IPython."""
         controller.current = None
+        self._shown_errors.close()
         self._completion.close()
         transforms = self.shell.input_transformer_manager.line_transforms
         if keep_empty_body in transforms:
@@ -117,12 +119,11 @@ class DDPMagics(OurMagics, OptionDefaults):
         """Run a cell."""
         if body is None and line.strip() not in ("", "-h", "--help"):
             raise UsageError("%ddp runs a cell: write %%ddp, in the first line of the cell")
-        with without_debugger(self.shell):
-            with self.controller.background.noting_refusal(line):
-                error = self._parse_and_run(line, body, sys._getframe(2).f_locals)
-            if error is not None:
-                # From here: a frame that a traceback keeps must not keep the run's results alive.
-                raise error
+        with self.controller.background.noting_refusal(line):
+            error = self._parse_and_run(line, body, sys._getframe(2).f_locals)
+        if error is not None:
+            # From here: a frame that a traceback keeps must not keep the run's results alive.
+            raise error
 
     def _parse_and_run(
         self, line: str, body: str | None, local: Mapping[str, Any]

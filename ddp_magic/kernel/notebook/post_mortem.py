@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from ddp_magic.display.question_box import box_of
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 
-
-def wants_debugger(shell: InteractiveShell) -> bool:
-    """Return whether a person has asked for a debugger wherever a cell fails."""
-    return bool(shell.call_pdb)
+_OF_RUNS = (DDPMagicError, RunInterrupted)
 
 
-@contextmanager
-def without_debugger(shell: InteractiveShell) -> Iterator[None]:
-    """Keep IPython's debugger away from an error of a run, until the cell has ended.
+def wants_debugger(shell: InteractiveShell | None) -> bool:
+    """Return whether a person has asked for a debugger wherever a cell fails, and can answer it."""
+    return shell is not None and bool(shell.call_pdb) and not box_of(shell).problem
 
-    It would open in a frame of ddp_magic; with `%pdb on` the rank that failed was in a debugger.
+
+class WithoutDebugger:
+    """Shows errors of runs without a debugger, which would open in a frame of ddp_magic.
+
+    With `%pdb on` the rank that failed was in one. This is IPython's own way to show some errors
+    otherwise (`set_custom_exc`); what another extension shows so goes on.
+
+    Args:
+        shell: The notebook's.
     """
-    try:
-        yield
-    except (DDPMagicError, RunInterrupted):
-        if shell.call_pdb:
-            _switch_off(shell)
-        raise
 
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self._before = shell.custom_exceptions, shell.CustomTB
+        shell.set_custom_exc((*_OF_RUNS, *shell.custom_exceptions), self._show)
 
-def _switch_off(shell: InteractiveShell) -> None:
-    def switch_on(*_: object) -> None:
-        shell.events.unregister("post_run_cell", switch_on)
-        shell.call_pdb = True
+    def _show(
+        self,
+        shell: InteractiveShell,
+        etype: type[BaseException],
+        value: BaseException,
+        traceback: TracebackType,
+        tb_offset: int | None = None,
+    ) -> Any:  # noqa: ANN401 -- IPython's own
+        if not isinstance(value, _OF_RUNS):
+            return self._before[1](etype, value, traceback, tb_offset)
+        wanted, shell.call_pdb = shell.call_pdb, False
+        try:
+            shell.showtraceback(
+                (etype, value, traceback), tb_offset=tb_offset, running_compiled_code=True
+            )
+        finally:
+            shell.call_pdb = wanted
+        return None
 
-    shell.call_pdb = False
-    shell.events.register("post_run_cell", switch_on)
+    def close(self) -> None:
+        """Show errors as before, unless another extension has said meanwhile how."""
+        if self._shell.custom_exceptions[: len(_OF_RUNS)] == _OF_RUNS:
+            self._shell.custom_exceptions, self._shell.CustomTB = self._before

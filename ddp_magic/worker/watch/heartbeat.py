@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic  # bound here: a cell may replace the module's
@@ -17,6 +16,7 @@ from time import time as now
 from traceback import walk_tb
 from typing import NoReturn
 
+from ddp_magic.system.readable import readable
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.collectives import GroupRecord, Transfer
 from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
@@ -78,7 +78,7 @@ class HeartbeatThread:
         """
         # An idle rank sends none: no one shows them, and nothing happens.
         timeout_s = None if self._activity.phase is Phase.IDLE else HEARTBEAT_S
-        ready = select.select([self._wake_r], [], [], timeout_s)[0]
+        ready = readable([self._wake_r], timeout_s)
         reasons = os.read(self._wake_r, 64) if ready else b""
         if ready and not reasons.strip(_RESUME):
             return True
