@@ -67,7 +67,9 @@ class CellSyntaxError(DDPMagicError):
             error: Python's own error.
             lines: As IPython shows it, with the notebook's line number.
         """
-        super().__init__(str(error), details=lines)
+        # Without the file, whose name is IPython's.
+        text = error.msg + (f" at line {error.lineno}" if error.lineno else "")
+        super().__init__(text, details=lines)
 
     def _render_traceback_(self) -> list[str]:
         return list(self.details)

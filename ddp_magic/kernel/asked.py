@@ -113,4 +113,8 @@ class Asked:
 
     def stop_all(self) -> list[str]:
         """End all sessions and background runs of this notebook; return messages for the user."""
-        return [*self._sessions.end_all(), *(run.stop() for run in self._background.going_on())]
+        ended = [*self._sessions.end_all(), *(run.stop() for run in self._background.going_on())]
+        if ended:
+            return ended
+        others = f" (of other notebooks: {', '.join(left)})" if (left := self.stoppable()) else ""
+        return [f"this notebook has no session and no background run{others}"]

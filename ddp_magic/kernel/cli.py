@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ddp_magic.display.journal.replay import replay
+from ddp_magic.display.labels import without_escapes
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.kernel import control
 from ddp_magic.kernel.background.runs import BackgroundRuns
@@ -144,7 +145,8 @@ def _attach(arguments: argparse.Namespace) -> int:
         print(f"run {run.id} goes on; `ddp-magic stop {run.id}` ends it", file=sys.stderr)
         return INTERRUPTED
     if (failure := run.failure({})) is not None:
-        print("\n".join(failure._render_traceback_()), file=sys.stderr)
+        paint = str if sys.stderr.isatty() else without_escapes
+        print(paint("\n".join(failure._render_traceback_())), file=sys.stderr)
         return 1
     if run.background.pull and not run.background.call:
         print(f"values of --pull {run.background.pull}: %ddp_attach {run.id} in a notebook")

@@ -115,19 +115,20 @@ def _read_line(connection: socket.socket) -> bytes:
     return data
 
 
-def ask(path: Path, words: list[str]) -> tuple[bool, str]:
+def ask(path: Path, words: list[str], limit_s: float = ANSWER_S) -> tuple[bool, str]:
     """Ask a kernel; return whether it has done what was asked, and its answer.
 
     Args:
         path: Its socket.
         words: The question.
+        limit_s: How long to wait for the answer, in seconds.
 
     Raises:
         ConnectionError: There is no such kernel any more.
         TimeoutError: It does not answer.
     """
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(limit_s)
         try:
             connection.connect(str(path))
         except OSError as error:

@@ -16,6 +16,8 @@ from ddp_magic.system.run_places import run_directories, run_roots
 
 DAY_S = 24 * 3600
 START_S = 60.0  # for the host of a background run to start
+HOSTS_S = 10.0  # for all of them, of which one may have died
+LOOK_S = 5.0  # for a host to say what it serves: one that is stopped never does
 POLL_S = 0.1
 MAX_RUNS = 20  # of ended kernels that are listed
 _ID = re.compile(r"(\d{4}-\d{6})-\d+-(\d+)")
@@ -63,6 +65,13 @@ class PastRuns:
         while made and _is_starting(made[0]) and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
+    def wait_for_hosts(self, limit_s: float = HOSTS_S) -> None:
+        """Wait until the background runs that have just been made can be found."""
+        deadline = time.monotonic() + limit_s
+        made = [each for each in self._newest_first() if each.host_log.exists()]
+        while any(map(_is_starting, made)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
     def logs(self, run_id: str | None, rank: int | None, lines: int | None) -> Iterator[str]:
         """Yield what the ranks of a run wrote, a line at a time, as a notebook shows it.
 
@@ -106,7 +115,7 @@ class PastRuns:
         found = []
         for path in control.hosts(self._places()):
             try:
-                ids = control.ask(path, ["running"])[1].split()
+                ids = control.ask(path, ["running"], LOOK_S)[1].split()
             except ConnectionError:
                 path.unlink(missing_ok=True)  # it was killed
                 continue

@@ -83,12 +83,12 @@ class Forkserver:
         return ready
 
     def _retire(self) -> NoReturn:
-        """Fork no more, and end after the last fork."""
+        """Fork no more, and end after the last agent."""
         self._channel.close()
         if self._preloader.trial is not None:
             self._preloader.trial.close()
             self._preloader.trial = None
-        while self._forks:
+        while set(self._forks.values()) - self._preloader.of_hosts:
             self._select([], None)
         os._exit(0)
 

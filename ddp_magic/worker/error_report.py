@@ -8,6 +8,7 @@ ended meanwhile; then the kernel has the first.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
 import os
@@ -226,10 +227,15 @@ def _format(
 
 def _safe_text(error: BaseException) -> str:
     """Return an exception's text, if that takes no code of the user's."""
-    plain = all(type(arg) in (str, int, float, type(None)) for arg in error.args)
+    args = error.args[:1] if _is_group(error) else error.args  # a group counts its errors only
+    plain = all(type(arg) in (str, int, float, type(None)) for arg in args)
     # Written in C, as those of Python's and torch's own exceptions.
     builtin = isinstance(type(error).__str__, types.WrapperDescriptorType)
     return str(error) if plain and builtin else UNREADABLE
+
+
+def _is_group(error: BaseException) -> bool:
+    return isinstance(error, getattr(builtins, "BaseExceptionGroup", ()))  # Python 3.11
 
 
 def _shorten(text: str) -> str:

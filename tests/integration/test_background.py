@@ -118,6 +118,37 @@ def test_its_forkserver_is_a_fork_of_the_notebooks(kernel: Kernel, runs: Path) -
     assert kernel.run("%%ddp -n 1\nprint('next')").lines == ["[rank 0] next"]
 
 
+def test_unloading_does_not_wait_for_a_detached_run(kernel: Kernel, runs: Path) -> None:
+    """Nor does it end the run, whose forkserver the notebook's has forked."""
+    run = _started(kernel, "-n 2 --detach", FOREVER)
+    _until_begun(runs / run)
+    forkserver = kernel.forkserver()
+    assert forkserver is not None
+    kernel.run("%unload_ext ddp_magic")
+    assert wait_gone([forkserver.pid], 3) == []
+    kernel.run("%load_ext ddp_magic")
+    assert "running" in kernel.run("%ddp_status").text + repr(kernel.run("%ddp_status").outputs)
+    kernel.run(f"%ddp_stop {run}")
+    assert "stopped" in kernel.run(f"%ddp_attach {run}").traceback
+
+
+def test_a_notebook_with_many_files_open(new_kernel: NewKernel) -> None:
+    """`select` knows descriptors up to 1023 only."""
+    kernel = new_kernel()
+    opened = kernel.run(
+        "import resource\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))\n"
+        "files = [open('/dev/null') for _ in range(1200)]"
+    )
+    assert opened.status == "ok", opened
+    for option, wait in (("", ""), ("--bg", "%ddp_wait"), ("--session lab", "")):
+        result = kernel.run(f"%%ddp -n 2 {option} --pull x@all\nx = rank")
+        assert result.status == "ok", result
+        assert not wait or kernel.run(wait).status == "ok"
+        assert kernel.value("x") == [0, 1]
+
+
 def test_without_a_forkserver_of_the_notebooks(new_kernel: NewKernel) -> None:
     kernel = new_kernel()
     kernel.run("%config DDPMagics.preload = False")
@@ -227,7 +258,7 @@ def test_ranks_do_not_outlive_their_host(kernel: Kernel, runs: Path) -> None:
     assert f"HostLostError: the host process of run {run} ended (killed by SIGKILL: often" in (
         result.traceback
     )
-    assert "its host process was killed" in kernel.run(f"%ddp_show {run}").lines[-1]
+    assert "its host process ended before the run" in kernel.run(f"%ddp_show {run}").lines[-1]
 
 
 def test_a_detached_run_outlives_its_kernel(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ frame = {'loss': [torch.tensor(1.5)]}"""
     assert kernel.value("(type(model).__name__, frame['loss'][0].item())") == ("Linear", 1.5)
     assert kernel.value("opt.param_groups[0]['params'][0] is model.weight") is True
     assert kernel.value("opt.state[model.weight]['step'].item()") == 1.0
+
+
+def test_a_tensor_for_a_notebook_whose_directory_is_gone(
+    new_kernel: Callable[..., Kernel],
+) -> None:
+    """It imports torch, which ends a process whose working directory was removed."""
+    kernel = new_kernel()
+    kernel.run("import os\nos.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')")
+    result = kernel.run("%%ddp -n 2 --pull x\nx = torch.ones(2)")
+    assert result.status == "ok", result
+    assert kernel.value("x.tolist()") == [1.0, 1.0]
 
 
 def test_a_notebooks_class_stays_the_notebooks(kernel: Kernel) -> None:

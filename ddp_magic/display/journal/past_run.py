@@ -96,7 +96,7 @@ class PastRun:
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         if self.goes_on:
             return f"{ranks} · running"
-        lost = "its host process was killed, and its ranks with it"
+        lost = "its host process ended before the run, and its ranks with it"
         return f"{ranks} · {lost if self.background else 'ended with its notebook'}"
 
     @property

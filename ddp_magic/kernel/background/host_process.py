@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 
@@ -13,6 +14,7 @@ from ddp_magic.system.entry_points import last_words
 from ddp_magic.system.processes import exit_words
 from ddp_magic.system.run_directory import RunDirectory
 
+ANSWER_S = 5.0  # for it to answer: it does at once, unless someone has stopped it
 CLOSE_S = 3.0  # for a host to end with its kernel
 
 
@@ -59,6 +61,11 @@ class HostProcess:
         self._head = self._head or past_run.read(self._directory.journal)
         return self._head
 
+    def kill(self) -> None:
+        """Kill it: its ranks end with it."""
+        if self.lives() and self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+
     def ask(self, words: list[str]) -> str:
         """Ask it; see `answers`.
 
@@ -69,7 +76,8 @@ class HostProcess:
         """
         if (pid := self.pid) is None:
             raise ConnectionError
-        ok, text = control.ask(control.host_socket(self._directory.path.parent, pid), words)
+        path = control.host_socket(self._directory.path.parent, pid)
+        ok, text = control.ask(path, words, ANSWER_S)
         if not ok:
             raise ValueError(text)
         return text

@@ -63,6 +63,7 @@ class BackgroundRun(BackgroundRecord):
         self._thread: threading.Thread | None = None
         self._awaited = False  # by `wait`
         self._is_in_terminal = False
+        self._is_deaf = False  # its host did not answer when it was to stop
 
     @classmethod
     def of(cls, run: PastRun) -> BackgroundRun:
@@ -206,6 +207,8 @@ class BackgroundRun(BackgroundRecord):
         except KeyboardInterrupt:
             self._ask_to_stop()
             raise
+        except TimeoutError:
+            return self._stop_deaf()
         if not self.is_over():
             return f"run {self.id} was asked to stop and has not ended: stop it again to kill it"
         return f"run {self.id} ended: {self.outcome}"
@@ -221,6 +224,15 @@ class BackgroundRun(BackgroundRecord):
                 return
             else:
                 return
+
+    def _stop_deaf(self) -> str:
+        """End a run whose host does not answer, because someone has stopped it; the second time."""
+        if not self._is_deaf:
+            self._is_deaf = True
+            return f"the host process of run {self.id} does not answer: stop it again to kill it"
+        self._host.kill()
+        self._wait_for_end(STOP_S)
+        return f"run {self.id} ended: its host process did not answer, and was killed"
 
     def _wait_for_end(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

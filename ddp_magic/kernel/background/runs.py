@@ -156,19 +156,27 @@ class BackgroundRuns:
                 f"the last background cell started no run ({self._refusal}): run it again, or give "
                 "the id of an earlier run"
             )
+        if of_any:
+            self._past.wait_for_hosts()
         going_on = self.going_on_anywhere() if of_any else self.going_on()
         if len(going_on) > 1:
             titles = "".join(f"\n  {run.title}" for run in going_on)
             raise ValueError(f"several background runs are going on: give the id of one{titles}")
         if going_on:
-            return going_on[0]
+            return self._known(going_on[0])
         # One whose results nobody has taken yet comes first.
-        if ended := sorted(self, key=lambda run: run.collected):
-            return ended[0]
+        own = sorted(self, key=lambda run: run.collected)
+        if own and not (of_any and own[0].collected):
+            return own[0]
         if of_any and (past := next(self._past.of_hosts(), None)) is not None:
-            return self._attached(past)
+            return self.find(past.id) or self._attached(past)
         whose = "" if of_any else " of this notebook: %ddp_attach follows those of others"
         raise ValueError(f"there is no background run{whose}")
+
+    def _known(self, run: BackgroundRun) -> BackgroundRun:
+        if run not in self._runs:
+            self.add(run)
+        return run
 
     def _attached(self, run: PastRun) -> BackgroundRun:
         if run.background is None:

@@ -143,9 +143,7 @@ class LineMagics(OurMagics):
             usage_errors("%ddp_stop"),
         ):
             if args.all:
-                ended = self.controller.asked.stop_all() or [
-                    "there is no session and no background run"
-                ]
+                ended = self.controller.asked.stop_all()
             else:
                 ended = [self.controller.asked.stop(args.session)]
             print("\n".join(ended))  # noqa: T201 -- the answer

@@ -6,10 +6,11 @@ there, without another copy.
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,28 @@ def _copy(fd: int, path: Path) -> None:
 
 def _read(segment: Segment) -> dict[str, Any]:
     stream, *buffers = segment.views()
-    return dict(load(stream, buffers))
+    with _existing_directory():
+        return dict(load(stream, buffers))
+
+
+@contextlib.contextmanager
+def _existing_directory() -> Iterator[None]:
+    """Leave the working directory for a moment if it was removed.
+
+    A tensor imports torch, which ends the process where there is none.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.chdir("/")
+            yield
+        finally:
+            os.fchdir(here)
+            os.close(here)
+    else:
+        yield
 
 
 def _save_unread(segment: Segment, path: Path) -> None:

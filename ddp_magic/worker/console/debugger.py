@@ -209,9 +209,15 @@ def end_cell() -> None:
         bdb.Breakpoint.clearBreakpoints()
 
 
-def examine(error: BaseException, rank: int) -> None:
-    """Stop where the cell raised (`--debug`), until a person has seen enough."""
-    print(f"{type(error).__name__}: {error}")  # noqa: T201 -- the rank's text
+def examine(error: BaseException, rank: int, text: str) -> None:
+    """Stop where the cell raised (`--debug`), until a person has seen enough.
+
+    Args:
+        error: The error.
+        rank: Number of the rank.
+        text: The error's text; to ask for it may raise another.
+    """
+    print(f"{type(error).__name__}: {text}")  # noqa: T201 -- the rank's text
     print(  # noqa: T201
         f"rank {rank} is held in the debugger: p NAME, l, w, u and d look around; q ends the run "
         "with this error"

@@ -29,7 +29,8 @@ def hold(
 
     def examine() -> None:
         if keyboard.may_examine(held):
-            debugger.examine(error, rank)
+            text, _ = user_code(lambda: str(error))
+            debugger.examine(error, rank, held.evalue if text is None else text)
 
     user_code(examine)
     debugger.end_cell()

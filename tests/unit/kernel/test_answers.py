@@ -46,6 +46,11 @@ class FakeSessions(list[Any]):
     def end(self, name: str) -> str:
         return f"session {name} ended"
 
+    def end_all(self) -> list[str]:
+        ended = [self.end(session.name) for session in self]
+        self.clear()
+        return ended
+
 
 def _answers(*runs: FakeRun, sessions: tuple[str, ...] = ()) -> Answers:
     kept = FakeSessions(SimpleNamespace(name=name) for name in sessions)

@@ -99,6 +99,15 @@ def test_what_can_be_stopped_is_named() -> None:
         _asked().stop(None)
 
 
+def test_all_are_those_of_this_notebook() -> None:
+    """Others are named, and go on."""
+    other = _hosted("4-1", ours=False)
+    assert _asked(hosted=(_hosted("2-1"), other)).stop_all() == ["run 2-1 ended"]
+    none = "this notebook has no session and no background run"
+    assert _asked().stop_all() == [none]
+    assert _asked(hosted=(other,)).stop_all() == [f"{none} (of other notebooks: 4-1)"]
+
+
 def test_one_is_stopped() -> None:
     """Without a name, the only background run of this notebook."""
     hosts = (_hosted("2-1"), _hosted("4-1", ours=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 import signal
 import sys
@@ -321,3 +322,10 @@ def test_a_forked_process_at_the_end_of_the_cell_says_nothing(
 ) -> None:
     assert print_error(None, 1, CELL, lambda _error, _tb: []) == 0
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="has no groups of exceptions")
+def test_a_group_of_errors_has_a_text() -> None:
+    """It is Python's own, and asks none of the errors for theirs."""
+    group = builtins.__dict__["ExceptionGroup"]("two", [UnprintableError(), ValueError(1)])
+    assert describe(group, 0, CELL).evalue == "two (2 sub-exceptions)"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.errors import HostLostError, LaunchError, PullError, RunInterrupted, WorkerError
+from ddp_magic.kernel import control
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.control import ControlServer
@@ -29,6 +33,7 @@ from ddp_magic.kernel.values.pull import KeptPulls, parse
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
 from ddp_magic.worker.values import sent_values
+from tests.limits import HANG_S
 from tests.unit.kernel.test_past_runs import DEAD
 
 ERROR = WorkerError("boom", rank=1, ename="E", evalue="boom", traceback=["E: boom"])
@@ -129,7 +134,7 @@ def test_a_host_that_died(root: Path) -> None:
     directory.host_log.write_text("MemoryError\n")
     run = _attach(root, "7-1")
     assert (run.state, run.is_over()) == (State.FAILED, True)
-    assert run.outcome == "2 ranks · its host process was killed, and its ranks with it"
+    assert run.outcome == "2 ranks · its host process ended before the run, and its ranks with it"
     with pytest.raises(HostLostError, match="ended before the run") as caught:
         run.wait()
     assert caught.value.details == ("MemoryError",)
@@ -283,6 +288,52 @@ def test_if_none_goes_on_it_is_the_newest(home: Home) -> None:
     assert home.choose(of_any=False) == "0101-000000-7-1"
     home.runs.choose("7-1", of_any=True).wait()
     assert home.choose() == "0101-000000-7-2"
+
+
+def test_one_that_was_followed_is_not_older_than_it_is(home: Home) -> None:
+    """Of another notebook: once it has ended it is the newest, and not a run taken before it."""
+    _leave(home.root, "0101-000000-7-1")
+    home.runs.choose("7-1", of_any=True).wait()
+    home.live("0101-000000-7-2")
+    assert home.choose() == "0101-000000-7-2"
+    home.answering.pop().close()
+    _leave(home.root, "0101-000000-7-2")
+    assert home.choose() == "0101-000000-7-2"
+
+
+def test_a_newer_run_that_nobody_has_taken_comes_before_one_that_was(home: Home) -> None:
+    _leave(home.root, "0101-000000-7-1")
+    home.runs.choose("7-1", of_any=True).wait()
+    _leave(home.root, "0101-000000-7-3")
+    assert home.choose() == "0101-000000-7-3"
+    assert home.choose(of_any=False) == "0101-000000-7-3"  # known from now on, and not taken
+
+
+def test_a_host_that_is_not_up_yet_is_waited_for(home: Home) -> None:
+    """Its run is meant, and no older one."""
+    _leave(home.root, "0101-000000-7-1")
+    starting = RunDirectory(home.root / "0101-000000-7-2")
+    starting.path.mkdir()
+    starting.host_log.touch()
+    up = threading.Timer(0.3, home.live, ["0101-000000-7-2"])
+    up.start()
+    assert home.choose() == "0101-000000-7-2"
+    up.join(HANG_S)
+
+
+def test_a_host_that_does_not_answer_is_killed_the_second_time(root: Path) -> None:
+    """Somebody has stopped it (SIGSTOP)."""
+    host = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    _leave(root, "0101-000000-7-1", ends=False, host=host.pid)
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.bind(str(control.host_socket(root, host.pid)))
+    deaf.listen()
+    run = BackgroundRun.of(PastRuns(lambda: (), [root]).find("7-1"))
+    assert run.stop().endswith("does not answer: stop it again to kill it")
+    assert host.poll() is None
+    assert run.stop().endswith("ended: its host process did not answer, and was killed")
+    assert host.wait(HANG_S) == -signal.SIGKILL
+    deaf.close()
 
 
 @pytest.mark.parametrize("line", ["-n x --bg", "--detach"])

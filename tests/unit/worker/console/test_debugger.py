@@ -323,7 +323,7 @@ def _examine(error: BaseException, *commands: str) -> None:
     typist = Typist(*commands)
     typist.can_ask = True
     keyboard.connect(typist)
-    debugger.examine(error, 1)
+    debugger.examine(error, 1, str(error))
     assert not typist.commands
 
 
