@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig, SamModel, SamProcessor, get_wsd_schedule
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 import ddp_magic
 from ddp_magic.prelude import (
@@ -94,6 +95,8 @@ def encoded_anew(wrapper: PromptedSam, data: Dataset[Any], optimizer: optim.Opti
 
 def encoded(wrapper: PromptedSam, batch: dict[str, Any]) -> dict[str, Any]:
     """Return a batch with what transformers' own forward makes of its images."""
+    for layer in wrapper.sam.vision_encoder.layers:
+        layer.attn.__class__ = SamVisionSdpaAttention  # instead of the faster one
     maps = wrapper.sam.vision_encoder(batch["pixel_values"]).last_hidden_state
     return batch | {"embeddings": [maps]}
 
