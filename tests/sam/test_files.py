@@ -113,6 +113,7 @@ def test_files_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> No
     _refused(
         "is a Group", zarr.open_group(str(tmp_path / "g.zarr"), mode="w"), masks, error=TypeError
     )
+    _refused("is a DataFrame", pd.DataFrame({"i": [str(images)]}), masks, error=TypeError)
     _refused("is a generator", images.glob("*"), masks, error=TypeError)
     renamed = [path.rename(masks / f"x{path.name}") for path in mask_files]
     assert len(SamDataset(files, renamed)) == 3

@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tiff.png": (lambda path: tifffile.imwrite(path, DEEP, photometric="rgb"), "name it .tif"),
     "other.tga": (_png(COLORS), "format TGA"),
     "empty.npy": (_bytes(b""), "No data left"),
-    "mask.npy": (lambda path: np.save(path, {"masks": LABELS}, allow_pickle=True), "Python"),
+    "mask.npy": (lambda path: np.save(path, {"masks": LABELS}, allow_pickle=True), "Cellpose"),
 }
 
 

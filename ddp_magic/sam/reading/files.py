@@ -80,7 +80,8 @@ def _loaded(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     if isinstance(given, (str, Path)) and Path(given).suffix.lower() == ".npy":
         with naming(Path(given)):
             return read_npy(Path(given), "r")
-    given = given.tolist() if type(given).__module__.startswith("pandas") else to_numpy(given)
+    is_series = type(given).__module__.startswith("pandas") and hasattr(given, "tolist")
+    given = given.tolist() if is_series else to_numpy(given)
     return [to_numpy(each) for each in given] if isinstance(given, (list, tuple)) else given
 
 

@@ -108,7 +108,7 @@ def read_npy(path: Path, mmap_mode: Any = None) -> Array:  # noqa: ANN401 -- a l
     try:
         array: Array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
-        if "pickle" not in str(error):
+        if "pickle" not in str(error) and "Python objects" not in str(error):
             raise
         raise ValueError(
             "contains Python objects, not an array (as Cellpose's _seg.npy does): save the array, "

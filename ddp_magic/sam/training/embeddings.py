@@ -124,7 +124,9 @@ def store_embeddings(
     device, salt = next(wrapper.parameters()).device, fingerprint(wrapper.sam) + wrapper.amp
     if not n:
         return dataset
-    first_rank(lambda: folder.mkdir(parents=True, exist_ok=True))
+    weights = hashlib.blake2b(salt.encode(), digest_size=8).hexdigest()
+    first_rank(lambda: _prepare(folder, weights))
+    folder /= weights
     own = _Images(dataset, range(rank, n, world), salt)
     loader = DataLoader(own, batch_size, num_workers=workers, collate_fn=list)
     bar = tqdm(total=len(own), desc="embeddings", disable=rank != 0 or len(own) < 2, ncols=60)
@@ -151,6 +153,14 @@ def store_embeddings(
     if not all(all_gather(all(map(os.path.exists, files)))):
         raise FileNotFoundError(f"not all ranks can see {folder}: pass an out_dir that they share")
     return Embedded(dataset, salt, files)
+
+
+def _prepare(folder: Path, weights: str) -> None:
+    """Create the folder for these weights, and remove the embeddings of others."""
+    (folder / weights).mkdir(parents=True, exist_ok=True)
+    for other in folder.iterdir():
+        if other.name != weights:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 @contextmanager
