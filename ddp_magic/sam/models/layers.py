@@ -5,8 +5,8 @@ for each head and image. At 1024 pixels, this is 0.8 GB per image in float32, wh
 layer writes, reads and differentiates. The fast attention kernels, which never store the scores, do
 not support a bias with a gradient. Here the bias is part of the product of queries and keys: a
 query also holds its bias for each row and each column, and a key a 1 in its own row and column. A
-global layer of ViT-B at 1024 pixels takes 1.0 GB with its gradient, that of transformers 3.2 GB. On
-a GPU, training a ViT-B in fp16 is 1.6 times as fast as with accelerate (`tests.benchmarks.sam`).
+global layer of ViT-B at 1024 pixels takes 1.0 GB with its gradient, that of transformers 3.2 GB.
+`tests.benchmarks.sam` compares training on a GPU with what accelerate and SamProcessor reach.
 """
 
 from __future__ import annotations
