@@ -108,11 +108,7 @@ def _find(name: str, named: dict[str, Any], annotations: Path) -> Path:
     """
     wanted = _parts(name)
     known = named.get(wanted[-1], [])
-    found = [
-        each
-        for each in known
-        if all(a == b for a, b in zip(reversed(each[1]), reversed(wanted), strict=False))
-    ]
+    found = [each for each in known if each[1][-len(wanted) :] == wanted[-len(each[1]) :]]
     found = [each for each in found if each[1][1:] == wanted] or found
     if len(found) != 1:
         other = f", but {known[0][0]} is in another folder" if known and not found else ""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddp_magic.sam.reading.channels import Array
 from ddp_magic.sam.reading.pil import from_pil
-from ddp_magic.sam.reading.readers import header, kind_of, read
+from ddp_magic.sam.reading.readers import header, kind_of, naming, read
 from ddp_magic.sam.reading.stored import Stored, to_numpy
 
 
@@ -51,11 +51,8 @@ class Pictures(Sequence[Any]):
         if isinstance(entry, Stored):
             return entry[...]
         if isinstance(entry, Image.Image):
-            try:
+            with naming(f"{'mask' if self.labels else 'image'} {index}, a PIL image"):
                 return from_pil(entry, labels=self.labels)
-            except Exception as error:  # decoders raise what they like
-                kind = "mask" if self.labels else "image"
-                raise ValueError(f"{kind} {index}, a PIL image: {error}") from error
         return np.asarray(to_numpy(entry))
 
     def _stack(self, index: int) -> Array:

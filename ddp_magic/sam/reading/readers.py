@@ -37,16 +37,16 @@ def kind_of(path: Path) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in the errors of a `with` block."""
+def naming(name: Path | str) -> Iterator[None]:
+    """Name a file or an image in the errors of a `with` block."""
     try:
         yield
     except (FileNotFoundError, MemoryError):
         raise
     except ImportError as error:
-        raise ImportError(f"{path}: {error}") from error
+        raise ImportError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise what they like for a broken file
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def header(path: Path, *, labels: bool = False) -> Header:
