@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import threading
 import weakref
 from collections import deque
@@ -25,6 +26,7 @@ from ddp_magic.worker.watch.main_thread import called_expression, frames_of_main
 
 _METHODS = {"send": "send", "recv": "recv", "recv_anysource": "recv"}
 _WAIT = ".wait"
+_CHAINED = re.compile(r"(?:.*\.)?i(send|recv)\(.*\)\.wait")
 _POLL_S = 0.5  # a loop asks more often than this whether something has completed
 
 
@@ -131,11 +133,14 @@ def new_exchanges() -> tuple[Exchange, ...]:
 
 
 def _remembered(work: object = None) -> list[_Made]:
-    """Return what is remembered of a Work; without one, of all that may not have completed."""
-    found = [_Made(*made) for made in list(_made)]
-    if work is not None:
-        return [made for made in found if made.work() is work][-1:]
-    return [m for m in found if (one := m.work()) is not None and not one.is_completed()]
+    """Return what is remembered of a Work; without one, of all."""
+    found = map(_Made._make, list(_made))
+    return [made for made in found if work is None or made.work() is work]
+
+
+def _is_open(made: _Made) -> bool:
+    """Whether it may not have completed."""
+    return (work := made.work()) is not None and not work.is_completed()
 
 
 def polling_s() -> float:
@@ -175,8 +180,10 @@ def failed_transfers(traceback: TracebackType | None) -> tuple[Transfer, ...]:
         names = frame.f_locals
         arguments = (*names["args"], *names["kwargs"].values())
         return tuple(_transfer(names["method"], names["group"], arguments))
-    work = _work(frame, called_expression(frame, traceback.tb_lasti))
-    return tuple(_described(_remembered(work))) if work is not None else ()
+    expression = called_expression(frame, traceback.tb_lasti)
+    if (work := _work(frame, expression)) is not None:
+        return tuple(_described(_remembered(work)))
+    return tuple(_described(_made_in(expression)))
 
 
 def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
@@ -185,8 +192,15 @@ def transfers_of(frame: FrameType) -> tuple[Transfer, ...]:
     if not expression.endswith(_WAIT):
         return ()
     work = _work(frame, expression)
-    waited = [made for made in _remembered(work) if work is None or not work.is_completed()]
-    return tuple(_described(waited))
+    found = _remembered(work) if work is not None else _made_in(expression) or _remembered()
+    return tuple(_described(filter(_is_open, found)))
+
+
+def _made_in(expression: str) -> list[_Made]:
+    """Return how the Work was made of `dist.irecv(...).wait`: it has no name."""
+    if (found := _CHAINED.fullmatch(expression)) is None:
+        return []
+    return [m for m in map(_Made._make, list(_made)) if _METHODS[m.method] == found[1]][-1:]
 
 
 def _work(frame: FrameType, expression: str) -> Any:  # noqa: ANN401 -- whatever has a `wait`

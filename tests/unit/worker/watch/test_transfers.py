@@ -111,7 +111,8 @@ def _waits_for(source: str, partner: Connection, tag: int = 0) -> tuple[Transfer
         ("o.r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\no.r.wait()\ns.wait()", (FROM_1,)),
         ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\ns.wait()\nr.wait()", (TO_1,)),
         ("dist.recv(x, 1)\ndist.send(y, 1)", (FROM_1,)),
-        ("s = dist.isend(y, 1)\ndist.irecv(x, 1).wait()\ns.wait()", (TO_1, FROM_1)),
+        ("s = dist.isend(y, 1)\ndist.irecv(x, 1).wait()\ns.wait()", (FROM_1,)),
+        ("s = dist.isend(y, 1)\n(lambda r: r)(dist.irecv(x, 1)).wait()\ns.wait()", (TO_1, FROM_1)),
         (
             """
             ops = [dist.P2POp(dist.irecv, x, 1), dist.P2POp(dist.isend, y, 1)]
@@ -138,6 +139,7 @@ def test_what_is_waited_for_has_its_partner(
         ("dist.recv(x, 1)", (FROM_1,)),
         ("r = dist.irecv(x, 1)\ns = dist.isend(y, 1)\nr.wait()", (FROM_1,)),
         ("r = [dist.irecv(x, 1)]\nr[0].wait()", (FROM_1,)),
+        ("dist.irecv(x, 1).wait()", (FROM_1,)),
         ("while True: r = dist.isend(y, 1)", (TO_1,)),  # the connection is known to be lost
         ("ops = [dist.P2POp(dist.isend, y, 1)]\nwhile True: dist.batch_isend_irecv(ops)", (TO_1,)),
         ("r = dist.irecv(x, 1)\ndist.all_reduce(y)", ()),
