@@ -101,4 +101,6 @@ def test_a_rank_that_gloo_aborts_says_why(kernel: Kernel) -> None:
     """Two ranks with other sizes: C++ ends one of them, without a Python error."""
     result = kernel.run("%%ddp -n 2\nx = torch.ones(4 + rank)\ndist.all_reduce(x)")
     assert result.status == "error"
-    assert "the ranks have called a collective with tensors of different shapes" in result.traceback
+    assert "the ranks have called a collective, or a send and its receive, with tensors of " in (
+        result.traceback
+    )

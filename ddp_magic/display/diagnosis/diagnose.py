@@ -181,7 +181,7 @@ def _abort_hint(last_words: str) -> str:
     if not (sizes := _OTHER_SIZE.search(reason)):
         return reason and f"C++ raised: {reason}"
     return (
-        f"gloo received {sizes[1]} bytes for a buffer of {sizes[2]}: ranks have sent and received, "
-        "or called a collective with, tensors of different shapes or dtypes, or they have called "
-        "different collectives. `--check` names collectives that differ"
+        f"gloo received {sizes[1]} bytes for a buffer of {sizes[2]}: the ranks have called a "
+        "collective, or a send and its receive, with tensors of different shapes or dtypes, or "
+        "different collectives. `--check` names the collectives"
     )
