@@ -459,8 +459,9 @@ MISTAKES = [
         for ranks in members[::-1] if rank == 1 else members:
             dist.new_group(ranks)
         """,
-        r"ranks create different groups: rank 0 calls new_group\(\[0, 1\]\) \(line 4\); ranks 1, 2 "
-        r"call new_group\(\[0, 1, 2\]\) \(line 4\)",
+        # Whether rank 0 waits in its first group, or has taken rank 1 for a member, is chance.
+        r"ranks create different groups: rank 0 calls new_group\(\[0, 1\]\).* \(line 4\)|"
+        r"ranks 0, 2 call new_group\(\[0, 1, 2\]\), its group #2 .*rank 1 calls .*, its group #1",
     ),
     Mistake(
         "a broadcast of which two ranks are the source",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from ddp_magic.display.diagnosis.words import names, verb
 from ddp_magic.display.rank import Rank
@@ -29,8 +30,9 @@ _WAITS = frozenset(
 # `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
 # this name has a Python function for it, and is called by its class: `Event.wait`.
 _WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
-# `new_group of ranks 0, 1`, `init_process_group of world size 2`
-_MEMBERS, _SIZE = " of ranks ", " of world size "
+# `new_group #1 of ranks 0, 1`, the first of the rank's; `init_process_group of world size 2`
+_NEW_GROUP = re.compile(r"new_group #(\d+) of ranks (.+)")
+_SIZE = " of world size "
 _LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
 _MAX_CLAUSES = 4
 
@@ -152,7 +154,7 @@ def is_recent(rank: Rank) -> bool:
 def _waits(rank: Rank) -> bool:
     if not rank.busy or rank.error is not None or rank.finished is not None:
         return False
-    call = rank.call.partition(" of ")[0]
+    call = re.split(" #| of ", rank.call)[0]
     # A library may wait for them, as torch's pipelines do.
     return call in _WAITS or _WORK_WAIT.fullmatch(call) is not None or bool(transfers(rank))
 
@@ -216,44 +218,68 @@ def _fate(text: str, who: list[int]) -> str:
     return f"{names(who)}: {text.replace('it ', 'each ', 1)}"
 
 
-def _different(
-    waiting: Sequence[Rank], word: str, call: str, argument: str
-) -> tuple[set[int], str]:
+def _different(same: Mapping[str, Sequence[Rank]], call: str) -> tuple[set[int], str]:
     """Return the ranks that create a group with different arguments, and who does what.
 
     Args:
-        waiting: The ranks that wait.
-        word: What comes before the argument in what such a rank calls.
+        same: The ranks, by what they give.
         call: A verb.
-        argument: What comes behind it, with `{}` for the argument.
     """
-    same: dict[str, list[Rank]] = defaultdict(list)
-    for rank in waiting:
-        _, found, given = rank.call.partition(word)
-        if found:
-            same[given].append(rank)
     if len(same) < 2:
         return set(), ""
     clauses = []
     for given, who in same.items():
         numbers = [rank.rank for rank in who]
-        does = f"{verb(numbers, call)} {argument.format(given)}"
+        does = f"{verb(numbers, call)} {given}"
         clauses.append(f"{names(numbers)} {does} ({who[0].full_place})")
     return {rank.rank for who in same.values() for rank in who}, _listed(clauses)
 
 
 def _other_sizes(waiting: Sequence[Rank]) -> tuple[set[int], str]:
     """Return the ranks that give different world sizes, and a sentence on them."""
-    told, clauses = _different(waiting, _SIZE, "give", "{}")
+    same: dict[str, list[Rank]] = defaultdict(list)
+    for rank in waiting:
+        _, found, size = rank.call.partition(_SIZE)
+        if found:
+            same[size].append(rank)
+    told, clauses = _different(same, "give")
     return told, clauses and (
         f"ranks give init_process_group different world sizes: {clauses}. All must give the number "
         "of ranks"
     )
 
 
+class _Creation(NamedTuple):
+    """A group that a rank creates: its number on that rank, and its members."""
+
+    rank: Rank
+    number: int
+    members: str
+
+    def has_passed(self, other: _Creation) -> bool:
+        """Whether a rank creates a later group than another one that still waits for it."""
+        is_member = str(self.rank.rank) in re.findall(r"\d+|\.\.\.", other.members)
+        return self.number > other.number and (is_member or "..." in other.members)
+
+
 def _other_groups(waiting: Sequence[Rank]) -> tuple[set[int], str]:
     """Return the ranks that create different groups, and a sentence on them."""
-    told, clauses = _different(waiting, _MEMBERS, "call", "new_group([{}])")
+    creations = [
+        _Creation(rank, int(found[1]), found[2])
+        for rank in waiting
+        if (found := _NEW_GROUP.fullmatch(rank.call))
+    ]
+    numbered = {creation.number for creation in creations}
+    # Ranks that are no members of a group go on to the next one.
+    if len({(c.number, c.members) for c in creations}) == len(numbered) and not any(
+        one.has_passed(other) for one in creations for other in creations
+    ):
+        return set(), ""
+    same: dict[str, list[Rank]] = defaultdict(list)
+    for rank, number, members in creations:
+        which = f", its group #{number}" if len(numbered) > 1 else ""
+        same[f"new_group([{members}]){which}"].append(rank)
+    told, clauses = _different(same, "call")
     return told, clauses and (
         f"ranks create different groups: {clauses}. All ranks must create the same groups in the "
         "same order"

@@ -244,7 +244,7 @@ def _call(cell: FrameType, inner: list[FrameType]) -> str:
 def _of(frame: FrameType) -> str:
     """Return what must be the same on all ranks that create a group, as far as they say it.
 
-    ` of ranks 0, 1` for a `new_group`, ` of world size 2` for an `init_process_group`.
+    ` #1 of ranks 0, 1` for the first `new_group`, ` of world size 2` for an `init_process_group`.
     """
     if frame.f_code.co_name == "init_process_group":
         size = frame.f_locals.get("world_size")
@@ -252,9 +252,16 @@ def _of(frame: FrameType) -> str:
     ranks = frame.f_locals.get("ranks") if frame.f_code.co_name == "new_group" else None
     if not isinstance(ranks, (list, tuple, range)) or not ranks:
         return ""
-    return f" of ranks {', '.join(map(str, ranks[:_MAX_MEMBERS]))}" + (
+    count = 0 if frame.f_locals.get("use_local_synchronization") else _groups_named()
+    number = f" #{count}" if count > 0 else ""
+    return f"{number} of ranks {', '.join(map(str, ranks[:_MAX_MEMBERS]))}" + (
         ", ..." if len(ranks) > _MAX_MEMBERS else ""
     )
+
+
+def _groups_named() -> int:
+    """Return how many groups the rank has created, or begun to, beside its default one."""
+    return int(getattr(distributed_c10d._world, "group_count", 0)) - 1
 
 
 def is_wrapper(code: CodeType) -> bool:

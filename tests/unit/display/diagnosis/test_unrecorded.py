@@ -188,11 +188,33 @@ def test_a_group_that_only_some_ranks_create() -> None:
 
 
 def test_groups_that_are_created_in_another_order() -> None:
-    ranks = [_rank(n, 5, call="new_group of ranks 0, 1, 2") for n in (0, 2)]
-    ranks.insert(1, _rank(1, 3, call="new_group of ranks 0, 1"))
+    ranks = [_rank(n, 5, call="new_group #1 of ranks 0, 1, 2") for n in (0, 2)]
+    ranks.insert(1, _rank(1, 3, call="new_group #1 of ranks 0, 1"))
     assert explain(ranks, NOW) == [
         "ranks create different groups: ranks 0, 2 call new_group([0, 1, 2]) (line 5); rank 1 "
         "calls new_group([0, 1]) (line 3). All ranks must create the same groups in the same order"
+    ]
+
+
+def test_groups_of_which_some_ranks_have_created_one_more() -> None:
+    """Rank 1 waits for its first one, in which ranks 0 and 2 are: they have created another one."""
+    calls = [f"new_group #{number} of ranks 0, 1, 2" for number in (2, 1, 2)]
+    assert explain([_rank(n, 4, call=call) for n, call in enumerate(calls)], NOW) == [
+        "ranks create different groups: ranks 0, 2 call new_group([0, 1, 2]), its group #2 (line "
+        "4); rank 1 calls new_group([0, 1, 2]), its group #1 (line 4). All ranks must create the "
+        "same groups in the same order"
+    ]
+
+
+def test_ranks_that_create_groups_in_turn_need_not_create_the_same_at_a_time() -> None:
+    """Rank 2 is no member of the first group, and waits in the second for rank 3, which is slow."""
+    ranks = [_rank(0, 4, call="new_group #1 of ranks 0, 1"), _rank(1, 3, call="time.sleep")]
+    ranks += [_rank(2, 5, call="new_group #2 of ranks 2, 3"), _rank(3, 3, call="time.sleep")]
+    assert explain(ranks, NOW) == [
+        "rank 0 waits in new_group #1 of ranks 0, 1 (line 4) for 24 s; ranks 1, 3: each is at line "
+        "3, in time.sleep; rank 2 is at line 5, in new_group #2 of ranks 2, 3",
+        "rank 2 waits in new_group #2 of ranks 2, 3 (line 5) for 24 s; rank 0 is at line 4, in "
+        "new_group #1 of ranks 0, 1; ranks 1, 3: each is at line 3, in time.sleep",
     ]
 
 
