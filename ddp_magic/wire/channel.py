@@ -239,10 +239,17 @@ def connect(path: str, timeout_s: float = 30.0) -> Channel:
         OSError: No process listens there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(timeout_s)
+    # With a timeout of Python's, the socket does not block: where more connect at once than the
+    # listener's backlog has room for (a thousand ranks), it would be refused.
+    sock.setblocking(True)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout_s))
     sock.connect(path)
-    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0.0))
     return Channel(sock)
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), round(seconds % 1 * 1e6))
 
 
 _open_channels: weakref.WeakSet[Channel | Listener] = weakref.WeakSet()

@@ -15,6 +15,9 @@ from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener, connect
 from ddp_magic.wire.codec import encode
 from ddp_magic.wire.messages import DisplayData, Exit, Kill
+from tests.limits import HANG_S
+
+SOON_S = 0.05
 
 
 @pytest.fixture
@@ -159,3 +162,35 @@ def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     deep.mkdir()
     with pytest.raises(ProtocolError, match="TMPDIR"):
         Listener(deep / "socket")
+
+
+def test_more_connect_at_once_than_the_listener_has_room_for(tmp_path: Path) -> None:
+    """They wait for their turn."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        made: list[Channel] = []
+        threads = [
+            threading.Thread(target=lambda: made.append(connect(path)), daemon=True)
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        accepted = [listener.accept()[0] for _ in threads]
+        for thread in threads:
+            thread.join(HANG_S)
+        assert len(made) == len(threads)
+        for end in (*made, *accepted):
+            end.close()
+
+
+def test_nobody_waits_for_ever_to_connect(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        first = connect(path)
+        with pytest.raises(OSError, match="temporarily unavailable"):
+            connect(path, SOON_S)
+        first.close()
