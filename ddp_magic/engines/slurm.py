@@ -75,7 +75,10 @@ class SlurmJob(Program):
 
     def fate(self) -> str:
         """Return what the cluster did to the job, as the rest of a sentence; empty if nothing."""
-        return self._fate.words() or super().fate()
+        record = ""
+        if self._fate.gives_no_reason:
+            record = self._ask("scontrol", "-o", "show", "job", self._job.partition(".")[0])
+        return self._fate.words(record) or super().fate()
 
     def _hear(self, text: str) -> bool:
         if not self._cancelled:

@@ -35,6 +35,7 @@ _ENDS = {
     r"CANCELLED AT|Job step aborted|Force Terminated": _CANCELLED,
 }
 _DUE = re.compile(r"CANCELLED AT \S+ DUE TO ([A-Z ]+)")
+_PREEMPTED = re.compile(r"\bPreemptTime=\d")
 _HINTS = {
     "TIME LIMIT": ": -t in --engine-args asks for more time",
     "PREEMPTION": ": a job with a higher priority needs its nodes",
@@ -73,8 +74,19 @@ class Fate:
             if not self._first and (found := re.search(pattern, line)):
                 self._first = words.format(*found.groups())
 
-    def words(self) -> str:
-        """Return what became of the job, as the rest of a sentence; empty if nothing is known."""
-        if self._due and not self._first.startswith("lost"):
-            return f"was cancelled by Slurm, due to {self._due.lower()}{_HINTS.get(self._due, '')}"
+    @property
+    def gives_no_reason(self) -> bool:
+        """Whether the job was cancelled, and srun does not say why."""
+        return self._first == _CANCELLED and not self._due
+
+    def words(self, record: str = "") -> str:
+        """Return what became of the job, as the rest of a sentence; empty if nothing is known.
+
+        Args:
+            record: What `scontrol show job` says, if srun gives no reason: of a preemption with a
+                grace time, it does not.
+        """
+        due = self._due or ("PREEMPTION" if _PREEMPTED.search(record) else "")
+        if due and not self._first.startswith("lost"):
+            return f"was cancelled by Slurm, due to {due.lower()}{_HINTS.get(due, '')}"
         return self._first

@@ -53,6 +53,18 @@ def test_a_limit_that_the_end_of_other_jobs_lifts(reason: str) -> None:
     assert queue_words("7", reason, "N/A").endswith(f"{reason}: other jobs have to end first")
 
 
+def test_a_reason_that_srun_does_not_give() -> None:
+    """Slurm's record of the job has it."""
+    fate = Fate()
+    fate.hear("srun: Job step aborted: Waiting up to 7 seconds")
+    assert fate.gives_no_reason
+    none, record = "PreemptTime=None", "JobId=3 PreemptTime=2026-11-28T11:00:18 SuspendTime=None"
+    assert fate.words(none) == "was cancelled from outside, as by scancel"
+    assert fate.words(record).startswith("was cancelled by Slurm, due to preemption")
+    fate.hear(f"slurmstepd-n1: error: {AT} DUE TO TIME LIMIT ***")
+    assert not fate.gives_no_reason
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
