@@ -30,6 +30,7 @@ import functools
 import gc
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,6 +43,7 @@ from torch.distributed.elastic.multiprocessing.api import (
     LogsSpecs,
     PContext,
     RunProcsResult,
+    SignalException,
     Std,
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -145,8 +147,10 @@ class ForkContext(PContext):
         return dict(self._ranks.pids)
 
     def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
-        del timeout  # 30 s: nobody would wait so long in a notebook
-        self._ranks.end(death_sig, TERM_GRACE_S)
+        # After a rank's failure nobody waits so long in a notebook. If this process is told to
+        # end, a cluster ends the job: the ranks may save, until it kills them.
+        asked = isinstance(sys.exc_info()[1], SignalException)
+        self._ranks.end(death_sig, timeout if asked else TERM_GRACE_S)
 
 
 class OneNode(RendezvousHandler):

@@ -185,9 +185,9 @@ class SlurmCluster:
         )
         return done.stdout
 
-    def jobs(self) -> list[str]:
-        """Return the ids of the jobs that wait or run."""
-        return self.run("squeue", "-h", "-o", "%i").split()
+    def jobs(self, states: str = "PENDING,RUNNING,COMPLETING") -> list[str]:
+        """Return the ids of the jobs in these states."""
+        return self.run("squeue", "-h", "-t", states, "-o", "%i").split()
 
     def steps(self) -> list[str]:
         """Return the ids of the steps that run."""

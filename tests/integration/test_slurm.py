@@ -53,7 +53,7 @@ def test_a_queued_run(kernel: Kernel, slurm: SlurmCluster) -> None:
         kind_and_content = kernel.client.get_iopub_msg(timeout=HANG_S)
         shown += json.dumps(kind_and_content["content"])
     assert "queued as Slurm job" in shown
-    assert len(slurm.jobs()) == 1
+    assert len(slurm.jobs("PENDING")) == 1
     kernel.interrupt()
     result = kernel.finish(message)
     assert result.error["ename"] == "RunInterrupted", result
@@ -72,7 +72,7 @@ def test_a_time_limit_begins_when_the_job_does(kernel: Kernel, slurm: SlurmClust
     while "does not start by itself" not in shown:
         shown += json.dumps(kernel.client.get_iopub_msg(timeout=HANG_S)["content"])
     time.sleep(5.0)
-    (job,) = slurm.jobs()
+    (job,) = slurm.jobs("PENDING")
     assert f"scontrol release {job} starts it" in shown
     slurm.run("scontrol", "release", job)
     assert kernel.finish(message).status == "ok"
@@ -121,7 +121,7 @@ def test_a_job_that_is_cancelled(kernel: Kernel, slurm: SlurmCluster) -> None:
     """By `scancel` from outside: that is told, and not that ranks were killed."""
     message = kernel.start(_cell("import time\nprint('up')\ntime.sleep(1000)"))
     kernel.finish(message, until="[rank 3] up")
-    (job,) = slurm.jobs()
+    (job,) = slurm.jobs("RUNNING")
     slurm.run("scancel", job)
     result = kernel.finish(message)
     assert result.error["ename"] == "LaunchError", result
@@ -129,10 +129,25 @@ def test_a_job_that_is_cancelled(kernel: Kernel, slurm: SlurmCluster) -> None:
     assert "SIGTERM" not in result.traceback
 
 
+def test_ranks_may_save_before_a_job_ends(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """Slurm sends SIGTERM to all processes, and waits (KillWait) before it kills them."""
+    message = kernel.start(
+        _cell(
+            "import signal, time\ndef save(*_):\n    time.sleep(1.5); print('saved'); sys.exit(0)\n"
+            "signal.signal(signal.SIGTERM, save)\nprint('up')\ntime.sleep(1000)"
+        )
+    )
+    kernel.finish(message, until="[rank 3] up")
+    slurm.run("scancel", *slurm.jobs("RUNNING"))
+    result = kernel.finish(message)
+    assert "was cancelled" in result.error["evalue"], result
+    assert result.text.count("] saved") == 4, result
+
+
 def test_a_job_that_is_cancelled_in_the_queue(kernel: Kernel, slurm: SlurmCluster) -> None:
     message = kernel.start("%%ddp -n 1 -N 2 --engine slurm --engine-args='-b now+1hour'\n1")
     deadline = time.monotonic() + HANG_S
-    while not (jobs := slurm.jobs()) and time.monotonic() < deadline:
+    while not (jobs := slurm.jobs("PENDING")) and time.monotonic() < deadline:
         time.sleep(0.1)
     slurm.run("scancel", *jobs)
     result = kernel.finish(message)
@@ -142,7 +157,7 @@ def test_a_job_that_is_cancelled_in_the_queue(kernel: Kernel, slurm: SlurmCluste
 def test_a_session_whose_job_is_cancelled(kernel: Kernel, slurm: SlurmCluster) -> None:
     """Between two cells: the next one says so, and has new ranks."""
     kernel.run(_cell("x = 1", "--session lab"))
-    (job,) = slurm.jobs()
+    (job,) = slurm.jobs("RUNNING")
     slurm.run("scancel", job)
     deadline = time.monotonic() + HANG_S
     while slurm.jobs() and time.monotonic() < deadline:
@@ -164,7 +179,7 @@ def test_signals_of_the_users(kernel: Kernel, slurm: SlurmCluster, name: str) ->
         )
     )
     kernel.finish(message, until="[rank 3] up")
-    slurm.run("scancel", "-s", name, slurm.jobs()[0])
+    slurm.run("scancel", "-s", name, slurm.jobs("RUNNING")[0])
     result = kernel.finish(message)
     assert result.status == "ok", result
     assert result.text.count("] saved") == 4

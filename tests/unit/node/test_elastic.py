@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dis
 import inspect
+import signal
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
-from torch.distributed.elastic.multiprocessing.api import LogsSpecs, PContext
+from torch.distributed.elastic.multiprocessing.api import LogsSpecs, PContext, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from ddp_magic.node import elastic
+from ddp_magic.node.ranks import TERM_GRACE_S
 
 
 def _globals(function: Callable[..., Any]) -> set[str]:
@@ -85,3 +88,16 @@ def test_torchs_agent_decides_on_a_restart_by_what_is_left() -> None:
     source = inspect.getsource(api.SimpleElasticAgent._invoke_run)
     assert "if self._remaining_restarts > 0:" in source
     assert "self._remaining_restarts -= 1" in source
+
+
+def test_ranks_have_time_to_save_if_their_agent_is_told_to_end() -> None:
+    """As a cluster tells all processes of a job. After a rank's failure there is no time."""
+    ends: list[tuple[int, float]] = []
+    context = elastic.ForkContext.__new__(elastic.ForkContext)
+    context._ranks = SimpleNamespace(end=lambda sig, grace_s: ends.append((sig, grace_s)))  # type: ignore[assignment]
+    try:
+        raise SignalException("told to end", signal.SIGTERM)
+    except SignalException as told:
+        context._close(told.sigval)
+    context._close(signal.SIGTERM)
+    assert ends == [(signal.SIGTERM, 30), (signal.SIGTERM, TERM_GRACE_S)]
