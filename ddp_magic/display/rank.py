@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddp_magic.display.diagnosis.diagnose import Failure, line_words
+from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Killed,
@@ -18,7 +19,8 @@ from ddp_magic.wire.kernel_events import (
     StackDumped,
     Stream,
 )
-from ddp_magic.wire.messages import (
+from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import (
     LOST_CONNECTION,
     Collectives,
     DebuggerQuit,
@@ -28,11 +30,9 @@ from ddp_magic.wire.messages import (
     Idle,
     Interrupted,
     Question,
-    WorkerExited,
     WorkerHello,
     WorkerReady,
 )
-from ddp_magic.wire.states import Phase
 
 LAST_BYTES = 4000  # of its output that say why it aborted
 

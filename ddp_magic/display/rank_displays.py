@@ -15,7 +15,7 @@ from ddp_magic.display.terminal import display_lines
 from ddp_magic.display.text.page import Page
 from ddp_magic.display.text.rank_text import RankText
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.messages import DisplayData
+from ddp_magic.wire.worker_events import DisplayData
 
 
 class RankDisplays:

@@ -13,9 +13,10 @@ from ddp_magic.display.profiles.profile import Profile
 from ddp_magic.display.rank import Rank
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import Doing, GroupEnded, Restarted, RunEvent
-from ddp_magic.wire.messages import CellNames, Imported, WorkerExited
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import CellNames, Imported
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     Stream,
 )
-from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 
 TABLE_S = 0.25
 HEAD_AFTER_S = 0.05

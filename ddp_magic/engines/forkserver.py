@@ -17,19 +17,9 @@ from ddp_magic.engines.preload_record import PreloadRecord
 from ddp_magic.system import libraries
 from ddp_magic.system.environment import early_differences, rank_environment
 from ddp_magic.system.readable import readable
+from ddp_magic.wire.commands import Command, ForkAgent, ForkServer, Preload
+from ddp_magic.wire.events import Event, Forked, ForkObstacle, ForkserverHello, Importing, Preloaded
 from ddp_magic.wire.forkserver_status import ForkserverStatus
-from ddp_magic.wire.messages import (
-    Command,
-    Event,
-    ForkAgent,
-    Forked,
-    ForkObstacle,
-    ForkServer,
-    ForkserverHello,
-    Importing,
-    Preload,
-    Preloaded,
-)
 from ddp_magic.wire.specs import AgentSpec
 
 

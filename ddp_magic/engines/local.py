@@ -22,8 +22,8 @@ from ddp_magic.system import libraries
 from ddp_magic.system.entry_points import FORKSERVER, last_words
 from ddp_magic.system.entry_points import command as entry_command
 from ddp_magic.system.environment import early_differences
+from ddp_magic.wire.events import Forked, ForkObstacle, Preloaded
 from ddp_magic.wire.forkserver_status import ForkserverStatus
-from ddp_magic.wire.messages import Forked, ForkObstacle, Preloaded
 from ddp_magic.wire.specs import AgentSpec
 
 CLOSE_S = 5.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ddp_magic.system.processes import exit_words
-from ddp_magic.wire.messages import SOME_LIBRARY, ForkObstacle, Preloaded
+from ddp_magic.wire.events import SOME_LIBRARY, ForkObstacle, Preloaded
 
 MAX_DEATHS = 3  # in a row, before there is no other forkserver
 MAX_CULPRITS = 4  # libraries that have each cost a forkserver; after that, only torch is imported

@@ -33,7 +33,7 @@ class Cell:
         names: The names that it reads from outside, and those that it binds.
         environment: Environment variables that its top level sets to literal strings.
         number: In the notebook's `In[n]`; None if it has none.
-        settings: What the notebook's shell is set to; see `messages.RunCell`.
+        settings: What the notebook's shell is set to; see `commands.RunCell`.
     """
 
     source: str

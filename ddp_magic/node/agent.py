@@ -22,16 +22,8 @@ from ddp_magic.node.ranks import TERM_GRACE_S, Ranks
 from ddp_magic.system import processes
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.channel import Channel, connect
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
-    Command,
-    DumpStack,
-    Event,
-    Interrupt,
-    Kill,
-    WorkerExited,
-)
+from ddp_magic.wire.commands import Command, DumpStack, Interrupt, Kill
+from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
 from ddp_magic.wire.specs import AgentSpec
 
 LEFTOVER_GRACE_S = 1.0  # for what the ranks had started, after the ranks

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.messages import ForkAgent
+from ddp_magic.wire.commands import ForkAgent
 from ddp_magic.wire.specs import AgentSpec
 
 

@@ -28,14 +28,8 @@ from ddp_magic.node.preloader import AGENTS_GRACE_S, ForkObstacleError, Preloade
 from ddp_magic.system import processes
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import (
-    ForkAgent,
-    Forked,
-    ForkObstacle,
-    ForkServer,
-    ForkserverHello,
-    Preload,
-)
+from ddp_magic.wire.commands import ForkAgent, ForkServer, Preload
+from ddp_magic.wire.events import Forked, ForkObstacle, ForkserverHello
 from ddp_magic.wire.specs import AgentSpec
 
 

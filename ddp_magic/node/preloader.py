@@ -19,7 +19,8 @@ from ddp_magic.node.trial import BEGINS_CUDA, Trial
 from ddp_magic.system import libraries, processes
 from ddp_magic.system.entry_points import WORKER, WORKER_SHELL
 from ddp_magic.system.readable import readable
-from ddp_magic.wire.messages import SOME_LIBRARY, Event, Importing, Preload, Preloaded
+from ddp_magic.wire.commands import Preload
+from ddp_magic.wire.events import SOME_LIBRARY, Event, Importing, Preloaded
 
 LOOK_S = 0.5  # how often it checks for its kernel during an import
 AGENTS_GRACE_S = 1.0  # for the agents to end what they run, when the kernel is gone
@@ -41,7 +42,7 @@ class ForkObstacleError(Exception):
     """This process must not be forked any more.
 
     Args:
-        module: The library that is the reason; as in `messages.ForkObstacle`.
+        module: The library that is the reason; as in `events.ForkObstacle`.
         reason: What it did.
     """
 

@@ -27,8 +27,8 @@ from ddp_magic.node.node_directory import NodeDirectory
 from ddp_magic.system import processes
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode, encode, type_name
+from ddp_magic.wire.commands import Captured, RunCell, SharedMemory
 from ddp_magic.wire.memory import anonymous_file
-from ddp_magic.wire.messages import Captured, RunCell, SharedMemory, WorkerHello
 from ddp_magic.wire.relay import (
     ALL,
     PIECE_BYTES,
@@ -39,6 +39,7 @@ from ddp_magic.wire.relay import (
     NodeEnd,
     write_all,
 )
+from ddp_magic.wire.worker_events import WorkerHello
 
 HELLO_BYTES = 64 * 1024
 SOON_S = 0.05

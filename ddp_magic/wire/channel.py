@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.codec import MAX_BYTES, decode, encode
-from ddp_magic.wire.messages import Command, Event
+from ddp_magic.wire.commands import Command
+from ddp_magic.wire.events import Event
 
 _LENGTH = struct.Struct("!I")
 _PEER = struct.Struct("3i")  # pid, uid, gid

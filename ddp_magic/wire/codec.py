@@ -19,16 +19,13 @@ from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.collectives import Exchange, GroupRecord, Membership, Operation, Transfer
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentEvent,
+from ddp_magic.wire.commands import Command
+from ddp_magic.wire.events import AgentDone, AgentEvent, Event, ForkserverEvent
+from ddp_magic.wire.worker_events import (
     CellNames,
-    Command,
     DisplayData,
     Error,
-    Event,
     Finished,
-    ForkserverEvent,
     Heartbeat,
     Question,
     Results,

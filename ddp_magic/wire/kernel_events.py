@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ddp_magic.wire.messages import Event, Results
+from ddp_magic.wire.events import Event
+from ddp_magic.wire.worker_events import Results
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import TypeAlias
 
 from ddp_magic.system.frames import cell_label, is_ours, shortened, without_ours
-from ddp_magic.wire.messages import Error, Finished, RunCell
+from ddp_magic.wire.commands import RunCell
+from ddp_magic.wire.worker_events import Error, Finished
 from ddp_magic.worker.interrupts import user_code
 
 MAX_FRAMES = 100  # of an error's traceback

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import (
+from ddp_magic.wire.commands import (
     Answer,
     Captured,
     Command,
-    Event,
     Exit,
     HoldTimeouts,
     Interrupt,
@@ -22,6 +21,7 @@ from ddp_magic.wire.messages import (
     RunCell,
     SharedMemory,
 )
+from ddp_magic.wire.events import Event
 from ddp_magic.wire.states import Phase
 from ddp_magic.worker import interrupts
 from ddp_magic.worker.values.notebook_values import NotebookValues

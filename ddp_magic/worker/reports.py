@@ -11,15 +11,8 @@ from typing import Any
 from ddp_magic.system import libraries
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import (
-    Collectives,
-    Finished,
-    Idle,
-    Imported,
-    Results,
-    RunCell,
-    WorkerReady,
-)
+from ddp_magic.wire.commands import RunCell
+from ddp_magic.wire.worker_events import Collectives, Finished, Idle, Imported, Results, WorkerReady
 from ddp_magic.worker import error_report
 from ddp_magic.worker.error_report import CellPlace, Formatter
 from ddp_magic.worker.interrupts import user_code

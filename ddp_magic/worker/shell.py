@@ -22,7 +22,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
 
-from ddp_magic.wire.messages import RunCell
+from ddp_magic.wire.commands import RunCell
 from ddp_magic.worker.cell_compiler import CellCompiler
 from ddp_magic.worker.console import bars, debugger, keyboard
 from ddp_magic.worker.console.ipython_displays import Outlet, RankDisplayHook, RankDisplayPublisher

@@ -26,16 +26,11 @@ import torch
 from ddp_magic.system.frames import warnings_without_ours
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
-from ddp_magic.wire.messages import (
-    CALLED,
-    NOT_STARTED,
-    Exit,
-    NewGroup,
-    RunCell,
-    WorkerHello,
-)
+from ddp_magic.wire.commands import CALLED, Exit, NewGroup, RunCell
+from ddp_magic.wire.events import NOT_STARTED
 from ddp_magic.wire.specs import WorkerSettings, default_backend
 from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import WorkerHello
 from ddp_magic.worker import child_main, error_report, fresh_state, interrupts
 from ddp_magic.worker.called_function import file_of
 from ddp_magic.worker.console import debugger, keyboard, post_mortem

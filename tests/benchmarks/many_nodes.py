@@ -24,20 +24,17 @@ import psutil
 
 from ddp_magic.engines.program import Program
 from ddp_magic.wire.codec import encode, type_name
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
+from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
+from ddp_magic.wire.relay import Frame, FrameReader, Kind, LineWriter, write_all
+from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import (
     CellNames,
-    Event,
     Finished,
     Heartbeat,
     Results,
-    WorkerExited,
     WorkerHello,
     WorkerReady,
 )
-from ddp_magic.wire.relay import Frame, FrameReader, Kind, LineWriter, write_all
-from ddp_magic.wire.states import Phase
 from tests.integration.kernel import Kernel
 from tests.limits import LONG_S
 

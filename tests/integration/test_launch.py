@@ -54,7 +54,7 @@ def test_ten_agents_start_at_once(tmp_path: Path) -> None:
             import os, sys, time
             from ddp_magic.system.storage import process_storage
             from ddp_magic.wire.kernel_events import Stream
-            from ddp_magic.wire.messages import Exit, RunCell
+            from ddp_magic.wire.commands import Exit, RunCell
             from ddp_magic.engines.local import LocalEngine
             from ddp_magic.engines.torchrun import Torchrun
             from ddp_magic.system.environment import rank_environment

@@ -55,7 +55,7 @@ def test_nonsense_of_a_rank(kernel: Kernel) -> None:
     result = kernel.run(
         "%%ddp -n 2\n"
         "import gc\n"
-        "from ddp_magic.wire import messages as events\n"
+        "from ddp_magic.wire import worker_events as events\n"
         "from ddp_magic.worker.worker import Worker\n"
         "(worker,) = [x for x in gc.get_objects() if isinstance(x, Worker)]\n"
         "send = worker._channel.send\n"

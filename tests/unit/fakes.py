@@ -16,21 +16,20 @@ from typing import Any, TypeAlias
 from ddp_magic.display.question_box import Reply
 from ddp_magic.display.record import RunRecord
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.commands import Answer, Command
+from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import GroupEnded, Note, OutsideEnd, Rejoined, RunEvent, Stream
-from ddp_magic.wire.messages import (
-    Answer,
-    Command,
+from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import (
     Error,
     Finished,
     Heartbeat,
     Idle,
     Interrupted,
     Question,
-    WorkerExited,
     WorkerHello,
     WorkerReady,
 )
-from ddp_magic.wire.states import Phase
 
 EARLY, LATE = 5.0, 1e11  # s since the epoch: before and after whatever the kernel does in a test
 MAX_EMPTY_POLLS = 1000

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ddp_magic.system.processes import signal_name
-from ddp_magic.wire.messages import LOST_CONNECTION, Error, Finished
+from ddp_magic.wire.worker_events import LOST_CONNECTION, Error, Finished
 
 # Errors of gloo and NCCL when a peer is gone. A rank that raises one is a victim.
 _LOST_PEER = re.compile(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from ddp_magic.wire.messages import Error
+from ddp_magic.wire.worker_events import Error
 
 _MAIN = (
     r"(?:__main__|__mp_main__|ddp_magic\.worker\.child_main)"  # the last is a rank's, by its spec

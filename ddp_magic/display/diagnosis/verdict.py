@@ -33,8 +33,8 @@ from ddp_magic.errors import (
 from ddp_magic.system.frames import text_without_ours
 from ddp_magic.system.processes import signal_name
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.events import NOT_STARTED
 from ddp_magic.wire.kernel_events import GroupEnded
-from ddp_magic.wire.messages import NOT_STARTED
 from ddp_magic.wire.states import State
 
 MANY_RANKS = 8  # more than these are counted, not listed

@@ -20,7 +20,7 @@ from ddp_magic.display.text.page import Page
 from ddp_magic.display.text.rank_text import RankText
 from ddp_magic.display.text.throttle import BYTES_BURST, BYTES_PER_S, Bucket
 from ddp_magic.wire.kernel_events import Stream
-from ddp_magic.wire.messages import DisplayData
+from ddp_magic.wire.worker_events import DisplayData
 
 FLUSH_S = 0.05
 # A front end draws all of a text anew when something is added: the longer it is, the more rarely.

@@ -22,8 +22,8 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture, Value
 from ddp_magic.system.entry_points import HOST, command
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Captured
 
 
 @dataclass(frozen=True, kw_only=True)

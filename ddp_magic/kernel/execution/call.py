@@ -9,7 +9,7 @@ from typing import Any
 
 from ddp_magic.kernel.values.pull import Pull
 from ddp_magic.kernel.values.value_stream import Extra
-from ddp_magic.wire.messages import CALLED
+from ddp_magic.wire.commands import CALLED
 
 # Names that no session's cell and no notebook has.
 _ARGUMENT, _RETURN_VALUE = "_argument", "_return_value"

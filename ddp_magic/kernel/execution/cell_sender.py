@@ -13,7 +13,7 @@ from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.environment import is_late
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.messages import Exit
+from ddp_magic.wire.commands import Exit
 
 
 class CellSender:

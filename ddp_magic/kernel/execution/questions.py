@@ -14,17 +14,10 @@ from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.diagnose import Failure
 from ddp_magic.display.question_box import Box, Reply
+from ddp_magic.wire.commands import EXAMINE, Answer, RunCell
+from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import QuestionClosed, QuestionOpened, Restarted, RunEvent
-from ddp_magic.wire.messages import (
-    EXAMINE,
-    Answer,
-    Error,
-    Idle,
-    Question,
-    QuestionWithdrawn,
-    RunCell,
-    WorkerExited,
-)
+from ddp_magic.wire.worker_events import Error, Idle, Question, QuestionWithdrawn
 
 STOPPED = "the run is being stopped"
 INTERRUPT_S = 1.0  # for the interrupt to reach a rank that waits for an answer

@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from ddp_magic.display.rank import Rank
 from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
+from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import Doing, Note, RunEvent
-from ddp_magic.wire.messages import Error, WorkerExited, WorkerReady
+from ddp_magic.wire.worker_events import Error, WorkerReady
 
 # For the ranks to create their process group again. On a GPU, what was asked of it before is done
 # first: a thousand products of large matrices took 20 s.

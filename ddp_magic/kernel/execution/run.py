@@ -32,6 +32,7 @@ from ddp_magic.kernel.watch.stacks import Stacks
 from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.storage import process_storage
+from ddp_magic.wire.commands import HoldTimeouts
 from ddp_magic.wire.kernel_events import (
     Doing,
     GroupEnded,
@@ -41,8 +42,8 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import Error, HoldTimeouts, Question
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import Error, Question
 
 
 class Run(RunRecord):

@@ -12,7 +12,7 @@ from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.environment import rank_environment
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.messages import RunCell
+from ddp_magic.wire.commands import RunCell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Options:
         prelude: tuple[str, ...],
         shell: dict[str, str],
     ) -> RunCell:
-        """Return the command that runs a cell so; for the arguments see `messages.RunCell`."""
+        """Return the command that runs a cell so; for the arguments see `commands.RunCell`."""
         return RunCell(
             path=path,
             file=file,

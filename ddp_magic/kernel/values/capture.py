@@ -22,8 +22,8 @@ from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.needed_values import Held, NeededValues
 from ddp_magic.kernel.values.shared_values import SharedValues, available_bytes
 from ddp_magic.kernel.values.value_stream import Extra, nbytes
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment, size_words
-from ddp_magic.wire.messages import Captured
 
 NOTE_BYTES = 100 * 10**6  # from here on a note tells the size
 NOTE_S = 1.0

@@ -19,8 +19,8 @@ from ddp_magic.errors import ProtocolError, PullError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.codec import decode, encode
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Results
 from ddp_magic.wire.pickling import load, read_saved
+from ddp_magic.wire.worker_events import Results
 
 _PIECE_BYTES = 2**24
 

@@ -15,8 +15,8 @@ import psutil
 
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.values.value_stream import ValueStream, nbytes
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment, size_words
-from ddp_magic.wire.messages import Captured
 
 OWN_SEGMENT_BYTES = 2**20  # from here on a name gets shared memory of its own
 

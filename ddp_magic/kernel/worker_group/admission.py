@@ -17,15 +17,9 @@ from typing import get_args
 
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
-    Command,
-    Event,
-    WorkerEvent,
-    WorkerExited,
-    WorkerHello,
-)
+from ddp_magic.wire.commands import Command
+from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
+from ddp_magic.wire.worker_events import WorkerEvent, WorkerHello
 
 MAX_MARKER_CHARS = 100
 _OF_RANKS = tuple(kind for kind in get_args(WorkerEvent) if kind is not WorkerHello)

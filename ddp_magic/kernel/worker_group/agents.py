@@ -9,8 +9,9 @@ from ddp_magic.engines import Engine, PlacedAgent
 from ddp_magic.system import processes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.commands import Command, Kill
+from ddp_magic.wire.events import AgentDone
 from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, RunEvent
-from ddp_magic.wire.messages import AgentDone, Command, Kill
 from ddp_magic.wire.specs import AgentSpec
 
 KILL_PATIENCE_S = 2.0  # for the agent to carry out a Kill, before the kernel does it itself

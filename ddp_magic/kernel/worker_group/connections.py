@@ -22,19 +22,10 @@ from ddp_magic.kernel.worker_group.open_ends import End, OpenEnds
 from ddp_magic.system.run_directory import RunDirectory, append
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode
+from ddp_magic.wire.commands import Command
+from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
 from ddp_magic.wire.kernel_events import Note, PulledValues, Restarted, RunEvent
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
-    ClearOutput,
-    Command,
-    DisplayData,
-    Event,
-    Question,
-    Results,
-    WorkerExited,
-    WorkerHello,
-)
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData, Question, Results, WorkerHello
 
 HELLO_S = 30.0  # for a connection to say who it is
 HELLO_BYTES = 64 * 1024  # longest first message

@@ -18,6 +18,8 @@ from ddp_magic.kernel.worker_group.outbox import Outbox
 from ddp_magic.system import processes
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.commands import Answer, Command, DumpStack, Exit, Interrupt, NewGroup
+from ddp_magic.wire.events import AgentDone, WorkerExited
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Note,
@@ -29,21 +31,8 @@ from ddp_magic.wire.kernel_events import (
     Stream,
 )
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import (
-    AgentDone,
-    Answer,
-    ClearOutput,
-    Command,
-    DisplayData,
-    DumpStack,
-    Exit,
-    Interrupt,
-    NewGroup,
-    WorkerExited,
-    WorkerHello,
-    WorkerReady,
-)
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData, WorkerHello, WorkerReady
 
 POLL_S = 0.05  # longest wait for news of a group
 AGENT_S = 3.0  # more for an agent to report a rank's end, before it is killed

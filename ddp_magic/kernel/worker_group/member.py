@@ -18,7 +18,7 @@ from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.kernel_events import RunEvent, Stream
 from ddp_magic.wire.marks import MarkSplitter, Writer
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Question, WorkerHello
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData, Question, WorkerHello
 
 
 def _utf8() -> codecs.IncrementalDecoder:

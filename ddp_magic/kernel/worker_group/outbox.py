@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 
 from ddp_magic.kernel.worker_group.member import Member
+from ddp_magic.wire.commands import Command, SharedMemory
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Command, SharedMemory
 
 
 class Outbox:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Event
+from ddp_magic.wire.events import Event
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 from ddp_magic.worker import interrupts
 from ddp_magic.worker.console.streams import TextPipe, flush
 

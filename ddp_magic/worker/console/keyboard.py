@@ -20,15 +20,9 @@ from typing import NoReturn
 from IPython.core.error import StdinNotImplementedError
 
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import (
-    EXAMINE,
-    Answer,
-    DebuggerQuit,
-    Error,
-    Event,
-    Question,
-    QuestionWithdrawn,
-)
+from ddp_magic.wire.commands import EXAMINE, Answer
+from ddp_magic.wire.events import Event
+from ddp_magic.wire.worker_events import DebuggerQuit, Error, Question, QuestionWithdrawn
 from ddp_magic.worker import interrupts
 
 MAX_PROMPT_CHARS = 300  # of a box; a longer prompt is printed

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ddp_magic.wire.messages import CellNames
+from ddp_magic.wire.worker_events import CellNames
 
 _MISSING = object()
 _FEW = 3  # fewer items are no history

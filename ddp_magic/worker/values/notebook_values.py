@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Captured
 from ddp_magic.worker.inheritance import Inheritance
 from ddp_magic.worker.shell import CellShell
 from ddp_magic.worker.values import received_values

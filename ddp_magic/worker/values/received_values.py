@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddp_magic.errors import CaptureError
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Captured
 from ddp_magic.wire.pickling import load
 
 

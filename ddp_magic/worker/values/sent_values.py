@@ -12,8 +12,8 @@ from typing import Any
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire import pickling
 from ddp_magic.wire.memory import Segment, size_words
-from ddp_magic.wire.messages import Results
 from ddp_magic.wire.pickling import Pickler, Refused
+from ddp_magic.wire.worker_events import Results
 
 UNSET = "was never set"
 

@@ -36,7 +36,7 @@ from torch.distributed import ProcessGroup
 
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.calls import CollectiveCall, first_line, next_line
-from ddp_magic.wire.messages import RunCell
+from ddp_magic.wire.commands import RunCell
 from ddp_magic.worker.watch.call_arguments import (
     OPERATORS,
     POINT_TO_POINT,

@@ -19,8 +19,8 @@ from typing import NoReturn
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.collectives import GroupRecord, Transfer
-from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import LOST_CONNECTION, Collectives, Heartbeat, Interrupted
 from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity

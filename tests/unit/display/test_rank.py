@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.display.rank import Rank
+from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     QuestionClosed,
@@ -15,16 +16,15 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import (
+from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import (
     LOST_CONNECTION,
     Error,
     Finished,
     Heartbeat,
-    WorkerExited,
     WorkerHello,
     WorkerReady,
 )
-from ddp_magic.wire.states import Phase
 from tests.unit.fakes import (
     EARLY,
     error,

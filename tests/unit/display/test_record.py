@@ -7,8 +7,9 @@ from pathlib import Path
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.events import AgentDone
 from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note
-from ddp_magic.wire.messages import AgentDone, CellNames, Imported
+from ddp_magic.wire.worker_events import CellNames, Imported
 from tests.unit.fakes import exited, hello, text
 
 

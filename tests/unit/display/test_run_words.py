@@ -11,8 +11,8 @@ from ddp_magic.display.run_words import SILENT_S, rank_state, summary
 from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError, RunInterrupted
 from ddp_magic.wire.kernel_events import Rejoined, RunEvent
-from ddp_magic.wire.messages import LOST_CONNECTION, CellNames
 from ddp_magic.wire.states import Phase, State
+from ddp_magic.wire.worker_events import LOST_CONNECTION, CellNames
 from tests.unit.display.records import NOW, make_record
 from tests.unit.fakes import error, exited, finished, heartbeat, hello, idle, question, ready
 

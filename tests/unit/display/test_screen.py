@@ -39,8 +39,8 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     Stream,
 )
-from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 from tests.unit.fakes import FakeShell, exited, finished, heartbeat, ready, text
 
 ENDED = 1_800_000_000.0  # s since the epoch

@@ -13,8 +13,8 @@ from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import Restarted, StackDumped
-from ddp_magic.wire.messages import WorkerReady
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import WorkerReady
 from tests.unit.display.records import NOW, make_record
 from tests.unit.fakes import exited, finished, hello, ready
 

@@ -16,7 +16,8 @@ from ddp_magic.engines.forkserver import current_rank_environment, unsupported
 from ddp_magic.engines.forkserver_process import LentProcess
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import ForkAgent, Forked, ForkserverHello, Preloaded
+from ddp_magic.wire.commands import ForkAgent
+from ddp_magic.wire.events import Forked, ForkserverHello, Preloaded
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from tests.limits import HANG_S
 from tests.unit.engines.test_local import Elsewhere

@@ -19,8 +19,8 @@ from tests.limits import HANG_S
 TALK = """
     import itertools, json, os, pathlib, socket, sys, time
     from ddp_magic.wire.channel import Channel
-    from ddp_magic.wire.messages import ForkAgent, Forked, ForkObstacle
-    from ddp_magic.wire.messages import Importing, Preload, Preloaded
+    from ddp_magic.wire.commands import ForkAgent, Preload
+    from ddp_magic.wire.events import Forked, ForkObstacle, Importing, Preloaded
 
     start = json.loads(sys.stdin.read())
     channel = Channel(socket.socket(fileno=start["channel"]))

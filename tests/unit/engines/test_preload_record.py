@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from ddp_magic.engines.preload_record import MAX_CULPRITS, MAX_DEATHS, PreloadRecord
-from ddp_magic.wire.messages import SOME_LIBRARY, ForkObstacle, Preloaded
+from ddp_magic.wire.events import SOME_LIBRARY, ForkObstacle, Preloaded
 
 THREADS = "it starts threads"
 

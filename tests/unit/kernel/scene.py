@@ -11,8 +11,9 @@ from typing import Any
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
+from ddp_magic.wire.events import AgentHello
 from ddp_magic.wire.kernel_events import Note, RunEvent, Stream
-from ddp_magic.wire.messages import AgentHello, Idle, WorkerHello
+from ddp_magic.wire.worker_events import Idle, WorkerHello
 
 NPROC = 2
 STEPS = 5  # from a connection to all that was sent over it

@@ -19,7 +19,7 @@ from ddp_magic.kernel.session import Session
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.wire.kernel_events import GroupEnded, Note
-from ddp_magic.wire.messages import CellNames
+from ddp_magic.wire.worker_events import CellNames
 from tests.unit.fakes import FakeGroup, FakeScreen, exited, finished, idle
 
 NOTHING: dict[str, Any] = {

@@ -95,8 +95,12 @@ def test_ranks_have_time_to_save_if_their_agent_is_told_to_end() -> None:
     ends: list[tuple[int, float]] = []
     context = elastic.ForkContext.__new__(elastic.ForkContext)
     context._ranks = SimpleNamespace(end=lambda sig, grace_s: ends.append((sig, grace_s)))  # type: ignore[assignment]
-    try:
+
+    def told_to_end() -> None:
         raise SignalException("told to end", signal.SIGTERM)
+
+    try:
+        told_to_end()
     except SignalException as told:
         context._close(told.sigval)
     context._close(signal.SIGTERM)

@@ -14,7 +14,8 @@ import pytest
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener, connect
 from ddp_magic.wire.codec import encode
-from ddp_magic.wire.messages import DisplayData, Exit, Kill
+from ddp_magic.wire.commands import Exit, Kill
+from ddp_magic.wire.worker_events import DisplayData
 from tests.limits import HANG_S
 
 SOON_S = 0.05

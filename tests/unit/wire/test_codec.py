@@ -12,30 +12,22 @@ import pytest
 from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.codec import MAX_BYTES, MAX_DEPTH, decode, encode, type_name
 from ddp_magic.wire.collectives import Exchange, GroupRecord, Membership, Operation, Transfer
-from ddp_magic.wire.messages import (
-    AgentEvent,
-    Answer,
-    Captured,
+from ddp_magic.wire.commands import Answer, Captured, Exit, Kill, NewGroup, RunCell, SharedMemory
+from ddp_magic.wire.events import AgentEvent, ForkserverEvent, Preloaded
+from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import (
     CellNames,
     Collectives,
     DisplayData,
     Error,
-    Exit,
     Finished,
-    ForkserverEvent,
     Heartbeat,
     Idle,
-    Kill,
-    NewGroup,
-    Preloaded,
     Question,
     Results,
-    RunCell,
-    SharedMemory,
     WorkerEvent,
     WorkerHello,
 )
-from ddp_magic.wire.states import Phase
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ddp_magic.wire.messages import Command, Event
+from ddp_magic.wire.commands import Command
+from ddp_magic.wire.events import Event
 
 
 class FakeChannel:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ddp_magic.system.frames import is_ours
-from ddp_magic.wire.messages import Error, RunCell
+from ddp_magic.wire.commands import RunCell
+from ddp_magic.wire.worker_events import Error
 from ddp_magic.worker.error_report import (
     MAX_CHARS,
     MAX_FRAMES,

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from ddp_magic.wire.messages import (
+from ddp_magic.wire.commands import (
     Answer,
     Captured,
     Exit,

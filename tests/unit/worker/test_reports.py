@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.wire.messages import (
-    Collectives,
-    Error,
-    Finished,
-    Idle,
-    Results,
-    RunCell,
-    WorkerReady,
-)
+from ddp_magic.wire.commands import RunCell
+from ddp_magic.wire.worker_events import Collectives, Error, Finished, Idle, Results, WorkerReady
 from ddp_magic.worker.reports import Reports
 from tests.unit.worker.fakes import FakeChannel
 

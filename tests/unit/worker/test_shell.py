@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ddp_magic.wire.messages import RunCell
+from ddp_magic.wire.commands import RunCell
 from ddp_magic.worker.cell_compiler import CellCompiler
 
 
@@ -113,7 +113,7 @@ print("goes on")
 raise OSError("at the end")
 """)
     text = _in_a_rank(f"""
-from ddp_magic.wire.messages import RunCell
+from ddp_magic.wire.commands import RunCell
 error = shell.start_shell(None, {{}}).run_file(RunCell(path={str(cell)!r}, execution_count=5))
 print("reported:", repr(error))
 """)
@@ -161,7 +161,7 @@ print(inspect.getsource(within), inspect.getsource(outer))
 outer()
 """)
     text = _in_a_rank(f"""
-from ddp_magic.wire.messages import RunCell
+from ddp_magic.wire.commands import RunCell
 run = shell.start_shell(None, {{}})
 error = run.run_file(RunCell(path={str(cell)!r}, execution_count=5))
 print("\\n".join(run.format_error(error, error.__traceback__)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.diagnosis.diagnose import Failure
-from ddp_magic.wire.messages import Error, Finished
+from ddp_magic.wire.worker_events import Error, Finished
 
 
 def _error(rank: int, evalue: str, time: float = 0.0, ename: str = "RuntimeError") -> Error:

@@ -7,7 +7,7 @@ import pytest
 from ddp_magic.display.diagnosis.hangs import mismatches, reasons
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import Exchange
-from ddp_magic.wire.messages import Collectives
+from ddp_magic.wire.worker_events import Collectives
 
 FOUR, EIGHT, INTS = "4 elements of float32", "8 elements of float32", "4 elements of int32"
 

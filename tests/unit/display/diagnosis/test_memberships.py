@@ -8,8 +8,8 @@ from ddp_magic.display.diagnosis.hangs import explain, mismatches, reasons
 from ddp_magic.display.diagnosis.memberships import mixed_up_groups
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Membership, Operation
-from ddp_magic.wire.messages import Collectives
 from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import Collectives
 from tests.unit.fakes import finished
 
 NOW = 1000.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
-from ddp_magic.wire.messages import Error
+from ddp_magic.wire.worker_events import Error
 
 
 def _error(evalue: str, ename: str = "RuntimeError") -> Error:

@@ -10,8 +10,8 @@ import pytest
 from ddp_magic.display.diagnosis.hangs import explain
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
-from ddp_magic.wire.messages import Collectives
 from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import Collectives
 from tests.unit.fakes import error, finished
 
 NOW = 1000.0

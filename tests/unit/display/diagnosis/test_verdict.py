@@ -31,8 +31,14 @@ from ddp_magic.wire.kernel_events import (
     RunEvent,
     StackDumped,
 )
-from ddp_magic.wire.messages import LOST_CONNECTION, Collectives, DebuggerQuit, Idle, Interrupted
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import (
+    LOST_CONNECTION,
+    Collectives,
+    DebuggerQuit,
+    Idle,
+    Interrupted,
+)
 from tests.unit.fakes import (
     EARLY,
     LATE,

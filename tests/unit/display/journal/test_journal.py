@@ -24,8 +24,8 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.errors import WorkerLostError
 from ddp_magic.system.run_directory import RunDirectory
-from ddp_magic.wire.messages import ClearOutput, DisplayData
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 from tests.limits import HANG_S
 from tests.unit.fakes import FakeShell, text
 

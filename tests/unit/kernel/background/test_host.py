@@ -25,10 +25,11 @@ from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import parse
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.kernel_events import Stream
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Captured, ClearOutput
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import ClearOutput
 from tests.limits import HANG_S
 
 

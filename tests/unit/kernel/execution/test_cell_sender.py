@@ -15,8 +15,8 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.commands import Captured, RunCell
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Captured, RunCell
 from tests.unit.fakes import FakeBox, FakeGroup
 
 

@@ -12,8 +12,9 @@ from ddp_magic.kernel.execution.questions import (
     Questions,
     may_ask,
 )
+from ddp_magic.wire.commands import EXAMINE, Answer, RunCell
 from ddp_magic.wire.kernel_events import QuestionClosed, QuestionOpened, Restarted
-from ddp_magic.wire.messages import EXAMINE, Answer, QuestionWithdrawn, RunCell
+from ddp_magic.wire.worker_events import QuestionWithdrawn
 from tests.unit.fakes import EARLY, FakeBox, error, exited, idle, question
 
 CELL = RunCell(path="/cell.py")

@@ -15,10 +15,11 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.capture import Capture
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import Pull
+from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.kernel_events import GroupEnded, PulledValues, Restarted
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Captured, CellNames, Results
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import CellNames, Results
 from tests.unit.fakes import (
     LATE,
     Batch,

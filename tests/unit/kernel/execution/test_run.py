@@ -30,6 +30,7 @@ from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.pull import Pull
 from ddp_magic.kernel.watch.call_check import LOOK_S
 from ddp_magic.wire.calls import CollectiveCall, first_line
+from ddp_magic.wire.commands import Answer
 from ddp_magic.wire.kernel_events import (
     Doing,
     GroupEnded,
@@ -41,15 +42,8 @@ from ddp_magic.wire.kernel_events import (
     StackDumped,
 )
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import (
-    Answer,
-    CellNames,
-    DebuggerQuit,
-    Imported,
-    Interrupted,
-    Results,
-)
 from ddp_magic.wire.states import State
+from ddp_magic.wire.worker_events import CellNames, DebuggerQuit, Imported, Interrupted, Results
 from tests.unit.fakes import (
     EARLY,
     LATE,

@@ -18,7 +18,7 @@ from ddp_magic.kernel.execution.stop import (
     reason_to_stop,
 )
 from ddp_magic.wire.kernel_events import Doing, Killed, Note, RunEvent, StackDumped
-from ddp_magic.wire.messages import DebuggerQuit, Interrupted
+from ddp_magic.wire.worker_events import DebuggerQuit, Interrupted
 from tests.unit.fakes import EARLY, LATE, FakeGroup, error, exited, hello, idle, ready
 
 GOES_ON: dict[str, Any] = {"presses": 0, "elapsed_s": 5.0, "time_limit_s": None, "kept": False}

@@ -15,7 +15,7 @@ import pytest
 from ddp_magic.kernel.values.pull import Pull, Pulls, parse
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Results
+from ddp_magic.wire.worker_events import Results
 from ddp_magic.worker.values import sent_values
 
 

@@ -10,7 +10,7 @@ import time
 from ddp_magic.display.rank import Rank
 from ddp_magic.kernel.watch.hang_watch import HangWatch
 from ddp_magic.wire.collectives import GroupRecord, Operation
-from ddp_magic.wire.messages import Collectives
+from ddp_magic.wire.worker_events import Collectives
 from tests.limits import HANG_S, within
 
 

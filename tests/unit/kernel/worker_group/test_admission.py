@@ -12,7 +12,9 @@ import pytest
 from ddp_magic.errors import ProtocolError
 from ddp_magic.kernel.worker_group.admission import Standing, check, take_buffers, take_pipe
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.messages import AgentDone, AgentHello, Command, Event, Interrupt, WorkerHello
+from ddp_magic.wire.commands import Command, Interrupt
+from ddp_magic.wire.events import AgentDone, AgentHello, Event
+from ddp_magic.wire.worker_events import WorkerHello
 from tests.unit.fakes import exited, hello, idle, ready
 
 STRANGER = Standing(nproc=2)

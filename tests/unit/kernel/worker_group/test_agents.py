@@ -9,8 +9,9 @@ import pytest
 
 from ddp_magic.kernel.worker_group.agents import KILL_PATIENCE_S, Agents
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.commands import Kill
+from ddp_magic.wire.events import AgentDone
 from ddp_magic.wire.kernel_events import Doing, Note
-from ddp_magic.wire.messages import AgentDone, Kill
 from ddp_magic.wire.specs import AgentSpec
 from tests.unit.worker.fakes import FakeChannel
 

@@ -11,18 +11,11 @@ import pytest
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
+from ddp_magic.wire.commands import Exit, Interrupt, SharedMemory
+from ddp_magic.wire.events import AgentDone, AgentHello, WorkerExited
 from ddp_magic.wire.kernel_events import GroupEnded, Restarted, RunEvent, Stream
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
-    Exit,
-    Idle,
-    Interrupt,
-    SharedMemory,
-    WorkerExited,
-    WorkerHello,
-)
+from ddp_magic.wire.worker_events import Idle, WorkerHello
 from tests.unit.fakes import exited
 from tests.unit.kernel.scene import FakeEngine, FakeRank, Scene, notes_of
 

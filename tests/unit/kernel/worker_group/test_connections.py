@@ -24,22 +24,20 @@ from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import encode
+from ddp_magic.wire.commands import RunCell
+from ddp_magic.wire.events import AgentDone, AgentHello, WorkerExited
 from ddp_magic.wire.kernel_events import Note, Stream
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
+from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import (
     ClearOutput,
     DisplayData,
     Error,
     Heartbeat,
     Idle,
     Results,
-    RunCell,
-    WorkerExited,
     WorkerHello,
     WorkerReady,
 )
-from ddp_magic.wire.states import Phase
 from tests.limits import within
 from tests.unit.kernel.scene import NPROC, STEPS, FakeEngine, FakeRank, Scene, notes_of
 

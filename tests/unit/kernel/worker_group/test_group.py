@@ -12,6 +12,8 @@ from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
+from ddp_magic.wire.commands import Command, Exit, Interrupt, Kill, NewGroup, SharedMemory
+from ddp_magic.wire.events import AgentDone, AgentHello, Event
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
     Doing,
@@ -22,18 +24,7 @@ from ddp_magic.wire.kernel_events import (
     Stream,
 )
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import (
-    AgentDone,
-    AgentHello,
-    Command,
-    Event,
-    Exit,
-    Interrupt,
-    Kill,
-    NewGroup,
-    Results,
-    SharedMemory,
-)
+from ddp_magic.wire.worker_events import Results
 from tests.limits import HANG_S, within
 from tests.unit.fakes import exited, ready
 from tests.unit.kernel.scene import FakeEngine, FakeRank, Scene

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ddp_magic.kernel.worker_group.member import Member
 from ddp_magic.wire.channel import Channel
+from ddp_magic.wire.events import Event
 from ddp_magic.wire.kernel_events import Stream
 from ddp_magic.wire.marks import MarkSplitter
-from ddp_magic.wire.messages import ClearOutput, DisplayData, Event
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 
 
 def _member(tmp_path: Path) -> Member:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ddp_magic.kernel.worker_group.outbox import Outbox
+from ddp_magic.wire.commands import Command, Exit, NewGroup, SharedMemory
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.messages import Command, Exit, NewGroup, SharedMemory
 
 
 class Ranks(dict[int, Any]):

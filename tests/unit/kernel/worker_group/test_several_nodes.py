@@ -10,8 +10,9 @@ import pytest
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
+from ddp_magic.wire.commands import Command, DumpStack, Kill
+from ddp_magic.wire.events import AgentDone, AgentHello, Event
 from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent
-from ddp_magic.wire.messages import AgentDone, AgentHello, Command, DumpStack, Event, Kill
 from tests.unit.fakes import exited
 from tests.unit.kernel.scene import FakeEngine, FakeRank
 

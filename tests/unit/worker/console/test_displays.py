@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-from ddp_magic.wire.messages import ClearOutput, DisplayData
+from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 from ddp_magic.worker.console.displays import Displays
 from ddp_magic.worker.console.streams import TextPipe
 from tests.unit.worker.fakes import FakeChannel

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from IPython.core.error import StdinNotImplementedError
 
-from ddp_magic.wire.messages import Answer, Error, Event, Question, QuestionWithdrawn
+from ddp_magic.wire.commands import Answer
+from ddp_magic.wire.events import Event
+from ddp_magic.wire.worker_events import Error, Question, QuestionWithdrawn
 from ddp_magic.worker.console import keyboard
 from tests.limits import HANG_S
 from tests.unit.worker.fakes import FakeChannel

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 
 from ddp_magic.wire.collectives import Transfer
-from ddp_magic.wire.messages import Collectives, Heartbeat, Interrupted
 from ddp_magic.wire.states import Phase
+from ddp_magic.wire.worker_events import Collectives, Heartbeat, Interrupted
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread, Stuck
 from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
