@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import enum
 import re
-import signal
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_magic.display.diagnosis import diagnose
 from ddp_magic.display.diagnosis.diagnose import Failure
+from ddp_magic.display.diagnosis.fates import fates, how_they_stopped, lost
 from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
-from ddp_magic.display.diagnosis.unrecorded import lost_partner
 from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.rank_names import rank_names
@@ -37,7 +35,6 @@ from ddp_magic.wire.events import NOT_STARTED
 from ddp_magic.wire.kernel_events import GroupEnded
 from ddp_magic.wire.states import State
 
-MANY_RANKS = 8  # more than these are counted, not listed
 AGENT_LINES = 20  # of the agent's log, in the error
 OUTSIDE_S = 0.5  # the clocks of nodes differ a little
 _AGENT_SIGNALED = re.compile(r"got signal: (\d+)")  # torch's SignalException
@@ -110,11 +107,11 @@ def judge(  # noqa: PLR0911 -- one for each end
             return State.CANCELLED, _interrupted(evidence, own)
         case StopReason.KERNEL_ENDED:
             what = "the notebook's kernel ended, and this background run with it: "
-            return State.CANCELLED, RunInterrupted(what + _how_they_stopped(evidence.ranks))
+            return State.CANCELLED, RunInterrupted(what + how_they_stopped(evidence.ranks))
         case StopReason.TIME_LIMIT if evidence.restarts_left or not own:
             limit = f"the run exceeded its time limit of {evidence.time_limit_s:g} s; "
             return State.FAILED, TimeLimitError(
-                limit + _how_they_stopped(evidence.ranks), details=evidence.waits
+                limit + how_they_stopped(evidence.ranks), details=evidence.waits
             )
         case StopReason.TIME_LIMIT | StopReason.PEER_FAILED | StopReason.MISMATCH if (
             not agent_ended
@@ -129,7 +126,7 @@ def judge(  # noqa: PLR0911 -- one for each end
 
 
 def _interrupted(evidence: Evidence, own: list[Failure]) -> RunInterrupted:
-    message = _how_they_stopped(evidence.ranks)
+    message = how_they_stopped(evidence.ranks)
     culprits = [f for f in own if f.error is not None and f.error.ename != "KeyboardInterrupt"]
     found = [evidence.mismatch] if evidence.mismatch else []
     if not culprits:
@@ -212,7 +209,7 @@ def _not_launched(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
 
 def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
     first = diagnose.first_failure(failures)
-    others = _fates([rank for rank in evidence.ranks if rank.rank != first.rank], first)
+    others = fates([rank for rank in evidence.ranks if rank.rank != first.rank], first)
     message = diagnose.describe(first)
     if first.error is None:
         code = first.finished.code if first.finished else first.code or 0
@@ -226,8 +223,8 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
             message, rank=first.rank, code=code, details=[*stack, *others, *evidence.waits]
         )
     shown = f"{first.name} {diagnose.summarize_error(first.error)}"
-    if first.lost_its_peer and (lost := _lost(evidence.ranks[first.rank], evidence.ranks)):
-        message = shown = lost
+    if first.lost_its_peer and (reason := lost(evidence.ranks[first.rank], evidence.ranks)):
+        message = shown = reason
     hints = name_hints(first.error, evidence.source, evidence.around, evidence.prelude)
     head = f"rank {first.rank} of {len(evidence.ranks)} raised:"
     # A child of the rank has written its own traceback into the error's text.
@@ -243,98 +240,3 @@ def _failed(evidence: Evidence, failures: list[Failure]) -> DDPMagicError:
         shown=shown,
         classes=first.error.classes,
     )
-
-
-def _lost(rank: Rank, ranks: Sequence[Rank]) -> str:
-    """Return how a rank lost those that left it without a failure; empty if none did."""
-    if found := lost_partner(rank, ranks):
-        return found
-    gone = _gone(ranks)
-    return f"{gone}, and rank {rank.rank} lost its connection{rank.where}" if gone else ""
-
-
-def _gone(ranks: Sequence[Rank]) -> str:
-    """Return which ranks left the others without a failure; empty if none did."""
-    if left := [rank.rank for rank in ranks if rank.left_early]:
-        return f"{rank_names(left)} left early (os._exit(0) in the cell)"
-    finished = [rank.rank for rank in ranks if rank.succeeded]
-    return f"{rank_names(finished)} finished" if finished else ""
-
-
-def _fates(ranks: Sequence[Rank], first: Failure) -> list[str]:
-    """Return a line for each rank that was not the first to fail; equal ones are joined."""
-    fates: dict[str, list[int]] = {}
-    for rank in ranks:
-        fates.setdefault(_fate(rank, first), []).append(rank.rank)
-    return [
-        f"{rank_names(numbers)}: {_plural(fate) if len(numbers) > 1 else fate}"
-        for fate, numbers in fates.items()
-    ]
-
-
-def _plural(how: str) -> str:
-    """Return how several ranks ended, from how one did; a rank's own error stays as it is."""
-    if how.startswith("raised "):
-        return how
-    how = re.sub(r"(^|and |exit )was\b", r"\1were", how)
-    return how.replace(" its ", " their ").replace(" it ", " they ")
-
-
-def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each end
-    """Return in a few words how a rank ended that was not the first to fail."""
-    failure, where = rank.failure, rank.where
-    if failure is None:
-        if rank.left_early:
-            return "left early: os._exit(0) in the cell"
-        if rank.succeeded or rank.finished is not None:
-            return "finished"
-        return f"was lost{where}" if where else "had not started"  # with its node
-    if rank.answered and failure.error is not None and failure.time > first.time:
-        return f"was interrupted{where}"
-    if failure.error is not None and failure.lost_its_peer:
-        # Of two that lost theirs, neither is known to be the other's peer.
-        to = "" if first.lost_its_peer else f" to rank {first.rank}"
-        return f"lost its connection{to}{where} ({failure.error.ename})"
-    if failure.error is not None:
-        same = first.error is not None and failure.error.evalue == first.error.evalue
-        text = "raised the same" if same else f"raised {failure.error.ename}"
-        return text + where + ("" if same else f": {diagnose.headline(failure.error.evalue)}")
-    sent = failure.code in (-signal.SIGTERM, -signal.SIGKILL)
-    if failure.ended_by_us or (failure.finished is None and sent):
-        return f"was stopped{where}"
-    return diagnose.headline(diagnose.describe_end(failure))
-
-
-def _how_they_stopped(ranks: Sequence[Rank]) -> str:
-    if len(ranks) <= MANY_RANKS:
-        return "; ".join(f"rank {rank.rank} {_how_it_stopped(rank)}" for rank in ranks)
-    counts = Counter(map(_how_it_stopped, ranks))
-    return "; ".join(
-        f"{n} ranks {_plural(how)}" if n > 1 else f"1 rank {how}" for how, n in counts.most_common()
-    )
-
-
-def _how_it_stopped(rank: Rank) -> str:  # noqa: C901, PLR0911 -- one for each end
-    where = rank.where if rank.finished is None else " after the end of its cell"
-    if rank.quit and not rank.killed:
-        return f"quit the debugger{where}"
-    if rank.killed and not rank.ran:
-        return "had not started its cell"
-    if rank.killed and not rank.answered:
-        return f"did not answer{where} and was killed"
-    if rank.killed:
-        return f"was killed{where} while it cleaned up"
-    failure = rank.failure
-    if rank.answered and failure is not None and failure.lost_its_peer:
-        return f"stopped{where}"  # so did the ranks that it was connected with
-    if rank.error is not None and rank.error.ename != "KeyboardInterrupt":
-        return diagnose.summarize_error(rank.error)
-    if not rank.ran:
-        return "had not started its cell"
-    if rank.error is not None:
-        return f"stopped{where}"
-    if rank.finished is not None and rank.answered:
-        return "finished its cell, and its exit was interrupted"
-    if rank.finished is not None or rank.left_early:
-        return "finished"
-    return f"ended{where}"

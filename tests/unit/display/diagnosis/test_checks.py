@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.diagnosis.checks import RULE, Comparison
+from ddp_magic.display.diagnosis.checks import Comparison
+from ddp_magic.display.diagnosis.differences import RULE
 from ddp_magic.wire.calls import CollectiveCall, first_line
 
 
