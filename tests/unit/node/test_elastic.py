@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
 from torch.distributed.elastic.multiprocessing.api import LogsSpecs, PContext, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
@@ -97,11 +98,12 @@ def test_ranks_have_time_to_save_if_their_agent_is_told_to_end() -> None:
     context._ranks = SimpleNamespace(end=lambda sig, grace_s: ends.append((sig, grace_s)))  # type: ignore[assignment]
 
     def told_to_end() -> None:
-        raise SignalException("told to end", signal.SIGTERM)
+        try:
+            raise SignalException("told to end", signal.SIGTERM)
+        finally:
+            context._close(signal.SIGTERM)
 
-    try:
+    with pytest.raises(SignalException):
         told_to_end()
-    except SignalException as told:
-        context._close(told.sigval)
     context._close(signal.SIGTERM)
     assert ends == [(signal.SIGTERM, 30), (signal.SIGTERM, TERM_GRACE_S)]
