@@ -26,6 +26,7 @@ from ddp_magic.system.frames import is_ours
 from ddp_magic.worker.watch.user_files import is_users_file
 
 _DISTRIBUTED = "/torch/distributed/distributed_c10d.py"
+_AUTOGRAD = "/torch/autograd/"
 # Frames whose name says less than that of the class that a user knows, by the end of the file.
 _KNOWN = {
     "/torch/utils/data/dataloader.py": "DataLoader",
@@ -319,12 +320,23 @@ def peer_of(frames: list[FrameType]) -> int | None:
 
 
 def group_of(frames: list[FrameType]) -> str:
-    """Return the name of the group whose collective is on the stack; empty if there is none."""
+    """Return the name of the group whose collective is on the stack; empty if there is none.
+
+    In backward, DDP calls some from C++: as a rule of the default group.
+    """
     for frame in reversed(frames):
-        if frame.f_code.co_filename.endswith(_DISTRIBUTED) and "group" in frame.f_locals:
-            group = frame.f_locals["group"] or distributed_c10d.GroupMember.WORLD
-            return str(getattr(group, "group_name", ""))
-    return ""
+        if not frame.f_code.co_filename.endswith(_DISTRIBUTED):
+            continue
+        if frame.f_code.co_name in _PEER:  # the other end of a message is told of its own
+            return ""
+        if "group" in frame.f_locals:
+            return _name_of(frame.f_locals["group"])
+    in_backward = frames and _AUTOGRAD in frames[0].f_code.co_filename
+    return _name_of(None) if in_backward else ""
+
+
+def _name_of(group: object) -> str:
+    return str(getattr(group or distributed_c10d.GroupMember.WORLD, "group_name", ""))
 
 
 def root_of(frames: list[FrameType]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from ddp_magic.system.frames import know_source
-from ddp_magic.worker.watch.main_thread import MainThread, Place
+from ddp_magic.worker.watch.main_thread import MainThread, Place, group_of
 from tests.limits import HANG_S
 
 CELL = "/run/cell.py"
@@ -356,3 +358,39 @@ def test_open_is_named_as_such(blocked: Callable[..., Place]) -> None:
         "def _modified_open(lock):\n    lock.acquire()", "/x/IPython/core/interactiveshell.py"
     )
     assert blocked("open(lock)", open=names["_modified_open"]).call == "open"
+
+
+def _frames(file: str, source: str, *args: object) -> list[FrameType]:
+    """Return the frames of a function `f` of a file that is called with these arguments."""
+    names: dict[str, Any] = {"sys": sys}
+    exec(compile(textwrap.dedent(source), file, "exec"), names)
+    frame: FrameType = names["f"](*args)
+    return [frame]
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "group"),
+    [
+        ("/x/torch/distributed/distributed_c10d.py", "all_reduce(tensor, group)", "7"),
+        ("/x/torch/distributed/distributed_c10d.py", "recv(tensor, group)", ""),
+        ("/x/torch/distributed/distributed_c10d.py", "get_rank(tensor, of)", ""),
+        ("/x/mine.py", "all_reduce(tensor, group)", ""),
+    ],
+)
+def test_the_group_of_a_collective_is_an_argument(file: str, source: str, group: str) -> None:
+    """Not that of a send or a receive, of which the other end is told."""
+    name = source.partition("(")[0]
+    text = f"def {source}:\n    return sys._getframe()\nf = {name}"
+    assert group_of(_frames(file, text, None, SimpleNamespace(group_name="7"))) == group
+
+
+def test_a_backward_may_be_in_a_collective_of_the_default_group(tmp_path: Path) -> None:
+    frames = _frames("/x/torch/autograd/graph.py", "def f():\n    return sys._getframe()")
+    assert group_of(frames) == ""
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert group_of(frames) == "0"
+        assert group_of([]) == ""
+    finally:
+        dist.destroy_process_group()
