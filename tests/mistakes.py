@@ -101,8 +101,8 @@ def _text(kind: str, content: dict[str, object]) -> str:
 
 
 _SAYS = (
-    r" wait(s|ed)? in | differs( between ranks|:)|, but ranks? | raised |was killed|"
-    r"exited with code|rank \d+ sent "
+    r" wait(s|ed)? in | differs( between ranks|:)|different groups|, but ranks? | raised |"
+    r"was killed|exited with code|rank \d+ sent "
 )
 
 # What only `--check` sees, or sees at once.
