@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
 
-from ddp_magic.display.diagnosis.words import names, verb
+from ddp_magic.display.diagnosis.creations import other_groups, other_sizes
+from ddp_magic.display.diagnosis.words import MAX_CLAUSES, listed, names, verb
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import Transfer
 
@@ -30,11 +30,7 @@ _WAITS = frozenset(
 # `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
 # this name has a Python function for it, and is called by its class: `Event.wait`.
 _WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
-# `new_group #1 of ranks 0, 1`, the first of the rank's; `init_process_group of world size 2`
-_NEW_GROUP = re.compile(r"new_group #(\d+) of ranks (.+)")
-_SIZE = " of world size "
 _LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
-_MAX_CLAUSES = 4
 
 Whereabouts = Callable[[int], str]
 
@@ -60,7 +56,7 @@ def unrecorded_waits(
         and not (explained and _is_recorded(rank))
     ]
     sentences = []
-    for tell in (_other_sizes, _other_groups, _other_tags, _circle):
+    for tell in (other_sizes, other_groups, _other_tags, _circle):
         told, sentence = tell(waiting)
         waiting = [rank for rank in waiting if rank.rank not in told]
         sentences += [sentence] if sentence else []
@@ -142,7 +138,7 @@ def different_roots(ranks: Sequence[Rank]) -> str:
     clauses = [
         f"{names(who)} {verb(who, 'name')} {root.partition(' ')[2]}" for root, who in same.items()
     ]
-    return f"its root differs: {_listed(clauses)}. All ranks must name the same one"
+    return f"its root differs: {listed(clauses)}. All ranks must name the same one"
 
 
 def is_recent(rank: Rank) -> bool:
@@ -197,7 +193,7 @@ def _wait(who: list[Rank], ranks: Sequence[Rank], whereabouts: Whereabouts) -> s
     head = f"{names(numbers)} {verb(numbers, 'wait')} in {_words(who[0])} for {seconds:.0f} s"
     if len(found) > 1:
         each = dict.fromkeys(transfer.kind + _partner(transfer) for transfer in found)
-        head += f", for one of: {', '.join(list(each)[:_MAX_CLAUSES])}"
+        head += f", for one of: {', '.join(list(each)[:MAX_CLAUSES])}"
     if found and who[0].call == "is_completed":
         head += ": gloo completes it only in `wait()`"
     peers = {transfer.peer for transfer in found}
@@ -216,74 +212,6 @@ def _fate(text: str, who: list[int]) -> str:
     if len(who) == 1:
         return text.replace("it ", f"rank {who[0]} ", 1)
     return f"{names(who)}: {text.replace('it ', 'each ', 1)}"
-
-
-def _different(same: Mapping[str, Sequence[Rank]], call: str) -> tuple[set[int], str]:
-    """Return the ranks that create a group with different arguments, and who does what.
-
-    Args:
-        same: The ranks, by what they give.
-        call: A verb.
-    """
-    if len(same) < 2:
-        return set(), ""
-    clauses = []
-    for given, who in same.items():
-        numbers = [rank.rank for rank in who]
-        does = f"{verb(numbers, call)} {given}"
-        clauses.append(f"{names(numbers)} {does} ({who[0].full_place})")
-    return {rank.rank for who in same.values() for rank in who}, _listed(clauses)
-
-
-def _other_sizes(waiting: Sequence[Rank]) -> tuple[set[int], str]:
-    """Return the ranks that give different world sizes, and a sentence on them."""
-    same: dict[str, list[Rank]] = defaultdict(list)
-    for rank in waiting:
-        _, found, size = rank.call.partition(_SIZE)
-        if found:
-            same[size].append(rank)
-    told, clauses = _different(same, "give")
-    return told, clauses and (
-        f"ranks give init_process_group different world sizes: {clauses}. All must give the number "
-        "of ranks"
-    )
-
-
-class _Creation(NamedTuple):
-    """A group that a rank creates: its number on that rank, and its members."""
-
-    rank: Rank
-    number: int
-    members: str
-
-    def has_passed(self, other: _Creation) -> bool:
-        """Whether a rank creates a later group than another one that still waits for it."""
-        is_member = str(self.rank.rank) in re.findall(r"\d+|\.\.\.", other.members)
-        return self.number > other.number and (is_member or "..." in other.members)
-
-
-def _other_groups(waiting: Sequence[Rank]) -> tuple[set[int], str]:
-    """Return the ranks that create different groups, and a sentence on them."""
-    creations = [
-        _Creation(rank, int(found[1]), found[2])
-        for rank in waiting
-        if (found := _NEW_GROUP.fullmatch(rank.call))
-    ]
-    numbered = {creation.number for creation in creations}
-    # Ranks that are no members of a group go on to the next one.
-    if len({(c.number, c.members) for c in creations}) == len(numbered) and not any(
-        one.has_passed(other) for one in creations for other in creations
-    ):
-        return set(), ""
-    same: dict[str, list[Rank]] = defaultdict(list)
-    for rank, number, members in creations:
-        which = f", its group #{number}" if len(numbered) > 1 else ""
-        same[f"new_group([{members}]){which}"].append(rank)
-    told, clauses = _different(same, "call")
-    return told, clauses and (
-        f"ranks create different groups: {clauses}. All ranks must create the same groups in the "
-        "same order"
-    )
 
 
 def _other_tags(waiting: Sequence[Rank]) -> tuple[set[int], str]:
@@ -320,12 +248,7 @@ def _circle(waiting: Sequence[Rank]) -> tuple[set[int], str]:
         seconds = min(by_number[number].still_s for number in path)
         other = "send" if kinds == {"recv"} else "recv"
         return set(path), (
-            f"{names(path)} wait for each other for {seconds:.0f} s: {_listed(clauses)}. One of "
+            f"{names(path)} wait for each other for {seconds:.0f} s: {listed(clauses)}. One of "
             f"them must call {other} first"
         )
     return set(), ""
-
-
-def _listed(clauses: list[str]) -> str:
-    more = len(clauses) - _MAX_CLAUSES
-    return "; ".join([*clauses[:_MAX_CLAUSES], *([f"and {more} more"] if more > 0 else [])])

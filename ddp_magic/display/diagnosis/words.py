@@ -1,10 +1,12 @@
-"""Ranks as the subject of a sentence. Pure."""
+"""Ranks as the subject of a sentence, and clauses in a list. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from ddp_magic.display.rank_names import rank_names
+
+MAX_CLAUSES = 4  # in one sentence
 
 
 def names(numbers: Iterable[int]) -> str:
@@ -17,3 +19,9 @@ def verb(who: Sequence[int], word: str) -> str:
     if word == "has":
         return "have" if len(who) > 1 else "has"
     return word if len(who) > 1 else f"{word}s"
+
+
+def listed(clauses: list[str]) -> str:
+    """Return clauses as a list, without more than a few."""
+    more = len(clauses) - MAX_CLAUSES
+    return "; ".join([*clauses[:MAX_CLAUSES], *([f"and {more} more"] if more > 0 else [])])
