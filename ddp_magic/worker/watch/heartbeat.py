@@ -25,7 +25,8 @@ from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
-from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of, root_of
+from ddp_magic.worker.watch.frame_calls import root_of
+from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of
 from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
 from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import (

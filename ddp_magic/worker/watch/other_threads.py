@@ -7,11 +7,10 @@ from sys import _current_frames
 from types import FrameType
 
 from ddp_magic.wire.profile import Place, Spent
+from ddp_magic.worker.watch.frame_calls import called_expression, group_of
 from ddp_magic.worker.watch.main_thread import (
-    called_expression,
     frames_from,
     frames_of_main_thread,
-    group_of,
     is_in_torch_distributed,
 )
 from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function

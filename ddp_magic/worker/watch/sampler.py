@@ -26,13 +26,9 @@ from ddp_magic.wire.profile import (
     Spent,
 )
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder
+from ddp_magic.worker.watch.frame_calls import called_expression, is_wrapper, peer_of
 from ddp_magic.worker.watch.looks import Looks, next_look
-from ddp_magic.worker.watch.main_thread import (
-    called_expression,
-    frames_of_main_thread,
-    is_wrapper,
-    peer_of,
-)
+from ddp_magic.worker.watch.main_thread import frames_of_main_thread
 from ddp_magic.worker.watch.other_threads import running_thread
 from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
 from ddp_magic.worker.watch.thread_state import ThreadState

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from torch.distributed import ProcessGroup, Work, distributed_c10d
 
 from ddp_magic.wire.collectives import Exchange, Transfer
-from ddp_magic.worker.watch.main_thread import called_expression, frames_of_main_thread
+from ddp_magic.worker.watch.frame_calls import called_expression
+from ddp_magic.worker.watch.main_thread import frames_of_main_thread
 
 _METHODS = {"send": "send", "recv": "recv", "recv_anysource": "recv"}
 _WAIT = ".wait"
