@@ -9,7 +9,7 @@ A process that a rank forks is not a rank: the groups that it creates are its ow
 default group that it has inherited. A group of another world size is the cell's own too.
 
 All private names of torch that a rank uses are in this file, but for `Tensor._version`
-(`cell_names`), the Flight Recorder's (`flight_recorder`), the dispatcher's (`checked_calls`) and
+(`cell_names`), the Flight Recorder's (`torch_records`), the dispatcher's (`checked_calls`) and
 the table of rendezvous (`stores`).
 They are known to work in torch 2.6 to 2.13, and tests/unit/worker/test_private_names.py fails where
 one changes.
@@ -31,7 +31,7 @@ from torch.distributed import distributed_c10d
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.worker.group_sockets import GroupSockets
 from ddp_magic.worker.stores import Stores
-from ddp_magic.worker.watch.flight_recorder import note_groups
+from ddp_magic.worker.watch.torch_records import note_groups
 
 if TYPE_CHECKING:  # older torch has no name for this type of string
     from torch.distributed.distributed_c10d import GroupName

@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d
 
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.worker.process_group import FOREVER, ProcessGroups
-from ddp_magic.worker.watch.flight_recorder import note_groups
+from ddp_magic.worker.watch.torch_records import note_groups
 
 S20, S30 = timedelta(seconds=20), timedelta(seconds=30)
 
