@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.exchanges import misfits, sent_to
+from ddp_magic.display.diagnosis.groups import Group, groups_of
 from ddp_magic.display.diagnosis.memberships import mixed_up_groups
-from ddp_magic.display.diagnosis.operations import describe, differ, short
+from ddp_magic.display.diagnosis.operations import short
 from ddp_magic.display.diagnosis.unrecorded import (
     awaited,
     different_roots,
@@ -28,14 +29,13 @@ from ddp_magic.display.diagnosis.words import names, verb
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.rank_names import on_nodes
 from ddp_magic.system.processes import exit_words
-from ddp_magic.wire.collectives import GroupRecord, Operation
+from ddp_magic.wire.collectives import Operation
 
 HANG_S = 5.0  # a wait that is shorter is not explained
 SILENT_S = 2.0  # without a heartbeat for so long, no Python code runs in the process
 LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
 BUSY = 0.2  # share of a processor above which a main thread computes
 
-_UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
 
 # What a main thread may do while a collective goes on that it has called asynchronously.
 _ELSEWHERE = re.compile(r"(.*\.)?(sleep|input)|DataLoader|subprocess\..*|Popen\..*|!.*")
@@ -73,7 +73,7 @@ def explain(
         wait_s: A shorter wait is left out, in seconds.
         processes: What the operating system says of their processes, by rank.
     """
-    known = _Known(ranks, now, processes or {})
+    known = Known(ranks, now, processes or {})
     sentences = []
     for group in known.groups:
         waits = {
@@ -106,7 +106,7 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     Args:
         ranks: What is known of the ranks at the end of a run.
     """
-    known = _Known(ranks, 0.0, {})
+    known = Known(ranks, 0.0, {})
     found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
     return known.on_nodes([*(sentence for sentence in found if sentence), *misfits(ranks)])
 
@@ -118,7 +118,7 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
         ranks: What is known of the ranks at the end of the run.
         waits: Who waited for whom when the first rank failed, or when the run was stopped.
     """
-    known = _Known(ranks, 0.0, {})
+    known = Known(ranks, 0.0, {})
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
     aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
@@ -127,167 +127,14 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     return known.on_nodes(different or met or roots or list(waits) or mismatches(ranks))
 
 
-class _Group:
-    """A process group, as its ranks see it.
-
-    Attributes:
-        key: As in `GroupRecord`.
-        id: The group's name, the same on all its ranks.
-        name: ` of group 'tensor'`, to be added to a collective; empty for the default group.
-        records: By rank.
-        members: Its ranks.
-        pending: The first collective that has not completed, by rank.
-    """
-
-    def __init__(
-        self, key: str, name: str, records: dict[int, GroupRecord], ranks: Sequence[Rank]
-    ) -> None:
-        self.key = key
-        self.id = key.partition(":")[2]
-        self.name = name
-        self.records = records
-        self.members = sorted({rank for r in records.values() for rank in r.ranks} or records)
-        self.pending = {
-            rank: operation
-            for rank, record in records.items()
-            if (operation := _first_pending(record, ranks[rank])) is not None
-        }
-
-    def mismatch(self, known: _Known) -> str | None:
-        """Return a sentence on the first number at which ranks called different collectives."""
-        if found := known.mixed_up.get(self.id):
-            return found
-        calls: dict[int, dict[int, Operation]] = defaultdict(dict)
-        for rank, record in self.records.items():
-            for operation in record.operations:
-                if not operation.point_to_point:
-                    calls[operation.number][rank] = operation
-        for number, by_rank in sorted(calls.items()):
-            if differ(by_rank.values()):
-                return self._differ(number, by_rank, known)
-        return None
-
-    def _differ(self, number: int, by_rank: dict[int, Operation], known: _Known) -> str:
-        same: dict[str, list[int]] = defaultdict(list)
-        lines: dict[str, str] = {}
-        for rank, operation in by_rank.items():
-            words = describe(operation)
-            same[words].append(rank)
-            if self.pending.get(rank) is operation or self._failed_in(rank, operation, known):
-                lines.setdefault(words, known.where(rank, operation, self))
-        calls = "; ".join(
-            f"{names(who)} called {what}{lines.get(what, '')}" for what, who in same.items()
-        )
-        # In a rank that raised in it, torch calls it completed too; and one that has just come to
-        # the end of its cell may have reported its last one before gloo had noted its completion.
-        done = any(
-            known.ranks[rank].error is None and (o.done or known.ranks[rank].succeeded)
-            for rank, o in by_rank.items()
-        )
-        return (
-            f"collective #{number}{self.name} differs between ranks: {calls}. "
-            + ("What it returned is wrong: all" if done else "All")
-            + " ranks must call the same collectives in the same order, with the same shapes and "
-            "dtypes"
-        )
-
-    def _called_in_cell(self, rank: int) -> int:
-        """Return how many collectives a rank has called in the cell."""
-        record = self.records.get(rank)
-        return 0 if record is None else record.enqueued - record.before
-
-    def _has_reported_all(self, rank: Rank) -> bool:
-        """Whether a rank has reported all the collectives that its heartbeats have counted."""
-        record = self.records.get(rank.rank)
-        counted = rank.enqueued.get(self.key, 0)
-        return rank.collectives is not None and counted <= (record.enqueued if record else 0)
-
-    def called_earlier(self, number: int) -> str:
-        """Return which ranks called a collective in an earlier cell, if not all did."""
-        early = [rank for rank, record in self.records.items() if record.before >= number]
-        late = [rank for rank in self.records if rank not in early]
-        if not early or not late:
-            return ""
-        return (
-            f"{names(early)} called it in an earlier cell, in which {names(late)} did not: the "
-            "ranks are out of step"
-        )
-
-    def called(self, rank: int, known: _Known) -> int:
-        """Return the number of the last collective that a rank is known to have called."""
-        if rank >= len(known.ranks):
-            return 0
-        enqueued = known.ranks[rank].enqueued.get(self.key, 0)
-        return max(enqueued, self.records[rank].enqueued if rank in self.records else 0)
-
-    def _failed_in(self, rank: int, operation: Operation, known: _Known) -> bool:
-        """Whether a rank raised in its last collective."""
-        last = self.records[rank].enqueued == operation.number
-        return last and known.ranks[rank].error is not None
-
-    def roots(self, known: _Known) -> str:
-        """Return a sentence if ranks have failed in a collective with different roots."""
-        failed: dict[int, list[Rank]] = defaultdict(list)
-        for rank, record in self.records.items():
-            if known.ranks[rank].error is not None:
-                failed[record.enqueued].append(known.ranks[rank])
-        for number, who in failed.items():
-            last = next(
-                (o for o in self.records[who[0].rank].operations if o.number == number), None
-            )
-            if last is not None and (found := different_roots(who)):
-                return f"{short(last)}{self.name} failed; {found}"
-        return ""
-
-    def met_by(self, aborted: Sequence[Rank], known: _Known) -> list[str]:
-        """Return what other ranks called when gloo aborted ranks for the size of their tensors."""
-        if not any(rank.rank in self.members for rank in aborted):
-            return []
-        same: dict[str, list[int]] = defaultdict(list)
-        for rank, record in self.records.items():
-            last = next((o for o in record.operations if o.number == record.enqueued), None)
-            if last is not None and (
-                self._failed_in(rank, last, known) or self._called_in_cell(rank) == 1
-            ):
-                words = f"{describe(last)}, #{last.number}{self.name}"
-                same[words + known.where(rank, last, self)].append(rank)
-        who = " and ".join(f"{names([rank.rank])}{rank.where}" for rank in aborted)
-        return [
-            f"{names(ranks)} called {what}; what {who} called does not match"
-            for what, ranks in same.items()
-        ]
-
-    def unequal(self, known: _Known) -> str | None:
-        """Return a sentence if ranks have called more collectives than others of the group."""
-        counts = {
-            rank: self._called_in_cell(rank)
-            for rank in self.members
-            if rank < len(known.ranks) and self._has_reported_all(known.ranks[rank])
-        }
-        if len(counts) < len(self.members) or len(set(counts.values())) < 2:
-            return None
-        if any(known.has_unnamed_groups(rank) for rank in counts.keys() - self.records.keys()):
-            return None  # one of them may be this group
-        fewest = min(counts.values())
-        called = [rank for rank, count in counts.items() if count > fewest]
-        number = self.records[called[0]].before + fewest + 1
-        missing = [rank for rank in counts if rank not in called]
-        operations = [o for r in called for o in self.records[r].operations if o.number == number]
-        what = short(operations[0]) if operations else f"collective #{number}"
-        at = ""
-        if failed := [r for r in called if known.ranks[r].error is not None]:
-            at = known.where(failed[0], operations[0] if operations else None, self)
-        return f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
-
-
-class _Known:
+class Known:
     """What is known of all ranks, as the sentences need it."""
 
     def __init__(self, ranks: Sequence[Rank], now: float, processes: Processes) -> None:
         self.ranks = ranks
         self.now = now
         self._processes = processes
-        self.groups = list(_groups(ranks))
+        self.groups = list(groups_of(ranks))
         self.mixed_up = mixed_up_groups(ranks)
 
     def on_nodes(self, sentences: Iterable[str]) -> list[str]:
@@ -295,7 +142,7 @@ class _Known:
         nodes = {rank.rank: rank.node for rank in self.ranks}
         return list(dict.fromkeys(on_nodes(sentence, nodes) for sentence in sentences))
 
-    def where(self, rank: int, operation: Operation | None, group: _Group) -> str:
+    def where(self, rank: int, operation: Operation | None, group: Group) -> str:
         """Return ` (line 12, in backward)`, where a rank is; empty if that is not known.
 
         Args:
@@ -327,7 +174,7 @@ class _Known:
             return rank.busy
         return rank.busy and rank.silent_s(self.now) > SILENT_S
 
-    def _other_waits(self, rank: Rank, group: _Group | None) -> tuple[str, str]:
+    def _other_waits(self, rank: Rank, group: Group | None) -> tuple[str, str]:
         """Return what a rank waits in, of other groups, and what a thread does beside."""
         beside = ""
         for other in self.groups:
@@ -341,7 +188,7 @@ class _Known:
             beside = f", and {what}"
         return "", beside
 
-    def whereabouts(self, number: int, group: _Group | None = None) -> str:  # noqa: PLR0911 -- one for each
+    def whereabouts(self, number: int, group: Group | None = None) -> str:  # noqa: PLR0911 -- one for each
         """Return where a rank is that others wait for."""
         rank = self.ranks[number]
         place = self._place(rank)
@@ -368,36 +215,12 @@ class _Known:
         return f"it {'computes' if rank.cpu > BUSY else 'is'} {place}{beside}"
 
 
-def _groups(ranks: Sequence[Rank]) -> Iterable[_Group]:
-    records: dict[str, dict[int, GroupRecord]] = defaultdict(dict)
-    for rank in ranks:
-        for record in rank.collectives.groups if rank.collectives else ():
-            if record.name:
-                records[record.key][rank.rank] = record
-    several = len({key.partition(":")[2] for key in records}) > 1
-    for key, by_rank in records.items():
-        title = next((record.title for record in by_rank.values() if record.title), "")
-        shown = key.partition(":")[2] if title in _UNTITLED else title
-        is_default = title == "default_pg" or not several
-        yield _Group(key, "" if is_default else f" of group {shown!r}", by_rank, ranks)
-
-
-def _first_pending(record: GroupRecord, rank: Rank) -> Operation | None:
-    # A record is as old as the last report; each heartbeat brings the numbers of its time.
-    completed = max(record.completed, rank.completed.get(record.key, 0))
-    if record.enqueued <= completed:
-        return None
-    operations = (o for o in record.operations if not o.point_to_point)
-    waiting = (o for o in operations if not o.done and o.number > completed)
-    return min(waiting, key=lambda o: o.number, default=None)
-
-
-def _is_elsewhere(rank: Rank, group: _Group) -> bool:
+def _is_elsewhere(rank: Rank, group: Group) -> bool:
     """Whether a rank waits for no other, whatever collective of a group it has called before."""
     return _ELSEWHERE.fullmatch(rank.call) is not None and not place_in_thread(rank, group.id)
 
 
-def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
+def _missing(group: Group, waits: dict[int, Operation], known: Known) -> str:
     """Return who waits in which collective, and where the others are; empty if that is usual."""
     number = min(operation.number for operation in waits.values())
     waiting = [rank for rank, operation in waits.items() if operation.number == number]
@@ -423,7 +246,7 @@ def _missing(group: _Group, waits: dict[int, Operation], known: _Known) -> str:
     return "; ".join([head, *(fates or [joined])])
 
 
-def _absent(missing: list[int], known: _Known, group: _Group) -> list[str]:
+def _absent(missing: list[int], known: Known, group: Group) -> list[str]:
     where: dict[str, list[int]] = defaultdict(list)
     for rank in missing:
         where[known.whereabouts(rank, group)].append(rank)

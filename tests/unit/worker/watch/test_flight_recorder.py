@@ -223,7 +223,8 @@ def test_a_duration_that_comes_later_is_returned_later(monkeypatch: pytest.Monke
 FIRST_COLLECTIVE = """
 import sys, threading, time
 import torch.distributed as dist
-from ddp_magic.worker.watch.flight_recorder import STILL_S, FlightRecorder
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder
+from ddp_magic.worker.watch.torch_records import STILL_S
 store = dist.FileStore(sys.argv[1], 1)
 dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 dist.barrier()
