@@ -279,8 +279,6 @@ class Worker:
         has_group = torch.distributed.is_initialized() or not self._settings.init_process_group
         self._reports.idle(has_group=has_group, cuda_error=cuda_error())
 
-    # --- end ----------------------------------------------------------------------------------
-
     def give_up(self, error: Exception) -> int:
         """Report what has ended `serve`: a cell that broke what ddp_magic itself needs.
 

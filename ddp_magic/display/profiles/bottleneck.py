@@ -10,15 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ddp_magic.display.profiles import causes
+from ddp_magic.display.profiles.facts import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
-from ddp_magic.display.profiles.sentences import (
-    NOTICE,
-    Bottleneck,
-    LineName,
-    Machine,
-    Sentences,
-    Traffic,
-)
+from ddp_magic.display.profiles.sentences import NOTICE, LineName, Sentences
 from ddp_magic.wire.profile import Spent
 
 CRITICAL = 0.2

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from ddp_magic.display.profiles.bottleneck import CRITICAL, MIN_SAMPLES
+from ddp_magic.display.profiles.facts import Machine
 from ddp_magic.display.profiles.gpu_collectives import gpu_collectives
 from ddp_magic.display.profiles.rank_times import RankTimes
-from ddp_magic.display.profiles.sentences import LOCKED, NOTICE, SHORT_OF_PROCESSORS, Machine
+from ddp_magic.display.profiles.sentences import LOCKED, NOTICE, SHORT_OF_PROCESSORS
 from ddp_magic.display.rank_names import rank_names
 from ddp_magic.wire.profile import Place, RankProfile
 

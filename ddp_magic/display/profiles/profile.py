@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_magic.display.profiles.bottleneck import MIN_SAMPLES, judge
+from ddp_magic.display.profiles.facts import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.notes import notes
 from ddp_magic.display.profiles.rank_times import (
     LineTime,
@@ -19,7 +20,6 @@ from ddp_magic.display.profiles.rank_times import (
     loop_of,
     rank_times,
 )
-from ddp_magic.display.profiles.sentences import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.waits import Waits
 from ddp_magic.display.rank_names import on_nodes
 from ddp_magic.wire.profile import Place, RankProfile
