@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
-from ddp_magic.system.frames import cell_label
+from ddp_magic.system.tracebacks import cell_label
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _WARNING = re.compile(r"^(.+?\.py):(\d+): (?=\w+: )")

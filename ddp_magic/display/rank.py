@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ddp_magic.display.diagnosis.diagnose import Failure, line_words
+from ddp_magic.display.diagnosis.first_failure import Failure, line_words
 from ddp_magic.wire.events import WorkerExited
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,

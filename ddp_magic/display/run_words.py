@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ddp_magic.display.diagnosis.diagnose import describe_exit, headline
+from ddp_magic.display.diagnosis.first_failure import describe_exit, headline
 from ddp_magic.display.diagnosis.restarts import closing_words, count_words
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord

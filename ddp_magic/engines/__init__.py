@@ -45,9 +45,9 @@ of the new attempt makes the kernel read what the old ranks have left, and forge
 (`Connections._restart`).
 
 On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`engines/slurm.py` or
-`engines/ray.py`) starts `node/relay.py`, `main`, on each node, and that `node/node_agent.py`, which
-continues with step 5. The relay there is the kernel to agent and ranks, and `engines/relay.py` is
-these to the kernel.
+`engines/ray.py`) starts `node/far_relay.py`, `main`, on each node, and that `node/node_agent.py`,
+which continues with step 5. The relay there is the kernel to agent and ranks, and
+`engines/near_relay.py` is these to the kernel.
 
 The host of a background run is the kernel of that run. Its forkserver is a fork of the notebook's
 (`LocalEngine.lend` and `adopt`, `engines/forkserver_process.py`), so that it starts as fast.

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from ddp_magic.system.processes import signal_name
-from ddp_magic.wire.relay import NodeEnd
+from ddp_magic.wire.relay_frames import NodeEnd
 
 GAP_S = 3.0  # a relay says something every second
 

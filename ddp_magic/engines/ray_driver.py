@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_magic.engines.ray import LOST, WAITS
-from ddp_magic.wire.relay import PIECE_BYTES, write_all
+from ddp_magic.wire.relay_frames import PIECE_BYTES, write_all
 
 NODE_VARIABLE = "DDP_MAGIC_RAY_NODE"
 INLINE_BYTES = 64 * 1024  # what is longer goes through Ray's object store, once for all nodes

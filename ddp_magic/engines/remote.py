@@ -16,11 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 from ddp_magic.engines import HERE, Job, NodesEngine
-from ddp_magic.engines.relay import NearRelay
+from ddp_magic.engines.near_relay import NearRelay
 from ddp_magic.system.entry_points import RELAY, command, last_words
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import OutsideEnd
-from ddp_magic.wire.relay import NodeEnd
+from ddp_magic.wire.relay_frames import NodeEnd
 from ddp_magic.wire.specs import AgentSpec
 
 GROUP = "ddp_magic.engines"  # entry points of other packages

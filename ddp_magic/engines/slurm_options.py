@@ -1,4 +1,4 @@
-"""The words and the environment that srun is started with.
+"""srun's command line and environment: built here, and options that cannot be given refused.
 
 Most of the user's own words are srun's affair: it knows which there are, in its version and at its
 site. Those that it cannot be given here are refused.

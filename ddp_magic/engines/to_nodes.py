@@ -18,7 +18,7 @@ from ddp_magic.errors import ProtocolError
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.codec import decode, type_name
 from ddp_magic.wire.commands import Captured, RunCell, SharedMemory
-from ddp_magic.wire.relay import ALL, PIECE_BYTES, Frame, Kind
+from ddp_magic.wire.relay_frames import ALL, PIECE_BYTES, Frame, Kind
 
 _HEEDED = ("SharedMemory", "Captured", "RunCell")  # by the relay itself
 

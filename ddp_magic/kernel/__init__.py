@@ -8,7 +8,10 @@ The rooms (first what starts a run, last what it stands on):
     execution                       one run of a cell: its event loop, its end, its explanation
     session                         ranks that are kept for further cells
     background                      runs that a host process serves
-    past_runs, control, answers     runs of other kernels; what other processes may ask of this one
+    runs, past_runs                 the runs of this kernel, and of others
+    control                         what is asked of them: by magics, terminals, other notebooks
+    several_nodes                   options of a run on a cluster
+    interrupts                      Stop, as this process receives it
     cell                            from the text of a cell to a file with the notebook's lines
     watch                           hangs, collectives that differ, stacks, profiles
     worker_group                    the agent and its ranks: connections, commands, events

@@ -14,8 +14,8 @@ from pathlib import Path
 from ddp_magic.display.journal.replay import replay
 from ddp_magic.display.labels import without_escapes
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.kernel import control
 from ddp_magic.kernel.background.runs import BackgroundRuns
+from ddp_magic.kernel.control import server as control
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.run_places import run_roots
 

@@ -15,12 +15,12 @@ from ddp_magic.engines import Engine
 from ddp_magic.engines.local import LocalEngine
 from ddp_magic.engines.torchrun import Torchrun
 from ddp_magic.errors import LaunchError
-from ddp_magic.kernel.answers import Answers
-from ddp_magic.kernel.asked import Asked
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.control import ControlServer
+from ddp_magic.kernel.control.answers import Answers
+from ddp_magic.kernel.control.asked import Asked
+from ddp_magic.kernel.control.server import ControlServer
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.past_runs import PastRuns

@@ -10,7 +10,7 @@ from pathlib import Path
 from ddp_magic.display.journal import past_run
 from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.text.rank_lines import RankLines
-from ddp_magic.kernel import control
+from ddp_magic.kernel.control import server as control
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.run_places import run_directories, run_roots
 

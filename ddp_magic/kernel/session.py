@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddp_magic.display.diagnosis import diagnose
+from ddp_magic.display.diagnosis import first_failure as diagnose
 from ddp_magic.display.status import SessionStatus
 from ddp_magic.errors import LaunchError
 from ddp_magic.kernel.execution.run_options import Options, group_of

@@ -1,5 +1,11 @@
 """What runs on each node beside the ranks: the forkserver and the agents.
 
+forkserver, preloader, imports, trial   imports libraries, and forks
+become_agent, agent, elastic, ranks     from its fork to an agent; torch's agent; its ranks
+torchrun                                in place of these, with `--cold`
+far_relay, node_directory               one of several nodes: stands there for the kernel
+agent_child, node_agent, rendezvous     its agent, held and running; where nodes meet (`address`)
+
 When the kernel dies, each process ends by itself: `agent` kills its ranks, each rank kills itself
 (`worker.listener`), `forkserver` ends; with `--cold`, `torchrun` ends too.
 """

@@ -12,7 +12,7 @@
 
 With `--cold`, torch's own launcher runs the ranks (`torchrun`), with our rendezvous too.
 
-This module and `several_nodes` alone import `torch.distributed.elastic`. All private names of torch
+This module and `rendezvous` alone import `torch.distributed.elastic`. All private names of torch
 that an agent uses are here. They hold in torch 2.6 to 2.13; `tests/unit/node/test_elastic.py` fails
 on a torch in which they change:
 
@@ -56,7 +56,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from ddp_magic.node.ranks import TERM_GRACE_S, Ranks, run_worker
-from ddp_magic.node.several_nodes import BACKEND, SeveralNodes
+from ddp_magic.node.rendezvous import BACKEND, SeveralNodes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 

@@ -1,4 +1,4 @@
-"""The agent of one node of several: a process that the far relay has started."""
+"""What the agent of one of several nodes runs: the far relay has started it (`agent_child`)."""
 
 from __future__ import annotations
 

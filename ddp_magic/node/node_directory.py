@@ -15,7 +15,7 @@ from typing import IO
 
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.system.run_places import temporary_folders
-from ddp_magic.wire.relay import PIECE_BYTES
+from ddp_magic.wire.relay_frames import PIECE_BYTES
 
 _PREFIX = "ddp_magic_node-"
 NEW_S = 60.0  # a directory of a relay that may be starting

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ddp_magic.system import entry_points, processes
-from ddp_magic.system.frames import without_ours
+from ddp_magic.system.tracebacks import without_ours
 from ddp_magic.wire.specs import WorkerSettings
 
 TERM_GRACE_S = 0.5  # between SIGTERM and SIGKILL, for ranks whose peer has failed

@@ -8,7 +8,7 @@ operating system also says which process of which user holds such a socket.
 
 What is guaranteed: of all processes in one network namespace (containers mostly have their own),
 one holds the lock of a GPU. Programs other than ddp_magic do not ask for it. Any user can take a
-lock, as any user can fill a GPU.
+lock, as any user can fill a GPU. `kernel.machine.idle_gpus` decides which GPUs a run locks.
 """
 
 from __future__ import annotations

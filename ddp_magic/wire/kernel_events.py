@@ -1,8 +1,8 @@
 """Events made in the kernel. They never travel over a socket.
 
-A run is one stream of events: those of its agents and ranks (`messages`), and these, which say
-what only the kernel knows: what a rank has written, that it killed a rank, where a rank was, the
-end of the group.
+A run is one stream of events: those of its agents and ranks (`events`, `worker_events`), and
+these, which say what only the kernel knows: what a rank has written, that it killed a rank, where
+a rank was, the end of the group.
 """
 
 from __future__ import annotations

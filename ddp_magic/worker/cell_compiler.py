@@ -10,7 +10,7 @@ from pathlib import Path
 
 from IPython.core.compilerop import CachingCompiler
 
-from ddp_magic.system.frames import cell_label
+from ddp_magic.system.tracebacks import cell_label
 from ddp_magic.wire.commands import RunCell
 
 

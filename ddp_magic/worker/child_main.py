@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_magic.system.frames import (
+from ddp_magic.system.tracebacks import (
     know_source,
     warnings_without_ours,
     without_ours,

@@ -22,7 +22,7 @@ from time import time as now  # bound here: a cell may replace the module's
 from types import TracebackType
 from typing import TypeAlias
 
-from ddp_magic.system.frames import cell_label, is_ours, shortened, without_ours
+from ddp_magic.system.tracebacks import cell_label, is_ours, shortened, without_ours
 from ddp_magic.wire.commands import RunCell
 from ddp_magic.wire.worker_events import Error, Finished
 from ddp_magic.worker.interrupts import user_code

@@ -14,7 +14,7 @@ import torch
 
 from ddp_magic.system import processes
 from ddp_magic.system.environment import threads_wanted
-from ddp_magic.system.frames import end_stacks_at_ours, write_tracebacks_without_ours
+from ddp_magic.system.tracebacks import end_stacks_at_ours, write_tracebacks_without_ours
 
 
 def take() -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from ddp_magic.system.frames import without_ours
+from ddp_magic.system.tracebacks import without_ours
 
 # Its default action is to ignore it, so that a child process that receives it by mistake lives.
 # Hardly any program uses it. Its number is higher than SIGINT's.

@@ -23,8 +23,8 @@ from typing import NoReturn
 
 import torch
 
-from ddp_magic.system.frames import warnings_without_ours
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.tracebacks import warnings_without_ours
 from ddp_magic.wire.channel import connect
 from ddp_magic.wire.commands import CALLED, Exit, NewGroup, RunCell
 from ddp_magic.wire.events import NOT_STARTED

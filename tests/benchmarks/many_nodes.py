@@ -25,7 +25,7 @@ import psutil
 from ddp_magic.engines.program import Program
 from ddp_magic.wire.codec import encode, type_name
 from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
-from ddp_magic.wire.relay import Frame, FrameReader, Kind, LineWriter, write_all
+from ddp_magic.wire.relay_frames import Frame, FrameReader, Kind, LineWriter, write_all
 from ddp_magic.wire.states import Phase
 from ddp_magic.wire.worker_events import (
     CellNames,

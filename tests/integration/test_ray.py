@@ -37,7 +37,7 @@ def _actors() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or [])
-        if words.startswith("ray::Node") or "ddp_magic.node.relay" in words:
+        if words.startswith("ray::Node") or "ddp_magic.node.far_relay" in words:
             found.append(process)
     return found
 
@@ -86,7 +86,7 @@ def test_a_node_that_ray_loses(kernel: Kernel) -> None:
     """It is named, in Ray's words; the other node was ended for it, and has lost nothing."""
     message = kernel.start(CELL + HERE)
     kernel.finish(message, until="[rank 1] pid")
-    relays = [p for p in _actors() if "ddp_magic.node.relay" in " ".join(p.cmdline())]
+    relays = [p for p in _actors() if "ddp_magic.node.far_relay" in " ".join(p.cmdline())]
     on_n2 = next(p for p in relays if p.environ().get("DDP_MAGIC_RAY_NODE") == "1")
     on_n2.parent().kill()
     result = kernel.finish(message)

@@ -7,8 +7,8 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 
-from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import Failure
+from ddp_magic.display.diagnosis import first_failure as diagnose
+from ddp_magic.display.diagnosis.first_failure import Failure
 from ddp_magic.display.diagnosis.unrecorded import lost_partner
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.rank_names import rank_names

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddp_magic.display.diagnosis.diagnose import headline
+from ddp_magic.display.diagnosis.first_failure import headline
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 
 MAX_REASONS = 2  # in the closing line

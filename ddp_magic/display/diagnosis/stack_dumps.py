@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ddp_magic.system.frames import is_ours
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.tracebacks import is_ours
 from ddp_magic.wire.kernel_events import StackDumped
 
 DUMPED_CHARS = 500  # of a file name in a stack dump of faulthandler

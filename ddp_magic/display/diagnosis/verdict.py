@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import Failure
+from ddp_magic.display.diagnosis import first_failure as diagnose
 from ddp_magic.display.diagnosis.fates import fates, how_they_stopped, lost
+from ddp_magic.display.diagnosis.first_failure import Failure
 from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
 from ddp_magic.display.places import with_cell_names
 from ddp_magic.display.rank import Rank
@@ -28,9 +28,9 @@ from ddp_magic.errors import (
     WorkerLostError,
     of_class,
 )
-from ddp_magic.system.frames import text_without_ours
 from ddp_magic.system.processes import signal_name
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.system.tracebacks import text_without_ours
 from ddp_magic.wire.events import NOT_STARTED
 from ddp_magic.wire.kernel_events import GroupEnded
 from ddp_magic.wire.states import State

@@ -9,7 +9,7 @@ import subprocess
 from ddp_magic.display.journal import past_run
 from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.errors import DDPMagicError, HostLostError, LaunchError, RunInterrupted
-from ddp_magic.kernel import control
+from ddp_magic.kernel.control import server as control
 from ddp_magic.system.entry_points import last_words
 from ddp_magic.system.processes import exit_words
 from ddp_magic.system.run_directory import RunDirectory

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from ddp_magic.display.diagnosis.diagnose import headline
+from ddp_magic.display.diagnosis.first_failure import headline
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.record import Background
@@ -18,8 +18,8 @@ from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.values.capture import Capture
-from ddp_magic.system.frames import cell_label
 from ddp_magic.system.storage import process_storage
+from ddp_magic.system.tracebacks import cell_label
 
 
 class BackgroundRuns:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ddp_magic.display.diagnosis.diagnose import Failure
+from ddp_magic.display.diagnosis.first_failure import Failure
 from ddp_magic.display.question_box import Box, Reply
 from ddp_magic.wire.commands import EXAMINE, Answer, RunCell
 from ddp_magic.wire.events import WorkerExited

@@ -12,7 +12,7 @@ from ddp_magic.display.diagnosis.stack_dumps import CellCode
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.profiles.profile import Code
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.system.frames import cell_label, know_source
+from ddp_magic.system.tracebacks import cell_label, know_source
 
 
 class RunCode:

@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.options.arguments import matching
 from ddp_magic.kernel.options.declaration import OPTIONS
-from ddp_magic.kernel.options.line_magics import (
+from ddp_magic.kernel.options.line_magic_options import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
     SHOW_OPTIONS,

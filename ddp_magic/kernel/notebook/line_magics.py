@@ -26,7 +26,7 @@ from ddp_magic.kernel.options.help import (
     STOP_HELP,
     WAIT_HELP,
 )
-from ddp_magic.kernel.options.line_magics import (
+from ddp_magic.kernel.options.line_magic_options import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
     SHOW_OPTIONS,

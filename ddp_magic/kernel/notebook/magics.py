@@ -37,7 +37,7 @@ from ddp_magic.kernel.options.help import DDP_HELP
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
 from ddp_magic.kernel.values.capture import Notebook
-from ddp_magic.system.frames import warnings_without_ours
+from ddp_magic.system.tracebacks import warnings_without_ours
 
 
 def keep_empty_body(lines: list[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""`%pdb on`: IPython's debugger opens where a cell failed, which is in a rank and not here."""
+"""`%pdb on`: IPython's debugger opens where a cell failed, which is in a rank and not here.
+
+It counts as `--debug`, whose half in a rank is `worker.console.post_mortem`.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 
 from ddp_magic.kernel.options.declaration import KEYWORDS, OPTIONS
-from ddp_magic.kernel.options.line_magics import (
+from ddp_magic.kernel.options.line_magic_options import (
     ATTACH_OPTIONS,
     LOGS_OPTIONS,
     SHOW_OPTIONS,

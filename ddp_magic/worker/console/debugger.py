@@ -20,7 +20,7 @@ from typing import Any
 
 from IPython.core import debugger as ipython_debugger
 
-from ddp_magic.system.frames import is_ours
+from ddp_magic.system.tracebacks import is_ours
 from ddp_magic.worker.console import keyboard
 
 _INSTEAD = (

@@ -1,4 +1,4 @@
-"""The notebook's values on their way into a cell, and the shared memory that holds them."""
+"""Keeps the notebook's values, and the shared memory that holds them, until a cell reads them."""
 
 from __future__ import annotations
 

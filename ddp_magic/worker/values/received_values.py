@@ -1,4 +1,4 @@
-"""The notebook's values in a rank, and in the `multiprocessing` children of a rank."""
+"""Reads the notebook's values, in a rank and in its `multiprocessing` children."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """What torch's Flight Recorder knows of this rank's collectives; `torch_records` reads it.
 
+`heartbeat` reports it, with the rank's transfers and place.
+
 torch records every collective that a process group is asked for, with gloo since 2.9 and with NCCL
 since 2.5, also those that C++ calls, as DDP's. The records can be read from another thread while
 the main thread waits in one of them, and while it runs. An older torch, or one built without it,

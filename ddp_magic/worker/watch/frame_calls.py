@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 
 from torch.distributed import distributed_c10d
 
-from ddp_magic.system.frames import is_ours
+from ddp_magic.system.tracebacks import is_ours
 
 DISTRIBUTED = "/torch/distributed/distributed_c10d.py"
 _AUTOGRAD = "/torch/autograd/"

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from ddp_magic.engines.nodes import Nodes
-from ddp_magic.wire.relay import NodeEnd
+from ddp_magic.wire.relay_frames import NodeEnd
 
 
 @pytest.mark.parametrize(

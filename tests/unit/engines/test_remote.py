@@ -13,10 +13,10 @@ import pytest
 
 from ddp_magic.engines import remote, slurm
 from ddp_magic.engines.remote import RemoteAgents
-from ddp_magic.wire.relay import Frame, Kind, LineWriter
+from ddp_magic.wire.relay_frames import Frame, Kind, LineWriter
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from tests.limits import HANG_S
-from tests.unit.engines.test_relay import FakeJob
+from tests.unit.engines.test_near_relay import FakeJob
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.kernel import cli
-from ddp_magic.kernel.control import ControlServer
+from ddp_magic.kernel.control.server import ControlServer
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
 from tests.unit.kernel.test_past_runs import run

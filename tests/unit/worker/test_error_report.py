@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.system.frames import is_ours
+from ddp_magic.system.tracebacks import is_ours
 from ddp_magic.wire.commands import RunCell
 from ddp_magic.wire.worker_events import Error
 from ddp_magic.worker.error_report import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.display.diagnosis import diagnose
+from ddp_magic.display.diagnosis import first_failure as diagnose
 from ddp_magic.display.diagnosis.name_hints import Surroundings
 from ddp_magic.display.diagnosis.verdict import Evidence, StopReason, judge
 from ddp_magic.display.rank import Rank

@@ -22,10 +22,10 @@ from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.errors import HostLostError, LaunchError, PullError, RunInterrupted, WorkerError
-from ddp_magic.kernel import control
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
-from ddp_magic.kernel.control import ControlServer
+from ddp_magic.kernel.control import server as control
+from ddp_magic.kernel.control.server import ControlServer
 from ddp_magic.kernel.execution import call
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.values.capture import Value

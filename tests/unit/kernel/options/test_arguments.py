@@ -10,7 +10,7 @@ import pytest
 from ddp_magic.errors import DDPMagicError, one_line
 from ddp_magic.kernel.options.arguments import parse_keywords, parse_line
 from ddp_magic.kernel.options.declaration import OPTIONS
-from ddp_magic.kernel.options.line_magics import STOP_OPTIONS
+from ddp_magic.kernel.options.line_magic_options import STOP_OPTIONS
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.values.pull import Pull
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
-from ddp_magic.system.frames import know_source
+from ddp_magic.system.tracebacks import know_source
 from ddp_magic.worker.watch.frame_calls import group_of
 from ddp_magic.worker.watch.main_thread import MainThread, Place
 from tests.limits import HANG_S

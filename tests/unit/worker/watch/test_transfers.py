@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup, Work
 
-from ddp_magic.system.frames import know_source
+from ddp_magic.system.tracebacks import know_source
 from ddp_magic.wire.collectives import Exchange, Transfer
 from ddp_magic.worker.watch.transfers import (
     awaited_transfers,

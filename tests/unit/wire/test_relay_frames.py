@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.wire.relay import LINE_BYTES, Frame, FrameReader, Kind, LineReader, LineWriter
+from ddp_magic.wire.relay_frames import LINE_BYTES, Frame, FrameReader, Kind, LineReader, LineWriter
 
 FRAMES = [
     Frame(3, Kind.START, 0, b"{}"),

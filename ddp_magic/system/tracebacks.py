@@ -147,8 +147,8 @@ def warnings_without_ours() -> Iterator[None]:
     runs, such as at the interpreter's end.
     """
     names: Any = warnings
-    # Python 3.10 to 3.13: tests/unit/system/test_frames.py. `formatwarning`, which is public, is
-    # not told where the object was allocated.
+    # Python 3.10 to 3.13: tests/unit/system/test_tracebacks.py. `formatwarning`, which is public,
+    # is not told where the object was allocated.
     original = names._formatwarnmsg_impl
 
     def formatted(message: warnings.WarningMessage) -> Any:  # noqa: ANN401 -- Python's own text

@@ -1,4 +1,4 @@
-"""Torch's agent on one of several nodes: a child of the far relay, which knows where nodes meet."""
+"""Torch's agent on one of several nodes, as the far relay holds it: it says where nodes meet."""
 
 from __future__ import annotations
 

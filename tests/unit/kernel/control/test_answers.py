@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from ddp_magic.display.rank import Rank
-from ddp_magic.kernel.answers import Answers
+from ddp_magic.kernel.control.answers import Answers
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import StackDumped

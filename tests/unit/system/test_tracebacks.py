@@ -14,7 +14,7 @@ from types import CodeType
 import pytest
 
 import ddp_magic
-from ddp_magic.system.frames import (
+from ddp_magic.system.tracebacks import (
     end_stacks_at_ours,
     is_ours,
     text_without_ours,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ddp_magic.display.status import Status
 from ddp_magic.errors import LaunchError
-from ddp_magic.kernel.answers import Answers
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.background.runs import BackgroundRuns
+from ddp_magic.kernel.control.answers import Answers
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Sessions

@@ -1,9 +1,9 @@
 """The near relay: stands for the agents and ranks of other nodes, in the kernel's process.
 
 For each of their connections it connects to the kernel's own socket, and carries frames between
-that and the streams of a job (`Job`), at whose other ends are the far relays (`node.relay`). A
-rank's text arrives through a pipe, values through shared memory: the kernel's side cannot tell that
-they come from afar.
+that and the streams of a job (`Job`), at whose other ends are the far relays (`node.far_relay`).
+`wire.relay_frames` takes apart what they say. A rank's text arrives through a pipe, values through
+shared memory: the kernel's side cannot tell that they come from afar.
 
 Two threads: one starts the job and takes what comes from the nodes; one gives the nodes what the
 kernel sends. Neither waits for the other, so no stream fills up for good.
@@ -26,7 +26,7 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
 from ddp_magic.wire.codec import type_name
 from ddp_magic.wire.memory import anonymous_file
-from ddp_magic.wire.relay import (
+from ddp_magic.wire.relay_frames import (
     ALL,
     PIECE_BYTES,
     Frame,

@@ -1,7 +1,7 @@
 """The far relay: on a node of several, it stands for the kernel, to the agent and to the ranks.
 
 It listens on a Unix socket in a private directory of this node, and carries what comes in there
-over its own stdin and stdout, which the engine connects with the near relay (`engines.relay`).
+over its own stdin and stdout, which the engine connects with the near relay (`engines.near_relay`).
 Descriptors cannot go that way: it reads the ranks' text pipes itself, keeps the notebook's values
 in shared memory of its own, and writes the cell's file. No port is opened but one, by node 0: that
 of the store of the rendezvous, on the node's own address.
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_magic.errors import ProtocolError
-from ddp_magic.node.agent_process import AgentProcess
+from ddp_magic.node.agent_child import AgentProcess
 from ddp_magic.node.node_directory import NodeDirectory
 from ddp_magic.system import processes
 from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode, encode, type_name
 from ddp_magic.wire.commands import Captured, RunCell, SharedMemory
 from ddp_magic.wire.memory import anonymous_file
-from ddp_magic.wire.relay import (
+from ddp_magic.wire.relay_frames import (
     ALL,
     PIECE_BYTES,
     Frame,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from ddp_magic.node.several_nodes import SeveralNodes
+from ddp_magic.node.rendezvous import SeveralNodes
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from tests.limits import HANG_S
 

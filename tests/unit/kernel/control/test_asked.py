@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from ddp_magic.kernel.answers import Answers
-from ddp_magic.kernel.asked import Asked
+from ddp_magic.kernel.control.answers import Answers
+from ddp_magic.kernel.control.asked import Asked
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.wire.forkserver_status import ForkserverStatus
-from tests.unit.kernel.test_answers import FakeRun, FakeRuns, FakeSessions, _run
+from tests.unit.kernel.control.test_answers import FakeRun, FakeRuns, FakeSessions, _run
 
 
 class FakeHosted(SimpleNamespace):

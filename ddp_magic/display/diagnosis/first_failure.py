@@ -1,4 +1,7 @@
-"""Which rank failed first, and how to say why."""
+"""Which rank failed first, and how to say why.
+
+A rank that lost its peer, or that was ended by us, is a victim. `verdict` asks this module.
+"""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines.relay import NearRelay
+from ddp_magic.engines.near_relay import NearRelay
 from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import encode
 from ddp_magic.wire.commands import Command, Exit, RunCell, SharedMemory
 from ddp_magic.wire.events import AgentHello, Event
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.relay import ALL, Frame, FrameReader, Kind, LineWriter
+from ddp_magic.wire.relay_frames import ALL, Frame, FrameReader, Kind, LineWriter
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from ddp_magic.wire.worker_events import Results, WorkerHello
 from tests.limits import HANG_S

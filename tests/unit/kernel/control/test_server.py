@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.control import ControlServer, ask
+from ddp_magic.kernel.control.server import ControlServer, ask
 from tests.limits import HANG_S
 
 

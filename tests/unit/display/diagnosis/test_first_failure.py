@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ddp_magic.display.diagnosis import diagnose
-from ddp_magic.display.diagnosis.diagnose import Failure
+from ddp_magic.display.diagnosis import first_failure as diagnose
+from ddp_magic.display.diagnosis.first_failure import Failure
 from ddp_magic.wire.worker_events import Error, Finished
 
 
