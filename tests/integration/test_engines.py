@@ -217,7 +217,7 @@ def test_an_agent_that_is_killed(kernel: Kernel, engine: str, rank: int) -> None
         )
     )
     result = kernel.finish(message)
-    assert result.error["ename"] == "LaunchError", result
+    assert result.error["ename"] == "LaunchError", result.text + result.traceback
     assert "the agent died while the ranks were running" in result.error["evalue"]
     if engine != "local":
         assert f"the agent on n{1 + rank // 2} ended without a report" in result.text
