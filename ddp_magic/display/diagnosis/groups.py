@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from ddp_magic.display.diagnosis.operations import describe, differ, short
 from ddp_magic.display.diagnosis.unrecorded import different_roots
@@ -12,10 +12,25 @@ from ddp_magic.display.diagnosis.words import names
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Operation
 
-if TYPE_CHECKING:
-    from ddp_magic.display.diagnosis.hangs import Known
-
 _UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
+
+
+class Known(Protocol):
+    """What is known of all ranks, as far as a group needs it."""
+
+    @property
+    def ranks(self) -> Sequence[Rank]:
+        """The ranks."""
+
+    @property
+    def mixed_up(self) -> Mapping[str, str]:
+        """A sentence on each group of which ranks know different members, by its name."""
+
+    def where(self, rank: int, operation: Operation | None, group: Group) -> str:
+        """Return ` (line 12, in backward)`, where a rank is; empty if that is not known."""
+
+    def has_unnamed_groups(self, number: int) -> bool:
+        """Return whether a rank has groups whose names are not known."""
 
 
 class Group:

@@ -73,7 +73,7 @@ def explain(
         wait_s: A shorter wait is left out, in seconds.
         processes: What the operating system says of their processes, by rank.
     """
-    known = Known(ranks, now, processes or {})
+    known = _Known(ranks, now, processes or {})
     sentences = []
     for group in known.groups:
         waits = {
@@ -106,7 +106,7 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     Args:
         ranks: What is known of the ranks at the end of a run.
     """
-    known = Known(ranks, 0.0, {})
+    known = _Known(ranks, 0.0, {})
     found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
     return known.on_nodes([*(sentence for sentence in found if sentence), *misfits(ranks)])
 
@@ -118,7 +118,7 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
         ranks: What is known of the ranks at the end of the run.
         waits: Who waited for whom when the first rank failed, or when the run was stopped.
     """
-    known = Known(ranks, 0.0, {})
+    known = _Known(ranks, 0.0, {})
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
     aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
@@ -127,7 +127,7 @@ def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
     return known.on_nodes(different or met or roots or list(waits) or mismatches(ranks))
 
 
-class Known:
+class _Known:
     """What is known of all ranks, as the sentences need it."""
 
     def __init__(self, ranks: Sequence[Rank], now: float, processes: Processes) -> None:
@@ -220,7 +220,7 @@ def _is_elsewhere(rank: Rank, group: Group) -> bool:
     return _ELSEWHERE.fullmatch(rank.call) is not None and not place_in_thread(rank, group.id)
 
 
-def _missing(group: Group, waits: dict[int, Operation], known: Known) -> str:
+def _missing(group: Group, waits: dict[int, Operation], known: _Known) -> str:
     """Return who waits in which collective, and where the others are; empty if that is usual."""
     number = min(operation.number for operation in waits.values())
     waiting = [rank for rank, operation in waits.items() if operation.number == number]
@@ -246,7 +246,7 @@ def _missing(group: Group, waits: dict[int, Operation], known: Known) -> str:
     return "; ".join([head, *(fates or [joined])])
 
 
-def _absent(missing: list[int], known: Known, group: Group) -> list[str]:
+def _absent(missing: list[int], known: _Known, group: Group) -> list[str]:
     where: dict[str, list[int]] = defaultdict(list)
     for rank in missing:
         where[known.whereabouts(rank, group)].append(rank)
