@@ -182,7 +182,9 @@ class Group:
         what = short(operations[0]) if operations else f"collective #{number}"
         at = ""
         if failed := [r for r in called if known.ranks[r].error is not None]:
-            at = known.where(failed[0], operations[0] if operations else None, self)
+            at = known.where(
+                failed[0], None, self
+            )  # of its error, which comes after all heartbeats
         return f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
 
 

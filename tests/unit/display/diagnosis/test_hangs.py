@@ -279,6 +279,16 @@ def test_more_collectives_on_some_ranks() -> None:
     assert mismatches(ranks) == ["rank 0 called broadcast #2, but ranks 1, 2 did not"]
 
 
+def test_the_line_of_an_error_needs_no_heartbeat() -> None:
+    """It failed in the collective before its next one was due."""
+    ranks = [
+        _rank(0, _group(*_done(_op(1), replace(_op(2), created=NOW + 1)))),
+        *(_rank(n, BEHIND) for n in (1, 2)),
+    ]
+    ranks[0].take(error(0))
+    assert mismatches(ranks) == ["rank 0 called all_reduce #2 (line 3), but ranks 1, 2 did not"]
+
+
 def test_a_group_without_a_name_may_be_any() -> None:
     """Its operations have left the record on that rank."""
     ranks = [_rank(0, _group(_op(1, done=True), name="a", ranks=(0, 1))), _rank(1, _group(name=""))]
