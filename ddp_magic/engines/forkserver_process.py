@@ -8,29 +8,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import psutil
 
 from ddp_magic.engines.preload_record import PreloadRecord
-from ddp_magic.system import libraries
+from ddp_magic.system import libraries, processes
 from ddp_magic.system.entry_points import write_start
 from ddp_magic.system.environment import forkserver_environment
 from ddp_magic.wire.channel import Channel
-
-
-class ForkserverProcess(Protocol):
-    """What a handle of a forkserver needs of its process."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id; 0 if it is not known yet."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-    def wait(self, timeout_s: float) -> int | None:
-        """Return its exit code; None if it has not ended `timeout_s` seconds later."""
 
 
 class StartedProcess:
@@ -118,10 +104,7 @@ class LentProcess:
         if self._process is None:
             self.channel.shutdown()
             return
-        try:
-            self._process.kill()
-        except psutil.NoSuchProcess:
-            pass
+        processes.kill(self._process)
 
     def wait(self, timeout_s: float) -> int | None:
         """Return 0; None if it has not ended `timeout_s` seconds later."""

@@ -61,16 +61,12 @@ class PastRuns:
         if not run_id:
             return
         made = [each for each in self._newest_first() if _is(each, run_id)]
-        deadline = time.monotonic() + limit_s
-        while made and _is_starting(made[0]) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        _wait_while_starting(made[:1], limit_s)
 
     def wait_for_hosts(self, limit_s: float = HOSTS_S) -> None:
         """Wait until the background runs that have just been made can be found."""
-        deadline = time.monotonic() + limit_s
         made = [each for each in self._newest_first() if each.host_log.exists()]
-        while any(map(_is_starting, made)) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        _wait_while_starting(made, limit_s)
 
     def logs(self, run_id: str | None, rank: int | None, lines: int | None) -> Iterator[str]:
         """Yield what the ranks of a run wrote, a line at a time, as a notebook shows it.
@@ -192,6 +188,12 @@ def _is(directory: RunDirectory, run_id: str | None) -> bool:
 
 def _named(run_id: str | None) -> str:
     return f"run {run_id!r}" if run_id else "run"
+
+
+def _wait_while_starting(made: Sequence[RunDirectory], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while any(map(_is_starting, made)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def _is_starting(directory: RunDirectory) -> bool:

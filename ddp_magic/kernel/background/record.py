@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from ddp_magic.display.journal import past_run
 from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.record import Background
+from ddp_magic.errors import DDPMagicError, RunInterrupted
 from ddp_magic.kernel.background.host_process import HostProcess
 from ddp_magic.kernel.values.capture import Value
 from ddp_magic.system.run_directory import RunDirectory
@@ -29,6 +31,9 @@ class BackgroundRecord:
 
     Attributes:
         id: Name of the run.
+        results: Once it was waited for: what was brought back, by the notebook's name for it; of
+            `launch`, the function's values, one a rank.
+        error: Once it was waited for: why it did not succeed; None if it did.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class BackgroundRecord:
         self.label = label
         self.devices = devices
         self.captured = captured
+        self.results: Any = {}
+        self.error: DDPMagicError | RunInterrupted | None = None
         self._host = HostProcess(directory, process)
 
     @property

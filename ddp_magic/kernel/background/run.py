@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
-from typing import Any
 
 from ddp_magic.display.journal import kept_errors
 from ddp_magic.display.journal.follow import Follower
 from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.outputs import Outputs
-from ddp_magic.display.record import Background, error_lines, value_lines
+from ddp_magic.display.record import error_lines, value_lines
 from ddp_magic.errors import (
     DDPMagicError,
     PullError,
@@ -24,7 +22,6 @@ from ddp_magic.kernel.background.host_process import CLOSE_S
 from ddp_magic.kernel.background.record import BackgroundRecord
 from ddp_magic.kernel.execution import call
 from ddp_magic.kernel.values import pull
-from ddp_magic.kernel.values.capture import Value
 from ddp_magic.kernel.values.pull import Pulls
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
@@ -38,32 +35,14 @@ class BackgroundRun(BackgroundRecord):
     """A run in the background, which a notebook can follow, wait for and stop.
 
     Attributes:
-        results: After `wait`: what was brought back, by the notebook's name for it; of `launch`,
-            the function's values, one a rank.
-        error: After `wait`: why it did not succeed; None if it did.
-        collected: Whether both have been taken.
+        collected: Whether its results and its error have been taken.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        background: Background,
-        *,
-        process: subprocess.Popen[bytes] | None = None,
-        label: str = "",
-        devices: str = "",
-        captured: tuple[Value, ...] = (),
-    ) -> None:
-        super().__init__(
-            directory, background, process=process, label=label, devices=devices, captured=captured
-        )
-        self.results: Any = {}
-        self.error: DDPMagicError | RunInterrupted | None = None
-        self.collected = False
-        self._thread: threading.Thread | None = None
-        self._awaited = False  # by `wait`
-        self._is_in_terminal = False
-        self._is_deaf = False  # its host did not answer when it was to stop
+    collected = False
+    _thread: threading.Thread | None = None
+    _awaited = False  # by `wait`
+    _is_in_terminal = False
+    _is_deaf = False  # its host did not answer when it was to stop
 
     @classmethod
     def of(cls, run: PastRun) -> BackgroundRun:
