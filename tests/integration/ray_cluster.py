@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from tests.integration import network
 from tests.limits import HANG_S
 
@@ -90,6 +92,13 @@ class RayCluster:
             if self._processes[-1].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Ray did not start: {path.read_text()[-2000:]}")
             time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return what runs on it, of whomever."""
+        found = []
+        for process in self._processes:
+            found += psutil.Process(process.pid).children(recursive=True)
+        return found
 
     def stop(self) -> None:
         """End every process of it, and remove the network."""

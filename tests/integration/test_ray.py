@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -32,13 +33,17 @@ def shared_kernel_prefix(ray: RayCluster) -> tuple[str, ...]:
     return ray.prefix
 
 
-def _actors() -> list[psutil.Process]:
-    """Return the processes that Ray has started for actors of ours, and the relays in them."""
+def _actors(ray: RayCluster) -> list[psutil.Process]:
+    """Return the processes that Ray has started for actors of ours, and the relays in them.
+
+    Not those of another cluster: tests that run at the same time have theirs.
+    """
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if words.startswith("ray::Node") or "ddp_magic.node.far_relay" in words:
-            found.append(process)
+    for process in ray.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = " ".join(process.cmdline())
+            if words.startswith("ray::Node") or "ddp_magic.node.far_relay" in words:
+                found.append(process)
     return found
 
 
@@ -82,11 +87,11 @@ def test_a_cluster_that_is_not_there(kernel: Kernel) -> None:
     assert "Traceback" not in result.traceback
 
 
-def test_a_node_that_ray_loses(kernel: Kernel) -> None:
+def test_a_node_that_ray_loses(ray: RayCluster, kernel: Kernel) -> None:
     """It is named, in Ray's words; the other node was ended for it, and has lost nothing."""
     message = kernel.start(CELL + HERE)
     kernel.finish(message, until="[rank 1] pid")
-    relays = [p for p in _actors() if "ddp_magic.node.far_relay" in " ".join(p.cmdline())]
+    relays = [p for p in _actors(ray) if "ddp_magic.node.far_relay" in " ".join(p.cmdline())]
     on_n2 = next(p for p in relays if p.environ().get("DDP_MAGIC_RAY_NODE") == "1")
     on_n2.parent().kill()
     result = kernel.finish(message)
@@ -102,8 +107,8 @@ def test_nothing_is_left(ray: RayCluster, new_kernel: Callable[..., Kernel], end
     seen, deadline = "", time.monotonic() + HANG_S
     while len(pids_in(seen)) < 4 and time.monotonic() < deadline:
         seen += kernel.finish(message, until="pid=").text
-    pids = [*pids_in(seen), *(process.pid for process in _actors())]
-    assert len(pids) >= 8
+    pids = [*pids_in(seen), *(process.pid for process in _actors(ray))]
+    assert len(pids) == 8
     if ends == "kernel":
         kernel.kill()
     else:

@@ -314,8 +314,11 @@ class WorkerGroup:
         """End ranks that live and have no connection: nobody would ever hear of them.
 
         An agent that does not report the end of a rank's process is ended: somebody has stopped it.
+        Nothing is expected of an agent that died: its ranks have ended with it.
         """
         events: list[RunEvent] = []
+        if self._connections.lost_agent:
+            return events
         for rank, member in self._connections.members.items():
             since = member.unconnected_since
             lost_s = time.monotonic() - since if since is not None else 0.0

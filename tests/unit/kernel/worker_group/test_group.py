@@ -213,6 +213,15 @@ def test_a_rank_that_has_ended_did_not_lose_its_connection(tmp_path: Path) -> No
     scene.close()
 
 
+def test_ranks_whose_agent_died_did_not_lose_their_connections(tmp_path: Path) -> None:
+    """Nobody can report their ends any more: they ended with it."""
+    scene = Scene(tmp_path, lost_s=0.0)
+    scene.agent.close()
+    scene.ranks[1].channel.close()
+    assert scene.poll() == []
+    scene.close()
+
+
 def test_a_connection_that_has_just_ended_is_no_loss_yet(scene: Scene) -> None:
     """The news of its process's end is on its way."""
     scene.ranks[1].channel.close()
