@@ -1,6 +1,7 @@
 """One run of a cell on a worker group.
 
-run                         the event loop, from the start to what became of it
+run                         what it is made of, and what became of it
+event_loop                  what the ranks say and are told, from their start to their end
 run_options                 what the run was asked for
 cell_sender                 what the ranks are sent: environment, values, the cell
 run_code, call              the files of its code; a call of a function as a cell

@@ -65,7 +65,7 @@ def test_the_host_has_the_kernels_run(tmp_path: Path) -> None:
     assert (run.id, run.label, len(run.ranks)) == (tmp_path.name, "Cell In[3]", 2)
     assert run.directory.cell.read_text() == "print(x)\n"
     assert run.background == start.background
-    assert bytes(run._sender._capture.segments[0].views()[0]) == b"values"
+    assert bytes(run._parts.sender._capture.segments[0].views()[0]) == b"values"
     segment.close()
 
 
