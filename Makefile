@@ -5,6 +5,9 @@ PYTHON_OLDEST ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/p
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 
+# Hundreds of processes of the tests import the package: the first one compiles it for all.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow test-oldest lint bench chaos clean
 
 demo: .venv/installed
@@ -19,8 +22,9 @@ demo: .venv/installed
 # together. The files are in the order of collection, so that the small ones come last.
 PARALLEL := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
+# `make test SLOW=1` runs those of `make test-slow` among them, which takes less than one after the other.
 test: .venv/installed
-	$(PARALLEL) -m "not slow and not alone and not gpu"
+	$(PARALLEL) -m "$(if $(SLOW),,not slow and )not alone and not gpu"
 	$(BIN)/python -m pytest -m "alone and not gpu" tests/integration
 
 # As many minutes again: trainings, notebooks, torchrun, front ends, a random fault of each kind.
