@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddp_magic.engines import Job
-from ddp_magic.engines.nodes import Nodes
+from ddp_magic.engines.nodes import GAP_S, Nodes
 from ddp_magic.engines.to_nodes import Far, ToNodes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
@@ -48,7 +48,8 @@ class NearRelay:
         spec: What the agents are to run.
         start: What the far relays are told beside that.
         launch: Starts the job.
-        silent_s: How long a node may say nothing while others do, in seconds.
+        silent_s: How long a node may say nothing while others do, and the job may last when all
+            have ended, in seconds.
 
     Attributes:
         job: The job; None before it has been started.
@@ -67,6 +68,7 @@ class NearRelay:
         silent_s: float = SILENT_S,
     ) -> None:
         self._silent_s = silent_s
+        self._looked = time.monotonic()
         self._spec = spec
         self._directory = RunDirectory(Path(spec.worker.directory))
         self._launch = launch
@@ -147,8 +149,14 @@ class NearRelay:
         self.ended.set()
 
     def look(self) -> None:
-        """End the job if a node is gone; srun notices that after minutes, or never."""
-        node = self.nodes.silent(time.monotonic(), self._silent_s)
+        """End the job if a node is gone, or if all have ended: srun notices it late, or never."""
+        now = time.monotonic()
+        if now - self._looked > GAP_S:
+            self.nodes.missed(now - self._looked)  # this process may have been suspended
+        self._looked = now
+        if self.nodes.over_s(now, self._spec.nnodes) > self._silent_s and not self.cancelled:
+            self.cancel()
+        node = self.nodes.silent(now, self._silent_s)
         if node is not None and not self.error:
             words = f"{self.nodes.name(node)} has said nothing for {self._silent_s:g} s"
             self._fail(TimeoutError(words))

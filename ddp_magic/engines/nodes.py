@@ -42,33 +42,42 @@ class Nodes:
         """
         latest = max(self.heard.values(), default=now)
         if now - latest > GAP_S:  # all at once: it was this process that did not listen
-            for each in self.heard:
-                self.heard[each] += now - latest
+            self.missed(now - latest)
         self.heard[node] = now
 
     def silent(self, now: float, silent_s: float) -> int | None:
         """Return a node that has said nothing for a while, though another has; None if none has.
 
-        If all are silent, the job may be suspended.
+        If all are silent, the job may be suspended; not if a node has ended, which ends the job.
 
         Args:
             now: On the monotonic clock, s.
             silent_s: How long, in seconds.
         """
         heard = {n: at for n, at in list(self.heard.items()) if n not in self.ended}
-        latest, earliest = max(heard.values(), default=0.0), min(heard.values(), default=0.0)
-        if now - latest > GAP_S or now - earliest < silent_s:
+        if not heard or now - min(heard.values()) < silent_s:
+            return None
+        if now - max(heard.values()) > GAP_S and not self.ended:
             return None
         return min(heard, key=heard.__getitem__)
 
+    def over_s(self, now: float, nnodes: int) -> float:
+        """Return for how long all nodes have ended, in seconds; 0 if one has not."""
+        return now - max(self.heard.values()) if len(self.ended) == nnodes else 0.0
+
+    def missed(self, gap_s: float) -> None:
+        """Note that this process did not listen for a while, in seconds: that is no silence."""
+        for each in self.heard:
+            self.heard[each] += gap_s
+
     def quiet_words(self, now: float, quiet_s: float) -> str:
         """Return which node has not answered for a while, for the table; empty if all have."""
+        if (node := self.silent(now, quiet_s)) is not None:
+            return f"{self.name(node)} has not answered for {now - self.heard[node]:.0f} s"
         heard = [at for node, at in list(self.heard.items()) if node not in self.ended]
         if heard and now - max(heard) > quiet_s:
             return f"no node has answered for {now - max(heard):.0f} s: the job may be suspended"
-        if (node := self.silent(now, quiet_s)) is None:
-            return ""
-        return f"{self.name(node)} has not answered for {now - self.heard[node]:.0f} s"
+        return ""
 
     def note_signal(self, number: int) -> None:
         """Note that a relay got a signal."""

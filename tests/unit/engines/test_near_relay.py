@@ -17,7 +17,7 @@ from ddp_magic.wire.codec import encode
 from ddp_magic.wire.commands import Command, Exit, RunCell, SharedMemory
 from ddp_magic.wire.events import AgentHello, Event
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.relay_frames import ALL, Frame, FrameReader, Kind, LineWriter
+from ddp_magic.wire.relay_frames import ALL, Frame, FrameReader, Kind, LineWriter, NodeEnd
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from ddp_magic.wire.worker_events import Results, WorkerHello
 from tests.limits import HANG_S
@@ -263,6 +263,34 @@ def test_the_job_ends_with_a_node_that_is_gone(scene: Scene) -> None:
     assert scene.relay.ended.wait(HANG_S)
     assert scene.job.cancelled
     assert scene.relay.error == "node 1 has said nothing for 30 s"
+
+
+def test_a_job_that_does_not_end_with_its_nodes(scene: Scene) -> None:
+    """All that its ranks have said is there: it is ended, and nothing was lost."""
+    for node in range(2):
+        scene.say(node, Kind.NODE, 0, b'{"host": "n", "job": "7"}')
+        scene.say(node, Kind.ENDED, NodeEnd.REPORTED)
+    while len(scene.relay.nodes.ended) < 2:
+        pass
+    scene.relay.look()
+    assert not scene.job.cancelled
+    scene.relay.nodes.missed(-31.0)
+    scene.relay.look()
+    assert scene.relay.ended.wait(HANG_S)
+    assert scene.job.cancelled
+    assert (scene.relay.error, scene.relay.nodes.outside_words()) == ("", "")
+
+
+def test_nodes_that_nobody_listened_to_are_not_gone(scene: Scene) -> None:
+    """The notebook's process was suspended, and looks before it has heard anything."""
+    scene.say(0, Kind.ENDED, NodeEnd.REPORTED)
+    scene.say(1, Kind.ALIVE)
+    while len(scene.relay.nodes.heard) < 2:
+        pass
+    scene.relay.nodes.missed(-60.0)
+    scene.relay._looked -= 60.0
+    scene.relay.look()
+    assert (scene.relay.error, scene.job.cancelled) == ("", False)
 
 
 def test_a_signal_to_the_whole_job_is_noted(scene: Scene) -> None:

@@ -18,13 +18,15 @@ from ddp_magic.wire.relay_frames import NodeEnd
         ({0: 100.0, 1: 80.0}, {}, None),
         ({0: 60.0, 1: 60.0}, {}, None),
         ({0: 100.0, 1: 60.0}, {1: NodeEnd.REPORTED}, None),
+        ({0: 60.0, 1: 60.0}, {0: NodeEnd.REPORTED}, 1),
+        ({0: 60.0, 1: 60.0}, {0: NodeEnd.REPORTED, 1: NodeEnd.REPORTED}, None),
         ({}, {}, None),
     ],
 )
 def test_a_node_that_is_gone(
     heard: dict[int, float], ended: dict[int, NodeEnd], silent: int | None
 ) -> None:
-    """It is silent and others are not; if all are, the job may be suspended."""
+    """It is silent and others are not; if all are, the job may be suspended, or ends."""
     assert Nodes(heard=heard, ended=ended).silent(100.5, 30.0) == silent
 
 
