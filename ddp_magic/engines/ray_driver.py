@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_magic.engines.ray import LOST, WAITS
+from ddp_magic.system.readable import readable
 from ddp_magic.wire.relay_frames import PIECE_BYTES, write_all
 
 NODE_VARIABLE = "DDP_MAGIC_RAY_NODE"
@@ -95,7 +96,12 @@ def main() -> NoReturn:
     output = os.dup(1)
     os.dup2(2, 1)  # what Ray prints is no stream
     try:
-        Driver(asked, output).run()
+        import ray
+
+        driver = Driver(ray, asked, 0, output)
+        # A signal that comes right before the wait in C does not interrupt it: this wakes it.
+        signal.set_wakeup_fd(driver.over, warn_on_full_buffer=False)
+        driver.run()
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is this process's last word
         sys.exit(f"Ray: {error}")
     sys.exit()
@@ -109,16 +115,22 @@ class Driver:
     """The run, as this process sees it.
 
     Args:
+        ray: The module.
         asked: What was asked for.
+        stdin: Descriptor for what the kernel writes.
         output: Descriptor for what the nodes write.
+
+    Attributes:
+        over: Descriptor that ends the run, once something is written there.
     """
 
-    def __init__(self, asked: dict[str, Any], output: int) -> None:
-        import ray
-
-        self._ray: Any = ray
+    def __init__(self, ray: Any, asked: dict[str, Any], stdin: int, output: int) -> None:  # noqa: ANN401 -- ray has no type for it
+        self._ray = ray
         self._asked = asked
+        self._stdin = stdin
         self._output = output
+        self._is_over, self.over = os.pipe()
+        os.set_blocking(self.over, False)
         self._lock = threading.Lock()
         self._nodes: list[Any] = []
         self._readers: list[threading.Thread] = []
@@ -186,8 +198,10 @@ class Driver:
         return True
 
     def _carry(self) -> None:
-        """Give every node what the kernel writes."""
-        while data := os.read(0, PIECE_BYTES):
+        """Give every node what the kernel writes, until that ends, or the nodes have."""
+        while self._is_over not in readable([self._stdin, self._is_over], None):
+            if not (data := os.read(self._stdin, PIECE_BYTES)):
+                return
             piece = self._ray.put(data) if len(data) > INLINE_BYTES else data
             self._ray.get([node.write.remote(piece) for node in self._nodes])
 
@@ -203,7 +217,7 @@ class Driver:
             _say(f"{LOST}{name}: {loss(error)}")
         self._running -= 1
         if code or not self._running:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.write(self.over, b"e")
 
 
 def check(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from ddp_magic.engines import ray
-from ddp_magic.engines.ray_driver import Node, loss, why
+from ddp_magic.engines.ray_driver import Driver, Node, loss, why
 from tests.limits import HANG_S
 
 HALF = {"Alive": True, "Resources": {"CPU": 2.0}}
@@ -114,3 +115,53 @@ def test_a_nodes_streams() -> None:
         said += piece
     assert (said, piece) == (b"restx\n\n", 3)
     node.write(b"too late")
+
+
+class FakeRay:
+    """Ray, as far as the driver carries streams with it: each call is made at once."""
+
+    def __init__(self) -> None:
+        self.read = self.write = self
+        self.written: list[bytes] = []
+        self.said: list[bytes | int] = []
+
+    def remote(self, *data: bytes) -> object:
+        self.written += data
+        return None if data else self.said.pop(0)
+
+    def get(self, found: object) -> object:
+        return found
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_driver_ends_with_its_nodes(code: int) -> None:
+    """The kernel says nothing, and its stream stays open: it waits for the driver's end."""
+    node = FakeRay()
+    node.said = [b"line\n", code]
+    (stdin, kernel), (read_end, output) = os.pipe(), os.pipe()
+    driver = Driver(
+        node, {"nnodes": 1, "num_cpus": 1, "num_gpus": 0, "resources": {}}, stdin, output
+    )
+    driver._nodes = [node]
+    carrying = threading.Thread(target=driver._carry, daemon=True)
+    os.write(kernel, b"to the node")
+    carrying.start()
+    deadline = time.monotonic() + HANG_S
+    while not node.written and time.monotonic() < deadline:
+        time.sleep(0.01)
+    driver._read(node, "n1")
+    carrying.join(HANG_S)
+    assert not carrying.is_alive()
+    assert (node.written, os.read(read_end, 100)) == ([b"to the node"], b"line\n")
+    for fd in (stdin, kernel, read_end, output):
+        os.close(fd)
+
+
+def test_the_driver_ends_with_the_kernel() -> None:
+    """Its stream has ended."""
+    stdin, kernel = os.pipe()
+    asked = {"nnodes": 1, "num_cpus": 1, "num_gpus": 0, "resources": {}}
+    driver = Driver(FakeRay(), asked, stdin, -1)
+    os.close(kernel)
+    driver._carry()
+    os.close(stdin)
