@@ -9,6 +9,7 @@ import errno
 import os
 import resource
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -29,11 +30,7 @@ def most_ranks() -> dict[str, int]:
     ]
     if os.geteuid() != 0:  # root is not bound by it
         tasks.append(_soft(resource.RLIMIT_NPROC))
-    swap = psutil.swap_memory().total
-    memory = [psutil.virtual_memory().total]
-    memory += [n for group in _CGROUPS if (n := _number(group / "memory.max")) is not None]
-    memory += [n for group in _CGROUPS if (n := _number(group / "memory.limit_in_bytes"))]
-    mib = (min(memory) + swap) >> 20
+    mib = _memory_mib()
     found = {f"{mib:,} MiB of memory": mib // _RANK_MIB}
     if known := [count for count in tasks if count is not None]:
         found[f"at most {min(known):,} processes and threads"] = min(known) // _RANK_TASKS
@@ -42,6 +39,14 @@ def most_ranks() -> dict[str, int]:
             files // _RANK_DESCRIPTORS
         )
     return found
+
+
+@cache
+def _memory_mib() -> int:
+    memory = [psutil.virtual_memory().total]
+    memory += [n for group in _CGROUPS if (n := _number(group / "memory.max")) is not None]
+    memory += [n for group in _CGROUPS if (n := _number(group / "memory.limit_in_bytes"))]
+    return (min(memory) + psutil.swap_memory().total) >> 20
 
 
 def too_many(nproc: int, most: Mapping[str, int]) -> str:

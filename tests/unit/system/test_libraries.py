@@ -106,6 +106,19 @@ def test_a_file_that_hides_a_library(tmp_path: Path) -> None:
     assert libraries.shadowed(held, ["", installed], str(tmp_path)) is None
 
 
+@pytest.mark.parametrize("name", ["numpy/__init__.py", "numpy.so", "numpy.pyc"])
+def test_what_hides_a_library(name: str, tmp_path: Path) -> None:
+    """A package and a compiled module too; and it is seen when it comes and when it goes."""
+    held, path = {"numpy": str(np.__file__)}, ["", sysconfig.get_path("purelib")]
+    assert libraries.shadowed(held, path, str(tmp_path)) is None
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert libraries.shadowed(held, path, str(tmp_path)) == ("numpy", f"{tmp_path}/")
+    (tmp_path / name).unlink()
+    assert libraries.shadowed(held, path, str(tmp_path)) is None
+    assert libraries.shadowed(held, path, str(tmp_path / "gone")) is None
+
+
 def test_an_upgrade_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is another one, or gone, names its library."""
     file = tmp_path / "lib" / "__init__.py"
