@@ -37,7 +37,7 @@ class Agents:
         self._waits_for = ""
         self._reports: list[AgentDone] = []  # of this attempt
         self._swept = 0  # in earlier attempts
-        self._kill_deadline: float | None = None
+        self._deadline: float | None = None
 
     def start(self, engine: Engine, spec: AgentSpec, env: dict[str, str]) -> None:
         """Place the agent, or one on each node. Returns before they are up."""
@@ -91,8 +91,12 @@ class Agents:
             self.end()  # none has connected: there are no ranks to care for
         if not ranks:
             self.killed = True
-            if self._kill_deadline is None:
-                self._kill_deadline = time.monotonic() + KILL_PATIENCE_S
+            self.expect_end(KILL_PATIENCE_S)
+
+    def expect_end(self, patience_s: float) -> None:
+        """Kill them if they have not ended by themselves in so many seconds."""
+        deadline = time.monotonic() + patience_s
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
     def end(self) -> None:
         """Kill them; their ranks die with them."""
@@ -102,11 +106,11 @@ class Agents:
     # --- the end ------------------------------------------------------------------------------
 
     def ended(self) -> bool:
-        """Return whether all have ended. Those that do not carry out a Kill are killed."""
+        """Return whether all have ended. Those that were expected to, and have not, are killed."""
         if self._placed is None or self._placed.ended():
             return True
-        if self._kill_deadline is not None and time.monotonic() > self._kill_deadline:
-            self._kill_deadline = None
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._deadline = None
             self.end()
         return False
 

@@ -36,6 +36,9 @@ from ddp_magic.wire.worker_events import ClearOutput, DisplayData, WorkerHello, 
 
 POLL_S = 0.05  # longest wait for news of a group
 AGENT_S = 3.0  # more for an agent to report a rank's end, before it is killed
+AGENT_END_S = (
+    60.0  # for the agents to end once all ranks have; what these left behind is ended first
+)
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
 
@@ -56,6 +59,7 @@ class WorkerGroup:
         gpu_locks: The GPUs that the ranks hold; they are released with the group.
         lost_s: How long a rank may live without a connection, in seconds.
         attempt_end_s: How long to wait for the end of ranks that are restarted, in seconds.
+        agent_end_s: How long an agent may live when all ranks have ended, in seconds.
 
     Attributes:
         ended: Whether every process of the group has ended.
@@ -77,6 +81,7 @@ class WorkerGroup:
         gpu_locks: GpuLocks | None = None,
         lost_s: float = LOST_S,
         attempt_end_s: float = ATTEMPT_END_S,
+        agent_end_s: float = AGENT_END_S,
     ) -> None:
         self.directory = directory
         self.nproc = nproc
@@ -87,6 +92,7 @@ class WorkerGroup:
         self.max_restarts = max_restarts
         self._gpu_locks = gpu_locks
         self._lost_s = lost_s
+        self._agent_end_s = agent_end_s
         self._settings = WorkerSettings(
             socket=str(directory.socket),
             directory=str(directory),
@@ -296,11 +302,17 @@ class WorkerGroup:
                     self._agents.kill_ranks()  # the other nodes do not know that it has failed
             case WorkerExited(rank=rank):
                 self._exited[rank] = event
-                if self._interrupted and len(self._exited) == self.nproc:
-                    # torchrun's keepers of ranks that were interrupted wait for the others' end.
-                    self._agents.kill_ranks()
+                if len(self._exited) == self.nproc:
+                    self._all_exited()
             case _:
                 pass
+
+    def _all_exited(self) -> None:
+        if self._interrupted:
+            # torchrun's keepers of ranks that were interrupted wait for the others' end.
+            self._agents.kill_ranks()
+        if self.max_restarts == 0 or not any(end.code for end in self._exited.values()):
+            self._agents.expect_end(self._agent_end_s)
 
     def _restart(self) -> None:
         self._outbox.restart()

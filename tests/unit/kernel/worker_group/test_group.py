@@ -222,6 +222,25 @@ def test_ranks_whose_agent_died_did_not_lose_their_connections(tmp_path: Path) -
     scene.close()
 
 
+@pytest.mark.parametrize(
+    ("codes", "max_restarts", "ends"), [((0, 0), 2, True), ((0, 3), 0, True), ((0, 3), 2, False)]
+)
+def test_an_agent_that_outlives_its_ranks_is_ended(
+    tmp_path: Path, codes: tuple[int, int], max_restarts: int, ends: bool
+) -> None:
+    """It hangs, or somebody has stopped it; unless it may start them again."""
+    scene = Scene(tmp_path, agent_end_s=0.0, max_restarts=max_restarts)
+    scene.agent.send(exited(0, codes[0]))
+    scene.poll()
+    assert not scene.engine.agent.dead
+    scene.agent.send(exited(1, codes[1]))
+    scene.poll()
+    time.sleep(0.01)
+    scene.poll()
+    assert scene.engine.agent.dead is ends
+    scene.close()
+
+
 def test_a_connection_that_has_just_ended_is_no_loss_yet(scene: Scene) -> None:
     """The news of its process's end is on its way."""
     scene.ranks[1].channel.close()
