@@ -27,7 +27,7 @@ test: .venv/installed
 	$(PARALLEL) -m "$(if $(SLOW),,not slow and )not alone and not gpu"
 	$(BIN)/python -m pytest -m "alone and not gpu" tests/integration
 
-# As many minutes again: trainings, notebooks, torchrun, front ends, a random fault of each kind.
+# More minutes again: trainings, notebooks, torchrun, clusters, front ends, a random fault of each kind.
 test-slow: .venv/installed
 	$(PARALLEL) -m "slow and not gpu" tests/browser tests/integration tests/sam tests/chaos
 

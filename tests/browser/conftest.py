@@ -20,11 +20,12 @@ Shoot = Callable[[Page, int, str], None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in this directory, so that `-m 'not browser'` leaves it out."""
+    """Mark what is in this directory: `-m 'not browser'` leaves it out, and so does `make test`."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.slow)
 
 
 def require_chromium() -> None:

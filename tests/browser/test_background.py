@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lab as harness
-import pytest
 from conftest import OpenCells, Shoot
 from lab import outputs, restart_kernel, run_cell, seen, text, wait_idle, wait_seen
 
@@ -14,7 +13,6 @@ WAITS = (
 )
 
 
-@pytest.mark.slow
 def test_its_output_appears_in_its_own_cell(
     open_cells: OpenCells, shoot: Shoot, lab: harness.Lab
 ) -> None:
@@ -45,7 +43,6 @@ def test_its_output_appears_in_its_own_cell(
     assert len(outputs(page, 3)) < 10
 
 
-@pytest.mark.slow
 def test_a_detached_run_is_attached_after_a_restart(
     open_cells: OpenCells, shoot: Shoot, lab: harness.Lab
 ) -> None:

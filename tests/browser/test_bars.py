@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import lab as harness
-import pytest
 from conftest import OpenCells, Shoot
 from lab import run_cell, seen, text, wait_idle, wait_until
 from playwright.sync_api import Page
 
 
-@pytest.mark.slow
 def test_nested_bars_are_rows_of_the_table(
     open_cells: OpenCells, shoot: Shoot, lab: harness.Lab
 ) -> None:
@@ -38,7 +36,6 @@ def test_nested_bars_are_rows_of_the_table(
     assert sum("trained" in line for line in lines) in (2, 3, 4)  # folded or not
 
 
-@pytest.mark.slow
 def test_clear_output_shows_the_last_epoch(open_cells: OpenCells, shoot: Shoot) -> None:
     """Of text and figures, from four ranks."""
     page = open_cells(

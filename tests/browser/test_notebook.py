@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lab as harness
 import nbformat
-import pytest
 from conftest import OpenCells, Shoot
 from lab import (
     IDLE_S,
@@ -121,7 +120,6 @@ def test_a_restart_leaves_no_process(open_cells: OpenCells, lab: harness.Lab) ->
     wait_idle(page)
 
 
-@pytest.mark.slow
 def test_progress_bars_do_not_flood(open_cells: OpenCells, shoot: Shoot, lab: harness.Lab) -> None:
     """Bars of two ranks move in the table; of each, only the last state is kept."""
     page = open_cells(
@@ -174,7 +172,6 @@ def test_an_error_names_its_line(open_cells: OpenCells, shoot: Shoot) -> None:
     assert "ZeroDivisionError" in red.first.inner_text()
 
 
-@pytest.mark.slow
 def test_a_notebook_opened_again_is_the_same(
     open_cells: OpenCells, lab: harness.Lab, shoot: Shoot
 ) -> None:

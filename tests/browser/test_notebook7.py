@@ -35,7 +35,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         server.stop()
 
 
-@pytest.mark.slow
 def test_the_first_cell(page: Page, shoot: Shoot) -> None:
     """What every rank prints is seen, and the closing line."""
     run_cell(page, 1)
@@ -46,7 +45,6 @@ def test_the_first_cell(page: Page, shoot: Shoot) -> None:
     assert "2 ranks · " in shown
 
 
-@pytest.mark.slow
 def test_stop(page: Page, shoot: Shoot) -> None:
     """The button ends the ranks, and the cell says where they were."""
     run_cell(page, 2)
@@ -57,7 +55,6 @@ def test_stop(page: Page, shoot: Shoot) -> None:
     assert "KeyboardInterrupt: rank 0 stopped at line 4; rank 1 stopped" in text(page, 2)
 
 
-@pytest.mark.slow
 def test_figures_of_every_rank_are_seen(page: Page, shoot: Shoot) -> None:
     run_cell(page, 3)
     wait_idle(page)

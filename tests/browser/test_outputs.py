@@ -6,7 +6,6 @@ import re
 import time
 
 import lab as harness
-import pytest
 from conftest import OpenCells, Shoot
 from lab import outputs, restart_kernel, run_cell, seen, text, wait_idle, wait_seen, wait_until
 from playwright.sync_api import Page
@@ -56,7 +55,6 @@ def test_an_error_after_forty_figures_is_in_sight(open_cells: OpenCells, shoot: 
         )
 
 
-@pytest.mark.slow
 def test_all_figures_are_shown_again(open_cells: OpenCells, shoot: Shoot) -> None:
     """By `%ddp_show`, also after the page was loaded again and the kernel restarted."""
     page = open_cells(FIGURES, "%ddp_show")
@@ -112,7 +110,6 @@ def test_the_table_stands_below_the_newest_output(
     assert "running" not in seen(page, 1)
 
 
-@pytest.mark.slow
 def test_labels_have_colors(open_cells: OpenCells, shoot: Shoot) -> None:
     """Of text and of figures; what all ranks print has none."""
     page = open_cells(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from conftest import OpenCells, Shoot
 from lab import IDLE_S, interrupt, run_cell, seen, text, wait_idle, wait_seen, wait_until
 from playwright.sync_api import Page
@@ -29,7 +28,6 @@ def _answer(page: Page, prompt: str, answer: str) -> None:
     box.wait_for_element_state("hidden")  # else the next answer would go there
 
 
-@pytest.mark.slow
 def test_the_debugger_of_a_rank_is_in_the_cell(open_cells: OpenCells, shoot: Shoot) -> None:
     """The box names the rank; what was asked and answered stays in the cell."""
     page = open_cells(

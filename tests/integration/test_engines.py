@@ -23,9 +23,10 @@ LINE_S = 0.5  # until a line is in the notebook
 KERNEL_S = 5.0  # until nothing is left after the kernel's SIGKILL
 
 
-@pytest.fixture(
-    scope="module", params=["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)]
-)
+CLUSTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("slurm", "ray")]
+
+
+@pytest.fixture(scope="module", params=["local", *CLUSTERS])
 def engine(request: pytest.FixtureRequest) -> str:
     """The engine's name."""
     return str(request.param)

@@ -16,6 +16,7 @@ from tests.integration.kernel import Kernel
 from tests.integration.slurm_cluster import SlurmCluster
 from tests.limits import HANG_S, LONG_S
 
+pytestmark = pytest.mark.slow
 _OF_NODES = re.compile(r"ddp_magic\.node\.(relay|node_agent)")
 
 

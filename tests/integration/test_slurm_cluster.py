@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.slurm_cluster import NODES, SlurmCluster
+
+pytestmark = pytest.mark.slow
 
 
 def test_each_node_runs_a_task(slurm: SlurmCluster) -> None:
