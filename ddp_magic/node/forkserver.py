@@ -173,6 +173,7 @@ def main() -> NoReturn:
     # A kernel may ignore it, which is inherited; then no child can be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     processes.adopt_orphans()
+    processes.continue_after_parent()
     # Collections would touch, and so copy, the pages that agents and ranks share with this process.
     gc.disable()
     channel = Channel(socket.socket(fileno=start["channel"]))

@@ -43,6 +43,14 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def continue_after_parent() -> None:
+    """Have the operating system continue this process, if it is stopped, when its parent ends.
+
+    A stopped process (SIGSTOP, a debugger) could not notice that, and would never end.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends (Linux)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

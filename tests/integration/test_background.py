@@ -224,7 +224,7 @@ def test_stop_ends_the_wait_and_ddp_stop_the_run(kernel: Kernel, runs: Path) -> 
     assert kernel.run(f"%ddp_logs {run}").lines == ["[rank 0] begun 0", "[rank 1] begun 1"]
 
 
-@pytest.mark.parametrize("how", ["killed", "restarted"])
+@pytest.mark.parametrize("how", ["killed", "restarted", "killed, and its children are stopped"])
 def test_a_background_run_ends_with_its_kernel(
     new_kernel: NewKernel, shared_kernel_env: dict[str, str], runs: Path, how: str
 ) -> None:
@@ -235,7 +235,9 @@ def test_a_background_run_ends_with_its_kernel(
     _until_begun(runs / run)
     family = _family(kernel.pid)
     assert len(family) >= 6
-    if how == "killed":
+    if how != "restarted":
+        for child in psutil.Process(kernel.pid).children() if "stopped" in how else ():
+            child.suspend()
         kernel.kill()
     else:
         kernel.manager.restart_kernel(now=True)

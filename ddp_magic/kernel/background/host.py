@@ -25,6 +25,7 @@ from ddp_magic.kernel.background.start_host import HostStart
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.values.capture import Notebook
+from ddp_magic.system.processes import continue_after_parent
 
 TABLE_S = 1.0  # between two tables on disk
 LOOK_S = 0.2  # at the kernel
@@ -80,6 +81,8 @@ def main() -> NoReturn:
     # A kernel may ignore it, which is inherited; then no child can be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     start: HostStart = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 -- our parent wrote it
+    if not start.background.detached:
+        continue_after_parent()
     sys.path[:] = start.sys_path
     try:
         os.getcwd()  # noqa: PTH109 -- a path would be made of it

@@ -90,6 +90,33 @@ def test_what_loses_its_parent_during_the_sweep_is_swept_too() -> None:
     assert done.stdout.strip() == "[]", done
 
 
+def test_a_stopped_process_continues_when_its_parent_ends() -> None:
+    """It reads the end of its input then, and ends."""
+    child = """
+        import os, signal, sys
+        from ddp_magic.system import processes
+
+        processes.continue_after_parent()
+        print("stops", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        print("goes on", flush=True)
+    """
+    parent = """
+        import os, subprocess, sys
+
+        child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(parent), textwrap.dedent(child)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["stops", "goes on"], done
+
+
 def test_exit_words() -> None:
     """A signal has its name."""
     assert exit_words(3) == "exit code 3"
