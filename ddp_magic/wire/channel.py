@@ -42,6 +42,11 @@ class Channel:
     Args:
         sock: A connected socket, which the channel closes.
         max_frame_bytes: Longest frame to receive, bytes.
+
+    Attributes:
+        received_fds: The descriptors that came with frames.
+        lost_fd: Whether one came, and this process can open no more files.
+        closed: Whether it was closed.
     """
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -51,6 +56,7 @@ class Channel:
         self._inode = os.fstat(sock.fileno()).st_ino
         self._buffer = bytearray()
         self.received_fds: list[int] = []
+        self.lost_fd = False
         self.closed = False
         _open_channels.add(self)
 
@@ -101,12 +107,13 @@ class Channel:
     def read(self) -> bool:
         """Wait for data and read it; return False at the end of the stream."""
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._socket, _CHUNK_BYTES, 1)
+            data, fds, flags, _address = socket.recv_fds(self._socket, _CHUNK_BYTES, 1)
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:
             return False
         self.received_fds.extend(fds)
+        self.lost_fd |= bool(flags & socket.MSG_CTRUNC) and not fds
         self._buffer += data
         return bool(data)
 

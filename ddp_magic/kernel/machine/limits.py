@@ -67,7 +67,8 @@ def system_error(error: OSError) -> LaunchError:
     text = str(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         limit = _soft(resource.RLIMIT_NOFILE)
-        text += f" (ulimit -n: {limit}): close files in the notebook, or restart its kernel"
+        what_to_do = "close files in the notebook, or restart its kernel"
+        text = f"{error.strerror} (ulimit -n: {limit}): {what_to_do}"
     return LaunchError(f"the notebook's process could not run the cell: {text}")
 
 

@@ -10,6 +10,7 @@ and the text pipes (`open_ends`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -106,7 +107,11 @@ class Connections:
         self._watched_fd = fd
 
     def poll(self, timeout_s: float) -> list[RunEvent]:
-        """Return what has happened, after waiting at most `timeout_s` for something to happen."""
+        """Return what has happened, after waiting at most `timeout_s` for something to happen.
+
+        Raises:
+            OSError: This process can open no more files, and a rank could not connect.
+        """
         return [*self._ends.read(timeout_s, self._order), *self._close_silent()]
 
     def _order(self, end: End) -> int:
@@ -161,6 +166,8 @@ class Connections:
         try:
             channel = listener.accept(HELLO_BYTES)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._awaits_ranks:
+                raise  # they would wait for ever
             return self._complain(f"could not accept a connection: {error}")
         self._strangers[channel] = time.monotonic()
         self._ends.add(channel, self._read_channel)
@@ -171,6 +178,8 @@ class Connections:
     def _read_channel(self, channel: Channel) -> list[RunEvent]:
         if not channel.read():
             return self._lost(channel)
+        if channel.lost_fd and self._awaits_ranks:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         events: list[RunEvent] = []
         try:
             for payload in channel.frames():
@@ -182,6 +191,10 @@ class Connections:
         if len(channel.received_fds) > MAX_UNUSED_FDS:
             channel.drop_fds()
         return events
+
+    @property
+    def _awaits_ranks(self) -> bool:
+        return len(self.members) < self._nproc
 
     def _lost(self, channel: Channel) -> list[RunEvent]:
         unfinished = channel in self._strangers and channel.unfinished

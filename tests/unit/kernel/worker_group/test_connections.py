@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,41 @@ def test_many_strangers(scene: Scene) -> None:
     assert scene.is_unharmed()
     for raw in raws:
         raw.close()
+
+
+@contextlib.contextmanager
+def _files_left(count: int) -> Iterator[None]:
+    """Let this process open so many."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_ranks_that_cannot_connect_are_not_waited_for(tmp_path: Path, left: int) -> None:
+    """The kernel can open no more files, for the connection or for the text: an error."""
+    group = WorkerGroup(RunDirectory(tmp_path), nproc=NPROC, device="cpu")
+    group.start(FakeEngine(), {}, [], ())
+    rank = FakeRank(tmp_path / "socket", 0)
+    with _files_left(left), pytest.raises(OSError, match="Too many open files"):
+        [group.poll(0) for _ in range(STEPS)]
+    rank.close()
+    group.close()
+
+
+def test_a_stranger_that_cannot_connect_harms_no_run(scene: Scene) -> None:
+    """All ranks are connected."""
+    raw = scene.stranger()
+    with _files_left(0):
+        assert scene.is_unharmed()
+    assert "could not accept a connection: [Errno 24]" in scene.notes[0]
+    raw.close()
 
 
 def _some_file(tmp_path: Path) -> int:
