@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ddp_magic.display.diagnosis.operations import describe, differ, short
+from ddp_magic.display.diagnosis.operations import describe, differ, rule, short
 from ddp_magic.display.diagnosis.unrecorded import different_roots
 from ddp_magic.display.diagnosis.words import names
 from ddp_magic.display.rank import Rank
@@ -69,7 +69,7 @@ class Group:
                 if not operation.point_to_point:
                     calls[operation.number][rank] = operation
         for number, by_rank in sorted(calls.items()):
-            if differ(by_rank.values()):
+            if differ(by_rank.values(), of_all=len(by_rank) == len(self.members)):
                 return self._differ(number, by_rank, known)
         return None
 
@@ -92,9 +92,8 @@ class Group:
         )
         return (
             f"collective #{number}{self.name} differs between ranks: {calls}. "
-            + ("What it returned is wrong: all" if done else "All")
-            + " ranks must call the same collectives in the same order, with the same shapes and "
-            "dtypes"
+            + ("What it returned is wrong: all " if done else "All ")
+            + rule(next(iter(by_rank.values())).name)
         )
 
     def _called_in_cell(self, rank: int) -> int:

@@ -18,6 +18,7 @@ _SAME_INPUTS = frozenset(
     ]
 )  # fmt: skip
 _SAME_OUTPUTS = frozenset(["scatter"])
+_EXCHANGE = "all_to_all"  # each rank receives parts of other sizes, from each what that sends to it
 _MAX_TENSORS = 3
 _DTYPES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16",
@@ -32,9 +33,15 @@ def short(operation: Operation) -> str:
 
 
 def describe(operation: Operation) -> str:
-    """Return an operation with what goes in: `all_reduce of float32 [3, 2]`."""
+    """Return an operation with what goes in: `all_reduce of float32 [3, 2]`.
+
+    What comes out is named too where only that may be wrong: `scatter into [2]`.
+    """
     dtypes = [_DTYPES.get(dtype, dtype) for dtype in operation.dtypes]
-    return operation.name + of_tensors(dtypes, operation.inputs)
+    words = operation.name + of_tensors(dtypes, operation.inputs)
+    if operation.name in _SAME_OUTPUTS or operation.name == _EXCHANGE:
+        words += "".join(f" into {list(shape)}" for shape in operation.outputs[:_MAX_TENSORS])
+    return words
 
 
 def of_tensors(dtypes: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> str:
@@ -44,22 +51,38 @@ def of_tensors(dtypes: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> str:
     return f" of {', '.join(tensors[:_MAX_TENSORS])}{more}" if tensors else ""
 
 
-def differ(operations: Iterable[Operation]) -> bool:
+def differ(operations: Iterable[Operation], *, of_all: bool) -> bool:
     """Return whether what ranks called as one collective is not the same.
 
     A tensor may be flat, or have dimensions of size 1, on some ranks only: elements are counted.
+
+    Args:
+        operations: What ranks of a group called.
+        of_all: Whether these are all its ranks.
     """
     operations = list(operations)
     if len({_signature(operation) for operation in operations}) > 1:
         return True
+    if of_all and all(o.name == _EXCHANGE and o.inputs and o.outputs for o in operations):
+        sent = sum(math.prod(shape) for o in operations for shape in o.inputs)
+        return sent != sum(math.prod(shape) for o in operations for shape in o.outputs)
     tensors = zip(*map(_same_tensors, operations), strict=True)
     return any(len({s for s in map(_squeezed, t) if len(s) > 1}) > 1 for t in tensors)
+
+
+def rule(name: str) -> str:
+    """Return what must be the same on all ranks, for the end of a sentence on a collective."""
+    order = "ranks must call the same collectives in the same order"
+    if name == _EXCHANGE:
+        return f"{order}, and each must receive as many elements as the others send to it"
+    return f"{order}, with the same shapes and dtypes"
 
 
 def _signature(operation: Operation) -> tuple[object, ...]:
     """Return what must be the same on all ranks."""
     sizes = tuple(map(math.prod, _same_tensors(operation)))
-    dtypes = operation.dtypes if operation.name in _SAME_INPUTS else ()
+    same_dtypes = operation.name in _SAME_INPUTS or operation.name == _EXCHANGE
+    dtypes = operation.dtypes if same_dtypes else ()
     return operation.name, dtypes, sizes
 
 

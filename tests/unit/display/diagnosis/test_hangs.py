@@ -22,6 +22,10 @@ def _op(number: int, name: str = "all_reduce", *, age: float = 24.0, **more: Any
     return Operation(number=number, name=name, created=NOW - age, **settings)
 
 
+def _exchange(sends: int, receives: int, **more: Any) -> Operation:
+    return _op(1, "all_to_all", inputs=((sends,),), outputs=((receives,),), **more)
+
+
 def _done(*operations: Operation) -> list[Operation]:
     return [Operation(**{**vars(operation), "done": True}) for operation in operations]
 
@@ -240,6 +244,30 @@ def test_shapes_of_the_same_size_differ(name: str) -> None:
     assert "What it returned is wrong" in sentence
 
 
+def test_an_exchange_must_receive_what_is_sent() -> None:
+    """gloo leaves the rest as it was, without a word. With the parts unknown, the sums must fit."""
+    parts = [_exchange(6, 6), _exchange(6, 7), _exchange(6, 6)]
+    ranks = [_rank(n, _group(*_done(part))) for n, part in enumerate(parts)]
+    assert mismatches(ranks) == [
+        "collective #1 differs between ranks: ranks 0, 2 called all_to_all of float32 [6] into "
+        "[6]; rank 1 called all_to_all of float32 [6] into [7]. What it returned is wrong: all "
+        "ranks must call the same collectives in the same order, and each must receive as many "
+        "elements as the others send to it"
+    ]
+    assert mismatches(ranks[:2]) == []  # what the third receives is not known
+
+
+def test_a_scatter_into_another_size_is_told_by_what_it_goes_into() -> None:
+    source = _op(1, "scatter", inputs=((3, 2),), outputs=((2,),))
+    others = [_op(1, "scatter", inputs=(), dtypes=(), outputs=((n,),)) for n in (2, 4)]
+    ranks = [_rank(n, _group(*_done(one))) for n, one in enumerate([source, *others])]
+    (sentence,) = mismatches(ranks)
+    assert (
+        "rank 0 called scatter of float32 [3, 2] into [2]; rank 1 called scatter into [2]; rank 2 "
+        "called scatter into [4]. "
+    ) in sentence
+
+
 def test_a_collective_of_a_rank_that_has_finished_has_returned() -> None:
     """gloo notes its completion a moment after the rank has gone on."""
     last = _op(1), _op(1, dtypes=("Int",))
@@ -262,6 +290,7 @@ def test_a_collective_of_a_rank_that_has_finished_has_returned() -> None:
             _op(1, "scatter", inputs=(), outputs=((3,),)),
         ],
         [_op(1, "all_to_all", inputs=((1,), (2,))), _op(1, "all_to_all", inputs=((2,), (1,)))],
+        [_exchange(1, 3), _exchange(5, 3)],
         [_op(1, "barrier", inputs=(), dtypes=()), _op(1, "barrier", inputs=(), dtypes=())],
     ],
 )
