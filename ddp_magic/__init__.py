@@ -115,7 +115,11 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """`%unload_ext ddp_magic`: take the magics away, and end the sessions and the forkserver."""
+    """`%unload_ext ddp_magic`, `%reload_ext ddp_magic`: take the magics away.
+
+    The sessions, the background runs and the forkserver end, and it says which.
+    """
     from ddp_magic.kernel.notebook.magics import unregister
 
-    unregister(shell)
+    if ended := unregister(shell):
+        print("\n".join(ended))  # noqa: T201 -- the answer

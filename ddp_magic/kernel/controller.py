@@ -236,12 +236,16 @@ class Controller:
 
         return Remote(options.engine, options.engine_args)
 
-    def close(self) -> None:
-        """End the sessions, the background runs of this process and the forkserver."""
+    def close(self) -> list[str]:
+        """End the sessions, the background runs of this process and the forkserver.
+
+        Returns:
+            Messages for the user: what ended.
+        """
         self._control.close()
-        self.background.close()
-        self.sessions.close()
+        ended = [*self.background.close(), *self.sessions.close()]
         self.forkserver.close(at_once=self._serves_one)
+        return ended
 
 
 def _check_torch() -> None:

@@ -183,9 +183,9 @@ class Sessions:
                 messages.append(str(error))
         return messages
 
-    def close(self) -> None:
-        """End all sessions; those in use at once."""
+    def close(self) -> list[str]:
+        """End all sessions; those in use at once. Return messages for the user."""
         for name in list(self._claims):
             if (session := self._sessions.get(name)) is not None:
                 session.group.kill()  # the thread that uses it sees its end
-        self.end_all()
+        return self.end_all()

@@ -187,10 +187,12 @@ class BackgroundRuns:
         self.add(attached)
         return attached
 
-    def close(self) -> None:
-        """End those that end with this process."""
+    def close(self) -> list[str]:
+        """End those that end with this process; return messages for the user."""
         runs = self.going_on()
         for run in runs:
             run.end_with_kernel()
         for run in runs:
             run.close()
+        ended = [run for run in runs if run.is_ours and not run.background.detached]
+        return [f"run {run.id} ended, which was in the background" for run in ended]

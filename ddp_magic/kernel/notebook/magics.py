@@ -102,15 +102,15 @@ class DDPMagics(OurMagics, OptionDefaults):
         self.typed.end()
         self.controller.follow()
 
-    def close(self) -> None:
-        """End the sessions and the forkserver; unplug from IPython."""
+    def close(self) -> list[str]:
+        """End the sessions and the forkserver; unplug from IPython. Return what ended."""
         controller.current = None
         self._shown_errors.close()
         self._completion.close()
         transforms = self.shell.input_transformer_manager.line_transforms
         if keep_empty_body in transforms:
             transforms.remove(keep_empty_body)
-        self.controller.close()
+        return self.controller.close()
 
     @line_cell_magic
     @no_var_expand  # `expansion` does it
@@ -232,13 +232,18 @@ def register(shell: InteractiveShell) -> None:
     shell.events.register("post_run_cell", magics.follow_notebook)
 
 
-def unregister(shell: InteractiveShell) -> None:
-    """Take the magics away, and end the sessions and the forkserver."""
+def unregister(shell: InteractiveShell) -> list[str]:
+    """Take the magics away; end the sessions, the background runs and the forkserver.
+
+    Returns:
+        Messages for the user: what ended.
+    """
     magics = shell.magics_manager.registry.get(DDPMagics.__name__)
     if magics is None:
-        return
+        return []
     shell.events.unregister("pre_run_cell", magics.note_cell)
     shell.events.unregister("post_run_cell", magics.follow_notebook)
-    magics.close()
+    ended: list[str] = magics.close()
     for ours in (magics, shell.magics_manager.registry[LineMagics.__name__]):
         ours.unregister()
+    return ended

@@ -205,7 +205,8 @@ def test_a_kept_run_holds_no_results(lab: tuple[Controller, FakeGroup]) -> None:
 
 
 def test_closing_ends_the_sessions(lab: tuple[Controller, FakeGroup]) -> None:
+    """`%reload_ext` says which, since their variables are gone."""
     controller, group = lab
-    controller.close()
+    assert controller.close() == ["session lab (2 ranks) ended"]
     assert group.commands == [("finish", 30.0), ("close",)]
     assert list(controller.sessions) == []

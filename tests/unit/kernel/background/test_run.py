@@ -169,12 +169,15 @@ def test_before_its_journal_begins_a_run_is_pending(root: Path) -> None:
 
 @pytest.mark.parametrize("detached", [True, False])
 def test_only_a_run_that_is_not_detached_ends_with_its_kernel(root: Path, detached: bool) -> None:
+    """`%reload_ext` says which did."""
     process = _process("input()")
     runs = BackgroundRuns(PastRuns(lambda: (), [root]))
     background = Background(detached=detached)
     runs.add(BackgroundRun(RunDirectory(root / "0101-000000-7-1"), background, process=process))
-    runs.close()
+    ended = runs.close()
     assert (process.poll() is None) is detached
+    said = "run 0101-000000-7-1 ended, which was in the background"
+    assert ended == ([] if detached else [said])
     process.communicate(b"\n")
 
 
@@ -277,6 +280,12 @@ def test_of_several_that_go_on_none_is_meant(home: Home) -> None:
     with pytest.raises(ValueError, match=r"several .*\n  run 0101.*\n  run 0101"):
         home.choose()
     assert home.choose("7-1") == "0101-000000-7-1"
+
+
+def test_a_run_of_another_notebook_that_was_followed_goes_on(home: Home) -> None:
+    home.live("0101-000000-7-1")
+    home.choose("7-1")
+    assert home.runs.close() == []
 
 
 def test_if_none_goes_on_it_is_the_newest(home: Home) -> None:
