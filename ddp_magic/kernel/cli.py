@@ -20,6 +20,7 @@ from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.run_places import run_roots
 
 ENDED = "of notebooks that have ended, since yesterday (ddp-magic show RUN shows one again):"
+_DEAF = "does not answer"
 INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
 NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
 
@@ -78,8 +79,11 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
         words = [verb, *([arguments.run] if arguments.run else [])]
         answers = list(_answers(words, arguments.roots))
         right = [(who, text) for who, ok, text in answers if ok]
+        deaf = [text for who, _, text in answers if text.startswith(f"{who} {_DEAF}")]
         for who, text in right:
             print(f"{who}\n{text}\n" if verb == "status" else text)
+        if deaf and right:
+            print("\n".join(deaf), file=sys.stderr)
         if verb == "status" and not arguments.run and (ended := _of_ended_notebooks(arguments)):
             print(ended)
             return 0
@@ -87,7 +91,7 @@ def _ask(verb: str) -> Callable[[argparse.Namespace], int]:
             # A run is one kernel's: the others need not say that they do not have it.
             texts = dict.fromkeys(text for _, _, text in answers)
             known = [text for text in texts if not text.startswith("unknown ")]
-            known = known or (_ended(arguments) if verb == "stop" else [])
+            known = deaf or known or (_ended(arguments) if verb == "stop" else [])
             print("\n".join(known or texts or [NO_KERNEL]), file=sys.stderr)
         return 0 if right else 1
 
@@ -117,8 +121,8 @@ def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[str, boo
         except ConnectionError:
             path.unlink(missing_ok=True)  # its kernel was killed
             continue
-        except TimeoutError:
-            ok, text = False, f"{who} does not answer"
+        except TimeoutError as error:
+            ok, text = False, f"{who} {_DEAF}: {error}"
         yield who, ok, text
 
 

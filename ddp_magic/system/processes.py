@@ -76,6 +76,15 @@ def tie_forked_children() -> None:
     os.register_at_fork(before=before, after_in_child=in_child)
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped, by SIGSTOP or a debugger."""
+    try:
+        status = psutil.Process(pid).status()
+    except (psutil.Error, ValueError):
+        return False
+    return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
+
 def kill(process: psutil.Process, sig: int = signal.SIGKILL) -> None:
     """Send a signal to a process, if it is still that process."""
     try:

@@ -28,6 +28,14 @@ _CHUNK_BYTES = 256 * 1024
 _MAX_PATH_BYTES = 103  # sun_path holds 104 or 108, with a zero at the end
 
 
+def peer_pid(connection: socket.socket) -> int | None:
+    """Return the pid of the process at the other end; None if the system does not report it."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[0])
+
+
 def _frame(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
@@ -160,10 +168,7 @@ class Channel:
 
     def peer_pid(self) -> int | None:
         """Return the pid of the process at the other end; None if the system does not report it."""
-        if not hasattr(socket, "SO_PEERCRED"):
-            return None
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        return int(_PEER.unpack(credentials)[0])
+        return peer_pid(self._socket)
 
     def move(self, place: Callable[[int], int]) -> None:
         """Move the descriptor, before another thread uses the channel.

@@ -131,14 +131,16 @@ class BackgroundRecord:
 
     def status(self) -> str:
         """Return what `%ddp_status` shows of it."""
-        try:
-            return self._host.ask(["status", self.id])
-        except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
-            return self.title
+        return self._ask("status")
 
     def stacks(self) -> str:
         """Return the stacks of its ranks; or a line that says why there are none."""
+        return self._ask("stacks")
+
+    def _ask(self, verb: str) -> str:
         try:
-            return self._host.ask(["stacks", self.id])
-        except (ConnectionError, TimeoutError, ValueError):  # it starts, or has ended
+            return self._host.ask([verb, self.id])
+        except TimeoutError as error:
+            return f"{self.title}\nits host process does not answer: {error}"
+        except (ConnectionError, ValueError):  # it starts, or has ended
             return self.title

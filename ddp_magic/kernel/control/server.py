@@ -14,6 +14,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from ddp_magic.system.processes import is_stopped
+from ddp_magic.wire.channel import peer_pid
+
 QUESTION_S = 5.0  # for a question to arrive, and for an answer to be taken
 ANSWER_S = 30.0  # for a kernel to answer
 MAX_QUESTION_BYTES = 10_000
@@ -125,7 +128,7 @@ def ask(path: Path, words: list[str], limit_s: float = ANSWER_S) -> tuple[bool, 
 
     Raises:
         ConnectionError: There is no such kernel any more.
-        TimeoutError: It does not answer.
+        TimeoutError: It does not answer: `it is stopped: ...`, or `timed out`.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(limit_s)
@@ -133,6 +136,9 @@ def ask(path: Path, words: list[str], limit_s: float = ANSWER_S) -> tuple[bool, 
             connection.connect(str(path))
         except OSError as error:
             raise ConnectionError(str(error)) from error
+        pid = peer_pid(connection)
+        if pid is not None and is_stopped(pid):
+            raise TimeoutError(f"it is stopped: `kill -CONT {pid}` continues it")
         connection.sendall(json.dumps(words).encode() + b"\n")
         with connection.makefile("rb") as answers:
             line = answers.readline()

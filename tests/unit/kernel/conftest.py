@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
 from tests.unit.kernel.scene import Scene
 
 
@@ -35,3 +40,29 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     scene = Scene(tmp_path)
     yield scene
     scene.close()
+
+
+@pytest.fixture
+def stopped_kernel() -> Iterator[Callable[[Path], int]]:
+    """Start processes that listen as kernels do, in a given directory, and are stopped."""
+    program = """
+        import os, signal, socket, sys
+
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"{sys.argv[1]}/kernel-{os.getpid()}.control")
+        listener.listen()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    started = []
+
+    def start(root: Path) -> int:
+        argv = [sys.executable, "-c", textwrap.dedent(program), str(root)]
+        process = subprocess.Popen(argv)
+        started.append(process)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        return process.pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(HANG_S)

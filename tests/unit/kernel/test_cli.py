@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,24 @@ def test_a_host_is_asked_too(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == f"host {os.getpid()}\nstatus\n\n"
     server.close()
     assert list(root.iterdir()) == []
+
+
+def test_a_stopped_kernel_is_named_beside_what_others_answer(
+    root: Path,
+    kernel: list[list[str]],
+    stopped_kernel: Callable[[Path], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Otherwise its runs would not be there, or `no run is going on` be said."""
+    pid = stopped_kernel(root)
+    said = f"kernel {pid} does not answer: it is stopped: `kill -CONT {pid}` continues it\n"
+    assert cli.main(["status"], [root]) == 0
+    shown = capsys.readouterr()
+    assert "answer to status" in shown.out
+    assert shown.err == said
+    kernel.clear()
+    assert cli.main(["stacks", "8-1"], [root]) == 1
+    assert capsys.readouterr().err == said
 
 
 def test_of_several_runs_none_is_stopped(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,15 @@ def test_a_place_where_nothing_can_be_made_costs_nothing_else(short_path: Path) 
     server = ControlServer(_answer)
     server.start(short_path / "missing")
     server.close()
+
+
+def test_a_kernel_that_is_stopped_is_not_waited_for(
+    short_path: Path, stopped_kernel: Callable[[Path], int]
+) -> None:
+    """It would not answer; the reason says how to continue it."""
+    pid = stopped_kernel(short_path)
+    with pytest.raises(TimeoutError, match=f"it is stopped: `kill -CONT {pid}` continues it"):
+        ask(short_path / f"kernel-{pid}.control", ["status"], limit_s=0.1)
 
 
 def test_a_kernel_that_is_gone_does_not_answer(short_path: Path) -> None:
