@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import psutil
 
-from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess, current_directory
+from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess
 from ddp_magic.engines.preload_record import PreloadRecord
 from ddp_magic.system import libraries
 from ddp_magic.system.environment import early_differences, rank_environment
@@ -84,12 +84,12 @@ class Forkserver:
         if names and not self._record.only_torch:
             self.ready = False
             self._preloads += 1
-            path = tuple(libraries.search_path(sys.path, current_directory()))
+            path = tuple(libraries.search_path(sys.path, libraries.current_directory()))
             self._send(Preload(modules=names, number=self._preloads, sys_path=path))
 
     def fork_agent(self, spec: AgentSpec, env: dict[str, str]) -> None:
         """Ask it to fork an agent, in this process's present state."""
-        cwd = current_directory()
+        cwd = libraries.current_directory()
         self._send(ForkAgent(spec=spec.to_json(), env=env, cwd=cwd, umask=_current_umask()))
 
     def lend(self, fd: int, host_pid: int) -> None:
@@ -208,7 +208,7 @@ class Forkserver:
             return f"{upgraded} was reinstalled"
         # Not ddp_magic itself, which may be a checkout in front of what is installed.
         held = {n: str(f[0]) for n, f in self._files.items() if "." not in n and n != "ddp_magic"}
-        if hidden := libraries.shadowed(held, sys_path, current_directory()):
+        if hidden := libraries.shadowed(held, sys_path, libraries.current_directory()):
             return f"{hidden[0]} is now found in {hidden[1]}"
         return ""
 

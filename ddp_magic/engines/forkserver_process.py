@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import psutil
@@ -49,7 +48,7 @@ class StartedProcess:
             start = {
                 "channel": theirs.fileno(),
                 "kernel_pid": os.getpid(),
-                "sys_path": libraries.search_path(sys.path, current_directory()),
+                "sys_path": libraries.search_path(sys.path, libraries.current_directory()),
                 "trusted": record.trusted,
                 "left_out": record.left_out,
             }
@@ -114,11 +113,3 @@ class LentProcess:
         except psutil.TimeoutExpired:
             return None
         return 0
-
-
-def current_directory() -> str:
-    """Return the working directory; empty if it has been removed."""
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:
-        return ""

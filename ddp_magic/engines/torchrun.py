@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import BinaryIO
 
+from ddp_magic.system import libraries
 from ddp_magic.system.entry_points import KEEPER, TORCHRUN, command, last_words, write_start
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import SPEC_VARIABLE, AgentSpec
@@ -82,6 +83,8 @@ class Torchrun:
                 stdout=output,
                 stderr=output,
                 env={**env, SPEC_VARIABLE: spec.to_json()},
+                # torch cannot be imported in a directory that was removed.
+                cwd=libraries.current_directory() or directory.path,
                 # Jupyter interrupts the kernel's whole process group; the group asks the ranks.
                 start_new_session=True,
             )

@@ -30,6 +30,7 @@ from ddp_magic.kernel.session import Session, Sessions
 from ddp_magic.kernel.values.capture import Capture, Notebook
 from ddp_magic.kernel.values.needed_values import Held
 from ddp_magic.kernel.values.value_stream import Extra
+from ddp_magic.system import libraries
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 
 current: Controller | None = None  # of this process
@@ -195,6 +196,11 @@ class Controller:
         )
         if held is None:  # ranks of a session have results of their own
             capture.notes += self.notebook.results_left(cell.names)
+            if not libraries.current_directory():
+                capture.notes.append(
+                    "the notebook's working directory was removed: the ranks use another one; "
+                    "%cd DIRECTORY chooses one that exists"
+                )
         return capture
 
     def surroundings(self) -> Surroundings:

@@ -111,6 +111,14 @@ def is_installed(file: str) -> bool:
     return file.startswith((*library_roots(), *interpreter_roots()))
 
 
+def current_directory() -> str:
+    """Return the working directory; empty if it has been removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return ""
+
+
 def search_path(sys_path: Iterable[str], cwd: str) -> list[str]:
     """Return a module search path without the user's working directory."""
     return [entry for entry in sys_path if entry not in ("", ".", cwd)]

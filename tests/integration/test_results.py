@@ -63,6 +63,7 @@ def test_a_tensor_for_a_notebook_whose_directory_is_gone(
     kernel.run("import os\nos.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')")
     result = kernel.run("%%ddp -n 2 --pull x\nx = torch.ones(2)")
     assert result.status == "ok", result
+    assert "the notebook's working directory was removed: the ranks use another" in result.text
     assert kernel.value("x.tolist()") == [1.0, 1.0]
 
 

@@ -101,6 +101,19 @@ def test_a_run_has_ranks_of_its_own() -> None:
     assert list(controller.sessions) == []
 
 
+def test_ranks_of_a_notebook_whose_directory_is_gone_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that they write by relative paths are elsewhere."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    assert _controller()._capture(_cell(), Options(nproc=2), None, None, None).notes == []
+    gone.rmdir()
+    (note,) = _controller()._capture(_cell(), Options(nproc=2), None, None, None).notes
+    assert note.startswith("the notebook's working directory was removed: ")
+
+
 def test_the_first_cell_of_a_session_makes_it() -> None:
     """The run has its ranks."""
     controller = _controller()
