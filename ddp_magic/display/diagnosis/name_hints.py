@@ -96,7 +96,7 @@ def _hints_of_children(error: Error, cell_source: str) -> list[str]:
         "what the cell took from the notebook, but nothing that the cell computes: pass it as an "
         "argument, or as an attribute of the Dataset"
         for name in missing
-        if re.search(rf"^\s*(?:\w+ *, *)*{name}\b", cell_source, re.MULTILINE)
+        if re.search(rf"^\s*(?:\w+ *, *)*{name} *(?:[,:]|=(?!=))", cell_source, re.MULTILINE)
     ]
 
 

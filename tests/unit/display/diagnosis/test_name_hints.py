@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ddp_magic.display.diagnosis.name_hints import Surroundings, name_hints
 from ddp_magic.wire.worker_events import Error
 
@@ -44,14 +46,23 @@ def test_name_hints() -> None:
     assert name_hints(_error("x"), "a\n", Surroundings(), {"train"}) == []
 
 
-def test_a_name_that_a_spawned_child_lacks() -> None:
+@pytest.mark.parametrize("cell", ["size.sleep(3)", "size(3)", "size == 3", "other = size"])
+def test_a_name_that_the_cell_only_uses_is_not_one_that_a_child_lacks(cell: str) -> None:
+    """It is missing everywhere: an import that was forgotten."""
+    words = (
+        "Caught NameError in DataLoader worker process 0.\nNameError: name 'size' is not defined"
+    )
+    assert name_hints(_error(words, ename="NameError"), cell, Surroundings(), set()) == []
+
+
+@pytest.mark.parametrize("cell", ["n, size = 1, make()", "size: int = make()", "size = make()"])
+def test_a_name_that_a_spawned_child_lacks(cell: str) -> None:
     """It is said what a child gets, where the cell has computed the name."""
     words = (
         "Caught NameError in DataLoader worker process 0.\nNameError: name 'size' is not defined"
     )
     error = _error(words, ename="NameError")
-    (hint,) = name_hints(error, "n, size = 1, make()\n", Surroundings(), set())
+    (hint,) = name_hints(error, f"{cell}\n", Surroundings(), set())
     assert hint.startswith("`size`: a spawned child gets the cell's imports, functions")
-    assert name_hints(error, "other = size\n", Surroundings(), set()) == []
     own = _error("name 'size' is not defined", ename="NameError")
     assert name_hints(own, "size = 1", Surroundings(), set()) == []
