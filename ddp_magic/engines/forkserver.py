@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess
 from ddp_magic.engines.preload_record import PreloadRecord
 from ddp_magic.system import libraries
 from ddp_magic.system.environment import early_differences, rank_environment
+from ddp_magic.system.processes import is_stopped
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.commands import Command, ForkAgent, ForkServer, Preload
 from ddp_magic.wire.events import Event, Forked, ForkObstacle, ForkserverHello, Importing, Preloaded
@@ -48,6 +50,7 @@ class Forkserver:
         self.ready = False
         self.importing = ""
         self._importing_since = time.monotonic()  # or waiting for it to be up
+        self._stopped_since = math.inf  # as seen
         self.obstacle: ForkObstacle | None = None
         self.lent = isinstance(process, LentProcess)
         self._record = record
@@ -163,6 +166,16 @@ class Forkserver:
         """How long it has been importing the module, or coming up, s."""
         busy = self.importing or not self._process.pid
         return time.monotonic() - self._importing_since if busy else 0.0
+
+    @property
+    def stopped_for_s(self) -> float:
+        """How long it has been stopped (SIGSTOP, a debugger), since that was seen first, s."""
+        pid = self._process.pid
+        if not pid or not is_stopped(pid):
+            self._stopped_since = math.inf
+        else:
+            self._stopped_since = min(self._stopped_since, time.monotonic())
+        return max(time.monotonic() - self._stopped_since, 0.0)
 
     def _trust_import(self) -> None:
         if self.importing:

@@ -28,6 +28,7 @@ from ddp_magic.wire.specs import AgentSpec
 
 CLOSE_S = 5.0
 IMPORT_S = 30.0  # for a library while an agent waits; then a process of its own tries it
+STOPPED_S = 2.0  # for a forkserver; a profiler or a debugger stops it for a moment
 
 
 class LocalEngine:
@@ -175,6 +176,7 @@ class LocalEngine:
         with self._lock:
             self._drain()
             self._kill_on_endless_import()
+            self._kill_if_stopped()
 
     def _drain(self) -> None:
         while (forkserver := self._forkserver) is not None:
@@ -306,6 +308,13 @@ class LocalEngine:
             reason = f"its import did not end within {IMPORT_S:g} s"
             self._waiting.note(f"{module}: {reason}; reimporting the other preloaded libraries")
             forkserver.kill(ForkObstacle(module=module, reason=reason))
+
+    def _kill_if_stopped(self) -> None:
+        """Kill the forkserver if an agent waits for it and it is stopped: another one starts."""
+        forkserver = self._forkserver
+        if forkserver is not None and self._waiting and forkserver.stopped_for_s > STOPPED_S:
+            self._waiting.note("the forkserver was stopped (SIGSTOP), and is replaced")
+            forkserver.kill()
 
     def drop(self, agent: ForkedAgent) -> None:
         """Stop waiting for this agent."""

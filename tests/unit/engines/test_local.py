@@ -17,7 +17,7 @@ from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from tests.limits import HANG_S
 
 TALK = """
-    import itertools, json, os, pathlib, socket, sys, time
+    import itertools, json, os, pathlib, signal, socket, sys, time
     from ddp_magic.wire.channel import Channel
     from ddp_magic.wire.commands import ForkAgent, Preload
     from ddp_magic.wire.events import Forked, ForkObstacle, Importing, Preloaded
@@ -203,3 +203,28 @@ def test_it_is_tried_again_in_another_environment(tmp_path: Path, lives: Path) -
     assert not engine.off
     assert len(fallback.placed) == 2
     engine.close()
+
+
+@pytest.mark.skipif(bool(unsupported()), reason="no forkserver here")
+def test_a_forkserver_that_is_stopped_is_replaced(tmp_path: Path, lives: Path) -> None:
+    """Somebody has sent it SIGSTOP: it would fork nothing, and the cell not end."""
+    engine, _ = _engine(
+        """
+        if life == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        for message in itertools.chain.from_iterable(iter(channel.receive, None)):
+            if isinstance(message, ForkAgent):
+                spec = json.loads(message.spec)
+                channel.send(Forked(run_id=spec["run_id"]), fd=os.pidfd_open(os.getpid()))
+        """
+    )
+    agent = engine.start(_spec(tmp_path), dict(os.environ))
+    deadline = time.monotonic() + HANG_S
+    while agent.fileno() < 0:
+        agent.ended()
+        assert time.monotonic() < deadline, lives.read_text()
+        time.sleep(0.01)
+    assert lives.read_text() == "xx"
+    assert agent.take_notes()[0] == "the forkserver was stopped (SIGSTOP), and is replaced"
+    agent.close()
+    engine.close(at_once=True)
