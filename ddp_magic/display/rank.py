@@ -146,7 +146,7 @@ class Rank:
                 self.killed = True
             case StackDumped(frames=frames, line=line, cell=cell):
                 self.stack = frames
-                if line is not None:
+                if line is not None and (line, cell) != (self.line, self.cell):
                     self.line, self.cell, self.call, self.inner = line, cell, "", ""
             case ConnectionLost(time=lost):
                 self.lost = lost

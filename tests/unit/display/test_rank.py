@@ -177,6 +177,15 @@ def test_a_stack_gives_a_line_only_where_it_has_one() -> None:
     assert (rank.line, rank.where) == (9, " at line 9")
 
 
+def test_a_stack_at_the_known_line_leaves_what_that_has_called() -> None:
+    """`in all_gather_object` is for the error too."""
+    rank = _rank(ready(0), heartbeat(0, 4, call="all_gather_object"))
+    rank.take(StackDumped(rank=0, frames=("a",), line=4))
+    assert rank.call == "all_gather_object"
+    rank.take(StackDumped(rank=0, frames=("b",), line=9))
+    assert rank.call == ""
+
+
 def test_a_later_cell_of_a_session() -> None:
     """The rank is in it at once; its text begins where the log ended."""
     rank = _rank(Rejoined(rank=0, pid=7, device="cuda:1", log_bytes=10))
