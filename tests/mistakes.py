@@ -101,8 +101,8 @@ def _text(kind: str, content: dict[str, object]) -> str:
 
 
 _SAYS = (
-    r" wait(s|ed)? in | differs( between ranks|:)|different groups|, but ranks? | raised |"
-    r"was killed|exited with code|rank \d+ sent "
+    r" wait(s|ed)? (in|at) | s to exit| differs( between ranks|:)|different groups|, but ranks? |"
+    r" raised |was killed|exited with code|rank \d+ sent "
 )
 
 # What only `--check` sees, or sees at once.
@@ -369,6 +369,16 @@ MISTAKES = [
         """,
         r"ranks 0, 2 wait in all_reduce #1 \(line 5\).*"
         r"rank 1 has not joined: it computes at line [34]",
+    ),
+    Mistake(
+        "a thread that holds the exit",
+        """
+        import threading, time
+        if rank == 1:
+            threading.Thread(target=lambda: time.sleep(1000)).start()
+        """,
+        r"rank 1 has finished, and waits at the exit for \d+ s for its thread Thread-1 "
+        r"\(<lambda>\) \(line 4, in time\.sleep\)",
     ),
     Mistake(
         "a receive without its send",

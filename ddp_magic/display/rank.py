@@ -62,6 +62,7 @@ class Rank:
         has_group: Whether a session's rank still has its default process group after its cell.
         cuda_error: Why a session's rank can no longer use CUDA; empty if it can.
         takes_usr1: Whether the user's code handles SIGUSR1, which asks a rank for its stacks.
+        exit_wait: What its exit waits for; empty if that is not known.
         question: What it waits for an answer to; None if it does not.
         held: Its error, while it is in the debugger (`--debug`).
         quit: Whether its debugger was quit, which ends the run.
@@ -98,6 +99,7 @@ class Rank:
     has_group: bool = True
     cuda_error: str = ""
     takes_usr1: bool = False
+    exit_wait: str = ""
     question: Question | None = None
     held: Error | None = None
     quit: bool = False
@@ -165,7 +167,7 @@ class Rank:
         self.heard, self._cpu_s = event.time, event.cpu_s
         self.enqueued, self.completed = event.enqueued, event.completed
         self.rss_mib, self.device_mib = event.rss_mib, event.device_mib
-        self.takes_usr1 = event.takes_usr1
+        self.takes_usr1, self.exit_wait = event.takes_usr1, event.exit_wait
         # A heartbeat sent before a session's cell may arrive late.
         if self.phase is not Phase.ENDED and not self.idle and event.phase is not Phase.IDLE:
             self.phase = event.phase

@@ -33,6 +33,7 @@ def test_a_wait_is_explained_in_the_table_and_when_it_is_stopped(kernel: Kernel)
         ("another order", "--time-limit 5"),
         ("a barrier in one branch", "--timeout 4"),
         ("a rank that is stopped", "--time-limit 6"),
+        ("a thread that holds the exit", "--time-limit 6"),
         ("an irecv without its isend", "--time-limit 6"),
         ("a coroutine that is awaited for ever", "--time-limit 6"),
         ("fewer batches, and then a sum over ranks", ""),

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_magic.display.diagnosis.exchanges import misfits, sent_to
+from ddp_magic.display.diagnosis.exits import held_exits
 from ddp_magic.display.diagnosis.groups import Group, groups_of
 from ddp_magic.display.diagnosis.memberships import mixed_up_groups
 from ddp_magic.display.diagnosis.operations import short
@@ -97,6 +98,7 @@ def explain(
         if not waits_beside(ranks[rank], group.id)
     }
     sentences += unrecorded_waits(ranks, wait_s, in_collectives, known.whereabouts)
+    sentences += held_exits(ranks, wait_s)
     return known.on_nodes(sentences)
 
 

@@ -84,9 +84,9 @@ class CollectiveWatch:
         return [Note(text=f"warning: {text}") for text in hangs.mismatches(ranks)]
 
     def reasons(self, ranks: Sequence[Rank]) -> tuple[str, ...]:
-        """Return why the run failed, as far as its collectives tell; empty if it did not."""
-        if all(rank.succeeded for rank in ranks):
-            return ()
+        """Return why the run failed, as far as its ranks' waits tell; empty if it did not."""
+        if all(rank.succeeded for rank in ranks):  # it was ended while they exited
+            return self._last_waits
         return tuple(hangs.reasons(ranks, self._last_waits))
 
     def close(self) -> None:

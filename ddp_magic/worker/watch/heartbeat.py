@@ -24,6 +24,7 @@ from ddp_magic.wire.worker_events import LOST_CONNECTION, Collectives, Heartbeat
 from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
+from ddp_magic.worker.watch.exit_wait import exit_wait
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
 from ddp_magic.worker.watch.frame_calls import root_of
 from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of
@@ -171,7 +172,13 @@ class HeartbeatThread:
             rss_mib=_rss_mib(),
             device_mib=device.reserved_mib(),
             takes_usr1=takes_usr1(),
+            exit_wait=self._exit_wait(),
         )
+
+    def _exit_wait(self) -> str:
+        if self._activity.phase is not Phase.EXITING:
+            return ""
+        return exit_wait(self._activity.cell_labels)
 
     def resume(self) -> None:
         """Send heartbeats again, the first one in `HEARTBEAT_S`: the rank is no longer idle."""

@@ -87,6 +87,7 @@ _RIGHT = {
     "still_s": 0.0, "cpu_s": 0.0,
     "enqueued": {"gloo:0": 2}, "completed": {"gloo:0": 1}, "transfers": [], "groups": [],
     "memberships": [], "exchanges": [], "thread": "", "threads": {}, "takes_usr1": False,
+    "exit_wait": "",
     "rank": 0, "pid": 7, "time": 1.0, "code": 0, "marker": "m", "device": "cpu", "modules": ["os"],
     "node": "n1",
     "phase": "running", "line": 3, "cell": "", "rss_mib": 1.0, "device_mib": None, "mark": 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import multiprocessing
+import multiprocessing.util
 import subprocess
 import sys
 import threading
@@ -41,6 +42,13 @@ def test_threading_shutdown_waits_for_threads() -> None:
         "os._exit(0)"
     )
     assert _output(code) == "ended\nafter\n"
+
+
+def test_multiprocessing_waits_for_children_in_its_exit_function() -> None:
+    """`multiprocessing.util._exit_function()`, of its file `util.py`."""
+    code = multiprocessing.util._exit_function.__code__  # type: ignore[attr-defined]
+    assert code.co_filename.endswith("/multiprocessing/util.py")
+    assert code.co_name == "_exit_function"
 
 
 def test_run_exitfuncs_runs_the_exit_handlers() -> None:
