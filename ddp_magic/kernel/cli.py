@@ -16,6 +16,7 @@ from ddp_magic.display.labels import without_escapes
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.control import server as control
+from ddp_magic.kernel.options.values import count
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.run_places import run_roots
 
@@ -54,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(verb=verb)
         one.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's id, or its end")
         if name == "logs":
-            one.add_argument("-r", "--rank", type=int, help="one rank; default: all")
-            one.add_argument("-n", "--lines", type=int, help="the last N lines of each rank")
+            one.add_argument("-r", "--rank", type=count, help="one rank; default: all")
+            one.add_argument("-n", "--lines", type=count, help="the last N lines of each rank")
 
     add("status", _ask("status"), "Show the runs and sessions of each notebook.")
     add("stacks", _ask("stacks"), "Show the Python stack of every rank of the runs that go on.")
@@ -143,6 +144,8 @@ def _attach(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    if not arguments.run:
+        print(run.title, file=sys.stderr)
     try:
         run.follow(Outputs(None))
     except KeyboardInterrupt:

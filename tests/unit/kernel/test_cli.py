@@ -148,6 +148,8 @@ def test_attach_shows_a_run_and_exits_as_it_ended(
     shown = capsys.readouterr()
     assert shown.out.startswith("[rank 0] hello\n1 rank · ")
     assert words in shown.err
+    assert cli.main(["attach"], [root]) == code
+    assert capsys.readouterr().err.startswith("run 1127-103517-7-1 · Cell In[1] · ")  # which it is
     assert ("%ddp_attach 1127-103517-7-1 in a notebook" in shown.out) is (code == 0)
 
 
@@ -167,6 +169,16 @@ def test_a_run_that_is_not_there_cannot_be_attached(
 ) -> None:
     assert cli.main(["attach", "7-1"], [root]) == 1
     assert "no run '7-1' is left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-n", "-r"])
+def test_a_negative_number_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    _log(root, "1127-103517-7-1", "one")
+    with pytest.raises(SystemExit):
+        cli.main(["logs", option, "-1"], [root])
+    assert "invalid count value: '-1'" in capsys.readouterr().err
 
 
 def test_a_host_is_asked_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
