@@ -88,6 +88,13 @@ class RankDisplays:
             self._journal.display(event.data, metadata, name, update=update)
         self.put(event.data, metadata, name)
 
+    def keep(self, event: DisplayData, text: RankText) -> None:
+        """Keep a display of a rank that is not shown, for `%ddp_show -r`."""
+        if self._journal is not None:
+            metadata = {**event.metadata, "ddp": {"rank": event.rank}}
+            name = self._name(event, text)
+            self._journal.display(event.data, metadata, name, update=event.update, hidden=True)
+
     def put(self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str) -> None:
         """Show a display, or the new content of the one of this name, as the journal has it."""
         ours = metadata.get("ddp", {})

@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text)
         one.set_defaults(verb=verb)
         one.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's id, or its end")
+        if name == "show":
+            text = "only what this rank displayed, also if --show left it out"
+            one.add_argument("-r", "--rank", type=count, help=text)
         if name == "logs":
             one.add_argument("-r", "--rank", type=count, help="one rank; default: all")
             one.add_argument("-n", "--lines", type=count, help="the last N lines of each rank")
@@ -129,7 +132,7 @@ def _answers(words: list[str], roots: Sequence[Path]) -> Iterator[tuple[str, boo
 
 def _show(arguments: argparse.Namespace) -> int:
     try:
-        replay(PastRuns(lambda: (), arguments.roots).find(arguments.run), None)
+        replay(PastRuns(lambda: (), arguments.roots).find(arguments.run), None, arguments.rank)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -136,7 +136,7 @@ class Follower:
     def _show(self, entry: Mapping[str, Any]) -> None:
         if "text" in entry:
             self._outputs.write(entry["text"])
-        elif "display" in entry:
+        elif "display" in entry and not entry.get("hidden"):
             name = f"{self._prefix}-{entry['id']}"
             self._displays.put(entry["display"], entry["metadata"], name)
         elif "clear" in entry:

@@ -2,7 +2,8 @@
 
 Each line is a JSON object, with its number ("n"). The first one describes the run, the last one how
 it ended; the others are what the screen showed: text, and displays with their figures. The live
-table is left out, since the last line says what it came to. A run whose kernel was killed has no
+table is left out, since the last line says what it came to. Displays of ranks that `--show` leaves
+out are marked ("hidden"). A run whose kernel was killed has no
 last line.
 """
 
@@ -60,10 +61,25 @@ class Journal:
         self._write({"text": text})
 
     def display(
-        self, data: Mapping[str, Any], metadata: Mapping[str, Any], display_id: str, *, update: bool
+        self,
+        data: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        display_id: str,
+        *,
+        update: bool,
+        hidden: bool = False,
     ) -> None:
-        """Write a display, or the new content of an earlier one."""
-        self._write({"display": data, "metadata": metadata, "id": display_id, "update": update})
+        """Write a display, or the new content of an earlier one.
+
+        Args:
+            data: Its content, by MIME type.
+            metadata: What comes with that; "ddp" names the rank.
+            display_id: Its name.
+            update: Whether it may be the new content of an earlier one.
+            hidden: Whether it was not shown, since `--show` leaves its rank out.
+        """
+        entry = {"display": data, "metadata": metadata, "id": display_id, "update": update}
+        self._write({**entry, **({"hidden": True} if hidden else {})})
 
     def clear(self, rank: int) -> None:
         """Write that all that a rank has shown is removed."""

@@ -118,7 +118,29 @@ class PastRun:
     def outputs(self) -> list[dict[str, Any]]:
         """Return what was shown, in order: `text`, or `display`, `metadata` and `id`."""
         entries = current(entries_of(self.path))
-        return [entry for entry in entries if "text" in entry or "display" in entry]
+        shown = [entry for entry in entries if not entry.get("hidden")]
+        return [entry for entry in shown if "text" in entry or "display" in entry]
+
+    def displays(self, rank: int) -> list[dict[str, Any]]:
+        """Return the displays of a rank, in order, whether they were shown or not.
+
+        Raises:
+            ValueError: There are none.
+        """
+        found: dict[int, list[dict[str, Any]]] = {}
+        for entry in current(entries_of(self.path)):
+            if (
+                "display" in entry
+                and (of := entry["metadata"].get("ddp", {}).get("rank")) is not None
+            ):
+                found.setdefault(of, []).append(entry)
+        if rank not in found:
+            there = ", ".join(map(str, sorted(found))) or "none"
+            raise ValueError(
+                f"rank {rank} of run {self.id} displayed nothing (%ddp_logs prints its text); "
+                f"ranks that did: {there}"
+            )
+        return found[rank]
 
 
 def read(path: Path) -> PastRun | None:

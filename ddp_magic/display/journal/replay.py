@@ -19,30 +19,43 @@ TEXT_CHARS = 1_000_000  # a Jupyter server drops what comes faster than 1 MB a s
 MAX_ENTRIES = MAX_OUTPUTS - 5  # more would be hidden behind a button
 
 
-def replay(run: PastRun, shell: InteractiveShell | None) -> None:
+def replay(run: PastRun, shell: InteractiveShell | None, rank: int | None = None) -> None:
     """Show all that a run showed: text, figures, its error, its closing line.
 
     Args:
         run: The run.
         shell: The notebook's shell; None in a script or a terminal, where figures are saved in the
             run's directory.
+        rank: Show only the displays of this rank, also if they were not shown; None for all that
+            was shown.
+
+    Raises:
+        ValueError: That rank has displayed nothing.
     """
+    entries = run.outputs() if rank is None else run.displays(rank)
     print(run.title)  # noqa: T201 -- this is the answer
     paint = colored if has_colors(shell) else str
     if is_notebook(shell):
         assert shell is not None  # noqa: S101 -- it is a notebook's
-        _publish(run, shell, paint)
+        _publish(entries, run, shell, paint)
     else:
-        for entry in merged(run.outputs(), run.logs):
+        for entry in merged(entries, run.logs):
             sys.stdout.write(paint(entry.get("text") or _as_text(entry, run)))
+    if rank is not None:
+        return
     for line in run.error:
         print(line)  # noqa: T201
     print(run.outcome)  # noqa: T201
 
 
-def _publish(run: PastRun, shell: InteractiveShell, paint: Callable[[str], str]) -> None:
+def _publish(
+    entries: list[dict[str, Any]],
+    run: PastRun,
+    shell: InteractiveShell,
+    paint: Callable[[str], str],
+) -> None:
     name = uuid.uuid4().hex[:8]
-    for number, entry in enumerate(_few(list(_labelled(merged(run.outputs(), run.logs))))):
+    for number, entry in enumerate(_few(list(_labelled(merged(entries, run.logs))))):
         if "text" in entry:
             sys.stdout.write(paint(entry["text"]))
             continue

@@ -87,6 +87,7 @@ class TextOutput:
     def add_display(self, event: DisplayData) -> None:
         """Take a display, which keeps its place among the rank's lines."""
         if not self._fold.shows(event.rank):
+            self._displays.keep(event, self._texts[event.rank])
             return
         self._feed()
         if self._open_rank == event.rank:
@@ -107,6 +108,8 @@ class TextOutput:
             wait: Whether its output stays until something follows.
         """
         if not self._fold.shows(rank):
+            if self._journal is not None:
+                self._journal.clear(rank)
             return
         text = self._texts[rank]
         self._feed()

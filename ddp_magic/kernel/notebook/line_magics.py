@@ -76,7 +76,7 @@ class LineMagics(OurMagics):
             print(SHOW_HELP)  # noqa: T201 -- the answer
             return
         with usage_errors("%ddp_show"):
-            replay(self.controller.past.find(args.run), self.shell)
+            replay(self.controller.past.find(args.run), self.shell, args.rank)
 
     @line_magic
     @documented(LOGS_HELP)

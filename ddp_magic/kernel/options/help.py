@@ -141,7 +141,7 @@ Show a run again: its text, its figures, how it ended.
 It works after a page reload, in another notebook, and after the end of the run's own notebook.
 Runs are kept for 7 days, or until they take 1 GB together.
 
-Usage: %ddp_show [RUN]
+Usage: %ddp_show [OPTIONS] [RUN]
 
 {option_lines(SHOW_OPTIONS)}
 """

@@ -30,6 +30,15 @@ SHOW_OPTIONS = (
         STATUS_OPTIONS[0],
         help="The id of a run, or its end. Default: the newest run of this notebook, or of any.",
     ),
+    Option(
+        name="rank",
+        flags=("-r", "--rank"),
+        metavar="RANK",
+        read=read.count,
+        what="rank",
+        use="0, 1, ...",
+        help="Show only what this rank displayed, such as figures, also if --show left it out.",
+    ),
     HELP,
 )
 
@@ -53,13 +62,8 @@ ATTACH_OPTIONS = (
 
 LOGS_OPTIONS = (
     SHOW_OPTIONS[0],
-    Option(
-        name="rank",
-        flags=("-r", "--rank"),
-        metavar="RANK",
-        read=read.count,
-        what="rank",
-        use="0, 1, ...",
+    replace(
+        SHOW_OPTIONS[1],
         help="Print what this rank wrote. Default: all ranks, each line with its rank.",
     ),
     Option(

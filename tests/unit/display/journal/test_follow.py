@@ -146,6 +146,18 @@ def test_a_run_is_shown_as_it_goes_on(record: RunRecord, cell: Cell) -> None:
     assert cell.finish("2 ranks · ok")[-1] == "2 ranks · ok"
 
 
+def test_what_a_hidden_rank_displays_is_not_shown(record: RunRecord, cell: Cell) -> None:
+    """Neither what came before nor what comes."""
+    journal = Journal(record.log_directory.journal)
+    journal.begin(record)
+    for _ in range(2):
+        journal.display({"text/plain": "x"}, {"ddp": {"rank": 1}}, "b", update=False, hidden=True)
+        journal.text("one\n")
+        shown = cell.step()
+        assert "one" in shown
+        assert not any("x" in line for line in shown)
+
+
 def test_what_came_before_is_shown_as_it_is_now(record: RunRecord, cell: Cell) -> None:
     """A display with its last content, text in one piece."""
     journal = Journal(record.log_directory.journal)

@@ -87,6 +87,34 @@ def test_what_was_cleared_is_not_shown_again(
     assert [text for _, text in again.visible] == ["[rank 0] last"]
 
 
+def test_what_a_hidden_rank_displays_is_kept(
+    record: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--show 0`: not shown, nor shown again, but for who asks for that rank."""
+    record.show = frozenset([0])
+    shell = FakeShell()
+    screen = CellScreen(shell)  # type: ignore[arg-type]
+    screen.start(record)
+    of_one = replace(_display(1, "early", display_id="a"), rank=1)
+    cleared = replace(_display(1, "cleared"), rank=1)
+    late = replace(of_one, data={"text/plain": "late"}, update=True)
+    clear = ClearOutput(rank=1, mark=1, wait=False)
+    for event in (cleared, clear, of_one, _display(1, "shown"), text(1, "text\n"), late):
+        screen.take(event)
+    _end(record, screen)
+    assert [words for _, words in shell.visible][1:-1] == ["[rank 0] shown"]
+    capsys.readouterr()
+    run = _read(record)
+    _, again = _shown(run, capsys)
+    assert [words for _, words in again.visible] == ["[rank 0] shown"]
+    replay(run, shell := FakeShell(), 1)  # type: ignore[arg-type]
+    assert [words for _, words in shell.visible] == ["[rank 1] late"]
+    replay(run, None, 1)
+    assert "[rank 1] late\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"rank 5 of run .* displayed nothing .*: 0, 1"):
+        replay(run, None, 5)
+
+
 def test_two_displays_of_one_id_are_one(
     record: RunRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
