@@ -38,7 +38,8 @@ def judge(
     samples = max((t.samples for t in times), default=0)
     if samples < MIN_SAMPLES:
         seconds = max((t.total_s for t in times), default=0.0)
-        verdict = f"too short to say: a rank was seen for {seconds:.1f} s, in {samples} samples"
+        seen = f"in {samples} sample{'' if samples == 1 else 's'}"
+        verdict = f"too short to say: a rank was seen for {seconds:.1f} s, {seen}"
         return Bottleneck(verdict, "", "profile a longer run")
     say = Sentences(times, lines, name, traffic, machine)
     found = {
