@@ -65,6 +65,10 @@ FEW = {
     ),
     "two": drawn(("ellipse", (10, 10, 50, 50), 1), ("ellipse", (60, 60, 110, 110), 2)),
 }  # fmt: skip
+DISKS = [
+    ("ellipse", (x, y, x + 34, y + 34), label)
+    for label, (x, y) in enumerate([(2, 3), (45, 8), (88, 30), (10, 60), (70, 80)], start=1)
+]
 GRAY = {
     **{f"jpeg {r} {q}": jpeg(disk(r), q) for r in (4, 10, 40) for q in (50, 75, 95, 100)},
     **{
@@ -91,6 +95,13 @@ GRAY = {
         )
         for name, few in FEW.items()
         for size in ((128, 384), (384, 128))
+    },
+    **{
+        f"labels, resized by {factor} and back": np.asarray(
+            Image.fromarray(drawn(*DISKS)).resize((side, side), how).resize((128, 128), how)
+        )
+        for how, factor in ((Image.Resampling.BICUBIC, 1.5), (Image.Resampling.BICUBIC, 4))
+        for side in (int(128 * factor),)
     },
     "picture": IMAGES[0],
     "labels, jpeg": jpeg(Image.fromarray((MASKS[0] * 20).astype(np.uint8)), 90),

@@ -72,7 +72,8 @@ def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDAr
     faint, white = (labels < 16).sum(), (labels >= 240).sum()
     near = labels[-1] < 256 and faint + white == len(labels) and white > 1 and lonely > 0
     rimmed = max(rimmed_rows(mask), rimmed_rows(mask.T))  # resized along one axis, perhaps
-    if lonely > LONELY * edge or near or rimmed > RIMMED:
+    # Each sign alone, or half of both, as after resizing up and down again.
+    if near or lonely / (LONELY * max(edge, 1)) + rimmed / RIMMED > 1:
         signs = (
             f"{rimmed:.0%} of its objects have a thin rim of a lower label on both sides"
             if rimmed > RIMMED
