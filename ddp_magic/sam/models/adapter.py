@@ -45,37 +45,22 @@ def geometry_of(sam: Sam) -> Geometry:
 
 
 def image_processor_config(sam: Sam) -> dict[str, Any]:
-    """Return the configuration of the transformers image processor for this model.
+    """Return the configuration of the transformers image processor, where it differs from others.
 
-    It is not taken from the class of the processor, whose module changes between versions, and
-    which for SAM 2 and SAM 3 needs torchvision.
+    It is not made by the class of the processor, whose module changes between versions, and which
+    for SAM 2 and SAM 3 needs torchvision.
     """
-    geometry, name = geometry_of(sam), "SamImageProcessor"
-    side, masks = geometry.image_size, mask_size_of(sam)
-    square, mask_square = {"height": side, "width": side}, {"height": masks, "width": masks}
-    sizes: dict[str, Any] = {
-        "size": {"longest_edge": side},
-        "mask_size": {"longest_edge": masks},
-        "do_pad": True,
-        "pad_size": square,
-        "mask_pad_size": mask_square,
-    }
+    geometry, masks = geometry_of(sam), mask_size_of(sam)
+    square, mask_square = (dict.fromkeys(("height", "width"), n) for n in (geometry[0], masks))
+    mean, std = ([round(level / 255, 6) for level in each] for each in geometry[2:])
+    config = {"image_mean": mean, "image_std": std}
     if geometry.stretch:
         # The names on the Hugging Face Hub, which all versions of transformers support.
         name = f"Sam{2 if kind_of(sam) == 'sam2' else 3}ImageProcessorFast"
-        sizes = {"size": square, "mask_size": mask_square}
-    return {
-        "image_processor_type": name,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "resample": 2,  # bilinear
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [round(level / 255, 6) for level in geometry.mean],
-        "image_std": [round(level / 255, 6) for level in geometry.std],
-        **sizes,
-    }
+        return config | {"image_processor_type": name, "size": square, "mask_size": mask_square}
+    sizes = {"size": {"longest_edge": geometry[0]}, "mask_size": {"longest_edge": masks}}
+    padded = {"pad_size": square, "mask_pad_size": mask_square}
+    return config | {"image_processor_type": "SamImageProcessor"} | sizes | padded
 
 
 def mask_size_of(sam: Sam) -> int:

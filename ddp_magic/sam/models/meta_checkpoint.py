@@ -79,16 +79,10 @@ def load_meta_checkpoint(path: str | Path) -> SamModel:
         model = SamModel(_config(weights))
     except KeyError as error:
         raise ValueError(f"{path} has no {error.args[0]}: the file is incomplete") from error
-    own = {name: value.shape for name, value in model.state_dict().items()}
-    wrong = {
-        "missing": sorted(own.keys() - renamed.keys()),
-        "unexpected": sorted(renamed.keys() - own.keys()),
-        "of another shape": sorted(n for n, x in renamed.items() if own.get(n, x.shape) != x.shape),
-    }
-    if any(wrong.values()):
-        found = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
-        raise ValueError(f"{path} does not fit SamModel ({found})")
-    model.load_state_dict(renamed)
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:  # it lists names and shapes
+        raise ValueError(f"{path} does not fit SamModel: {error}") from error
     return model
 
 
