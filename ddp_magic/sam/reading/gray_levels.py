@@ -60,8 +60,12 @@ def gray_window(
         )
     if given is not None or kind == np.uint8:
         return given
-    if kind.kind == "f" and low >= 0 and FEW_LEVELS <= high <= 255:
-        _check_dark(images, highs)
+    dark = [i for i, top in highs.items() if 0 < top <= 1]
+    if dark and kind.kind == "f" and low >= 0 and FEW_LEVELS <= high <= 255:
+        raise ValueError(
+            f"{name_of(images, 'image', dark[0])} has values up to {highs[dark[0]]:g}, but "
+            f"{name_of(images, 'image', brightest)} up to {high:g}: scale them in the same way"
+        )
     window, rule = _chosen(list(looked.values()), low, high)
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
@@ -73,22 +77,6 @@ def _pair(given: Any) -> tuple[float, float]:  # noqa: ANN401 -- whatever a user
     if not is_pair or not -np.inf < pair[0] < pair[1] < np.inf:
         raise ValueError(f"invalid window {given!r}: use two numbers (low, high), low < high")
     return float(pair[0]), float(pair[1])
-
-
-def _check_dark(images: Any, highs: dict[int, float]) -> None:  # noqa: ANN401 -- a sequence
-    """Refuse images with values from 0 to 1 among images with values to 255.
-
-    Raises:
-        ValueError: There are some.
-    """
-    dark = [i for i, top in highs.items() if 0 < top <= 1]
-    if dark:
-        i, brightest = dark[0], max(highs, key=highs.__getitem__)
-        raise ValueError(
-            f"{name_of(images, 'image', i)} has values up to {highs[i]:g}, but "
-            f"{name_of(images, 'image', brightest)} up to {highs[brightest]:g}: scale them in the "
-            "same way"
-        )
 
 
 def _chosen(looked: list[NDArray[Any]], low: float, high: float) -> tuple[tuple[float, float], str]:
