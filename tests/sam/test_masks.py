@@ -297,12 +297,8 @@ def test_axes_and_columns_in_another_order_are_refused() -> None:
         SamDataset(np.zeros((1, 64, 64, 4), np.uint8), MASKS[:1])
     mask = np.zeros((1, 64, 64), np.uint8)
     mask[0, 5:15, 30:60] = 1
-    for box, message in (
-        ((30, 5, 59, 14), r"\(x0, y0, x1, y1\); move its columns: boxes\[:, \[0, 2, 1, 4, 3\]\]"),
-        ((30, 5, 30, 10), r"\(x, y, width, height\) as in COCO"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SamDataset(IMAGES[:1], mask, boxes=[(0, *box)])
+    with pytest.raises(ValueError, match=r"\(image, x0, y0, x1, y1\); move its columns: boxes\[:, \[0, 2,"):
+        SamDataset(IMAGES[:1], mask, boxes=[(0, 30, 5, 59, 14)])
 
 
 def test_a_box_ends_at_the_last_pixel_of_its_object() -> None:

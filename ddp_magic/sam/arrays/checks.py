@@ -25,6 +25,7 @@ from ddp_magic.sam.arrays.masks import (
 
 # A picture of fewer and of more pixels on its sides is none.
 THIN, LONG = 5, 16
+AS_XY = "(image, x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]"
 
 
 def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray[Any]) -> None:
@@ -187,19 +188,21 @@ def objects_in_boxes(
             for y, x in ((y0, x0), (y1, x1)):
                 check_click(y, x, mask.shape[-2:], where, mask)
             fits = box_iou(np.array([x0, y0, x1, y1]), around)
+            swapped[row] = box_iou(rows[row, 1:], around).max(initial=0) - fits.max(initial=0)
             if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
-                raise ValueError(where + _misplaced_box(rows[row, 1:], around, mask))
+                raise ValueError(
+                    f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; the "
+                    "columns are (image, y0, x0, y1, x1)"
+                    + (f": is it {AS_XY}?" if swapped[row] > 0.5 else "")
+                    + f"\n{sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)}"
+                )
             labels[row] = found[fits.argmax()]
             if len(twice := numbers[labels[numbers] == labels[row]]) > 1:
                 raise ValueError(
                     f"{where}the object has another box, in row {twice[0]}: use one box per object"
                 )
-            swapped[row] = box_iou(rows[row, 1:], around).max() - fits.max()
     if len(rows) and swapped.mean() > 0.2:  # in their order, some are around other objects
-        raise ValueError(
-            "boxes fit the objects better as (x0, y0, x1, y1), but must be (image, y0, x0, y1, "
-            "x1): move the columns, boxes[:, [0, 2, 1, 4, 3]]"
-        )
+        raise ValueError(f"boxes fit the objects better as {AS_XY}")
     return labels
 
 
@@ -235,23 +238,6 @@ def check_click(
             + (" (coordinates for another image size?)" if far and not fits else "")
             + ("" if mask is None else "\n" + sketch(any_object(mask)))
         )
-
-
-def _misplaced_box(box: NDArray[Any], around: NDArray[Any], mask: Mask) -> str:
-    """Return the message for a box (y0, x0, y1, x1) that is not one of those around objects."""
-    y0, x0, y1, x1 = box
-    orders = {
-        "(x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]": box,
-        "(x, y, width, height) as in COCO; convert it": [y0, x0, y0 + y1 - 1, x0 + x1 - 1],
-        "(y, x, height, width); convert it": [x0, y0, x0 + x1 - 1, y0 + y1 - 1],
-    }
-    fits = {name: box_iou(np.array(each), around).max(initial=0) for name, each in orders.items()}
-    best = max(fits, key=fits.__getitem__)
-    hint = f": is it {best}?" if fits[best] > 0.5 else ""
-    return (
-        f"y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; the columns are (image, y0, "
-        f"x0, y1, x1){hint}\n{sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)}"
-    )
 
 
 def sketch(mask: NDArray[Any], y: float | None = None, x: float | None = None) -> str:
