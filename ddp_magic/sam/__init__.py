@@ -8,7 +8,6 @@ The rooms (each imports only rooms below it):
     training    `train`
         loop            the training loop
         checks          of what `train` is given, and of its loss
-        progress        bar and rows
         embeddings      embeddings of a frozen encoder, stored on disk
         checkpoint      checkpoints, the log, and going on after a restart of the ranks
         losses          training losses

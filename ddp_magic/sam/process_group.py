@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -39,6 +40,14 @@ def print0(text: str) -> None:
     """Print on rank 0 only."""
     if rank_and_world()[0] == 0:
         print(text, flush=True)  # noqa: T201 -- output for the user
+
+
+def bar(items: Any = None, what: str = "", *, shown: bool = True, **options: Any) -> Any:  # noqa: ANN401 -- tqdm's
+    """Return a progress bar as text, on rank 0 only; see tqdm for `options`."""
+    from tqdm.std import tqdm  # not needed for `setup`
+
+    hidden = not shown or rank_and_world()[0] != 0
+    return tqdm(items, what, disable=hidden, file=sys.stdout, ncols=60, **options)
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -297,7 +297,9 @@ def test_axes_and_columns_in_another_order_are_refused() -> None:
         SamDataset(np.zeros((1, 64, 64, 4), np.uint8), MASKS[:1])
     mask = np.zeros((1, 64, 64), np.uint8)
     mask[0, 5:15, 30:60] = 1
-    with pytest.raises(ValueError, match=r"\(image, x0, y0, x1, y1\); move its columns: boxes\[:, \[0, 2,"):
+    with pytest.raises(
+        ValueError, match=r"\(image, x0, y0, x1, y1\); move its columns: boxes\[:, \[0, 2,"
+    ):
         SamDataset(IMAGES[:1], mask, boxes=[(0, 30, 5, 59, 14)])
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.std import tqdm
 
 from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.items import Item
@@ -24,13 +22,15 @@ from ddp_magic.sam.inference.segment import segment
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.postprocessing import masks_at, resizing
 from ddp_magic.sam.models.prompts import first_prompts
-from ddp_magic.sam.process_group import all_gather, rank_and_world
+from ddp_magic.sam.process_group import all_gather, bar, rank_and_world
 
 CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more clicks
 SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
 
+# After two seconds, in the line of the training's bar: a line below it needs a terminal.
+BAR: dict[str, Any] = {"delay": 2, "position": 0}
+
 Table = dict[str, NDArray[Any]]
-T = TypeVar("T")
 
 
 def evaluate(  # noqa: PLR0913 -- options with defaults
@@ -80,7 +80,7 @@ def evaluate(  # noqa: PLR0913 -- options with defaults
         return means
     rank, world = rank_and_world()
     own: list[metrics.Matches] = []
-    for i in _with_bar(range(rank, size_of(dataset), world), "segment"):
+    for i in bar(range(rank, size_of(dataset), world), "segment", **BAR):
         if (true := instances_of(dataset, i)) is None:
             raise ValueError(
                 f'item {i} has no label map: add "instances", (H, W) integers, to the items'
@@ -129,7 +129,7 @@ def score_objects(
     )
     rows: list[NDArray[Any]] = [np.zeros((0, 2 + len(SCORES)))]
     wrapper.eval()
-    for step, raw in enumerate(_with_bar(loader, "evaluate", leave=False)):
+    for step, raw in enumerate(bar(loader, "evaluate", leave=False, **BAR)):
         batch = prepare(raw, wrapper.geometry, device)
         logits = wrapper.predict_logits(batch)
         scores = _scores([logits[k - 1] for k in CLICKS], batch, wrapper.geometry)  # (M, scores)
@@ -141,13 +141,6 @@ def score_objects(
     table: NDArray[Any] = np.concatenate(all_gather(np.concatenate(rows)))
     table = table[np.lexsort((table[:, 1], table[:, 0]))]  # independent of the number of ranks
     return dict(zip(("image", "object", *SCORES), table.T.copy(), strict=True))
-
-
-def _with_bar(items: Iterable[T], what: str, *, leave: bool = True) -> Iterable[T]:
-    """Show a bar on rank 0 that advances with the items, after two seconds."""
-    # In the line of the training's bar, if there is one: a line below it needs a terminal.
-    place: dict[str, Any] = {"ncols": 60, "position": 0, "file": sys.stdout}
-    return tqdm(items, what, delay=2, disable=rank_and_world()[0] != 0, leave=leave, **place)
 
 
 def _scores(logits: list[Tensor], batch: dict[str, Any], geometry: Geometry) -> Tensor:

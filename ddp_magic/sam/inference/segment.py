@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from tqdm.std import tqdm
 
 from ddp_magic.sam.arguments import check_minimum, check_range
 from ddp_magic.sam.arrays.items import FOREGROUND, without_objects
@@ -23,7 +21,7 @@ from ddp_magic.sam.models.instances import InstanceDecoder, decoder_of, middles
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.postprocessing import resizing
 from ddp_magic.sam.models.prompts import Prompts
-from ddp_magic.sam.process_group import print0, unwrapped
+from ddp_magic.sam.process_group import bar, print0, unwrapped
 
 POINTS_PER_SIDE = 16  # of a tile, without a decoder of instances
 ON_GRID, PROPOSED = (0.7, 0.8), (0.5, 0.5)  # minimum IoU and stability
@@ -175,9 +173,7 @@ class _Look:
     def __call__(self, name: str, tiles: Sequence[Tile], clicks_of: ClicksOf) -> list[Found]:
         """Return the good masks of all tiles, and show the progress."""
         found: list[Found] = []
-        with tqdm(
-            tiles, name, delay=2, disable=self.quiet, leave=False, ncols=60, file=sys.stdout
-        ) as bar:
+        with bar(tiles, name, shown=not self.quiet, delay=2, leave=False) as progress:
             for start in range(0, len(tiles), TILES):
                 some = tiles[start : start + TILES]
                 items = [without_objects(each.of(self.rgb)) for each in some]
@@ -186,7 +182,7 @@ class _Look:
                 clicks = clicks_of(maps, some)
                 for first in range(0, len(clicks), CLICKS):
                     found += self._masks(maps, some, clicks[first : first + CLICKS])
-                bar.update(len(some))
+                progress.update(len(some))
         return found
 
     def _masks(self, maps: Maps, tiles: Sequence[Tile], clicks: Tensor) -> list[Found]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.std import tqdm
 
 from ddp_magic.sam.arrays.items import Item, without_objects
 from ddp_magic.sam.data.access import image_of, instances_of, name_of_image, size_of, target_of
@@ -27,7 +26,7 @@ from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.data.dataset import Choice, SamDataset
 from ddp_magic.sam.models.adapter import fingerprint
 from ddp_magic.sam.models.model import PromptedSam
-from ddp_magic.sam.process_group import all_gather, first_rank, rank_and_world
+from ddp_magic.sam.process_group import all_gather, bar, first_rank, rank_and_world
 from ddp_magic.sam.training.checkpoint import check_space
 
 
@@ -129,7 +128,7 @@ def store_embeddings(
     folder /= weights
     own = _Images(dataset, range(rank, n, world), salt)
     loader = DataLoader(own, batch_size, num_workers=workers, collate_fn=list)
-    bar = tqdm(total=len(own), desc="embeddings", disable=rank != 0 or len(own) < 2, ncols=60)
+    progress = bar(what="embeddings", shown=len(own) > 1, total=len(own))
     names: list[str] = []
     checked = False
     for items in loader:
@@ -146,8 +145,8 @@ def store_embeddings(
                 save_file({str(i): each[number].contiguous() for i, each in enumerate(maps)}, part)
                 part.replace(folder / name)
         names += [item["name"] for item in items]
-        bar.update(len(items))
-    bar.close()
+        progress.update(len(items))
+    progress.close()
     every = all_gather(names)
     files = [folder / every[i % world][i // world] for i in range(n)]
     if not all(all_gather(all(map(os.path.exists, files)))):

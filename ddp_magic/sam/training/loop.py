@@ -32,6 +32,7 @@ from ddp_magic.sam.models.prompts import most_common
 from ddp_magic.sam.process_group import (
     all_gather,
     all_reduce_sum,
+    bar,
     barrier,
     first_rank,
     print0,
@@ -43,7 +44,6 @@ from ddp_magic.sam.training.checks import check_loss, check_optimizer, check_sch
 from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.training.losses import Loss, dice_bce, step_losses
 from ddp_magic.sam.training.optimizers import adamw, warmup_cosine
-from ddp_magic.sam.training.progress import progress_bar, report
 
 CLIP = 1.0  # maximum norm of the gradient
 IGNORED = (
@@ -168,7 +168,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         first = len(history)
         if first >= epochs:
             print0(f"{folder} has {first} epochs already: nothing is trained; use more epochs")
-        bar = at_end.enter_context(progress_bar((epochs - first) * len(loader)))
+        steps = (epochs - first) * len(loader)
+        progress = at_end.enter_context(bar(total=steps, mininterval=0.5))
         for epoch in range(first, epochs):
             set_epoch(loader, epoch)
             # So that resuming gives the same result, whatever draws numbers.
@@ -198,7 +199,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
                 totals += of_step
                 if on_step:
                     on_step({"step": epoch * len(loader) + number + 1, "loss": mean, "lr": lr})
-                bar.update()
+                progress.update()
                 requested = time.perf_counter()
             trained_s, (total, objects, seen) = time.perf_counter() - start, totals.tolist()
             table = score_objects(
@@ -208,8 +209,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             row |= mean_scores(table)
             row |= {"seconds": time.perf_counter() - start, "images_per_s": seen / trained_s}
             history.append(row | {"data_wait": waited_s / trained_s})
-            bar.clear()
-            report(history[-1], epochs, header=epoch == first)
+            progress.clear()
+            _report(history[-1], epochs, header=epoch == first)
             if folder:
                 save(folder, parts, history, call)
             # All ranks stop if one does.
@@ -219,3 +220,17 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         del ddp  # one that outlives its gloo group can hang the process at exit
     barrier()  # after this, every rank can read what rank 0 has written
     return history
+
+
+def _report(row: dict[str, float], epochs: int, *, header: bool) -> None:
+    """Print the row of an epoch on rank 0, with the column names above it if `header` is True."""
+    if header:
+        print0(
+            "epoch      loss  Dice@1     @2     @3     @5    IoU    acc  wrong images/s  wait     s"
+        )
+    scores = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
+    print0(
+        f"{row['epoch']:3.0f}/{epochs:<3} {row['train_loss']:7.3f}  "
+        + " ".join(f"{row[name]:6.3f}" for name in scores)
+        + f" {row['images_per_s']:8.1f} {row['data_wait']:5.0%} {row['seconds']:5.1f}"
+    )
