@@ -162,7 +162,7 @@ def test_uint8_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mixed_or_broken_values_are_refused() -> None:
     """Different dtypes in one data set, and NaN, are errors."""
     mask = np.ones((4, 4), bool)
-    with pytest.raises(ValueError, match="float64, uint8"):
+    with pytest.raises(ValueError, match=r"uint8 \(image 0\), float64 \(image 1\)"):
         SamDataset([np.zeros((4, 4), np.uint8), np.zeros((4, 4))], [mask, mask], [])
     with pytest.raises(ValueError, match="not finite"):
         SamDataset([np.full((4, 4), np.nan)], [mask], [])

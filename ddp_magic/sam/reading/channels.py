@@ -16,9 +16,12 @@ class Header(NamedTuple):
     """What a file contains, known without decoding its pixels."""
 
     pages: int  # images: pages of a TIFF, slices of a NIfTI volume, frames of a DICOM file
-    size: tuple[int, int]  # height and width of an image in the right orientation, px
+    size: tuple[int, int] | None  # height and width in the right orientation, px; None: not known
     dtype: np.dtype[Any]  # of the images that `read` returns; label maps may have others
     turn: int = 1  # the orientation in the metadata, which `read` applies; 1: none
+
+
+UNKNOWN = Header(1, None, np.dtype(object))  # of an array
 
 
 def require(module: str, extra: str = "sam") -> Foreign:

@@ -52,8 +52,8 @@ def _dicom_frames(path: Path, _mtime_ns: int) -> Array:
     library = require("pydicom.pixels", "dicom")
     pixels = library.pixel_array(data)  # YCbCr becomes RGB
     if data.SamplesPerPixel > 1:
-        return np.asarray(pixels.reshape(head.pages, *head.size, 3))
-    frames = pixels.reshape(head.pages, *head.size).astype(np.float64)
+        return np.asarray(pixels.reshape(head.pages, data.Rows, data.Columns, 3))
+    frames = pixels.reshape(head.pages, data.Rows, data.Columns).astype(np.float64)
     ends = [data.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     values = [int(each) for each in ends if each is not None]
     if data.PixelRepresentation:  # writers note -2000 as the 63536 of the same bits

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ddp_magic.sam.process_group import print0
-from ddp_magic.sam.reading.channels import Array, Header
+from ddp_magic.sam.reading.channels import UNKNOWN, Array, Header
 from ddp_magic.sam.reading.coco import match_coco
 from ddp_magic.sam.reading.names import check_order, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures
@@ -52,9 +52,8 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
     mask_heads = [_header(each, labels=True) for each in mask_files or []]
     for pair in zip(files or [], mask_files or [], heads, mask_heads, strict=False):
         _check_pair(*pair)
-    turns = [head.turn if head else 1 for head in heads]
-    theirs = [head.turn if head else 1 for head in mask_heads] or [1] * len(turns)
-    turned = [number for number, turn in enumerate(turns) if turn != theirs[number]]
+    theirs = mask_heads or [UNKNOWN] * len(heads)
+    turned = [n for n, head in enumerate(heads) if head.turn != theirs[n].turn]
     if turned and files:  # the mask may have been drawn on it before or after
         first = files[turned[0]]
         print0(
@@ -62,7 +61,6 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
             f"compare {first if isinstance(first, Path) else f'image {turned[0]}'} with its mask"
         )
     if files is not None:
-        _check_dtypes(files, heads)
         images = _pictures(files, heads, labels=False)
     if mask_files is not None:
         masks = _pictures(mask_files, mask_heads, labels=True)
@@ -155,30 +153,25 @@ def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     return as_stored(given)
 
 
-def _header(item: Any, *, labels: bool) -> Header | None:  # noqa: ANN401 -- of `_listed`
+def _header(item: Any, *, labels: bool) -> Header:  # noqa: ANN401 -- of `_listed`
     """Return the header of a file or a PIL image; of a stack, that of its first mask."""
     item = item[0] if isinstance(item, list) else item
     if isinstance(item, Path):
         return header(item, labels=labels)
     if not isinstance(item, Image.Image):
-        return None
+        return UNKNOWN
     turn = turn_of(item)
     return Header(1, item.size if turn > 4 else item.size[::-1], np.dtype(object), turn)
 
 
-def _check_pair(image: Any, mask: Any, head: Header | None, mask_head: Header | None) -> None:  # noqa: ANN401 -- of `_listed`
+def _check_pair(image: Any, mask: Any, head: Header, mask_head: Header) -> None:  # noqa: ANN401 -- of `_listed`
     """Check that an image and its mask have the same number of pages, and lie in the same place.
 
     Raises:
         ValueError: They do not.
     """
     mask = mask[0] if isinstance(mask, list) else mask
-    if (
-        head is None
-        or mask_head is None
-        or not isinstance(image, Path)
-        or not isinstance(mask, Path)
-    ):
+    if not (isinstance(image, Path) and isinstance(mask, Path)):
         return
     kinds = {kind_of(image), kind_of(mask)}
     if kinds == {"dicom", "nifti"}:
@@ -196,30 +189,15 @@ def _check_pair(image: Any, mask: Any, head: Header | None, mask_head: Header | 
         )
 
 
-def _check_dtypes(files: list[Any], heads: list[Header | None]) -> None:
-    """Check that all images have the same dtype, since one rule scales them all.
-
-    Raises:
-        ValueError: They do not.
-    """
-    kinds: dict[Any, Any] = {}
-    for path, head in zip(files, heads, strict=True):
-        kinds.setdefault(head.dtype if head else np.dtype(object), path)
-    kinds.pop(np.dtype(object), None)  # of PIL images, checked when they are read
-    if len(kinds) > 1:
-        some = ", ".join(f"{dtype} ({path})" for dtype, path in list(kinds.items())[:3])
-        raise ValueError(f"images have different dtypes, {some}: convert them to one dtype")
-
-
-def _pictures(items: list[Any], heads: list[Header | None], *, labels: bool) -> Pictures:
+def _pictures(items: list[Any], heads: list[Header], *, labels: bool) -> Pictures:
     """Return each page of each file."""
     entries: list[Any] = []
-    sizes: list[Any] = []
+    every: list[Header] = []
     for item, head in zip(items, heads, strict=True):
-        pages = head.pages if head and isinstance(item, Path) else 1
-        entries += [Page(item, n) for n in range(pages)] if isinstance(item, Path) else [item]
-        sizes += [head.size if head else None] * pages
-    return Pictures(entries, labels=labels, sizes=sizes)
+        own = [Page(item, n) for n in range(head.pages)] if isinstance(item, Path) else [item]
+        entries += own
+        every += [head] * len(own)
+    return Pictures(entries, labels=labels, heads=every)
 
 
 def to_array(image: Any) -> Array:  # noqa: ANN401 -- a path, a PIL image, or an array
@@ -251,10 +229,18 @@ def looked_at(pictures: Any, number: int) -> range:  # noqa: ANN401 -- of `open_
 def size_of_item(pictures: Any, index: int) -> tuple[int, ...] | None:  # noqa: ANN401 -- of `open_pair`
     """Return the shape of an image, if it is known without reading it."""
     if isinstance(pictures, Pictures):
-        return pictures.sizes[index] if pictures.sizes else None
+        return pictures.heads[index].size if pictures.heads else None
     if hasattr(pictures, "shape"):
         return tuple(pictures.shape[1:])
     return np.shape(pictures[index]) if in_memory(pictures) else None
+
+
+def dtype_of_item(pictures: Any, index: int) -> np.dtype[Any]:  # noqa: ANN401 -- of `open_pair`
+    """Return the dtype of an image; object if it is not known without reading it."""
+    if isinstance(pictures, Pictures):
+        return pictures.heads[index].dtype if pictures.heads else UNKNOWN.dtype
+    known = in_memory(pictures)
+    return np.asarray(pictures[index]).dtype if known else getattr(pictures, "dtype", UNKNOWN.dtype)
 
 
 def name_of(pictures: Any, kind: str, index: int) -> str:  # noqa: ANN401 -- of `open_pair`

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddp_magic.sam.arrays.checks import check_shape, sketch
 from ddp_magic.sam.process_group import print0
-from ddp_magic.sam.reading.files import in_memory, looked_at, name_of
+from ddp_magic.sam.reading.channels import UNKNOWN
+from ddp_magic.sam.reading.files import dtype_of_item, in_memory, looked_at, name_of
 
 FEW_LEVELS = 64  # a maximum below it is not that of gray levels 0..255, few of which would be left
 
@@ -34,15 +35,9 @@ def gray_window(
     given = None if given is None else _pair(given)
     numbers = looked_at(images, len(images) if in_memory(images) else 64)
     looked = {i: np.asarray(images[i]) for i in numbers}
-    types = {image.dtype for image in looked.values()}
-    if len(types) > 1:
-        names = ", ".join(sorted(map(str, types)))
-        raise ValueError(f"images have different dtypes, {names}: convert them to one dtype")
-    if not types or not any(image.size for image in looked.values()):
+    kind = _dtype_of(images, looked)
+    if kind is None or not any(image.size for image in looked.values()):
         return None
-    kind = types.pop()
-    if kind.kind not in "biuf":
-        raise ValueError(f"{name_of(images, 'image', 0)} has dtype {kind}: use integers or floats")
     for i, image in looked.items():
         if not np.isfinite(image.sum(dtype=np.float64)):
             check_levels(name_of(images, "image", i), image, kind, None)
@@ -69,6 +64,27 @@ def gray_window(
     window, rule = _chosen(list(looked.values()), low, high)
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
     return window
+
+
+def _dtype_of(images: Any, looked: dict[int, NDArray[Any]]) -> np.dtype[Any] | None:  # noqa: ANN401 -- a sequence
+    """Return the dtype of all images; None if there are none.
+
+    Raises:
+        ValueError: There are several, or they are not numbers.
+    """
+    types: dict[np.dtype[Any], int] = {}  # the first image of each
+    for i in range(len(images)):
+        kind = looked[i].dtype if i in looked else dtype_of_item(images, i)
+        if i in looked or kind != UNKNOWN.dtype:
+            types.setdefault(kind, i)
+    some = [f"{kind} ({name_of(images, 'image', i)})" for kind, i in types.items()]
+    if len(types) > 1:
+        raise ValueError(
+            f"images have different dtypes, {', '.join(some[:3])}: convert them to one dtype"
+        )
+    if types and next(iter(types)).kind not in "biuf":
+        raise ValueError(f"images have the dtype {some[0]}: use integers or floats")
+    return next(iter(types), None)
 
 
 def _pair(given: Any) -> tuple[float, float]:  # noqa: ANN401 -- whatever a user passes

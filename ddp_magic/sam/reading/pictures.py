@@ -25,16 +25,16 @@ class Page(NamedTuple):
 class Pictures(Sequence[Any]):
     """Images or masks in files, read when they are indexed; also PIL images and arrays."""
 
-    def __init__(self, entries: Sequence[Any], *, labels: bool, sizes: Sequence[Any] = ()) -> None:
+    def __init__(self, entries: Sequence[Any], *, labels: bool, heads: Sequence[Any] = ()) -> None:
         """Store the entries, without reading files.
 
         Args:
             entries: for each image a `Page`, a PIL image or an array; for a stack of masks also a
                 list of files, PIL images or arrays, with one mask each.
             labels: whether they are masks.
-            sizes: their heights and widths, or None, as far as they are known.
+            heads: for each its `Header`; empty if they are not known.
         """
-        self.entries, self.labels, self.sizes = entries, labels, sizes
+        self.entries, self.labels, self.heads = entries, labels, heads
 
     def __len__(self) -> int:
         """Return the number of images."""
