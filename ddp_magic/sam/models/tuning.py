@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,9 +38,7 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
     check_minimum(1, rank=rank)
     sam = unwrapped(model)
     kind_of(sam)
-    for name, layer in list(adapted(sam)):
-        layer.merge()
-        sam.set_submodule(name, layer.get_base_layer())
+    _merge(sam)
     sam.requires_grad_(True)
     freeze_positions(sam)
     if what == "lora":
@@ -59,21 +56,17 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
     return model
 
 
-def adapted(sam: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Return the names and layers of a model that have an adapter of peft."""
-    for name, module in sam.named_modules():
-        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
-            yield name, module
+def _merge(sam: Any) -> Any:  # noqa: ANN401 -- see adapter.Sam
+    """Merge the adapters of peft into the weights of a model, and return it."""
+    for name, layer in list(sam.named_modules()):
+        if hasattr(layer, "get_base_layer") and hasattr(layer, "merge"):
+            layer.merge()
+            sam.set_submodule(name, layer.get_base_layer())
+    return sam
 
 
 def plain_state(sam: nn.Module) -> dict[str, Tensor]:
     """Return a state dict with the adapters merged into the weights, for `from_pretrained`."""
-    state = dict(sam.state_dict())
-    for name, layer in adapted(sam):
-        for key in [key for key in state if key.startswith(f"{name}.")]:
-            del state[key]
-        merged = copy.deepcopy(layer)
-        merged.merge()
-        base = merged.get_base_layer().state_dict()
-        state |= {f"{name}.{key}": value for key, value in base.items()}
+    adapted = any(".lora_" in name for name, _ in sam.named_parameters())
+    state: dict[str, Tensor] = (_merge(copy.deepcopy(sam)) if adapted else sam).state_dict()
     return state
