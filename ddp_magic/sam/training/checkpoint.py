@@ -54,26 +54,6 @@ def name_call(folder: Path) -> str:
     return f"{run} {_calls[folder.resolve()]}"
 
 
-def written_by(last: Path, call: str) -> str:
-    """Return who wrote a checkpoint, after the ranks were restarted.
-
-    Args:
-        last: folder of the latest checkpoint.
-        call: the name of this call.
-
-    Returns:
-        "call": this call, before the restart; "run": another call of this run; "": others, or the
-        ranks were not restarted.
-    """
-    file = last / CALL_FILE
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not call or not file.exists():
-        return ""
-    found = file.read_text()
-    return (
-        "call" if found == call else "run" if found.split()[0] == call.split(maxsplit=1)[0] else ""
-    )
-
-
 def claim(
     folder: Path, model: nn.Module, resume: bool = False, overwrite: bool = False
 ) -> tuple[bool, str]:
@@ -94,14 +74,16 @@ def claim(
         OSError: It cannot be written to, or its disk has too little space.
     """
     last, call = latest(folder), name_call(folder)
-    writer = written_by(last, call)
-    if writer == "call":
+    file, restarts = last / CALL_FILE, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    writer = file.read_text() if call and restarts != "0" and file.exists() else ""
+    own = writer.split()[:1] == call.split()[:1] != []  # this run, before the restart
+    if own and writer == call:
         print0(f"restarted: train goes on from {last}")
         resume = True
     if resume and not (last / "trainer.pt").exists():
         raise FileNotFoundError(f"there is no checkpoint {last} to resume from: train without it")
     old = [path for path in (last, folder / "best") if path.exists()]
-    if old and not (resume or overwrite or writer):
+    if old and not (resume or overwrite or own):
         raise FileExistsError(
             f"{folder} has the checkpoints of an earlier training: use resume=True to go on with "
             "it, overwrite=True to replace it, or another out_dir"
@@ -111,8 +93,8 @@ def claim(
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(f"cannot write to out_dir {folder}: {error.strerror or error}") from error
-    if not resume and not writer:
-        (last / CALL_FILE).unlink(missing_ok=True)  # of an earlier run, perhaps with the same id
+    if not resume and not own:
+        file.unlink(missing_ok=True)  # of an earlier run, perhaps with the same id
     weights = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     one = 2 * (weights + trained)  # weights for transformers and to resume; two states of AdamW
