@@ -22,8 +22,6 @@ def check_mask(name: str, mask: Mask) -> None:
     Raises:
         ValueError: It is not.
     """
-    if isinstance(mask, Encoded):
-        return
     if mask.ndim not in {2, 3}:
         raise ValueError(f"{name} has shape {mask.shape}, but must have (H, W) or (N, H, W)")
     if mask.dtype == bool:

@@ -45,7 +45,7 @@ class Encoded:
         return np.asarray(rle.decode(rle.merge(codes)) != 0)
 
 
-Mask = NDArray[Any] | Encoded
+Mask = Any  # a label map (H, W); or a stack (N, H, W), which may be `Encoded`
 
 
 def any_object(mask: Mask) -> NDArray[Any]:
@@ -61,7 +61,7 @@ def pixel(coordinate: float) -> int:
 def object_at(mask: Mask, y: float, x: float) -> int:
     """Return the label of the object at a click, the smallest one in a stack; 0: background."""
     if mask.ndim == 2:
-        return int(mask[pixel(y), pixel(x)])  # type: ignore[index]
+        return int(mask[pixel(y), pixel(x)])
     each = ((n + 1, mask[n]) for n in range(len(mask)))
     sizes = {n: np.count_nonzero(m) for n, m in each if m[pixel(y), pixel(x)]}
     return min(sizes, key=sizes.__getitem__, default=0)
@@ -75,7 +75,7 @@ def object_mask(mask: Mask, label: int) -> NDArray[np.bool_]:
 def object_masks(mask: Mask, labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return the masks (N, H, W) of the objects with labels (N,)."""
     masks = np.zeros((len(labels), *mask.shape[-2:]), dtype=bool)
-    if isinstance(mask, Encoded) or mask.ndim == 3:
+    if mask.ndim == 3:
         for number, label in enumerate(labels):
             masks[number] = mask[label - 1] != 0
     elif len(labels):  # each pixel is read once, not once per object
@@ -128,16 +128,15 @@ def components_of(mask: NDArray[Any]) -> NDArray[np.int32]:
 
 def label_map(mask: Mask) -> NDArray[np.int32]:
     """Return a label map (H, W) of all objects; in a stack, smaller ones cover larger ones."""
-    if isinstance(mask, Encoded) or mask.ndim == 3:
+    if mask.ndim == 3:
         labels = np.zeros(mask.shape[1:], np.int32)
         pixels = [np.flatnonzero(mask[number]) for number in range(len(mask))]  # decoded once
         for number in sorted(range(len(mask)), key=lambda n: -len(pixels[n])):
             labels.ravel()[pixels[number]] = number + 1
         return labels
-    labels = mask
     if mask.max(initial=0) > np.iinfo(np.int32).max:
-        labels = np.unique(mask, return_inverse=True)[1].reshape(mask.shape) + (mask.min() > 0)
-    return labels.astype(np.int32)
+        mask = np.unique(mask, return_inverse=True)[1].reshape(mask.shape) + (mask.min() > 0)
+    return np.asarray(mask, np.int32).copy()
 
 
 def box_of(mask: NDArray[np.bool_]) -> NDArray[Any]:

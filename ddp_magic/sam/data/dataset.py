@@ -164,15 +164,15 @@ class SamDataset(Dataset[Item]):
                 f"{self.name(index)} is a stack with one mask per object: components and "
                 "ignore_label are for label maps (H, W)"
             )
-        if isinstance(mask, Encoded):
-            ignored = mask.ignored() if mask.crowd else None
+        if isinstance(mask, Encoded) and mask.crowd:
+            ignored = mask.ignored()
         elif self.ignore_label is not None and mask.ndim == 2:
             ignored = mask == self.ignore_label
             mask = np.where(ignored, 0, mask)
         if index not in self._checked:
             check_mask(self.name(index), mask)
             self._checked.add(index)
-        if self.components and not isinstance(mask, Encoded) and mask.ndim == 2:
+        if self.components and mask.ndim == 2:
             mask = components_of(mask)
         return mask, ignored
 
