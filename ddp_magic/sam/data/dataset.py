@@ -114,7 +114,8 @@ class SamDataset(Dataset[Item]):
         if len(self.images) != len(self.masks):
             raise ValueError(
                 f"{len(self.images)} images but {len(self.masks)} masks, which begin with "
-                f"{self.name(0, 'image')} and {self.name(0)}: pass a mask for each image"
+                f"{self.name(0, 'image')} and {self.name(0)}: pass a mask for each image; masks in "
+                "the pages of one file need images in one file"
             )
         self._check_masks()
         self.window = gray_window(self.images, window)

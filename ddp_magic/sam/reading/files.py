@@ -47,13 +47,15 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
         if files is not None and mask_files is not None:
             if root and mask_root:
                 files, mask_files = match(files, root, mask_files, mask_root)
-            check_order(files, mask_files)
+            if len(files) == len(mask_files):  # the data set refuses others
+                check_order(files, mask_files)
     heads = [_header(each, labels=False) for each in files or []]
     mask_heads = [_header(each, labels=True) for each in mask_files or []]
     for pair in zip(files or [], mask_files or [], heads, mask_heads, strict=False):
         _check_pair(*pair)
     theirs = mask_heads or [UNKNOWN] * len(heads)
-    turned = [n for n, head in enumerate(heads) if head.turn != theirs[n].turn]
+    both = zip(heads, theirs, strict=False)
+    turned = [n for n, (own, other) in enumerate(both) if own.turn != other.turn]
     if turned and files:  # the mask may have been drawn on it before or after
         first = files[turned[0]]
         print0(

@@ -112,17 +112,11 @@ def match(
 
 
 def check_order(images: list[Any], masks: list[Any]) -> None:
-    """Check that there is a mask for each image, and, as far as their names say it, the right one.
+    """Check that masks are in the order of their images, as far as their names say it.
 
     Raises:
-        ValueError: It is not so, or an image is its own mask.
+        ValueError: They are not, or an image is its own mask.
     """
-    if len(images) != len(masks):
-        first = [str(each[0]) for each in (images, masks) if each and _place(each[0])]
-        raise ValueError(
-            f"{len(images)} images but {len(masks)} masks, which begin with {' and '.join(first)}: "
-            "pass a mask for each image; masks in the pages of one file need images in one file"
-        )
     for image, mask in zip(images, masks, strict=True):
         if isinstance(image, Path) and isinstance(mask, Path) and image.samefile(mask):
             raise ValueError(f"{image} is both an image and its mask")
