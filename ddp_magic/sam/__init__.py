@@ -7,10 +7,9 @@ The rooms (each imports only rooms below it):
 
     training    `train`
         loop            the training loop
-        checks          of what `train` is given, and of its loss
         embeddings      embeddings of a frozen encoder, stored on disk
         checkpoint      checkpoints, the log, and going on after a restart of the ranks
-        losses          training losses
+        losses          training losses, and a check of them
         optimizers      Muon, and the learning rate
     evaluation
         evaluate        scores of held-out objects

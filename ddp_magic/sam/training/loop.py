@@ -40,10 +40,14 @@ from ddp_magic.sam.process_group import (
     setup,
 )
 from ddp_magic.sam.training.checkpoint import Parts, claim, load, note_config, save
-from ddp_magic.sam.training.checks import check_loss, check_optimizer, check_schedule
 from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
-from ddp_magic.sam.training.losses import Loss, dice_bce, step_losses
-from ddp_magic.sam.training.optimizers import adamw, warmup_cosine
+from ddp_magic.sam.training.losses import Loss, check_loss, dice_bce, step_losses
+from ddp_magic.sam.training.optimizers import (
+    adamw,
+    check_optimizer,
+    check_schedule,
+    warmup_cosine,
+)
 
 CLIP = 1.0  # maximum norm of the gradient
 IGNORED = (

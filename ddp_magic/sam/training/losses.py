@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from ddp_magic.sam.arrays.items import Item
+from ddp_magic.sam.data.access import name_of_image
 from ddp_magic.sam.evaluation.metrics import iou_score
 from ddp_magic.sam.models.instances import instance_losses
+from ddp_magic.sam.process_group import all_gather
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -100,3 +105,35 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: Loss = dice_bce) 
     # Not of_images[index], whose gradient on a CPU is summed in no fixed order.
     weighted: Tensor = own.auxiliary.weight * of_images.index_select(0, batch["image_index"])
     return of_masks + weighted
+
+
+def check_loss(
+    mean: float, losses: Tensor, raw: dict[str, Any], images: Dataset[Item], epoch: int, step: int
+) -> None:
+    """Check that the loss of a step is finite, before its gradients change the weights. Collective.
+
+    Args:
+        mean: the loss of all ranks.
+        losses: the losses of this rank, (M,).
+        raw: the batch of this rank, from `collate`.
+        images: the data set.
+        epoch: number of the epoch, from 1.
+        step: number of the step in the epoch, from 1.
+
+    Raises:
+        FloatingPointError: It is not.
+    """
+    if math.isfinite(mean):
+        return
+    wrong = raw["image_index"][~losses.detach().isfinite().cpu()].unique().tolist()
+    known = raw.get("index")
+    own = [
+        f"image {n} of its batch" if known is None else name_of_image(images, int(known[n]))
+        for n in wrong
+    ]
+    names = [name for each in all_gather(own) for name in each]
+    raise FloatingPointError(
+        f"the loss is {mean} in epoch {epoch}, step {step}, for {', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}; the weights are those of the step before. Use a "
+        "lower learning rate, or check that loss is finite for masks without pixels"
+    )

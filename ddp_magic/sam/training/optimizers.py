@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
 from ddp_magic.sam.arguments import check_minimum, check_range
+from ddp_magic.sam.process_group import print0
 
 adamw = partial(optim.AdamW, lr=3e-3, weight_decay=0.0, fused=True)  # the default of `train`
 
@@ -124,3 +125,36 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices)
+
+
+def check_optimizer(opt: object, trained: Sequence[nn.Parameter]) -> None:
+    """Check that an optimizer has the parameters that are trained.
+
+    Raises:
+        TypeError: It is not an optimizer.
+        ValueError: It has other parameters.
+    """
+    if not isinstance(opt, optim.Optimizer):
+        raise TypeError(f"optimizer must return an optimizer of torch, not {opt!r}")
+    held = {id(p) for group in opt.param_groups for p in group["params"]}
+    number = sum(id(p) in held for p in trained)
+    if not number:
+        raise ValueError(
+            "optimizer returned one with none of the trained parameters, but those of another "
+            "model: make it from its argument, such as lambda p: torch.optim.AdamW(p, lr=1e-4)"
+        )
+    if number < len(trained):
+        print0(f"optimizer has {number} of {len(trained)} trained parameters; the others stay")
+
+
+def check_schedule(schedule: object, opt: optim.Optimizer) -> None:
+    """Check that a schedule changes the learning rate of an optimizer.
+
+    Raises:
+        TypeError: It is not a schedule.
+        ValueError: It is of another optimizer.
+    """
+    if not isinstance(schedule, optim.lr_scheduler.LRScheduler):
+        raise TypeError(f"schedule must return a scheduler of torch, not {schedule!r}")
+    if schedule.optimizer is not opt:
+        raise ValueError("schedule returned one of another optimizer: make it from its argument")
