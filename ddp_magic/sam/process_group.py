@@ -130,8 +130,6 @@ def setup(
         return _current_device()
     if any(given) and not all(given):
         raise ValueError("setup() needs rank, world_size and port together, or none of them")
-    if rank is not None and world_size is not None and not 0 <= rank < world_size:
-        raise ValueError(f"invalid rank {rank}: use 0 to world_size - 1, {world_size - 1}")
     if torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", rank or 0))
         # If the launcher makes only one GPU visible per rank, its index is 0 on each rank.

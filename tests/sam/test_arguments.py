@@ -11,24 +11,18 @@ import torch
 from torch import nn, optim
 
 from ddp_magic.prelude import (
-    MonaiTransform,
     Muon,
     PromptedSam,
-    RankSampler,
     SamDataset,
     Sampled,
     cells,
     collate,
     evaluate,
-    instance_decoder,
     nuclei,
     predict,
     prepare,
-    random_patches,
     segment,
-    setup,
     show_history,
-    show_predictions,
     step_losses,
     tiny_sam,
     train,
@@ -56,8 +50,6 @@ def other() -> list[nn.Parameter]:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cells(n=2.5), "n 2.5: use an integer of 0 or more"),  # type: ignore[arg-type]
-        (lambda: nuclei(crops=0), "crops 0"),
         (lambda: nuclei(size=8), "size 8: use an integer from 32 to 160"),
         (lambda: nuclei(size=[64, 500]), r"size \[64, 500\]"),
         (lambda: SamDataset(IMAGES, MASKS, window=(1, 2, 3)), r"window \(1, 2, 3\)"),  # type: ignore[arg-type]
@@ -65,40 +57,18 @@ def other() -> list[nn.Parameter]:
         (lambda: SamDataset(IMAGES, MASKS, window=("a", "b")), r"window \('a', 'b'\)"),  # type: ignore[arg-type]
         (lambda: SamDataset(IMAGES, MASKS, window=(0, NAN)), "window"),
         (lambda: SamDataset(IMAGES, MASKS, ignore_label=[255]), r"ignore_label \[255\]"),  # type: ignore[arg-type]
-        (lambda: SamDataset(IMAGES, MASKS, components="no"), "components 'no'"),  # type: ignore[arg-type]
-        (lambda: random_patches(GRAY, MASKS[0], 2.5, 16), "n 2.5"),  # type: ignore[arg-type]
-        (lambda: random_patches(GRAY, MASKS[0], 2, (16, 16)), r"size \(16, 16\)"),  # type: ignore[arg-type]
-        (lambda: random_patches(GRAY, MASKS[0], 2, 16, region=(1, 2, 3)), r"region \(1, 2, 3\)"),  # type: ignore[arg-type]
-        (lambda: random_patches(GRAY, MASKS[0], 2, 16, region=(0, 0, 9.5, 9)), "region"),  # type: ignore[arg-type]
-        (lambda: random_patches(GRAY, MASKS[0], 2, 16, region=5), "region 5"),  # type: ignore[arg-type]
-        (lambda: random_patches(GRAY, MASKS[0], 2, 16, seed=-1), "seed -1"),
-        (lambda: random_patches(GRAY, MASKS[0], 2, 16, ignore_label=1.5), "ignore_label 1.5"),  # type: ignore[arg-type]
-        (lambda: Sampled(DATA, objects=-1), "objects -1"),
-        (lambda: Sampled(DATA, 1.5), "seed 1.5"),  # type: ignore[arg-type]
-        (lambda: RankSampler(DATA, "a"), "seed 'a'"),  # type: ignore[arg-type]
         (lambda: collate([]), "batch has no items"),
         (lambda: step_losses(PromptedSam(MODEL), collate([DATA[0]])), "batch .* prepare"),
-        (lambda: segment(MODEL, GRAY, points_per_side=0), "points_per_side 0"),
-        (lambda: segment(MODEL, GRAY, points_per_side=2.5), "points_per_side 2.5"),  # type: ignore[arg-type]
-        (lambda: segment(MODEL, GRAY, tile=(64, 64)), r"tile \(64, 64\)"),  # type: ignore[arg-type]
         (lambda: segment(MODEL, GRAY, max_share=90), "max_share 90: use a number from 0 to 1"),
         (lambda: segment(MODEL, GRAY, min_iou=70), "min_iou 70"),
-        (lambda: segment(MODEL, GRAY, min_area=-1), "min_area -1"),
         (lambda: predict(MODEL, GRAY, []), "needs clicks, a box or a mask"),
         (lambda: predict(MODEL, GRAY, "abc"), "points must be an array of numbers"),
         (lambda: predict(MODEL, GRAY, boxes=3), "boxes must be an array of numbers"),
         (lambda: predict(MODEL, GRAY, (5, 5), 1), "labels must be an array of numbers"),
-        (lambda: tune(MODEL, "lora", 0), "rank 0"),
         (lambda: tiny_sam(image_size=65), "image_size 65 .* multiple of patch_size, 8"),
         (lambda: PromptedSam(MODEL, rounds=2.5), "rounds 2.5"),  # type: ignore[arg-type]
         (lambda: PromptedSam(MODEL, ["points"]), r"prompts \['points'\]"),  # type: ignore[arg-type]
         (lambda: PromptedSam(MODEL, {"points": NAN}), "prompts"),
-        (lambda: instance_decoder(MODEL, weight=-1), "weight -1"),
-        (lambda: Muon(MODEL, 1e-3, momentum=2), "momentum 2"),
-        (lambda: evaluate(MODEL, DATA, batch_size=2.5), "batch_size 2.5"),  # type: ignore[arg-type]
-        (lambda: evaluate(MODEL, DATA, workers=-1), "workers -1"),
-        (lambda: show_predictions(MODEL, DATA, [100]), r"images \[100\]: use indices below 4"),
-        (lambda: setup(5, 2, 29511), "rank 5"),
         (lambda: learn(epochs=0), "epochs 0"),
         (lambda: learn(epochs=-3), "epochs -3"),
         (lambda: learn(batch_size=2.5), "batch_size 2.5"),
@@ -114,7 +84,7 @@ def other() -> list[nn.Parameter]:
     ],
 )
 def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> None:
-    """The error names the argument; none comes from the depths of a library."""
+    """The error names the argument, where no library would refuse it, or not at once."""
     try:
         with pytest.raises(ValueError, match=message):
             call()
@@ -126,8 +96,6 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
     ("call", "message"),
     [
         (lambda: Sampled([1, 2]), "dataset must be a data set"),  # type: ignore[arg-type]
-        (lambda: Sampled(DATA, transform=5), "transform must be a function, not 5"),  # type: ignore[arg-type]
-        (lambda: MonaiTransform("flip"), r"transforms\[0\] must be a function, not 'flip'"),
         (lambda: prepare(collate([DATA[0]]), MODEL), "geometry .* not a SamModel"),  # type: ignore[arg-type]
         (lambda: segment("best", GRAY), "unsupported model str"),  # type: ignore[arg-type]
         (lambda: predict(None, GRAY, (5, 5)), "unsupported model NoneType"),  # type: ignore[arg-type]
@@ -139,13 +107,12 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         (lambda: learn(optimizer=optim.SGD(other())), "optimizer must be a function, not"),
         (lambda: learn(optimizer=lambda _: None), "optimizer must return an optimizer"),
         (lambda: learn(schedule=lambda *_: None), "schedule must return a scheduler"),
-        (lambda: learn(out_dir=5), "out_dir must be a folder, not 5"),
         (lambda: learn(loss=lambda *_: None), "loss must return a tensor with a gradient"),
         (lambda: learn(loss=lambda a, b: (a.detach() - b).abs()), "loss must return a tensor with"),
     ],
 )
 def test_wrong_types_are_refused(call: Callable[[], object], message: str) -> None:
-    """The error names the argument; none comes from the depths of a library."""
+    """The error names the argument."""
     with pytest.raises(TypeError, match=message):
         call()
 

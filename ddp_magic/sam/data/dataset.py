@@ -106,8 +106,6 @@ class SamDataset(Dataset[Item]):
                 f"invalid ignore_label {ignore_label!r}: use an integer other than 0, which is the "
                 "background"
             )
-        if components not in (True, False):
-            raise ValueError(f"invalid components {components!r}: use True or False")
         self.ignore_label, self.components = ignore_label, components
         self.images, self.masks = open_pair(images, masks)
         self._checked: set[int] = set()  # the masks that are known to be valid

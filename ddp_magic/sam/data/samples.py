@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.masks import label_areas
 
 BORDER = 352  # px; the columns left of it are for training, the others are held out
@@ -59,10 +58,8 @@ def nuclei(
     if split == "val":
         image, labels = held_out, kept
     crops = {"train": 768, "val": 127}[split] if crops is None else crops
-    check_minimum(1, crops=crops)
-    check_minimum(0, seed=seed)
     sizes = [*size] if isinstance(size, Sequence) else [size]
-    if not sizes or not all(is_integer(each) and 32 <= each <= 160 for each in sizes):
+    if not sizes or not all(32 <= each <= 160 for each in sizes):
         raise ValueError(f"invalid size {size!r}: use an integer from 32 to 160, or several")
     rng = np.random.default_rng([seed, split == "val"])
     width = BORDER if split == "train" else image.shape[1]
@@ -142,8 +139,6 @@ def cells(
     Returns:
         The same as `nuclei`, with up to three clicks per image.
     """
-    check_minimum(0, n=n, seed=seed)
-    check_minimum(32, size=size)
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]  # (size, size) each
     images = np.zeros((n, size, size), dtype=np.uint8)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ddp_magic.sam.arguments import check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item, no_prompts
 from ddp_magic.sam.data.access import instances_of, item_of, size_of
 from ddp_magic.sam.data.batches import collate
@@ -54,7 +53,6 @@ class RankSampler(Sampler[int | None]):
 
     def __init__(self, dataset: Dataset[Item], seed: int = 0) -> None:
         """Shuffle the images of `dataset` with an integer `seed`; call `set_epoch` each epoch."""
-        check_minimum(None, seed=seed)
         self.images, self.seed, self.epoch = size_of(dataset), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -96,11 +94,7 @@ class Sampled(Dataset[Item]):
             instances: whether to make the label map of all objects, for a decoder of instances or
                 a transform (see `SamDataset.instances`).
         """
-        check_minimum(None, seed=seed)
-        check_minimum(0, objects=objects)
         size_of(dataset)
-        if transform is not None:
-            check_functions(transform=transform)
         self.dataset, self.seed, self.epoch = dataset, seed, 0
         self.objects, self.transform, self.instances = objects, transform, instances
 
@@ -166,7 +160,6 @@ class MonaiTransform:
         """
         from monai.transforms import Compose
 
-        check_functions(**{f"transforms[{n}]": each for n, each in enumerate(transforms)})
         self.compose = Compose(transforms)
 
     def __call__(self, item: Item, generator: torch.Generator) -> Item:

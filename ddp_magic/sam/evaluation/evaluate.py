@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import image_of, instances_of, size_of
 from ddp_magic.sam.data.batches import Geometry, collate, prepare
@@ -114,8 +113,6 @@ def score_objects(
         The same columns on all ranks, float64, with one row per object in the order of the data
         set: the indices `image` and `object`, then `SCORES`.
     """
-    check_minimum(1, batch_size=batch_size)
-    check_minimum(0, workers=workers)
     rank, world = rank_and_world()
     training, device = wrapper.sam.training, next(wrapper.parameters()).device
     numbers = range(rank, size_of(dataset), world)  # samplers would pad
@@ -210,11 +207,7 @@ def show_predictions(
         prompts: kind of the first prompt, as in `evaluate`.
         multimask: as in `train`; None: as the model was trained.
     """
-    check_minimum(0, rows=rows)
-    several = [images] if is_integer(images) else images
-    numbers = list(range(min(rows, size_of(dataset)))) if several is None else several[:rows]
-    if not all(is_integer(i) and 0 <= i < size_of(dataset) for i in numbers):
-        raise ValueError(f"invalid images {images!r}: use indices below {size_of(dataset)}")
+    numbers = list(range(size_of(dataset)) if images is None else images)[:rows]
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])

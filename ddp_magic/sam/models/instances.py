@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from ddp_magic.sam.arguments import check_range
 from ddp_magic.sam.process_group import print0, unwrapped
 
 FILE = "instance_decoder.safetensors"  # beside the weights of the model
@@ -139,7 +138,6 @@ def instance_decoder(model: nn.Module, weight: float = 1.0) -> InstanceDecoder:
         model: a model of the SAM family, or DDP around one.
         weight: weight of its loss.
     """
-    check_range(0, float("inf"), weight=weight)
     sam: Any = unwrapped(model)
     decoder = decoder_of(sam) or InstanceDecoder(sam.config.prompt_encoder_config.hidden_size)
     decoder.weight = weight

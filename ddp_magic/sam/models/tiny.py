@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from transformers import SamConfig, SamModel, SamVisionConfig
 
-from ddp_magic.sam.arguments import check_minimum
-
 
 def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: int = 0) -> SamModel:
     """Create a SAM with 0.8 million parameters and random weights, the same on all ranks.
@@ -29,13 +27,11 @@ def tiny_sam(image_size: int = 64, patch_size: int = 8, width: int = 96, seed: i
     Returns:
         The model, on the CPU.
     """
-    check_minimum(1, patch_size=patch_size, image_size=image_size, width=width)
     if image_size % patch_size or width % 8:
         raise ValueError(
             f"invalid image_size {image_size} or width {width}: use a multiple of patch_size, "
             f"{patch_size}, and a multiple of 8"
         )
-    check_minimum(None, seed=seed)
     sizes = {"image_size": image_size, "patch_size": patch_size}
     vision = SamVisionConfig(
         image_size=image_size,

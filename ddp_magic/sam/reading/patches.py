@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_magic.sam.arguments import check_minimum, is_integer
 from ddp_magic.sam.arrays.checks import check_shape
 from ddp_magic.sam.arrays.masks import label_areas
 from ddp_magic.sam.reading.stored import as_stored
@@ -128,13 +127,6 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
         ValueError: An image or mask has another shape, or is smaller than a patch. When a patch is
             used: no position with enough objects was found.
     """
-    check_minimum(1, n=n, size=size)
-    check_minimum(0, min_objects=min_objects, min_area=min_area, seed=seed)
-    check_minimum(None, ignore_label=ignore_label or 0)
-    if region is not None and (np.shape(region) != (4,) or not all(map(is_integer, region))):
-        raise ValueError(
-            f"invalid region {region!r}: use four integers (y0, x0, y1, x1), in pixels"
-        )
     images, masks = (
         [as_stored(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
         for given in (images, masks)

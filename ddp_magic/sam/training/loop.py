@@ -125,8 +125,6 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
     check_functions(**{name: given for name, given in functions.items() if given is not None})
     check_minimum(1, epochs=epochs, batch_size=batch_size)
     check_minimum(None, seed=seed)
-    if not isinstance(out_dir, (str, Path, type(None))):
-        raise TypeError(f"out_dir must be a folder, not {out_dir!r}")
     if resume and out_dir is None:
         raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
     if resume and overwrite:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
-from ddp_magic.sam.arguments import check_minimum, check_range
 from ddp_magic.sam.process_group import print0
 
 adamw = partial(optim.AdamW, lr=3e-3, weight_decay=0.0, fused=True)  # the default of `train`
@@ -24,7 +23,6 @@ def warmup_cosine(optimizer: optim.Optimizer, steps: int) -> LambdaLR:
 
     `transformers` has others, such as `get_wsd_schedule`, which stays at the peak for a while.
     """
-    check_minimum(0, steps=steps)
     warm = max(1, steps // 20)
 
     def factor(step: int) -> float:
@@ -69,7 +67,6 @@ class Muon(optim.Optimizer):
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a model, not {type(model).__name__}: Muon(model, lr)")
-        check_range(0, 1, momentum=momentum)
         layers = (nn.Linear, nn.Conv2d)
         known = {id(layer.weight) for layer in model.modules() if isinstance(layer, layers)}
         trained = [p for p in model.parameters() if p.requires_grad]
