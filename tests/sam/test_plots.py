@@ -20,6 +20,7 @@ from ddp_magic.sam.data.dataset import SamDataset
 from ddp_magic.sam.data.samples import cells
 from ddp_magic.sam.evaluation.evaluate import show_predictions
 from ddp_magic.sam.evaluation.plots import show_history, show_results
+from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tiny import tiny_sam
 
 
@@ -95,7 +96,7 @@ def test_predictions_are_drawn_with_their_prompts(shown: list[Any]) -> None:
     places = [tuple(dots.get_offsets()[0]) for dots in axis.collections]
     labels = [masks[1][round(y), round(x)] for x, y in places]
     assert sorted(labels) == np.unique(masks[1])[1:].tolist()
-    show_predictions(model, data, [1], prompts="boxes")
+    show_predictions(PromptedSam(model, "boxes"), data, [1])
     box = shown[1].axes[0].patches[0]
     y, x = np.argwhere(data[1]["masks"][0].numpy()).min(0)
     assert abs(box.get_x() - x) < 2

@@ -122,7 +122,7 @@ def test_an_epochs_scores_are_those_of_evaluate(three: bool) -> None:
     row = train(wrapper, *sets, epochs=1, batch_size=2)[-1]
     again = evaluate(sam, sets[1])
     assert {name: row[name] for name in again} == again
-    assert again != evaluate(sam, sets[1], multimask=not three)
+    assert again != evaluate(PromptedSam(sam, multimask=not three), sets[1])
 
 
 def test_without_held_out_objects_the_last_epoch_is_best(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ddp_magic.sam.evaluation import metrics
 from ddp_magic.sam.evaluation.plots import show_results
 from ddp_magic.sam.inference.predict import evaluating
 from ddp_magic.sam.inference.segment import segment
-from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.model import PromptedSam, with_rounds
 from ddp_magic.sam.models.postprocessing import masks_at, resizing
 from ddp_magic.sam.models.prompts import first_prompts
 from ddp_magic.sam.process_group import all_gather, bar, rank_and_world
@@ -32,14 +31,11 @@ BAR: dict[str, Any] = {"delay": 2, "position": 0}
 Table = dict[str, NDArray[Any]]
 
 
-def evaluate(  # noqa: PLR0913 -- options with defaults
+def evaluate(
     model: nn.Module,
     dataset: Dataset[Item],
     *,
     batch_size: int = 16,
-    amp: str = "fp32",
-    prompts: str | Mapping[str, float] = "points",
-    multimask: bool | None = None,
     workers: int = 0,
     instances: bool = False,
 ) -> dict[str, float]:
@@ -52,13 +48,12 @@ def evaluate(  # noqa: PLR0913 -- options with defaults
     evaluated exactly once, whatever the number of ranks.
 
     Args:
-        model: a model of the SAM family with the same weights on all ranks, or DDP around one.
+        model: a model of the SAM family with the same weights on all ranks; or a `PromptedSam`
+            around one, which chooses the first prompt (the most common one of a mixture), masks per
+            click and dtype; or DDP around one. Here prompts are exact: boxes are tight, and clicks
+            are in the middle of the object.
         dataset: the same data set on all ranks.
         batch_size: number of images per batch.
-        amp: "fp32", "bf16" or "fp16", as in `train`.
-        prompts: kind of the first prompt, as in `train`. Here prompts are exact: boxes are tight,
-            and clicks are in the middle of the object.
-        multimask: as in `train`; None: as the model was trained.
         workers: number of data loading processes per rank.
         instances: whether to compare the result of `segment`, without a prompt, to the label maps
             too. Every object of the images must be in them.
@@ -73,7 +68,7 @@ def evaluate(  # noqa: PLR0913 -- options with defaults
     Raises:
         ValueError: `instances` is True, and the items of the data set have no label map.
     """
-    wrapper = PromptedSam(model, prompts, max(CLICKS), multimask=multimask, amp=amp)
+    wrapper = with_rounds(model, max(CLICKS))
     means = mean_scores(score_objects(wrapper, dataset, batch_size=batch_size, workers=workers))
     if not instances:
         return means
@@ -85,7 +80,7 @@ def evaluate(  # noqa: PLR0913 -- options with defaults
                 f'item {i} has no label map: add "instances", (H, W) integers, to the items'
             )
         image = image_of(dataset, i).transpose(1, 2, 0)  # (H, W, 3)
-        found = segment(model, image, multimask=multimask, quiet=True)
+        found = segment(model, image, quiet=True)
         own.append(metrics.match_objects(found, true.clamp(min=0), true < 0))
     return means | metrics.pooled_scores([each for part in all_gather(own) for each in part])
 
@@ -191,27 +186,23 @@ def show_predictions(
     *,
     title: str = "",
     rows: int = 4,
-    prompts: str | Mapping[str, float] = "points",
-    multimask: bool | None = None,
 ) -> None:
     """Plot images of a data set with the predictions of a model.
 
     This is not a collective: call it on one rank.
 
     Args:
-        model: a model of the SAM family on any device.
+        model: a model of the SAM family on any device, or a `PromptedSam`, as in `evaluate`.
         dataset: the data set.
         images: indices of the images; default: the first ones.
         title: title of the figure.
         rows: maximum number of images.
-        prompts: kind of the first prompt, as in `evaluate`.
-        multimask: as in `train`; None: as the model was trained.
     """
     numbers = list(range(size_of(dataset)) if images is None else images)[:rows]
     if not numbers:
         return
     raw = collate([dataset[i] for i in numbers])
-    with evaluating(model, prompts, multimask=multimask) as (wrapper, device):
+    with evaluating(model) as (wrapper, device):
         geometry, side = wrapper.geometry, wrapper.geometry.image_size
         batch = prepare(raw, geometry, device)
         given = first_prompts(batch, wrapper.shares, wrapper.mask_size, side, random=False)

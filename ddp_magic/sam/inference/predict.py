@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from ddp_magic.sam.arrays.checks import check_click
 from ddp_magic.sam.arrays.items import BACKGROUND, FOREGROUND, without_objects
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.models.adapter import kind_of
-from ddp_magic.sam.models.model import PromptedSam
+from ddp_magic.sam.models.model import PromptedSam, with_rounds
 from ddp_magic.sam.models.postprocessing import masks_at
 from ddp_magic.sam.models.prompts import Prompts
 from ddp_magic.sam.process_group import unwrapped
@@ -25,11 +25,9 @@ from ddp_magic.sam.reading.gray_levels import gray_window, to_rgb
 
 
 @contextmanager
-def evaluating(
-    model: nn.Module, prompts: str | Mapping[str, float] = "points", *, multimask: bool | None
-) -> Iterator[tuple[PromptedSam, torch.device]]:
+def evaluating(model: nn.Module) -> Iterator[tuple[PromptedSam, torch.device]]:
     """Set the model to evaluation mode in a `with` block."""
-    training, wrapper = model.training, PromptedSam(model, prompts, 1, multimask=multimask)
+    training, wrapper = model.training, with_rounds(model, 1)
     wrapper.eval()
     try:
         yield wrapper, next(model.parameters()).device
@@ -55,7 +53,6 @@ def predict(
     *,
     boxes: ArrayLike | None = None,
     masks: ArrayLike | None = None,
-    multimask: bool | None = None,
 ) -> NDArray[np.bool_]:
     """Predict the masks of prompted objects.
 
@@ -70,8 +67,6 @@ def predict(
             `points`. Default: 1.
         boxes: a box (4,), (y0, x0, y1, x1), or boxes (N, 4), one per object.
         masks: a rough mask (H, W), or rough masks (N, H, W), one per object.
-        multimask: whether to predict three masks for a single click and return the best one. None:
-            as the model was trained.
 
     Returns:
         A mask (H, W), or masks (N, H, W) if prompts for several objects are given.
@@ -104,7 +99,7 @@ def predict(
         item["boxes"] = torch.tensor(np.stack(corners)[:, [1, 0, 3, 2]]).float()
     if rough:
         item["masks"] = torch.tensor(np.stack(rough)) != 0
-    with evaluating(model, multimask=multimask) as (wrapper, device):
+    with evaluating(model) as (wrapper, device):
         batch = prepare(collate([item]), wrapper.geometry, device)
         side = wrapper.mask_size
         given = batch["target"].new_full((n, 1, side, side), torch.nan)

@@ -44,7 +44,6 @@ def segment(  # noqa: PLR0913 -- options with defaults
     min_stability: float | None = None,
     min_area: int = 16,
     max_share: float = 0.9,
-    multimask: bool | None = None,
     quiet: bool = False,
 ) -> NDArray[np.int32]:
     """Segment all objects of an image.
@@ -69,7 +68,6 @@ def segment(  # noqa: PLR0913 -- options with defaults
             on a grid, .5 for proposals.
         min_area: minimum area of an object, in pixels.
         max_share: maximum fraction of a tile that an object covers.
-        multimask: whether to predict three masks per click. None: as the model was trained.
         quiet: whether to print nothing. Otherwise, a line says which tiles and clicks are used, and
             a bar shows the progress after two seconds.
 
@@ -110,7 +108,7 @@ def segment(  # noqa: PLR0913 -- options with defaults
     def repeat(_maps: Maps, some: Sequence[Tile]) -> Tensor:
         return torch.tensor([[number, *clicked[each]] for number, each in enumerate(some)])
 
-    with evaluating(model, multimask=multimask) as (wrapper, device), _threads(wrapper):
+    with evaluating(model) as (wrapper, device), _threads(wrapper):
         if decoder is not None:
             decoder.to(device)
         look = _Look(wrapper, rgb, device, minima, max_share, quiet)

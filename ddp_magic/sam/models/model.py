@@ -24,7 +24,7 @@ from ddp_magic.sam.models.adapter import (
 from ddp_magic.sam.models.instances import InstanceDecoder
 from ddp_magic.sam.models.layers import use_faster
 from ddp_magic.sam.models.postprocessing import best_mask
-from ddp_magic.sam.models.prompts import Prompts, first_prompts, kinds_of, next_click
+from ddp_magic.sam.models.prompts import Prompts, first_prompts, kinds_of, most_common, next_click
 from ddp_magic.sam.process_group import unwrapped
 
 MEMORY_BYTES = 2**31  # for the objects that are processed at once outside of training
@@ -87,11 +87,8 @@ class PromptedSam(nn.Module):
         use_faster(self.sam)
         freeze_positions(self.sam)
         self.amp, self.rounds = amp, rounds
-        if multimask is None:
-            outer = getattr(sam, "module", sam)  # inside DDP
-            stored = getattr(self.sam.config, "multimask_output", True)
-            multimask = outer.multimask if isinstance(outer, PromptedSam) else stored
-        self.multimask: bool = multimask
+        stored = getattr(self.sam.config, "multimask_output", True)
+        self.multimask: bool = stored if multimask is None else multimask
         if not isinstance(auxiliary, (nn.Module, type(None))):
             raise TypeError(f"auxiliary must be an instance_decoder(model), not {auxiliary!r}")
         self.shares = kinds_of(prompts)
@@ -191,6 +188,19 @@ class PromptedSam(nn.Module):
         iou = [each.expand(-1, most) for each in iou]
         back = torch.argsort(torch.cat(order))
         return torch.cat(logits).index_select(0, back), torch.cat(iou).index_select(0, back)
+
+
+def with_rounds(model: nn.Module, rounds: int) -> PromptedSam:
+    """Return a model for inference, with the most common prompts, masks and dtype of training.
+
+    Args:
+        model: a model of the SAM family, a `PromptedSam`, or DDP around one.
+        rounds: number of prompts per object.
+    """
+    own = getattr(model, "module", model)
+    own = own if isinstance(own, PromptedSam) else PromptedSam(model)
+    kind = most_common(own.shares)
+    return PromptedSam(own.sam, kind, rounds, multimask=own.multimask, amp=own.amp)
 
 
 def _group_by_prompts(prompts: Prompts) -> list[Group]:

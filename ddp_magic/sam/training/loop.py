@@ -27,8 +27,7 @@ from ddp_magic.sam.data.batches import prepare
 from ddp_magic.sam.data.sampling import MonaiTransform, Transform, epoch_loader, mix, set_epoch
 from ddp_magic.sam.evaluation.evaluate import CLICKS, mean_scores, score_objects
 from ddp_magic.sam.models.adapter import is_frozen
-from ddp_magic.sam.models.model import PromptedSam
-from ddp_magic.sam.models.prompts import most_common
+from ddp_magic.sam.models.model import PromptedSam, with_rounds
 from ddp_magic.sam.process_group import (
     all_gather,
     all_reduce_sum,
@@ -165,8 +164,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
                 store_embeddings(wrapper, each, stored, workers=loader.num_workers)
                 for each in (images.dataset, val_set)
             )
-        scorer = PromptedSam(wrapper.sam, most_common(wrapper.shares), max(CLICKS))
-        scorer.multimask, scorer.amp = wrapper.multimask, wrapper.amp
+        scorer = with_rounds(wrapper, max(CLICKS))
         first = len(history)
         if first >= epochs:
             print0(f"{folder} has {first} epochs already: nothing is trained; use more epochs")
