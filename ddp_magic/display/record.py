@@ -14,7 +14,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.errors import DDPMagicError, RunInterrupted
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.events import WorkerExited
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, NodesGranted, Restarted, RunEvent
 from ddp_magic.wire.states import State
 from ddp_magic.wire.worker_events import CellNames, Imported
 
@@ -56,6 +56,8 @@ class RunRecord:
         show: Ranks whose output is shown; None for all.
         quiet: Whether only the output of the ranks is shown while all goes well.
         ranks: What is known of each rank, in the order of the ranks.
+        fewest: If the cluster chooses the number of ranks, the fewest until it has; 0 if they are
+            as many as `ranks`.
         state: PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED.
         error: Why the run did not succeed; None if it succeeded or is running.
         started: When it started, in seconds since the epoch.
@@ -88,6 +90,7 @@ class RunRecord:
     quiet: bool = False
     cell_labels: Mapping[str, str] = field(default_factory=dict)
     ranks: list[Rank]
+    fewest: int = 0
     state: State = State.PENDING
     error: DDPMagicError | RunInterrupted | None = None
     started: float = field(default_factory=time.time)
@@ -115,6 +118,8 @@ class RunRecord:
         match event:
             case Doing(text=text):
                 self.doing = text
+            case NodesGranted(nproc=nproc):
+                self._resize(nproc)
             case Imported(modules=modules):
                 self.imported = modules
             case CellNames(names=names, values=values):
@@ -129,6 +134,13 @@ class RunRecord:
                 self.group_end = event
             case _:
                 pass
+
+    def _resize(self, nproc: int) -> None:
+        """Have so many ranks from now on: those that were there, and new ones."""
+        self.fewest = 0
+        more = range(len(self.ranks), nproc)
+        more_ranks = [Rank(rank=rank, log=self.log_directory.rank_log(rank)) for rank in more]
+        self.ranks[:] = [*self.ranks[:nproc], *more_ranks]
 
     @property
     def _will_restart(self) -> bool:

@@ -27,7 +27,8 @@ OUTCOMES = {
 def rank_count(run: RunRecord) -> str:
     """Return how many ranks a run has: `4 ranks`."""
     count = len(run.ranks)
-    return f"{count} rank{'s' if count > 1 else ''}"
+    head = f"{run.fewest} to " if run.fewest else ""  # the cluster has not chosen
+    return f"{head}{count} rank{'s' if count > 1 else ''}"
 
 
 def summary(run: RunRecord, *, with_clock: bool = False) -> str:

@@ -22,6 +22,7 @@ from ddp_magic.display.table import LiveTable, status_line
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.display.text.text_output import TextOutput
 from ddp_magic.wire.kernel_events import (
+    NodesGranted,
     Note,
     QuestionClosed,
     QuestionOpened,
@@ -113,6 +114,8 @@ class CellScreen:
                 self._text.ask(rank, prompt)
             case QuestionClosed(rank=rank, line=line):
                 self._text.close_question(rank, line)
+            case NodesGranted(nproc=nproc):
+                self._text.resize(nproc)
             case Restarted(number=number):
                 self._text.end()
                 self._displays.restart(number)

@@ -91,6 +91,9 @@ class PlacedAgent(Protocol):
     def close(self) -> None:
         """Release what is held for it; it has ended."""
 
+    def granted(self) -> int:
+        """Return on how many nodes it runs; 0 while that is not known."""
+
     def waits_for(self) -> str:
         """Return in a few words what its start waits for; empty if for nothing."""
 
@@ -155,7 +158,8 @@ class NodesEngine(Protocol):
     Attributes:
         START: Names of variables on the nodes: `node_name_variable` (the node's name in the
             cluster), `toward` (an address on the nodes' network), `job_variables` (which
-            identify the job). Any may be empty.
+            identify the job), `node_count_variable` (how many nodes there are; without it, there
+            can be no range, `-N 1:2`). Any may be empty.
     """
 
     START: Mapping[str, object]
@@ -175,6 +179,7 @@ class NodesEngine(Protocol):
         arguments: Sequence[str],
         env: Mapping[str, str],
         log: Callable[[bytes], None],
+        min_nodes: int = 0,
     ) -> Job:
         """Start the command `agent` on each node; returns before that runs.
 
@@ -188,4 +193,6 @@ class NodesEngine(Protocol):
             arguments: The user's arguments for this engine.
             env: The environment of the agents and ranks.
             log: Is to be called with what the engine says.
+            min_nodes: Fewest nodes that will do, if the engine is to choose; 0 if it is not. Given
+                only where it is not 0.
         """

@@ -113,6 +113,10 @@ class ForkedAgent:
             self._pidfd = -1
             self._dropped = True
 
+    def granted(self) -> int:
+        """Return 1: this machine."""
+        return 1
+
     def waits_for(self) -> str:
         """Return what the forkserver is importing before it can fork."""
         name = self._engine.importing if self._pidfd < 0 else ""

@@ -154,7 +154,7 @@ class NearRelay:
         if now - self._looked > GAP_S:
             self.nodes.missed(now - self._looked)  # this process may have been suspended
         self._looked = now
-        if self.nodes.over_s(now, self._spec.nnodes) > self._silent_s and not self.cancelled:
+        if self.nodes.over_s(now) > self._silent_s and not self.cancelled:
             self.cancel()
         node = self.nodes.silent(now, self._silent_s)
         if node is not None and not self.error:
@@ -198,6 +198,7 @@ class NearRelay:
         said = json.loads(frame.payload)
         if self.job is not None:
             self.job.running(said["job"])
+        self.nodes.count = said["nodes"]
         self.nodes.hosts[node] = said["host"]
 
     def _far(self, node: int, number: int) -> Far | None:

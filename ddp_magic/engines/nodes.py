@@ -16,6 +16,7 @@ class Nodes:
     """What the nodes have said of themselves.
 
     Attributes:
+        count: How many there are; 0 before the first has said so.
         hosts: Their names, by number.
         ended: Those whose agent has ended, and how.
         heard: When each last said something, on the monotonic clock, s, as far as this process
@@ -24,6 +25,7 @@ class Nodes:
             that was said, in seconds since the epoch; None if none did.
     """
 
+    count: int = 0
     hosts: dict[int, str] = field(default_factory=dict)
     ended: dict[int, NodeEnd] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
@@ -61,9 +63,10 @@ class Nodes:
             return None
         return min(heard, key=heard.__getitem__)
 
-    def over_s(self, now: float, nnodes: int) -> float:
+    def over_s(self, now: float) -> float:
         """Return for how long all nodes have ended, in seconds; 0 if one has not."""
-        return now - max(self.heard.values()) if len(self.ended) == nnodes else 0.0
+        is_over = bool(self.count) and len(self.ended) == self.count
+        return now - max(self.heard.values()) if is_over else 0.0
 
     def missed(self, gap_s: float) -> None:
         """Note that this process did not listen for a while, in seconds: that is no silence."""

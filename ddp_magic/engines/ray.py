@@ -23,6 +23,7 @@ START = {
     "node_name_variable": "DDP_MAGIC_RAY_ADDRESS",  # a node's address is as good as its name
     "toward": "",
     "job_variables": ["DDP_MAGIC_RAY_JOB"],
+    "node_count_variable": "DDP_MAGIC_RAY_NODES",
 }
 # At the beginning of a line of the driver's stderr.
 WAITS = "ddp_magic waits for: "
@@ -67,6 +68,7 @@ def launch(
     arguments: Sequence[str],
     env: Mapping[str, str],
     log: Callable[[bytes], None],
+    min_nodes: int = 0,
 ) -> RayJob:
     """Start an agent on each node; returns before they are up.
 
@@ -77,9 +79,11 @@ def launch(
         arguments: The user's own; without `--num-cpus`, a node gives a processor for each rank.
         env: The ranks' environment.
         log: Is called with what Ray says.
+        min_nodes: Fewest nodes that will do; 0 for no fewer.
     """
     asked = vars(parse(arguments))
     if asked["num_cpus"] is None:
         asked["num_cpus"] = nproc
-    words = json.dumps({**asked, "nnodes": nnodes, "agent": list(agent)})
+    asked |= {"nnodes": nnodes, "min_nodes": min_nodes or nnodes, "agent": list(agent)}
+    words = json.dumps(asked)
     return RayJob([*command(RAY_DRIVER), words], dict(env), log)

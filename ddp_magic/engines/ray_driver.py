@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ddp_magic.engines.ray import LOST, WAITS
+from ddp_magic.engines.ray import LOST, START, WAITS
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.relay_frames import PIECE_BYTES, write_all
 
 NODE_VARIABLE = "DDP_MAGIC_RAY_NODE"
+COUNT_VARIABLE = str(START["node_count_variable"])
 INLINE_BYTES = 64 * 1024  # what is longer goes through Ray's object store, once for all nodes
 POLL_S = 1.0  # between two looks at the queue
 CONNECT_S = 10.0  # for the cluster's port to answer
@@ -134,7 +135,7 @@ class Driver:
         self._lock = threading.Lock()
         self._nodes: list[Any] = []
         self._readers: list[threading.Thread] = []
-        self._running = asked["nnodes"]
+        self._running = 0
         need = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], **asked["resources"]}
         self._need = {name: count for name, count in need.items() if count}
 
@@ -162,16 +163,12 @@ class Driver:
 
     def _start(self) -> bool:
         """Start an actor on each node, and it the relay; return whether the kernel still wants."""
-        from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         asked = self._asked
-        count = asked["nnodes"]
-        group = placement_group([self._need or {"CPU": 0.001}] * count, strategy="STRICT_SPREAD")
-        while not group.wait(POLL_S):
-            _say(f"{WAITS}{why(self._ray.nodes(), count, self._need)}")
-            if not _has_kernel():
-                return False
+        if (group := self._reserve()) is None:
+            return False
+        count = self._running = group.bundle_count
         _say(WAITS)
         self._ray.cloudpickle.register_pickle_by_value(sys.modules[Node.__module__])
         actor = self._ray.remote(Node)
@@ -186,7 +183,7 @@ class Driver:
         self._nodes = [self._nodes[index] for index in order]
         argv = [*asked["agent"], NODE_VARIABLE]
         own = ["CUDA_VISIBLE_DEVICES"] if asked["num_gpus"] else []
-        env, cwd = dict(os.environ), str(Path.cwd())
+        env, cwd = {**os.environ, COUNT_VARIABLE: str(count)}, str(Path.cwd())
         self._ray.get([
             node.start.remote(argv, cwd, {**env, NODE_VARIABLE: str(number)}, own)
             for number, node in enumerate(self._nodes)
@@ -196,6 +193,30 @@ class Driver:
             self._readers.append(reader)
             reader.start()
         return True
+
+    def _reserve(self) -> Any:  # noqa: ANN401 -- ray's PlacementGroup
+        """Wait for as many nodes as there are; return their group, None if the kernel is gone.
+
+        Of a range, the fewest are waited for, and the more are taken that are free at the moment.
+        """
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        most, least = self._asked["nnodes"], self._asked["min_nodes"]
+        if least < most:
+            most = max(least, min(most, len(fitting(self._ray.nodes(), self._need))))
+        for count in range(most, least - 1, -1):
+            bundles = [self._need or {"CPU": 0.001}] * count
+            group = placement_group(bundles, strategy="STRICT_SPREAD")
+            while not group.wait(POLL_S):
+                if not _has_kernel():
+                    return None
+                if count > least:
+                    break
+                _say(f"{WAITS}{why(self._ray.nodes(), count, self._need)}")
+            else:
+                return group
+            remove_placement_group(group)
+        return None
 
     def _carry(self) -> None:
         """Give every node what the kernel writes, until that ends, or the nodes have."""
@@ -241,6 +262,12 @@ def loss(error: Exception) -> str:
     return (reasons or lines)[0].partition(". ")[0].rstrip(".")
 
 
+def fitting(nodes: Sequence[Mapping[str, Any]], need: Mapping[str, float]) -> list[Any]:
+    """Return the resources of each node that is up and has what is needed, though not free."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return [has for has in alive if all(has.get(name, 0) >= n for name, n in need.items())]
+
+
 def why(nodes: Sequence[Mapping[str, Any]], count: int, need: Mapping[str, float]) -> str:
     """Return in a few words why a run waits.
 
@@ -249,12 +276,11 @@ def why(nodes: Sequence[Mapping[str, Any]], count: int, need: Mapping[str, float
         count: How many are needed.
         need: What each has to have.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    fit = [has for has in alive if all(has.get(name, 0) >= n for name, n in need.items())]
+    fit = fitting(nodes, need)
     what = ", ".join(f"{n:g} {name}" for name, n in need.items()) or "nothing"
     head = f"{count} nodes with {what} each are" if count > 1 else f"a node with {what} is"
     if len(fit) < count:
-        have = f"{len(fit)} of its {len(alive)} nodes have that"
+        have = f"{len(fit)} of its {len(fitting(nodes, {}))} nodes have that"
         less = "unless others join, ask for less by -N, -n or --engine-args"
         return f"queued by Ray: {head} needed, and {have}; {less}"
     return f"queued by Ray: {head} needed, and others use them"

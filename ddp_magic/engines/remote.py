@@ -81,7 +81,6 @@ class RemoteAgents:
         self, engine: NodesEngine, spec: AgentSpec, env: dict[str, str], arguments: Sequence[str]
     ) -> None:
         self._directory = RunDirectory(Path(spec.worker.directory))
-        self._nnodes = spec.nnodes
         self._told = False
         self.where = ""
         self._died: set[int] = set()
@@ -93,6 +92,7 @@ class RemoteAgents:
             arguments=arguments,
             env=env,
             log=self._directory.log_agent,
+            **({"min_nodes": spec.min_nodes} if spec.min_nodes else {}),
         )
         self._relay = NearRelay(spec, dict(engine.START), launch)
 
@@ -109,7 +109,7 @@ class RemoteAgents:
         """Return where the agents run, and which ended without a report, each once."""
         notes = []
         nodes = self._relay.nodes
-        if not self._told and len(nodes.hosts) == self._nnodes:
+        if not self._told and nodes.hosts and len(nodes.hosts) == nodes.count:
             self._told = True
             hosts = ", ".join(nodes.hosts[node] for node in sorted(nodes.hosts))
             self.where = " on ".join(filter(None, [self._job_name(), hosts]))
@@ -135,14 +135,18 @@ class RemoteAgents:
             self._relay.cancel()
             self._relay.ended.wait(END_S)
 
+    def granted(self) -> int:
+        """Return how many nodes the cluster has given; 0 before the first is up."""
+        return self._relay.nodes.count
+
     def waits_for(self) -> str:
         """Return what it waits for: its turn in the queue, the nodes, one that is silent."""
         job, nodes = self._relay.job, self._relay.nodes
         up = len(nodes.hosts)
         if job is not None and (words := job.waits_for()):
             return words
-        if up < self._nnodes:
-            return "waiting for the nodes" if not up else f"{up} of {self._nnodes} nodes are up"
+        if not up or up < nodes.count:
+            return "waiting for the nodes" if not up else f"{up} of {nodes.count} nodes are up"
         return nodes.quiet_words(time.monotonic(), QUIET_S)
 
     def last_words(self) -> str:

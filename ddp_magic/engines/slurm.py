@@ -25,6 +25,7 @@ START = {
     "node_name_variable": "SLURMD_NODENAME",
     "toward": "SLURM_LAUNCH_NODE_IPADDR",
     "job_variables": ["SLURM_JOB_ID", "SLURM_STEP_ID"],
+    "node_count_variable": "SLURM_STEP_NUM_TASKS",  # one task a node
 }
 POLL_S = 2.0  # between two looks at the queue
 QUERY_S = 10.0  # for an answer of the controller's
@@ -121,6 +122,7 @@ def launch(
     arguments: Sequence[str],
     env: Mapping[str, str],
     log: Callable[[bytes], None],
+    min_nodes: int = 0,
 ) -> SlurmJob:
     """Start an agent on each node; returns before they are up.
 
@@ -131,8 +133,9 @@ def launch(
         arguments: The user's own, for srun.
         env: The ranks' environment.
         log: Is called with what Slurm says.
+        min_nodes: Fewest nodes that will do; 0 for no fewer.
     """
     inside = "SLURM_JOB_ID" in env or "SLURM_JOBID" in env
-    argv = command(agent, nnodes, nproc, arguments, inside=inside)
+    argv = command(agent, nnodes, nproc, arguments, inside=inside, min_nodes=min_nodes)
     step = is_step(arguments, inside=inside)
     return SlurmJob(argv, environment(env, inside=inside), log, is_step=step)

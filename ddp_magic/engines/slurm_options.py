@@ -94,14 +94,22 @@ def environment(env: Mapping[str, str], *, inside: bool) -> dict[str, str]:
 
 
 def command(
-    agent: Sequence[str], nnodes: int, nproc: int, arguments: Sequence[str], *, inside: bool
+    agent: Sequence[str],
+    nnodes: int,
+    nproc: int,
+    arguments: Sequence[str],
+    *,
+    inside: bool,
+    min_nodes: int = 0,
 ) -> list[str]:
     """Return the command that starts an agent on each node."""
-    count = str(nnodes)
     words = ["srun", "--job-name=ddp_magic", "--mpi=none"]
     if not inside and not any(_CPUS.match(word) for word in arguments):
         words.append(f"--cpus-per-task={nproc}")  # else Slurm gives the ranks of a node one
-    words += [*arguments, "-n", count, "-N", count, "--ntasks-per-node=1"]
+    if min_nodes:  # without -n, there is one task on each of the nodes that Slurm chooses
+        words += [*arguments, "-N", f"{min_nodes}-{nnodes}"]
+    else:
+        words += [*arguments, "-n", str(nnodes), "-N", str(nnodes), "--ntasks-per-node=1"]
     words += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
     if is_step(arguments, inside=inside):
         words.append("--overlap")

@@ -43,6 +43,10 @@ class TorchrunAgent:
     def close(self) -> None:
         """Do nothing: nothing is held."""
 
+    def granted(self) -> int:
+        """Return 1: this machine."""
+        return 1
+
     def waits_for(self) -> str:
         """Return nothing: each rank imports for itself."""
         return ""

@@ -72,14 +72,15 @@ def _resolve_elsewhere(asked: SimpleNamespace) -> Options:
         OptionError: They contradict each other.
     """
     several_nodes.check(asked)
-    nproc = asked.nproc_per_node * asked.nnodes
+    least, most = several_nodes.node_range(asked)
+    nproc = asked.nproc_per_node * most
     _check_ranks(asked, nproc)
     return _options(
         asked,
         nproc,
         _trace_file(asked),
         visible="" if asked.gpus == "none" else None,
-        devices=several_nodes.describe(asked),
+        devices=several_nodes.describe(asked.engine, asked.nproc_per_node, least, most),
     )
 
 
@@ -92,9 +93,11 @@ def _options(
     devices: str,
     gpu_locks: GpuLocks | None = None,
 ) -> Options:
+    least, most = several_nodes.node_range(asked)
     return Options(
         nproc=nproc,
-        nnodes=asked.nnodes,
+        nnodes=most,
+        min_nodes=least if least < most else 0,
         engine=asked.engine,
         engine_args=asked.engine_args,
         gpu_locks=gpu_locks or GpuLocks(),

@@ -5,11 +5,17 @@ from __future__ import annotations
 import shlex
 from types import SimpleNamespace
 
-from ddp_magic.engines import HERE
+from ddp_magic.engines import HERE, NodesEngine
 from ddp_magic.kernel.options.declaration import spelling
 from ddp_magic.kernel.options.option import OptionError
 
 _ENGINES = "--engine slurm or --engine ray"
+
+
+def node_range(asked: SimpleNamespace) -> tuple[int, int]:
+    """Return the fewest and the most nodes that were asked for."""
+    least, most = asked.nnodes if isinstance(asked.nnodes, tuple) else (asked.nnodes, asked.nnodes)
+    return least, most
 
 
 def check_here(asked: SimpleNamespace) -> None:
@@ -18,10 +24,10 @@ def check_here(asked: SimpleNamespace) -> None:
     Raises:
         OptionError: Something is.
     """
-    if asked.nnodes > 1:
-        problem = (
-            f"{asked.nnodes} nodes need an engine that reaches them: add --engine slurm or ray"
-        )
+    least, most = node_range(asked)
+    if most > 1:
+        count = _span(least, most)
+        problem = f"{count} nodes need an engine that reaches them: add --engine slurm or ray"
         raise OptionError("nnodes", problem)
     if asked.engine_args:
         problem = f"engine {asked.engine} takes none: omit this option, or add {_ENGINES}"
@@ -62,7 +68,30 @@ def check(asked: SimpleNamespace) -> None:
             "none, for the CPU"
         )
         raise OptionError("gpus", problem)
+    _check_range(asked, engine)
     check_later(asked, asked.engine)
+
+
+def _check_range(asked: SimpleNamespace, engine: NodesEngine) -> None:
+    """Check that the number of nodes may be found out later, if it is a range.
+
+    Raises:
+        OptionError: It may not.
+    """
+    least, most = node_range(asked)
+    if least == most:
+        return
+    if not engine.START.get("node_count_variable"):
+        problem = f"engine {asked.engine} starts a fixed number of nodes: use {most}"
+        raise OptionError("nnodes", problem)
+    if asked.session:
+        problem = f"the ranks of a session are a fixed number: use {most}, or omit the session"
+        raise OptionError("nnodes", problem)
+    surely = least * asked.nproc_per_node
+    if (last := max((pull.rank or 0 for pull in asked.pull), default=0)) >= surely:
+        nodes = f"{least} node{'s' if least > 1 else ''}"
+        problem = f"rank {last} is not there on {nodes}: use a rank below {surely}, or @all"
+        raise OptionError("pull", problem)
 
 
 def check_later(asked: SimpleNamespace, engine: str) -> None:
@@ -77,9 +106,22 @@ def check_later(asked: SimpleNamespace, engine: str) -> None:
         raise OptionError("cold", problem)
 
 
-def describe(asked: SimpleNamespace) -> str:
-    """Return the line that says where the ranks run."""
-    count, each = asked.nnodes, asked.nproc_per_node
-    nodes = f"{count} node{'s' if count > 1 else ''}"
-    ranks = f"{count * each} rank{'s' if count * each > 1 else ''}"
-    return f"{ranks} = {nodes} x {each} ({asked.engine})"
+def describe(engine: str, each: int, least: int, most: int, granted: int = 0) -> str:
+    """Return the line that says where the ranks run.
+
+    Args:
+        engine: What starts them.
+        each: Number of ranks on a node.
+        least: Fewest nodes that will do.
+        most: Most nodes that are wanted.
+        granted: How many there are; 0 while that is not known.
+    """
+    low, high = (granted, granted) if granted else (least, most)
+    nodes = f"{_span(low, high)} node{'s' if high > 1 else ''}"
+    ranks = f"{_span(low * each, high * each)} rank{'s' if high * each > 1 else ''}"
+    asked = f", {_span(least, most)} nodes" if granted and least < most else ""
+    return f"{ranks} = {nodes} x {each} ({engine}{asked})"
+
+
+def _span(low: int, high: int) -> str:
+    return str(high) if low == high else f"{low} to {high}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ddp_magic.node.address import gloo_interface, own_address
 from ddp_magic.system.entry_points import NODE_AGENT, command
-from ddp_magic.system.environment import LAUNCHER_VARIABLES
+from ddp_magic.system.environment import LAUNCHER_VARIABLES, ONE_MACHINE
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.specs import AgentSpec
 
@@ -27,7 +27,6 @@ class AgentProcess:
 
     Attributes:
         head: Of node 0 of several: the address and the port of the store, which all need.
-        is_alone: Whether there is no other node.
         output: Descriptor of what it writes.
         pidfd: Descriptor that is readable once it has ended.
     """
@@ -39,10 +38,16 @@ class AgentProcess:
         worker = dataclasses.replace(
             spec.worker, socket=str(directory.socket), directory=str(directory), node=host
         )
-        self._spec = dataclasses.replace(spec, worker=worker, node=node, kernel_pid=os.getpid())
+        nnodes = spec.nnodes
+        if spec.min_nodes:  # the cluster has chosen
+            nnodes = int(os.environ[start["node_count_variable"]])
+        self._spec = dataclasses.replace(
+            spec, worker=worker, node=node, nnodes=nnodes, kernel_pid=os.getpid()
+        )
         self.head: dict[str, Any] | None = None
-        self.is_alone = spec.nnodes == 1
         env = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+        if self.is_alone:
+            env |= ONE_MACHINE
         self._store = None if self.is_alone else self._open_store(start, env)
         self._process = subprocess.Popen(
             command(NODE_AGENT),
@@ -57,6 +62,16 @@ class AgentProcess:
         self.output = self._process.stdout.fileno()
         os.set_blocking(self.output, False)
         self.pidfd = os.pidfd_open(self._process.pid)
+
+    @property
+    def nnodes(self) -> int:
+        """How many nodes there are."""
+        return self._spec.nnodes
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other node."""
+        return self.nnodes == 1
 
     def _open_store(self, start: dict[str, Any], env: dict[str, str]) -> socket.socket | None:
         """Find this node's address among the others; node 0 listens there."""

@@ -226,8 +226,10 @@ class Relay:
 
     def _start(self, start: dict[str, Any]) -> None:
         """Start the agent, which imports torch meanwhile, and find out where the nodes meet."""
-        self._tell(Kind.NODE, 0, json.dumps(_whereabouts(start["job_variables"])).encode())
         self._agent = agent = AgentProcess(start, self._node, self._directory.run, _host())
+        job = ".".join(filter(None, map(os.environ.get, start["job_variables"])))
+        whereabouts = {"host": _host(), "job": job, "nodes": agent.nnodes}
+        self._tell(Kind.NODE, 0, json.dumps(whereabouts).encode())
         self._selector.register(agent.output, selectors.EVENT_READ, self._read_log)
         self._selector.register(agent.pidfd, selectors.EVENT_READ, self._agent_ended)
         if agent.head is not None:
@@ -344,11 +346,6 @@ def _catch_signals() -> int:
     for sig in (*_ENDS, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(sig, lambda *_: None)
     return read_end
-
-
-def _whereabouts(job_variables: list[str]) -> dict[str, str]:
-    job = ".".join(filter(None, map(os.environ.get, job_variables)))
-    return {"host": _host(), "job": job}
 
 
 def _host() -> str:

@@ -71,6 +71,10 @@ LATE = frozenset(
         "_",
     ]
 )
+# All ranks are on one machine, whose host name may not resolve, and no other machine connects to
+# them. This overrides a cluster's own setting.
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+ONE_MACHINE = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 # Read when a process group is made.
 _LATE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "TP_", *_LAUNCHER_PREFIXES)
 
@@ -98,10 +102,7 @@ def rank_environment(
     if nproc > 1:
         ours.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
     if nnodes == 1:
-        # All ranks are on one machine, whose host name may not resolve, and no other machine
-        # connects to them. This overrides a cluster's own setting.
-        loopback = "lo" if sys.platform == "linux" else "lo0"
-        ours["GLOO_SOCKET_IFNAME"] = ours["NCCL_SOCKET_IFNAME"] = loopback
+        ours |= ONE_MACHINE
     # How many operations torch's Flight Recorder keeps. It reads this when it is imported. With its
     # default of 2000 a record costs 26 ms with NCCL, and hundreds with gloo; with 64, under 2 ms.
     ours.setdefault("TORCH_FR_BUFFER_SIZE", "64")

@@ -29,6 +29,19 @@ class Doing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodesGranted:
+    """The cluster has chosen how many nodes the ranks are on, in the range that was asked for.
+
+    Attributes:
+        nnodes: Number of nodes.
+        nproc: Number of ranks, of all nodes together.
+    """
+
+    nnodes: int
+    nproc: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rejoined:
     """A rank of a session is there for another cell.
 
@@ -176,6 +189,7 @@ RunEvent: TypeAlias = (
     Event
     | Note
     | Doing
+    | NodesGranted
     | Rejoined
     | PulledValues
     | Stream

@@ -51,7 +51,8 @@ class AgentSpec:
         run_id: Id of the rendezvous.
         kernel_pid: The agent ends when this process ends.
         nproc: Number of ranks on this node, as on every other one.
-        nnodes: Number of nodes.
+        nnodes: Number of nodes; the most, as long as the cluster has not chosen.
+        min_nodes: The fewest, if the cluster chooses; 0 if it does not.
         node: Number of this node.
         head: Address of node 0 at which the others reach it; empty if there are no others.
         head_port: Port of the store of the rendezvous, which node 0 owns.
@@ -70,6 +71,7 @@ class AgentSpec:
     prelude: tuple[str, ...] = ()
     max_restarts: int = 0
     nnodes: int = 1
+    min_nodes: int = 0
     node: int = 0
     head: str = ""
     head_port: int = 0

@@ -94,8 +94,10 @@ class Journal:
         error = list(record.error._render_traceback_() if record.error else ())
         if record.background and record.error:
             self._write({"raised": as_json(record.error)})
-        words = {"state": record.state.value, "ended": record.ended, "summary": summary(record)}
+        words: dict[str, Any] = {"state": record.state.value, "ended": record.ended}
+        words["summary"] = summary(record)
         words["closing"] = summary(record, with_clock=True)
+        words |= {"devices": record.devices, "ranks": len(record.ranks)}  # the cluster has chosen
         self._write({**words, "error": error})
         if self.failure:
             self._end_without_room({**words, "error": error[-1:], "incomplete": self.failure})

@@ -159,6 +159,7 @@ def read(path: Path) -> PastRun | None:
             end |= {"state": State(last["state"]), "error": tuple(last["error"])}
             end["incomplete"] = last.get("incomplete", "")
             end["closing"] = last.get("closing", "")
+            head |= {name: last[name] for name in ("devices", "ranks") if name in last}
         return PastRun(path=path, **head, **end)
     except (OSError, ValueError, TypeError, KeyError):
         return None

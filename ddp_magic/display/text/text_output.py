@@ -51,6 +51,7 @@ class TextOutput:
         self._incoming: list[Stream] = []
         self._came = 0.0  # when the first of them came
         self._fold: Fold[DisplayData] = Fold(())
+        self._shown: tuple[int, ...] = ()
         self._out: list[str] = []
         self._asked: tuple[int, str] | None = None  # in a terminal: the open question
         self._has_box = False  # whether the front end shows the box of a question
@@ -73,9 +74,14 @@ class TextOutput:
         size = Bucket(BYTES_BURST, BYTES_PER_S)
         self._texts = {rank.rank: RankText(rank.rank, str(rank.log), size) for rank in record.ranks}
         self._unsettled = {}
-        self._fold = Fold(shown)
+        self._shown = tuple(shown)
+        self._fold = Fold(self._shown)
         self._cell_labels, self._logs = record.cell_labels, str(record.logs)
         self._journal = journal
+
+    def resize(self, nproc: int) -> None:
+        """Wait for lines of so many ranks only, of those that the run began with."""
+        self._fold = Fold(rank for rank in self._shown if rank < nproc)
 
     # --- what comes ---------------------------------------------------------------------------
 

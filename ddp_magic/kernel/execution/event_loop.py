@@ -10,6 +10,7 @@ from ddp_magic.display.diagnosis.verdict import StopReason
 from ddp_magic.display.question_box import Box
 from ddp_magic.display.record import RunRecord, Screen
 from ddp_magic.engines import Engine
+from ddp_magic.kernel import several_nodes
 from ddp_magic.kernel.execution.case import Case
 from ddp_magic.kernel.execution.cell_sender import CellSender
 from ddp_magic.kernel.execution.questions import Questions
@@ -23,7 +24,15 @@ from ddp_magic.kernel.watch.stacks import Stacks
 from ddp_magic.kernel.worker_group.group import POLL_S, WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.commands import HoldTimeouts
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note, PulledValues, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import (
+    Doing,
+    GroupEnded,
+    NodesGranted,
+    Note,
+    PulledValues,
+    Restarted,
+    RunEvent,
+)
 from ddp_magic.wire.states import State
 from ddp_magic.wire.worker_events import Error, Question
 
@@ -187,6 +196,8 @@ class EventLoop:
                 case Restarted():
                     self._restart(event)
                     continue
+                case NodesGranted():
+                    self._begin_with(event)
                 case Note() | GroupEnded():
                     pass
                 case _ if self._gives_up:
@@ -200,6 +211,19 @@ class EventLoop:
             self._run.take(event)
             self._screen.take(event)
             self._questions.take(event)
+
+    def _begin_with(self, event: NodesGranted) -> None:
+        """Say how many ranks there are: the cluster has chosen."""
+        options = self._options
+        self._run.devices = several_nodes.describe(
+            options.engine,
+            options.nproc_per_node,
+            options.min_nodes,
+            options.nnodes,
+            event.nnodes,
+        )
+        self._parts.values.begin_attempt(event.nproc)
+        self.take([Note(text=self._run.devices)])
 
     def _restart(self, event: Restarted) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
@@ -219,7 +243,7 @@ class EventLoop:
         self.take(Note(text=line) for line in lines)
         self._watch.close()
         self._watch = self._new_watch()
-        parts.values.begin_attempt()
+        parts.values.begin_attempt(len(run.ranks))
         parts.profiling.begin_attempt()
         self._sender.send_values()
 

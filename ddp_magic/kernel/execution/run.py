@@ -100,6 +100,7 @@ class Run(RunRecord):
             max_restarts=options.max_restarts,
             background=background,
             ranks=[Rank(rank=r, log=logs.rank_log(r)) for r in range(options.nproc)],
+            fewest=options.min_nodes * options.nproc_per_node,
         )
         self.options = options
         self.results: Any = {}
@@ -199,7 +200,8 @@ class Run(RunRecord):
 
     def _take_profile(self) -> None:
         """Take what the ranks have measured; a run that failed has a profile too."""
-        measured = self._parts.profiling.finish(restarts=len(self.restarts))
+        restarts = len(self.restarts)
+        measured = self._parts.profiling.finish(nproc=len(self.ranks), restarts=restarts)
         if measured is not None:
             self.profile = measured.profile
             self.closing, self.figure = measured.lines, measured.figure

@@ -20,7 +20,9 @@ class Options:
     """What a run is asked for; see `%%ddp --help` for each.
 
     Attributes:
-        nproc: Number of ranks, of all nodes together.
+        nproc: Number of ranks, of all nodes together; the most, if the cluster chooses.
+        nnodes: Number of nodes; the most, if the cluster chooses.
+        min_nodes: The fewest, if the cluster chooses; 0 if it does not.
         engine: What starts them.
         engine_args: Arguments for that, in one text.
         visible: Value for the ranks' CUDA_VISIBLE_DEVICES; None to leave it alone.
@@ -41,6 +43,7 @@ class Options:
 
     nproc: int
     nnodes: int = 1
+    min_nodes: int = 0
     engine: str = "local"
     engine_args: str = ""
     device: str = "cpu"
@@ -116,6 +119,7 @@ def group_of(options: Options, directory: RunDirectory) -> WorkerGroup:
         directory,
         nproc=options.nproc,
         nnodes=options.nnodes,
+        min_nodes=options.min_nodes,
         device=options.device,
         backend=options.backend,
         timeout_s=options.timeout_s,

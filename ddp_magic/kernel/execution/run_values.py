@@ -52,9 +52,13 @@ class RunValues:
         """The names in the cell that were asked for."""
         return {pull.path for pull in self._options.pull}
 
-    def begin_attempt(self) -> None:
-        """Forget what the ranks have sent: restarted, they send it again."""
-        self._pulls = self._kind(self._options.pull, self._options.nproc, self._directory)
+    def begin_attempt(self, nproc: int) -> None:
+        """Forget what the ranks have sent: restarted, they send it again.
+
+        Args:
+            nproc: Number of ranks, which may be another one.
+        """
+        self._pulls = self._kind(self._options.pull, nproc, self._directory)
 
     def take(self, event: PulledValues) -> None:
         """Read what a rank has sent."""

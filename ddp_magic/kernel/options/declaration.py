@@ -231,12 +231,13 @@ OPTIONS = (
         metavar="N",
         read=read.node_count,
         what="node count",
-        use="1, 2, ...",
+        use="1, 2, ..., or the fewest and the most, such as 1:2",
         default=1,
         also=("--nodes", "--num-nodes", "--num-machines"),
         fixed=True,
         has_default=True,
-        help="Number of nodes, each with `-n` ranks. Default: 1.",
+        help="Number of nodes, each with `-n` ranks; `1:2`: 1 or 2, as the cluster has them at the "
+        "start. Default: 1.",
     ),
     Option(
         name="engine_args",

@@ -45,8 +45,13 @@ def rank_count(value: object) -> int | str:
     return count
 
 
-def node_count(value: object) -> int:
-    """Read what follows `-N`."""
+def node_count(value: object) -> int | tuple[int, int]:
+    """Read what follows `-N`: a number, or torchrun's `1:2`, the fewest and the most."""
+    if isinstance(value, str) and ":" in value:
+        least, most = map(integer, value.split(":", 1))
+        if not 1 <= least <= most:
+            raise InvalidValueError
+        return most if least == most else (least, most)
     if (count := integer(value)) < 1:
         raise InvalidValueError
     return count

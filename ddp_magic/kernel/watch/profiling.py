@@ -60,19 +60,20 @@ class Profiling:
             with contextlib.suppress(OSError):  # there is none
                 self._directory.profile(rank).unlink()
 
-    def finish(self, *, restarts: int) -> Measured | None:
+    def finish(self, *, nproc: int, restarts: int) -> Measured | None:
         """Return what the ranks have measured, and write the trace; None if nothing was asked for.
 
         Args:
+            nproc: Number of ranks.
             restarts: How often the ranks were restarted.
         """
         options, title = self._options, self._code.cell.label
         if not options.measures:
             return None
         hidden = self._code.file if options.call else ""
-        profiles = take_profiles(self._directory, options.nproc, hidden)
+        profiles = take_profiles(self._directory, nproc, hidden)
         code = self._code.profiled()
-        profile = profile_of(profiles, options.nproc, code, restarts=restarts)
+        profile = profile_of(profiles, nproc, code, restarts=restarts)
         lines, figure = shown(profile) if options.profile else ((), None)
         if options.trace is not None:
             lines = (*lines, write_trace(options.trace, profiles, code, title))

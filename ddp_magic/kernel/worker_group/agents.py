@@ -59,6 +59,10 @@ class Agents:
         """Whether one runs."""
         return self.fileno() >= 0 or (self.started and bool(self._connections))
 
+    def granted(self) -> int:
+        """Return on how many nodes they are; 0 while that is not known."""
+        return 0 if self._placed is None else self._placed.granted()
+
     def fileno(self) -> int:
         """Return a descriptor that is readable once they have ended; -1 if there is none."""
         return -1 if self._placed is None else self._placed.fileno()

@@ -96,6 +96,10 @@ class Connections:
             ) from error
         self._ends.add(self._listener, self._accept)
 
+    def resize(self, nproc: int) -> None:
+        """Take another number of ranks."""
+        self._nproc = nproc
+
     def watch(self, fd: int) -> None:
         """Let `poll` return when this descriptor becomes readable; -1 for no descriptor."""
         if fd == self._watched_fd:

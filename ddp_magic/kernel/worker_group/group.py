@@ -22,6 +22,7 @@ from ddp_magic.wire.commands import Answer, Command, DumpStack, Exit, Interrupt,
 from ddp_magic.wire.events import AgentDone, WorkerExited
 from ddp_magic.wire.kernel_events import (
     ConnectionLost,
+    NodesGranted,
     Note,
     OutsideEnd,
     PulledValues,
@@ -48,8 +49,9 @@ class WorkerGroup:
 
     Args:
         directory: Where the socket and the logs go; of mode 0700.
-        nproc: Number of ranks.
-        nnodes: Number of nodes, each with as many ranks.
+        nproc: Number of ranks; the most, if the cluster chooses.
+        nnodes: Number of nodes, each with as many ranks; the most, if the cluster chooses.
+        min_nodes: The fewest, if the cluster chooses; 0 if it does not.
         device: "cuda" or "cpu".
         backend: Backend of the default process group; None for the device's own.
         timeout_s: Timeout for collectives, in seconds; None for torch's default.
@@ -72,6 +74,7 @@ class WorkerGroup:
         *,
         nproc: int,
         nnodes: int = 1,
+        min_nodes: int = 0,
         device: str,
         backend: str | None = None,
         timeout_s: float | None = None,
@@ -86,6 +89,9 @@ class WorkerGroup:
         self.directory = directory
         self.nproc = nproc
         self._nnodes = nnodes
+        self._min_nodes = min_nodes
+        self._granted = 0 if min_nodes else nnodes
+        self._nproc_per_node = nproc // nnodes
         self.kept = kept
         self.ended = False
         self.outside: OutsideEnd | None = None
@@ -139,8 +145,9 @@ class WorkerGroup:
             AgentSpec(
                 run_id=self.directory.id,
                 kernel_pid=os.getpid(),
-                nproc=self.nproc // self._nnodes,
+                nproc=self._nproc_per_node,
                 nnodes=self._nnodes,
+                min_nodes=self._min_nodes,
                 sys_path=tuple(sys_path),
                 worker=self._settings,
                 prelude=prelude,
@@ -216,9 +223,7 @@ class WorkerGroup:
 
     def poll(self, timeout_s: float) -> list[RunEvent]:
         """Return what has happened, after waiting at most `timeout_s` for something to happen."""
-        events = self._connections.poll(timeout_s)
-        for event in events:
-            self._heed(event)
+        events = self._heeded(self._connections.poll(timeout_s))
         if not self.started or self.ended:
             return events
         events += self._agents.news()
@@ -285,6 +290,24 @@ class WorkerGroup:
     def first_exit(self) -> WorkerExited | None:
         """The end of the rank that ended first; None if no rank's end was reported."""
         return min(self._exited.values(), key=lambda event: event.time, default=None)
+
+    def _heeded(self, events: list[RunEvent]) -> list[RunEvent]:
+        """Note what has happened; return it, after the number of nodes if that is new.
+
+        It is known before a rank connects.
+        """
+        if not self._granted and (nnodes := self._agents.granted()):
+            self._granted = nnodes
+            self._resize(nnodes)
+            events = [NodesGranted(nnodes=nnodes, nproc=self.nproc), *events]
+        for event in events:
+            self._heed(event)
+        return events
+
+    def _resize(self, nnodes: int) -> None:
+        self.nproc = nnodes * self._nproc_per_node
+        self._connections.resize(self.nproc)
+        self._outbox.resize(self.nproc)
 
     def _heed(self, event: RunEvent) -> None:
         match event:
@@ -386,9 +409,7 @@ class WorkerGroup:
         """Collect what is left once the agent has ended, and end what it could not."""
         if self._agents.died:
             self._agents.sweep(self.pids.values())
-        events = self._connections.read_rest(DRAIN_S)
-        for event in events:
-            self._heed(event)
+        events = self._heeded(self._connections.read_rest(DRAIN_S))
         self.ended = True
         end = self._agents.end_event()  # their reports may be among the rest
         self.outside = end.outside

@@ -49,6 +49,12 @@ class Outbox:
         if len(self._welcomed) == self._nproc:
             self.close()
 
+    def resize(self, nproc: int) -> None:
+        """Take another number of ranks."""
+        self._nproc = nproc
+        if len(self._welcomed) == nproc:
+            self.close()
+
     def restart(self) -> None:
         """Forget the ranks and what was sent to them: others take their places."""
         self.close()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
+from ddp_magic.display.run_words import rank_count
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.events import AgentDone
-from ddp_magic.wire.kernel_events import Doing, GroupEnded, Note
+from ddp_magic.wire.kernel_events import Doing, GroupEnded, NodesGranted, Note
 from ddp_magic.wire.worker_events import CellNames, Imported
 from tests.unit.fakes import exited, hello, text
 
@@ -41,6 +44,21 @@ def test_events_of_the_run() -> None:
     record.take(GroupEnded(swept=3))
     assert (record.doing, record.imported, record.bound) == ("", ("numpy",), ("a", "f"))
     assert (record.stayed, record.swept) == (("a",), 3)
+
+
+@pytest.mark.parametrize("nproc", [1, 2, 3])
+def test_the_cluster_chooses_the_number_of_ranks(nproc: int) -> None:
+    """Whoever holds the list of ranks sees it; those that stay keep what is known of them."""
+    record = _record()
+    record.fewest = 1
+    assert rank_count(record) == "1 to 2 ranks"
+    record.take(hello(0))
+    ranks = record.ranks
+    record.take(NodesGranted(nnodes=nproc, nproc=nproc))
+    assert [rank.rank for rank in ranks] == list(range(nproc))
+    assert ranks[0].pid == 100
+    assert rank_count(record) == f"{nproc} rank{'s' * (nproc > 1)}"
+    assert all(rank.log == Path(f"/logs/rank{rank.rank}.log") for rank in ranks[2:])
 
 
 def test_other_events_change_nothing() -> None:

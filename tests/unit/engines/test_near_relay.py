@@ -268,7 +268,7 @@ def test_the_job_ends_with_a_node_that_is_gone(scene: Scene) -> None:
 def test_a_job_that_does_not_end_with_its_nodes(scene: Scene) -> None:
     """All that its ranks have said is there: it is ended, and nothing was lost."""
     for node in range(2):
-        scene.say(node, Kind.NODE, 0, b'{"host": "n", "job": "7"}')
+        scene.say(node, Kind.NODE, 0, b'{"host": "n", "job": "7", "nodes": 2}')
         scene.say(node, Kind.ENDED, NodeEnd.REPORTED)
     while len(scene.relay.nodes.ended) < 2:
         pass
@@ -291,6 +291,15 @@ def test_nodes_that_nobody_listened_to_are_not_gone(scene: Scene) -> None:
     scene.relay._looked -= 60.0
     scene.relay.look()
     assert (scene.relay.error, scene.job.cancelled) == ("", False)
+
+
+def test_a_node_says_how_many_there_are(scene: Scene) -> None:
+    """The cluster has chosen."""
+    assert scene.relay.nodes.count == 0
+    scene.say(0, Kind.NODE, 0, b'{"host": "n1", "job": "5.0", "nodes": 1}')
+    while not scene.relay.nodes.hosts:
+        pass
+    assert scene.relay.nodes.count == 1
 
 
 def test_a_signal_to_the_whole_job_is_noted(scene: Scene) -> None:

@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -48,6 +50,52 @@ def test_arguments_that_can_be_used() -> None:
 )
 def test_why_a_run_waits(nodes: list[dict[str, object]], count: int, words: str) -> None:
     assert words in why(nodes, count, {"CPU": 4.0, "GPU": 1.0})
+
+
+class FakeCluster:
+    """A Ray whose nodes are all up; some are free.
+
+    Attributes:
+        asked: The sizes of the groups that were asked for, in order.
+        groups: Those that are there.
+    """
+
+    def __init__(self, nodes: int, free: int) -> None:
+        self.util = SimpleNamespace()
+        self.asked: list[int] = []
+        self.groups: list[SimpleNamespace] = []
+        self._nodes, self._free = nodes, free
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [WHOLE] * self._nodes
+
+    def placement_group(self, bundles: list[Any], strategy: str) -> SimpleNamespace:
+        assert strategy == "STRICT_SPREAD"
+        count = len(bundles)
+        self.asked.append(count)
+        group = SimpleNamespace(bundle_count=count, wait=lambda _s: count <= self._free)
+        self.groups.append(group)
+        return group
+
+    def remove_placement_group(self, group: SimpleNamespace) -> None:
+        self.groups.remove(group)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "free", "asked"),
+    [(4, 4, [4]), (4, 2, [4, 3, 2]), (2, 2, [2]), (9, 9, [4]), (1, 1, [1])],
+)
+def test_of_a_range_the_nodes_that_are_free_are_taken(
+    monkeypatch: pytest.MonkeyPatch, nodes: int, free: int, asked: list[int]
+) -> None:
+    """More than there are is not asked for; what cannot be had is given back."""
+    cluster = FakeCluster(nodes, free)
+    for name in ("ray", "ray.util", "ray.util.placement_group"):
+        monkeypatch.setitem(sys.modules, name, cast("Any", cluster))
+    need = {"num_cpus": 1, "num_gpus": 0, "resources": {}}
+    group = Driver(cluster, {"nnodes": 4, "min_nodes": 1, **need}, -1, -1)._reserve()
+    assert cluster.asked == asked
+    assert cluster.groups == [group]
 
 
 def test_the_driver_says_what_it_waits_for() -> None:
@@ -142,7 +190,7 @@ def test_the_driver_ends_with_its_nodes(code: int) -> None:
     driver = Driver(
         node, {"nnodes": 1, "num_cpus": 1, "num_gpus": 0, "resources": {}}, stdin, output
     )
-    driver._nodes = [node]
+    driver._nodes, driver._running = [node], 1
     carrying = threading.Thread(target=driver._carry, daemon=True)
     os.write(kernel, b"to the node")
     carrying.start()

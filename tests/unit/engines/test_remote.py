@@ -56,6 +56,9 @@ def test_there_is_none(name: str, words: str) -> None:
         remote.find(name)
 
 
+NEWS = b'{"host": "n%d", "job": "5.0", "nodes": 2}'
+
+
 class Scene:
     """Agents on two nodes whose job is the test's own."""
 
@@ -71,7 +74,7 @@ class Scene:
         """Let nodes say something, and the job end; return how it was ended from outside."""
         lines = [LineWriter(node) for node in range(2)]
         for node, kind, number in said:
-            payload = b'{"host": "n%d", "job": "5.0"}' % (node + 1) if kind is Kind.NODE else b""
+            payload = NEWS % (node + 1) if kind is Kind.NODE else b""
             frame = Frame(node, kind, number, payload).encode()
             os.write(self.job.to_kernel, lines[node].lines(frame))
         self.job.end()

@@ -26,6 +26,17 @@ def test_one_task_on_each_node() -> None:
     assert words[-4:] == ["python", "-c", "x", "SLURM_PROCID"]
 
 
+def test_one_task_on_each_node_of_a_range() -> None:
+    """Without a number of tasks, which would be that of the nodes.
+
+    In an allocation, Slurm 22.05's controller dies of a range beside --ntasks-per-node.
+    """
+    words = slurm_options.command(["python"], 3, 4, [], inside=False, min_nodes=2)
+    assert words[words.index("-N") + 1] == "2-3"
+    assert "-n" not in words
+    assert not [word for word in words if word.startswith("--ntasks")]
+
+
 @pytest.mark.parametrize("own", ["-c8", "--cpus-per-task=8", "--cpus-per-gpu=4", "--exclusive"])
 def test_a_processor_for_each_rank(own: str) -> None:
     """Unless the user says how many, or has an allocation."""

@@ -29,6 +29,7 @@ class FakeAgent:
         self.words = ""
         self.where = ""
         self.fd = -1
+        self.nodes = 0
 
     def fileno(self) -> int:
         return self.fd
@@ -45,6 +46,9 @@ class FakeAgent:
 
     def close(self) -> None:
         pass
+
+    def granted(self) -> int:
+        return self.nodes
 
     def waits_for(self) -> str:
         return self.waiting

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ddp_magic.engines import slurm
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import join, resolve
+from ddp_magic.kernel.several_nodes import describe
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +52,44 @@ def test_one_node_of_a_cluster() -> None:
     assert options.environment({})["CUDA_VISIBLE_DEVICES"] == ""
 
 
+@pytest.mark.parametrize("line", ["-n 2 -N 1:3 --engine slurm", "-n 2 --nnodes=1:3 --engine slurm"])
+def test_a_range_of_nodes(line: str) -> None:
+    """There are as many ranks as there can be, until the cluster has chosen."""
+    options = _resolve(line)
+    assert options.devices == "2 to 6 ranks = 1 to 3 nodes x 2 (slurm)"
+    assert (options.nproc, options.nnodes, options.min_nodes) == (6, 3, 1)
+    assert "GLOO_SOCKET_IFNAME" not in options.environment({})
+    assert describe("slurm", 2, 1, 3, 1) == "2 ranks = 1 node x 2 (slurm, 1 to 3 nodes)"
+    assert describe("ray", 1, 1, 3, 3) == "3 ranks = 3 nodes x 1 (ray, 1 to 3 nodes)"
+
+
+def test_a_range_of_one_number_is_none() -> None:
+    assert _resolve("-n 2 -N 2:2 --engine slurm") == _resolve("-n 2 -N 2 --engine slurm")
+
+
+def test_a_rank_that_is_there_on_any_number_of_nodes_can_be_pulled() -> None:
+    assert _resolve("-n 2 -N 1:2 --engine slurm --pull a@1,b@all --show 3").nproc == 4
+
+
+def test_an_engine_that_cannot_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not say where the number of nodes is found."""
+    start = {n: v for n, v in slurm.START.items() if n != "node_count_variable"}
+    monkeypatch.setattr(slurm, "START", start)
+    with pytest.raises(OptionError, match="engine slurm starts a fixed number of nodes: use 2"):
+        _resolve("-n 2 -N 1:2 --engine slurm")
+
+
 @pytest.mark.parametrize(
     ("line", "name", "problem"),
     [
         ("-N 2", "nnodes", "2 nodes need an engine that reaches them: add --engine slurm"),
         ("-N 2 --engine torchrun", "nnodes", "2 nodes need an engine"),
+        ("-N 1:2", "nnodes", "1 to 2 nodes need an engine that reaches them: add --engine slurm"),
+        ("-N 1:2 --cold", "nnodes", "1 to 2 nodes need an engine"),
+        ("-n 2 -N 1:2 --engine slurm -s a", "nnodes", "session are a fixed number: use 2, or omit"),
+        ("-n 2 -N 1:2 --engine slurm --pull a@2", "pull", "rank 2 is not there on 1 node: use a"),
+        ("-n 2 -N 1:2 --engine slurm --pull a@4", "pull", "rank 4 is not there on 1 node"),
+        ("-n 2 -N 1:2 --engine slurm --show 4", "show", "invalid rank 4: this run has ranks 0 to"),
         ("--engine-args -x", "engine_args", "engine local takes none"),
         ("--engine slrum -n 1", "engine", "unknown engine 'slrum': did you mean slurm?"),
         ("--engine k8s -n 1", "engine", "unknown engine 'k8s': use local, torchrun, slurm"),

@@ -24,6 +24,7 @@ from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.errors import WorkerLostError
 from ddp_magic.system.run_directory import RunDirectory
+from ddp_magic.wire.kernel_events import NodesGranted
 from ddp_magic.wire.states import State
 from ddp_magic.wire.worker_events import ClearOutput, DisplayData
 from tests.limits import HANG_S
@@ -165,6 +166,21 @@ def test_a_run_is_shown_again(record: RunRecord, capsys: pytest.CaptureFixture[s
     names = {name for *_, name, _ in again.published}
     assert len(names) == 2
     assert names.isdisjoint(name for *_, name, _ in shell.published)
+
+
+def test_how_many_ranks_there_were_is_known_at_the_end(record: RunRecord) -> None:
+    """The cluster chooses after the run's start."""
+    screen = CellScreen(FakeShell())  # type: ignore[arg-type]
+    record.fewest = 1
+    screen.start(record)
+    for event in (NodesGranted(nnodes=1, nproc=1), text(0, "one\n")):
+        record.take(event)
+        screen.take(event)
+    record.devices = "1 rank"
+    screen.tick(record)
+    _end(record, screen)
+    past = _read(record)
+    assert (past.ranks, past.devices) == (1, "1 rank")
 
 
 def test_a_page_is_kept_with_its_last_text(

@@ -33,7 +33,7 @@ def _run(run_id: str, *, ended: bool = False, session: str = "") -> FakeRun:
         id=run_id, label="Cell In[1]", state=State.RUNNING, session=session, stopped=0,
         started=time.time(), ended=time.time() if ended else None, elapsed_s=1.0, logs="/logs",
         ranks=[Rank(rank=0, pid=7), Rank(rank=1, pid=8)], waits=("rank 0 waits",), background=None,
-        restarts=(), max_restarts=0, where="",
+        restarts=(), max_restarts=0, where="", fewest=0,
     )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def _profiling(directory: Path, **options: Any) -> Profiling:
 def test_a_run_that_is_not_measured_has_nothing_to_show(tmp_path: Path) -> None:
     profiling = _profiling(tmp_path)
     assert profiling.environment() == {}
-    assert profiling.finish(restarts=0) is None
+    assert profiling.finish(nproc=1, restarts=0) is None
 
 
 def test_a_profile_is_shown_and_a_trace_is_written(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_profile_is_shown_and_a_trace_is_written(tmp_path: Path) -> None:
         _measure(RunDirectory(tmp_path), 0)
         profiling = _profiling(tmp_path, **options)
         assert "TORCH_NCCL_ENABLE_TIMING" in profiling.environment()
-        found = profiling.finish(restarts=0)
+        found = profiling.finish(nproc=1, restarts=0)
         assert found is not None
         assert found.profile is not None
         assert (found.figure is not None) == ("profile" in options)
@@ -142,6 +142,6 @@ def test_an_attempt_begins_its_own_files(tmp_path: Path) -> None:
     profiling = _profiling(tmp_path, profile=True)
     profiling.begin_attempt()
     profiling.begin_attempt()
-    found = profiling.finish(restarts=1)
+    found = profiling.finish(nproc=1, restarts=1)
     assert found is not None
     assert found.profile is None

@@ -47,6 +47,9 @@ class FakePlaced:
     def close(self) -> None:
         self.is_closed = True
 
+    def granted(self) -> int:
+        return 1
+
     def waits_for(self) -> str:
         return self.words
 

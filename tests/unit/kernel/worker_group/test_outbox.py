@@ -75,6 +75,19 @@ def test_a_later_rank_gets_what_was_sent_before_it_connected() -> None:
     assert ranks.bytes == [b"abc", b"abc"]
 
 
+def test_ranks_may_turn_out_to_be_fewer() -> None:
+    """Then nothing is kept for others."""
+    ranks = Ranks()
+    outbox = Outbox(ranks, 4)
+    outbox.send(NewGroup(number=1))
+    outbox.resize(1)
+    ranks.connect(0)
+    outbox.welcome(0)
+    outbox.send(Exit())
+    assert ranks.sent == {0: [NewGroup(number=1), Exit()]}
+    assert outbox._kept == []
+
+
 def test_the_same_memory_is_sent_once() -> None:
     """A session's later cells name it by its number."""
     ranks = Ranks()

@@ -12,7 +12,8 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.commands import Command, DumpStack, Kill
 from ddp_magic.wire.events import AgentDone, AgentHello, Event
-from ddp_magic.wire.kernel_events import Rejoined, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import NodesGranted, Rejoined, Restarted, RunEvent
+from ddp_magic.wire.worker_events import WorkerHello
 from tests.unit.fakes import exited
 from tests.unit.kernel.scene import FakeEngine, FakeRank
 
@@ -98,6 +99,30 @@ def test_all_nodes_together_restart_once(nodes: Nodes, first: int, at_once: bool
     nodes.ranks = nodes.connect_ranks(1)
     assert [event for event in events if isinstance(event, Restarted)] == [Restarted(number=1)]
     assert not [event for event in events if "invalid" in str(event)]
+
+
+def test_the_number_of_nodes_is_known_before_the_first_rank(tmp_path: Path) -> None:
+    """Though all is read at once; ranks of nodes that were not given are refused."""
+    engine = FakeEngine()
+    group = WorkerGroup(
+        RunDirectory(tmp_path), nproc=4, nnodes=2, min_nodes=1, device="cpu", max_restarts=2
+    )
+    group.start(engine, {}, [], ())
+    agent = connect(str(tmp_path / "socket"))
+    agent.send(AgentHello())
+    ranks = [FakeRank(tmp_path / "socket", rank, 0, "n1") for rank in range(2)]
+    engine.agent.nodes = 1
+    events = [event for _ in range(5) for event in group.poll(0)]
+    assert events[0] == NodesGranted(nnodes=1, nproc=2)
+    assert [event.rank for event in events if isinstance(event, WorkerHello)] == [0, 1]
+    assert group.nproc == 2
+    ranks.append(FakeRank(tmp_path / "socket", 2, 0, "n2"))
+    events = [event for _ in range(5) for event in group.poll(0)]
+    assert "WorkerHello names rank 2; the last rank is 1" in str(events)
+    engine.agent.dead = True
+    group.close()
+    for end in (agent, *ranks):
+        end.close()
 
 
 def test_a_rank_elsewhere_is_no_process_of_this_machine(nodes: Nodes) -> None:
