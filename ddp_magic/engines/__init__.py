@@ -44,6 +44,9 @@ After a failure torch's agent may restart the ranks (`--max-restarts`), from ste
 of the new attempt makes the kernel read what the old ranks have left, and forget them
 (`Connections._restart`).
 
+In a range of nodes (`-N 1:2`) the ranks are also restarted if a node is lost, which ends the agents
+of all: the group starts again at step 2, without that node (`WorkerGroup._place_again`).
+
 On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`engines/slurm.py` or
 `engines/ray.py`) starts `node/far_relay.py`, `main`, on each node, and that `node/node_agent.py`,
 which continues with step 5. The relay there is the kernel to agent and ranks, and
@@ -59,12 +62,26 @@ starts a keeper for each rank (`keep`); that continues with step 5 for its one r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ddp_magic.wire.kernel_events import OutsideEnd
 from ddp_magic.wire.specs import AgentSpec
 
 HERE = ("local", "torchrun")  # engines of this machine
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The loss of nodes that has ended the agents of all.
+
+    Attributes:
+        nodes: What the cluster calls them.
+        how: How they were lost.
+    """
+
+    nodes: tuple[str, ...]
+    how: OutsideEnd
 
 
 class PlacedAgent(Protocol):
@@ -93,6 +110,9 @@ class PlacedAgent(Protocol):
 
     def granted(self) -> int:
         """Return on how many nodes it runs; 0 while that is not known."""
+
+    def lost(self) -> Lost | None:
+        """Return the nodes whose loss has ended it; None if it ended otherwise."""
 
     def waits_for(self) -> str:
         """Return in a few words what its start waits for; empty if for nothing."""
@@ -142,11 +162,28 @@ class Job(Protocol):
         It is asked at the end: `was cancelled due to time limit`, `lost n2: node failure`.
         """
 
+    def lost(self) -> str:
+        """Return the node that the cluster has lost first, by its name there; empty if none."""
+
     def cancel(self) -> None:
         """End it. Returns at once; may be called twice, and from any thread."""
 
     def wait(self) -> int:
         """Wait for its end, and return an exit code."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice of an engine between numbers of nodes: it is to take as many as it can have.
+
+    Attributes:
+        least: The fewest that will do.
+        without: Nodes that were lost, and are not to be used; an engine whose cluster notices that
+            by itself need not heed them.
+    """
+
+    least: int
+    without: tuple[str, ...] = ()
 
 
 class NodesEngine(Protocol):
@@ -179,7 +216,7 @@ class NodesEngine(Protocol):
         arguments: Sequence[str],
         env: Mapping[str, str],
         log: Callable[[bytes], None],
-        min_nodes: int = 0,
+        choice: Choice | None = None,
     ) -> Job:
         """Start the command `agent` on each node; returns before that runs.
 
@@ -193,6 +230,5 @@ class NodesEngine(Protocol):
             arguments: The user's arguments for this engine.
             env: The environment of the agents and ranks.
             log: Is to be called with what the engine says.
-            min_nodes: Fewest nodes that will do, if the engine is to choose; 0 if it is not. Given
-                only where it is not 0.
+            choice: Which other nodes will do; given only where some do.
         """

@@ -117,6 +117,9 @@ class ForkedAgent:
         """Return 1: this machine."""
         return 1
 
+    def lost(self) -> None:
+        """Return None: this machine is here."""
+
     def waits_for(self) -> str:
         """Return what the forkserver is importing before it can fork."""
         name = self._engine.importing if self._pidfd < 0 else ""

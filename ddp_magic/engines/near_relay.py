@@ -75,6 +75,7 @@ class NearRelay:
         self._lines = LineReader()
         self._readers: dict[int, FrameReader] = {}
         self._fars: dict[tuple[int, int], Far] = {}
+        self._agents: set[tuple[int, int]] = set()  # connections of those that have not ended
         self._folders: dict[str, Path] = {"": self._directory.path}
         self._to_nodes = ToNodes(self._folders)
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class NearRelay:
         try:
             with self._lock:
                 self.job = job = self._launch()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody waits for ever
             self.error = str(error)
             self._to_nodes.close()
             self.ended.set()
@@ -121,7 +122,7 @@ class NearRelay:
                         self._directory.log_agent(piece)
                     else:
                         self._take_stream(node, piece)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody waits for ever
+        except Exception as error:  # noqa: BLE001 -- whatever it is, as above
             self._fail(error)
         finally:
             self.broke = self.broke or time.time()
@@ -158,8 +159,9 @@ class NearRelay:
             self.cancel()
         node = self.nodes.silent(now, self._silent_s)
         if node is not None and not self.error:
-            words = f"{self.nodes.name(node)} has said nothing for {self._silent_s:g} s"
-            self._fail(TimeoutError(words))
+            words = f"has said nothing for {self._silent_s:g} s"
+            self.nodes.lose(node, f"it {words}")
+            self._fail(TimeoutError(f"{self.nodes.name(node)} {words}"))
 
     def _take_stream(self, node: int, piece: bytes) -> None:
         self.nodes.hear(node, time.monotonic())
@@ -179,6 +181,8 @@ class NearRelay:
             case Kind.TEXT | Kind.TEXT_ENDED:
                 self._write_text(node, frame)
             case Kind.CLOSED:
+                if (node, frame.connection) in self._agents:
+                    self._lose_agent(node)
                 self._hang_up(self._fars.get((node, frame.connection)))
             case Kind.FILE:
                 self._save(frame.payload)
@@ -186,6 +190,11 @@ class NearRelay:
                 self._directory.log_agent(frame.payload)
             case _:  # not from there
                 pass
+
+    def _lose_agent(self, node: int) -> None:
+        """Note that an agent has died, unless that follows from the loss of another node."""
+        if self.job is not None and not self.job.lost():
+            self.nodes.lose(node, "its agent ended without a report")
 
     def _take_news(self, node: int, frame: Frame) -> None:
         if frame.kind is Kind.ENDED:
@@ -198,7 +207,7 @@ class NearRelay:
         said = json.loads(frame.payload)
         if self.job is not None:
             self.job.running(said["job"])
-        self.nodes.count = said["nodes"]
+        self.nodes.count, self.nodes.names[node] = said["nodes"], said["name"]
         self.nodes.hosts[node] = said["host"]
 
     def _far(self, node: int, number: int) -> Far | None:
@@ -219,6 +228,12 @@ class NearRelay:
         if far is None:
             return
         match type_name(frame.payload):
+            case "AgentHello":
+                self._agents.add((node, frame.connection))
+                far.channel.send_payload(frame.payload)
+            case "AgentDone":
+                self._agents.discard((node, frame.connection))
+                far.channel.send_payload(frame.payload)
             case "WorkerHello":
                 read_end, far.pipe = os.pipe()
                 far.channel.send_payload(frame.payload, read_end)

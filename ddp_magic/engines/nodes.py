@@ -17,7 +17,11 @@ class Nodes:
 
     Attributes:
         count: How many there are; 0 before the first has said so.
-        hosts: Their names, by number.
+        hosts: Their host names, by number.
+        names: What the cluster calls them, by number.
+        lost: The node that was lost first, as the cluster calls it; empty if none was.
+        lost_how: How, in a sentence.
+        lost_at: When, in seconds since the epoch.
         ended: Those whose agent has ended, and how.
         heard: When each last said something, on the monotonic clock, s, as far as this process
             listened.
@@ -27,6 +31,10 @@ class Nodes:
 
     count: int = 0
     hosts: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    lost: str = ""
+    lost_how: str = ""
+    lost_at: float = 0.0
     ended: dict[int, NodeEnd] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
     signaled: tuple[int, float] | None = None
@@ -81,6 +89,18 @@ class Nodes:
         if heard and now - max(heard) > quiet_s:
             return f"no node has answered for {now - max(heard):.0f} s: the job may be suspended"
         return ""
+
+    def lose(self, node: int, why: str) -> None:
+        """Note that a node is lost; what becomes of others later follows from that."""
+        if not self.lost:
+            self.lost = self.names.get(node, self.name(node))
+            self.lost_how = f"{self.name(node)} was lost: {why}"
+            self.lost_at = time.time()
+
+    def without_an_end(self) -> list[int]:
+        """Return the nodes that have not said their end, if others have or none got a signal."""
+        left = [node for node in sorted(self.hosts) if node not in self.ended]
+        return [] if self.signaled is not None and len(left) == len(self.hosts) else left
 
     def note_signal(self, number: int) -> None:
         """Note that a relay got a signal."""

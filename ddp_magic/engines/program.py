@@ -62,6 +62,10 @@ class Program:
             return ""
         return f"lost its {self.program}, which was {exit_words(code)}"
 
+    def lost(self) -> str:
+        """Return the node that the cluster has lost first; empty if none."""
+        return ""
+
     def cancel(self) -> None:
         """End the job. Returns at once."""
         if not self._cancelled:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from ddp_magic.engines import Choice
 from ddp_magic.engines.program import Program
 from ddp_magic.engines.ray_options import parse, problem_of
 from ddp_magic.system.entry_points import RAY_DRIVER, command
@@ -52,6 +53,10 @@ class RayJob(Program):
         """Return what Ray did to the job, as the rest of a sentence; empty if nothing."""
         return self._lost or super().fate()
 
+    def lost(self) -> str:
+        """Return the node that Ray has lost first; empty if none."""
+        return self._lost.partition(":")[0].removeprefix("lost ")
+
     def _hear(self, text: str) -> bool:
         if text.startswith(WAITS):
             self._waits_for = text.removeprefix(WAITS).strip()
@@ -68,7 +73,7 @@ def launch(
     arguments: Sequence[str],
     env: Mapping[str, str],
     log: Callable[[bytes], None],
-    min_nodes: int = 0,
+    choice: Choice | None = None,
 ) -> RayJob:
     """Start an agent on each node; returns before they are up.
 
@@ -79,11 +84,12 @@ def launch(
         arguments: The user's own; without `--num-cpus`, a node gives a processor for each rank.
         env: The ranks' environment.
         log: Is called with what Ray says.
-        min_nodes: Fewest nodes that will do; 0 for no fewer.
+        choice: Which other nodes will do. Ray knows by itself which were lost.
     """
     asked = vars(parse(arguments))
     if asked["num_cpus"] is None:
         asked["num_cpus"] = nproc
-    asked |= {"nnodes": nnodes, "min_nodes": min_nodes or nnodes, "agent": list(agent)}
+    least = choice.least if choice else nnodes
+    asked |= {"nnodes": nnodes, "min_nodes": least, "agent": list(agent)}
     words = json.dumps(asked)
     return RayJob([*command(RAY_DRIVER), words], dict(env), log)

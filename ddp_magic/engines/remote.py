@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from ddp_magic.engines import HERE, Job, NodesEngine
+from ddp_magic.engines import HERE, Choice, Job, Lost, NodesEngine
 from ddp_magic.engines.near_relay import NearRelay
 from ddp_magic.system.entry_points import RELAY, command, last_words
 from ddp_magic.system.run_directory import RunDirectory
@@ -81,9 +82,13 @@ class RemoteAgents:
         self, engine: NodesEngine, spec: AgentSpec, env: dict[str, str], arguments: Sequence[str]
     ) -> None:
         self._directory = RunDirectory(Path(spec.worker.directory))
+        self._spec = spec
         self._told = False
         self.where = ""
         self._died: set[int] = set()
+        choice: dict[str, Any] = {}
+        if spec.min_nodes:
+            choice["choice"] = Choice(spec.min_nodes, spec.without)
         launch = partial(
             engine.launch,
             command(RELAY),
@@ -92,7 +97,7 @@ class RemoteAgents:
             arguments=arguments,
             env=env,
             log=self._directory.log_agent,
-            **({"min_nodes": spec.min_nodes} if spec.min_nodes else {}),
+            **choice,
         )
         self._relay = NearRelay(spec, dict(engine.START), launch)
 
@@ -115,7 +120,8 @@ class RemoteAgents:
             self.where = " on ".join(filter(None, [self._job_name(), hosts]))
             notes.append(self.where)
         for node, how in list(nodes.ended.items()):
-            if how is NodeEnd.DIED and node not in self._died:
+            first = nodes.lost in ("", nodes.names.get(node))  # others end because of that one
+            if how is NodeEnd.DIED and first and node not in self._died:
                 self._died.add(node)
                 host = nodes.name(node)
                 notes.append(f"the agent on {host} ended without a report, and its ranks with it")
@@ -138,6 +144,24 @@ class RemoteAgents:
     def granted(self) -> int:
         """Return how many nodes the cluster has given; 0 before the first is up."""
         return self._relay.nodes.count
+
+    def lost(self) -> Lost | None:
+        """Return the nodes whose loss has ended the job; None if it ended otherwise."""
+        relay, job = self._relay, self._relay.job
+        if job is None:
+            return None
+        nodes = relay.nodes
+        if nodes.lost:
+            how = OutsideEnd(text=nodes.lost_how, time=nodes.lost_at)
+            return Lost((nodes.lost,), how)
+        _, when = nodes.signaled or (0, relay.broke)
+        if name := job.lost():
+            text = f"{job.name or 'the job'} {job.fate()}"
+            return Lost((name,), OutsideEnd(text=text, time=when))
+        if relay.cancelled or job.fate() or not (left := nodes.without_an_end()):
+            return None
+        text = f"{', '.join(map(nodes.name, left))} {'were' if len(left) > 1 else 'was'} lost"
+        return Lost(tuple(nodes.names[node] for node in left), OutsideEnd(text=text, time=when))
 
     def waits_for(self) -> str:
         """Return what it waits for: its turn in the queue, the nodes, one that is silent."""
@@ -164,6 +188,11 @@ class RemoteAgents:
         words = relay.nodes.outside_words()
         if relay.nodes.hosts and not words:
             return None
+        if self._spec.without and not relay.nodes.hosts:
+            least = f"{self._spec.min_nodes} node{'s' if self._spec.min_nodes > 1 else ''}"
+            lost = ", ".join(self._spec.without)
+            text = f"the run needs at least {least}, which it cannot have without {lost} (lost)"
+            return OutsideEnd(text=text, time=relay.broke)
         if not (fate := job.fate() or words):
             return None
         _, when = relay.nodes.signaled or (0, relay.broke)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from ddp_magic.engines import Choice
 from ddp_magic.engines.program import Program
 from ddp_magic.engines.slurm_options import command, environment, is_step, problem_of
 from ddp_magic.engines.slurm_words import BUSY, GRANTED, QUEUED, Fate, queue_words
@@ -81,6 +82,10 @@ class SlurmJob(Program):
             record = self._ask("scontrol", "-o", "show", "job", self._job.partition(".")[0])
         return self._fate.words(record) or super().fate()
 
+    def lost(self) -> str:
+        """Return the node that Slurm has lost first; empty if none."""
+        return self._fate.lost
+
     def _hear(self, text: str) -> bool:
         if not self._cancelled:
             self._fate.hear(text)
@@ -122,7 +127,7 @@ def launch(
     arguments: Sequence[str],
     env: Mapping[str, str],
     log: Callable[[bytes], None],
-    min_nodes: int = 0,
+    choice: Choice | None = None,
 ) -> SlurmJob:
     """Start an agent on each node; returns before they are up.
 
@@ -133,9 +138,9 @@ def launch(
         arguments: The user's own, for srun.
         env: The ranks' environment.
         log: Is called with what Slurm says.
-        min_nodes: Fewest nodes that will do; 0 for no fewer.
+        choice: Which other nodes will do. Slurm may notice after minutes that one was lost.
     """
     inside = "SLURM_JOB_ID" in env or "SLURM_JOBID" in env
-    argv = command(agent, nnodes, nproc, arguments, inside=inside, min_nodes=min_nodes)
+    argv = command(agent, nnodes, nproc, arguments, inside=inside, choice=choice)
     step = is_step(arguments, inside=inside)
     return SlurmJob(argv, environment(env, inside=inside), log, is_step=step)

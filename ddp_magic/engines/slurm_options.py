@@ -10,6 +10,8 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 
+from ddp_magic.engines import Choice
+
 NODE_VARIABLE = "SLURM_PROCID"
 # What srun keeps of an allocation that it is started in; the rest would be its own options.
 _OF_ALLOCATION = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
@@ -100,14 +102,15 @@ def command(
     arguments: Sequence[str],
     *,
     inside: bool,
-    min_nodes: int = 0,
+    choice: Choice | None = None,
 ) -> list[str]:
     """Return the command that starts an agent on each node."""
     words = ["srun", "--job-name=ddp_magic", "--mpi=none"]
     if not inside and not any(_CPUS.match(word) for word in arguments):
         words.append(f"--cpus-per-task={nproc}")  # else Slurm gives the ranks of a node one
-    if min_nodes:  # without -n, there is one task on each of the nodes that Slurm chooses
-        words += [*arguments, "-N", f"{min_nodes}-{nnodes}"]
+    if choice:  # without -n, there is one task on each of the nodes that Slurm chooses
+        words += [*arguments, "-N", f"{choice.least}-{nnodes}"]
+        words += _exclusion(arguments, choice.without)
     else:
         words += [*arguments, "-n", str(nnodes), "-N", str(nnodes), "--ntasks-per-node=1"]
     words += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
@@ -116,6 +119,23 @@ def command(
     if shutil.which("setpriv"):  # it ends with the kernel, also while it is queued
         words = ["setpriv", "--pdeathsig", "TERM", *words]
     return [*words, *agent, NODE_VARIABLE]
+
+
+def _exclusion(arguments: Sequence[str], nodes: Sequence[str]) -> list[str]:
+    """Return the option that excludes these nodes, beside those that the user's own one does.
+
+    A list of nodes that the user has in a file stays the only one.
+    """
+    if not nodes:
+        return []
+    own = [
+        word.partition("=")[2] or following if word.startswith("--") else word[2:] or following
+        for word, following in zip(arguments, [*arguments, ""][1:], strict=True)
+        if re.match(r"-x|--exclude\b", word)
+    ]
+    if any("/" in names for names in own):
+        return []
+    return ["--exclude=" + ",".join([*own[-1:], *nodes])]
 
 
 def is_step(arguments: Sequence[str], *, inside: bool) -> bool:

@@ -63,6 +63,7 @@ class Fate:
     """Collects what srun says of the end of its job."""
 
     def __init__(self) -> None:
+        self.lost = ""  # the node that was lost first, or could not be used
         self._first = ""
         self._due = ""
 
@@ -73,6 +74,7 @@ class Fate:
         for pattern, words in _ENDS.items():
             if not self._first and (found := re.search(pattern, line)):
                 self._first = words.format(*found.groups())
+                self.lost = found[1] if found.groups() else ""
 
     @property
     def gives_no_reason(self) -> bool:

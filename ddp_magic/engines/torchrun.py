@@ -47,6 +47,9 @@ class TorchrunAgent:
         """Return 1: this machine."""
         return 1
 
+    def lost(self) -> None:
+        """Return None: this machine is here."""
+
     def waits_for(self) -> str:
         """Return nothing: each rank imports for itself."""
         return ""

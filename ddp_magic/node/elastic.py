@@ -161,13 +161,14 @@ class OneNode(RendezvousHandler):
 
     Args:
         run_id: The run's name.
+        attempt: How often the ranks have been restarted already.
     """
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, attempt: int = 0) -> None:
         self._run_id = run_id
         self._closed = False
         self._port: socket.socket | None = None
-        self.restarts = -1  # how often the ranks have been restarted; -1 before they start
+        self.restarts = attempt - 1  # how often the ranks have been restarted, once they start
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's log and torchrun's registry."""
@@ -247,7 +248,8 @@ def run(spec: AgentSpec, ranks: Ranks, may_restart: Callable[[int], bool]) -> No
     """
     start_processes: Any = local_elastic_agent.start_processes  # type: ignore[attr-defined]
     full_name = api._get_fq_hostname
-    rendezvous = OneNode(spec.run_id) if spec.nnodes == 1 else SeveralNodes(spec)
+    alone = spec.nnodes == 1
+    rendezvous = OneNode(spec.run_id, spec.attempt) if alone else SeveralNodes(spec)
     wait_s = NODES_WAIT_S if spec.nnodes > 1 and spec.max_restarts else WAIT_S
 
     def run_rank(env: Mapping[str, str]) -> NoReturn:
@@ -260,7 +262,7 @@ def run(spec: AgentSpec, ranks: Ranks, may_restart: Callable[[int], bool]) -> No
         restarts = rendezvous.restarts
         for env in given["envs"].values():  # torch's own count differs between the nodes
             env["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
-        if restarts and not may_restart(restarts):
+        if restarts > spec.attempt and not may_restart(restarts):
             raise NoRestartError
         agent._remaining_restarts = spec.max_restarts - restarts  # of all nodes together
         context = ForkContext(ranks, run_rank, rendezvous.all_done, wait_s, **given)

@@ -228,7 +228,8 @@ class Relay:
         """Start the agent, which imports torch meanwhile, and find out where the nodes meet."""
         self._agent = agent = AgentProcess(start, self._node, self._directory.run, _host())
         job = ".".join(filter(None, map(os.environ.get, start["job_variables"])))
-        whereabouts = {"host": _host(), "job": job, "nodes": agent.nnodes}
+        name = os.environ.get(start["node_name_variable"]) or _host()
+        whereabouts = {"host": _host(), "name": name, "job": job, "nodes": agent.nnodes}
         self._tell(Kind.NODE, 0, json.dumps(whereabouts).encode())
         self._selector.register(agent.output, selectors.EVENT_READ, self._read_log)
         self._selector.register(agent.pidfd, selectors.EVENT_READ, self._agent_ended)

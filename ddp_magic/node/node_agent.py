@@ -23,4 +23,4 @@ def main() -> NoReturn:
     os.dup2(nothing, 0)
     os.close(nothing)
     sys.path[:] = spec.sys_path
-    agent.serve(spec, elastic.run)
+    agent.serve(spec, elastic.run, attempt=spec.attempt)

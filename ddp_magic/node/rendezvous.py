@@ -32,13 +32,13 @@ class SeveralNodes(RendezvousHandler):
         spec: What the agent runs.
 
     Attributes:
-        restarts: How often the ranks have been restarted; -1 before they start.
+        restarts: How often the ranks have been restarted; one less before they start.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
         self._spec = spec
         self._closed = False
-        self.restarts = -1
+        self.restarts = spec.attempt - 1
         self._is_done = False
         self._store = self._open(spec.head_port, spec.head_fd)
         self._ranks_store: TCPStore | None = None

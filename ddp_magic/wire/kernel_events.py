@@ -141,19 +141,6 @@ class StackDumped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restarted:
-    """Every rank has ended, at least one of them with a failure, and the agent restarts them all.
-
-    Attributes:
-        number: Number of the restart, from 1.
-        agent_died: Whether a keeper of torchrun's ended without a report, and its rank with it.
-    """
-
-    number: int
-    agent_died: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutsideEnd:
     """The cluster, or somebody else, has ended a run; or its nodes were lost.
 
@@ -164,6 +151,23 @@ class OutsideEnd:
 
     text: str
     time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restarted:
+    """Every rank has ended, at least one of them with a failure, and the agent restarts them all.
+
+    Attributes:
+        number: Number of the restart, from 1.
+        agent_died: Whether a keeper of torchrun's ended without a report, and its rank with it.
+        lost: How a node was lost, without which the ranks are placed again; None if none was. If
+            its loss was told before, as the failure of a rank, the number is that of the last
+            restart.
+    """
+
+    number: int
+    agent_died: bool = False
+    lost: OutsideEnd | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,8 @@ class AgentSpec:
         worker: Settings of the ranks.
         prelude: Names of `ddp_magic.prelude` that the first cell reads.
         max_restarts: How often the ranks are restarted after a failure.
+        attempt: How often they have been restarted already, by agents that were lost with a node.
+        without: Nodes that are not to be used, because they were lost.
     """
 
     run_id: str
@@ -70,6 +72,8 @@ class AgentSpec:
     worker: WorkerSettings
     prelude: tuple[str, ...] = ()
     max_restarts: int = 0
+    attempt: int = 0
+    without: tuple[str, ...] = ()
     nnodes: int = 1
     min_nodes: int = 0
     node: int = 0
@@ -91,5 +95,5 @@ class AgentSpec:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
         worker = WorkerSettings(**fields.pop("worker"))
-        lists = {name: tuple(fields[name]) for name in ("sys_path", "prelude")}
+        lists = {name: tuple(fields[name]) for name in ("sys_path", "prelude", "without")}
         return cls(**{**fields, **lists}, worker=worker)

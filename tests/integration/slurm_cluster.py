@@ -96,7 +96,7 @@ class SlurmCluster:
         self._spawn("login", ["slurmctld", "-D", "-i", "-f", conf])
         for node in NODES:
             self._spawn(node, ["slurmd", "-D", "-N", node, "-f", conf])
-        self._wait_until_idle()
+        self.wait_until_idle()
 
     # --- files --------------------------------------------------------------------------------
 
@@ -159,7 +159,9 @@ class SlurmCluster:
                 )
             )
 
-    def _wait_until_idle(self) -> None:
+    def wait_until_idle(self) -> None:
+        """Wait until all nodes are there and free."""
+
         def idle() -> bool:
             return self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(NODES)
 

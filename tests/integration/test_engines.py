@@ -225,6 +225,52 @@ def test_an_agent_that_is_killed(kernel: Kernel, engine: str, rank: int) -> None
     assert wait_gone(pids_in(result.text), 3.0) == []
 
 
+def _on_one_or_two_nodes(engine: str, body: str, options: str) -> str:
+    if engine == "local":
+        pytest.skip("one machine")
+    return _cell(engine, body, options).replace("-N 2", "-N 1:2")
+
+
+def test_as_many_nodes_as_there_are(kernel: Kernel, engine: str) -> None:
+    """Of a range: both, with the values of all their ranks."""
+    body = "x = torch.ones(1); dist.all_reduce(x)\nv = (rank, world_size, x.item())"
+    result = kernel.run(_on_one_or_two_nodes(engine, body, "--pull v@all"))
+    assert result.status == "ok", result
+    assert f"4 ranks = 2 nodes x 2 ({engine}, 1 to 2 nodes)" in result.text
+    assert kernel.value("v") == [(rank, 4, 4.0) for rank in range(4)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 3])
+def test_a_run_goes_on_without_a_node(
+    kernel: Kernel, engine: str, lost: int, tmp_path: Path
+) -> None:
+    """Of which the agent is killed: from the checkpoint, as one restart, on those that are there.
+
+    Slurm is told not to use the node again; of a Ray, it is there.
+    """
+    body = (
+        f"from pathlib import Path\nfile = Path({str(tmp_path)!r}) / 'step'\n"
+        "begin = step = int(file.read_text()) if file.exists() else 0\n"
+        "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+        "while step < 10:\n"
+        "    x = torch.ones(1); dist.all_reduce(x)\n"
+        "    step += 1\n"
+        "    if rank == 0: file.write_text(str(step))\n"
+        "    dist.barrier()\n"
+        f"    if step == 5 and rank == {lost} and not attempt: os.kill(os.getppid(), 9)\n"
+        "    if step == 5 and not attempt: __import__('time').sleep(1000)\n"
+        "v = (begin, attempt, world_size, x.item())"
+    )
+    result = kernel.run(_on_one_or_two_nodes(engine, body, "--max-restarts 1 --pull v@all"))
+    assert result.status == "ok", result
+    how = f"n{1 + lost // 2} was lost: its agent ended without a report"
+    assert f"{how} · restart 1 of 1" in result.text
+    assert result.summary.endswith(f"1 restart: {how}")
+    count = 2 if engine == "slurm" else 4
+    assert kernel.value("v") == [(5, 1, count, count)] * count
+
+
 @pytest.mark.parametrize("first", [0, 3])
 def test_restarts(kernel: Kernel, engine: str, first: int, tmp_path: Path) -> None:
     """All ranks of all nodes run again, from the last checkpoint; two of two restarts."""

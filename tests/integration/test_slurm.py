@@ -244,6 +244,86 @@ def test_five_of_five_restarts(kernel: Kernel) -> None:
     assert "5 restarts" in result.summary
 
 
+def _kill_relay(slurm: SlurmCluster, node: str) -> None:
+    """Kill the relay on a node of this cluster."""
+    for process in psutil.process_iter():
+        try:
+            env = process.environ()
+            here = env.get("SLURM_CONF"), env.get("SLURMD_NODENAME")
+            is_relay = "far_relay" in " ".join(_words(process))
+            if is_relay and here == (slurm.env["SLURM_CONF"], node):
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+_WAITS = """\
+import time
+print(rank, "up in attempt", os.environ["TORCHELASTIC_RESTART_COUNT"])
+if world_size == 4: time.sleep(1000)
+x = torch.ones(1); dist.all_reduce(x)
+"""
+
+
+def test_one_node_of_two_is_free(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """The cell runs there, and says so."""
+    slurm.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+    try:
+        cell = _cell("v = world_size", "--pull v@all").replace("-N 2", "-N 1:2")
+        result = kernel.run(cell)
+        assert result.status == "ok", result
+        assert "2 ranks = 1 node x 2 (slurm, 1 to 2 nodes)" in result.text
+        assert re.search(r"Slurm job \d+\.0 on n1$", result.text, re.MULTILINE)
+        assert result.summary.startswith("2 ranks · ")
+        assert kernel.value("v") == [2, 2]
+    finally:
+        slurm.run("scontrol", "update", "nodename=n2", "state=resume")
+        slurm.wait_until_idle()
+
+
+@pytest.mark.slow
+def test_a_node_that_slurm_loses(kernel: Kernel, slurm: SlurmCluster) -> None:
+    """The run goes on without it; if then none is left, the error says so."""
+    slurm.wait_until_idle()
+    cell = _cell(_WAITS, "--max-restarts 2").replace("-N 2", "-N 1:2")
+    message = kernel.start(cell)
+    kernel.finish(message, until="3 up in attempt 0")
+    _kill_relay(slurm, "n2")
+    result = kernel.finish(message)
+    assert result.status == "ok", result
+    assert "lost n2: its relay was ended (Killed) · restart 1 of 2" in result.text
+    assert result.text.count("up in attempt 1") == 2
+    slurm.wait_until_idle()
+    message = kernel.start(cell.replace("world_size == 4", "True"))
+    kernel.finish(message, until="3 up in attempt 0")
+    _kill_relay(slurm, "n2")
+    kernel.finish(message, until="1 up in attempt 1")
+    _kill_relay(slurm, "n1")
+    result = kernel.finish(message)
+    assert result.error["ename"] == "LaunchError", result
+    problem = "the run needs at least 1 node, which it cannot have without n2, n1 (lost)"
+    assert problem in result.error["evalue"]
+    assert slurm.jobs("PENDING,RUNNING") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waits_s", [0.0, 1.0, 3.0])
+def test_stop_after_the_loss_of_a_node(kernel: Kernel, slurm: SlurmCluster, waits_s: float) -> None:
+    """While the old job ends, while the new one is placed, while its ranks start."""
+    slurm.wait_until_idle()
+    message = kernel.start(_cell(_WAITS, "--max-restarts 2").replace("-N 2", "-N 1:2"))
+    kernel.finish(message, until="3 up in attempt 0")
+    _kill_relay(slurm, "n2")
+    time.sleep(waits_s)
+    kernel.interrupt()
+    result = kernel.finish(message)
+    assert result.error["ename"] == "RunInterrupted", result
+    deadline = time.monotonic() + HANG_S
+    while slurm.jobs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert slurm.jobs() == []
+
+
 def test_nothing_listens_on_all_interfaces(kernel: Kernel, slurm: SlurmCluster) -> None:
     """The stores are on the address of node 0; nothing else of ours listens."""
     result = kernel.run(

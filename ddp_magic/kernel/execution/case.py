@@ -60,7 +60,7 @@ class Case:
         self, run: RunRecord, event: Restarted, stopper: Stopper, watch: CollectiveWatch
     ) -> tuple[Restart, list[str]]:
         """Return why the ranks are restarted, and the lines that say so."""
-        end = GroupEnded(agent_died=event.agent_died)
+        end = GroupEnded(agent_died=event.agent_died, outside=event.lost)
         evidence = self._evidence(run, stopper, watch, end)
         _, error = judge(evidence)
         restart = restart_after(error, number=event.number, elapsed_s=run.elapsed_s)

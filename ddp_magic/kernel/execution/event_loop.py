@@ -92,7 +92,8 @@ class EventLoop:
         self._questions = Questions(box)
         self._watch = self._new_watch()
         self._gives_up = False
-        self._placed_after_s: float | None = None  # when the ranks began to start
+        self._queued_s = 0.0  # until ranks began to start
+        self._queued_since_s: float | None = 0.0
 
     def _new_watch(self) -> CollectiveWatch:
         return CollectiveWatch(self._options, self._parts.directory, self._parts.hang_s)
@@ -125,8 +126,9 @@ class EventLoop:
             self._send_cell()
         self.take(group.poll(min(POLL_S, self._screen.wait_s)))
         self.take(self._answers())
-        if self._placed_after_s is None and group.placed:
-            self._placed_after_s = run.elapsed_s
+        if self._queued_since_s is not None and group.placed:
+            self._queued_s += run.elapsed_s - self._queued_since_s
+            self._queued_since_s = None
         run.where = group.where
         if self._watch.look(run.ranks):
             run.waits = self._watch.waits
@@ -181,9 +183,9 @@ class EventLoop:
     @property
     def _counted_s(self) -> float:
         """How much of the time limit is used, in seconds: imports before the start are not."""
-        if self._placed_after_s is None:
-            return 0.0
-        return self._run.elapsed_s - self._placed_after_s - self._questions.waited_s
+        since = self._queued_since_s
+        until = self._run.elapsed_s if since is None else since
+        return until - self._queued_s - self._questions.waited_s
 
     # --- events -------------------------------------------------------------------------------
 
@@ -230,14 +232,16 @@ class EventLoop:
         run, parts = self._run, self._parts
         self.take(self._watch.finish(run.ranks))
         # Without its cell, a missing device or an unknown backend: it would fail again.
-        cannot_start = not run.restarts and not self._sender.sent
+        cannot_start = not run.restarts and not self._sender.sent and event.lost is None
         if self._stopper.reason or cannot_start or self._watch.mismatch:
             self._gives_up = True
             self._group.kill()
             return
         self.take(parts.stacks.of_crashes(run.ranks))
         restart, lines = parts.case.restart(run, event, self._stopper, self._watch)
-        run.restarts += (restart,)
+        run.restarts = (*run.restarts[: event.number - 1], restart)
+        if event.lost is not None:
+            self._queued_since_s = run.elapsed_s
         run.take(event)
         self._screen.take(event)
         self.take(Note(text=line) for line in lines)

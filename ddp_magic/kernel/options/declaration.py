@@ -236,8 +236,8 @@ OPTIONS = (
         also=("--nodes", "--num-nodes", "--num-machines"),
         fixed=True,
         has_default=True,
-        help="Number of nodes, each with `-n` ranks; `1:2`: 1 or 2, as the cluster has them at the "
-        "start. Default: 1.",
+        help="Number of nodes, each with `-n` ranks; `1:2`: 1 or 2, as many as the cluster has, "
+        "and with `--max-restarts` the run goes on without a node that is lost. Default: 1.",
     ),
     Option(
         name="engine_args",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from ddp_magic.engines import Engine, PlacedAgent
+from ddp_magic.engines import Engine, Lost, PlacedAgent
 from ddp_magic.system import processes
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel
@@ -33,6 +34,9 @@ class Agents:
         self._connections = connections
         self._directory = directory
         self._placed: PlacedAgent | None = None
+        self._engine: Engine
+        self._spec: AgentSpec
+        self._env: dict[str, str]
         self._started = 0.0
         self._waits_for = ""
         self._reports: list[AgentDone] = []  # of this attempt
@@ -42,7 +46,22 @@ class Agents:
     def start(self, engine: Engine, spec: AgentSpec, env: dict[str, str]) -> None:
         """Place the agent, or one on each node. Returns before they are up."""
         self._started = time.time() - 1.0  # a process's own time is rounded to ticks
+        self._engine, self._spec, self._env = engine, spec, env
         self._placed = engine.start(spec, env)
+
+    def place_again(self, attempt: int, without: Sequence[str]) -> None:
+        """Place others, after the end of those that were there.
+
+        Args:
+            attempt: How often the ranks have been restarted then.
+            without: Nodes that were lost.
+        """
+        self.close()
+        self.begin_attempt()
+        self.killed, self._deadline = False, None
+        without = (*self._spec.without, *without)
+        self._spec = replace(self._spec, attempt=attempt, without=without)
+        self._placed = self._engine.start(self._spec, self._env)
 
     @property
     def started(self) -> bool:
@@ -62,6 +81,10 @@ class Agents:
     def granted(self) -> int:
         """Return on how many nodes they are; 0 while that is not known."""
         return 0 if self._placed is None else self._placed.granted()
+
+    def lost(self) -> Lost | None:
+        """Return the nodes whose loss has ended them; None if they ended otherwise."""
+        return None if self._placed is None else self._placed.lost()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once they have ended; -1 if there is none."""

@@ -14,6 +14,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ddp_magic.errors import LaunchError, ProtocolError
 from ddp_magic.kernel.worker_group import admission
@@ -25,7 +26,7 @@ from ddp_magic.wire.channel import MAX_FRAME_BYTES, Channel, Listener
 from ddp_magic.wire.codec import decode
 from ddp_magic.wire.commands import Command
 from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
-from ddp_magic.wire.kernel_events import Note, PulledValues, Restarted, RunEvent
+from ddp_magic.wire.kernel_events import Note, OutsideEnd, PulledValues, Restarted, RunEvent
 from ddp_magic.wire.worker_events import ClearOutput, DisplayData, Question, Results, WorkerHello
 
 HELLO_S = 30.0  # for a connection to say who it is
@@ -71,6 +72,7 @@ class Connections:
         self._attempt_end_s = attempt_end_s
         self._agents_stay = agents_stay
         self._is_ending = False  # what is left of an attempt is read
+        self._is_unused = False  # an agent has begun this attempt, and no rank has connected
         self._exited: set[int] = set()
         self._done: set[Channel] = set()  # agents that have reported their end
         self._ranks: dict[Channel, int] = {}
@@ -242,7 +244,9 @@ class Connections:
         if connected and channel in self._strangers:
             why = f"it begins attempt {hello.attempt} while rank {connected[0]} is connected"
             return events + self._refuse(channel, why)
-        return [*events, self._begin_attempt(), *self._take(channel, hello)]
+        begun = self._begin_attempt(self._attempt + 1)
+        self._is_unused = True
+        return [*events, begun, *self._take(channel, hello)]
 
     def _standing(self, channel: Channel) -> Standing:
         return Standing(
@@ -281,6 +285,7 @@ class Connections:
     def _welcome(self, channel: Channel, hello: WorkerHello) -> None:
         member = Member.of(hello, channel, self._directory.rank_log(hello.rank))
         self._prove(channel)
+        self._is_unused = False
         self._ranks[channel] = hello.rank
         self.members[hello.rank] = member
         self._ends.add(member.pipe, self._read_pipe)
@@ -346,9 +351,27 @@ class Connections:
             return {*ranks, *agents}
         return {*ranks, *agents} if ranks or set(self.members) - self._exited else set()
 
-    def _begin_attempt(self) -> Restarted:
+    @property
+    def may_begin_again(self) -> bool:
+        """Whether the ranks may be placed again, as a restart or instead of one."""
+        return self._is_unused or self._attempt < self._max_restarts
+
+    def begin_again(self, lost: OutsideEnd) -> Restarted:
+        """Forget agents and ranks, which have ended: others are placed.
+
+        Args:
+            lost: How a node was lost.
+        """
+        for agent in {*self.agents} & {*self._ends}:
+            self._drop(agent)
+        # Agents of nodes that are there may have begun a restart because of the loss: it is this.
+        restarted = self._begin_attempt(self._attempt + (not self._is_unused))
+        self._is_unused = False
+        return replace(restarted, lost=lost)
+
+    def _begin_attempt(self, number: int) -> Restarted:
         """Forget the ranks: others take their places."""
-        self._attempt += 1
+        self._attempt = number
         for end in {*self._rank_ends()} & {*self._ends}:
             self._ends.remove(end)
         for member in self.members.values():

@@ -122,6 +122,7 @@ class WorkerGroup:
         self._exited: dict[int, WorkerExited] = {}
         self._between_cells: list[RunEvent] = []
         self._interrupted = False
+        self._is_stopped = False  # the kernel ends it
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -201,7 +202,7 @@ class WorkerGroup:
                 end with the others.
         """
         if not keep:
-            self._interrupted = True
+            self._interrupted = self._is_stopped = True
             self._agents.send(Interrupt())
         for rank in ranks:
             if (member := self._connections.members.get(rank)) is not None:
@@ -209,6 +210,7 @@ class WorkerGroup:
 
     def kill(self, ranks: tuple[int, ...] = ()) -> None:
         """End some ranks at once, or the whole group where none is named."""
+        self._is_stopped = self._is_stopped or not ranks
         self._agents.kill(ranks)
 
     def dump_stack(self, rank: int) -> None:
@@ -229,10 +231,10 @@ class WorkerGroup:
         events += self._agents.news()
         events += self._kill_lost()
         if self._nnodes > 1 and self._connections.lost_agent and not self._agents.killed:
-            self.kill()  # the other nodes do not know
+            self._agents.kill(())  # the other nodes do not know
         self._connections.watch(self._agents.fileno())
         if self._agents.ended():
-            events += self._finish()
+            events += self._place_again() or self._finish()
         return events
 
     def drain(self) -> list[RunEvent]:
@@ -337,10 +339,29 @@ class WorkerGroup:
         if self.max_restarts == 0 or not any(end.code for end in self._exited.values()):
             self._agents.expect_end(self._agent_end_s)
 
-    def _restart(self) -> None:
+    def _place_again(self) -> list[RunEvent]:
+        """Place agents without the nodes that were lost; return what has happened.
+
+        Nothing, if none was lost, no restart is left, or the number of nodes is fixed.
+        """
+        may = self._min_nodes and not self._is_stopped and self._connections.may_begin_again
+        if not may or (lost := self._agents.lost()) is None:
+            return []
+        events = self._heeded(self._connections.read_rest(DRAIN_S))
+        restarted = self._connections.begin_again(lost.how)
+        self._granted = 0
+        self._resize(self._nnodes)
+        self._forget_ranks()
+        self._agents.place_again(restarted.number, lost.nodes)
+        return [*events, restarted]
+
+    def _forget_ranks(self) -> None:
         self._outbox.restart()
         self._ready.clear()
         self._exited.clear()
+
+    def _restart(self) -> None:
+        self._forget_ranks()
         self._agents.begin_attempt()
         if self._interrupted or self._agents.killed:
             self._agents.end()  # torchrun does not know that the run is stopped

@@ -15,7 +15,7 @@ from ddp_magic.engines.near_relay import NearRelay
 from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import encode
 from ddp_magic.wire.commands import Command, Exit, RunCell, SharedMemory
-from ddp_magic.wire.events import AgentHello, Event
+from ddp_magic.wire.events import AgentDone, AgentHello, Event
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.relay_frames import ALL, Frame, FrameReader, Kind, LineWriter, NodeEnd
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
@@ -31,6 +31,7 @@ class FakeJob:
         self.stdout, self.to_kernel = os.pipe()
         self.name = ""
         self.words = ""
+        self.node = ""
         self.cancelled = False
         self.ended = threading.Event()
 
@@ -42,6 +43,9 @@ class FakeJob:
 
     def fate(self) -> str:
         return self.words
+
+    def lost(self) -> str:
+        return self.node
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -263,12 +267,13 @@ def test_the_job_ends_with_a_node_that_is_gone(scene: Scene) -> None:
     assert scene.relay.ended.wait(HANG_S)
     assert scene.job.cancelled
     assert scene.relay.error == "node 1 has said nothing for 30 s"
+    assert scene.relay.nodes.lost == "node 1"
 
 
 def test_a_job_that_does_not_end_with_its_nodes(scene: Scene) -> None:
     """All that its ranks have said is there: it is ended, and nothing was lost."""
     for node in range(2):
-        scene.say(node, Kind.NODE, 0, b'{"host": "n", "job": "7", "nodes": 2}')
+        scene.say(node, Kind.NODE, 0, b'{"host": "n", "job": "7", "nodes": 2, "name": "n"}')
         scene.say(node, Kind.ENDED, NodeEnd.REPORTED)
     while len(scene.relay.nodes.ended) < 2:
         pass
@@ -296,10 +301,46 @@ def test_nodes_that_nobody_listened_to_are_not_gone(scene: Scene) -> None:
 def test_a_node_says_how_many_there_are(scene: Scene) -> None:
     """The cluster has chosen."""
     assert scene.relay.nodes.count == 0
-    scene.say(0, Kind.NODE, 0, b'{"host": "n1", "job": "5.0", "nodes": 1}')
+    scene.say(0, Kind.NODE, 0, b'{"host": "n1", "name": "n1", "job": "5.0", "nodes": 1}')
     while not scene.relay.nodes.hosts:
         pass
     assert scene.relay.nodes.count == 1
+
+
+def _agent(scene: Scene, node: int) -> Channel:
+    scene.say(
+        node,
+        Kind.NODE,
+        0,
+        b'{"host": "n%d", "name": "c%d", "job": "5.0", "nodes": 2}' % ((node + 1,) * 2),
+    )
+    scene.say(node, Kind.MESSAGE, 3, encode(AgentHello()))
+    agent = scene.listener.accept()
+    assert _received(agent) == [AgentHello()]
+    return agent
+
+
+def test_an_agent_that_ends_without_a_report_is_a_node_that_is_lost(scene: Scene) -> None:
+    """The first that does: the others are ended for it."""
+    agents = [_agent(scene, node) for node in range(2)]
+    scene.say(0, Kind.MESSAGE, 3, encode(AgentDone()))
+    for node in (0, 1):
+        scene.say(node, Kind.CLOSED, 3)
+    assert agents[1].receive() is None
+    nodes = scene.relay.nodes
+    assert (nodes.lost, nodes.lost_how) == ("c2", "n2 was lost: its agent ended without a report")
+    for agent in agents:
+        agent.close()
+
+
+def test_what_the_cluster_has_lost_first_is_what_was_lost(scene: Scene) -> None:
+    """The end of other agents follows from that."""
+    agent = _agent(scene, 0)
+    scene.job.node = "c2"
+    scene.say(0, Kind.CLOSED, 3)
+    assert agent.receive() is None
+    assert scene.relay.nodes.lost == ""
+    agent.close()
 
 
 def test_a_signal_to_the_whole_job_is_noted(scene: Scene) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from ddp_magic.engines import remote, slurm
+from ddp_magic.engines import Choice, remote, slurm
 from ddp_magic.engines.remote import RemoteAgents
 from ddp_magic.wire.relay_frames import Frame, Kind, LineWriter
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
@@ -56,25 +56,32 @@ def test_there_is_none(name: str, words: str) -> None:
         remote.find(name)
 
 
-NEWS = b'{"host": "n%d", "job": "5.0", "nodes": 2}'
+NEWS = b'{"host": "n%d", "name": "c%d", "job": "5.0", "nodes": 2}'
 
 
 class Scene:
     """Agents on two nodes whose job is the test's own."""
 
-    def __init__(self, directory: Path, fate: str) -> None:
+    def __init__(self, directory: Path, fate: str, **more: Any) -> None:
         self.job = FakeJob()
         self.job.words = fate
-        engine = SimpleNamespace(START={}, launch=lambda *_, **__: self.job)
+        self.chosen: Choice | None = None
+        engine = SimpleNamespace(START={}, launch=self._launch)
         worker = WorkerSettings(socket="", directory=str(directory), device="cpu")
-        spec = AgentSpec(run_id="r", kernel_pid=1, nproc=1, sys_path=(), worker=worker, nnodes=2)
+        spec = AgentSpec(
+            run_id="r", kernel_pid=1, nproc=1, sys_path=(), worker=worker, nnodes=2, **more
+        )
         self.agents = RemoteAgents(cast("Any", engine), spec, {}, [])
+
+    def _launch(self, *_: object, choice: Choice | None = None, **__: object) -> FakeJob:
+        self.chosen = choice
+        return self.job
 
     def end(self, *said: tuple[int, Kind, int]) -> str | None:
         """Let nodes say something, and the job end; return how it was ended from outside."""
         lines = [LineWriter(node) for node in range(2)]
         for node, kind, number in said:
-            payload = NEWS % (node + 1) if kind is Kind.NODE else b""
+            payload = NEWS % (node + 1, node + 1) if kind is Kind.NODE else b""
             frame = Frame(node, kind, number, payload).encode()
             os.write(self.job.to_kernel, lines[node].lines(frame))
         self.job.end()
@@ -110,6 +117,43 @@ def test_how_a_job_was_ended_from_outside(
 ) -> None:
     """The cluster's words, if what the nodes say agrees."""
     assert Scene(tmp_path, fate).end(*said) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "fate", "node", "lost", "how"),
+    [
+        ((*UP, *ENDED), "", "", None, ""),
+        ((*UP, ENDED[0]), "lost c2: node failure", "c2", "c2", "5.0 lost c2: node failure"),
+        ((), "could not start on c2: no", "c2", "c2", "the job could not start on c2: no"),
+        ((*UP, ENDED[0]), "", "", "c2", "n2 was lost"),
+        ((*UP, (0, Kind.SIGNALED, signal.SIGTERM), ENDED[0]), "", "", "c2", "n2 was lost"),
+        ((*UP, (0, Kind.SIGNALED, signal.SIGTERM)), "", "", None, ""),
+        ((*UP, ENDED[0]), "was cancelled", "", None, ""),
+    ],
+)
+def test_which_node_was_lost(
+    tmp_path: Path,
+    said: tuple[tuple[int, Kind, int], ...],
+    fate: str,
+    node: str,
+    lost: str | None,
+    how: str,
+) -> None:
+    """What the cluster says of it, or what the others say; none if the job was cancelled."""
+    scene = Scene(tmp_path, fate)
+    scene.job.node = node
+    scene.end(*said)
+    found = scene.agents.lost()
+    assert (found and found.nodes) == (lost and (lost,))
+    assert (found.how.text if found else "") == how
+
+
+def test_too_few_nodes_are_left(tmp_path: Path) -> None:
+    """The job without those that were lost could not be started."""
+    scene = Scene(tmp_path, "", min_nodes=1, without=("c2", "c1"))
+    assert scene.chosen == Choice(1, ("c2", "c1"))
+    text = "the run needs at least 1 node, which it cannot have without c2, c1 (lost)"
+    assert scene.end() == text
 
 
 def test_what_the_kernel_ends_was_not_ended_from_outside(tmp_path: Path) -> None:

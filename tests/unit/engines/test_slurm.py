@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines import slurm, slurm_options
+from ddp_magic.engines import Choice, slurm, slurm_options
 from tests.limits import HANG_S
 
 
@@ -31,10 +31,30 @@ def test_one_task_on_each_node_of_a_range() -> None:
 
     In an allocation, Slurm 22.05's controller dies of a range beside --ntasks-per-node.
     """
-    words = slurm_options.command(["python"], 3, 4, [], inside=False, min_nodes=2)
+    words = slurm_options.command(["python"], 3, 4, [], inside=False, choice=Choice(2))
     assert words[words.index("-N") + 1] == "2-3"
     assert "-n" not in words
     assert not [word for word in words if word.startswith("--ntasks")]
+
+
+@pytest.mark.parametrize(
+    ("own", "excluded"),
+    [
+        ([], ["--exclude=n2,n3"]),
+        (["-p", "gpu", "-x", "n7"], ["--exclude=n7,n2,n3"]),
+        (["-xn7"], ["--exclude=n7,n2,n3"]),
+        (["--exclude=n7,n8", "-l"], ["--exclude=n7,n8", "--exclude=n7,n8,n2,n3"]),
+        (["--exclude", "n7"], ["--exclude=n7,n2,n3"]),
+        (["--exclusive"], ["--exclude=n2,n3"]),
+        (["-x", "./nodes"], []),
+    ],
+)
+def test_nodes_that_were_lost_are_left_out(own: list[str], excluded: list[str]) -> None:
+    """Beside those that the user leaves out; a file of these cannot be added to."""
+    words = slurm_options.command(
+        ["python"], 3, 4, own, inside=False, choice=Choice(1, ("n2", "n3"))
+    )
+    assert [word for word in words if word.startswith("--exclude=")] == excluded
 
 
 @pytest.mark.parametrize("own", ["-c8", "--cpus-per-task=8", "--cpus-per-gpu=4", "--exclusive"])

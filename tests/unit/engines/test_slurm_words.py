@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ddp_magic.engines.slurm_words import Fate, queue_words
@@ -111,3 +113,5 @@ def test_how_a_job_ends(lines: list[str], words: str) -> None:
     for line in lines:
         fate.hear(line)
     assert fate.words() == words
+    found = re.match(r"(?:lost|could not start on) (\w+):", words)
+    assert fate.lost == (found[1] if found else "")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ddp_magic.engines import Lost
 from ddp_magic.kernel.worker_group.group import WorkerGroup
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import connect
@@ -30,6 +31,7 @@ class FakeAgent:
         self.where = ""
         self.fd = -1
         self.nodes = 0
+        self.loss: Lost | None = None
 
     def fileno(self) -> int:
         return self.fd
@@ -49,6 +51,9 @@ class FakeAgent:
 
     def granted(self) -> int:
         return self.nodes
+
+    def lost(self) -> Lost | None:
+        return self.loss
 
     def waits_for(self) -> str:
         return self.waiting

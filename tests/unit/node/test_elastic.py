@@ -77,6 +77,14 @@ def test_each_attempt_has_its_own_port() -> None:
     rendezvous.close_port()
 
 
+def test_ranks_may_have_been_restarted_before() -> None:
+    """By agents that were lost with a node."""
+    rendezvous = elastic.OneNode("run", attempt=2)
+    rendezvous.next_rendezvous()
+    assert rendezvous.restarts == 2
+    rendezvous.close_port()
+
+
 def test_torchs_agent_waits_for_other_nodes_in_a_method_of_its_own() -> None:
     """When its ranks are done: ours has waited by then."""
     source = inspect.getsource(api.SimpleElasticAgent._invoke_run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_node_that_restarts_calls_the_others(together: Any) -> None:
         waiting.result(HANG_S)
     assert [node.restarts for node in nodes] == [1] * NNODES
     assert [node.num_nodes_waiting() for node in nodes] == [0] * NNODES
+
+
+def test_nodes_may_take_the_places_of_others(together: Any) -> None:
+    """Which had been restarted once, and were lost: theirs is the next attempt."""
+    specs = [replace(spec, attempt=2) for spec in _nodes(max_restarts=3)]
+    nodes = together(SeveralNodes, specs)
+    together(SeveralNodes.next_rendezvous, nodes)
+    assert [node.restarts for node in nodes] == [2] * NNODES
 
 
 def test_all_are_done_when_the_last_one_is(together: Any) -> None:

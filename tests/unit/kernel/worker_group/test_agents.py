@@ -50,6 +50,8 @@ class FakePlaced:
     def granted(self) -> int:
         return 1
 
+    def lost(self) -> None: ...
+
     def waits_for(self) -> str:
         return self.words
 
