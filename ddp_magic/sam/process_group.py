@@ -165,21 +165,15 @@ def _current_device_type() -> str:
     return "cuda" if in_use else "cpu"
 
 
-def autocast(
-    device_type: str | None = None,
-    dtype: torch.dtype | None = None,
-    enabled: bool = True,
-    cache_enabled: bool | None = None,
-) -> torch.autocast:
+def autocast(device_type: str | None = None, *arguments: Any, **options: Any) -> torch.autocast:  # noqa: ANN401 -- torch's
     """Return `torch.autocast`, with an optional device type, as in `torch.cuda.amp`.
 
     Args:
         device_type: "cuda", "cpu", ...; None: "cuda" if this process uses a GPU, else "cpu".
-        dtype: see `torch.autocast`.
-        enabled: see `torch.autocast`.
-        cache_enabled: see `torch.autocast`.
+        arguments: see `torch.autocast`.
+        options: see `torch.autocast`.
     """
-    return torch.autocast(device_type or _current_device_type(), dtype, enabled, cache_enabled)
+    return torch.autocast(device_type or _current_device_type(), *arguments, **options)
 
 
 class GradScaler(torch.amp.GradScaler):

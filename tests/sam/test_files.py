@@ -398,7 +398,7 @@ def test_patches_are_drawn_without_reading_the_image() -> None:
     assert mask.values < 1000 * 256**2 < side**2
     assert len(item["masks"]) >= 3
     assert item["masks"].sum((1, 2)).min() >= 25
-    _, top, left = images.places.drawn[70]
+    _, top, left = images.read.__self__.drawn[70]  # type: ignore[attr-defined]
     window = labels[top : top + 256, left : left + 256]
     assert {window[m].min() for m in item["masks"].numpy()} <= set(np.unique(window))
     assert torch.equal(item["image"][0, 0], torch.arange(left, left + 256) % 251)

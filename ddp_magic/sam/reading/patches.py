@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,6 @@ class _Places:
     images: list[Any]
     masks: list[Any]
     corners: list[tuple[int, int, int, int]]  # (y0, x0, y1, x1) of the top left ones, of each image
-    n: int
     size: int
     min_objects: int
     min_area: int
@@ -31,59 +30,61 @@ class _Places:
     seed: int
     drawn: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # image, top, left
 
-    def window(self, arrays: list[Any], which: int, top: int, left: int) -> NDArray[Any]:
-        """Read a patch of an array."""
+    def image(self, index: int) -> NDArray[Any]:
+        """Read the image of a patch."""
+        return self._window(self.images, *self._place(index))
+
+    def mask(self, index: int) -> NDArray[Any]:
+        """Read the label map of a patch, without too small pieces of objects."""
+        return self._labels(*self._place(index))[0]
+
+    def _window(self, arrays: list[Any], which: int, top: int, left: int) -> NDArray[Any]:
         return np.array(arrays[which][top : top + self.size, left : left + self.size])
 
-    def labels(self, place: tuple[int, int, int]) -> tuple[NDArray[Any], int]:
+    def _labels(self, which: int, top: int, left: int) -> tuple[NDArray[Any], int]:
         """Return a label map without too small pieces of objects, and how many are left."""
-        patch = self.window(self.masks, *place)
+        patch = self._window(self.masks, which, top, left)
         labels, areas = label_areas(patch)
         small = (areas < self.min_area) & (labels != self.ignore_label)
         patch[np.isin(patch, labels[small])] = 0
         return patch, int((~small & (labels != self.ignore_label)).sum())
 
-    def draw(self, index: int) -> tuple[int, int, int]:
+    def _place(self, index: int) -> tuple[int, int, int]:
         """Return the place of a patch.
 
         Raises:
             ValueError: No position with enough objects was found.
         """
+        if index in self.drawn:
+            return self.drawn[index]
         rng = np.random.default_rng([self.seed, index])
         areas = np.array([(y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in self.corners], float)
-        tries = 0 if index in self.drawn else TRIES
-        for _ in range(tries):
+        for _ in range(TRIES):
             which = int(rng.choice(len(areas), p=areas / areas.sum()))
             y0, x0, y1, x1 = self.corners[which]
             place = which, int(rng.integers(y0, y1)), int(rng.integers(x0, x1))
-            if self.labels(place)[1] >= self.min_objects:
-                self.drawn[index] = place
-                break
-        if index not in self.drawn:
-            raise ValueError(
-                f"none of {TRIES} patches of {self.size} x {self.size} pixels has "
-                f"{self.min_objects} objects of {self.min_area} pixels: use larger patches, fewer "
-                "objects or another region, and check that the masks are not empty"
-            )
-        return self.drawn[index]
+            if self._labels(*place)[1] >= self.min_objects:
+                return self.drawn.setdefault(index, place)
+        raise ValueError(
+            f"none of {TRIES} patches of {self.size} x {self.size} pixels has {self.min_objects} "
+            f"objects of {self.min_area} pixels: use larger patches, fewer objects or another "
+            "region, and check that the masks are not empty"
+        )
 
 
 class Patches(Sequence[NDArray[Any]]):
-    """The images or the masks of `random_patches`."""
+    """The images or the masks of `random_patches`, read when they are indexed."""
 
-    def __init__(self, places: _Places, *, labels: bool) -> None:
-        self.places, self.is_masks = places, labels
+    def __init__(self, n: int, read: Callable[[int], NDArray[Any]]) -> None:
+        self.n, self.read = n, read
 
     def __len__(self) -> int:
         """Return the number of patches."""
-        return self.places.n
+        return self.n
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 -- Sequence allows slices, which are not used
         """Read a patch, (size, size) or (size, size, 3)."""
-        place = self.places.draw(range(len(self))[index])
-        if self.is_masks:
-            return self.places.labels(place)[0]
-        return self.places.window(self.places.images, *place)
+        return self.read(range(self.n)[index])
 
 
 def random_patches(  # noqa: PLR0913 -- options with defaults
@@ -154,5 +155,5 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
                 f"{x0} to {x1} of image {i}: use a smaller size, or another region"
             )
         corners.append((y0, x0, y1 - size + 1, x1 - size + 1))
-    places = _Places(images, masks, corners, n, size, min_objects, min_area, ignore_label, seed)
-    return Patches(places, labels=False), Patches(places, labels=True)
+    places = _Places(images, masks, corners, size, min_objects, min_area, ignore_label, seed)
+    return Patches(n, places.image), Patches(n, places.mask)
