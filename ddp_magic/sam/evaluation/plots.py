@@ -112,20 +112,16 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
 
 def _split(batch: Mapping[str, Any], predictions: Arrays) -> tuple[list[Any] | None, ...]:
     """Split a batch into lists with one entry per image."""
-    parts: list[list[Any]] = [[], [], [], [], []]
+    rows = []
     for i, (h, w) in enumerate(batch["sizes"].tolist()):
         own = (batch["image_index"] == i).nonzero()[:, 0].cpu()  # (N,)
         signed = torch.cat([batch["points"][own], batch["labels"][own, :, None].float()], 2)
-        found = (
-            batch["images"][i, :, :h, :w],
-            [clicks[clicks[:, 2] != PAD] for clicks in signed],
-            batch["masks"][own, :h, :w],
-            None if predictions is None else predictions[own, :h, :w],
-            batch["boxes"][own],
-        )
-        for part, each in zip(parts, found, strict=True):
-            part.append(each)
-    return *parts[:3], None if predictions is None else parts[3], parts[4]
+        clicks = [each[each[:, 2] != PAD] for each in signed]
+        found = None if predictions is None else predictions[own, :h, :w]
+        masks, boxes = batch["masks"][own, :h, :w], batch["boxes"][own]
+        rows.append((batch["images"][i, :, :h, :w], clicks, masks, found, boxes))
+    images, points, true, pred, around = map(list, zip(*rows, strict=True))
+    return images, points, true, None if predictions is None else pred, around
 
 
 def _array(values: Arrays) -> NDArray[Any]:
