@@ -144,7 +144,7 @@ def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.u
         A copy, (3, H, W) uint8.
 
     Raises:
-        ValueError: The shape is invalid, or the image is not uint8 and `window` is None.
+        ValueError: The shape is invalid.
     """
     pixels = np.asarray(image)
     check_shape("an image", pixels.shape)
@@ -152,8 +152,6 @@ def to_rgb(image: ArrayLike, window: tuple[float, float] | None) -> NDArray[np.u
         low, high = window
         gain = 255 / max(high - low, 1e-12)
         pixels = np.rint(np.clip((pixels.astype(np.float32) - low) * gain, 0, 255))
-    elif pixels.dtype != np.uint8:
-        raise ValueError(f"an image has dtype {pixels.dtype}, but other images have dtype uint8")
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     full = np.broadcast_to(channels_first, (3, *pixels.shape[:2]))
     # order="K" keeps channels last in memory, for which resizing takes two thirds of the time.
