@@ -39,13 +39,12 @@ The rooms (each imports only rooms below it):
         files           images and masks in files
         names           the names of files: which mask belongs to which image
         readers         from a file to an array
-        pictures        sequences of images in files, read when they are indexed
+        pictures        images in files, and arrays that are not in memory, read when indexed
         pil             images that Pillow opens
         dicom           DICOM
         volumes         TIFF and NIfTI
         channels        alpha, palettes, orientation, pixels without data
         coco            masks in the JSON format of COCO
-        stored          arrays that are not in memory
         patches         patches of images that are too large to be read whole
         gray_levels     from images of any dtype to uint8
     arrays

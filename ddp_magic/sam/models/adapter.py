@@ -45,7 +45,7 @@ def geometry_of(sam: Sam) -> Geometry:
 
 
 def image_processor_config(sam: Sam) -> dict[str, Any]:
-    """Return the configuration of the transformers image processor, where it differs from others.
+    """Return what transformers needs to know of the image processor: what is not its default.
 
     It is not made by the class of the processor, whose module changes between versions, and which
     for SAM 2 and SAM 3 needs torchvision.

@@ -12,10 +12,9 @@ from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.reading.channels import UNKNOWN, Array, Header
 from ddp_magic.sam.reading.coco import match_coco
 from ddp_magic.sam.reading.names import check_order, list_folder, match
-from ddp_magic.sam.reading.pictures import Page, Pictures
+from ddp_magic.sam.reading.pictures import Page, Pictures, Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.pil import from_pil, is_encoded, turn_of
 from ddp_magic.sam.reading.readers import header, kind_of, naming, read, read_npy
-from ddp_magic.sam.reading.stored import Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.volumes import check_affines
 
 OPENED = {

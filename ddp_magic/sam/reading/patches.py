@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ddp_magic.sam.arrays.checks import check_shape
 from ddp_magic.sam.arrays.masks import label_areas
-from ddp_magic.sam.reading.stored import as_stored
+from ddp_magic.sam.reading.pictures import as_stored
 
 TRIES = 200  # positions that are drawn for a patch, before there is none with enough objects
 
