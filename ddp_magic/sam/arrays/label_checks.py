@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_magic.sam.arrays.checks import sketch
-from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, object_mask
+from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, label_map
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
 RIMMED = 0.5  # maximum share of objects' rows with a thin rim of a lower label on both sides
@@ -141,13 +141,10 @@ def note_on(name: str, mask: Mask) -> str:
     """Return a sentence on a mask that may mean something else than its user thinks, or ""."""
     if isinstance(mask, Encoded) or not mask.any():
         return ""
-    if mask.ndim == 3:
-        areas = np.array([np.count_nonzero(each) for each in mask])
-        labels = np.arange(1, len(areas) + 1)
-    else:
-        labels, areas = label_areas(mask)
+    every = label_map(mask)
+    labels, areas = label_areas(every)
     largest = labels[areas.argmax()]
-    inside = object_mask(mask, largest)
+    inside = every == largest
     border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
     whole = len(labels) > 1 or not inside.all()
     if inside.mean() > 0.5 and border.mean() > 0.9 and whole:
@@ -157,7 +154,7 @@ def note_on(name: str, mask: Mask) -> str:
         )
     if mask.ndim == 3:
         return ""
-    parts = label_areas(components_of(mask))[1]
+    parts = label_areas(components_of(every))[1]
     parts = parts[parts > 3]
     if len(parts) >= MANY_PARTS * len(labels):
         what = "one object" if len(labels) == 1 else f"{len(labels)} objects"
