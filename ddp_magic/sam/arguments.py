@@ -36,16 +36,15 @@ def check_minimum(minimum: int | None, **arguments: object) -> None:
             raise ValueError(f"invalid {name} {value!r}: use an integer{least}")
 
 
-def check_range(low: float, high: float, **arguments: object) -> None:
-    """Check that arguments, given by name, are numbers from `low` to `high`.
+def check_shares(**arguments: object) -> None:
+    """Check that arguments, given by name, are numbers from 0 to 1, and not percentages.
 
     Raises:
         ValueError: One is not.
     """
     for name, value in arguments.items():
-        if not isinstance(value, Real) or not low <= float(value) <= high:
-            limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of {low:g} or more"
-            raise ValueError(f"invalid {name} {value!r}: use a number {limits}")
+        if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+            raise ValueError(f"invalid {name} {value!r}: use a number from 0 to 1")
 
 
 def check_functions(**arguments: object) -> None:

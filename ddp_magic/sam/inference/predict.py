@@ -57,7 +57,7 @@ def predict(
     """Predict the masks of prompted objects.
 
     Args:
-        model: a model of the SAM family on any device, or DDP around one.
+        model: a model of the SAM family on any device, a `PromptedSam`, or DDP around one.
         image: (H, W) or (H, W, 3), of any dtype that `SamDataset` accepts; or a PIL image or a
             file. An image with the dtype of the training images is scaled as they were; other
             dtypes except uint8 are scaled by the values of this image.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ddp_magic.sam.arguments import check_range
+from ddp_magic.sam.arguments import check_shares
 from ddp_magic.sam.arrays.items import FOREGROUND, without_objects
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.inference.predict import evaluating, scaled_as_trained
@@ -55,7 +55,7 @@ def segment(  # noqa: PLR0913 -- options with defaults
     parts of objects that are larger than a tile are joined.
 
     Args:
-        model: a model of the SAM family on any device, or DDP around one.
+        model: a model of the SAM family on any device, a `PromptedSam`, or DDP around one.
         image: (H, W) or (H, W, 3), of any size; for the dtype, see `predict`.
         tile: side of the tiles, in pixels; they overlap by half. None: the median size of the
             training images, which `train` stores in the config; or the whole image, if it is not
@@ -82,7 +82,7 @@ def segment(  # noqa: PLR0913 -- options with defaults
         Kirillov et al., "Segment Anything", ICCV 2023, appendix B; tiles with a margin, and clicks
         from a decoder, as in Archit et al., "Segment Anything for Microscopy", Nature Methods 2025.
     """
-    check_range(0, 1, max_share=max_share, min_iou=min_iou or 0, min_stability=min_stability or 0)
+    check_shares(max_share=max_share, min_iou=min_iou or 0, min_stability=min_stability or 0)
     rgb, sam = scaled_as_trained(model, image), unwrapped(model)  # (3, H, W)
     height, width = rgb.shape[1:]
     side, shortest = _tile_side(sam, max(height, width), tile)
