@@ -101,7 +101,7 @@ def _text(kind: str, content: dict[str, object]) -> str:
 
 
 _SAYS = (
-    r" wait(s|ed)? (in|at) | s to exit| differs( between ranks|:)|different groups|, but ranks? |"
+    r" wait(s|ed)? (in|at) | differs( between ranks|:)|different groups|, but ranks? |"
     r" raised |was killed|exited with code|rank \d+ sent "
 )
 

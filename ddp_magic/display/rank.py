@@ -62,7 +62,7 @@ class Rank:
         has_group: Whether a session's rank still has its default process group after its cell.
         cuda_error: Why a session's rank can no longer use CUDA; empty if it can.
         takes_usr1: Whether the user's code handles SIGUSR1, which asks a rank for its stacks.
-        exit_wait: What its exit waits for; empty if that is not known.
+        exit_wait: What its exit waits for; empty if it does not exit.
         question: What it waits for an answer to; None if it does not.
         held: Its error, while it is in the debugger (`--debug`).
         quit: Whether its debugger was quit, which ends the run.

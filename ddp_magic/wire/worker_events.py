@@ -68,7 +68,7 @@ class Heartbeat:
         rss_mib: Resident memory, in MiB.
         device_mib: Memory that torch holds on the rank's GPU, in MiB; None on a CPU.
         takes_usr1: Whether the user's code handles SIGUSR1, which asks a rank for its stacks.
-        exit_wait: What its exit waits for, after the end of its cell; empty if that is not known.
+        exit_wait: What its exit waits for, after the end of its cell; empty if it does not exit.
     """
 
     rank: int

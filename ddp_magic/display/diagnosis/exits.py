@@ -19,7 +19,8 @@ def held_exits(ranks: Sequence[Rank], wait_s: float) -> list[str]:
     """
     alike: dict[str, list[Rank]] = defaultdict(list)
     for rank in ranks:
-        if rank.busy and rank.phase is Phase.EXITING and _exit_s(rank) >= wait_s:
+        exits = rank.busy and rank.phase is Phase.EXITING and rank.exit_wait
+        if exits and _exit_s(rank) >= wait_s:
             alike[rank.exit_wait].append(rank)
     return [_wait(what, who) for what, who in alike.items()]
 
@@ -32,7 +33,7 @@ def _exit_s(rank: Rank) -> float:
 def _wait(what: str, who: list[Rank]) -> str:
     numbers = [rank.rank for rank in who]
     seconds = f"{max(map(_exit_s, who)):.0f} s"
-    head = f"{names(numbers)} {verb(numbers, 'has')} finished, and"
-    if not what:
-        return f"{head} {verb(numbers, 'need')} {seconds} to exit"
-    return f"{head} {verb(numbers, 'wait')} at the exit for {seconds} for {what}"
+    return (
+        f"{names(numbers)} {verb(numbers, 'has')} finished, and {verb(numbers, 'wait')} at the "
+        f"exit for {seconds} for {what}"
+    )

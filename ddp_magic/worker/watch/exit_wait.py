@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from sys import _current_frames
 from types import FrameType
 
+from ddp_magic.worker.exit import run_steps
+from ddp_magic.worker.shell import end_names
 from ddp_magic.worker.watch.main_thread import Place, frames_from, frames_of_main_thread, place_of
 
 
@@ -17,20 +19,25 @@ def exit_wait(cell_labels: Mapping[str, str]) -> str:
         cell_labels: What a person calls the code whose lines are told, by its file.
 
     Returns:
-        Empty if that is not known.
+        Empty if the rank does not exit: it sends its results, for example.
     """
     frames = frames_of_main_thread()
+    codes = [frame.f_code for frame in frames]
+    if run_steps.__code__ not in codes:
+        return ""
+    place = place_of(frames, cell_labels)
     # Python 3.10 to 3.13: tests/unit/worker/test_private_names.py
     if _is_in(frames, "/threading.py", "_shutdown"):
         thread = next(filter(_holds_the_exit, threading.enumerate()), None)
         if thread is None or thread.ident is None:
-            return ""
+            return "its threads"
         place = place_of(frames_from(_current_frames().get(thread.ident)), cell_labels)
         return f"its thread {thread.name}{_words(place)}"
     if _is_in(frames, "/multiprocessing/util.py", "_exit_function"):
         return "its child processes"
-    place = place_of(frames, cell_labels)
-    return "" if place.line is None else f"an exit handler{_words(place)}"
+    if end_names.__code__ in codes:
+        return f"the destructor of an object{_words(place)}"
+    return f"an exit handler{_words(place)}"
 
 
 def _holds_the_exit(thread: threading.Thread) -> bool:
