@@ -192,8 +192,8 @@ class NearRelay:
                 pass
 
     def _lose_agent(self, node: int) -> None:
-        """Note that an agent has died, unless that follows from the loss of another node."""
-        if self.job is not None and not self.job.lost():
+        """Note that an agent has died, unless the job is being ended or another node was lost."""
+        if self.job is not None and not self.job.lost() and self.nodes.signaled is None:
             self.nodes.lose(node, "its agent ended without a report")
 
     def _take_news(self, node: int, frame: Frame) -> None:

@@ -216,16 +216,16 @@ class EventLoop:
 
     def _begin_with(self, event: NodesGranted) -> None:
         """Say how many ranks there are: the cluster has chosen."""
-        options = self._options
-        self._run.devices = several_nodes.describe(
-            options.engine,
-            options.nproc_per_node,
-            options.min_nodes,
-            options.nnodes,
-            event.nnodes,
-        )
+        self._describe(event.nnodes)
         self._parts.values.begin_attempt(event.nproc)
         self.take([Note(text=self._run.devices)])
+
+    def _describe(self, granted: int) -> None:
+        """Note on how many nodes the ranks are, or may be while that is 0."""
+        options = self._options
+        self._run.devices = several_nodes.describe(
+            options.engine, options.nproc_per_node, options.min_nodes, options.nnodes, granted
+        )
 
     def _restart(self, event: Restarted) -> None:
         """Note why the ranks are restarted, and begin anew with them."""
@@ -242,6 +242,7 @@ class EventLoop:
         run.restarts = (*run.restarts[: event.number - 1], restart)
         if event.lost is not None:
             self._queued_since_s = run.elapsed_s
+            self._describe(0)
         run.take(event)
         self._screen.take(event)
         self.take(Note(text=line) for line in lines)

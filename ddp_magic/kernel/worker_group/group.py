@@ -234,7 +234,7 @@ class WorkerGroup:
             self._agents.kill(())  # the other nodes do not know
         self._connections.watch(self._agents.fileno())
         if self._agents.ended():
-            events += self._place_again() or self._finish()
+            events += self._finish()
         return events
 
     def drain(self) -> list[RunEvent]:
@@ -339,21 +339,25 @@ class WorkerGroup:
         if self.max_restarts == 0 or not any(end.code for end in self._exited.values()):
             self._agents.expect_end(self._agent_end_s)
 
-    def _place_again(self) -> list[RunEvent]:
-        """Place agents without the nodes that were lost; return what has happened.
+    def _place_again(self) -> Restarted | None:
+        """Place agents without the nodes that were lost, since all have ended.
 
-        Nothing, if none was lost, no restart is left, or the number of nodes is fixed.
+        Returns:
+            The restart; None if no node was lost, no restart is left, the number of nodes is fixed,
+            the kernel has ended the run, or all ranks have succeeded.
         """
-        may = self._min_nodes and not self._is_stopped and self._connections.may_begin_again
-        if not may or (lost := self._agents.lost()) is None:
-            return []
-        events = self._heeded(self._connections.read_rest(DRAIN_S))
+        if not self._min_nodes or self._is_stopped or not self._connections.may_begin_again:
+            return None
+        succeeded = [rank for rank, end in self._exited.items() if not end.code]
+        lost = self._agents.lost()
+        if lost is None or len(succeeded) == self.nproc:
+            return None
         restarted = self._connections.begin_again(lost.how)
         self._granted = 0
         self._resize(self._nnodes)
         self._forget_ranks()
         self._agents.place_again(restarted.number, lost.nodes)
-        return [*events, restarted]
+        return restarted
 
     def _forget_ranks(self) -> None:
         self._outbox.restart()
@@ -427,10 +431,15 @@ class WorkerGroup:
         self._agents.close()
 
     def _finish(self) -> list[RunEvent]:
-        """Collect what is left once the agent has ended, and end what it could not."""
+        """Collect what is left once the agent has ended, and end what it could not.
+
+        If a node was lost, others may take the places of its ranks: then it is not the end.
+        """
         if self._agents.died:
             self._agents.sweep(self.pids.values())
         events = self._heeded(self._connections.read_rest(DRAIN_S))
+        if (restarted := self._place_again()) is not None:
+            return [*events, restarted]
         self.ended = True
         end = self._agents.end_event()  # their reports may be among the rest
         self.outside = end.outside

@@ -333,6 +333,16 @@ def test_an_agent_that_ends_without_a_report_is_a_node_that_is_lost(scene: Scene
         agent.close()
 
 
+def test_an_agent_that_ends_with_its_job_is_no_node_that_is_lost(scene: Scene) -> None:
+    """Slurm sends SIGTERM to all processes, later SIGKILL: `scancel`, a time limit."""
+    agent = _agent(scene, 0)
+    scene.say(0, Kind.SIGNALED, signal.SIGTERM)
+    scene.say(0, Kind.CLOSED, 3)
+    assert agent.receive() is None
+    assert scene.relay.nodes.lost == ""
+    agent.close()
+
+
 def test_what_the_cluster_has_lost_first_is_what_was_lost(scene: Scene) -> None:
     """The end of other agents follows from that."""
     agent = _agent(scene, 0)

@@ -120,6 +120,7 @@ def test_what_the_driver_has_lost() -> None:
     job = ray.RayJob(["sh", "-c", script], {}, lambda _line: None)
     job.wait()
     assert job.fate() == "lost n2: it died"
+    assert job.lost() == "n2"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.display.record import RunRecord
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.execution.run_options import Options
@@ -27,14 +28,26 @@ from ddp_magic.wire.worker_events import Results
 from tests.unit.fakes import FakeGroup, FakeScreen, done, error, exited, up
 
 
-def run_on(group: FakeGroup, max_restarts: int = 0, **more: Any) -> tuple[Run, FakeScreen]:
+class Screen(FakeScreen):
+    """Records what the headline of the table says, each time that it changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def tick(self, record: RunRecord) -> None:
+        if record.devices not in self.devices[-1:]:
+            self.devices.append(record.devices)
+
+
+def run_on(group: FakeGroup, max_restarts: int = 0, **more: Any) -> tuple[Run, Screen]:
     """Execute a cell on one or two nodes with one rank each."""
     options = Options(
         nproc=2, nnodes=2, min_nodes=1, engine="slurm", max_restarts=max_restarts, **more
     )
     cell = Cell("pass\n", Names(frozenset(), frozenset()), number=1)
     run = Run(cell, options, group=group)  # type: ignore[arg-type]
-    screen = FakeScreen()
+    screen = Screen()
     run.execute(screen, engine=None, sys_path=[])  # type: ignore[arg-type]
     return run, screen
 
@@ -90,6 +103,7 @@ def test_a_run_goes_on_without_a_node(tmp_path: Path) -> None:
     assert (run.state, run.error) == (State.SUCCEEDED, None)
     assert run.results == {"x": [0]}
     assert screen.notes == [TWO, f"{LOST.text} · restart 1 of 2", ONE]
+    assert screen.devices == [TWO, "1 to 2 ranks = 1 to 2 nodes x 1 (slurm)", ONE]
     assert [restart.reason for restart in run.restarts] == [LOST.text]
     assert group.names == ["start", "RunCell", "Exit", "RunCell", "Exit", "close"]
 

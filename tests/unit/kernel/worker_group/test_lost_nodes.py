@@ -189,6 +189,15 @@ def test_where_the_number_is_fixed_or_there_are_no_restarts_the_run_ends(cluster
     assert len(cluster.specs) == 1
 
 
+def test_a_node_that_is_lost_after_the_cell_is_not_needed(cluster: Cluster) -> None:
+    cluster.up(2)
+    agents = [end for end in cluster._ends if isinstance(end, Channel)]
+    for rank, agent in enumerate(agents):
+        agent.send(exited(rank, 0))
+    assert _number(cluster.lose(), GroupEnded) == 1
+    assert len(cluster.specs) == 1
+
+
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 def test_a_run_that_is_stopped_is_not_placed_again(cluster: Cluster, how: str) -> None:
     cluster.up(2)
