@@ -28,7 +28,7 @@ _CANCELLED = "was cancelled from outside, as by scancel"
 # What srun says at the end of a job; what comes first is what the rest follows from.
 _ENDS = {
     r"Node failure on (\S+)": "lost {}: node failure",
-    r"launch failed on node (\S+): (.+)": "could not start on {}: {}",
+    r"launch (?:for \S+ )?failed on node (\S+): (.+)": "could not start on {}: {}",
     r"error: (\S+): tasks? \S+: (?!Exited with)(.+)": "lost {}: its relay was ended ({})",
     r"srun: Job has been cancelled|Job allocation \d+ has been revoked": _CANCELLED,
     r"srun: forcing job termination": "was ended with its srun, by a signal",

@@ -102,6 +102,14 @@ def test_a_reason_that_srun_does_not_give() -> None:
             "lost n2: its relay was ended (Out Of Memory)",
         ),
         (
+            [
+                "srun: error: Task launch for StepId=1.0 failed on node n2: Communication failure",
+                "srun: error: Application launch failed: Communication failure",
+                "srun: Job step aborted",
+            ],
+            "could not start on n2: Communication failure",
+        ),
+        (
             ["srun: forcing job termination", "srun: Job step aborted: Waiting up to 7 seconds"],
             "was ended with its srun, by a signal",
         ),
