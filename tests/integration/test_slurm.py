@@ -226,7 +226,6 @@ def test_in_a_job(slurm: SlurmCluster, tmp_path: Path, kind: str) -> None:
     assert text.endswith("the job goes on\n")
 
 
-@pytest.mark.slow
 def test_five_of_five_restarts(kernel: Kernel) -> None:
     """A rank of either node dies in each attempt but the last, between collectives."""
     result = kernel.run(
@@ -281,7 +280,6 @@ def test_one_node_of_two_is_free(kernel: Kernel, slurm: SlurmCluster) -> None:
         slurm.wait_until_idle()
 
 
-@pytest.mark.slow
 def test_a_node_that_slurm_loses(kernel: Kernel, slurm: SlurmCluster) -> None:
     """The run goes on without it; if then none is left, the error says so."""
     slurm.wait_until_idle()
@@ -306,12 +304,12 @@ def test_a_node_that_slurm_loses(kernel: Kernel, slurm: SlurmCluster) -> None:
     assert slurm.jobs("PENDING,RUNNING") == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("waits_s", [0.0, 1.0, 3.0])
 def test_stop_after_the_loss_of_a_node(kernel: Kernel, slurm: SlurmCluster, waits_s: float) -> None:
     """While the old job ends, while the new one is placed, while its ranks start."""
     slurm.wait_until_idle()
-    message = kernel.start(_cell(_WAITS, "--max-restarts 2").replace("-N 2", "-N 1:2"))
+    cell = _cell(_WAITS.replace("world_size == 4", "True"), "--max-restarts 2")
+    message = kernel.start(cell.replace("-N 2", "-N 1:2"))
     kernel.finish(message, until="3 up in attempt 0")
     _kill_relay(slurm, "n2")
     time.sleep(waits_s)
