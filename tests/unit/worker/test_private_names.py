@@ -29,6 +29,8 @@ from IPython.extensions.autoreload import superreload
 from torch import multiprocessing as torch_multiprocessing
 from torch.distributed import distributed_c10d
 
+from tests.unit.worker.groups import leave_group
+
 # --- Python -----------------------------------------------------------------------------------
 
 
@@ -120,7 +122,7 @@ def group() -> Iterator[Any]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leave_group()
 
 
 def test_a_group_counts_its_collectives(group: Any) -> None:
@@ -141,7 +143,7 @@ def test_the_world_lists_its_groups(group: Any) -> None:
 def test_a_group_whose_name_is_forgotten_is_not_shut_down(group: Any) -> None:
     """What a forked child drops is its parent's."""
     distributed_c10d._world.pg_names.clear()
-    dist.destroy_process_group()
+    leave_group()
     assert not dist.is_initialized()
     assert group.size() == 1
 
@@ -158,7 +160,7 @@ def test_init_calls_the_helper_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(distributed_c10d, "_new_process_group_helper", replaced)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     dist.new_group([0])
-    dist.destroy_process_group()
+    leave_group()
     assert len(called) == 2
 
 

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_magic.wire.calls import CollectiveCall, read_line
 from ddp_magic.worker.watch.call_arguments import OPERATORS, POINT_TO_POINT
 from ddp_magic.worker.watch.checked_calls import CallLog, operators, written_to
+from tests.unit.worker.groups import leave_group
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def group(tmp_path: Path) -> Iterator[None]:
     store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
-    dist.destroy_process_group()
+    leave_group()
 
 
 def _calls(path: Path) -> list[CollectiveCall]:
@@ -169,7 +170,7 @@ def test_groups_are_told_apart(watch: Watch) -> None:
         sub = dist.new_group([0], group_desc="tensor")
         dist.barrier(sub)
         dist.barrier()
-        dist.destroy_process_group()
+        leave_group()
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         dist.barrier()

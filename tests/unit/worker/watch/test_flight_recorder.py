@@ -20,6 +20,7 @@ from torch._C import _distributed_c10d as c10d
 from ddp_magic.wire.collectives import GroupRecord
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
 from tests.limits import HANG_S, within
+from tests.unit.worker.groups import leave_group
 
 pytestmark = pytest.mark.skipif(
     not hasattr(c10d, "_dump_fr_trace"), reason="this torch records nothing of gloo"
@@ -34,7 +35,7 @@ def group(tmp_path: Path) -> Iterator[None]:
     store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
-    dist.destroy_process_group()
+    leave_group()
 
 
 def _completed(recorder: FlightRecorder, before: Numbers) -> GroupRecord:
@@ -97,7 +98,7 @@ def test_a_group_of_the_same_name_is_another_group(tmp_path: Path) -> None:
         (record,) = [r for r in recorder.groups() if r.title == "default_pg"]
         assert (record.enqueued, len(record.operations)) == (n, n)
         assert recorder.by_key(recorder.numbers())[record.key][0] == n
-        dist.destroy_process_group()
+        leave_group()
 
 
 @pytest.mark.usefixtures("group")
@@ -197,7 +198,7 @@ def test_a_group_that_is_gone_waits_for_nothing(tmp_path: Path) -> None:
         lost = {**before, key: (enqueued + 1, completed)}
         assert list(recorder.pending(lost).values()) == [completed]
         assert recorder.pending({**numbers, **before}) == {}
-        dist.destroy_process_group()
+        leave_group()
         assert recorder.pending(lost) == {}
         before = {**numbers, key: (enqueued + 1, completed)}
 

@@ -31,6 +31,7 @@ from ddp_magic.worker.watch.transfers import (
     remember_transfers,
 )
 from tests.limits import HANG_S, within
+from tests.unit.worker.groups import leave_group
 
 pytestmark = pytest.mark.skipif(
     not hasattr((lambda: 0).__code__, "co_positions"), reason="Python 3.11's"
@@ -74,7 +75,7 @@ def partner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect
     yield here
     rank_1.kill()  # nothing more is needed of it, and its own exit may hang in gloo
     rank_1.join(HANG_S)
-    dist.destroy_process_group()
+    leave_group()
     gc.collect()  # what is left of gloo would crash the next process that is forked
 
 
