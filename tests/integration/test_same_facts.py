@@ -41,7 +41,7 @@ total = torch.tensor(float(rank))
 dist.all_reduce(total)
 total = total.item()
 """,
-    "print('pulled', total)",
+    "print(f'pulled {total}')",
     """%%ddp -n 4
 def inner(x):
     return x / 0

@@ -189,7 +189,11 @@ def test_no_place_at_all() -> None:
         "    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-B", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout.count("\n") == 1, done
     assert "TMPDIR" in done.stdout

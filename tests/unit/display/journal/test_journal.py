@@ -321,7 +321,9 @@ def test_a_run_on_a_full_disk_has_an_end(tmp_path: Path) -> None:
         "full_disk(Path(sys.argv[1]))"
     )
     folder = Path(__file__).parents[4]
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=folder, check=True, timeout=HANG_S)
+    # -B: compiled modules would be written in part, and Python would not notice.
+    command = [sys.executable, "-B", "-c", code, tmp_path]
+    subprocess.run(command, cwd=folder, check=True, timeout=HANG_S)
     run = past_run.read(tmp_path / "journal.jsonl")
     assert run is not None
     assert run.state is State.FAILED
