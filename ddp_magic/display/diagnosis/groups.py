@@ -181,9 +181,7 @@ class Group:
         what = short(operations[0]) if operations else f"collective #{number}"
         at = ""
         if failed := [r for r in called if known.ranks[r].error is not None]:
-            at = known.where(
-                failed[0], None, self
-            )  # of its error, which comes after all heartbeats
+            at = known.where(failed[0], None, self)  # of its error: the last that is known
         return f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
 
 

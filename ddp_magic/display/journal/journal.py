@@ -3,8 +3,7 @@
 Each line is a JSON object, with its number ("n"). The first one describes the run, the last one how
 it ended; the others are what the screen showed: text, and displays with their figures. The live
 table is left out, since the last line says what it came to. Displays of ranks that `--show` leaves
-out are marked ("hidden"). A run whose kernel was killed has no
-last line.
+out are marked ("hidden"). A run whose kernel was killed has no last line.
 """
 
 from __future__ import annotations

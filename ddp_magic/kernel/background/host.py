@@ -25,6 +25,7 @@ from ddp_magic.kernel.background.start_host import HostStart
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.values.capture import Notebook
+from ddp_magic.system.libraries import current_directory
 from ddp_magic.system.processes import continue_after_parent
 
 TABLE_S = 1.0  # between two tables on disk
@@ -84,9 +85,7 @@ def main() -> NoReturn:
     if not start.background.detached:
         continue_after_parent()
     sys.path[:] = start.sys_path
-    try:
-        os.getcwd()  # noqa: PTH109 -- a path would be made of it
-    except FileNotFoundError:  # it has been removed, and torch could not be imported there
+    if not current_directory():  # it has been removed, and torch could not be imported there
         os.chdir(start.directory)
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 -- the journal has the text
     serve(start)

@@ -12,6 +12,7 @@ from ddp_magic.display.diagnosis.stack_dumps import CellCode
 from ddp_magic.display.places import cell_labels
 from ddp_magic.display.profiles.profile import Code
 from ddp_magic.kernel.cell import Cell
+from ddp_magic.system.libraries import current_directory
 from ddp_magic.system.tracebacks import cell_label, know_source
 
 
@@ -71,10 +72,7 @@ def cell_file(cell_path: Path, number: int | None, taken: Collection[str]) -> st
         taken: What the session's other cells call themselves.
     """
     stem = f"cell_{number}" if number else cell_path.parent.name
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it has been removed
-        here = cell_path.parent
+    here = current_directory() or cell_path.parent  # it may have been removed
     names = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
     files = (f"{here}/{name}.py" for name in names)
     return next(file for file in files if file not in taken and not os.path.lexists(file))

@@ -37,9 +37,7 @@ from ddp_magic.wire.worker_events import ClearOutput, DisplayData, WorkerHello, 
 
 POLL_S = 0.05  # longest wait for news of a group
 AGENT_S = 3.0  # more for an agent to report a rank's end, before it is killed
-AGENT_END_S = (
-    60.0  # for the agents to end once all ranks have; what these left behind is ended first
-)
+AGENT_END_S = 60.0  # for the agents to end what the ranks left behind, and themselves
 LOST_S = 2.0  # between the end of a rank's connection and the news of its process's end
 DRAIN_S = 1.0  # for the end of the text once all processes are gone
 
@@ -348,9 +346,10 @@ class WorkerGroup:
         """
         if not self._min_nodes or self._is_stopped or not self._connections.may_begin_again:
             return None
-        succeeded = [rank for rank, end in self._exited.items() if not end.code]
-        lost = self._agents.lost()
-        if lost is None or len(succeeded) == self.nproc:
+        all_ended = len(self._exited) == self.nproc
+        if all_ended and not any(end.code for end in self._exited.values()):
+            return None
+        if (lost := self._agents.lost()) is None:
             return None
         restarted = self._connections.begin_again(lost.how)
         self._granted = 0
