@@ -17,7 +17,7 @@ from typing import Any
 from ddp_magic.node import imports
 from ddp_magic.node.trial import BEGINS_CUDA, Trial
 from ddp_magic.system import libraries, processes
-from ddp_magic.system.entry_points import WORKER, WORKER_SHELL
+from ddp_magic.system.entry_points import WORKER, WORKER_SHELL, WORKER_STATE, resolve
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.commands import Preload
 from ddp_magic.wire.events import SOME_LIBRARY, Event, Importing, Preloaded
@@ -237,6 +237,7 @@ class Preloader:
         # Any library since the last report may have begun CUDA.
         if not imports.cuda_survives_fork():
             raise ForkObstacleError(SOME_LIBRARY if self._trusted is None else "", BEGINS_CUDA)
+        resolve(WORKER_STATE)()
         freeze()
         self.reported = True
         self._report(

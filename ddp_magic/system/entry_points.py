@@ -23,8 +23,13 @@ NODE_AGENT = "ddp_magic.node.node_agent:main"
 RAY_DRIVER = "ddp_magic.engines.ray_driver:main"
 RELAY = "ddp_magic.node.far_relay:main"
 WORKER = "ddp_magic.worker.worker:main"
-WORKER_SHELL = "ddp_magic.worker.shell:preload"  # the forkserver calls it, for every rank
-ALL = (FORKSERVER, HOST, TORCHRUN, KEEPER, NODE_AGENT, RAY_DRIVER, RELAY, WORKER, WORKER_SHELL)
+# The forkserver calls these, for every rank: once at its start, and after it has imported more.
+WORKER_SHELL = "ddp_magic.worker.shell:preload"
+WORKER_STATE = "ddp_magic.worker.fresh_state:prepare"
+ALL = (
+    *(FORKSERVER, HOST, TORCHRUN, KEEPER, NODE_AGENT, RAY_DRIVER, RELAY),
+    *(WORKER, WORKER_SHELL, WORKER_STATE),
+)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _LAST_WORDS_BYTES = 4000

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import enum
 import functools
 import re
 import reprlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from json import dumps, loads  # bound here: a cell may replace the module's
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
@@ -46,8 +45,7 @@ _SHOWN = (
     *(AgentDone, DisplayData, Error, Finished, Heartbeat, Question),
     *(Results, CellNames, WorkerReady),
 )
-_Check: TypeAlias = Callable[[object], bool]
-_Restorer: TypeAlias = Callable[[Any], object]
+_Reader: TypeAlias = Callable[[Any], object]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _TYPE = re.compile(rb'\{"type": "(\w+)"')
 
@@ -94,128 +92,99 @@ def decode(payload: bytes) -> Command | Event:
             # A lone surrogate, which cannot be sent to a notebook.
             whole = dumps(fields, ensure_ascii=False).encode(errors="replace")
             fields = loads(whole)
-        message: Command | Event = _built(cls.__name__, fields)
+        message: Command | Event = _read(cls.__name__, fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"unreadable message {payload[:80]!r}: {error!r:.200}") from error
-    if name := _misfit(message):
-        value = reprlib.repr(getattr(message, name))
-        raise ProtocolError(f"invalid {cls.__name__}.{name}: {value}")
     return message
 
 
-def _built(name: str, fields: dict[str, Any]) -> Any:  # noqa: ANN401 -- of the class of that name
-    """Turn what JSON cannot express back into what was sent, so that messages compare equal."""
-    restore = _restorers(name)
+def _read(name: str, fields: dict[str, Any]) -> Any:  # noqa: ANN401 -- of the class of that name
+    """Make the message, or the part of one, that was sent: JSON has no tuples and no classes."""
+    readers = _readers(name)
     for field, value in fields.items():
-        if field in restore:
-            fields[field] = restore[field](value)
-        elif isinstance(value, list):
-            fields[field] = tuple(value)
+        try:
+            fields[field] = readers[field](value)
+        except _MisfitError:
+            raise ProtocolError(f"invalid {name}.{field}: {reprlib.repr(value)}") from None
     return _TYPES[name](**fields)
 
 
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _misfit(item: object) -> str:
-    """Return the first field that is not of its declared type; empty if there is none."""
-    values = vars(item)
-    for name, fits in _checks(type(item).__name__):
-        if not fits(values[name]):
-            return name
-    return ""
+class _MisfitError(Exception):
+    """A value from JSON is not of the declared type."""
 
 
 # Types are examined once for each class: a rank that prints much sends thousands of messages.
 
 
 @functools.cache
-def _restorers(name: str) -> dict[str, _Restorer]:
-    """Return, for those fields of a class that need it, what restores a value from JSON."""
+def _readers(name: str) -> dict[str, _Reader]:
+    """Return, for each field of a class, what turns a value from JSON into one of its type."""
     kinds = get_type_hints(_TYPES[name]).items()
-    found = {field: _restorer(kind) for field, kind in kinds}
-    return {field: restore for field, restore in found.items() if restore is not None}
+    return {field: _reader(kind, signed=field in _SIGNED) for field, kind in kinds}
 
 
-def _restorer(kind: Any) -> _Restorer | None:  # noqa: ANN401 -- a type, as written
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind
-    if dataclasses.is_dataclass(kind):
-        name = cast("type", kind).__name__
-        return lambda value: _built(name, value) if isinstance(value, dict) else value
-    if get_origin(kind) is not tuple:
-        return None
-    of = get_args(kind)[0]
-    restore = _restorer(of) or (_as_tuple if get_origin(of) is tuple else None)
-    if restore is None:
-        return None
-    return lambda value: tuple(map(restore, value)) if isinstance(value, list) else value
-
-
-@functools.cache
-def _checks(name: str) -> tuple[tuple[str, _Check], ...]:
-    """Return, for each field of a message, what checks its value."""
-    kinds = get_type_hints(_TYPES[name]).items()
-    return tuple((field, _check(kind, signed=field in _SIGNED)) for field, kind in kinds)
-
-
-def _check(wanted: Any, *, signed: bool) -> _Check:  # noqa: ANN401 -- a type, as written
-    """Return a function that returns whether a value from JSON is of a field's type."""
+def _reader(wanted: Any, *, signed: bool) -> _Reader:  # noqa: ANN401, PLR0911 -- a type, as written
     match get_origin(wanted), get_args(wanted):
         case (types.UnionType, (kind, types.NoneType)):
-            fits_kind = _check(kind, signed=signed)
-            return lambda value: value is None or fits_kind(value)
-        case (types.UnionType, kinds):
-            options = [_check(kind, signed=signed) for kind in kinds]
-            return lambda value: any(fits(value) for fits in options)
-        case (builtins.tuple | builtins.list | builtins.dict as collection, kinds):
-            of = kinds[1] if collection is dict else kinds[0]
-            fits_all = _is_shallow if of is Any else _each(_check(of, signed=signed))
-            return lambda value: isinstance(value, collection) and fits_all(_items(value))
+            read = _reader(kind, signed=signed)
+            return lambda value: None if value is None else read(value)
+        case (builtins.tuple | builtins.list as collection, (of, *_)):
+            read = _read_shallow if of is Any else _each(_reader(of, signed=signed))
+            return lambda value: collection(read(_typed(list, value)))
+        case (builtins.dict, (_, of)):
+            read = _read_shallow if of is Any else _each(_reader(of, signed=signed))
+            return lambda value: dict(zip(_typed(dict, value), read(value.values()), strict=True))
         case _ if dataclasses.is_dataclass(wanted):
-            return lambda value: type(value) is wanted and not _misfit(value)
+            name = cast("type", wanted).__name__
+            return lambda value: _read(name, _typed(dict, value))
         case _ if wanted is int:
-            return _is_signed if signed else _is_unsigned
+            return _read_signed if signed else _read_unsigned
+        case _ if wanted is float:
+            return _read_finite
+        case _ if wanted in (str, bool):
+            return functools.partial(_typed, wanted)
         case _:
-            return _TESTS.get(wanted) or (lambda value: isinstance(value, wanted))
+            return cast("_Reader", wanted)  # an enum: raises ValueError
 
 
-def _each(fits: _Check) -> Callable[[list[object]], bool]:
-    return lambda items: all(fits(item) for item in items)
-
-
-def _items(value: Any) -> list[object]:  # noqa: ANN401 -- a list, a tuple or a dictionary
-    return list(value.values() if isinstance(value, dict) else value)
+def _each(read: _Reader) -> Callable[[Iterable[Any]], Iterable[object]]:
+    return functools.partial(map, read)
 
 
 # By `type`, not `isinstance`: Python counts a bool as an int, and JSON knows no other subclasses.
 
 
-def _is_unsigned(value: object) -> bool:
-    return type(value) is int and 0 <= value < _MAX_INT
+def _typed(wanted: type, value: Any) -> Any:  # noqa: ANN401 -- of that type
+    if type(value) is not wanted:
+        raise _MisfitError
+    return value
 
 
-def _is_signed(value: object) -> bool:
-    return type(value) is int and -_MAX_INT <= value < _MAX_INT
+def _read_unsigned(value: Any) -> int:  # noqa: ANN401 -- from JSON, as below
+    if type(value) is int and 0 <= value < _MAX_INT:
+        return value
+    raise _MisfitError
 
 
-def _is_finite(value: object) -> bool:
+def _read_signed(value: Any) -> int:  # noqa: ANN401
+    if type(value) is int and -_MAX_INT <= value < _MAX_INT:
+        return value
+    raise _MisfitError
+
+
+def _read_finite(value: Any) -> float:  # noqa: ANN401
     # Neither inf nor nan.
-    return (type(value) is float or type(value) is int) and -_MAX_INT < value < _MAX_INT
+    if (type(value) is float or type(value) is int) and -_MAX_INT < value < _MAX_INT:
+        return value
+    raise _MisfitError
 
 
-def _is_text(value: object) -> bool:
-    return type(value) is str
-
-
-_TESTS: dict[type, _Check] = {float: _is_finite, str: _is_text}
-
-
-def _is_shallow(items: list[object]) -> bool:
+def _read_shallow(items: Collection[Any]) -> Collection[Any]:
+    """Return items of any type that are not nested too deep."""
+    level: Iterable[Any] = items
     for _ in range(MAX_DEPTH):
-        below = [item for item in items if isinstance(item, (dict, list))]
+        below = [item for item in level if isinstance(item, (dict, list))]
         if not below:
-            return True
-        items = [x for item in below for x in _items(item)]
-    return False
+            return items
+        level = [x for item in below for x in (item.values() if type(item) is dict else item)]
+    raise _MisfitError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import random
 import shutil
@@ -26,6 +27,12 @@ def take() -> None:
     _set_threads()
     end_stacks_at_ours()
     write_tracebacks_without_ours()
+
+
+def prepare() -> None:
+    """Look up what is the same in all forks of this process; each would need 10 ms for it."""
+    _physical_cores()
+    threadpoolctl.threadpool_info()  # it keeps the real paths of all loaded libraries
 
 
 def seed(value: int | None) -> None:
@@ -64,4 +71,10 @@ def _cores() -> int:
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count() or 1
-    return min(psutil.cpu_count(logical=False) or allowed, allowed)
+    return min(_physical_cores() or allowed, allowed)
+
+
+@functools.cache
+def _physical_cores() -> int | None:
+    cores: int | None = psutil.cpu_count(logical=False)
+    return cores

@@ -170,6 +170,14 @@ def move_high(fd: int) -> int:
     return moved
 
 
+def prepare_high_numbers() -> None:
+    """Let the table of descriptors grow, before this process has threads.
+
+    With threads, Linux waits until no processor can be reading the old table: some 20 ms.
+    """
+    os.close(move_high(os.open(os.devnull, os.O_RDONLY)))
+
+
 def _enlarge(pipe: int) -> None:
     try:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
