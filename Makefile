@@ -47,12 +47,19 @@ lint: .venv/installed
 
 # About thirty minutes on an idle machine. The README links to the plot. In a separate environment,
 # because the tools that it compares with install JupyterLab extensions, which break the tests.
+# `make bench AGAINST=DIR` compares with another checkout instead, in two minutes.
+AGAINST :=
+ifneq ($(AGAINST),)
+bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks.checkouts $(AGAINST)
+else
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m tests.benchmarks.start --plot tests/benchmarks/start.png
 	.venv-bench/bin/python -m tests.benchmarks.values
 	.venv-bench/bin/python -m tests.benchmarks.nodes
 	.venv-bench/bin/python -m tests.benchmarks.many_nodes
 	.venv-bench/bin/python -m tests.benchmarks.sam
+endif
 
 # Random faults in real kernels, ten minutes on two idle cores. A fault is the same for a seed and a
 # number: `make chaos SEED=7 COUNT=100`, and `python -m tests.chaos --seed 7 --only 12` for one.
