@@ -54,7 +54,8 @@ class Controller:
         self.past = PastRuns(self._own_ids, roots=() if serves_one else None)
         self.background = BackgroundRuns(self.past)
         answers = Answers(
-            self.runs, self.sessions, self._forkserver_status, self.past, self.background.ended
+            *(self.runs, self.sessions, self._forkserver_status, self.past),
+            *(self.background.busy, self.background.ended),
         )
         self.asked = Asked(answers, self.runs, self.sessions, self.background, self.past)
         self._control = ControlServer(answers.answer, is_host=serves_one)

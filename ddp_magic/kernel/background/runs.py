@@ -111,6 +111,10 @@ class BackgroundRuns:
                 )
             raise
 
+    def busy(self) -> list[str]:
+        """Return a line for each of those that go on, newest first."""
+        return [run.title for run in self.going_on()]
+
     def ended(self) -> list[str]:
         """Return a line for each of those that have ended, newest first."""
         return [run.title for run in self if run.is_over()]

@@ -11,6 +11,7 @@ from ddp_magic.kernel.runs import Runs
 from ddp_magic.kernel.session import Sessions
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 
+_BUSY = "background runs of this notebook:"
 _OVER = "background runs of this notebook that have ended:"
 
 
@@ -22,7 +23,8 @@ class Answers:
         sessions: Its sessions.
         forkserver: Returns what its forkserver does.
         past: The runs that other kernels have left.
-        background: Returns a line for each background run of this kernel that has ended.
+        busy: Returns a line for each background run of this kernel that goes on.
+        over: The same, for those that have ended.
     """
 
     def __init__(
@@ -31,13 +33,15 @@ class Answers:
         sessions: Sessions,
         forkserver: Callable[[], ForkserverStatus],
         past: PastRuns,
-        background: Callable[[], list[str]] = list,
+        busy: Callable[[], list[str]] = list,
+        over: Callable[[], list[str]] = list,
     ) -> None:
         self._runs = runs
         self._sessions = sessions
         self._forkserver = forkserver
         self._past = past
-        self._background = background
+        self._busy = busy
+        self._over = over
 
     def answer(self, words: list[str]) -> str:  # noqa: PLR0911 -- one for each question
         """Return the answer to `status`, `stacks`, `stop` or `running`; the first three take a run.
@@ -47,7 +51,8 @@ class Answers:
         """
         match words:
             case ["status"]:
-                return repr(self._status((), ()))  # a terminal finds those of ended notebooks
+                # A terminal asks the hosts of background runs too, and finds ended notebooks' runs.
+                return repr(self._status(_block(_BUSY, self._busy()), ()))
             case ["status", run_id]:
                 return repr(Status([self._find(run_id)]))
             case ["stacks"]:
@@ -72,8 +77,7 @@ class Answers:
 
     def _status(self, background: Sequence[str], ended: Sequence[str]) -> Status:
         sessions = [session.status() for session in self._sessions]
-        if over := self._background()[:MAX_RUNS]:
-            background = [*background, "\n".join([_OVER, *(f"  {line}" for line in over)])]
+        background = [*background, *_block(_OVER, self._over()[:MAX_RUNS])]
         return Status(list(self._runs), self._forkserver(), sessions, ended, background)
 
     def _find(self, run_id: str) -> Run:
@@ -102,6 +106,10 @@ class Answers:
         if run.ended is not None:
             raise ValueError(f"run {run.id} has ended")
         return _stop(run)
+
+
+def _block(title: str, lines: Sequence[str]) -> list[str]:
+    return ["\n".join([title, *(f"  {line}" for line in lines)])] if lines else []
 
 
 def _stop(run: Run) -> str:

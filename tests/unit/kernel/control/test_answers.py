@@ -70,14 +70,29 @@ def test_the_background_runs_of_a_notebook_are_its_own(tmp_path: Path) -> None:
         cast("Any", FakeSessions()),
         lambda: ForkserverStatus(state="off"),
         PastRuns(lambda: (), [tmp_path]),
+        lambda: ["run 1-10 · running"],
         lambda: ["run 1-9 · ok"],
     )
+    busy = "background runs of this notebook:\n  run 1-10 · running"
     own = "background runs of this notebook that have ended:\n  run 1-9 · ok"
-    assert answers.answer(["status"]).endswith(own)  # a terminal lists the others itself
+    # A terminal lists the others itself.
+    assert answers.answer(["status"]).endswith(f"{busy}\n\n{own}")
     shown = repr(answers.status(["run 1-10 · running"])).split("\n\n")
     assert shown[1:3] == ["run 1-10 · running", own]
     assert shown[3].startswith("of notebooks that have ended")
     assert "run 0101-000000-6-1" in shown[3]
+
+
+def test_what_goes_on_in_the_background_has_run() -> None:
+    """Its host tells the terminal the rest; this process must not say that nothing has run."""
+    answers = Answers(
+        cast("Any", FakeRuns()),
+        cast("Any", FakeSessions()),
+        lambda: ForkserverStatus(state="off"),
+        PastRuns(lambda: (), []),
+        lambda: ["run 1-10 · running"],
+    )
+    assert "Nothing has run" not in answers.answer(["status"])
 
 
 def test_the_stacks_of_what_goes_on() -> None:
