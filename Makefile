@@ -58,6 +58,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m tests.benchmarks.values
 	.venv-bench/bin/python -m tests.benchmarks.nodes
 	.venv-bench/bin/python -m tests.benchmarks.many_nodes
+	.venv-bench/bin/python -m tests.benchmarks.page
 	.venv-bench/bin/python -m tests.benchmarks.sam
 endif
 
