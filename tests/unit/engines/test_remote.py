@@ -17,19 +17,13 @@ from ddp_magic.wire.relay_frames import Frame, Kind, LineWriter
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from tests.limits import HANG_S
 from tests.unit.engines.test_near_relay import FakeJob
+from tests.unit.packages import install_engines
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two installed packages, of which one cannot be imported."""
-    info = tmp_path / "my_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[ddp_magic.engines]\nmine = my_engine_module\nbroken = no_such_engine_module\n"
-    )
-    (tmp_path / "my_engine_module.py").write_text("START = {}\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    """Packages of others."""
+    install_engines(tmp_path, monkeypatch)
 
 
 def test_ours() -> None:

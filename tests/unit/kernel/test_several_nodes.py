@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.engines import slurm
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import join, resolve
 from ddp_magic.kernel.several_nodes import describe
+from tests.unit.packages import install_engines
 
 
 @pytest.fixture(autouse=True)
@@ -71,12 +71,11 @@ def test_a_rank_that_is_there_on_any_number_of_nodes_can_be_pulled() -> None:
     assert _resolve("-n 2 -N 1:2 --engine slurm --pull a@1,b@all --show 3").nproc == 4
 
 
-def test_an_engine_that_cannot_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not say where the number of nodes is found."""
-    start = {n: v for n, v in slurm.START.items() if n != "node_count_variable"}
-    monkeypatch.setattr(slurm, "START", start)
-    with pytest.raises(OptionError, match="engine slurm starts a fixed number of nodes: use 2"):
-        _resolve("-n 2 -N 1:2 --engine slurm")
+    install_engines(tmp_path, monkeypatch)
+    with pytest.raises(OptionError, match="engine mine starts a fixed number of nodes: use 2"):
+        _resolve("-n 2 -N 1:2 --engine mine")
 
 
 @pytest.mark.parametrize(
