@@ -41,12 +41,15 @@ class RayCluster:
     Attributes:
         prefix: Words before the command of a process on `n1`.
         env: Variables for it.
+        temporary: Where its actors put temporary files.
     """
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets have long names
         self._files = self.directory / "files"
-        self._files.mkdir()
+        self.temporary = self.directory / "t"
+        for path in (self._files, self.temporary):
+            path.mkdir()
         self._network = network.Network("r", NODES, self.directory)
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
@@ -59,7 +62,11 @@ class RayCluster:
         self._network.start()
         address = f"{self._network.address('n1')}:{_PORT}"
         self.prefix = tuple(self._inside("n1", []))
-        self.env = {"RAY_ADDRESS": address, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.env = {
+            "RAY_ADDRESS": address,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "TMPDIR": str(self.temporary),  # of a kernel, which its actors have from there
+        }
         # One after the other: a node that is not up after 30 s gives up.
         self._spawn("n1", ["--head", f"--port={_PORT}", *_SMALL])
         self._spawn("n2", [f"--address={address}"])

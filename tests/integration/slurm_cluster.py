@@ -10,6 +10,7 @@ services do not run. Everything is ended by its own pid.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -71,8 +72,9 @@ class SlurmCluster:
     """A running cluster.
 
     Attributes:
-        env: Variables for a process on the login node: PATH, SLURM_CONF.
+        env: Variables for a process on the login node: PATH, SLURM_CONF, TMPDIR; also of jobs.
         prefix: Words before its command: none.
+        temporary: Where its jobs put temporary files.
     """
 
     prefix: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class SlurmCluster:
         self._network = network.Network("s", _HOSTS, self.directory)
         self._processes: list[subprocess.Popen[bytes]] = []
         self.env: dict[str, str] = {}
+        self.temporary = self.directory / "t"
         try:
             self._start()
         except BaseException:
@@ -107,6 +110,7 @@ class SlurmCluster:
     def _write_files(self) -> None:
         d = self.directory
         d.chmod(0o755)  # munged runs as its own user
+        self.temporary.mkdir()
         for name in ("state", "spool", "bin", "munge", *(f"spool/{node}" for node in NODES)):
             (d / name).mkdir(parents=True)
         nodes = "\n".join(
@@ -121,6 +125,7 @@ class SlurmCluster:
         self.env = {
             "PATH": f"{d / 'bin'}:{os.environ['PATH']}",
             "SLURM_CONF": str(d / "slurm.conf"),
+            "TMPDIR": str(self.temporary),
         }
 
     def _wrapper(self, name: str) -> str:
@@ -207,6 +212,15 @@ class SlurmCluster:
         names |= {"SLURM_JOB_NUM_NODES": count, "SLURM_NODELIST": "n[1-2]"}
         return names | {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}
 
+    def processes(self) -> list[psutil.Process]:
+        """Return every process of it, of its jobs, and of those that use it, but this one."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("SLURM_CONF") == self.env.get("SLURM_CONF", "-"):
+                    found.append(process)
+        return [process for process in found if process.pid != os.getpid()]
+
     def stop(self) -> None:
         """End every process of it, and remove the network."""
         for process in reversed(self._processes):
@@ -221,13 +235,9 @@ class SlurmCluster:
                 except psutil.NoSuchProcess:
                     continue
             process.wait(timeout=HANG_S)
-        for process in psutil.process_iter():  # slurmstepd leaves the tree of slurmd
-            try:
-                ours = process.environ().get("SLURM_CONF") == self.env.get("SLURM_CONF", "-")
-                if ours and process.pid != os.getpid():
-                    process.kill()
-            except (psutil.Error, OSError):
-                continue
+        for process in self.processes():  # slurmstepd leaves the tree of slurmd
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self._network.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 

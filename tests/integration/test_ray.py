@@ -120,16 +120,20 @@ def test_nothing_is_left(ray: RayCluster, new_kernel: Callable[..., Kernel], end
     assert wait_gone(pids, KERNEL_S) == []
 
 
-def test_no_directory_is_left(kernel: Kernel) -> None:
+def test_no_directory_is_left(ray: RayCluster, kernel: Kernel) -> None:
     """On the nodes, after an end of any kind."""
-    before = _node_directories()  # of relays that were killed, and of other tests
-    for body in ("pass", "1 / 0", "os._exit(3)"):
+    before = _node_directories(ray)  # of relays that were killed
+    message = kernel.start(CELL + "import time\nprint('here')\ntime.sleep(1)")
+    kernel.finish(message, HANG_S, until="here")
+    assert _node_directories(ray) - before
+    kernel.finish(message, HANG_S)
+    for body in ("1 / 0", "os._exit(3)"):
         kernel.run(CELL + body)
     began = time.monotonic()
-    while (left := _node_directories() - before) and within(time.monotonic() - began, KERNEL_S):
+    while (left := _node_directories(ray) - before) and within(time.monotonic() - began, KERNEL_S):
         time.sleep(0.1)
     assert not left
 
 
-def _node_directories() -> set[Path]:
-    return set(Path("/tmp").glob("ddp_magic_node-*"))
+def _node_directories(ray: RayCluster) -> set[Path]:
+    return set(ray.temporary.glob("ddp_magic_node-*"))

@@ -14,10 +14,10 @@ import pytest
 
 from tests.integration.kernel import Kernel
 from tests.integration.slurm_cluster import SlurmCluster
-from tests.limits import HANG_S, LONG_S
+from tests.limits import HANG_S, LONG_S, within
 
 pytestmark = pytest.mark.slow
-_OF_NODES = re.compile(r"ddp_magic\.node\.(relay|node_agent)")
+_OF_NODES = re.compile(r"ddp_magic\.node\.(far_relay|node_agent)")
 
 
 @pytest.fixture(scope="module")
@@ -338,23 +338,28 @@ def test_nothing_listens_on_all_interfaces(kernel: Kernel, slurm: SlurmCluster) 
     assert found <= {slurm.address("n1"), slurm.address("n2")}
 
 
-@pytest.mark.usefixtures("slurm")
-def test_nothing_is_left_on_the_nodes(kernel: Kernel) -> None:
+def test_nothing_is_left_on_the_nodes(slurm: SlurmCluster, kernel: Kernel) -> None:
     """No directory and no process, after an end of any kind."""
-    before = _node_directories()  # of relays that were killed
-    for body in ("pass", "1 / 0", "os._exit(3)"):
+    before = _node_directories(slurm)  # of relays that were killed
+    message = kernel.start(_cell("import time\nprint('here')\ntime.sleep(1)"))
+    kernel.finish(message, HANG_S, until="here")
+    assert _processes_of_nodes(slurm)
+    assert _node_directories(slurm) - before
+    kernel.finish(message, HANG_S)
+    for body in ("1 / 0", "os._exit(3)"):
         kernel.run(_cell(body))
-    deadline = time.monotonic() + HANG_S
-    while time.monotonic() < deadline:
-        left = [p for p in psutil.process_iter() if _OF_NODES.search(" ".join(_words(p)))]
-        if not left and not _node_directories() - before:
-            return
+    began = time.monotonic()
+    while left := [*_processes_of_nodes(slurm), *(_node_directories(slurm) - before)]:
+        assert within(time.monotonic() - began, HANG_S), left
         time.sleep(0.1)
-    pytest.fail(f"left: {left}, {_node_directories() - before}")
 
 
-def _node_directories() -> set[Path]:
-    return set(Path("/tmp").glob("ddp_magic_node-*"))
+def _node_directories(slurm: SlurmCluster) -> set[Path]:
+    return set(slurm.temporary.glob("ddp_magic_node-*"))
+
+
+def _processes_of_nodes(slurm: SlurmCluster) -> list[psutil.Process]:
+    return [p for p in slurm.processes() if _OF_NODES.search(" ".join(_words(p)))]
 
 
 def _words(process: psutil.Process) -> list[str]:
