@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
     Flipd,
+    Lambdad,
     NormalizeIntensityd,
     Rand2DElasticd,
     RandAdjustContrastd,
@@ -26,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from ddp_magic.sam.data.dataset import SamDataset
 from ddp_magic.sam.data.samples import cells
 from ddp_magic.sam.data.sampling import MonaiTransform, RankSampler, Sampled, generator
+from ddp_magic.sam.evaluation.evaluate import evaluate
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tiny import tiny_sam
 from ddp_magic.sam.training.loop import train
@@ -147,12 +151,76 @@ def test_labels_are_moved_exactly(item: Any) -> None:
         MonaiTransform(RandRotated(BOTH, **turned))(given, generator(0))
 
 
-@pytest.mark.parametrize("change", [ScaleIntensityd("image"), NormalizeIntensityd("image")])
-def test_a_transform_that_makes_the_image_black_is_told(item: Any, change: Any) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        MonaiTransform(ScaleIntensityd("image")),
+        MonaiTransform(NormalizeIntensityd("image")),
+        MonaiTransform(Lambdad("image", lambda image: image * torch.nan)),
+        lambda item, _: item | {"image": (item["image"] / 255).to(torch.uint8)},
+    ],
+)
+def test_a_transform_that_makes_the_image_black_is_told(change: Any) -> None:
     """Those of MONAI scale to 0..1, or to a variance of 1, unless they are told otherwise."""
-    with pytest.warns(UserWarning, match="but gray levels from 0 to 255 are expected"):
-        MonaiTransform(change)(item, generator(0))
-    MonaiTransform(ScaleIntensityd("image", 0, 255))(item, generator(0))
+    data = SamDataset(*cells(n=2))
+    with pytest.warns(UserWarning, match="made image 1 flat: its gray levels must be 0 to 255"):
+        _ = Sampled(data, transform=change)[1]
+    _ = Sampled(data, transform=MonaiTransform(ScaleIntensityd("image", 0, 255)))[1]
+
+
+def _with(**made: Any) -> Any:
+    """Return a transform that replaces entries."""
+    return lambda item, _: item | {name: change(item[name]) for name, change in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_with(image=lambda x: x / 255), "image must be a tensor .3, H, W. uint8, but is torch.f"),
+        (_with(image=lambda x: x.permute(1, 2, 0)), r"but is torch.uint8 \(64, 48, 3\)"),
+        (_with(image=lambda x: x[:1]), r"but is torch.uint8 \(1, 64, 48\)"),
+        (_with(image=lambda x: x.numpy()), r"but is uint8 \(3, 64, 48\)"),
+        (_with(image=lambda x: x[:, :40]), r"masks .* is torch.bool \(.*64, 48\); so far, H 40"),
+        (MonaiTransform(CenterSpatialCropd("image", (40, 40))), "so far, H 40, W 40"),
+        (_with(masks=lambda x: x * 0.4), "masks must be a tensor .N, H, W. bool, but is torch.f"),
+        (_with(masks=lambda x: x[:1]), "counts must be a tensor"),
+        (_with(instances=lambda x: x.float()), "instances must be a tensor .H, W. int"),
+        (_with(instances=lambda x: x.T), "instances must be a tensor .H, W. int"),
+        (lambda item, _: {"image": item["image"]}, "masks must be a tensor .N, H, W. bool, but is"),
+        (lambda item, _: (item["image"], item["masks"]), "must be a dict.* not tuple"),
+        (lambda *_: None, "must be a dict.* not NoneType"),
+    ],
+)
+def test_a_transform_must_return_an_item(change: Any, message: str) -> None:
+    """Fractions would be black as uint8, other sizes would be padded, half a mask a whole one."""
+    images, masks, _ = cells(n=2)
+    data = SamDataset(images[:, :, :48], masks[:, :, :48])
+    with pytest.raises((TypeError, ValueError), match=f"(?s)item 1, which transform.*{message}"):
+        _ = Sampled(data, transform=change)[1]
+    with pytest.raises((TypeError, ValueError), match=r"item 0 of a batch|item 1"):
+        evaluate(tiny_sam(), _Changed(data, change))  # type: ignore[arg-type]
+    with pytest.raises((TypeError, ValueError), match="item 0 of the data set"):
+        train(tiny_sam(), _Changed(data, change), data)  # type: ignore[arg-type]
+
+
+class _Changed(Dataset[Any]):
+    """A data set of the user's own, with label maps."""
+
+    def __init__(self, data: SamDataset, change: Any) -> None:
+        self.data, self.change = data, change
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.data[index] | {"instances": self.data.instances(index)}
+        return self.change(item, generator(index))
+
+
+def test_a_transform_of_monai_is_wrapped() -> None:
+    """MONAI would take the generator for the number of the first transform."""
+    with pytest.raises(TypeError, match=r"pass MonaiTransform\(transform\)"):
+        Sampled(SamDataset(*cells(n=2)), transform=Compose([RandFlipd(BOTH, 0.5, 1)]))  # type: ignore[arg-type]
 
 
 def test_an_object_that_leaves_the_image_is_removed(item: Any) -> None:

@@ -16,6 +16,7 @@ An item is a dict of tensors, for an image of H x W pixels with N objects and P 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,49 @@ from torch import Tensor
 
 Item = dict[str, Any]
 
+LAYOUT = {  # the axes of each entry, and what its dtype is called; see above
+    "image": ("3HW", "uint8"),
+    "masks": ("NHW", "bool"),
+    "points": ("P2", "float"),
+    "labels": ("P", "int"),
+    "counts": ("N", "int"),
+    "boxes": ("N4", "float"),
+    "keys": ("N", "int"),
+    "ignored": ("HW", "bool"),
+    "instances": ("HW", "int"),
+}
+
 FOREGROUND, BACKGROUND, PAD = 1, 0, -10  # labels of clicks in SAM; PAD: no click, in batches
+
+
+def check_item(item: object, name: str) -> None:
+    """Check the layout of an item that another data set or a transform has made.
+
+    Raises:
+        TypeError: It is not a dict.
+        ValueError: An entry is missing, or has another shape or dtype.
+    """
+    if not isinstance(item, Mapping):
+        raise TypeError(f"{name} must be a dict, as those of SamDataset, not {type(item).__name__}")
+    optional = {"ignored", "instances"} | ({"image"} if "embeddings" in item else set())
+    sides: dict[str, int] = {}
+    for entry, (axes, kind) in LAYOUT.items():
+        if entry in optional - item.keys():
+            continue
+        given: Any = item.get(entry)
+        is_right = (
+            isinstance(given, Tensor) and given.ndim == len(axes) and kind in str(given.dtype)
+        )
+        for axis, side in zip(axes, given.shape if is_right else (), strict=False):
+            is_right &= sides.setdefault(axis, int(axis) if axis.isdigit() else side) == side
+        if not is_right:
+            known = ", ".join(f"{axis} {side}" for axis, side in sides.items() if axis in "HWNP")
+            found = f"{getattr(given, 'dtype', type(given).__name__)} {(*np.shape(given),)}"
+            raise ValueError(
+                f"{name}: {entry} must be a tensor ({', '.join(axes)}) {kind}, but is {found}"
+                + (f"; so far, {known}" if known else "")
+                + ("; scale an image to gray levels 0..255" if entry == "image" else "")
+            )
 
 
 def no_prompts(objects: int) -> Item:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ddp_magic.sam.arrays.items import Item, pick_objects
+from ddp_magic.sam.arrays.items import Item, check_item, pick_objects
 from ddp_magic.sam.data.dataset import Choice, SamDataset
 from ddp_magic.sam.process_group import print0
 
@@ -58,16 +58,18 @@ def name_of_image(dataset: Dataset[Item], index: int) -> str:
 def target_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
     """Return an item, without its image if the data set can skip reading it; see `item_of`."""
     own, number = _origin(dataset, index)
-    return _picked(dataset[index], objects) if own is None else own.target(number, objects)
+    return _picked(dataset, index, objects) if own is None else own.target(number, objects)
 
 
 def item_of(dataset: Dataset[Item], index: int, objects: Choice | None = None) -> Item:
     """Return an item with some of its objects, if possible without making the other masks."""
     own, number = _origin(dataset, index)
-    return _picked(dataset[index], objects) if own is None else own.item(number, objects)
+    return _picked(dataset, index, objects) if own is None else own.item(number, objects)
 
 
-def _picked(item: Item, objects: Choice | None) -> Item:
+def _picked(dataset: Dataset[Item], index: int, objects: Choice | None) -> Item:
+    item = dataset[index]
+    check_item(item, f"item {index} of the data set")
     if objects is None:
         return dict(item)
     return pick_objects(item, torch.from_numpy(np.asarray(objects(len(item["keys"])), np.int64)))

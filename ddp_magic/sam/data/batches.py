@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_magic.sam.arrays.items import PAD, Item
+from ddp_magic.sam.arrays.items import PAD, Item, check_item
 
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet, in gray levels, as in SamProcessor
 STD = (58.395, 57.12, 57.375)
@@ -63,6 +63,8 @@ def collate(batch: Sequence[Item]) -> dict[str, Any]:
     """
     if not len(batch):
         raise ValueError("batch has no items")
+    for number, item in enumerate(batch):
+        check_item(item, f"item {number} of a batch")
     sizes = torch.tensor([item["masks"].shape[1:] for item in batch])  # (B, 2)
     height, width = sizes.amax(0).tolist()
     objects = torch.tensor([len(item["masks"]) for item in batch])  # (B,)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ddp_magic.sam.arrays.items import Item, no_prompts
+from ddp_magic.sam.arrays.items import Item, check_item, no_prompts
 from ddp_magic.sam.data.access import instances_of, item_of, size_of
 from ddp_magic.sam.data.batches import collate
 from ddp_magic.sam.data.dataset import Choice
@@ -95,6 +95,7 @@ class Sampled(Dataset[Item]):
                 a transform (see `SamDataset.instances`).
         """
         size_of(dataset)
+        _check_transform(transform)
         self.dataset, self.seed, self.epoch = dataset, seed, 0
         self.objects, self.transform, self.instances = objects, transform, instances
 
@@ -131,9 +132,17 @@ class Sampled(Dataset[Item]):
         # Prompts depend on the keys of the objects, which stay unique.
         item["keys"] = item["keys"] ^ mix(self.seed, self.epoch)
         item["index"] = index
-        changed = item if self.transform is None else self.transform(item, own)
-        if not isinstance(changed, dict):
-            raise TypeError(f"transform must return an item, a dict, not {type(changed).__name__}")
+        if self.transform is None:
+            return item
+        contrast = item["image"].float().std()
+        changed = self.transform(item, own)
+        check_item(changed, f"item {index}, which transform returned")
+        if changed["image"].float().std() < LOST * contrast:
+            warnings.warn(
+                f"transform has made image {index} flat: its gray levels must be 0 to 255, for "
+                "example with ScaleIntensityd('image', 0, 255)",
+                stacklevel=2,
+            )
         return changed
 
     def _item(self, index: int, objects: Choice) -> Item:
@@ -172,13 +181,6 @@ class MonaiTransform:
         planes = [item["masks"].float(), *(at[None].float() + 1 for _, at in values.values())]
         given = {"image": item["image"].float(), "masks": torch.cat(planes)}
         made = {n: torch.as_tensor(v).as_subclass(Tensor) for n, v in self.compose(given).items()}
-        if made["image"].std() < LOST * given["image"].std():
-            low, high = (float(each) for each in (made["image"].min(), made["image"].max()))
-            warnings.warn(
-                f"the transformed image has values from {low:.2g} to {high:.2g}, but gray levels "
-                "from 0 to 255 are expected: use for example ScaleIntensityd('image', 0, 255)",
-                stacklevel=2,
-            )
         masks = made["masks"][:n] > 0.5
         followed: dict[str, Tensor] = {}
         for (name, (levels, _)), plane in zip(values.items(), made["masks"][n:], strict=True):
@@ -206,6 +208,16 @@ class MonaiTransform:
         }
 
 
+def _check_transform(transform: object) -> None:
+    """Refuse a transform of MONAI, whose second argument is not a generator.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if type(transform).__module__.startswith("monai."):
+        raise TypeError("transform is one of MONAI: pass MonaiTransform(transform)")
+
+
 def epoch_loader(
     train_set: Dataset[Item] | DataLoader[Any],
     batch_size: int,
@@ -228,6 +240,7 @@ def epoch_loader(
         TypeError: `train_set` is neither a data set nor a loader of one.
         ValueError: The loader has no batches, or the ranks have different numbers of them.
     """
+    _check_transform(transform)
     given = train_set
     if not isinstance(given, DataLoader):
         size_of(given, "train_set")
