@@ -429,9 +429,14 @@ def test_patches_that_cannot_be_drawn_are_refused() -> None:
         ((image, mask.T, 5, 32), "its mask has"),
         ((image.transpose(2, 0, 1), mask, 5, 32), "move the channels"),
         ((image, mask, 5, 85), "do not fit into rows 0 to 90 and columns 0 to 80"),
+        ((image, mask, 5.5, 32), "invalid n 5.5: use an integer"),
+        ((image, mask, 5, (32, 32)), "invalid size"),
     ):
         with pytest.raises(ValueError, match=message):
             random_patches(*arguments)
+    for region in ((0, 0, 80, 90), (0, 0, 91, 80), (80, 60, 0, 0)):  # x before y, and others
+        with pytest.raises(ValueError, match="of image 0, which has 90 x 80 pixels"):
+            random_patches(image, mask, 5, 32, region=region)
     with pytest.raises(ValueError, match="none of 200 patches of 32 x 32 pixels has 2 objects"):
         random_patches(image, mask, 5, 32, min_objects=2)[0][0]
 

@@ -125,6 +125,11 @@ def test_gray_levels_are_those_of_training(
         ({"boxes": [9, 9, 0, 0]}, "y0 < y1"),
         ({"boxes": [0, 0, 9]}, r"boxes rows \(y0, x0, y1, x1\)"),
         ({"masks": np.ones((9, 9), bool)}, "64 x 64 pixels"),
+        ({"points": (0.2, 0.7)}, "in pixels, not in fractions"),
+        ({"boxes": [0.1, 0.1, 0.4, 0.5]}, "in pixels, not in fractions"),
+        ({"masks": np.arange(64 * 64).reshape(64, 64)}, "labels == 3 from a label map"),
+        ({"masks": np.linspace(0, 1, 64 * 64).reshape(64, 64)}, "probabilities > 0.5"),
+        ({"masks": np.zeros((64, 64), bool)}, "each mask must have one object"),
     ],
 )
 def test_invalid_prompts_are_refused(prompts: dict[str, Any], words: str) -> None:
@@ -138,6 +143,24 @@ def test_images_of_other_shapes_are_refused() -> None:
     for shape in ((2, 64, 64), (64, 64, 4), (64,)):
         with pytest.raises(ValueError, match="has shape"):
             segment(tiny_sam(), np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"tile": 0},
+        {"tile": "64"},
+        {"tile": 64.0},
+        {"points_per_side": 0},
+        {"points_per_side": 2.5},
+        {"min_area": -1},
+        {"min_area": 0.5},
+    ],
+)
+def test_numbers_of_pixels_and_clicks_are_integers(option: dict[str, Any]) -> None:
+    """0 was the default, and fractions failed in the middle."""
+    with pytest.raises(ValueError, match=f"invalid {next(iter(option))} .*: use an integer of"):
+        segment(tiny_sam(), np.zeros((64, 64), np.uint8), **option)
 
 
 @pytest.mark.parametrize("points_per_side", [None, 16])

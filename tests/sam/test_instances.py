@@ -144,6 +144,8 @@ def test_ignored_pixels_do_not_count() -> None:
     true[:, 3] = 1
     pred[:, 2:6] = 2  # a quarter of it is ignored
     assert instance_scores(pred, true, ignore)["sq"] == 1
+    with pytest.raises(ValueError, match=r"ignore must be bool.*not labels"):
+        instance_scores(pred, true, pred)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,10 @@ def match_objects(pred: ArrayLike, true: ArrayLike, ignore: ArrayLike | None = N
         ValueError: The shapes are different, or a map is not a label map.
     """
     found, own = _labels(pred, "pred"), _labels(true, "true")
-    void = np.zeros(own.shape, bool) if ignore is None else np.asarray(ignore) != 0
+    void = np.zeros(own.shape, bool) if ignore is None else np.asarray(ignore)
+    if (void != void.astype(bool)).any():
+        raise ValueError("ignore must be bool, True where a pixel does not count: not labels")
+    void = void.astype(bool)
     if not found.shape == own.shape == void.shape:
         raise ValueError(
             f"pred has shape {found.shape}, true {own.shape}"

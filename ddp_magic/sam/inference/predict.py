@@ -126,7 +126,8 @@ def _check_prompts(
     if {own.shape[1:] for own in clicks} != {(2,)} or {box.shape for box in corners} - {(4,)}:
         raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
     ends = [end for box in corners for end in box.reshape(2, 2)]
-    for y, x in [*(click for own in clicks for click in own), *ends]:
+    places = np.array([*(click for own in clicks for click in own), *ends]).reshape(-1, 2)
+    for y, x in places:
         check_click(y, x, size)
     wrong = {
         "labels and clicks have different lengths: pass one label per click": (
@@ -140,6 +141,13 @@ def _check_prompts(
         ),
         f"masks must have the size of the image, {size[0]} x {size[1]} pixels": any(
             each.shape != size for each in rough
+        ),
+        "clicks and boxes must be in pixels, not in fractions of the image": (
+            places.max(initial=0) <= 1 < max(size) and (places % 1).any()
+        ),
+        "each mask must have one object, and be boolean, 0/1 or 0/255: pass labels == 3 from a "
+        "label map, probabilities > 0.5": any(
+            not each.any() or ((each != 0) & (each != each.max())).any() for each in rough
         ),
     }
     for message, is_wrong in wrong.items():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_magic.sam.arguments import check_minimum
 from ddp_magic.sam.arrays.checks import check_shape
 from ddp_magic.sam.arrays.masks import label_areas
 from ddp_magic.sam.reading.pictures import as_stored
@@ -128,6 +129,8 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
         ValueError: An image or mask has another shape, or is smaller than a patch. When a patch is
             used: no position with enough objects was found.
     """
+    check_minimum(0, n=n, min_objects=min_objects, min_area=min_area)
+    check_minimum(1, size=size)
     images, masks = (
         [as_stored(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
         for given in (images, masks)
@@ -147,12 +150,14 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
                 f"image {i} has shape {image.shape}, but its mask has {mask.shape}: the mask must "
                 "be a label map (H, W)"
             )
-        y0, x0, y1, x1 = region or (0, 0, *mask.shape)
-        y1, x1 = min(y1, mask.shape[0]), min(x1, mask.shape[1])
-        if min(y0, x0) < 0 or min(y1 - y0, x1 - x0) < size:
+        height, width = mask.shape
+        y0, x0, y1, x1 = region or (0, 0, height, width)
+        fits = 0 <= y0 <= y1 - size <= height - size and 0 <= x0 <= x1 - size <= width - size
+        if not fits:
             raise ValueError(
                 f"patches of {size} x {size} pixels do not fit into rows {y0} to {y1} and columns "
-                f"{x0} to {x1} of image {i}: use a smaller size, or another region"
+                f"{x0} to {x1} of image {i}, which has {height} x {width} pixels: use a smaller "
+                "size, or another region (y0, x0, y1, x1)"
             )
         corners.append((y0, x0, y1 - size + 1, x1 - size + 1))
     places = _Places(images, masks, corners, size, min_objects, min_area, ignore_label, seed)
