@@ -46,6 +46,34 @@ def test_pages_that_are_written_one_by_one(tmp_path: Path, pages: tuple[int, ...
             header(path)
 
 
+@pytest.mark.parametrize(
+    ("axes", "pages", "fits"),
+    [
+        ("TZYX", (2, 3), True),
+        ("ZTYX", (3, 2), False),
+        (None, (2, 3), True),  # without names
+        (None, (3, 2), False),
+        ("ZYX", (6,), True),
+    ],
+)
+def test_pages_of_a_mask_have_the_order_of_the_image(
+    tmp_path: Path, axes: str | None, pages: tuple[int, ...], fits: bool
+) -> None:
+    """Times and slices may be in another order, where each page has the right size."""
+    paths = tmp_path / "a.ome.tif", tmp_path / ("mask.ome.tif" if axes else "mask.tif")
+    image, labels = np.zeros((2, 3, 20, 30), np.uint8), np.zeros((*pages, 20, 30), np.uint8)
+    tifffile.imwrite(paths[0], image, metadata={"axes": "TZYX"}, photometric="minisblack")
+    metadata = {"axes": axes} if axes else {}
+    tifffile.imwrite(paths[1], labels, metadata=metadata, photometric="minisblack")
+    if fits:
+        assert len(SamDataset([paths[0]], [paths[1]])) == 6
+    else:
+        with pytest.raises(
+            ValueError, match=r"a\.ome\.tif has pages along .*'T', 2.*save the mask"
+        ):
+            SamDataset([paths[0]], [paths[1]])
+
+
 def test_each_page_of_a_tiff_has_its_own_palette(tmp_path: Path) -> None:
     """Pillow writes one for each page."""
     colors = RNG.integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)

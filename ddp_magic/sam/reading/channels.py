@@ -19,6 +19,7 @@ class Header(NamedTuple):
     size: tuple[int, int] | None  # height and width in the right orientation, px; None: not known
     dtype: np.dtype[Any]  # of the images that `read` returns; label maps may have others
     turn: int = 1  # the orientation in the metadata, which `read` applies; 1: none
+    axes: tuple[tuple[str, int], ...] = ()  # of a TIFF that number its pages: names and lengths
 
 
 UNKNOWN = Header(1, None, np.dtype(object))  # of an array

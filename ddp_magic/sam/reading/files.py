@@ -188,6 +188,12 @@ def _check_pair(image: Any, mask: Any, head: Header, mask_head: Header) -> None:
             "save the same number of pages; channels with photometric='rgb'; one mask per object "
             "as a stack (N, H, W) in an .npy file"
         )
+    both = zip(zip(*head.axes, strict=True), zip(*mask_head.axes, strict=True), strict=False)
+    if any(own != other and sorted(own) == sorted(other) for own, other in both):
+        raise ValueError(
+            f"{image} has pages along {head.axes}, but {mask} along {mask_head.axes}: save the "
+            "mask with the axes in the order of the image"
+        )
 
 
 def _pictures(items: list[Any], heads: list[Header], *, labels: bool) -> Pictures:

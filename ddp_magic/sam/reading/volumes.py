@@ -82,7 +82,8 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     palette = colors == "PALETTE" and not file.is_imagej
     kind = np.dtype(np.uint8) if palette or dtype.kind == "b" else dtype.newbyteorder("=")
     pages = len(series) * int(np.prod([shape[n] for n in others], dtype=int))
-    head = Header(pages, (width, height) if turn > 4 else (height, width), kind, turn)
+    numbering = tuple((axes[n], shape[n]) for n in others if shape[n] > 1)
+    head = Header(pages, (width, height) if turn > 4 else (height, width), kind, turn, numbering)
     return _Tiff(head, series, (*others, *at, *channels), palette, inverted)
 
 
