@@ -70,6 +70,47 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         SamDataset(tmp_path / "nothing", coco(tmp_path, ["1.png"]))
 
 
+def test_a_list_of_files_is_a_part_of_the_images(tmp_path: Path) -> None:
+    """Such as the training set, in its order: clicks have its numbers. A folder must be whole."""
+    paths = [picture(tmp_path / "set" / f"{n}.png") for n in range(4)]
+    names, ids = [path.name for path in paths], [9, 7, 5, 3]
+    squares = [[[n, n, n + 9, n, n + 9, n + 9, n, n + 9]] for n in range(4)]
+    data = json.loads(coco(tmp_path, names, ids).read_text())
+    for record, square in zip(data["annotations"], squares, strict=True):
+        record["segmentation"] = square
+    (tmp_path / "coco.json").write_text(json.dumps(data))
+    for part in ([0, 1, 2, 3], [2, 0], [3]):
+        found = SamDataset([paths[n] for n in part], tmp_path / "coco.json")
+        assert [found.name(i, "image").split("/")[-1] for i in range(len(found))] == [
+            f"{n}.png)" for n in part
+        ]
+        tops = [
+            int(item["masks"][0].any(1).nonzero()[0]) for item in map(found.item, range(len(part)))
+        ]
+        assert tops == part
+    assert "0.png" in SamDataset(tmp_path / "set", tmp_path / "coco.json").name(0, "image")
+    with pytest.raises(FileNotFoundError, match="names none of the images, such as"):
+        SamDataset([picture(tmp_path / "other.png")], tmp_path / "coco.json")
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"names the image 1\.png"):
+        SamDataset(tmp_path / "set", tmp_path / "coco.json")
+
+
+def test_polygons_of_another_size_are_refused(tmp_path: Path) -> None:
+    """pycocotools cuts them at the border; a few pixels outside are drawn by hand."""
+    picture(tmp_path / "set" / "1.png")
+    for end, fits in ((42, True), (80, False)):
+        square = [[5, 5, 20, 5, 20, end, 5, end]]
+        path = coco(tmp_path, ["1.png"], mask=square)
+        if fits:
+            assert SamDataset(tmp_path / "set", path)[0]["masks"].sum() == 15 * 35
+        else:
+            with pytest.raises(
+                ValueError, match=r"annotation 0 .*a polygon far outside its 40 x 40"
+            ):
+                SamDataset(tmp_path / "set", path)
+
+
 def test_names_in_either_form_of_unicode_are_found(tmp_path: Path) -> None:
     """The same letters, composed by Linux and decomposed by macOS."""
     picture(tmp_path / "set" / "zelle\u0301.png")

@@ -281,13 +281,13 @@ def test_coco(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each annotation is an object, and crowds are ignored pixels; the rest is said."""
     data = SamDataset(folder / "images", coco(folder))
     assert "1 of 3 images are not in it" in capsys.readouterr().out
-    first, second = data[0], data[1]  # in the order of their ids
+    second, first = data[0], data[1]  # in the order of the files
     assert torch.equal(first["image"][0], torch.from_numpy(IMAGES[1]))
     assert torch.equal(first["masks"], torch.from_numpy(MASKS[1] == 1)[None])
     assert torch.equal(first["ignored"], torch.from_numpy(MASKS[1] == 2))
     assert second["masks"][0, 21:49, 11:29].all()
     assert second["masks"].sum() == 20 * 30
-    assert SamDataset(folder / "images", coco(folder), [(1, 30, 20)])[1]["counts"].tolist() == [1]
+    assert SamDataset(folder / "images", coco(folder), [(0, 30, 20)])[0]["counts"].tolist() == [1]
 
 
 def test_coco_that_does_not_fit_is_refused(folder: Path) -> None:

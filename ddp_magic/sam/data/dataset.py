@@ -79,8 +79,8 @@ class SamDataset(Dataset[Item]):
                 boolean, 0/1 or 0/255 masks of a single object; or stacks (N, H, W) with one mask
                 per object, which may overlap. Or a folder with the same names as the images, up to
                 words such as `_mask`; a list of files in the order of the images, in which a list
-                of files is a stack; or a .json file in the format of COCO,
-                whose images are in the order of their ids.
+                of files is a stack; or a .json file in the format of COCO, which may have more
+                images than a list of files. Images that are not in it are left out.
             coordinates: clicks (P, 3) or (P, 4), rows (image index, y, x) or (image index, y, x,
                 label), in pixels, where integers are pixel centers. The label is 1 on the object
                 and 0 off it. A click with label 0 belongs to the object of the click before it. In

@@ -22,11 +22,11 @@ from ddp_magic.sam.reading.readers import header
 def match_coco(
     files: list[Any] | None, root: Path | None, annotations: Path
 ) -> tuple[list[Path], list[Encoded]]:
-    """Return the images of a COCO file in its order, and their masks, one per annotation.
+    """Return the images that are in a COCO file, in their order, and one mask per annotation.
 
     Args:
         files: the files of the images.
-        root: their folder, if it was listed.
+        root: their folder, if it was listed: all images of the COCO file must be there.
         annotations: the JSON file. Its categories are not used; crowds are ignored pixels.
 
     Raises:
@@ -36,7 +36,7 @@ def match_coco(
     """
     if files is None or not all(isinstance(each, Path) for each in files):
         raise TypeError("masks in a COCO file need images that are a folder or files")
-    data, used, masks, twice = _indexed(annotations), dict[Path, str](), list[Encoded](), 0
+    data, used, masks, twice = _indexed(annotations), dict[Path, str](), dict[Path, Encoded](), 0
     named: dict[str, list[tuple[Path, list[str]]]] = {}  # with folders, of which the first has all
     top = (root.absolute() if root else common_folder(files)).parent
     for path in files:
@@ -44,6 +44,8 @@ def match_coco(
         named.setdefault(parts[-1], []).append((path, parts))
     for number, record in sorted(data.imgs.items()):
         name, size = str(record["file_name"]), (int(record["height"]), int(record["width"]))
+        if root is None and _parts(name)[-1] not in named:
+            continue  # of another part of the images, such as the validation set
         path = _find(name, named, annotations)
         if path in used:
             raise ValueError(
@@ -56,13 +58,16 @@ def match_coco(
                 f"{path} has {found} pixels, but {annotations} says {size}: use the images that "
                 "were annotated"
             )
-        masks.append(_encoded(data.imgToAnns[number], size, data, annotations))
-        twice += len(data.imgToAnns[number]) - len(masks[-1].codes) - len(masks[-1].crowd)
+        masks[path] = _encoded(data.imgToAnns[number], size, data, annotations)
+        twice += len(data.imgToAnns[number]) - len(masks[path].codes) - len(masks[path].crowd)
+    if files and not used:
+        raise FileNotFoundError(f"{annotations} names none of the images, such as {files[0]}")
     if left := len(files) - len(used):
         print0(f"{annotations}: {left} of {len(files)} images are not in it, and are left out")
     if twice:
         print0(f"{annotations}: {twice} annotations repeat the mask of another, and are left out")
-    return list(used), masks
+    order = [path for path in files if path in used]
+    return order, [masks[path] for path in order]
 
 
 def _indexed(annotations: Path) -> Any:  # noqa: ANN401 -- a COCO
@@ -173,6 +178,9 @@ def _check_segmentation(given: Any, size: tuple[int, int]) -> None:  # noqa: ANN
             raise ValueError("a polygon that is not pairs of numbers below 100000")
         if 0 < top <= 1 < max(size):
             raise ValueError("a polygon of fractions, not of pixels")
+        far = [each.reshape(-1, 2).max(0, initial=0) - (size[1], size[0]) for each in points]
+        if np.max(far, initial=0) > 4 + 0.1 * max(size):
+            raise ValueError(f"a polygon far outside its {size[0]} x {size[1]} pixels")
         return
     counts = given["counts"]
     runs = np.asarray(counts) if isinstance(counts, list) else _run_lengths(counts)
