@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn, optim
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
 
 from ddp_magic.prelude import (
     Muon,
@@ -96,7 +98,7 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
     ("call", "message"),
     [
         (lambda: Sampled([1, 2]), "dataset must be a data set"),  # type: ignore[arg-type]
-        (lambda: prepare(collate([DATA[0]]), MODEL), "geometry .* not a SamModel"),  # type: ignore[arg-type]
+        (lambda: prepare(collate([DATA[0]]), MODEL), "geometry, not a dict and a SamModel"),  # type: ignore[arg-type]
         (lambda: segment("best", GRAY), "unsupported model str"),  # type: ignore[arg-type]
         (lambda: predict(None, GRAY, (5, 5)), "unsupported model NoneType"),  # type: ignore[arg-type]
         (lambda: tune(nn.Linear(2, 2), "full"), "unsupported model Linear"),
@@ -109,12 +111,35 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         (lambda: learn(schedule=lambda *_: None), "schedule must return a scheduler"),
         (lambda: learn(loss=lambda *_: None), "loss must return a tensor with a gradient"),
         (lambda: learn(loss=lambda a, b: (a.detach() - b).abs()), "loss must return a tensor with"),
+        (lambda: learn(optimizer=optim.LBFGS), "returned LBFGS, whose .* needs closure"),
+        (
+            lambda: learn(schedule=lambda opt, _: lr_scheduler.ReduceLROnPlateau(opt)),
+            "schedule returned ReduceLROnPlateau, whose .* needs metrics",
+        ),
+        (
+            lambda: train(tiny_sam(), DataLoader(DATA, collate_fn=list[Any]), DATA),
+            "a batch from collate .* not a list and a Geometry",
+        ),
     ],
 )
 def test_wrong_types_are_refused(call: Callable[[], object], message: str) -> None:
     """The error names the argument."""
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="none"), lambda a, b: a * b])
+def test_a_loss_that_does_not_prefer_the_true_mask_is_refused(loss: Any) -> None:
+    """Cross-entropy over one class is 0 for all masks, and nothing was learned."""
+    with pytest.raises(ValueError, match=r"for the true mask, and .* for its opposite"):
+        learn(loss=loss)
+
+
+def test_other_dtypes_of_weights_are_refused() -> None:
+    """As those of a checkpoint in half precision, which failed in the first layer."""
+    for model in (tiny_sam().half(), tiny_sam().double()):
+        with pytest.raises(ValueError, match=r"weights of torch\.float.*: call model\.float\(\)"):
+            predict(model, GRAY, (5, 5))
 
 
 def test_integers_of_numpy_are_numbers() -> None:

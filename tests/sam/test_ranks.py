@@ -200,7 +200,7 @@ def _refused(rank: int, world: int, folder: str) -> list[str]:  # noqa: ARG001
     calls: list[dict[str, Any]] = [
         {"train_set": data, "out_dir": f"{folder}/0.pt/below"},
         {"train_set": short, "out_dir": f"{folder}/new"},
-        {"train_set": data, "loss": lambda logits, target: (logits - target) / (1 - rank)},
+        {"train_set": data, "loss": lambda logits, target: (logits - target) ** 2 / (1 - rank)},
     ]
     for options in calls:
         Path(folder, "0.pt").touch()

@@ -341,7 +341,7 @@ def test_the_first_step_follows_the_loss_and_the_clipped_gradient() -> None:
     (row,) = train(wrapper, data, data, epochs=1, batch_size=4, optimizer=sgd, **options)
     moved = [(p - before[name]).norm() ** 2 for name, p in sam.named_parameters()]
     assert torch.stack(moved).sum().sqrt().item() == pytest.approx(1, rel=1e-3)
-    assert calls == [((12, 1, 64, 64), (12, 1, 64, 64))]
+    assert calls[2:] == [((12, 1, 64, 64), (12, 1, 64, 64))]  # the first two are a check
     assert row["train_loss"] > 100
 
 

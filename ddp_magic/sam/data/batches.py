@@ -119,9 +119,10 @@ def prepare(
         and in ignored pixels. If there are any, `counted` (M, 1, T, T) is False in them. `sizes`
         stays on the CPU, because loops depend on it.
     """
-    if not isinstance(geometry, Geometry):
+    if not (hasattr(batch, "keys") and isinstance(geometry, Geometry)):
         raise TypeError(
-            f"geometry must be PromptedSam(model).geometry, not a {type(geometry).__name__}"
+            "prepare needs a batch from collate and PromptedSam(model).geometry, not a "
+            f"{type(batch).__name__} and a {type(geometry).__name__}"
         )
     sizes, side, index = batch["sizes"], geometry.target_size, batch["image_index"]
     names = [name for name in ("images", "instances", "ignored", *PER_OBJECT) if name in batch]

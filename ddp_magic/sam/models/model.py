@@ -76,7 +76,7 @@ class PromptedSam(nn.Module):
                 use it for overlapping objects.
 
         Raises:
-            ValueError: `amp`, `prompts` or `rounds` is invalid.
+            ValueError: `amp`, `prompts` or `rounds` is invalid, or weights are not float32.
             TypeError: `sam` is not of the SAM family.
         """
         super().__init__()
@@ -84,6 +84,12 @@ class PromptedSam(nn.Module):
         check_minimum(1, rounds=rounds)
         self.sam: Sam = unwrapped(sam)
         self.geometry: Geometry = geometry_of(self.sam)
+        kinds = {p.dtype for p in self.sam.parameters()}
+        if kinds - {torch.float32}:
+            raise ValueError(
+                f"the model has weights of {', '.join(map(str, kinds))}: call model.float(); amp "
+                "chooses the dtype of the image encoder"
+            )
         use_faster(self.sam)
         freeze_positions(self.sam)
         self.amp, self.rounds = amp, rounds

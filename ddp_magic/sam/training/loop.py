@@ -40,7 +40,7 @@ from ddp_magic.sam.process_group import (
 )
 from ddp_magic.sam.training.checkpoint import Parts, claim, load, note_config, save
 from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
-from ddp_magic.sam.training.losses import Loss, check_loss, dice_bce, step_losses
+from ddp_magic.sam.training.losses import Loss, check_direction, check_loss, dice_bce, step_losses
 from ddp_magic.sam.training.optimizers import (
     adamw,
     check_optimizer,
@@ -132,6 +132,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             "them: use one of the two"
         )
     folder, device, (rank, world) = out_dir and Path(out_dir), setup(), rank_and_world()
+    check_direction(loss, device)
     wrapper = (model if isinstance(model, PromptedSam) else PromptedSam(model)).to(device)
     loader, images = epoch_loader(train_set, batch_size, seed, transform, device)
     own = not isinstance(images.transform, (MonaiTransform, type(None)))  # it may use the label map

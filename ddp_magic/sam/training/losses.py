@@ -107,6 +107,25 @@ def step_losses(model: nn.Module, batch: dict[str, Any], loss: Loss = dice_bce) 
     return of_masks + weighted
 
 
+def check_direction(loss: Loss, device: torch.device) -> None:
+    """Check that a loss is lower for the true mask than for its opposite.
+
+    It is not if it expects several classes, such as `nn.CrossEntropyLoss`: it is 0 for any mask.
+
+    Raises:
+        ValueError: It is not.
+    """
+    target = torch.zeros(2, 1, 64, 64, device=device)
+    target[..., :32] = 1
+    both: list[Any] = [loss(logits, target) for logits in (20 * target - 10, 10 - 20 * target)]
+    right, wrong = both
+    if isinstance(right, Tensor) and wrong.mean() <= right.mean() < math.inf:
+        raise ValueError(
+            f"loss is {right.mean():.3g} for the true mask, and {wrong.mean():.3g} for its "
+            "opposite: it must be lower for logits that are positive where the target is 1"
+        )
+
+
 def check_loss(
     mean: float, losses: Tensor, raw: dict[str, Any], images: Dataset[Item], epoch: int, step: int
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -128,7 +129,7 @@ def check_optimizer(opt: object, trained: Sequence[nn.Parameter]) -> None:
     """Check that an optimizer has the parameters that are trained.
 
     Raises:
-        TypeError: It is not an optimizer.
+        TypeError: It is not an optimizer, or needs a closure.
         ValueError: It has other parameters.
     """
     if not isinstance(opt, optim.Optimizer):
@@ -140,6 +141,7 @@ def check_optimizer(opt: object, trained: Sequence[nn.Parameter]) -> None:
             "optimizer returned one with none of the trained parameters, but those of another "
             "model: make it from its argument, such as lambda p: torch.optim.AdamW(p, lr=1e-4)"
         )
+    _check_step("optimizer", opt)
     if number < len(trained):
         print0(f"optimizer has {number} of {len(trained)} trained parameters; the others stay")
 
@@ -148,10 +150,25 @@ def check_schedule(schedule: object, opt: optim.Optimizer) -> None:
     """Check that a schedule changes the learning rate of an optimizer.
 
     Raises:
-        TypeError: It is not a schedule.
+        TypeError: It is not a schedule, or needs a score.
         ValueError: It is of another optimizer.
     """
     if not isinstance(schedule, optim.lr_scheduler.LRScheduler):
         raise TypeError(f"schedule must return a scheduler of torch, not {schedule!r}")
     if schedule.optimizer is not opt:
         raise ValueError("schedule returned one of another optimizer: make it from its argument")
+    _check_step("schedule", schedule)
+
+
+def _check_step(name: str, made: Any) -> None:  # noqa: ANN401 -- an optimizer or a scheduler
+    """Refuse what cannot be stepped without an argument, such as a score or a closure.
+
+    Raises:
+        TypeError: It cannot.
+    """
+    for parameter in inspect.signature(made.step).parameters.values():
+        if parameter.default is parameter.empty and parameter.kind.name == "POSITIONAL_OR_KEYWORD":
+            raise TypeError(
+                f"{name} returned {type(made).__name__}, whose step() needs {parameter.name}: use "
+                "one whose step() needs nothing"
+            )
