@@ -103,6 +103,18 @@ GRAY = {
         for how, factor in ((Image.Resampling.BICUBIC, 1.5), (Image.Resampling.BICUBIC, 4))
         for side in (int(128 * factor),)
     },
+    **{
+        f"cells {number} by {how.name}": np.asarray(
+            Image.fromarray(labels.astype(np.uint8)).resize((side, side), how)
+        )
+        for how, side in (
+            (Image.Resampling.BICUBIC, 128),
+            (Image.Resampling.LANCZOS, 128),
+            (Image.Resampling.HAMMING, 256),
+        )
+        for number, labels in enumerate(cells(n=24, seed=3)[1])
+        if set(np.unique(labels)) >= {0, 1, 2, 3}
+    },
     "picture": IMAGES[0],
     "labels, jpeg": jpeg(Image.fromarray((MASKS[0] * 20).astype(np.uint8)), 90),
 }

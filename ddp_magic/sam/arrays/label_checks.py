@@ -11,7 +11,7 @@ from ddp_magic.sam.arrays.checks import sketch
 from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, label_map
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
-RIMMED = 0.5  # maximum share of objects' rows with a thin rim of a lower label on both sides
+RIMMED = 0.25  # maximum share of rows of objects with a thin rim of a lower label; nuclei: 0.06
 RIM = 4  # maximum width of such a rim, px
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
 
