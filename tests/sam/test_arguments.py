@@ -107,8 +107,8 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         (lambda: show_history({"dice": 1}), "history must be what train returns"),  # type: ignore[arg-type]
         (lambda: learn(on_step=5), "on_step must be a function"),
         (lambda: learn(optimizer=optim.SGD(other())), "optimizer must be a function, not"),
-        (lambda: learn(optimizer=lambda _: None), "optimizer must return an optimizer"),
-        (lambda: learn(schedule=lambda *_: None), "schedule must return a scheduler"),
+        (lambda: learn(optimizer=lambda _: None), "optimizer must return Optimizer of torch"),
+        (lambda: learn(schedule=lambda *_: None), "schedule must return LRScheduler of torch"),
         (lambda: learn(loss=lambda *_: None), "loss must return a tensor with a gradient"),
         (lambda: learn(loss=lambda a, b: (a.detach() - b).abs()), "loss must return a tensor with"),
         (lambda: learn(optimizer=optim.LBFGS), "returned LBFGS, whose .* needs closure"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ddp_magic.sam.arrays.checks import sketch
 from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, label_map
@@ -125,8 +126,7 @@ def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
     marks |= {int(np.iinfo(mask.dtype).max)} if mask.dtype.kind in "iu" else set()
     if top not in marks or labels[-2] > 0.9 * top:
         return
-    ignored = np.pad(mask == top, 1)
-    around = ignored[:-2, 1:-1] | ignored[2:, 1:-1] | ignored[1:-1, :-2] | ignored[1:-1, 2:]
+    around = ndimage.binary_dilation(mask == top)
     beside = set(label_areas(np.where(around, mask, 0))[0].tolist()) - {top}
     if not beside and labels[-2] >= 64:  # three gray levels, or so, for separate objects
         return

@@ -103,12 +103,6 @@ class Sampled(Dataset[Item]):
         """Set the epoch."""
         self.epoch = epoch
 
-    def over(self, dataset: Dataset[Item]) -> Sampled:
-        """Return the same choices from another data set, with the same images."""
-        other = copy.copy(self)
-        other.dataset = dataset
-        return other
-
     def __len__(self) -> int:
         """Return the number of images."""
         return size_of(self.dataset)
@@ -250,9 +244,7 @@ def epoch_loader(
         )
     dataset = given.dataset
     size_of(dataset, "the data set of train_set")
-    images = (
-        dataset.over(dataset.dataset) if isinstance(dataset, Sampled) else Sampled(dataset, seed)
-    )
+    images = copy.copy(dataset) if isinstance(dataset, Sampled) else Sampled(dataset, seed)
     images.transform = transform or images.transform
     if given.batch_sampler is None or (len(dataset) and not len(given)):  # type: ignore[arg-type]
         raise ValueError("the loader has no batches: it needs a batch_size of at most its images")

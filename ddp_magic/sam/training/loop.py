@@ -41,12 +41,7 @@ from ddp_magic.sam.process_group import (
 from ddp_magic.sam.training.checkpoint import Parts, claim, load, note_config, save
 from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
 from ddp_magic.sam.training.losses import Loss, check_direction, check_loss, dice_bce, step_losses
-from ddp_magic.sam.training.optimizers import (
-    adamw,
-    check_optimizer,
-    check_schedule,
-    warmup_cosine,
-)
+from ddp_magic.sam.training.optimizers import adamw, optimizer_and_rate, warmup_cosine
 
 CLIP = 1.0  # maximum norm of the gradient
 IGNORED = (
@@ -146,10 +141,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         trained = [p for p in wrapper.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("all parameters of the model are frozen: tune(model, 'decoder')")
-        opt = optimizer(trained)
-        check_optimizer(opt, trained)
-        rate = schedule(opt, epochs * len(loader))
-        check_schedule(rate, opt)
+        opt, rate = optimizer_and_rate(optimizer, schedule, trained, epochs * len(loader))
         scaler = torch.amp.GradScaler(device.type, enabled=wrapper.amp == "fp16")
         call, history = "", []
         parts: Parts = {"model": wrapper, "optimizer": opt, "schedule": rate, "scaler": scaler}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ddp_magic.sam.process_group import print0
 
@@ -125,15 +125,19 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrices)
 
 
-def check_optimizer(opt: object, trained: Sequence[nn.Parameter]) -> None:
-    """Check that an optimizer has the parameters that are trained.
+def optimizer_and_rate(
+    optimizer: Callable[[list[nn.Parameter]], Any],
+    schedule: Callable[[Any, int], Any],
+    trained: list[nn.Parameter],
+    steps: int,
+) -> tuple[optim.Optimizer, LRScheduler]:
+    """Call the functions that a user gives to `train`, and check what they return.
 
     Raises:
-        TypeError: It is not an optimizer, or needs a closure.
-        ValueError: It has other parameters.
+        TypeError: It is something else, or cannot be stepped without a score or a closure.
+        ValueError: The optimizer has other parameters, or the schedule another optimizer.
     """
-    if not isinstance(opt, optim.Optimizer):
-        raise TypeError(f"optimizer must return an optimizer of torch, not {opt!r}")
+    opt = _checked("optimizer", optimizer(trained), optim.Optimizer)
     held = {id(p) for group in opt.param_groups for p in group["params"]}
     number = sum(id(p) in held for p in trained)
     if not number:
@@ -141,34 +145,21 @@ def check_optimizer(opt: object, trained: Sequence[nn.Parameter]) -> None:
             "optimizer returned one with none of the trained parameters, but those of another "
             "model: make it from its argument, such as lambda p: torch.optim.AdamW(p, lr=1e-4)"
         )
-    _check_step("optimizer", opt)
     if number < len(trained):
         print0(f"optimizer has {number} of {len(trained)} trained parameters; the others stay")
-
-
-def check_schedule(schedule: object, opt: optim.Optimizer) -> None:
-    """Check that a schedule changes the learning rate of an optimizer.
-
-    Raises:
-        TypeError: It is not a schedule, or needs a score.
-        ValueError: It is of another optimizer.
-    """
-    if not isinstance(schedule, optim.lr_scheduler.LRScheduler):
-        raise TypeError(f"schedule must return a scheduler of torch, not {schedule!r}")
-    if schedule.optimizer is not opt:
+    rate = _checked("schedule", schedule(opt, steps), LRScheduler)
+    if rate.optimizer is not opt:
         raise ValueError("schedule returned one of another optimizer: make it from its argument")
-    _check_step("schedule", schedule)
+    return opt, rate
 
 
-def _check_step(name: str, made: Any) -> None:  # noqa: ANN401 -- an optimizer or a scheduler
-    """Refuse what cannot be stepped without an argument, such as a score or a closure.
-
-    Raises:
-        TypeError: It cannot.
-    """
-    for parameter in inspect.signature(made.step).parameters.values():
-        if parameter.default is parameter.empty and parameter.kind.name == "POSITIONAL_OR_KEYWORD":
+def _checked(name: str, made: Any, kind: type) -> Any:  # noqa: ANN401 -- of the user's function
+    if not isinstance(made, kind):
+        raise TypeError(f"{name} must return {kind.__name__} of torch, not {made!r}")
+    for parameter in inspect.signature(made.step).parameters.values():  # type: ignore[attr-defined]
+        if parameter.default is parameter.empty and parameter.kind.name.endswith("KEYWORD"):
             raise TypeError(
                 f"{name} returned {type(made).__name__}, whose step() needs {parameter.name}: use "
                 "one whose step() needs nothing"
             )
+    return made
