@@ -43,6 +43,7 @@ ORDERS = [  # images, and their masks
     (["s1_dapi.png", "s3_dapi.png"], ["s1_nuclei.png", "s3_nuclei.png"]),
     (["e_w1_s1.png", "e_w1_s2.png"], ["e_w2_s1.png", "e_w2_s2.png"]),
     (["a/1.png", "b/1.png"], ["a/1_mask.png", "b/1_mask.png"]),
+    (["ant_dapi_1.png", "bee_dapi_1.png"], ["ant_nuclei_9.png", "bee_nuclei_9.png"]),
     (["p/x/images/i.png", "p/y/images/i.png"], ["p/x/masks/j.png", "p/y/masks/j.png"]),
     (["405_c_0000.png", "405_c_0001.png"], ["m0.png", "m1.png"]),
 ]

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -121,25 +121,23 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
         if isinstance(image, Path) and isinstance(mask, Path) and image.samefile(mask):
             raise ValueError(f"{image} is both an image and its mask")
     ours, theirs = ([_place(each) for each in side] for side in (images, masks))
-    for keys, others in zip(_ways(ours), _ways(theirs), strict=False):
-        at = {key: n for n, key in enumerate(others)}
-        if len(set(keys)) < len(images) or len(at) < len(masks):
-            continue  # they do not tell the files apart
-        places = [at.get(key) for key in keys]
-        wrong = [n for n, place in enumerate(places) if place not in {None, n}]
-        if wrong:
-            raise ValueError(
-                f"image {wrong[0]} is {ours[wrong[0]]}, but mask {wrong[0]} is {theirs[wrong[0]]}: "
-                "sort both lists in the same way, or rename the files"
-            )
-        if places.count(None) < len(places) / 2:
-            if None in places:
-                warnings.warn(
-                    f"{ours[places.index(None)]} has another name than its mask, while those of "
-                    "most other images and masks agree: check that they belong together",
-                    stacklevel=2,
-                )
-            return
+    keys, others = _marks(ours), _marks(theirs)
+    at = {key: n for n, key in enumerate(others)}
+    if len(set(keys)) < len(images) or len(at) < len(masks):
+        return  # they do not tell the files apart
+    places = [at.get(key) for key in keys]
+    wrong = [n for n, place in enumerate(places) if place not in {None, n}]
+    if wrong:
+        raise ValueError(
+            f"image {wrong[0]} is {ours[wrong[0]]}, but mask {wrong[0]} is {theirs[wrong[0]]}: "
+            "sort both lists in the same way, or rename the files"
+        )
+    if 0 < places.count(None) < len(places) / 2:
+        warnings.warn(
+            f"{ours[places.index(None)]} has another name than its mask, while those of "
+            "most other images and masks agree: check that they belong together",
+            stacklevel=2,
+        )
 
 
 def _place(given: Any) -> Path | None:  # noqa: ANN401 -- of `files`
@@ -149,16 +147,14 @@ def _place(given: Any) -> Path | None:  # noqa: ANN401 -- of `files`
     return given if isinstance(given, Path) else None
 
 
-def _ways(files: list[Path | None]) -> Iterator[list[Any]]:
-    """Yield what could tell which mask belongs to which image: names, folders, and numbers."""
+def _marks(files: list[Path | None]) -> list[Any]:
+    """Return what tells the files of a list apart: the words and numbers that differ."""
     paths = [path.absolute() for path in files if path]
     if not paths or len(paths) < len(files):
-        return
-    root = common_folder(paths)
-    keys = _keys(paths, root)
-    yield keys
-    yield [_keys([path], path.parent)[0] for path in paths]
-    yield _keys([path.parent / "_" for path in paths], root)
-    numbers = [tuple(n for n, _ in key if n >= 0) for key in keys]
-    columns = [each for each in zip(*numbers, strict=False) if len(set(each)) > 1]  # no channel
-    yield list(zip(*columns, strict=True))
+        return []
+    rows = [
+        [word for number, text in key for word in re.findall("[^/_. -]+", text) or [number]]
+        for key in _keys(paths, common_folder(paths))
+    ]
+    columns = dict.fromkeys(zip_longest(*rows))  # a folder may repeat the name
+    return list(zip(*(each for each in columns if len(set(each)) > 1), strict=True))
