@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.transforms import Rotate90d
 from PIL import Image, ImageDraw
+from scipy import ndimage
 from skimage.measure import regionprops
 from torch import Tensor, nn
 
@@ -289,6 +293,24 @@ def test_a_background_that_is_an_object_is_said(capsys: pytest.CaptureFixture[st
     for masks in (MASKS + 1, (MASKS == 0) * np.uint8(255), one_hot):
         SamDataset(IMAGES, masks)
         assert "If it is the background, make it 0" in capsys.readouterr().out
+
+
+def test_objects_of_a_few_pixels_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left of a filter, of a codec or of hot pixels; not what a border has cut."""
+    mask = MASKS[0].astype(np.uint8)
+    mask[0, 20] = mask[40, 63] = 77
+    tifffile.imwrite(tmp_path / "a.tif", mask)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+    SamDataset([tmp_path / "a.png"], [tmp_path / "a.tif"])
+    assert capsys.readouterr().out == ""
+    empty = np.argwhere(ndimage.maximum_filter(mask, 3)[5:-5, 5:-5] == 0)[::900] + 5
+    mask[tuple(empty.T)] = range(100, 100 + len(empty))
+    tifffile.imwrite(tmp_path / "a.tif", mask)
+    SamDataset([tmp_path / "a.png"], [tmp_path / "a.tif"])
+    said = rf"a.tif\): {len(empty)} of \d+ objects have at most 3 pixels"
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_axes_and_columns_in_another_order_are_refused() -> None:

@@ -14,6 +14,7 @@ from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
 RIMMED = 0.25  # maximum share of rows of objects with a thin rim of a lower label; nuclei: 0.06
 RIM = 4  # maximum width of such a rim, px
+SPECK = 3  # px, of an object that is noise, or what a filter or a codec has left; said
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
 
 
@@ -145,12 +146,17 @@ def note_on(name: str, mask: Mask) -> str:
     labels, areas = label_areas(every)
     largest = labels[areas.argmax()]
     inside = every == largest
-    border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
+    border = np.concatenate([every[0], every[-1], every[:, 0], every[:, -1]])
     whole = len(labels) > 1 or not inside.all()
-    if inside.mean() > 0.5 and border.mean() > 0.9 and whole:
+    if inside.mean() > 0.5 and (border == largest).mean() > 0.9 and whole:
         return (
             f"{name}: the object {largest} covers {inside.mean():.0%} of the image and its border. "
             "If it is the background, make it 0"
+        )
+    if specks := np.sum((areas <= SPECK) & ~np.isin(labels, border)):
+        return (
+            f"{name}: {specks} of {len(labels)} objects have at most {SPECK} pixels. If they are "
+            "noise, make them 0"
         )
     if mask.ndim == 3:
         return ""

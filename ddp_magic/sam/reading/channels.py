@@ -94,9 +94,9 @@ def finished(pixels: Array, *, labels: bool) -> Array:
 def _one_channel(colors: Array, alpha: Array | None) -> Array:
     if (colors != colors[..., :1]).any():
         raise ValueError(
-            "contains colors, not labels: save masks with one channel. If each color is an object, "
-            "np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)[1].reshape(rgb.shape[:2]) "
-            "numbers them"
+            "contains colors, not labels: save masks with one channel, and the pages of a stack "
+            "with photometric='minisblack'. If each color is an object, np.unique(rgb.reshape(-1, "
+            "3), axis=0, return_inverse=True)[1].reshape(rgb.shape[:2]) numbers them"
         )
     gray = colors[..., 0]
     if alpha is None or _flat(alpha):
