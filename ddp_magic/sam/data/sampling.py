@@ -133,7 +133,7 @@ class Sampled(Dataset[Item]):
         check_item(changed, f"item {index}, which transform returned")
         if changed["image"].float().std() < LOST * contrast:
             warnings.warn(
-                f"transform has made image {index} flat: its gray levels must be 0 to 255, for "
+                "transform has made an image flat: its gray levels must be from 0 to 255, for "
                 "example with ScaleIntensityd('image', 0, 255)",
                 stacklevel=2,
             )
