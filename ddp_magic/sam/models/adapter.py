@@ -7,6 +7,7 @@ embeddings are always a tuple of tensors whose first dimension is the image.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def mask_size_of(sam: Sam) -> int:
 
 
 def encode(sam: Sam, pixels: Tensor) -> Maps:
-    """Encode images with gradients; `get_image_embeddings` of transformers has none.
+    """Encode images as `get_image_embeddings` of transformers, but with gradients.
 
     Args:
         sam: a model.
@@ -79,18 +80,11 @@ def encode(sam: Sam, pixels: Tensor) -> Maps:
     Returns:
         Embeddings, float32, each (B, ...).
     """
-    kind = kind_of(sam)
-    if kind in {"sam2", "sam3_tracker"}:
-        flat = list(sam.get_image_features(pixels, return_dict=True).fpn_hidden_states)
-        flat[-1] = flat[-1] + sam.no_memory_embedding  # (h * w, B, C) each
-        sizes = sam.backbone_feature_sizes
-        # As in get_image_embeddings, which also drops maps without a size.
-        maps = [m.permute(1, 2, 0).unflatten(2, hw) for m, hw in zip(flat, sizes, strict=False)]
-    else:
-        out = sam.vision_encoder(pixels)
-        maps = [out.last_hidden_state]
-        if kind == "sam_hq":
-            maps.append(out.intermediate_embeddings[0])  # the decoder uses only the first one
+    # Its decorator, torch.no_grad, is taken off.
+    found = inspect.unwrap(type(sam).get_image_embeddings)(sam, pixels)
+    maps = [found] if isinstance(found, Tensor) else list(found)
+    if kind_of(sam) == "sam_hq":
+        maps[1] = maps[1][0]  # the decoder uses only the first one
     return tuple(m.float() for m in maps)
 
 
