@@ -91,7 +91,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         schedule: a function of the optimizer and the number of steps that returns a scheduler of
             torch, which is called after each step.
         transform: a function of an item and a torch.Generator that returns the augmented item, such
-            as a `MonaiTransform`.
+            as a `MonaiTransform`. What an item contains is in `ddp_magic.sam.arrays.items`.
         on_step: called on all ranks after each step with `step`, `loss` and `lr`.
         on_epoch: called on all ranks after each epoch with the history; training stops if it
             returns True.
