@@ -26,7 +26,6 @@ from ddp_magic.sam.data.samples import cells
 from ddp_magic.sam.data.sampling import Sampled
 from ddp_magic.sam.evaluation.evaluate import CLICKS, evaluate, neighbors, score_objects
 from ddp_magic.sam.inference.predict import predict
-from ddp_magic.sam.models import model as models_model
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tiny import tiny_sam
 from ddp_magic.sam.training.loop import train
@@ -278,14 +277,14 @@ def test_training_uses_at_most_so_many_objects_per_image(
 
 
 def test_objects_are_scored_in_chunks_that_fit_into_memory(
-    sets: tuple[SamDataset, SamDataset], monkeypatch: pytest.MonkeyPatch
+    sets: tuple[SamDataset, SamDataset],
 ) -> None:
     """No forward pass has more objects than fit into memory, and the scores are the same."""
     wrapper = PromptedSam(tiny_sam(), rounds=max(CLICKS))
     expected = score_objects(wrapper, sets[1])
     chunks: list[int] = []
     wrapper.register_forward_pre_hook(lambda _, args: chunks.append(len(args[0]["image_index"])))
-    monkeypatch.setattr(models_model, "MEMORY_BYTES", 5 * 1024 * 32**2)
+    wrapper.memory_bytes = 5 * 1024 * 32**2
     scores = score_objects(wrapper, sets[1])
     for name, column in expected.items():
         np.testing.assert_allclose(scores[name], column, atol=1e-6)

@@ -27,7 +27,6 @@ from ddp_magic.sam.models.postprocessing import best_mask
 from ddp_magic.sam.models.prompts import Prompts, first_prompts, kinds_of, most_common, next_click
 from ddp_magic.sam.process_group import unwrapped
 
-MEMORY_BYTES = 2**31  # for the objects that are processed at once outside of training
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,7 +40,12 @@ class PromptedSam(nn.Module):
 
     DDP averages gradients in the backward pass of its own forward. Calling parts of the model
     without it, or calling it twice, fails or leaves the ranks with different weights.
+
+    Attributes:
+        memory_bytes: what the objects that are predicted at once outside of training may need.
     """
+
+    memory_bytes = 2**31
 
     def __init__(
         self,
@@ -157,7 +161,7 @@ class PromptedSam(nn.Module):
         prompts, objects = batch.get("prompts"), len(batch["image_index"])
         pieces = []
         # Measured with the decoder of ViT-B: 58 MB per object with a mask of 256 x 256 pixels.
-        step = max(1, MEMORY_BYTES // (1024 * self.mask_size**2))
+        step = max(1, self.memory_bytes // (1024 * self.mask_size**2))
         for start in range(0, max(objects, 1), step):
             rows = slice(start, start + step)
             own = {name: batch[name][rows] for name in (*PER_OBJECT, *ADDED) if name in batch}
