@@ -18,8 +18,10 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.machine import devices, idle_gpus
 from ddp_magic.kernel.machine.devices import Gpu
 from ddp_magic.kernel.machine.limits import most_ranks, too_many
+from ddp_magic.kernel.options import contradictions
 from ddp_magic.kernel.options.declaration import DEFAULT_CPU_RANKS, OPTIONS
 from ddp_magic.kernel.options.option import OptionError
+from ddp_magic.kernel.options.trace_file import trace_file
 from ddp_magic.system.gpu_locks import GpuLocks
 from ddp_magic.wire.specs import default_backend
 
@@ -34,7 +36,9 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
     Raises:
         OptionError: They contradict each other, or the machine cannot meet them.
     """
-    _check_contradictions(asked)
+    if sys.platform == "win32":
+        raise ValueError("Windows cannot fork: run the notebook's server inside WSL")
+    contradictions.check(asked)
     if asked.engine not in HERE:
         return _resolve_elsewhere(asked)
     several_nodes.check_here(asked)
@@ -52,8 +56,8 @@ def resolve(asked: SimpleNamespace, visible: Sequence[Gpu] | None = None) -> Opt
     _check_nccl(asked, nproc, count)
     if problem := too_many(nproc, most_ranks()):
         raise OptionError("nproc_per_node", problem)
-    _check_ranks(asked, nproc)
-    trace = _trace_file(asked)
+    contradictions.check_ranks(asked, nproc)
+    trace = trace_file(asked)
     gpus, locks, notes = _lock(gpus, nproc, idle)  # last, so that no check fails afterwards
     return _options(
         asked,
@@ -74,11 +78,11 @@ def _resolve_elsewhere(asked: SimpleNamespace) -> Options:
     several_nodes.check(asked)
     least, most = several_nodes.node_range(asked)
     nproc = asked.nproc_per_node * most
-    _check_ranks(asked, nproc)
+    contradictions.check_ranks(asked, nproc)
     return _options(
         asked,
         nproc,
-        _trace_file(asked),
+        trace_file(asked),
         visible="" if asked.gpus == "none" else None,
         devices=several_nodes.describe(asked.engine, asked.nproc_per_node, least, most),
     )
@@ -140,26 +144,6 @@ def _lock(
     return chosen, locks, [note]
 
 
-def _check_ranks(asked: SimpleNamespace, nproc: int) -> None:
-    """Check that the ranks which `--pull` and `--show` name exist, and may be restarted.
-
-    Raises:
-        OptionError: One does not, or they may not.
-    """
-    if asked.session and asked.max_restarts:
-        problem = (
-            "restarted ranks would not have the variables of a session: omit this option or the "
-            "session"
-        )
-        raise OptionError("max_restarts", problem)
-    _check_background(asked)
-    shown = asked.show or () if "show" in asked.given else ()
-    for name, ranks in (("pull", [p.rank or 0 for p in asked.pull]), ("show", shown)):
-        if (last := max(ranks, default=0)) >= nproc:
-            there = f"ranks 0 to {nproc - 1}" if nproc > 1 else "only rank 0"
-            raise OptionError(name, f"invalid rank {last}: this run has {there}")
-
-
 def _shown_ranks(asked: SimpleNamespace, nproc: int) -> frozenset[int] | None:
     """Return whose output is shown; None for all.
 
@@ -169,62 +153,6 @@ def _shown_ranks(asked: SimpleNamespace, nproc: int) -> frozenset[int] | None:
     if show is None or "show" in asked.given:
         return show
     return (show & frozenset(range(nproc))) or None
-
-
-def _check_background(asked: SimpleNamespace) -> None:
-    """Check that nothing is asked of a background run that only a notebook's own process can do."""
-    if asked.bg and asked.detach:
-        problem = "a detached run is in the background already: omit this option"
-        raise OptionError("bg", problem)
-    if not (asked.bg or asked.detach):
-        return
-    name = "bg" if asked.bg else "detach"
-    if asked.session:
-        problem = (
-            "the ranks of a session are the notebook's, and run its cells one by one: omit this "
-            "option or the session"
-        )
-        raise OptionError(name, problem)
-    if asked.debug:
-        raise OptionError(name, "nobody could answer the debugger: omit this option or --debug")
-
-
-def _trace_file(asked: SimpleNamespace) -> Path | None:
-    """Return the file that `--trace` names, if it can be written.
-
-    Raises:
-        OptionError: It cannot.
-    """
-    if asked.trace is None:
-        return None
-    try:
-        path = Path(asked.trace).expanduser().absolute()
-        if path.exists() and not path.is_file():
-            raise OptionError("trace", f"{str(path)!r} is not a file: use another name")
-        if not path.parent.is_dir():
-            problem = f"{str(path.parent)!r} is not a directory: create it, or use another file"
-            raise OptionError("trace", problem)
-        existed = path.exists()
-        path.open("ab").close()
-        if not existed:
-            path.unlink()
-    except (OSError, RuntimeError) as error:  # no such user's home directory
-        reason = getattr(error, "strerror", None) or str(error)
-        problem = f"{asked.trace!r} cannot be written ({reason}): use another file"
-        raise OptionError("trace", problem) from None
-    return path
-
-
-def _check_contradictions(asked: SimpleNamespace) -> None:
-    if sys.platform == "win32":
-        raise ValueError("Windows cannot fork: run the notebook's server inside WSL")
-    if asked.no_init:
-        for name in ("backend", "timeout"):
-            if getattr(asked, name) is not None:
-                problem = f"{name} has no effect without a process group: omit one of the two"
-                raise OptionError("no_init", problem)
-    if asked.out is not None and asked.out in [pull.name for pull in asked.pull]:
-        raise OptionError("out", f"{asked.out!r} is pulled too: use another name for the run")
 
 
 def _number_of_ranks(asked: SimpleNamespace, gpus: int) -> int:
@@ -284,7 +212,7 @@ def join(asked: SimpleNamespace, options: Options) -> Options:
         if value and value != options.fixed.get(option.name):  # the first cell may run again
             problem = f"session {options.session!r} is already running: {other}"
             raise OptionError(option.name, problem)
-    _check_ranks(asked, options.nproc)
+    contradictions.check_ranks(asked, options.nproc)
     return dataclasses.replace(
         options,
         devices=f"session {options.session} · {options.devices}",
@@ -297,6 +225,6 @@ def join(asked: SimpleNamespace, options: Options) -> Options:
         check=asked.check,
         debug=asked.debug,
         profile=asked.profile,
-        trace=_trace_file(asked),
+        trace=trace_file(asked),
         gpu_locks=GpuLocks(),  # the session's stay with its group
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -54,54 +53,9 @@ def test_numbers_of_ranks(line: str, gpus: int, ranks: int) -> None:
         ("--backend nccl", 0, "backend: nccl needs a GPU for each rank, and there is none here"),
         ("-n 4", 1, "nproc_per_node: nccl needs a GPU for each rank, but there are 4 ranks and 1"),
         ("-n 99999999", 0, "nproc_per_node: 99,999,999 ranks are too many for this machine, which"),
-        ("-n 2 --show 5", 0, "show: invalid rank 5: this run has ranks 0 to 1"),
-        ("-n 1 --pull a@1", 0, "pull: invalid rank 1: this run has only rank 0"),
-        ("--no-init --backend gloo", 0, "no_init: backend has no effect without a process group"),
-        ("--no-init --timeout 3", 0, "no_init: timeout has no effect without a process group"),
-        ("-o x --pull a.x", 0, "out: 'x' is pulled too: use another name for the run"),
-        ("--bg --detach", 0, "bg: a detached run is in the background already: omit this option"),
-        ("--bg -s lab", 0, "bg: the ranks of a session are the notebook's"),
-        ("--detach -s lab", 0, "detach: the ranks of a session are the notebook's"),
-        ("--bg --debug", 0, "bg: nobody could answer the debugger: omit this option or --debug"),
     ],
 )
 def test_contradictions(line: str, gpus: int, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         _resolve(line, gpus)
     assert str(caught.value).startswith(message)
-
-
-def test_a_trace_goes_to_a_file_beside_the_notebook(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is left of the attempt to write it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    assert _resolve("--trace t.json").trace == tmp_path / "t.json"
-    assert _resolve("--trace ~/t.json").trace == tmp_path / "home" / "t.json"
-    assert not (tmp_path / "t.json").exists()
-    (tmp_path / "old.json").write_text("{}")
-    _resolve("--trace old.json")
-    assert (tmp_path / "old.json").read_text() == "{}"
-    assert _resolve("").trace is None
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no/t.json", "no' is not a directory: create it, or use another file"),
-        (".", "' is not a file: use another name"),
-        ("/dev/null", "'/dev/null' is not a file: use another name"),
-        ("/proc/t.json", "'/proc/t.json' cannot be written ("),
-        ("~nobody_of_this_name/t.json", "cannot be written ("),
-    ],
-)
-def test_a_trace_that_cannot_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OptionError) as caught:
-        _resolve(f"--trace {name}")
-    assert caught.value.name == "trace"
-    assert message in caught.value.problem

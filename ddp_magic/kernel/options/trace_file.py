@@ -1,0 +1,34 @@
+"""The file that `--trace` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from ddp_magic.kernel.options.option import OptionError
+
+
+def trace_file(asked: SimpleNamespace) -> Path | None:
+    """Return it, if it can be written; None if there is none.
+
+    Raises:
+        OptionError: It cannot.
+    """
+    if asked.trace is None:
+        return None
+    try:
+        path = Path(asked.trace).expanduser().absolute()
+        if path.exists() and not path.is_file():
+            raise OptionError("trace", f"{str(path)!r} is not a file: use another name")
+        if not path.parent.is_dir():
+            problem = f"{str(path.parent)!r} is not a directory: create it, or use another file"
+            raise OptionError("trace", problem)
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except (OSError, RuntimeError) as error:  # no such user's home directory
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = f"{asked.trace!r} cannot be written ({reason}): use another file"
+        raise OptionError("trace", problem) from None
+    return path
