@@ -19,7 +19,7 @@ from ddp_magic.wire.events import AgentDone, AgentHello, Event
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.relay_frames import ALL, Frame, FrameReader, Kind, LineWriter, NodeEnd
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
-from ddp_magic.wire.worker_events import Results, WorkerHello
+from ddp_magic.wire.worker_events import WorkerHello
 from tests.limits import HANG_S
 
 
@@ -132,22 +132,6 @@ def test_each_connection_is_one_of_the_kernels(scene: Scene) -> None:
     os.close(pipe)
 
 
-def test_text_comes_through_a_pipe(scene: Scene) -> None:
-    """Also after the connection has ended: a rank's last words."""
-    rank, pipe = scene.rank(0, rank=0)
-    scene.say(0, Kind.TEXT, 7, b"first ")
-    scene.say(0, Kind.CLOSED, 7)
-    assert rank.receive() is None
-    scene.say(0, Kind.TEXT, 7, b"last words")
-    scene.say(0, Kind.TEXT_ENDED, 7)
-    text = b""
-    while piece := os.read(pipe, 1000):
-        text += piece
-    assert text == b"first last words"
-    rank.close()
-    os.close(pipe)
-
-
 def test_values_go_to_the_nodes_once(scene: Scene) -> None:
     """Whatever number of ranks the kernel sends them to."""
     segment = Segment.of([memoryview(b"x" * 600_000)])
@@ -165,20 +149,6 @@ def test_values_go_to_the_nodes_once(scene: Scene) -> None:
         assert scene.next_frame().kind is Kind.CLOSED
     assert sent == b"x" * 600_000
     segment.close()
-
-
-def test_values_come_back_as_shared_memory(scene: Scene) -> None:
-    rank, pipe = scene.rank(1, rank=1)
-    for piece in (b"abc", b"defgh"):
-        scene.say(1, Kind.SEGMENT, 7, piece)
-    results = Results(rank=1, names=("x",), sizes=(8,))
-    scene.say(1, Kind.MESSAGE, 7, encode(results))
-    assert _received(rank) == [results]
-    fd = rank.take_fd()
-    assert os.pread(fd, 100, 0) == b"abcdefgh"
-    for each in (fd, pipe):
-        os.close(each)
-    rank.close()
 
 
 def test_the_cell_goes_to_the_nodes_once(scene: Scene, tmp_path: Path) -> None:
@@ -203,20 +173,6 @@ def test_the_cell_goes_to_the_nodes_once(scene: Scene, tmp_path: Path) -> None:
     assert scene.relay.ended.wait(HANG_S)
     assert (cell.parent / "x.rank1.pt").read_text() == "saved"
     assert not (tmp_path / "evil").exists()
-
-
-def test_a_file_that_grows(scene: Scene, tmp_path: Path) -> None:
-    """What continues a file that nobody wants any more is dropped; one that is gone is removed."""
-    for name, at, content in (
-        ("a", 0, b"one "), ("a", 4, b"two"), ("gone", 0, b"x"), ("gone", -1, b""), ("late", 4, b"x")
-    ):  # fmt: skip
-        head = json.dumps({"folder": "", "name": name, "at": at}).encode()
-        scene.say(1, Kind.FILE, 0, head + b"\0" + content)
-    scene.job.end()
-    assert scene.relay.ended.wait(HANG_S)
-    assert (tmp_path / "a").read_bytes() == b"one two"
-    assert not (tmp_path / "gone").exists()
-    assert not (tmp_path / "late").exists()
 
 
 def test_a_broken_stream_ends_the_job(scene: Scene) -> None:
