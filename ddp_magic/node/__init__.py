@@ -3,7 +3,9 @@
 forkserver, preloader, imports, trial   imports libraries, and forks
 become_agent, agent, elastic, ranks     from its fork to an agent; torch's agent; its ranks
 torchrun                                in place of these, with `--cold`
-far_relay, node_directory               one of several nodes: stands there for the kernel
+far_relay                               one of several nodes: stands there for the kernel
+node_connections, kernel_stream         what it carries, from agent and ranks to the kernel and back
+node_directory, file_sender             the run's files there
 agent_child, node_agent, rendezvous     its agent, held and running; where nodes meet (`address`)
 
 When the kernel dies, each process ends by itself: `agent` kills its ranks, each rank kills itself
