@@ -17,6 +17,9 @@ from ddp_magic.display.text.rank_text import RankText
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.worker_events import DisplayData
 
+PAGE_S = 0.25  # between two updates of a page
+MANY_PAGES = 8  # of more ranks, the pages are updated more rarely
+
 
 class RankDisplays:
     """The displays of the ranks of one cell.
@@ -30,6 +33,7 @@ class RankDisplays:
         self._places = DisplayPlaces((), outputs.room)
         self._journal: Journal | None = None
         self._run_id = self._id = ""
+        self._last_pages = 0.0
         self._late: dict[str, str] = {}  # of displays, in a terminal
         self._unlabelled: set[str] = set()  # names of displays that have no label inside
 
@@ -95,6 +99,11 @@ class RankDisplays:
             name = self._name(event, text)
             self._journal.display(event.data, metadata, name, update=event.update, hidden=True)
 
+    def drop_kept(self, rank: int) -> None:
+        """Drop what was kept of a rank that is not shown."""
+        if self._journal is not None:
+            self._journal.clear(rank)
+
     def put(self, data: Mapping[str, Any], metadata: Mapping[str, Any], name: str) -> None:
         """Show a display, or the new content of the one of this name, as the journal has it."""
         ours = metadata.get("ddp", {})
@@ -152,14 +161,30 @@ class RankDisplays:
             return ""
         return f"the last of {place.shares} displays; %ddp_show {self._run_id} shows all"
 
-    def show_page(self, rank: int, page: Page, *, final: bool) -> None:
-        """Show what has changed in the page of a rank.
+    def show_pages(
+        self,
+        pages: Mapping[int, Page],
+        now: float,
+        *,
+        at_once: bool = False,
+        final: bool = False,
+    ) -> None:
+        """Show what has changed in the pages of the ranks, unless that was done just now.
 
         Args:
-            rank: Whose it is.
-            page: The page.
-            final: Whether nothing more comes for it.
+            pages: The pages, by rank.
+            now: Time, in seconds.
+            at_once: Show it anyway.
+            final: Whether nothing more comes for them.
         """
+        soon = now - self._last_pages < PAGE_S * max(1, len(pages) / MANY_PAGES)
+        if soon and not (at_once or final):
+            return
+        self._last_pages = now
+        for rank, page in pages.items():
+            self._show_page(rank, page, final=final)
+
+    def _show_page(self, rank: int, page: Page, *, final: bool) -> None:
         for content in page.changes(final=final):
             metadata = {**content.metadata, "ddp": {"rank": rank, "page": True}}
             name = f"{self._id}-{rank}-page{content.place}"

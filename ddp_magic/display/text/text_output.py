@@ -1,7 +1,8 @@
 """The text of all ranks on the screen, in one order with their displays.
 
-Text is written at most every `FLUSH_S` seconds, in one piece, because a Jupyter server silently
-drops messages that arrive faster than 1000 a second. What comes after a silence is shown at once.
+Text is written at most every `written_lines.FLUSH_S` seconds, in one piece, because a Jupyter
+server silently drops messages that arrive faster than 1000 a second. What comes after a silence is
+shown at once.
 """
 
 from __future__ import annotations
@@ -19,16 +20,11 @@ from ddp_magic.display.text.fold import Fold
 from ddp_magic.display.text.page import Page
 from ddp_magic.display.text.rank_text import RankText
 from ddp_magic.display.text.throttle import BYTES_BURST, BYTES_PER_S, Bucket
+from ddp_magic.display.text.written_lines import FLUSH_S, WrittenLines
 from ddp_magic.wire.kernel_events import Stream
 from ddp_magic.wire.worker_events import DisplayData
 
-FLUSH_S = 0.05
-# A front end draws all of a text anew when something is added: the longer it is, the more rarely.
-FLUSH_LINES = 250  # are written every `FLUSH_S`, twice as many every 2 `FLUSH_S`
-MAX_FLUSH_S = 0.5
 PARTIAL_S = 0.2  # an unfinished line is shown when nothing follows for this long
-PAGE_S = 0.25  # between two updates of a page
-MANY_PAGES = 8  # of more ranks, the pages are updated more rarely
 
 
 class TextOutput:
@@ -52,16 +48,9 @@ class TextOutput:
         self._came = 0.0  # when the first of them came
         self._fold: Fold[DisplayData] = Fold(())
         self._shown: tuple[int, ...] = ()
-        self._out: list[str] = []
-        self._asked: tuple[int, str] | None = None  # in a terminal: the open question
-        self._has_box = False  # whether the front end shows the box of a question
-        self._open_rank: int | None = None  # the rank whose unfinished line ends the screen
-        self._open_number = 0  # of outputs, when that line was written
-        self._last_write = 0.0
-        self._last_pages = 0.0
+        self._written = WrittenLines(outputs, clock)
         self._cell_labels: Mapping[str, str] = {}
         self._logs = ""
-        self._journal: Journal | None = None
 
     def start(self, record: RunRecord, shown: Iterable[int], journal: Journal | None) -> None:
         """Begin a run.
@@ -77,7 +66,7 @@ class TextOutput:
         self._shown = tuple(shown)
         self._fold = Fold(self._shown)
         self._cell_labels, self._logs = record.cell_labels, str(record.logs)
-        self._journal = journal
+        self._written.start(journal)
 
     def resize(self, nproc: int) -> None:
         """Wait for lines of so many ranks only, of those that the run began with."""
@@ -96,8 +85,8 @@ class TextOutput:
             self._displays.keep(event, self._texts[event.rank])
             return
         self._feed()
-        if self._open_rank == event.rank:
-            self._end_line()
+        if self._written.open_rank == event.rank:
+            self._written.end_line()
         now = self._clock()
         for text in self._texts.values():  # bars that have ended stand above it
             if text.rank == event.rank or now - text.last_text > FLUSH_S:
@@ -114,8 +103,7 @@ class TextOutput:
             wait: Whether its output stays until something follows.
         """
         if not self._fold.shows(rank):
-            if self._journal is not None:
-                self._journal.clear(rank)
+            self._displays.drop_kept(rank)
             return
         text = self._texts[rank]
         self._feed()
@@ -124,7 +112,7 @@ class TextOutput:
             self._queue(text, [partial])
         self._show([((rank,), item) for item in self._fold.take_all(rank)])
         if text.page is None:
-            self._write()
+            self._written.flush()
             text.page, text.has_old_output = Page(rank, text.log), True
         text.page.clear(wait=wait)
         if not wait:
@@ -135,55 +123,33 @@ class TextOutput:
         if not text.has_old_output:
             return
         text.has_old_output = False
-        self._write()
-        self._outputs.remove(text.rank)
-        if self._journal is not None:
-            self._journal.clear(text.rank)
-        if self._open_rank == text.rank:
-            self._open_rank = None
+        self._written.remove(text.rank)
 
     def note(self, line: str) -> None:
         """Show a line of ddp_magic's own, below all that has come."""
         self._flush(final=True)
-        self._write_lines([line])
-        self._write()
+        self._written.add([line])
+        self._written.flush()
 
     def ask(self, rank: int, prompt: str) -> None:
         """Show all that was written before a question; in a terminal, the question too.
 
-        A front end's input box has the question in it. What the rank writes is shown from now on.
+        What the rank writes is shown from now on.
         """
         self._fold.show_too(rank)
         self._flush(final=True)
         if self._texts[rank].lines.partial:
             self._write_partial(self._texts[rank])
         # A box breaks the line that it stands below; a terminal's own question goes on after it.
-        if self._outputs.shows_displays or self._open_rank not in (None, rank):
-            self._end_line()
-        self._write()
-        self._publish_pages(float("inf"))
-        self._has_box = self._outputs.shows_displays
-        if not self._has_box:
-            self._asked = (rank, prompt)
-            self._write_question(rank, prompt)
-
-    def _write_question(self, rank: int, prompt: str) -> None:
-        self._outputs.write(prompt if self._open_rank == rank else f"{label([rank])} {prompt}")
-        self._open_rank, self._open_number = rank, self._outputs.number
+        if self._outputs.shows_displays or self._written.open_rank not in (None, rank):
+            self._written.end_line()
+        self._written.flush()
+        self._publish_pages(at_once=True)
+        self._written.ask(rank, prompt)
 
     def close_question(self, rank: int, line: str) -> None:
         """Keep question and answer, which the front end or the terminal has shown."""
-        if line:
-            self._outputs.note_answer(line)
-        elif self._has_box:
-            self._outputs.remove_box()
-        self._has_box = False
-        if line and self._journal is not None:
-            self._journal.text(line + "\n")
-        if self._asked is not None and self._asked[0] == rank:
-            self._asked = None
-            if line and self._open_rank == rank:
-                self._open_rank = None  # Enter has ended the line
+        self._written.close_question(rank, line)
 
     # --- what is shown ------------------------------------------------------------------------
 
@@ -192,12 +158,7 @@ class TextOutput:
         """Time until a `tick` has text to show, in seconds; infinity if there is none."""
         now = self._clock()
         due = now if self._incoming else self._fold.due
-        return max(0.0, due - now, self._last_write + self._flush_s - now)
-
-    @property
-    def _flush_s(self) -> float:
-        """Time between two writes, in seconds."""
-        return min(MAX_FLUSH_S, FLUSH_S * (1 + self._outputs.lines_of_text // FLUSH_LINES))
+        return max(0.0, due - now, self._written.due - now)
 
     @property
     def bars(self) -> dict[int, tuple[str, ...]]:
@@ -207,15 +168,14 @@ class TextOutput:
     @property
     def ends_a_line(self) -> bool:
         """Whether no unfinished line is on the screen."""
-        return self._open_rank is None
+        return self._written.open_rank is None
 
     def tick(self) -> None:
         """Show what is due."""
-        now = self._clock()
-        if now - self._last_write >= self._flush_s:
+        if self._clock() >= self._written.due:
             self._flush()
             self._outputs.redraw(self._logs)
-        self._publish_pages(now)
+        self._publish_pages()
 
     def end(self) -> None:
         """Show what is left of the ranks' text, and let what follows begin anew."""
@@ -224,14 +184,14 @@ class TextOutput:
         for text in self._texts.values():
             lines = text.throttle.admit(text.lines.end(), now)
             lines += text.throttle.release(now, final=True)
-            if text.rank == self._open_rank and lines and text.lines.continues:
-                self._out.append(lines.pop(0))  # the rest of the line on the screen
+            if text.rank == self._written.open_rank and lines and text.lines.continues:
+                self._written.add_unfinished(text.rank, lines.pop(0))  # of the line on the screen
             self._queue(text, lines)
         self._show(self._fold.release(now, final=True))
-        self._write()
+        self._written.flush()
         self._outputs.redraw(self._logs)
-        self._publish_pages(now, final=True)
-        self._end_line()
+        self._publish_pages(final=True)
+        self._written.end_line()
         self._displays.end()
         for text in self._texts.values():
             text.end()
@@ -255,25 +215,19 @@ class TextOutput:
                 self._write_partial(text)
             if text.is_settled:
                 del self._unsettled[text.rank]
-        self._write()
+        self._written.flush()
 
     def _feed(self) -> None:
         """Split what has come into lines, and let them wait for those of the other ranks."""
         now = self._clock()
-        if self._open_rank is not None and self._outputs.number != self._open_number:
-            # The table has moved below the line: the rest of it starts a new one.
-            self._open_rank = None
-            if self._journal is not None:
-                self._journal.text("\n")
+        self._written.leave_behind()
         incoming, self._incoming = self._incoming, []
         for piece in _join(incoming):
             text = self._texts[piece.rank]
             text.last_text = now
             lines = text.lines.feed(piece.text, piece.writer, begins=piece.begins)
-            if lines and self._open_rank == piece.rank and text.lines.continues:
-                # The beginning of this line is already on the screen.
-                self._out.append(lines.pop(0) + "\n")
-                self._open_rank = None
+            if lines and self._written.open_rank == piece.rank and text.lines.continues:
+                self._written.finish_line(lines.pop(0))  # its beginning is on the screen
             self._admit(text, lines, self._came)
 
     def _admit(self, text: RankText, lines: list[str], came: float | None = None) -> None:
@@ -305,15 +259,7 @@ class TextOutput:
             self._remove_old(text)
             text.page.add([line])
         else:
-            self._write_lines([f"{label(ranks)} {line}"])
-
-    def _write_lines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            if self._open_rank is not None:
-                self._out.append("\n")
-                # Another rank's line breaks it: the rest of it starts a new line.
-                self._open_rank = None
-            self._out.append(line + "\n")
+            self._written.add([f"{label(ranks)} {line}"])
 
     def _write_partial(self, text: RankText) -> None:
         if not self._fold.shows(text.rank):
@@ -322,48 +268,19 @@ class TextOutput:
         if not piece:
             return
         text.lines.take_partial()
-        if self._open_rank == text.rank:
-            self._out.append(piece)
-            return
-        if self._open_rank is not None:
-            self._out.append("\n")
-        self._out.append(f"{label([text.rank])} {piece}")
-        self._open_rank = text.rank
+        self._written.add_unfinished(text.rank, piece)
 
-    def _write(self) -> None:
-        if self._out:
-            text = "".join(self._out)
-            if self._journal is not None:
-                self._journal.text(text)
-            self._outputs.write(text)
-            self._open_number = self._outputs.number
-            self._last_write = self._clock()
-            self._out = []
-            if self._asked is not None and self._open_rank is None:
-                self._write_question(*self._asked)  # the text has broken its line
-
-    def _publish_pages(self, now: float, *, final: bool = False) -> None:
+    def _publish_pages(self, *, at_once: bool = False, final: bool = False) -> None:
         pages = {rank: text.page for rank, text in self._texts.items() if text.page is not None}
-        if not final and now - self._last_pages < PAGE_S * max(1, len(pages) / MANY_PAGES):
-            return
-        self._last_pages = now
-        for rank, page in pages.items():
-            self._displays.show_page(rank, page, final=final)
+        self._displays.show_pages(pages, self._clock(), at_once=at_once, final=final)
 
     def _display(self, event: DisplayData) -> None:
         text = self._texts[event.rank]
         if text.page is None:
-            self._end_line()
+            self._written.end_line()
         else:
             self._remove_old(text)
         self._displays.show(event, text)
-
-    def _end_line(self) -> None:
-        """Write the pending text; a display that follows ends an unfinished line."""
-        if self._open_rank is not None:
-            self._out.append("\n")
-            self._open_rank = None
-        self._write()
 
 
 def _join(pieces: list[Stream]) -> list[Stream]:

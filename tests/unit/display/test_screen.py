@@ -17,17 +17,13 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from ddp_magic.display.journal import past_run
 from ddp_magic.display.outputs import MAX_OUTPUTS, Outputs
 from ddp_magic.display.rank import Rank
+from ddp_magic.display.rank_displays import PAGE_S
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import HEAD_AFTER_S, TABLE_AFTER_S, TABLE_S, CellScreen
 from ddp_magic.display.text.fold import HOLD_S
 from ddp_magic.display.text.page import MAX_WAITS
-from ddp_magic.display.text.text_output import (
-    FLUSH_LINES,
-    FLUSH_S,
-    MAX_FLUSH_S,
-    PAGE_S,
-    PARTIAL_S,
-)
+from ddp_magic.display.text.text_output import PARTIAL_S
+from ddp_magic.display.text.written_lines import FLUSH_LINES, FLUSH_S, MAX_FLUSH_S
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     Doing,
@@ -785,6 +781,15 @@ def test_what_was_written_is_shown_before_a_question(cell: Cell) -> None:
     cell.screen.take(QuestionOpened(rank=1, prompt="? "))
     assert cell.written() == "[rank 0] a\n[rank 1] who\n"
     assert cell.show(text(1, "after\n")) == "[rank 1] after\n"
+
+
+def test_a_page_goes_on_after_a_question(cell: Cell) -> None:
+    """What it has is shown before the question, what follows as ever."""
+    cell.show(_clear(0), text(0, "one\n"))
+    cell.show(QuestionOpened(rank=1, prompt="? "), QuestionClosed(rank=1, number=1, line="x"))
+    _wait_for_page(cell)
+    cell.show(text(0, "two\n"), wait_s=2 * PAGE_S)
+    assert _pages(cell)[-1][0]["text/plain"] == "[rank 0] one\n[rank 0] two"
 
 
 def test_a_rank_that_asks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
