@@ -38,7 +38,7 @@ How a rank starts, from the cell to its first message::
    agent; `run_worker` there sets its variables.
 8. `worker/worker.py`, `main`: connects to the socket, sends `WorkerHello` with the read end of its
    stdout and stderr, makes the process group, and waits for commands.
-9. `kernel/worker_group/connections.py`, `Connections._welcome`: the rank is a member of the group.
+9. `kernel/worker_group/members.py`, `Members.welcome`: the rank is a member of the group.
 
 After a failure torch's agent may restart the ranks (`--max-restarts`), from step 6. The first hello
 of the new attempt makes the kernel read what the old ranks have left, and forget them

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ddp_magic.engines import Engine
 from ddp_magic.kernel.worker_group.agents import KILL_PATIENCE_S, Agents
-from ddp_magic.kernel.worker_group.connections import ATTEMPT_END_S, Connections
+from ddp_magic.kernel.worker_group.attempts import END_S
+from ddp_magic.kernel.worker_group.connections import Connections
 from ddp_magic.kernel.worker_group.outbox import Outbox
 from ddp_magic.system import processes
 from ddp_magic.system.gpu_locks import GpuLocks
@@ -81,7 +82,7 @@ class WorkerGroup:
         max_restarts: int = 0,
         gpu_locks: GpuLocks | None = None,
         lost_s: float = LOST_S,
-        attempt_end_s: float = ATTEMPT_END_S,
+        attempt_end_s: float = END_S,
         agent_end_s: float = AGENT_END_S,
     ) -> None:
         self.directory = directory

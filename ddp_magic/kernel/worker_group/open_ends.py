@@ -13,11 +13,17 @@ End: TypeAlias = Channel | Listener | int  # an int is a descriptor
 
 
 class OpenEnds:
-    """Waits for the open ends, and reads those that are readable."""
+    """Waits for the open ends, and reads those that are readable.
 
-    def __init__(self) -> None:
+    Args:
+        order: Returns a lower number for an end that must be read before others.
+    """
+
+    def __init__(self, order: Callable[[End], int]) -> None:
+        self._order = order
         self._selector = selectors.DefaultSelector()
         self._reads = 0
+        self._watched_fd = -1
 
     def __iter__(self) -> Iterator[Any]:
         return iter([key.fileobj for key in self._selector.get_map().values()])
@@ -30,23 +36,28 @@ class OpenEnds:
         """Forget an end, before it is closed."""
         self._selector.unregister(end)
 
-    def read(
-        self,
-        timeout_s: float,
-        order: Callable[[End], int],
-        only: Collection[End] | None = None,
-    ) -> list[RunEvent]:
+    def watch(self, fd: int) -> None:
+        """Let `read` return when this descriptor becomes readable; -1 for no descriptor."""
+        if fd == self._watched_fd:
+            return
+        if self._watched_fd >= 0:
+            self.remove(self._watched_fd)
+        if fd >= 0:
+            self.add(fd, lambda _fd: [])
+        self._watched_fd = fd
+
+    def read(self, timeout_s: float, only: Collection[End] | None = None) -> list[RunEvent]:
         """Read what is readable, after waiting at most `timeout_s` for something to be.
 
         Args:
             timeout_s: Longest wait, in seconds.
-            order: Returns a lower number for an end that must be read before others.
             only: Ends to read; None for all.
         """
         events: list[RunEvent] = []
         self._reads += 1
         number = self._reads
-        for key in sorted(self._readable(timeout_s, only), key=lambda key: order(key.fileobj)):
+        readable = self._readable(timeout_s, only)
+        for key in sorted(readable, key=lambda key: self._order(key.fileobj)):
             if self._is_open(key):  # reading another one may have closed it
                 events += key.data(key.fileobj)
             if self._reads != number:  # it has read other ends: they may not be readable any more

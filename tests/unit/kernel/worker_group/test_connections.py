@@ -15,14 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ddp_magic.kernel.worker_group.connections import (
-    HELLO_BYTES,
-    MAX_COMPLAINTS,
-    MAX_STRANGERS,
-    MAX_UNUSED_FDS,
-    Connections,
-)
+from ddp_magic.kernel.worker_group.complaints import MAX_COMPLAINTS
+from ddp_magic.kernel.worker_group.connections import MAX_UNUSED_FDS, Connections
 from ddp_magic.kernel.worker_group.group import WorkerGroup
+from ddp_magic.kernel.worker_group.strangers import HELLO_BYTES, MAX_STRANGERS
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import encode

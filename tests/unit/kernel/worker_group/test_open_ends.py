@@ -33,7 +33,7 @@ def _read(end: int) -> list[RunEvent]:
 
 
 def _ends(pipes: list[int], read: Callable[[int], list[RunEvent]] = _read) -> OpenEnds:
-    ends = OpenEnds()
+    ends = OpenEnds(_backwards)
     for pipe in pipes:
         ends.add(pipe, read)
     return ends
@@ -46,16 +46,16 @@ def _texts(events: list[RunEvent]) -> list[int]:
 def test_ends_are_read_in_their_order(pipes: list[int]) -> None:
     ends = _ends(pipes)
     assert ends.pending()
-    assert _texts(ends.read(0, _backwards)) == sorted(pipes, reverse=True)
+    assert _texts(ends.read(0)) == sorted(pipes, reverse=True)
     assert not ends.pending()
-    assert ends.read(0, _backwards) == []
+    assert ends.read(0) == []
 
 
 def test_only_some_are_read(pipes: list[int]) -> None:
     """The others keep what they have."""
     ends = _ends(pipes)
-    assert _texts(ends.read(0, _backwards, only={pipes[1]})) == [pipes[1]]
-    assert set(_texts(ends.read(0, _backwards))) == {pipes[0], pipes[2]}
+    assert _texts(ends.read(0, only={pipes[1]})) == [pipes[1]]
+    assert set(_texts(ends.read(0))) == {pipes[0], pipes[2]}
 
 
 def test_an_end_that_another_removed_is_not_read(pipes: list[int]) -> None:
@@ -67,5 +67,15 @@ def test_an_end_that_another_removed_is_not_read(pipes: list[int]) -> None:
         return _read(end)
 
     ends = _ends(pipes, read)
-    assert _texts(ends.read(0, _backwards)) == [max(pipes)]
+    assert _texts(ends.read(0)) == [max(pipes)]
     assert [*ends] == [max(pipes)]
+
+
+def test_a_descriptor_that_is_watched_ends_the_wait(pipes: list[int]) -> None:
+    """Nothing is read from it; another may take its place."""
+    ends = OpenEnds(_backwards)
+    for pipe in (*pipes, -1):
+        ends.watch(pipe)
+        assert [*ends] == [pipe] * (pipe >= 0)
+        assert ends.read(0) == []
+        assert ends.pending() is (pipe >= 0)
