@@ -45,7 +45,7 @@ of the new attempt makes the kernel read what the old ranks have left, and forge
 (`Connections._restart`).
 
 In a range of nodes (`-N 1:2`) the ranks are also restarted if a node is lost, which ends the agents
-of all: the group starts again at step 2, without that node (`WorkerGroup._place_again`).
+of all: the group starts again at step 2, without that node (`Placement.place_again`).
 
 On several nodes, step 2 is `engines/remote.py`, `Remote.start`: the engine (`engines/slurm.py` or
 `engines/ray.py`) starts `node/far_relay.py`, `main`, on each node, and that `node/node_agent.py`,

@@ -13,8 +13,6 @@ from ddp_magic.wire.events import AgentHello
 from ddp_magic.wire.kernel_events import RunEvent
 from ddp_magic.wire.worker_events import WorkerHello
 
-END_S = 3.0  # for the end of the ranks' connections and text before they are restarted
-
 
 class Attempts:
     """Knows which attempt this is, and reads what is left of it before the next one.

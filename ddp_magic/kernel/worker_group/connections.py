@@ -18,7 +18,7 @@ from dataclasses import replace
 from ddp_magic.errors import LaunchError, ProtocolError
 from ddp_magic.kernel.worker_group import admission
 from ddp_magic.kernel.worker_group.agent_connections import AgentConnections
-from ddp_magic.kernel.worker_group.attempts import END_S, Attempts
+from ddp_magic.kernel.worker_group.attempts import Attempts
 from ddp_magic.kernel.worker_group.complaints import Complaints
 from ddp_magic.kernel.worker_group.member import Member
 from ddp_magic.kernel.worker_group.members import Members
@@ -29,8 +29,8 @@ from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import decode
 from ddp_magic.wire.commands import Command
 from ddp_magic.wire.events import AgentDone, AgentHello, Event, WorkerExited
-from ddp_magic.wire.kernel_events import OutsideEnd, PulledValues, Restarted, RunEvent
-from ddp_magic.wire.worker_events import ClearOutput, DisplayData, Question, Results, WorkerHello
+from ddp_magic.wire.kernel_events import OutsideEnd, Restarted, RunEvent
+from ddp_magic.wire.worker_events import WorkerHello
 
 MAX_UNUSED_FDS = 4  # that a connection may have sent without a use
 
@@ -57,7 +57,7 @@ class Connections:
         nproc: int,
         hello_s: float = HELLO_S,
         max_restarts: int = 0,
-        attempt_end_s: float = END_S,
+        attempt_end_s: float = 0.0,
         agents_stay: bool = False,
     ) -> None:
         self._ends = OpenEnds(self._order)
@@ -218,6 +218,8 @@ class Connections:
             return self._complaints.note(f"an invalid message of {who} was ignored: {error}")
 
     def _take(self, channel: Channel, message: Command | Event) -> list[RunEvent]:
+        if (rank := self._members.rank_of(channel)) is not None:
+            return self.members[rank].take(message)  # type: ignore[arg-type]  # checked: a rank's
         match message:
             case AgentHello():
                 self._strangers.prove(channel)
@@ -230,13 +232,6 @@ class Connections:
                 self._attempts.use()
             case WorkerExited(rank=rank):
                 self._attempts.exited.add(rank)
-            case Results(names=(_, *_)):
-                fd = admission.take_buffers(channel, message.sizes)
-                return [PulledValues(results=message, fd=fd)]
-            case Results():
-                return [PulledValues(results=message, fd=None)]
-            case DisplayData() | ClearOutput() | Question():
-                return list(self.members[message.rank].take_output(message))
             case _:
                 pass
         return [message]  # type: ignore[list-item]  # commands never come up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,12 +14,21 @@ from pathlib import Path
 import psutil
 
 from ddp_magic.display.text.log_text import LogText
-from ddp_magic.kernel.worker_group.admission import take_pipe
+from ddp_magic.kernel.worker_group.admission import take_buffers, take_pipe
+from ddp_magic.system import processes
 from ddp_magic.system.run_directory import append
 from ddp_magic.wire.channel import Channel
-from ddp_magic.wire.kernel_events import RunEvent, Stream
+from ddp_magic.wire.kernel_events import PulledValues, Rejoined, RunEvent, Stream
 from ddp_magic.wire.marks import MarkSplitter, Writer
-from ddp_magic.wire.worker_events import ClearOutput, DisplayData, Question, WorkerHello
+from ddp_magic.wire.worker_events import (
+    ClearOutput,
+    DisplayData,
+    Question,
+    Results,
+    WorkerEvent,
+    WorkerHello,
+    WorkerReady,
+)
 
 
 def _utf8() -> codecs.IncrementalDecoder:
@@ -34,6 +44,7 @@ class Member:
         process: None where the process that connected is not ours to signal.
         pid: What the rank calls its process; on another node it is of no use here.
         node: Name of that node; empty for this machine.
+        device: What it computes on; empty until it has said so.
         written: Bytes in its log.
         log_error: Why its text could not be logged.
         unconnected_since: When its connection ended, on the monotonic clock, s.
@@ -47,6 +58,7 @@ class Member:
     log: Path
     pid: int | None = None
     node: str = ""
+    device: str = ""
     written: int = 0
     log_error: OSError | None = None
     unconnected_since: float | None = None
@@ -85,6 +97,23 @@ class Member:
             return self.process is None or self.process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+    def dump_stack(self) -> bool:
+        """Let it write its stack to its file; return whether its process is ours to signal."""
+        if self.process is None:
+            return False
+        processes.kill(self.process, signal.SIGUSR1)
+        return True
+
+    def rejoined(self) -> Rejoined:
+        """Return that another cell of its session begins."""
+        return Rejoined(
+            rank=self.rank,
+            pid=self.pid,
+            node=self.node,
+            device=self.device,
+            log_bytes=self.written,
+        )
 
     def take_text(self, data: bytes) -> Iterator[RunEvent]:
         """Log what the rank wrote, and yield what is complete."""
@@ -131,11 +160,25 @@ class Member:
         except OSError as error:  # a full disk costs the log, not the run
             self.log_error = error
 
-    def take_output(self, event: DisplayData | ClearOutput | Question) -> Iterator[RunEvent]:
-        """Take a rich output, and yield what is complete."""
-        self._outputs[event.mark] = event
-        self._last_mark = max(self._last_mark, event.mark)
-        return self.ordered()
+    def take(self, event: WorkerEvent) -> list[RunEvent]:
+        """Take what it says, and return what is complete: outputs in order, values with memory.
+
+        Raises:
+            ProtocolError: Values did not come with the memory that holds them.
+        """
+        match event:
+            case DisplayData() | ClearOutput() | Question():
+                self._outputs[event.mark] = event
+                self._last_mark = max(self._last_mark, event.mark)
+                return [*self.ordered()]
+            case Results():
+                fd = take_buffers(self.channel, event.sizes) if event.names else None
+                return [PulledValues(results=event, fd=fd)]
+            case WorkerReady():
+                self.device = event.device
+            case _:
+                pass
+        return [event]
 
     def ordered(self, *, final: bool = False) -> Iterator[RunEvent]:
         """Yield text and rich outputs in the order in which the rank made them.

@@ -32,6 +32,11 @@ class Outbox:
         if len(self._welcomed) < self._nproc:
             self._kept.append((command, None if fd is None else os.dup(fd)))
 
+    def send_to(self, rank: int, command: Command) -> None:
+        """Send a command to one rank, if it has connected."""
+        if (member := self._members.get(rank)) is not None:
+            member.channel.send(command)
+
     def share(self, number: int, segment: Segment) -> None:
         """Send shared memory to every rank, unless it was sent before."""
         if number not in self._segments:

@@ -212,5 +212,5 @@ def test_a_new_session_has_a_group_that_is_kept() -> None:
     """By the options of its first cell."""
     session = Session.of(Options(nproc=3, session="lab"))
     assert session.name == "lab"
-    assert (session.group.nproc, session.group.kept, session.group.started) == (3, True, False)
+    assert (session.options.nproc, session.group.kept, session.group.started) == (3, True, False)
     session.group.close()

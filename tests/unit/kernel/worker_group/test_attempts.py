@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddp_magic.kernel.worker_group.group import WorkerGroup
+from ddp_magic.kernel.worker_group.patience import Patience
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.commands import Exit, Interrupt, SharedMemory
@@ -141,7 +142,7 @@ def test_a_stranger_restarts_no_ranks_that_are_there(
     tmp_path: Path, hello: AgentHello | WorkerHello
 ) -> None:
     """It is disconnected, and they are unharmed."""
-    scene = Scene(tmp_path, max_restarts=2, attempt_end_s=0.0)
+    scene = Scene(tmp_path, max_restarts=2, patience=Patience(attempt_end_s=0.0))
     stranger = connect(str(scene.path))
     stranger.send(hello)
     assert scene.poll() == []

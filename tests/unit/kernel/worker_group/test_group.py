@@ -15,7 +15,6 @@ from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.commands import Command, Exit, Interrupt, Kill, NewGroup, SharedMemory
 from ddp_magic.wire.events import AgentDone, AgentHello, Event
 from ddp_magic.wire.kernel_events import (
-    ConnectionLost,
     Doing,
     GroupEnded,
     Note,
@@ -140,15 +139,6 @@ def test_ranks_that_are_kept_abort_their_collectives(scene: Scene) -> None:
     assert _received(scene.agent) == [Kill(ranks=(1,))]
 
 
-def test_when_interrupted_ranks_have_ended_their_keepers_do(scene: Scene) -> None:
-    """torchrun's wait for one another."""
-    scene.group.interrupt([0, 1], keep=False)
-    scene.agent.send(exited(0, 1))
-    scene.agent.send(exited(1, 1))
-    scene.poll()
-    assert _received(scene.agent) == [Interrupt(), Kill()]
-
-
 def test_a_start_that_is_killed(tmp_path: Path) -> None:
     """Before the agent has connected, it is ended by its engine."""
     engine = FakeEngine()
@@ -190,60 +180,6 @@ def test_news_of_the_start(scene: Scene) -> None:
     assert scene.notes == ["transformers is left to the ranks"]
     scene.engine.agent.waiting = ""
     assert scene.poll() == [Doing(text="")]
-    assert scene.poll() == []
-
-
-def test_a_rank_that_lost_its_connection_is_ended(tmp_path: Path) -> None:
-    """Once its process has had time to end by itself, and nobody reported that it has."""
-    scene = Scene(tmp_path, lost_s=0.0)
-    scene.ranks[1].channel.close()
-    (lost,) = scene.poll()
-    assert isinstance(lost, ConnectionLost)
-    assert lost.rank == 1
-    assert _received(scene.agent) == [Kill(ranks=(1,))]
-    assert scene.poll() == []
-    scene.close()
-
-
-def test_a_rank_that_has_ended_did_not_lose_its_connection(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, lost_s=0.0)
-    scene.agent.send(exited(1, 0))
-    scene.ranks[1].channel.close()
-    assert scene.poll() == [exited(1, 0)]
-    scene.close()
-
-
-def test_ranks_whose_agent_died_did_not_lose_their_connections(tmp_path: Path) -> None:
-    """Nobody can report their ends any more: they ended with it."""
-    scene = Scene(tmp_path, lost_s=0.0)
-    scene.agent.close()
-    scene.ranks[1].channel.close()
-    assert scene.poll() == []
-    scene.close()
-
-
-@pytest.mark.parametrize(
-    ("codes", "max_restarts", "ends"), [((0, 0), 2, True), ((0, 3), 0, True), ((0, 3), 2, False)]
-)
-def test_an_agent_that_outlives_its_ranks_is_ended(
-    tmp_path: Path, codes: tuple[int, int], max_restarts: int, ends: bool
-) -> None:
-    """It hangs, or somebody has stopped it; unless it may start them again."""
-    scene = Scene(tmp_path, agent_end_s=0.0, max_restarts=max_restarts)
-    scene.agent.send(exited(0, codes[0]))
-    scene.poll()
-    assert not scene.engine.agent.dead
-    scene.agent.send(exited(1, codes[1]))
-    scene.poll()
-    time.sleep(0.01)
-    scene.poll()
-    assert scene.engine.agent.dead is ends
-    scene.close()
-
-
-def test_a_connection_that_has_just_ended_is_no_loss_yet(scene: Scene) -> None:
-    """The news of its process's end is on its way."""
-    scene.ranks[1].channel.close()
     assert scene.poll() == []
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from ddp_magic.kernel.worker_group.member import Member
 from ddp_magic.wire.channel import Channel
 from ddp_magic.wire.events import Event
-from ddp_magic.wire.kernel_events import Stream
+from ddp_magic.wire.kernel_events import Rejoined, Stream
 from ddp_magic.wire.marks import MarkSplitter
 from ddp_magic.wire.worker_events import ClearOutput, DisplayData
+from tests.unit.fakes import ready
 
 
 def _member(tmp_path: Path) -> Member:
@@ -39,16 +40,16 @@ def test_outputs_stand_where_their_marks_stand(tmp_path: Path) -> None:
     """Whichever of mark and output arrives first."""
     member = _member(tmp_path)
     assert _text(member.take_text(b"aM;1\abM;2\ac")) == ["a"]
-    assert _text(member.take_output(_display(1))) == [1, "b"]
-    assert _text(member.take_output(ClearOutput(rank=1, mark=2))) == [2, "c"]
-    assert _text(member.take_output(_display(3))) == []
+    assert _text(member.take(_display(1))) == [1, "b"]
+    assert _text(member.take(ClearOutput(rank=1, mark=2))) == [2, "c"]
+    assert _text(member.take(_display(3))) == []
     assert _text(member.take_text(b"dM;3\ae")) == ["d", 3, "e"]
 
 
 def test_at_the_end_nothing_is_waited_for(tmp_path: Path) -> None:
     """A rank that died between an output and its mark loses neither text nor output."""
     member = _member(tmp_path)
-    assert _text(member.take_output(_display(2))) == []
+    assert _text(member.take(_display(2))) == []
     assert _text(member.take_text(b"aM;3\abM;")) == ["a"]
     assert _text(member.take_end()) == ["b", "M;", 2]
 
@@ -65,7 +66,7 @@ def test_the_log_has_the_text_without_marks(tmp_path: Path) -> None:
     """And each piece of text says how long the log is with it."""
     member = _member(tmp_path)
     (first,) = member.take_text(b"one\nM;1\atwo")
-    _, second = member.take_output(_display(1))
+    _, second = member.take(_display(1))
     assert isinstance(first, Stream)
     assert isinstance(second, Stream)
     assert (first.log_bytes, second.log_bytes) == (4, 7)
@@ -120,3 +121,11 @@ def test_the_size_of_the_log_counts_what_an_earlier_attempt_wrote(tmp_path: Path
     (event,) = _member(tmp_path).take_text(b"the second\n")
     assert isinstance(event, Stream)
     assert event.log_bytes == (tmp_path / "log").stat().st_size
+
+
+def test_a_session_finds_it_again(tmp_path: Path) -> None:
+    """With the device that it has told, and the size of its log."""
+    member = _member(tmp_path)
+    assert member.take(ready(1, "cuda:0")) == [ready(1, "cuda:0")]
+    list(member.take_text(b"one\n"))
+    assert member.rejoined() == Rejoined(rank=1, pid=None, device="cuda:0", log_bytes=4)

@@ -1,4 +1,4 @@
-"""A worker group in a range of nodes, of which some are lost: the engine places others."""
+"""The nodes of a group, of which some are lost: the engine places others."""
 
 from __future__ import annotations
 
