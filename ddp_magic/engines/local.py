@@ -8,25 +8,21 @@ import socket
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 
 from ddp_magic.engines import Engine, PlacedAgent
+from ddp_magic.engines.current_forkserver import CurrentForkserver
 from ddp_magic.engines.forked_agent import ForkedAgent
-from ddp_magic.engines.forkserver import Forkserver, current_rank_environment, open_log, unsupported
-from ddp_magic.engines.forkserver_process import LentProcess, StartedProcess
-from ddp_magic.engines.preload_record import PreloadRecord
+from ddp_magic.engines.forkserver import Forkserver
 from ddp_magic.engines.waiting_agents import WaitingAgents
 from ddp_magic.prelude import home
 from ddp_magic.system import libraries
-from ddp_magic.system.entry_points import FORKSERVER, last_words
+from ddp_magic.system.entry_points import FORKSERVER
 from ddp_magic.system.entry_points import command as entry_command
-from ddp_magic.system.environment import early_differences
 from ddp_magic.wire.events import Forked, ForkObstacle, Preloaded
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.specs import AgentSpec
 
-CLOSE_S = 5.0
 IMPORT_S = 30.0  # for a library while an agent waits; then a process of its own tries it
 STOPPED_S = 2.0  # for a forkserver; a profiler or a debugger stops it for a moment
 
@@ -35,7 +31,7 @@ class LocalEngine:
     """Has agents forked from this machine's forkserver.
 
     It starts one in the background, and another when that has died or what it has imported is out
-    of date. If there can be no forkserver, the fallback places the agents.
+    of date (`current_forkserver`). If there can be none, the fallback places the agents.
 
     Args:
         fallback: The engine that places agents without a forkserver.
@@ -44,25 +40,24 @@ class LocalEngine:
 
     def __init__(self, fallback: Engine, command: Sequence[str] = ()) -> None:
         self._fallback = fallback
-        self._command = command or entry_command(FORKSERVER)
         self._lock = threading.RLock()  # a cell may run in a thread of its own (a subshell)
-        self._log = open_log()
-        self._forkserver: Forkserver | None = None
-        self._started = False
-        self._record = PreloadRecord()
+        # One that dies between two cells is replaced at once.
+        self._current = CurrentForkserver(command or entry_command(FORKSERVER), self.look)
         self._seen: set[str] = set()  # modules of the notebook's process
         self._cell_words: set[str] = set()  # of all cells
         self._waiting = WaitingAgents()
-        self._restart_reason = ""
-        self._gave_up_in: dict[str, str] | None = None  # the environment in which it gave up
-        self.off = unsupported()
         if self.off:
             self._waiting.note(f"nothing is preloaded on {self.off}; torchrun starts the ranks")
 
     @property
     def used(self) -> bool:
         """Whether it has been asked for anything: to start, to import, to close."""
-        return self._started or bool(self._record.wanted) or bool(self.off)
+        return self._current.used
+
+    @property
+    def off(self) -> str:
+        """Why there is to be no forkserver; empty if there may be one."""
+        return self._current.off
 
     # --- the forkserver -----------------------------------------------------------------------
 
@@ -73,13 +68,7 @@ class LocalEngine:
             env: The environment of the ranks it is for; None for that of the kernel as it is.
         """
         with self._lock:
-            if not self.off and self._forkserver is None:
-                self._started = True
-                now = current_rank_environment() if env is None else env
-                process = StartedProcess(self._command, now, self._record, self._log)
-                self._forkserver = Forkserver(process, env, self._record)
-                # A forkserver that dies between two cells is replaced at once.
-                self._forkserver.watch(self.look)
+            self._current.launch(env)
 
     def lend(self, end: socket.socket, host_pid: int, env: dict[str, str]) -> None:
         """Have a forkserver forked for a host that has just been started, if there is one.
@@ -90,11 +79,9 @@ class LocalEngine:
             env: The environment of its ranks.
         """
         with self._lock, end:
-            if self.off or (forkserver := self._forkserver) is None:
-                return
-            self._drain()
-            if not forkserver.out_of_date(sys.path, env):
-                forkserver.lend(end.fileno(), host_pid)
+            if not self.off:
+                self._drain()
+                self._current.lend(end.fileno(), host_pid, env)
 
     def adopt(self, fd: int) -> None:
         """Use the forkserver that the notebook's has forked for this process, a host.
@@ -104,15 +91,12 @@ class LocalEngine:
                 starts one.
         """
         with self._lock:
-            self._started = True
-            self._forkserver = Forkserver(LentProcess(fd), None, self._record)
+            self._current.adopt(fd)
 
     def want(self, modules: Iterable[str]) -> None:
         """Have these libraries imported when the forkserver has nothing else to do."""
         with self._lock:
-            new = self._record.want(modules)
-            if self._forkserver is not None:
-                self._forkserver.preload(new)
+            self._current.want(modules)
 
     def follow(self, modules: Mapping[str, ModuleType]) -> None:
         """Keep up with the notebook: its libraries, its environment, its packages.
@@ -130,8 +114,9 @@ class LocalEngine:
             # Not while it imports: a library that the notebook has just imported may have set the
             # variable, and will set it in the forkserver too.
             # Nor while it forks: nobody would hear of the agent's end without its pidfd.
-            if self._forkserver is not None and self._forkserver.ready and not self._waiting:
-                self._retire_if_out_of_date(self._forkserver, sys.path)
+            forkserver = self._current.now
+            if forkserver is not None and forkserver.ready and not self._waiting:
+                self._current.retire_if_out_of_date(sys.path)
             self.launch()
 
     def begin_cell(self, modules: Mapping[str, ModuleType], text: str) -> None:
@@ -152,22 +137,7 @@ class LocalEngine:
             at_once: Also while it imports something. There are no agents.
         """
         with self._lock:
-            forkserver, self._forkserver = self._forkserver, None
-            self.off = "off"
-            if forkserver is not None:
-                if at_once:
-                    forkserver.kill()
-                forkserver.close()
-                forkserver.wait(CLOSE_S)
-
-    def _retire_if_out_of_date(
-        self, forkserver: Forkserver, sys_path: Iterable[str], env: Mapping[str, str] | None = None
-    ) -> bool:
-        if reason := forkserver.out_of_date(sys_path, env):
-            forkserver.close()
-            self._forkserver = None
-            self._restart_reason = reason
-        return bool(reason)
+            self._current.close(at_once=at_once)
 
     # --- its reports --------------------------------------------------------------------------
 
@@ -179,7 +149,7 @@ class LocalEngine:
             self._kill_if_stopped()
 
     def _drain(self) -> None:
-        while (forkserver := self._forkserver) is not None:
+        while (forkserver := self._current.now) is not None:
             reports = forkserver.receive()
             if reports is None:
                 self._replace_dead(forkserver)
@@ -209,7 +179,7 @@ class LocalEngine:
             if agent not in late:
                 self._request(agent)
         if agents == late:
-            self._retire_if_out_of_date(forkserver, agents[0].spec.sys_path, agents[0].env)
+            self._current.retire_if_out_of_date(agents[0].spec.sys_path, agents[0].env)
             self._explain_slow_start(agents[0])
             self._start_for_waiting()
         else:
@@ -217,20 +187,12 @@ class LocalEngine:
 
     def _replace_dead(self, forkserver: Forkserver) -> None:
         """Find out why it died, and start another one."""
-        forkserver.close()
-        self._forkserver = None
+        death = self._current.bury(forkserver)
         self._waiting.leave_undecided([])
-        if forkserver.lent:
-            self._start_for_waiting()
-            return
-        if forkserver.obstacle is not None:
-            death = self._record.add_obstacle(forkserver.obstacle)
-        else:
-            death = self._record.add_death(forkserver.importing, forkserver.wait(CLOSE_S) or 0)
-        if death.final:
+        if death is not None and death.final:
             self._give_up(death.reason, forkserver.env)
             return
-        if death.first:
+        if death is not None and death.first:
             slow = "this start is slow, the next one is not"
             self._waiting.note(
                 f"{death.reason}: {slow if self._waiting else 'another one was started'}"
@@ -244,9 +206,7 @@ class LocalEngine:
             self._request(agent)
 
     def _give_up(self, reason: str, env: dict[str, str]) -> None:
-        log = Path(f"/proc/self/fd/{self._log.fileno()}")
-        self.off = f"{reason}\n{last_words(log)}".strip()
-        self._gave_up_in = env
+        self._current.give_up(reason, env)
         self._waiting.note(f"{reason}: torchrun starts the ranks from now on")
         self._waiting.place_with(self._fallback)
 
@@ -256,14 +216,14 @@ class LocalEngine:
         """Have an agent forked; without a forkserver, let the fallback place it."""
         with self._lock:
             self._drain()
-            self._try_again(env)
+            self._current.try_again(env)
             undecided = False
-            if (forkserver := self._forkserver) is not None and not self.off:
+            if (forkserver := self._current.now) is not None and not self.off:
                 undecided = forkserver.may_set_what_differs(env, self._cell_words)
                 if self._waiting:  # other threads' agents, which it has yet to fork
                     undecided = undecided or bool(forkserver.out_of_date(spec.sys_path, env))
                 elif not undecided:
-                    self._retire_if_out_of_date(forkserver, spec.sys_path, env)
+                    self._current.retire_if_out_of_date(spec.sys_path, env)
             self.launch(env)
             agent = ForkedAgent(self, spec, env)
             self._waiting.take_notes(agent)
@@ -276,42 +236,34 @@ class LocalEngine:
                 self._request(agent)
             return agent
 
-    def _try_again(self, env: dict[str, str]) -> None:
-        """Try another forkserver if the environment, which may have been the reason, is another."""
-        if self._gave_up_in is not None and early_differences(env, self._gave_up_in):
-            self.off, self._gave_up_in = "", None
-            self._record.forgive()
-
     def _explain_slow_start(self, agent: ForkedAgent) -> None:
-        ready = self._forkserver is not None and self._forkserver.ready
-        if self._restart_reason and not ready:
-            agent.note(f"{self._restart_reason}: reimporting the preloaded libraries")
-        self._restart_reason = ""
+        if reason := self._current.take_slow_start():
+            agent.note(reason)
 
     def _request(self, agent: ForkedAgent) -> None:
         spec = agent.spec
-        if self._record.only_torch:
+        if self._current.record.only_torch:
             spec = dataclasses.replace(spec, prelude=())
-        if self._forkserver is not None:
-            self._forkserver.fork_agent(spec, agent.env)
+        if self._current.now is not None:
+            self._current.now.fork_agent(spec, agent.env)
 
     def _kill_on_endless_import(self) -> None:
         """Kill the forkserver if an agent waits for a library's import that does not end."""
-        forkserver = self._forkserver
+        forkserver = self._current.now
         if forkserver is None or not self._waiting or forkserver.importing_for_s < IMPORT_S:
             return
         if (module := forkserver.importing) == "":  # the notebook's is busy, and has not forked it
             forkserver.kill()
             return
         preludes = {home(name) for agent in self._waiting for name in agent.spec.prelude}
-        if module in {*self._record.wanted, *preludes}:
+        if module in {*self._current.record.wanted, *preludes}:
             reason = f"its import did not end within {IMPORT_S:g} s"
             self._waiting.note(f"{module}: {reason}; reimporting the other preloaded libraries")
             forkserver.kill(ForkObstacle(module=module, reason=reason))
 
     def _kill_if_stopped(self) -> None:
         """Kill the forkserver if an agent waits for it and it is stopped: another one starts."""
-        forkserver = self._forkserver
+        forkserver = self._current.now
         if forkserver is not None and self._waiting and forkserver.stopped_for_s > STOPPED_S:
             self._waiting.note("the forkserver was stopped (SIGSTOP), and is replaced")
             forkserver.kill()
@@ -324,19 +276,17 @@ class LocalEngine:
     def give_up_on(self, agent: ForkedAgent) -> None:
         """Kill a forkserver that does not answer."""
         with self._lock:
-            if agent in self._waiting and self._forkserver is not None:
-                self._forkserver.kill()
+            if agent in self._waiting and self._current.now is not None:
+                self._current.now.kill()
 
     @property
     def importing(self) -> str:
         """The library that the forkserver imports while an agent waits, by top-level name."""
-        module = self._forkserver.importing if self._forkserver and self._waiting else ""
+        module = self._current.now.importing if self._current.now and self._waiting else ""
         return module.removeprefix("ddp_magic.").partition(".")[0]
 
     def describe(self) -> ForkserverStatus:
         """Return what `%ddp_status` shows."""
         with self._lock:
             self._drain()
-            if self._forkserver is None:
-                return ForkserverStatus(state=f"off: {self.off}" if self.off else "not started")
-            return self._forkserver.status()
+            return self._current.status()
