@@ -50,7 +50,5 @@ def _is_in(frames: list[FrameType], file: str, function: str) -> bool:
 
 
 def _words(place: Place) -> str:
-    line = "" if place.line is None else f"line {place.line}"
-    call = f"in {place.call}" if place.call else ""
-    words = ", ".join(filter(None, [place.cell, line, call]))
+    words = place.words(with_call=True)
     return f" ({words})" if words else ""

@@ -27,7 +27,7 @@ from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.exit_wait import exit_wait
 from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
 from ddp_magic.worker.watch.frame_calls import root_of
-from ddp_magic.worker.watch.main_thread import MainThread, Place, place_of
+from ddp_magic.worker.watch.main_thread import MainThread, place_of
 from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
 from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import (
@@ -123,7 +123,7 @@ class HeartbeatThread:
         if frames := thread_waited_for():
             place = place_of(frames, self._activity.cell_labels)
             transfers = transfers_of(frames[0])
-            thread = _line_words(place)
+            thread = place.words()
         peer = place.peer
         if peer is not None and not transfers:
             kind = "recv" if "recv" in place.call else "send"
@@ -135,7 +135,7 @@ class HeartbeatThread:
             root=place.root,
             thread=thread,
             threads={
-                group: _line_words(place_of(frames, self._activity.cell_labels))
+                group: place_of(frames, self._activity.cell_labels).words()
                 for group, frames in threads_in_groups().items()
             },
             groups=groups,
@@ -220,11 +220,6 @@ class Stuck:
             if enqueued > completed
         }
         return max((now - since for _, since in self._since.values()), default=0.0)
-
-
-def _line_words(place: Place) -> str:
-    line = "" if place.line is None else f"line {place.line}"
-    return ", ".join(filter(None, [place.cell, line]))
 
 
 def _rss_mib() -> float:

@@ -45,6 +45,12 @@ class Place:
     root: str = ""
     inner: str = ""
 
+    def words(self, *, with_call: bool = False) -> str:
+        """Return it as `Cell In[3], line 7`, or as `line 7, in time.sleep`; empty if unknown."""
+        line = "" if self.line is None else f"line {self.line}"
+        call = f"in {self.call}" if with_call and self.call else ""
+        return ", ".join(filter(None, [self.cell, line, call]))
+
 
 class CpuClock:
     """The processor time of the main thread."""

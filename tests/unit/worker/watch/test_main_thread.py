@@ -396,3 +396,18 @@ def test_a_backward_may_be_in_a_collective_of_the_default_group(tmp_path: Path) 
         assert group_of([]) == ""
     finally:
         leave_group()
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "with_call"),
+    [
+        (Place(), "", ""),
+        (Place(line=7), "line 7", "line 7"),
+        (Place(line=7, cell="Cell In[3]"), "Cell In[3], line 7", "Cell In[3], line 7"),
+        (Place(line=7, call="time.sleep"), "line 7", "line 7, in time.sleep"),
+        (Place(call="time.sleep"), "", "in time.sleep"),
+    ],
+)
+def test_a_place_in_words(place: Place, words: str, with_call: str) -> None:
+    assert place.words() == words
+    assert place.words(with_call=True) == with_call
