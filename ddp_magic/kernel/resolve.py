@@ -1,6 +1,7 @@
 """From what a user asks for to what a run is given: checked against this machine.
 
-Its GPUs too: `machine.devices` knows those that are named, `machine.idle_gpus` chooses and locks.
+`options.contradictions` knows what excludes each other anywhere. Of GPUs, `machine.devices` knows
+those that are named, `machine.idle_gpus` chooses and locks.
 """
 
 from __future__ import annotations
