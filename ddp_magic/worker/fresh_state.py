@@ -16,6 +16,7 @@ import torch
 from ddp_magic.system import processes
 from ddp_magic.system.environment import threads_wanted
 from ddp_magic.system.tracebacks import end_stacks_at_ours, write_tracebacks_without_ours
+from ddp_magic.worker.console.streams import prepare_high_numbers
 
 
 def take() -> None:
@@ -24,6 +25,7 @@ def take() -> None:
     # Temporary directories of libraries that the forkserver has imported are not this rank's.
     atexit.unregister(shutil.rmtree)
     _reseed()
+    prepare_high_numbers()  # before the first thread
     _set_threads()
     end_stacks_at_ours()
     write_tracebacks_without_ours()

@@ -36,7 +36,7 @@ from ddp_magic.worker.called_function import file_of
 from ddp_magic.worker.console import debugger, keyboard, post_mortem
 from ddp_magic.worker.console.displays import Displays
 from ddp_magic.worker.console.keyboard import Keyboard
-from ddp_magic.worker.console.streams import TextPipe, flush, move_high, prepare_high_numbers
+from ddp_magic.worker.console.streams import TextPipe, flush, move_high
 from ddp_magic.worker.device import cuda_error, set_device
 from ddp_magic.worker.exit import end_forked, end_process
 from ddp_magic.worker.inheritance import Inheritance, MainSpec
@@ -57,8 +57,7 @@ from ddp_magic.worker.watch.profiler import profiled
 def main(settings: WorkerSettings) -> NoReturn:
     """Be a rank, until its last cell has run."""
     try:
-        prepare_high_numbers()
-        fresh_state.take()  # starts threads
+        fresh_state.take()
         worker = Worker(settings)
     except Exception as error:  # noqa: BLE001 -- the kernel shows this line of the agent's log
         reason = error_report.last_line(error)
