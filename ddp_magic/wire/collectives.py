@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+
+# Bytes of an element, by torch's name of its type; of all others 1.
+_BYTES = {
+    "Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
+    "ComplexFloat": 8, "ComplexDouble": 16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,14 @@ class Operation:
     outputs: tuple[tuple[int, ...], ...] = ()
     dtypes: tuple[str, ...] = ()
     point_to_point: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors that go in."""
+        return sum(
+            prod(shape) * _BYTES.get(dtype, 1)
+            for shape, dtype in zip(self.inputs, self.dtypes, strict=False)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

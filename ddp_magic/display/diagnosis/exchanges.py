@@ -6,6 +6,7 @@ without a word. It ends a rank that receives more bytes than its tensor has.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 
@@ -35,14 +36,28 @@ def misfits(ranks: Sequence[Rank]) -> list[str]:
 
 
 def sent_to(aborted: Rank, ranks: Sequence[Rank]) -> list[str]:
-    """Return what others sent last to a rank that gloo ended for the size of what it received."""
-    return [
-        f"rank {rank.rank} sent {sent.tensors[-1]} to rank {aborted.rank}; what rank "
-        f"{aborted.rank}{aborted.where} receives does not match"
-        for rank in ranks
-        for sent in _exchanges(rank, "send")
-        if sent.peer == aborted.rank
-    ]
+    """Return what others had sent to a rank that gloo ended for the size of what it received.
+
+    Of several sends it is the last one of that size: the sender may have gone on.
+    """
+    received = aborted.failure.received_bytes if aborted.failure else None
+    found = []
+    for rank in ranks:
+        for sent in _exchanges(rank, "send"):
+            if sent.peer == aborted.rank:
+                fits = [tensor for tensor in sent.tensors if _bytes(tensor) == received]
+                found.append(
+                    f"rank {rank.rank} sent {(fits or sent.tensors)[-1]} to rank {aborted.rank}; "
+                    f"what rank {aborted.rank}{aborted.where} receives does not match"
+                )
+    return found
+
+
+def _bytes(tensor: str) -> int:
+    """Return the size of `4 elements of float32`."""
+    count, _, dtype = tensor.partition(" ")
+    bits = re.search(r"\d+$", dtype)
+    return int(count) * (int(bits[0]) // 8 if bits else 1)
 
 
 def _exchanges(rank: Rank, kind: str) -> list[Exchange]:

@@ -77,9 +77,10 @@ class Failure:
         return self.error is not None and bool(_LOST_PEER.search(self.error.evalue))
 
     @property
-    def met_other_sizes(self) -> bool:
-        """Whether gloo ended it, since another rank sent tensors of another size."""
-        return bool(_OTHER_SIZE.search(_abort_reason(self.last_words)))
+    def received_bytes(self) -> int | None:
+        """What another rank had sent when gloo ended it since that is too much; None if not so."""
+        sizes = _OTHER_SIZE.search(_abort_reason(self.last_words))
+        return int(sizes[1]) if sizes else None
 
     @property
     def is_signaled(self) -> bool:
@@ -186,5 +187,5 @@ def _abort_hint(last_words: str) -> str:
     return (
         f"gloo received {sizes[1]} bytes for a buffer of {sizes[2]}: the ranks have called a "
         "collective, or a send and its receive, with tensors of different shapes or dtypes, or "
-        "different collectives. `--check` names the collectives"
+        "different collectives"
     )

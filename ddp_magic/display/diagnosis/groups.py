@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Protocol
 
 from ddp_magic.display.diagnosis.operations import describe, differ, rule, short
@@ -12,6 +13,8 @@ from ddp_magic.display.diagnosis.words import names
 from ddp_magic.display.rank import Rank
 from ddp_magic.wire.collectives import GroupRecord, Operation
 
+# Collectives in which a rank may send and go on, and whether it sends a whole tensor at once.
+_ONE_SIDED = {"broadcast": True, "scatter": True, "gather": True, "reduce": False}
 _UNTITLED = ("", "undefined")  # torch's descriptions of a group to which the user has given none
 
 
@@ -148,19 +151,38 @@ class Group:
         """Return what other ranks called when gloo aborted ranks for the size of their tensors."""
         if not any(rank.rank in self.members for rank in aborted):
             return []
+        received = {rank.failure.received_bytes for rank in aborted if rank.failure}
         same: dict[str, list[int]] = defaultdict(list)
         for rank, record in self.records.items():
-            last = next((o for o in record.operations if o.number == record.enqueued), None)
-            if last is not None and (
-                self._failed_in(rank, last, known) or self._called_in_cell(rank) == 1
-            ):
-                words = f"{describe(last)}, #{last.number}{self.name}"
-                same[words + known.where(rank, last, self)].append(rank)
+            if (met := self._met(rank, received, known)) is not None:
+                where = known.where(rank, met, self) if met.number == record.enqueued else ""
+                same[f"{describe(met)}, #{met.number}{self.name}{where}"].append(rank)
         who = " and ".join(f"{names([rank.rank])}{rank.where}" for rank in aborted)
         return [
             f"{names(ranks)} called {what}; what {who} called does not match"
             for what, ranks in same.items()
         ]
+
+    def _met(self, rank: int, received: Collection[int | None], known: Known) -> Operation | None:
+        """Return what a rank had called when gloo aborted others; None if that is not known.
+
+        Args:
+            rank: Which rank.
+            received: How many bytes those had received.
+            known: What is known of all ranks.
+        """
+        record = self.records[rank]
+        calls = [o for o in record.operations if not o.point_to_point]
+        if not calls or calls[-1].number != record.enqueued:
+            return None
+        # In some collectives a rank waits for no other: it may have gone on to the next ones.
+        earlier = list(takewhile(lambda o: o.name in _ONE_SIDED, reversed(calls[:-1])))
+        for operation in (calls[-1], *earlier):
+            if _ONE_SIDED.get(operation.name, False) and _message_bytes(operation) in received:
+                return operation
+        is_last = self._failed_in(rank, calls[-1], known) or self._called_in_cell(rank) == 1
+        is_certain = all(_ONE_SIDED[operation.name] for operation in earlier)
+        return calls[-1] if is_last and is_certain else None
 
     def unequal(self, known: Known) -> str | None:
         """Return a sentence if ranks have called more collectives than others of the group."""
@@ -198,6 +220,11 @@ def groups_of(ranks: Sequence[Rank]) -> Iterable[Group]:
         shown = key.partition(":")[2] if title in _UNTITLED else title
         is_default = title == "default_pg" or not several
         yield Group(key, "" if is_default else f" of group {shown!r}", by_rank, ranks)
+
+
+def _message_bytes(operation: Operation) -> int:
+    """Return the size of what one rank receives of another."""
+    return operation.bytes // max(1, len(operation.inputs))  # scatter has one for each
 
 
 def _first_pending(record: GroupRecord, rank: Rank) -> Operation | None:

@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ddp_magic.display.diagnosis.exchanges import misfits, sent_to
 from ddp_magic.display.diagnosis.exits import held_exits
@@ -32,6 +33,7 @@ from ddp_magic.display.rank_names import on_nodes
 from ddp_magic.system.processes import exit_words
 from ddp_magic.wire.collectives import Operation
 
+CHECK = "--check"  # compares all arguments of collectives
 HANG_S = 5.0  # a wait that is shorter is not explained
 SILENT_S = 2.0  # without a heartbeat for so long, no Python code runs in the process
 LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
@@ -65,6 +67,7 @@ def explain(
     now: float,
     wait_s: float = HANG_S,
     processes: Processes | None = None,
+    check: str = CHECK,
 ) -> list[str]:
     """Return a sentence for each wait of ranks for others.
 
@@ -73,8 +76,9 @@ def explain(
         now: Time, in seconds since the epoch.
         wait_s: A shorter wait is left out, in seconds.
         processes: What the operating system says of their processes, by rank.
+        check: The option that compares all arguments; empty if the run has it.
     """
-    known = _Known(ranks, now, processes or {})
+    known = _Known(ranks, now, processes or {}, check)
     sentences = []
     for group in known.groups:
         waits = {
@@ -108,33 +112,45 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
     Args:
         ranks: What is known of the ranks at the end of a run.
     """
-    known = _Known(ranks, 0.0, {})
+    known = _Known(ranks, 0.0)
     found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
     return known.on_nodes([*(sentence for sentence in found if sentence), *misfits(ranks)])
 
 
-def reasons(ranks: Sequence[Rank], waits: Sequence[str]) -> list[str]:
+def reasons(ranks: Sequence[Rank], waits: Sequence[str], check: str = CHECK) -> list[str]:
     """Return why a run failed, as far as its collectives tell, the most certain first.
 
     Args:
         ranks: What is known of the ranks at the end of the run.
         waits: Who waited for whom when the first rank failed, or when the run was stopped.
+        check: As for `explain`.
     """
-    known = _Known(ranks, 0.0, {})
+    known = _Known(ranks, 0.0)
     different = [sentence for group in known.groups if (sentence := group.mismatch(known))]
-    aborted = [rank for rank in ranks if rank.failure and rank.failure.met_other_sizes]
+    received = {rank.rank: rank.failure.received_bytes for rank in ranks if rank.failure}
+    aborted = [rank for rank in ranks if received.get(rank.rank) is not None]
     met = [sentence for group in known.groups for sentence in group.met_by(aborted, known)]
     met += [sentence for rank in aborted for sentence in sent_to(rank, ranks)]
     roots = [sentence for group in known.groups if (sentence := group.roots(known))]
-    return known.on_nodes(different or met or roots or list(waits) or mismatches(ranks))
+    found = different or met or roots or list(waits) or mismatches(ranks)
+    if aborted and check and not different:
+        found.append(f"`{check}` names the collective on which the ranks differ")
+    return known.on_nodes(found)
 
 
 class _Known:
     """What is known of all ranks, as the sentences need it."""
 
-    def __init__(self, ranks: Sequence[Rank], now: float, processes: Processes) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Rank],
+        now: float,
+        processes: Processes = MappingProxyType({}),
+        check: str = "",
+    ) -> None:
         self.ranks = ranks
         self.now = now
+        self.check = check
         self._processes = processes
         self.groups = list(groups_of(ranks))
         self.mixed_up = mixed_up_groups(ranks)
@@ -239,11 +255,12 @@ def _missing(group: Group, waits: dict[int, Operation], known: _Known) -> str:
     fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
     if not fates and seconds < HANG_S:
         return ""  # it moves data, or the last rank has just come
+    more = known.check and f": `{known.check}` tells whether their arguments differ"
     # Roots and reductions are not in the record.
     joined = (
         group.called_earlier(number)
         or different_roots([known.ranks[rank] for rank in waiting])
-        or "all its ranks have joined: `--check` tells whether their arguments differ"
+        or f"all its ranks have joined{more}"
     )
     return "; ".join([head, *(fates or [joined])])
 

@@ -34,9 +34,10 @@ class CollectiveWatch:
     def __init__(self, options: Options, directory: RunDirectory, hang_s: float) -> None:
         self.mismatch = ""
         self.checked: int | None = None
-        self._hangs = HangWatch(hang_s)
-        self._check = CallCheck(directory, options.nproc) if options.check else None
         self._spelled = options.spelled("check")
+        self._advice = "" if options.check else self._spelled  # to those who do not have it
+        self._hangs = HangWatch(hang_s, self._advice)
+        self._check = CallCheck(directory, options.nproc) if options.check else None
         self._last_waits: tuple[str, ...] = ()  # when the first rank failed, or the run was ended
 
     @property
@@ -87,7 +88,7 @@ class CollectiveWatch:
         """Return why the run failed, as far as its ranks' waits tell; empty if it did not."""
         if all(rank.succeeded for rank in ranks):  # it was ended while they exited
             return self._last_waits
-        return tuple(hangs.reasons(ranks, self._last_waits))
+        return tuple(hangs.reasons(ranks, self._last_waits, self._advice))
 
     def close(self) -> None:
         """Close the files of the comparison."""

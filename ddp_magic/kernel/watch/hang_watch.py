@@ -23,14 +23,16 @@ class HangWatch:
 
     Args:
         hang_s: A shorter wait is not explained, in seconds.
+        check: The option that compares all arguments; empty if the run has it.
 
     Attributes:
         sentences: The waits that last at the moment.
     """
 
-    def __init__(self, hang_s: float = hangs.HANG_S) -> None:
+    def __init__(self, hang_s: float = hangs.HANG_S, check: str = hangs.CHECK) -> None:
         self.sentences: tuple[str, ...] = ()
         self._hang_s = hang_s
+        self._check = check
         self._looked = 0.0  # monotonic, s
         self._used: dict[int, _Used] = {}  # by process
 
@@ -53,7 +55,8 @@ class HangWatch:
     def _explain(self, ranks: Sequence[Rank], wait_s: float) -> tuple[str, ...]:
         if all(rank.collectives is None for rank in ranks):
             return ()  # no rank waits
-        return tuple(hangs.explain(ranks, time.time(), wait_s, self._processes(ranks)))
+        processes = self._processes(ranks)
+        return tuple(hangs.explain(ranks, time.time(), wait_s, processes, self._check))
 
     def _processes(self, ranks: Sequence[Rank]) -> dict[int, ProcessState]:
         """Return what the operating system says of the processes that are silent."""

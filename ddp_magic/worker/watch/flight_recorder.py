@@ -16,7 +16,6 @@ stacks it would cost seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,12 +34,6 @@ from ddp_magic.worker.watch.torch_records import (
 # numbers its groups for itself: only a group's name is the same on all its ranks.
 Numbers: TypeAlias = Mapping[tuple[str, str], tuple[int, int]]
 _Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # what each recorder says, by backend
-
-
-# Bytes of an element, by torch's name of its type; of all others 1.
-_BYTES = {
-    "Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
-}  # fmt: skip
 
 
 class CallRecord(NamedTuple):
@@ -99,16 +92,12 @@ class FlightRecorder:
 
     def _call(self, backend: str, entry: Mapping[str, Any]) -> CallRecord:
         operation = operation_of(entry)
-        sizes = map(prod, operation.inputs)
-        size = sum(
-            n * _BYTES.get(dtype, 1) for n, dtype in zip(sizes, operation.dtypes, strict=False)
-        )
         return CallRecord(
             key=f"{backend}:{self._names[backend, str(entry['pg_id'])][0]}",
             number=operation.number,
             name=operation.name,
             created=operation.created,
-            bytes=size,
+            bytes=operation.bytes,
             duration_s=float(entry["duration_ms"]) / 1e3 if "duration_ms" in entry else None,
         )
 

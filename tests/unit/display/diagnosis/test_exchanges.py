@@ -68,6 +68,13 @@ class _Aborted(Rank):
 def test_a_rank_that_gloo_ended_has_received_what_another_sent() -> None:
     ranks = _ranks([_exchange("send", 1, (FOUR, 1), (EIGHT, 1))])
     ranks.append(_Aborted(rank=1, line=4, code=-6, ended=2.0))
-    assert reasons(ranks, ()) == [
+    assert reasons(ranks, (), check="") == [
         f"rank 0 sent {EIGHT} to rank 1; what rank 1 at line 4 receives does not match"
     ]
+
+
+def test_the_sender_may_have_gone_on() -> None:
+    """Of what it sent, that is named which has the size that the other end has received."""
+    ranks = _ranks([_exchange("send", 1, (EIGHT, 1), (FOUR, 3))])
+    ranks.append(_Aborted(rank=1, line=4, code=-6, ended=2.0))
+    assert f"rank 0 sent {EIGHT} to rank 1; what " in reasons(ranks, ())[0]

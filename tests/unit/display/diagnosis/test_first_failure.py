@@ -35,12 +35,12 @@ def test_an_abort_says_what_cpp_raised() -> None:
     words = terminate.format("out_of_range", "old") + terminate.format("bad_alloc", "no memory")
     aborted = Failure(rank=0, time=0.0, code=-6, last_words=words)
     assert diagnose.describe(aborted).endswith("SIGABRT (exit -6): C++ raised: no memory")
-    assert not aborted.met_other_sizes
+    assert aborted.received_bytes is None
     sizes = "[enforce fail at pair.cc:456] op.preamble.length <= op.nbytes. 8 vs 4. Received data"
     words = terminate.format("x", sizes)
     aborted = Failure(rank=0, time=0.0, code=-6, last_words=words)
     assert "gloo received 8 bytes for a buffer of 4" in diagnose.describe(aborted)
-    assert aborted.met_other_sizes
+    assert aborted.received_bytes == 8
     silent = diagnose.describe(Failure(rank=0, time=0.0, code=-6, last_words="nothing of it"))
     assert silent.endswith("C code aborted; the rank's output above may say why")
 

@@ -411,6 +411,59 @@ def test_an_abort_for_other_sizes_names_what_others_called(survivor: Rank, expec
         assert found[0].endswith("what rank 0 at line 3 called does not match")
 
 
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        # It is the source, and goes on to the next one: what it sent there is not too much.
+        ([_op(6, "broadcast", dtypes=("Double",)), _op(7, "broadcast")], "#6"),
+        ([_op(6, "broadcast"), _op(7, "broadcast", dtypes=("Double",))], "#7"),
+        (
+            [
+                _op(6, "scatter", inputs=((6,),) * 2, dtypes=("Float",) * 2),
+                _op(7, "gather"),
+                _op(8, "all_reduce"),
+            ],
+            "#6",
+        ),
+        # All ranks wait for each other in it, and send parts of its tensors.
+        ([_op(6, "broadcast"), _op(7, "all_reduce")], "#7"),
+        ([_op(6, "all_reduce", dtypes=("Double",)), _op(7, "broadcast")], "#7"),
+        # So it is in a reduce, but a rank may go on: it is not known which.
+        ([_op(6, "reduce"), _op(7, "all_reduce")], ""),
+        ([_op(7, "reduce")], "#7"),
+    ],
+)
+def test_a_rank_may_have_gone_on_when_gloo_aborts_another(
+    calls: list[Operation], expected: str
+) -> None:
+    survivor = _rank(1, _group(*calls), error=error(1, "reset"), line=3)
+    aborted = _Aborted(rank=0, line=3, code=-6, ended=NOW)
+    aborted.words = "terminate called after throwing an instance of 'x'\n  what():  "
+    aborted.words += "op.preamble.length <= op.nbytes. 24 vs 12."
+    found = [text for text in reasons([aborted, survivor], ()) if "does not match" in text]
+    assert len(found) == bool(expected)
+    if found:
+        assert f", {expected}" in found[0]
+
+
+def test_who_compares_all_arguments_is_not_told_how() -> None:
+    """Neither while ranks wait, nor at the end."""
+    waiting = [_rank(n, WAITING) for n in range(3)]
+    aborted = _Aborted(rank=0, line=3, code=-6, ended=NOW)
+    aborted.words = "terminate called after throwing an instance of 'x'\n  what():  "
+    aborted.words += "op.preamble.length <= op.nbytes. 8 vs 4."
+    for option, told in (("--check", True), ("check", True), ("", False)):
+        (sentence,) = explain(waiting, NOW, check=option)
+        assert sentence.endswith(
+            f"have joined: `{option}` tells whether their arguments differ"
+            if told
+            else "all its ranks have joined"
+        )
+        advice = f"`{option}` names the collective on which the ranks differ"
+        found = reasons([aborted, _rank(1)], (), option)
+        assert found == ([advice] if told else [])
+
+
 class _Aborted(Rank):
     """A rank whose last words are known without its log."""
 
