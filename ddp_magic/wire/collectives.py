@@ -11,6 +11,8 @@ _BYTES = {
     "ComplexFloat": 8, "ComplexDouble": 16,
 }  # fmt: skip
 
+UNNAMED = "collective"  # the name of an operation of which only its number is known
+
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
@@ -26,6 +28,8 @@ class Operation:
         created: When it was called, in seconds since the epoch.
         done: Whether it has completed on this rank.
         point_to_point: Whether it is a send or a receive.
+        is_recorded: Whether torch's record had it when somebody looked. Of one that later ones had
+            overwritten by then, the number is known, and from the stack perhaps the name.
     """
 
     number: int
@@ -36,6 +40,7 @@ class Operation:
     outputs: tuple[tuple[int, ...], ...] = ()
     dtypes: tuple[str, ...] = ()
     point_to_point: bool = False
+    is_recorded: bool = True
 
     @property
     def bytes(self) -> int:

@@ -11,7 +11,7 @@ from ddp_magic.display.diagnosis.operations import describe, differ, rule, short
 from ddp_magic.display.diagnosis.unrecorded import different_roots
 from ddp_magic.display.diagnosis.words import names
 from ddp_magic.display.rank import Rank
-from ddp_magic.wire.collectives import GroupRecord, Operation
+from ddp_magic.wire.collectives import UNNAMED, GroupRecord, Operation
 
 # Collectives in which a rank may send and go on, and whether it sends a whole tensor at once.
 _ONE_SIDED = {"broadcast": True, "scatter": True, "gather": True, "reduce": False}
@@ -69,7 +69,7 @@ class Group:
         calls: dict[int, dict[int, Operation]] = defaultdict(dict)
         for rank, record in self.records.items():
             for operation in record.operations:
-                if not operation.point_to_point:
+                if not operation.point_to_point and operation.name != UNNAMED:
                     calls[operation.number][rank] = operation
         for number, by_rank in sorted(calls.items()):
             if differ(by_rank.values(), of_all=len(by_rank) == len(self.members)):

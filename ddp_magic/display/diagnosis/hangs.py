@@ -203,7 +203,8 @@ class _Known:
             what = f"waits in {short(operation)}{other.name}{where}"
             if not waits_beside(rank, other.id):
                 return what, ""
-            beside = f", and {what}"
+            if self.now - operation.created >= LAG_S:  # a thread calls one after the other
+                beside = f", and {what}"
         return "", beside
 
     def whereabouts(self, number: int, group: Group | None = None) -> str:  # noqa: PLR0911 -- one for each

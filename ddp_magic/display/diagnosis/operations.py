@@ -60,9 +60,13 @@ def differ(operations: Iterable[Operation], *, of_all: bool) -> bool:
         operations: What ranks of a group called.
         of_all: Whether these are all its ranks.
     """
-    operations = list(operations)
+    called = list(operations)
+    operations = [operation for operation in called if operation.is_recorded]
+    if len({operation.name for operation in called}) > 1:
+        return True
     if len({_signature(operation) for operation in operations}) > 1:
         return True
+    of_all = of_all and len(operations) == len(called)
     if of_all and all(o.name == _EXCHANGE and o.inputs and o.outputs for o in operations):
         sent = sum(math.prod(shape) for o in operations for shape in o.inputs)
         return sent != sum(math.prod(shape) for o in operations for shape in o.outputs)

@@ -16,23 +16,24 @@ stacks it would cost seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from time import monotonic  # bound here: a cell may replace the module's
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from ddp_magic.wire.collectives import GroupRecord, Membership, Operation
+from ddp_magic.worker.watch.pending import Numbers, Pending
 from ddp_magic.worker.watch.torch_records import (
     RECORDERS,
     MainThreadState,
     count_groups,
     members,
+    names_by_number,
     numbers_in,
     operation_of,
     record_of,
 )
+from ddp_magic.worker.watch.transfers import last_transfer
 
-# The last collective enqueued and completed, by backend and torch's number of the group. Each rank
-# numbers its groups for itself: only a group's name is the same on all its ranks.
-Numbers: TypeAlias = Mapping[tuple[str, str], tuple[int, int]]
 _Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # what each recorder says, by backend
 
 
@@ -59,6 +60,7 @@ class FlightRecorder:
         self._unfinished: dict[str, set[int]] = {}  # and those before it whose duration is to come
         self._last: dict[str, Mapping[str, Any]] = {}  # as last read, by backend
         self._main = MainThreadState()
+        self._pending = Pending()
 
     def new_calls(self) -> tuple[list[CallRecord], int]:
         """Return the collectives that were called since the last time.
@@ -138,7 +140,20 @@ class FlightRecorder:
 
     def numbers(self) -> Numbers:
         """Return the numbers of the last collective enqueued and completed, for each group."""
-        return self._numbers_of(self._read(operations=any(self._sends.values())))
+        # gloo counts sends and receives with them; what it counts a record of operations tells.
+        sends = any(self._sends.values()) or last_transfer() is not None
+        return self._numbers_of(self._read(operations=sends))
+
+    def look(self, numbers: Numbers) -> float:
+        """Note which collectives have not completed, before later ones overwrite their record.
+
+        Returns:
+            The seconds since which some group has had the same collective to complete.
+        """
+        stuck_s = self._pending.look(numbers, monotonic())
+        if self._pending.is_new:
+            self._pending.keep(_called_since({}, self._read(operations=True)))
+        return stuck_s
 
     def enqueued(self) -> dict[str, int]:
         """Return the number of the last collective that was called, by `GroupRecord.key`."""
@@ -156,15 +171,25 @@ class FlightRecorder:
             for (backend, group), pair in newest.items()
         }
 
-    def groups(self, before: Numbers = MappingProxyType({})) -> tuple[GroupRecord, ...]:
+    def groups(
+        self,
+        before: Numbers = MappingProxyType({}),
+        calls: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[GroupRecord, ...]:
         """Return the records of this rank's process groups.
 
         Args:
             before: The numbers before the cell: what was called earlier is left out. A group that
                 was aborted keeps collectives that never complete.
+            calls: The functions in which threads wait for others, by the name of the group.
         """
         records = self._read(operations=True)
-        return self._records(self._numbers_of(records), before, _called_since(before, records))
+        numbers, called = self._numbers_of(records), _called_since(before, records)
+        for key, pair in self._newest(numbers).items():
+            if pair[1] >= before.get(key, (0, 0))[0]:
+                in_call = calls.get(self._names[key][0], "")
+                called[key] = self._pending.with_kept(key, called.get(key, ()), pair, in_call)
+        return self._records(numbers, before, called)
 
     def idle_groups(self, numbers: Numbers) -> tuple[GroupRecord, ...]:
         """Return the records of groups that the cell has not used.
@@ -227,6 +252,19 @@ class FlightRecorder:
             if backend == "gloo" and key not in counted and not entry["is_p2p"]:
                 counted.add(key)
                 self._sends[key] = max(0, int(entry["op_id"]) - int(entry["collective_seq_id"]))
+        if not all((backend, group) in self._names for group in record.get("pg_status", {})):
+            self._infer(backend, record["pg_status"])
+
+    def _infer(self, backend: str, groups: Iterable[str]) -> None:
+        """Name the groups of which there is no operation in the record any more."""
+        names = names_by_number(backend)
+        known = {group: names_ for (of, group), names_ in self._names.items() if of == backend}
+        if known and all(names.get(group) == names_ for group, names_ in known.items()):
+            self._names |= {
+                (backend, group): names[group]
+                for group in groups
+                if group not in known and group in names
+            }
 
     def _numbers_of(self, records: _Records) -> Numbers:
         found = {}

@@ -13,6 +13,7 @@ from types import CodeType, FrameType
 from torch.distributed import distributed_c10d
 
 from ddp_magic.system.tracebacks import is_ours
+from ddp_magic.wire.collectives import UNNAMED
 
 DISTRIBUTED = "/torch/distributed/distributed_c10d.py"
 _AUTOGRAD = "/torch/autograd/"
@@ -162,6 +163,20 @@ def group_of(frames: list[FrameType]) -> str:
             return _name_of(frame.f_locals["group"])
     in_backward = frames and _AUTOGRAD in frames[0].f_code.co_filename
     return _name_of(None) if in_backward else ""
+
+
+def collective_of(frames: list[FrameType]) -> str:
+    """Return the collective that a thread is in, of the group that `group_of` returns."""
+    for frame in frames:
+        code = frame.f_code
+        if (
+            code.co_filename.endswith(DISTRIBUTED)
+            and "group" in frame.f_locals
+            and not is_wrapper(code)
+            and not code.co_name.startswith("_")
+        ):
+            return code.co_name
+    return UNNAMED
 
 
 def _name_of(group: object) -> str:

@@ -25,10 +25,15 @@ from ddp_magic.worker import device
 from ddp_magic.worker.console.streams import move_high
 from ddp_magic.worker.watch.activity import Activity
 from ddp_magic.worker.watch.exit_wait import exit_wait
-from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder
 from ddp_magic.worker.watch.frame_calls import root_of
 from ddp_magic.worker.watch.main_thread import MainThread, place_of
-from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
+from ddp_magic.worker.watch.other_threads import (
+    collectives_of_threads,
+    thread_waited_for,
+    threads_in_groups,
+)
+from ddp_magic.worker.watch.pending import Numbers
 from ddp_magic.worker.watch.stacks import takes_usr1
 from ddp_magic.worker.watch.transfers import (
     awaited_transfers,
@@ -59,7 +64,6 @@ class HeartbeatThread:
         self._wake_r, self._wake_w = map(move_high, os.pipe())
         os.set_blocking(self._wake_w, False)
         self._main = MainThread()
-        self._stuck = Stuck()
         self._recorder = FlightRecorder()
         self._numbers: Numbers = {}  # at the end of the last cell
         self._reported = 0.0  # when the groups were reported last, monotonic, s
@@ -92,7 +96,9 @@ class HeartbeatThread:
         self._channel.send(self._observe(numbers))
         if self._waits(numbers) and monotonic() - self._reported > REPEAT_S:
             self._reported = monotonic()
-            self._channel.send(self._collectives(self._recorder.groups(self._numbers)))
+            self._channel.send(
+                self._collectives(self._recorder.groups(self._numbers, collectives_of_threads()))
+            )
         return True
 
     def collectives_of_cell(self, error: BaseException | None = None) -> Collectives:
@@ -146,7 +152,7 @@ class HeartbeatThread:
         """Whether the rank may be waiting for others."""
         if self._activity.phase is not Phase.RUNNING:
             return False
-        stuck_s = self._stuck.look(numbers, monotonic())
+        stuck_s = self._recorder.look(numbers)
         return max(self._main.still_s, stuck_s, polling_s()) > STILL_S
 
     def _observe(self, numbers: Numbers) -> Heartbeat:
@@ -199,27 +205,6 @@ class HeartbeatThread:
             pass  # 64 KB unread: this one is not needed
 
 
-class Stuck:
-    """For how long the oldest collective has not completed, from the recorder's numbers."""
-
-    def __init__(self) -> None:
-        self._since: dict[tuple[str, str], tuple[int, float]] = {}
-
-    def look(self, numbers: Numbers, now: float) -> float:
-        """Return the seconds since which some group has had the same collective to complete.
-
-        Args:
-            numbers: The last collective enqueued and completed, by group.
-            now: Time on the monotonic clock, in seconds.
-        """
-        self._since = {
-            group: self._since[group]
-            if self._since.get(group, (-1, 0.0))[0] == completed
-            else (completed, now)
-            for group, (enqueued, completed) in numbers.items()
-            if enqueued > completed
-        }
-        return max((now - since for _, since in self._since.values()), default=0.0)
 
 
 def _rss_mib() -> float:

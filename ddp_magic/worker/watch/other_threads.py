@@ -7,7 +7,7 @@ from sys import _current_frames
 from types import FrameType
 
 from ddp_magic.wire.profile import Place, Spent
-from ddp_magic.worker.watch.frame_calls import called_expression, group_of
+from ddp_magic.worker.watch.frame_calls import called_expression, collective_of, group_of
 from ddp_magic.worker.watch.main_thread import (
     frames_from,
     frames_of_main_thread,
@@ -48,12 +48,24 @@ def threads_in_groups() -> dict[str, list[FrameType]]:
 
     Those of a group are left out in whose collective the main thread is too.
     """
+    found = _others_in_groups()
+    found.pop(group_of(frames_of_main_thread()), None)
+    return found
+
+
+def collectives_of_threads() -> dict[str, str]:
+    """Return the collectives that the threads are in, the main one too, by the group's name."""
+    main = frames_of_main_thread()
+    found = _others_in_groups() | {group_of(main): main}
+    return {group: collective_of(frames) for group, frames in found.items() if group}
+
+
+def _others_in_groups() -> dict[str, list[FrameType]]:
     found = {}
     for frame in _innermost_frames():
         frames = frames_from(frame)
         if _place(frame) is not None and (group := group_of(frames)):
             found[group] = frames
-    found.pop(group_of(frames_of_main_thread()), None)
     return found
 
 

@@ -46,7 +46,9 @@ _CALLERS = (
 
 # The recorders of this process share torch's record.
 _known: weakref.WeakSet[Any] = weakref.WeakSet()
-_created = 0  # groups of this process, also those that are gone: they stay in the record
+# Of all groups of this process, also those that are gone, which stay in the record: their name,
+# torch's description, and their backends.
+_created: list[tuple[str, str, str]] = []
 _counting = threading.Lock()
 
 
@@ -58,16 +60,23 @@ def note_groups(groups: Iterable[Any]) -> int:
     Args:
         groups: Groups of torch's, or what it returns in a rank that is not a member of one.
     """
-    global _created  # noqa: PLW0603
     with _counting:
-        new = {
-            group
-            for group in groups
-            if isinstance(group, distributed_c10d.ProcessGroup) and group not in _known
-        }
-        _known.update(new)
-        _created += len(new)
-        return _created
+        for group in groups:
+            if isinstance(group, distributed_c10d.ProcessGroup) and group not in _known:
+                _known.add(group)
+                backends = str(distributed_c10d._world.pg_map.get(group, ("",))[0])
+                _created.append((str(group.group_name), str(group.group_desc), backends))
+        return len(_created)
+
+
+def names_by_number(backend: str) -> dict[str, tuple[str, str]]:
+    """Return name and description of each group by the number that torch should have given it.
+
+    Each backend numbers its groups in the order of their creation. Not known are those that were
+    created before anyone noted them.
+    """
+    of_backend = [(name, title) for name, title, backends in _created if backend in backends]
+    return {str(number): names for number, names in enumerate(of_backend)}
 
 
 def count_groups() -> int:
@@ -75,7 +84,7 @@ def count_groups() -> int:
     try:
         return note_groups(list(distributed_c10d._world.pg_map))
     except RuntimeError:  # the main thread creates one at this moment
-        return _created + 1
+        return len(_created) + 1
 
 
 class MainThreadState:

@@ -9,7 +9,7 @@ import pytest
 
 from ddp_magic.display.diagnosis.hangs import ProcessState, explain, mismatches, reasons
 from ddp_magic.display.rank import Rank
-from ddp_magic.wire.collectives import GroupRecord, Operation, Transfer
+from ddp_magic.wire.collectives import UNNAMED, GroupRecord, Operation, Transfer
 from ddp_magic.wire.states import Phase
 from ddp_magic.wire.worker_events import Collectives
 from tests.unit.fakes import error, exited, finished, question
@@ -82,6 +82,43 @@ def test_a_rank_that_has_not_joined_is_named_with_its_place() -> None:
         "ranks 0, 2 wait in all_reduce #2 (line 12, in Tensor.backward) for 24 s; "
         "rank 1 has not joined: it is at line 9, in DataLoader"
     ]
+
+
+UNSEEN: dict[str, Any] = {"is_recorded": False, "inputs": (), "dtypes": ()}
+
+
+@pytest.mark.parametrize("name", ["all_reduce", UNNAMED])
+def test_what_was_overwritten_in_the_record_is_told_by_its_number(name: str) -> None:
+    waiting = _group(_op(2, name, **UNSEEN), completed=1)
+    ranks = [_rank(0, waiting), _rank(1, BEHIND, line=9), _rank(2, WAITING)]
+    assert explain(ranks, NOW) == [
+        f"ranks 0, 2 wait in {name} #2 (line 12) for 24 s; rank 1 has not joined: it is at line 9"
+    ]
+
+
+def test_what_was_overwritten_differs_by_its_name_alone() -> None:
+    """Its tensors are not known."""
+    seen, other = _group(_op(2)), _group(_op(2, "barrier", **UNSEEN))
+    (sentence,) = explain([_rank(0, other), _rank(1, seen), _rank(2, seen)], NOW)
+    assert sentence.startswith(
+        "collective #2 differs between ranks: rank 0 called barrier (line 12); ranks 1, 2 called "
+        "all_reduce of float32 [3] (line 12). All ranks"
+    )
+    for name in ("all_reduce", UNNAMED):
+        same = _group(_op(2, name, **UNSEEN))
+        assert mismatches([_rank(0, same), _rank(1, seen), _rank(2, seen)]) == []
+
+
+def test_a_thread_that_calls_one_collective_after_the_other_does_not_wait() -> None:
+    """Of a rank that others wait for: the collective of its thread has just begun."""
+    for age, told in ((0.1, False), (8.0, True)):
+        metrics = _group(_op(900, age=age), name="7", title="metrics")
+        ranks = [_rank(0, WAITING), _rank(1, BEHIND, metrics), _rank(2, WAITING)]
+        ranks[1].collectives = replace(
+            ranks[1].collectives,  # type: ignore[type-var]
+            threads={"7": "line 5"},
+        )
+        assert (" #900 " in explain(ranks, NOW)[0]) is told
 
 
 def test_a_short_wait_is_not_explained() -> None:

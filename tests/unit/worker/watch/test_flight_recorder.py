@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
 from ddp_magic.wire.collectives import GroupRecord
-from ddp_magic.worker.watch.flight_recorder import FlightRecorder, Numbers
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder
+from ddp_magic.worker.watch.pending import Numbers
 from tests.limits import HANG_S, within
 from tests.unit.worker.groups import leave_group
 
@@ -108,6 +109,64 @@ def test_what_an_earlier_cell_called_is_left_out() -> None:
     assert [operation.number for operation in record.operations] == [record.before + 1]
     for record in FlightRecorder().groups(FlightRecorder().numbers()):
         assert (record.operations, record.enqueued) == ((), record.before)
+
+
+def _in_a_fresh_process(text: str, tmp_path: Path) -> list[str]:
+    """Return what a program prints, split at spaces."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", text, tmp_path / "store"],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    return done.stdout.split()
+
+
+OVERWRITTEN = """
+import sys
+import torch.distributed as dist
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder
+store = dist.FileStore(sys.argv[1], 1)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+other, recorder = dist.new_group([0], group_desc="metrics"), FlightRecorder()
+dist.barrier()
+for _ in range(5000):
+    dist.barrier(other)
+print(*(f"{group.title}:{group.enqueued}" for group in recorder.groups()))
+"""
+
+
+def test_a_group_whose_operations_were_overwritten_at_once_has_its_name(tmp_path: Path) -> None:
+    """Another group's operations fill the record before anyone reads it."""
+    assert set(_in_a_fresh_process(OVERWRITTEN, tmp_path)) == {"default_pg:1", "metrics:5000"}
+
+
+AFTER_SENDS = """
+import sys, torch, os
+import torch.distributed as dist
+from ddp_magic.worker.watch.flight_recorder import FlightRecorder
+from ddp_magic.worker.watch.transfers import remember_transfers
+rank = 0 if os.fork() else 1
+store = dist.FileStore(sys.argv[1], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+remember_transfers()
+recorder = FlightRecorder()
+for sends in (0, 3):
+    for _ in range(sends):
+        dist.recv(torch.ones(1), 0) if rank else dist.send(torch.ones(1), 1)
+    dist.barrier()
+    if rank == 0:
+        print(*(enqueued for enqueued, _ in recorder.numbers().values()))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_numbers_are_of_collectives_alone_from_the_first_one(tmp_path: Path) -> None:
+    """gloo's numbers jump by the sends and receives before a collective."""
+    assert _in_a_fresh_process(AFTER_SENDS, tmp_path) == ["1", "2"]
 
 
 def test_a_torch_without_the_recorder_has_no_records(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,11 +308,4 @@ print(len(used), *map(len, numbers), len(recorder.numbers()))
 
 def test_nothing_is_read_while_a_group_may_be_entering_the_record(tmp_path: Path) -> None:
     """torch has no lock for that: another thread that reads would crash the process."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FIRST_COLLECTIVE, tmp_path / "store"],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-    assert done.stdout.split() == ["1", "0", "1", "2"], done
+    assert _in_a_fresh_process(FIRST_COLLECTIVE, tmp_path) == ["1", "0", "1", "2"]

@@ -16,7 +16,7 @@ from ddp_magic.wire.collectives import Transfer
 from ddp_magic.wire.states import Phase
 from ddp_magic.wire.worker_events import Collectives, Heartbeat, Interrupted
 from ddp_magic.worker.watch.activity import Activity
-from ddp_magic.worker.watch.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread, Stuck
+from ddp_magic.worker.watch.heartbeat import HEARTBEAT_S, REPEAT_S, STILL_S, HeartbeatThread
 from ddp_magic.worker.watch.other_threads import thread_waited_for, threads_in_groups
 from tests.limits import HANG_S, within
 from tests.unit.worker.fakes import FakeChannel
@@ -148,16 +148,6 @@ def test_threads_in_collectives_are_reported_with_their_group() -> None:
     for thread in threads:
         thread.join(HANG_S)
     assert sent[0].threads == {}
-
-
-def test_for_how_long_a_collective_has_not_completed() -> None:
-    """Of the group that has waited longest; a new one begins anew."""
-    stuck = Stuck()
-    assert stuck.look({("gloo", "0"): (1, 1)}, 10.0) == 0.0
-    assert stuck.look({("gloo", "0"): (2, 1), ("gloo", "1"): (1, 0)}, 11.0) == 0.0
-    assert stuck.look({("gloo", "0"): (3, 1), ("gloo", "1"): (2, 1)}, 15.0) == 4.0
-    assert stuck.look({("gloo", "0"): (3, 2), ("gloo", "1"): (2, 2)}, 16.0) == 0.0
-    assert stuck.look({("gloo", "0"): (3, 3), ("gloo", "1"): (2, 2)}, 30.0) == 0.0
 
 
 def test_one_is_sent_when_its_time_has_come() -> None:
