@@ -26,13 +26,14 @@ PEER = "peer:"
 class Spent(enum.Enum):
     """What the main thread spends its time in.
 
-    DEVICE: it waits for the GPU, which computes or communicates. IDLE: it sleeps, or waits for
-    something that is none of the others.
+    LOADING: in the data loader, or in a function that reads files. DEVICE: it waits for the GPU,
+    which computes or communicates. IDLE: it sleeps, or waits for something that is none of the
+    others.
     """
 
     COMPUTE = "compute"
     COLLECTIVE = "collectives"
-    LOADING = "data loader"
+    LOADING = "loading data"
     SAVING = "saving"
     PRINTING = "printing"
     IDLE = "idle"

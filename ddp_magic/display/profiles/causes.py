@@ -14,6 +14,7 @@ from ddp_magic.display.profiles.rank_times import RankTimes
 from ddp_magic.wire.profile import Spent
 
 _ONE_RANK = 0.6  # of the waiting is for one rank: it is the culprit
+_Waits = dict[tuple[int, Spent | None], float]
 _NAMED = (Spent.LOADING, Spent.SAVING, Spent.PRINTING, Spent.IDLE)
 
 
@@ -84,8 +85,9 @@ def _with_waits(
     waits = dict.fromkeys(own, 0.0)
     waited_for: dict[int, float] = defaultdict(float)
     gone: dict[int, float] = defaultdict(float)
+    ranks = {t.rank: t for t in times}
     for t in times:
-        for (other, spent), seconds in _clear_waits(t).items():
+        for (other, spent), seconds in _clear_waits(t, ranks).items():
             if spent in kinds:
                 waits[t.rank] += t.share(seconds)
                 waited_for[other] += seconds
@@ -109,8 +111,16 @@ def _mean(times: Sequence[RankTimes], shares: Mapping[int, float]) -> float:
     return sum(shares[t.rank] * t.total_s for t in times) / total_s if total_s else 0.0
 
 
-def _clear_waits(times: RankTimes) -> dict[tuple[int, Spent | None], float]:
-    """Return a rank's waits; a rank that was just arriving did what it does else meanwhile."""
+def _clear_waits(times: RankTimes, ranks: Mapping[int, RankTimes]) -> _Waits:
+    """Return a rank's waits by what they are for.
+
+    A rank that was just arriving did what it does else meanwhile. And one that saves first and then
+    computes as long as the others do is waited for while it computes, but because it has saved.
+
+    Args:
+        times: Those of the rank.
+        ranks: Those of all ranks.
+    """
     clear = {key: s for key, s in times.waits.items() if key[1] is not Spent.COLLECTIVE}
     found = dict(clear)
     for (rank, spent), seconds in times.waits.items():
@@ -119,4 +129,24 @@ def _clear_waits(times: RankTimes) -> dict[tuple[int, Spent | None], float]:
         same = {key: s for key, s in clear.items() if key[0] == rank} or {(rank, spent): 1.0}
         for key, weight in same.items():
             found[key] = found.get(key, 0.0) + seconds * weight / sum(same.values())
+    for rank in {rank for rank, _ in found} & ranks.keys():
+        _blame_the_surplus(found, times, ranks[rank])
     return found
+
+
+def _blame_the_surplus(waits: _Waits, times: RankTimes, other: RankTimes) -> None:
+    """Move a wait for a rank that computes no longer to what else that rank does longer."""
+    computing = (other.rank, Spent.COMPUTE)
+    surplus = {kind: other.seconds(kind) - times.seconds(kind) for kind in (*_NAMED, Spent.COMPUTE)}
+    unexplained = waits.get(computing, 0.0) - max(0.0, surplus.pop(Spent.COMPUTE))
+    missing = {
+        (other.rank, kind): seconds - waits.get((other.rank, kind), 0.0)
+        for kind, seconds in surplus.items()
+    }
+    missing = {key: seconds for key, seconds in missing.items() if seconds > 0.0}
+    moved = min(unexplained, sum(missing.values()))
+    if moved <= 0.0:
+        return
+    waits[computing] -= moved
+    for key, seconds in missing.items():
+        waits[key] = waits.get(key, 0.0) + moved * seconds / sum(missing.values())

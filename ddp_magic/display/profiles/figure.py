@@ -13,7 +13,7 @@ _COLORS = {
     "waiting for ranks": "#e45756",
     "moving data": "#f58518",
     "collectives": "#f58518",
-    "data loader": "#eeca3b",
+    "loading data": "#eeca3b",
     "saving, printing": "#b279a2",
     "idle": "#d8d8d8",
 }

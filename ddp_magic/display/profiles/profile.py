@@ -35,7 +35,7 @@ COLUMNS = (
     ("waiting for ranks", ("waiting_s",)),
     ("moving data", ("moving_s",)),
     ("collectives", ("untold_s",)),
-    ("data loader", ("loading_s",)),
+    ("loading data", ("loading_s",)),
     ("saving, printing", ("saving_s", "printing_s")),
     ("idle", ("idle_s",)),
 )

@@ -32,7 +32,7 @@ class RankTimes:
         collective_s: In collectives.
         waiting_s: Of that, waiting for other ranks; None if it cannot be told from moving data.
         moving_s: Of that, moving data; None likewise.
-        loading_s: In the data loader.
+        loading_s: In the data loader, or reading files.
         saving_s: Saving.
         printing_s: Printing and displaying.
         idle_s: Sleeping, and waiting for something else.

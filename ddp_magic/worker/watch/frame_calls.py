@@ -30,6 +30,7 @@ _KNOWN = {
 _WRAPPERS = frozenset(["_call_impl", "decorate_context", "inner", "_modified_open"])
 _WITH = re.compile(r"\s*(?:async )?with ([\w.]+)(?: as \w+)?:")
 _MAX_CHARS = 60
+_MAX_LINES = 20  # of a call
 _MAX_MEMBERS = 8  # of a group
 
 
@@ -111,15 +112,19 @@ def called_expression(frame: FrameType, at: int | None = None) -> str:
         return ""
     positions = list(frame.f_code.co_positions())
     line, end_line, start, end = positions[(frame.f_lasti if at is None else at) // 2]
-    if line is None or start is None or end is None:
+    if line is None or end_line is None or start is None or end is None:
         return ""
-    source = linecache.getline(frame.f_code.co_filename, line).encode()
-    expression = source[start:end].decode(errors="replace")  # columns count bytes
+    lines = range(line, min(end_line, line + _MAX_LINES - 1) + 1)
+    sources = [linecache.getline(frame.f_code.co_filename, n).encode() for n in lines]
+    source, last = sources[0], sources[-1]
+    # Columns count bytes.
+    whole = b"".join([*sources[:-1], last[:end]])[start:]
+    expression = whole.decode(errors="replace")
     # Of a `with` they are those of the whole statement, or of what is entered.
     entered = _WITH.match(source.decode(errors="replace"))
     if entered and (expression == entered[1] or source[start:].startswith((b"with", b"async"))):
         return f"{entered[1]}.__enter__"
-    return callee(expression) if line == end_line else ""
+    return callee(expression)
 
 
 def callee(expression: str) -> str:

@@ -30,7 +30,12 @@ from ddp_magic.worker.watch.frame_calls import called_expression, is_wrapper, pe
 from ddp_magic.worker.watch.looks import Looks, next_look
 from ddp_magic.worker.watch.main_thread import frames_of_main_thread
 from ddp_magic.worker.watch.other_threads import running_thread
-from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
+from ddp_magic.worker.watch.stack_kinds import (
+    kind_of_call,
+    kind_of_function,
+    kind_of_stack,
+    may_wait_for_ranks,
+)
 from ddp_magic.worker.watch.thread_state import ThreadState
 from ddp_magic.worker.watch.user_files import is_users_file
 
@@ -98,7 +103,10 @@ class Sampler:
         if Spent.COLLECTIVE in kinds and (peer := peer_of(frames)) is not None:
             group = self._group(f"{PEER}{peer}")
         elif Spent.COLLECTIVE in kinds or (
-            sleeps and not kinds and call_kind in (None, Spent.COLLECTIVE)
+            sleeps
+            and not kinds
+            and frames
+            and may_wait_for_ranks(frames[0].f_code.co_filename, call_kind)
         ):
             group, number = self._pending()
         spent = kind_of_stack(

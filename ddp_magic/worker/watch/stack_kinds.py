@@ -24,6 +24,12 @@ _FUNCTIONS: tuple[tuple[str, str, Spent], ...] = (
     (r"/torch/utils/data/", "", Spent.LOADING),
     (r"-packages/(torchdata|webdataset|litdata|ffcv|streaming|datasets)/", "", Spent.LOADING),
     (r"/(monai/data|nvidia/dali)/", "", Spent.LOADING),
+    (r"/(torch/serialization|json/__init__|pickle|joblib/numpy_pickle)\.py$", r"_?(legacy_)?load",
+     Spent.LOADING),
+    (r"/numpy/", r"load(txt)?|genfromtxt|_?read\w*", Spent.LOADING),
+    (r"/(pandas|pyarrow)/", r"read_\w+", Spent.LOADING),
+    (r"/safetensors/", r"load\w*", Spent.LOADING),
+    (r"/PIL/Image\.py$", r"open|load", Spent.LOADING),
     (r"/torch/serialization\.py$", r"_?(legacy_)?save|__exit__", Spent.SAVING),
     (r"/torch/distributed/checkpoint/", r"\w*(save|write|plan)\w*", Spent.SAVING),
     (r"/safetensors/", r"save\w*", Spent.SAVING),
@@ -55,7 +61,11 @@ _PASSING = frozenset(
 _CALLS = {
     **dict.fromkeys(["sleep", "acquire", "select", "poll", "join", "accept", "recv"], Spent.IDLE),
     **dict.fromkeys(["waitpid", "wait3", "wait4", "waitid"], Spent.IDLE),  # for a child
-    **dict.fromkeys(["dump", "savez", "tofile", "fsync", "write", "writelines"], Spent.SAVING),
+    **dict.fromkeys(["dump", "savez", "tofile", "write", "writelines", "pwrite"], Spent.SAVING),
+    **dict.fromkeys(["fsync", "fdatasync", "sync", "flush", "close", "commit"], Spent.SAVING),
+    **dict.fromkeys(["writerow", "writerows", "sendfile", "copy_file_range"], Spent.SAVING),
+    **dict.fromkeys(["read", "readinto", "readline", "readlines", "pread"], Spent.LOADING),
+    **dict.fromkeys(["load", "fromfile"], Spent.LOADING),
     "print": Spent.PRINTING,
     # Of torch.distributed's Work: what else waits under this name has a Python function for it.
     "wait": Spent.COLLECTIVE,
@@ -95,6 +105,17 @@ def kind_of_call(call: str, *, on_gpu: bool = False) -> Spent | None:
     if on_gpu and name in _GPU_CALLS:
         return Spent.DEVICE
     return _CALLS.get(name)
+
+
+def may_wait_for_ranks(file: str, call: Spent | None) -> bool:
+    """Return whether C++ code that a function has called may wait in a collective, as backward's.
+
+    Args:
+        file: File name of the function's code.
+        call: The kind of what it has called, from `kind_of_call`.
+    """
+    # A collective of another thread may be pending, and gloo may be late to note a completion.
+    return call is Spent.COLLECTIVE or (call is None and "/torch/" in file)
 
 
 def kind_of_stack(

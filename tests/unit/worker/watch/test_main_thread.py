@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import sys
 import textwrap
 import threading
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from ddp_magic.system.tracebacks import know_source
-from ddp_magic.worker.watch.frame_calls import group_of
+from ddp_magic.worker.watch.frame_calls import called_expression, group_of
 from ddp_magic.worker.watch.main_thread import MainThread, Place
 from tests.limits import HANG_S
 from tests.unit.worker.groups import leave_group
@@ -275,6 +276,24 @@ def test_a_line_of_the_cell_that_a_function_of_another_one_calls_counts() -> Non
     names = _other_cell("def call(f):\n    f()")
     place = _run("def f():\n    look()\n\ncall(f)", call=names["call"])
     assert (place.line, place.inner) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("cell", "call"),
+    [
+        ("time.sleep(1)", "time.sleep"),
+        ("os.fsync(\n    f.fileno()\n)", "os.fsync"),
+        ("x = [os.write(\n  fd,\n  'ä' * 3,\n), 1]", "os.write"),
+        ("f(" + "\n" * 99 + ")", ""),
+    ],
+)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no columns")
+def test_a_call_may_have_several_lines(cell: str, call: str) -> None:
+    code = compile(cell, CELL, "exec")
+    know_source(CELL, cell)
+    calls = [i for i in dis.get_instructions(code) if i.opname.startswith("CALL")]
+    frame = SimpleNamespace(f_code=code)
+    assert called_expression(frame, calls[-1].offset) == call  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

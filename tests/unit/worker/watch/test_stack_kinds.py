@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ddp_magic.wire.profile import Spent
-from ddp_magic.worker.watch.stack_kinds import kind_of_call, kind_of_function, kind_of_stack
+from ddp_magic.worker.watch.stack_kinds import (
+    kind_of_call,
+    kind_of_function,
+    kind_of_stack,
+    may_wait_for_ranks,
+)
 
 SITE = "/env/lib/python3.11/site-packages"
 LIB = "/env/lib/python3.11"
@@ -24,7 +29,11 @@ COLLECTIVE, LOADING, SAVING, PRINTING, IDLE, COMPUTE, DEVICE = (
         (f"{SITE}/torch/utils/data/_utils/fetch.py", "fetch", LOADING),
         (f"{SITE}/datasets/arrow_dataset.py", "__getitem__", LOADING),
         (f"{SITE}/torch/serialization.py", "save", SAVING),
-        (f"{SITE}/torch/serialization.py", "load", None),
+        (f"{SITE}/torch/serialization.py", "load", LOADING),
+        (f"{SITE}/torch/hub.py", "load", None),
+        (f"{LIB}/json/__init__.py", "load", LOADING),
+        (f"{SITE}/numpy/lib/_npyio_impl.py", "load", LOADING),
+        (f"{SITE}/pandas/io/parsers/readers.py", "read_csv", LOADING),
         (f"{SITE}/torch/distributed/checkpoint/state_dict_saver.py", "save", SAVING),
         (f"{SITE}/safetensors/torch.py", "save_file", SAVING),
         (f"{SITE}/numpy/lib/_npyio_impl.py", "savez", SAVING),
@@ -51,6 +60,12 @@ def test_a_function_belongs_to_a_kind(file: str, name: str, kind: Spent | None) 
         ("os.waitpid", False, IDLE),
         ("print", False, PRINTING),
         ("pickle.dump", False, SAVING),
+        ("os.fsync", False, SAVING),
+        ("f.close", False, SAVING),
+        ("connection.commit", False, SAVING),
+        ("csv_writer.writerow", False, SAVING),
+        ("np.fromfile", False, LOADING),
+        ("file.read", False, LOADING),
         ("dist.irecv(t, 0).wait", False, COLLECTIVE),
         ("loss.item", True, DEVICE),
         ("loss.item", False, None),
@@ -61,6 +76,23 @@ def test_a_function_belongs_to_a_kind(file: str, name: str, kind: Spent | None) 
 )
 def test_a_function_in_c_is_known_by_its_name(call: str, on_gpu: bool, kind: Spent | None) -> None:
     assert kind_of_call(call, on_gpu=on_gpu) is kind
+
+
+@pytest.mark.parametrize(
+    ("file", "call", "may_wait"),
+    [
+        (f"{SITE}/torch/autograd/graph.py", None, True),  # DDP's backward
+        (f"{SITE}/torch/_ops.py", None, True),
+        ("/run/cell.py", COLLECTIVE, True),  # work.wait()
+        # A collective may be pending meanwhile, as one that gloo notes late as completed.
+        ("/run/cell.py", None, False),  # a call in several lines, of what is not known by its name
+        ("/run/cell.py", SAVING, False),
+        (f"{SITE}/h5py/_hl/files.py", None, False),
+        (f"{SITE}/torch/cuda/__init__.py", IDLE, False),
+    ],
+)
+def test_only_torch_waits_for_ranks(file: str, call: Spent | None, may_wait: bool) -> None:
+    assert may_wait_for_ranks(file, call) is may_wait
 
 
 @pytest.mark.parametrize(
