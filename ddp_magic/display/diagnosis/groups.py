@@ -184,8 +184,8 @@ class Group:
         is_certain = all(_ONE_SIDED[operation.name] for operation in earlier)
         return calls[-1] if is_last and is_certain else None
 
-    def unequal(self, known: Known) -> str | None:
-        """Return a sentence if ranks have called more collectives than others of the group."""
+    def unequal(self, known: Known) -> tuple[str, list[int]] | None:
+        """Return a sentence if ranks have called more collectives than others, and these others."""
         counts = {
             rank: self._called_in_cell(rank)
             for rank in self.members
@@ -204,7 +204,8 @@ class Group:
         at = ""
         if failed := [r for r in called if known.ranks[r].error is not None]:
             at = known.where(failed[0], None, self)  # of its error: the last that is known
-        return f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
+        sentence = f"{names(called)} called {what}{self.name}{at}, but {names(missing)} did not"
+        return sentence, missing
 
 
 def groups_of(ranks: Sequence[Rank]) -> Iterable[Group]:

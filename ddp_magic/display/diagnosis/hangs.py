@@ -113,8 +113,19 @@ def mismatches(ranks: Sequence[Rank]) -> list[str]:
         ranks: What is known of the ranks at the end of a run.
     """
     known = _Known(ranks, 0.0)
-    found = [group.mismatch(known) or group.unequal(known) for group in known.groups]
-    return known.on_nodes([*(sentence for sentence in found if sentence), *misfits(ranks)])
+    found, unequal = [], []
+    for group in known.groups:
+        if sentence := group.mismatch(known):
+            found.append(sentence)
+        elif absence := group.unequal(known):
+            unequal.append(absence)
+    # A rank that lost its peer waited for that in another group: what it did not call afterwards
+    # is a consequence.
+    failures = [rank.failure for rank in ranks]
+    lost = {rank for rank, failure in enumerate(failures) if failure and failure.is_victim}
+    causes = [sentence for sentence, missing in unequal if set(missing) - lost]
+    found += causes or [sentence for sentence, _ in unequal]
+    return known.on_nodes([*found, *misfits(ranks)])
 
 
 def reasons(ranks: Sequence[Rank], waits: Sequence[str], check: str = CHECK) -> list[str]:

@@ -355,6 +355,28 @@ def test_the_line_of_an_error_needs_no_heartbeat() -> None:
     assert mismatches(ranks) == ["rank 0 called all_reduce #2 (line 3), but ranks 1, 2 did not"]
 
 
+def test_what_a_rank_did_not_call_since_it_lost_another_is_a_consequence() -> None:
+    """Rank 3 has finished with one less in a group of its; rank 2, which waits there, misses 0."""
+    first, second = _done(_op(1), _op(2)), _done(_op(1))
+    ranks = [
+        _rank(0, _group(*first, name="dp", title="dp", ranks=(0, 2))),
+        _rank(1),
+        _rank(
+            2,
+            _group(*second, name="dp", title="dp", ranks=(0, 2)),
+            _group(*first, name="tp", title="tp", ranks=(2, 3)),
+        ),
+        _rank(3, _group(*second, name="tp", title="tp", ranks=(2, 3))),
+    ]
+    for rank in ranks[::2]:
+        rank.take(error(rank.rank, "Connection closed by peer", line=3 + rank.rank))
+    for rank in ranks[1::2]:
+        rank.take(finished(rank.rank))
+    assert mismatches(ranks) == [
+        "rank 2 called all_reduce #2 of group 'tp' (line 5), but rank 3 did not"
+    ]
+
+
 def test_a_group_without_a_name_may_be_any() -> None:
     """Its operations have left the record on that rank."""
     ranks = [_rank(0, _group(_op(1, done=True), name="a", ranks=(0, 1))), _rank(1, _group(name=""))]
