@@ -34,6 +34,7 @@ from ddp_magic.wire.worker_events import (
     WorkerReady,
 )
 
+CPU_S = 1.5  # for so long its processor time counts
 LAST_BYTES = 4000  # of its output that say why it aborted
 
 
@@ -49,7 +50,7 @@ class Rank:
         call: What that line has called.
         inner: The innermost line of the user's, if it is in another cell or in a module.
         still_s: For how long its main thread had been at one place at the last heartbeat, s.
-        cpu: Share of a processor that its main thread used between the last two heartbeats.
+        cpu: Share of a processor that its main thread has used lately.
         collectives: What it last reported of its process groups; None if it never has.
         enqueued: Number of the last collective that it has called, by group.
         completed: Number of the last one that has completed, by group.
@@ -163,7 +164,10 @@ class Rank:
 
     def _take_heartbeat(self, event: Heartbeat) -> None:
         if event.time > self.heard > 0.0:
-            self.cpu = max(0.0, event.cpu_s - self._cpu_s) / (event.time - self.heard)
+            seconds = event.time - self.heard
+            share = max(0.0, event.cpu_s - self._cpu_s) / seconds
+            # One that computes on a busy machine has no processor for moments.
+            self.cpu += min(1.0, seconds / CPU_S) * (share - self.cpu)
         self.heard, self._cpu_s = event.time, event.cpu_s
         self.enqueued, self.completed = event.enqueued, event.completed
         self.rss_mib, self.device_mib = event.rss_mib, event.device_mib

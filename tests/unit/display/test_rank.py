@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ def test_the_last_words_of_an_aborted_rank_are_those_of_this_run(tmp_path: Path)
     assert rank.failure.last_words == "its"
     rank.code = -9
     assert rank.failure.last_words == ""
+
+
+def test_a_rank_that_computes_may_have_no_processor_for_a_moment() -> None:
+    """One that has stopped computing is told as that a few seconds later."""
+    rank, time, used_s = Rank(rank=0), 100.0, 0.0
+    seen = []
+    for share in [1.0] * 12 + [0.05, 0.05] + [1.0] * 4 + [0.0] * 16:
+        time, used_s = time + 0.25, used_s + share * 0.25
+        rank.take(replace(_beat(Phase.RUNNING, 3), time=time, cpu_s=used_s))
+        seen.append(rank.cpu)
+    assert min(seen[4:18]) > 0.4
+    assert seen[-1] < 0.1
 
 
 def test_leaving_early() -> None:
