@@ -30,6 +30,9 @@ _WAITS = frozenset(
 # `req.wait()` of what isend or irecv returned, which gloo does not record. What else waits under
 # this name has a Python function for it, and is called by its class: `Event.wait`.
 _WORK_WAIT = re.compile(r"(?![A-Z]\w*\.wait$).+\.wait")
+# What calls collectives from C++ code, where there is no record of them.
+_CPP = re.compile(r"(.*\.)?backward|DistributedDataParallel\..*")
+_IDLE = 0.1  # share of a processor below which a main thread does not compute
 _LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
 
 Whereabouts = Callable[[int], str]
@@ -46,10 +49,11 @@ def unrecorded_waits(
         explained: Ranks whose wait the recorder knows.
         whereabouts: Returns where a rank is that others wait for, as `it is at line 4`.
     """
+    in_cpp = _waits_in_cpp(ranks)
     waiting = [
         rank
         for rank in ranks
-        if _waits(rank)
+        if (_waits(rank) or rank.rank in in_cpp)
         and rank.still_s >= wait_s
         and rank.rank not in explained
         # Of those that wait in the same collective, this one's may have timed out first.
@@ -153,6 +157,26 @@ def _waits(rank: Rank) -> bool:
     call = re.split(" #| of ", rank.call)[0]
     # A library may wait for them, as torch's pipelines do.
     return call in _WAITS or _WORK_WAIT.fullmatch(call) is not None or bool(transfers(rank))
+
+
+def _waits_in_cpp(ranks: Sequence[Rank]) -> set[int]:
+    """Return ranks that seem to wait in C++ code, as in DDP's backward, if nothing is recorded.
+
+    So it is with a torch that has no recorder for the backend, and with TORCH_FR_BUFFER_SIZE=0. If
+    all ranks are there, they wait for something else.
+    """
+    if any(rank.collectives.groups for rank in ranks if rank.collectives):
+        return set()
+    found = {
+        rank.rank
+        for rank in ranks
+        if rank.busy
+        and rank.finished is None
+        and rank.error is None
+        and rank.cpu < _IDLE
+        and _CPP.fullmatch(rank.call)
+    }
+    return found if len(found) < len(ranks) else set()
 
 
 def _is_recorded(rank: Rank) -> bool:

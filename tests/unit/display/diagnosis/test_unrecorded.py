@@ -275,3 +275,26 @@ def test_a_rank_that_has_failed_does_not_wait() -> None:
     rank = _rank(0, 4, _recv(1), call="recv")
     rank.error = error(0)
     assert explain([rank, _rank(1, 5)], NOW) == []
+
+
+@pytest.mark.parametrize("call", ["Tensor.backward", "backward", "DistributedDataParallel.forward"])
+def test_without_any_record_a_still_backward_waits_for_others(call: str) -> None:
+    """An older torch, or no buffer: DDP calls its collectives from C++."""
+    ranks = [_rank(0, 4, call=call), _rank(1, 6, call="time.sleep"), _rank(2, 4, call=call)]
+    assert explain(ranks, NOW) == [
+        f"ranks 0, 2 wait in {call} (line 4) for 24 s; rank 1 is at line 6, in time.sleep"
+    ]
+
+
+def test_without_any_record_a_backward_may_compute() -> None:
+    """Or all wait for something else, such as their GPUs; or the record knows that none waits."""
+    calls = ["Tensor.backward", "time.sleep", "Tensor.backward"]
+    busy = [_rank(n, 4, call=call, cpu=0.9) for n, call in enumerate(calls)]
+    same = [_rank(n, 4, call="Tensor.backward") for n in range(3)]
+    recorded = [_rank(n, 4, call=call) for n, call in enumerate(calls)]
+    group = GroupRecord(
+        name="0", backend="gloo", title="", ranks=(0, 1, 2), enqueued=3, completed=3
+    )
+    recorded[1].collectives = Collectives(rank=1, time=NOW, groups=(group,))
+    for ranks in (busy, same, recorded):
+        assert explain(ranks, NOW) == []
