@@ -16,6 +16,7 @@ from ddp_magic.wire.profile import LOADER, LOADER_WORKERS, Spent
 NOTICE = 0.1  # a smaller part of the time is not worth a word
 SHORT_OF_PROCESSORS = "short of processors"
 LOCKED = "interpreter lock"
+_SHORT_STEP_S = 0.002  # of Python and torch's calls, most of it
 _SMALL_BYTES = 64 * 1024  # a smaller collective takes as long as an empty one
 _SAME_WORK = 1.25  # a rank with less than so much of another's processor time works no more
 _MAX_RANKS = 8  # named in a sentence
@@ -222,8 +223,12 @@ class Sentences:
         what = f"{'GPU' if self._on_gpu else 'compute'}-bound: {self._working()}"
         if self._on_gpu:
             what += ", which computes or communicates"
+        steps_s = [t.step_s for t in self._times if t.step_s is not None]
         used, per_rank = self._machine.threads, self._machine.processors // len(self._ranks)
-        if all(t.device == "cpu" for t in self._times) and per_rank > used:
+        if steps_s and max(steps_s) < _SHORT_STEP_S:
+            change = f"larger batches: a step takes {1000 * max(steps_s):.2g} ms, which is about "
+            change += "what calling its operations takes, not computing them"
+        elif all(t.device == "cpu" for t in self._times) and per_rank > used:
             change = f"torch.set_num_threads({per_rank}), since an operation uses "
             change += f"{threads(used)}: {saves(self.work.most * (1 - used / per_rank))}"
         else:

@@ -297,6 +297,14 @@ def test_threads_are_advised_where_processors_are_free() -> None:
     assert found.advice.startswith("torch.set_num_threads(4)")
 
 
+def test_steps_may_be_too_short_for_faster_computation() -> None:
+    """Python and torch's calls take most of them."""
+    times = [n * 0.0004 for n in range(2000)]
+    works = [(COMPUTE, 1.0)]
+    found = summary(*(made(rank, works, steps=times) for rank in range(2)), processors=8)
+    assert found.advice.startswith("larger batches: a step takes 0.4 ms, which is about what")
+
+
 def test_a_gpu_that_is_waited_for_computes_or_communicates() -> None:
     works = step((COMPUTE, 0.1), (DEVICE, 0.86))
     found = summary(*(made(rank, works, device="cuda") for rank in range(2)))
