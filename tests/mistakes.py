@@ -463,6 +463,25 @@ MISTAKES = [
         r"group 'metrics' \(line 5, in a thread\)",
     ),
     Mistake(
+        "a rank that does not come, beside a thread that fills torch's record",
+        """
+        import threading, time
+        group = dist.new_group([0, 1, 2], group_desc="metrics")
+        def report():
+            while True:
+                dist.all_reduce(torch.ones(2), group=group)
+                time.sleep(0.0005)
+        threading.Thread(target=report, daemon=True).start()
+        model = DDP(torch.nn.Linear(4, 1))
+        for step in range(5):
+            if rank == 1 and step == 3:
+                time.sleep(1000)
+            model(torch.randn(2, 4)).sum().backward()
+        """,
+        r"ranks 0, 2 wait in \w+ #\d+ \(line 13, in Tensor\.backward\).*"
+        r"rank 1 has not joined: it is at line 12, in time\.sleep",
+    ),
+    Mistake(
         "groups that are created in another order",
         """
         members = [[0, 1], [0, 1, 2]]

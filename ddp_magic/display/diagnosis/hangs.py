@@ -31,7 +31,7 @@ from ddp_magic.display.diagnosis.words import names, verb
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.rank_names import on_nodes
 from ddp_magic.system.processes import exit_words
-from ddp_magic.wire.collectives import Operation
+from ddp_magic.wire.collectives import UNNAMED, Operation
 
 CHECK = "--check"  # compares all arguments of collectives
 HANG_S = 5.0  # a wait that is shorter is not explained
@@ -265,8 +265,9 @@ def _missing(group: Group, waits: dict[int, Operation], known: _Known) -> str:
     missing = [r for r in others if r not in silent and group.called(r, known) < number]
     fates = _absent(missing, known, group)
     fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
-    if not fates and seconds < HANG_S:
-        return ""  # it moves data, or the last rank has just come
+    # It moves data, or the last rank has just come; or it has completed, and gloo has noted it late.
+    if not fates and (seconds < HANG_S or operation.name == UNNAMED):
+        return ""
     more = known.check and f": `{known.check}` tells whether their arguments differ"
     # Roots and reductions are not in the record.
     joined = (

@@ -96,6 +96,13 @@ def test_what_was_overwritten_in_the_record_is_told_by_its_number(name: str) -> 
     ]
 
 
+def test_that_all_have_joined_is_not_said_of_what_nobody_has_seen() -> None:
+    """It may have completed: gloo may have noted so too late for its record."""
+    for name, told in ((UNNAMED, 0), ("all_reduce", 1)):
+        waiting = _group(_op(2, name, **UNSEEN), completed=1)
+        assert len(explain([_rank(n, waiting) for n in range(3)], NOW)) == told
+
+
 def test_what_was_overwritten_differs_by_its_name_alone() -> None:
     """Its tensors are not known."""
     seen, other = _group(_op(2)), _group(_op(2, "barrier", **UNSEEN))
