@@ -105,6 +105,8 @@ class Collectives:
         groups: The process groups that it has used, in the order in which they were created.
         memberships: The members of all its process groups.
         exchanges: At the end of the cell, what it has sent and received, if all of it is known.
+        runs_on: At the end of the cell, whether a thread of the user's code runs on, which may yet
+            call collectives.
     """
 
     rank: int
@@ -116,6 +118,7 @@ class Collectives:
     groups: tuple[GroupRecord, ...] = ()
     memberships: tuple[Membership, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
+    runs_on: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

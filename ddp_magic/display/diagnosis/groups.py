@@ -105,10 +105,12 @@ class Group:
         return 0 if record is None else record.enqueued - record.before
 
     def _has_reported_all(self, rank: Rank) -> bool:
-        """Whether a rank has reported all the collectives that its heartbeats have counted."""
+        """Whether a rank has reported all its collectives, as far as its heartbeats tell."""
         record = self.records.get(rank.rank)
         counted = rank.enqueued.get(self.key, 0)
-        return rank.collectives is not None and counted <= (record.enqueued if record else 0)
+        if rank.collectives is None or rank.collectives.runs_on:
+            return False
+        return counted <= (record.enqueued if record else 0)
 
     def called_earlier(self, number: int) -> str:
         """Return which ranks called a collective in an earlier cell, if not all did."""

@@ -265,7 +265,7 @@ def _missing(group: Group, waits: dict[int, Operation], known: _Known) -> str:
     missing = [r for r in others if r not in silent and group.called(r, known) < number]
     fates = _absent(missing, known, group)
     fates += [known.whereabouts(rank, group).replace("it ", f"rank {rank} ", 1) for rank in silent]
-    # It moves data, or the last rank has just come; or it has completed, and gloo has noted it late.
+    # It moves data, or the last rank has just come; or gloo has noted late that it has completed.
     if not fates and (seconds < HANG_S or operation.name == UNNAMED):
         return ""
     more = known.check and f": `{known.check}` tells whether their arguments differ"

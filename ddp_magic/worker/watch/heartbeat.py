@@ -30,6 +30,7 @@ from ddp_magic.worker.watch.frame_calls import root_of
 from ddp_magic.worker.watch.main_thread import MainThread, place_of
 from ddp_magic.worker.watch.other_threads import (
     collectives_of_threads,
+    runs_users_code,
     thread_waited_for,
     threads_in_groups,
 )
@@ -114,7 +115,7 @@ class HeartbeatThread:
         collectives = self._collectives(
             self._recorder.groups(before) if used else self._recorder.idle_groups(numbers)
         )
-        collectives = replace(collectives, exchanges=new_exchanges())
+        collectives = replace(collectives, exchanges=new_exchanges(), runs_on=runs_users_code())
         if error is None:
             return collectives
         # The last heartbeat may have seen the main thread in another one.

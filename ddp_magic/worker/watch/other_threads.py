@@ -53,6 +53,11 @@ def threads_in_groups() -> dict[str, list[FrameType]]:
     return found
 
 
+def runs_users_code() -> bool:
+    """Return whether another thread is in the user's code."""
+    return any(_place(frame) is not None for frame in _innermost_frames())
+
+
 def collectives_of_threads() -> dict[str, str]:
     """Return the collectives that the threads are in, the main one too, by the group's name."""
     main = frames_of_main_thread()

@@ -98,7 +98,7 @@ _RIGHT = {
     "left_out": {"b": "why"}, "good": ["os"], "module": "os", "files": {"os": ["/x", 1]},
     "number": 1, "environ": {"A": "b"},
     "reason": "", "run_id": "r", "attempt": 0, "prompt": "name? ", "password": False,
-    "held": False, "wait": True,
+    "held": False, "wait": True, "runs_on": False,
 }  # fmt: skip
 _EVENTS = [*get_args(ForkserverEvent), *get_args(AgentEvent), *get_args(WorkerEvent)]
 

@@ -352,6 +352,16 @@ def test_more_collectives_on_some_ranks() -> None:
     assert mismatches(ranks) == ["rank 0 called broadcast #2, but ranks 1, 2 did not"]
 
 
+def test_a_thread_that_runs_on_may_yet_call_what_another_rank_has_called() -> None:
+    """The cell has come to its end on all ranks, and the session goes on."""
+    ranks = [_rank(n, _group(*_done(*map(_op, range(1, 4 + n % 2))))) for n in range(3)]
+    for rank in ranks:
+        rank.take(finished(rank.rank))
+    assert mismatches(ranks) == ["rank 1 called all_reduce #4, but ranks 0, 2 did not"]
+    ranks[2].collectives = replace(ranks[2].collectives, runs_on=True)  # type: ignore[type-var]
+    assert mismatches(ranks) == []
+
+
 def test_the_line_of_an_error_needs_no_heartbeat() -> None:
     """It failed in the collective before its next one was due."""
     ranks = [

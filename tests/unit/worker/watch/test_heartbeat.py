@@ -134,7 +134,8 @@ def test_threads_in_collectives_are_reported_with_their_group() -> None:
     began = time.monotonic()
     while not threads_in_groups() and within(time.monotonic() - began, HANG_S):
         time.sleep(0.01)
-    assert heartbeats.collectives_of_cell().threads == {"7": "line 4"}
+    found = heartbeats.collectives_of_cell()
+    assert (found.threads, found.runs_on) == ({"7": "line 4"}, True)
 
     def report() -> None:
         barrier.wait(HANG_S)
