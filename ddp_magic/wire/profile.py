@@ -26,18 +26,19 @@ PEER = "peer:"
 class Spent(enum.Enum):
     """What the main thread spends its time in.
 
-    LOADING: in the data loader, or in a function that reads files. DEVICE: it waits for the GPU,
-    which computes or communicates. IDLE: it sleeps, or waits for something that is none of the
-    others.
+    LOADING: in the data loader. READING: in a function that reads files, elsewhere. DEVICE: it
+    waits for the GPU, which computes or communicates. IDLE: it sleeps, or waits for something that
+    is none of the others.
     """
 
     COMPUTE = "compute"
     COLLECTIVE = "collectives"
-    LOADING = "loading data"
+    LOADING = "data loader"
     SAVING = "saving"
     PRINTING = "printing"
     IDLE = "idle"
     DEVICE = "waiting for the GPU"
+    READING = "reading files"
 
 
 _KINDS = tuple(Spent)

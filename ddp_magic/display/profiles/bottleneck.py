@@ -44,6 +44,7 @@ def judge(
     say = Sentences(times, lines, name, traffic, machine)
     found = {
         say.loading: causes.cause_of(times, Spent.LOADING),
+        say.reading: causes.cause_of(times, Spent.READING),
         say.saving: causes.cause_of(times, Spent.SAVING),
         say.printing: causes.cause_of(times, Spent.PRINTING),
         say.idling: causes.cause_of(times, Spent.IDLE),

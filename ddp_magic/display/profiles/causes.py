@@ -15,7 +15,7 @@ from ddp_magic.wire.profile import Spent
 
 _ONE_RANK = 0.6  # of the waiting is for one rank: it is the culprit
 _Waits = dict[tuple[int, Spent | None], float]
-_NAMED = (Spent.LOADING, Spent.SAVING, Spent.PRINTING, Spent.IDLE)
+_NAMED = (Spent.LOADING, Spent.READING, Spent.SAVING, Spent.PRINTING, Spent.IDLE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Cause:
 
 
 def cause_of(times: Sequence[RankTimes], kind: Spent) -> Cause:
-    """Return what loading, saving, printing or idling costs."""
+    """Return what loading, reading, saving, printing or idling costs."""
     own = {t.rank: t.share(t.seconds(kind)) for t in times}
     return _with_waits(times, own, {kind})
 

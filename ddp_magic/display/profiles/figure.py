@@ -13,7 +13,8 @@ _COLORS = {
     "waiting for ranks": "#e45756",
     "moving data": "#f58518",
     "collectives": "#f58518",
-    "loading data": "#eeca3b",
+    "data loader": "#eeca3b",
+    "reading files": "#9d755d",
     "saving, printing": "#b279a2",
     "idle": "#d8d8d8",
 }

@@ -35,7 +35,8 @@ COLUMNS = (
     ("waiting for ranks", ("waiting_s",)),
     ("moving data", ("moving_s",)),
     ("collectives", ("untold_s",)),
-    ("loading data", ("loading_s",)),
+    ("data loader", ("loading_s",)),
+    ("reading files", ("reading_s",)),
     ("saving, printing", ("saving_s", "printing_s")),
     ("idle", ("idle_s",)),
 )

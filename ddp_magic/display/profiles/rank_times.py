@@ -32,7 +32,8 @@ class RankTimes:
         collective_s: In collectives.
         waiting_s: Of that, waiting for other ranks; None if it cannot be told from moving data.
         moving_s: Of that, moving data; None likewise.
-        loading_s: In the data loader, or reading files.
+        loading_s: In the data loader.
+        reading_s: Reading files, not in the data loader.
         saving_s: Saving.
         printing_s: Printing and displaying.
         idle_s: Sleeping, and waiting for something else.
@@ -62,6 +63,7 @@ class RankTimes:
     waiting_s: float | None = 0.0
     moving_s: float | None = 0.0
     loading_s: float = 0.0
+    reading_s: float = 0.0
     saving_s: float = 0.0
     printing_s: float = 0.0
     idle_s: float = 0.0
@@ -84,6 +86,7 @@ class RankTimes:
             Spent.COMPUTE: self.compute_s,
             Spent.COLLECTIVE: self.collective_s,
             Spent.LOADING: self.loading_s,
+            Spent.READING: self.reading_s,
             Spent.SAVING: self.saving_s,
             Spent.PRINTING: self.printing_s,
             Spent.IDLE: self.idle_s,
@@ -120,6 +123,7 @@ def rank_times(profile: RankProfile, waits: Waits, window: Window | None = None)
         compute_s=spent[Spent.COMPUTE],
         collective_s=spent[Spent.COLLECTIVE],
         loading_s=spent[Spent.LOADING],
+        reading_s=spent[Spent.READING],
         saving_s=spent[Spent.SAVING],
         printing_s=spent[Spent.PRINTING],
         idle_s=spent[Spent.IDLE],

@@ -11,7 +11,7 @@ from ddp_magic.display.profiles.facts import Bottleneck, Machine, Traffic
 from ddp_magic.display.profiles.rank_times import LineTime, RankTimes
 from ddp_magic.display.profiles.words import percent, ranks, saves, size_of, threads
 from ddp_magic.display.rank_names import rank_names
-from ddp_magic.wire.profile import LOADER, LOADER_WORKERS, Spent
+from ddp_magic.wire.profile import LOADER_WORKERS, Spent
 
 NOTICE = 0.1  # a smaller part of the time is not worth a word
 SHORT_OF_PROCESSORS = "short of processors"
@@ -55,8 +55,6 @@ class Sentences:
     def loading(self, cause: Cause) -> Bottleneck:
         """Say that the ranks wait for their data."""
         lines = self._lines.get(Spent.LOADING, ())
-        if not any(line.place.call in (LOADER, LOADER_WORKERS) for line in lines):
-            return self._reading(cause)
         has_workers = any(line.place.call == LOADER_WORKERS for line in lines)
         processors = f"{self._machine.processors} processors for {ranks(len(self._ranks))}"
         if has_workers:
@@ -85,11 +83,11 @@ class Sentences:
             f"{change}: {saves(cause.most)}",
         )
 
-    def _reading(self, cause: Cause) -> Bottleneck:
+    def reading(self, cause: Cause) -> Bottleneck:
         """Say that the ranks read files, in no data loader."""
         return Bottleneck(
-            self._verdict("input-bound", ("reads data", "read data"), cause),
-            self._line(Spent.LOADING) + self._spread(Spent.LOADING),
+            self._verdict("input-bound", ("reads files", "read files"), cause),
+            self._line(Spent.READING) + self._spread(Spent.READING),
             "read it once and keep it, or read it in a DataLoader with worker processes: "
             f"{saves(cause.most)}",
         )

@@ -14,7 +14,9 @@ from collections.abc import Collection
 
 from ddp_magic.wire.profile import Spent
 
-_ORDER = (Spent.COLLECTIVE, Spent.LOADING, Spent.SAVING, Spent.PRINTING, Spent.IDLE)
+_ORDER = (
+    Spent.COLLECTIVE, Spent.LOADING, Spent.SAVING, Spent.PRINTING, Spent.READING, Spent.IDLE,
+)  # fmt: skip
 
 # (end or part of the file, functions, kind); no functions: all but those of `_PASSING`.
 _FUNCTIONS: tuple[tuple[str, str, Spent], ...] = (
@@ -25,11 +27,11 @@ _FUNCTIONS: tuple[tuple[str, str, Spent], ...] = (
     (r"-packages/(torchdata|webdataset|litdata|ffcv|streaming|datasets)/", "", Spent.LOADING),
     (r"/(monai/data|nvidia/dali)/", "", Spent.LOADING),
     (r"/(torch/serialization|json/__init__|pickle|joblib/numpy_pickle)\.py$", r"_?(legacy_)?load",
-     Spent.LOADING),
-    (r"/numpy/", r"load(txt)?|genfromtxt|_?read\w*", Spent.LOADING),
-    (r"/(pandas|pyarrow)/", r"read_\w+", Spent.LOADING),
-    (r"/safetensors/", r"load\w*", Spent.LOADING),
-    (r"/PIL/Image\.py$", r"open|load", Spent.LOADING),
+     Spent.READING),
+    (r"/numpy/", r"load(txt)?|genfromtxt|_?read\w*", Spent.READING),
+    (r"/(pandas|pyarrow)/", r"read_\w+", Spent.READING),
+    (r"/safetensors/", r"load\w*", Spent.READING),
+    (r"/PIL/Image\.py$", r"open|load", Spent.READING),
     (r"/torch/serialization\.py$", r"_?(legacy_)?save|__exit__", Spent.SAVING),
     (r"/torch/distributed/checkpoint/", r"\w*(save|write|plan)\w*", Spent.SAVING),
     (r"/safetensors/", r"save\w*", Spent.SAVING),
@@ -64,8 +66,8 @@ _CALLS = {
     **dict.fromkeys(["dump", "savez", "tofile", "write", "writelines", "pwrite"], Spent.SAVING),
     **dict.fromkeys(["fsync", "fdatasync", "sync", "flush", "close", "commit"], Spent.SAVING),
     **dict.fromkeys(["writerow", "writerows", "sendfile", "copy_file_range"], Spent.SAVING),
-    **dict.fromkeys(["read", "readinto", "readline", "readlines", "pread"], Spent.LOADING),
-    **dict.fromkeys(["load", "fromfile"], Spent.LOADING),
+    **dict.fromkeys(["read", "readinto", "readline", "readlines", "pread"], Spent.READING),
+    **dict.fromkeys(["load", "fromfile"], Spent.READING),
     "print": Spent.PRINTING,
     # Of torch.distributed's Work: what else waits under this name has a Python function for it.
     "wait": Spent.COLLECTIVE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ddp_magic.display.profiles.profile import Code, Profile, summarize
-from ddp_magic.wire.profile import LOADER, UNKNOWN, Call, Group, Place, RankProfile, Sample, Spent
+from ddp_magic.wire.profile import UNKNOWN, Call, Group, Place, RankProfile, Sample, Spent
 
 BEGAN = 1000.0  # s since the epoch
 LOOK_S = 0.02
@@ -13,8 +13,6 @@ CELL = "/run/cell_3.py"
 LINES = {kind: number for number, kind in enumerate(Spent, 1)}  # a line for each kind of work
 SOURCE = "\n".join(f"work_{number}()" for number in range(1, 10))
 CODE = Code(labels={CELL: ""}, sources={CELL: SOURCE})
-
-LOADS = {Spent.LOADING: LOADER}
 
 # (what, for how many seconds)
 Work = tuple[Spent, float]
@@ -45,9 +43,7 @@ def made(
         more: Other fields of the profile.
     """
     kinds = list(Spent)
-    places = [
-        Place(CELL, LINES[kind], (LOADS if call is None else call).get(kind, "")) for kind in kinds
-    ]
+    places = [Place(CELL, LINES[kind], (call or {}).get(kind, "")) for kind in kinds]
     profile = RankProfile(rank=rank, began=BEGAN, complete=True, places=places)
     profile.groups = [Group("gloo:0", "default_pg", tuple(range(nproc)))]
     now, number, begins = BEGAN, 0, []

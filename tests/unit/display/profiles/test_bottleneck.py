@@ -10,9 +10,9 @@ import pytest
 from ddp_magic.wire.profile import LOADER, LOADER_WORKERS, Spent
 from tests.unit.display.profiles.examples import Work, made, summary
 
-COMPUTE, WAIT, LOAD, SAVE, PRINT, IDLE, DEVICE = (
+COMPUTE, WAIT, LOAD, SAVE, PRINT, IDLE, DEVICE, READ = (
     Spent.COMPUTE, Spent.COLLECTIVE, Spent.LOADING, Spent.SAVING, Spent.PRINTING, Spent.IDLE,
-    Spent.DEVICE,
+    Spent.DEVICE, Spent.READING,
 )  # fmt: skip
 
 
@@ -63,6 +63,11 @@ CASES: dict[str, tuple[Sequence[Sequence[Work]], str, str]] = {
         r"saving-bound: rank 1 waits \d+ % of its time for rank 0, which saves for 60 % of",
         r"^save less often",
     ),
+    "one reads files": (
+        [step((READ, 0.6), (COMPUTE, 0.2)), step((COMPUTE, 0.2))],
+        r"input-bound: rank 1 waits \d\d % of its time for rank 0, which reads files for 60 % of",
+        r"^read it once and keep it, or read it in a DataLoader",
+    ),
     "one saves, and computes afterwards, while the other waits": (
         [step((COMPUTE, 0.4)), step((SAVE, 0.4), (COMPUTE, 0.4))],
         r"partly saving-bound: rank 0 waits \d\d % of its time for rank 1, which saves for 40 % of",
@@ -110,18 +115,6 @@ CASES: dict[str, tuple[Sequence[Sequence[Work]], str, str]] = {
     ),
     "short": ([[(COMPUTE, 0.2)]] * 2, r"too short to say: .* 0.2 s, in 10 samples", r"longer run"),
 }
-
-
-def test_files_are_read_without_a_data_loader() -> None:
-    """Such as a checkpoint, or the data of all ranks on rank 0."""
-    works = [step((LOAD, 0.6), (COMPUTE, 0.2)), step((COMPUTE, 0.2))]
-    found = summary(*(made(rank, work, call={}) for rank, work in enumerate(works)))
-    assert re.match(
-        r"input-bound: rank 1 waits \d\d % of its time for rank 0, which reads data for 60 % of",
-        found.verdict,
-    )
-    assert found.advice.startswith("read it once and keep it, or read it in a DataLoader")
-    assert "DataLoader" not in found.why
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -207,7 +200,7 @@ def test_a_metric_that_is_gathered_is_no_sharded_model() -> None:
 def test_why_names_the_line() -> None:
     found = summary(*(made(rank, step((LOAD, 0.5), (COMPUTE, 0.4))) for rank in range(2)))
     assert found.why.startswith("line 3 (`work_3()`); ")
-    assert "loading data: rank 0 50 %, rank 1 50 %" in found.why
+    assert "data loader: rank 0 50 %, rank 1 50 %" in found.why
 
 
 def test_only_the_loop_is_judged() -> None:

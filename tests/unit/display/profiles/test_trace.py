@@ -60,8 +60,8 @@ def test_lines_are_inside_of_what_the_thread_does() -> None:
     slices = [(e["name"], e["ts"], e["dur"]) for e in _events() if e["ph"] == "X" and not e["pid"]]
     assert ("compute", 0, 300_000) in slices
     assert ("line 1", 0, 300_000) in slices
-    assert ("loading data", 1_000_000, 100_000) in slices
-    assert ("line 3: DataLoader", 1_000_000, 100_000) in slices
+    assert ("data loader", 1_000_000, 100_000) in slices
+    assert ("line 3", 1_000_000, 100_000) in slices
 
 
 def test_an_arrow_leads_from_the_last_rank_to_one_that_waited() -> None:

@@ -14,9 +14,9 @@ from ddp_magic.worker.watch.stack_kinds import (
 
 SITE = "/env/lib/python3.11/site-packages"
 LIB = "/env/lib/python3.11"
-COLLECTIVE, LOADING, SAVING, PRINTING, IDLE, COMPUTE, DEVICE = (
+COLLECTIVE, LOADING, SAVING, PRINTING, IDLE, COMPUTE, DEVICE, READING = (
     Spent.COLLECTIVE, Spent.LOADING, Spent.SAVING, Spent.PRINTING, Spent.IDLE, Spent.COMPUTE,
-    Spent.DEVICE,
+    Spent.DEVICE, Spent.READING,
 )  # fmt: skip
 
 
@@ -29,11 +29,11 @@ COLLECTIVE, LOADING, SAVING, PRINTING, IDLE, COMPUTE, DEVICE = (
         (f"{SITE}/torch/utils/data/_utils/fetch.py", "fetch", LOADING),
         (f"{SITE}/datasets/arrow_dataset.py", "__getitem__", LOADING),
         (f"{SITE}/torch/serialization.py", "save", SAVING),
-        (f"{SITE}/torch/serialization.py", "load", LOADING),
+        (f"{SITE}/torch/serialization.py", "load", READING),
         (f"{SITE}/torch/hub.py", "load", None),
-        (f"{LIB}/json/__init__.py", "load", LOADING),
-        (f"{SITE}/numpy/lib/_npyio_impl.py", "load", LOADING),
-        (f"{SITE}/pandas/io/parsers/readers.py", "read_csv", LOADING),
+        (f"{LIB}/json/__init__.py", "load", READING),
+        (f"{SITE}/numpy/lib/_npyio_impl.py", "load", READING),
+        (f"{SITE}/pandas/io/parsers/readers.py", "read_csv", READING),
         (f"{SITE}/torch/distributed/checkpoint/state_dict_saver.py", "save", SAVING),
         (f"{SITE}/safetensors/torch.py", "save_file", SAVING),
         (f"{SITE}/numpy/lib/_npyio_impl.py", "savez", SAVING),
@@ -64,8 +64,8 @@ def test_a_function_belongs_to_a_kind(file: str, name: str, kind: Spent | None) 
         ("f.close", False, SAVING),
         ("connection.commit", False, SAVING),
         ("csv_writer.writerow", False, SAVING),
-        ("np.fromfile", False, LOADING),
-        ("file.read", False, LOADING),
+        ("np.fromfile", False, READING),
+        ("file.read", False, READING),
         ("dist.irecv(t, 0).wait", False, COLLECTIVE),
         ("loss.item", True, DEVICE),
         ("loss.item", False, None),
@@ -100,6 +100,7 @@ def test_only_torch_waits_for_ranks(file: str, call: Spent | None, may_wait: boo
     [
         # A sleep in a data set is loading, a barrier in a checkpoint a wait for others.
         ([LOADING], IDLE, {"sleeps": True}, LOADING),
+        ([LOADING], READING, {"sleeps": True}, LOADING),
         ([SAVING, COLLECTIVE], None, {}, COLLECTIVE),
         ([LOADING, PRINTING], None, {}, LOADING),
         # DDP's backward: C++ waits for the gradients.
