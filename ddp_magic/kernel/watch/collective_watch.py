@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import Note
 from ddp_magic.wire.states import State
 
+_DEBUG = "TORCH_DISTRIBUTED_DEBUG"
 LEFT_S = 1.0  # after a rank's cell, until the ranks that wait for it in a collective are stopped
 
 
@@ -88,7 +91,13 @@ class CollectiveWatch:
         """Return why the run failed, as far as its ranks' waits tell; empty if it did not."""
         if all(rank.succeeded for rank in ranks):  # it was ended while they exited
             return self._last_waits
-        return tuple(hangs.reasons(ranks, self._last_waits, self._advice))
+        found = hangs.reasons(ranks, self._last_waits, self._advice)
+        if os.environ.get(_DEBUG) == "DETAIL" and any(r.code == -signal.SIGSEGV for r in ranks):
+            found.append(
+                f"{_DEBUG}=DETAIL is set, with which DDP crashes in torch 2.13: unset it, and use "
+                f"`{self._spelled}`, which compares the collectives too"
+            )
+        return tuple(found)
 
     def close(self) -> None:
         """Close the files of the comparison."""
