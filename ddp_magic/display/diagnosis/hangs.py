@@ -38,8 +38,6 @@ HANG_S = 5.0  # a wait that is shorter is not explained
 SILENT_S = 2.0  # without a heartbeat for so long, no Python code runs in the process
 LAG_S = 1.0  # a main thread is seen at a place so much later at most than it came there
 BUSY = 0.2  # share of a processor above which a main thread computes
-
-
 # What a main thread may do while a collective goes on that it has called asynchronously.
 _ELSEWHERE = re.compile(r"(.*\.)?(sleep|input)|DataLoader|subprocess\..*|Popen\..*|!.*")
 

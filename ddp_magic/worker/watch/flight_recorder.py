@@ -21,13 +21,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from ddp_magic.wire.collectives import GroupRecord, Membership, Operation
+from ddp_magic.worker.watch.group_names import GroupNames
 from ddp_magic.worker.watch.pending import Numbers, Pending
 from ddp_magic.worker.watch.torch_records import (
     RECORDERS,
     MainThreadState,
     count_groups,
     members,
-    names_by_number,
     numbers_in,
     operation_of,
     record_of,
@@ -52,7 +52,7 @@ class FlightRecorder:
     """Reads torch's records of this process."""
 
     def __init__(self) -> None:
-        self._names: dict[tuple[str, str], tuple[str, str]] = {}  # name and title
+        self._names = GroupNames()
         # By group, how many sends and receives gloo's numbers count before the last collective.
         self._sends: dict[tuple[str, str], int] = {}
         self._unnamed: set[tuple[str, str]] = set()  # whose name has been asked for
@@ -112,7 +112,7 @@ class FlightRecorder:
         Args:
             numbers: From `numbers`.
         """
-        if new := numbers.keys() - self._names.keys() - self._unnamed:
+        if new := {key for key in numbers if key not in self._names} - self._unnamed:
             self._read(operations=True)  # learns the names
             self._unnamed |= new
         known = {key: pair for key, pair in numbers.items() if key in self._names}
@@ -131,8 +131,7 @@ class FlightRecorder:
     def describe(self, key: str) -> tuple[str, tuple[int, ...]]:
         """Return what a person calls a group, and its members, by `GroupRecord.key`."""
         backend, _, name = key.partition(":")
-        titles = [t for (b, _), (n, t) in self._names.items() if (b, n) == (backend, name)]
-        return (titles or [""])[-1], members().get(name, ())
+        return self._names.title(backend, name), members().get(name, ())
 
     def memberships(self) -> tuple[Membership, ...]:
         """Return the members of this rank's process groups."""
@@ -243,28 +242,13 @@ class FlightRecorder:
         return dict(self._last)
 
     def _learn(self, backend: str, record: Mapping[str, Any]) -> None:
+        self._names.learn(backend, record)
         counted = set()
         for entry in reversed(record.get("entries", [])):  # the newest first
             key = (backend, str(entry["pg_id"]))
-            if key not in self._names:
-                name, title = map(str, entry["process_group"])
-                self._names[key] = name, title
             if backend == "gloo" and key not in counted and not entry["is_p2p"]:
                 counted.add(key)
                 self._sends[key] = max(0, int(entry["op_id"]) - int(entry["collective_seq_id"]))
-        if not all((backend, group) in self._names for group in record.get("pg_status", {})):
-            self._infer(backend, record["pg_status"])
-
-    def _infer(self, backend: str, groups: Iterable[str]) -> None:
-        """Name the groups of which there is no operation in the record any more."""
-        names = names_by_number(backend)
-        known = {group: names_ for (of, group), names_ in self._names.items() if of == backend}
-        if known and all(names.get(group) == names_ for group, names_ in known.items()):
-            self._names |= {
-                (backend, group): names[group]
-                for group in groups
-                if group not in known and group in names
-            }
 
     def _numbers_of(self, records: _Records) -> Numbers:
         found = {}
@@ -277,14 +261,9 @@ class FlightRecorder:
 
     def _newest(self, numbers: Numbers) -> Numbers:
         """Return those groups whose name is known; of several of one name the last one."""
-        if not numbers.keys() <= self._names.keys():
+        if not self._names.has(numbers):
             self._read(operations=True)
-        newest = {
-            (key[0], self._names[key][0]): key
-            for key in sorted(numbers, key=lambda key: int(key[1]))
-            if key in self._names
-        }
-        return {key: numbers[key] for key in newest.values()}
+        return {key: numbers[key] for key in self._names.newest(numbers)}
 
 
 def _unnamed(key: tuple[str, str], numbers: Numbers, before: Numbers) -> GroupRecord:

@@ -206,8 +206,6 @@ class HeartbeatThread:
             pass  # 64 KB unread: this one is not needed
 
 
-
-
 def _rss_mib() -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
