@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from ddp_magic.engines import HERE, NodesEngine
 from ddp_magic.kernel.options.declaration import spelling
 from ddp_magic.kernel.options.option import OptionError
+from ddp_magic.wire.relay_frames import MAX_NODES
 
+MAX_RANKS = 20_000  # the table of so many takes seconds
 _ENGINES = "--engine slurm or --engine ray"
 
 
@@ -68,8 +70,23 @@ def check(asked: SimpleNamespace) -> None:
             "none, for the CPU"
         )
         raise OptionError("gpus", problem)
+    _check_counts(asked)
     _check_range(asked, engine)
     check_later(asked, asked.engine)
+
+
+def _check_counts(asked: SimpleNamespace) -> None:
+    """Check that a typing error does not ask for more than a notebook can follow.
+
+    Raises:
+        OptionError: It does.
+    """
+    _, most = node_range(asked)
+    if most > MAX_NODES:
+        raise OptionError("nnodes", f"{most:,} nodes are too many: use at most {MAX_NODES:,}")
+    if (ranks := most * asked.nproc_per_node) > MAX_RANKS:
+        problem = f"{ranks:,} ranks are too many: use at most {MAX_RANKS:,} on all nodes"
+        raise OptionError("nproc_per_node", problem)
 
 
 def _check_range(asked: SimpleNamespace, engine: NodesEngine) -> None:

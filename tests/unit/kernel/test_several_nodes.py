@@ -71,6 +71,26 @@ def test_a_rank_that_is_there_on_any_number_of_nodes_can_be_pulled() -> None:
     assert _resolve("-n 2 -N 1:2 --engine slurm --pull a@1,b@all --show 3").nproc == 4
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("-n 1 -N 1000000", "1,000,000 nodes are too many: use at most 4,096"),
+        ("-n 1 -N 1:4097", "4,097 nodes are too many: use at most 4,096"),
+        ("-n 1000000", "1,000,000 ranks are too many: use at most 20,000 on all nodes"),
+        ("-n 10001 -N 2", "20,002 ranks are too many"),
+        ("-n 10001 -N 1:2", "20,002 ranks are too many"),
+    ],
+)
+def test_a_typing_error_in_a_count(line: str, problem: str) -> None:
+    """A table of a million ranks took longer than 40 s, in which Stop did nothing."""
+    with pytest.raises(OptionError, match=problem):
+        _resolve(f"{line} --engine slurm")
+
+
+def test_the_largest_counts() -> None:
+    assert _resolve("-n 4 -N 4096 --engine slurm").nproc == 16384
+
+
 def test_an_engine_that_cannot_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not say where the number of nodes is found."""
     install_engines(tmp_path, monkeypatch)
