@@ -25,9 +25,10 @@ _STAYS = {
 _OF_OTHERS = re.compile(r"(Assoc|QOS)(Max|Grp)")  # limits that the end of other jobs lifts
 
 _CANCELLED = "was cancelled from outside, as by scancel"
+# A step is cancelled for it, which the other nodes may tell first.
+_NODE_FAILURE = re.compile(r"Node failure on (\S+)")
 # What srun says at the end of a job; what comes first is what the rest follows from.
 _ENDS = {
-    r"Node failure on (\S+)": "lost {}: node failure",
     r"launch (?:for \S+ )?failed on node (\S+): (.+)": "could not start on {}: {}",
     r"error: (\S+): tasks? \S+: (?!Exited with)(.+)": "lost {}: its relay was ended ({})",
     r"srun: Job has been cancelled|Job allocation \d+ has been revoked": _CANCELLED,
@@ -71,6 +72,9 @@ class Fate:
         """Take a line of srun's."""
         if due := _DUE.search(line):
             self._due = due[1].strip()
+        if not self.lost and (failed := _NODE_FAILURE.search(line)):
+            self.lost = failed[1]
+            self._first = f"lost {self.lost}: node failure"
         for pattern, words in _ENDS.items():
             if not self._first and (found := re.search(pattern, line)):
                 self._first = words.format(*found.groups())

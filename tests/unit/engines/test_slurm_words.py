@@ -78,6 +78,16 @@ def test_a_reason_that_srun_does_not_give() -> None:
              "srun: error: n1: task 0: Killed"],
             "was cancelled from outside, as by scancel",
         ),
+        (  # an administrator sets the node down, or its slurmd answers no more
+            [f"slurmstepd-n1: error: {AT} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***",
+             "srun: error: Node failure on n2", "srun: error: Node failure on n2",
+             "srun: Job step aborted: Waiting up to 7 seconds"],
+            "lost n2: node failure",
+        ),
+        (
+            ["srun: error: n1: task 0: Killed", "srun: error: Node failure on n2"],
+            "lost n1: its relay was ended (Killed)",
+        ),
         (["srun: Job has been cancelled"], "was cancelled from outside, as by scancel"),
         (
             [f"slurmstepd-n1: error: {AT} DUE TO TIME LIMIT ***", "srun: Job step aborted:"],
