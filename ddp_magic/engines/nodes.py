@@ -114,5 +114,8 @@ class Nodes:
         lost = [self.hosts[node] for node in sorted(self.hosts) if node not in self.ended]
         if lost:
             return f"lost its relay{'s' * (len(lost) > 1)} on {', '.join(lost)}"
-        told = self.ended and all(how is NodeEnd.TOLD for how in self.ended.values())
-        return "was ended from outside" if told else ""
+        if not self.ended or any(how is not NodeEnd.TOLD for how in self.ended.values()):
+            return ""
+        if never := [f"node {n}" for n in range(self.count) if n not in self.hosts]:
+            return f"lost {', '.join(never)} of {self.count} before it was up"
+        return "was ended from outside"

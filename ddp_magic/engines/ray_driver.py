@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_magic.engines.ray import LOST, START, WAITS
+from ddp_magic.system.processes import exit_words
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.relay_frames import PIECE_BYTES, write_all
 
@@ -234,6 +235,8 @@ class Driver:
                 with self._lock:
                     write_all(self._output, said)
             code = said
+            if code < 0:  # else it has said itself how it ended
+                _say(f"{LOST}{name}: its relay was {exit_words(code)}")
         except Exception as error:  # noqa: BLE001 -- the node is gone, or this process ends
             _say(f"{LOST}{name}: {loss(error)}")
         self._running -= 1

@@ -58,6 +58,19 @@ def test_a_relay_that_did_not_say_its_end_was_lost(ended: dict[int, NodeEnd], wo
     assert Nodes(hosts={1: "n2", 0: "n1"}, ended=ended).outside_words() == words
 
 
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        ({0: NodeEnd.TOLD}, "lost node 1 of 2 before it was up"),
+        ({0: NodeEnd.DIED}, ""),
+        ({0: NodeEnd.REPORTED}, ""),
+    ],
+)
+def test_a_node_that_never_came_up(ended: dict[int, NodeEnd], words: str) -> None:
+    """Nobody else ended the job, unless the agent of another node failed first."""
+    assert Nodes(count=2, hosts={0: "n1"}, ended=ended).outside_words() == words
+
+
 def test_what_nobody_listened_to_is_no_silence() -> None:
     """This process was suspended, or its threads waited: the other node will be heard next."""
     nodes = Nodes()

@@ -206,6 +206,18 @@ def test_the_driver_ends_with_its_nodes(code: int) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize(("code", "words"), [(-9, "n2: its relay was killed by SIGKILL"), (1, "")])
+def test_a_relay_that_was_killed_is_a_loss(
+    capfd: pytest.CaptureFixture[str], code: int, words: str
+) -> None:
+    """Also if it has not said a word. One that ends by itself has said why."""
+    node = FakeRay()
+    node.said = [code]
+    driver = Driver(node, {"nnodes": 2, "num_cpus": 1, "num_gpus": 0, "resources": {}}, -1, -1)
+    driver._read(node, "n2")
+    assert capfd.readouterr().err == (f"{ray.LOST}{words}\n" if words else "")
+
+
 def test_the_driver_ends_with_the_kernel() -> None:
     """Its stream has ended."""
     stdin, kernel = os.pipe()
