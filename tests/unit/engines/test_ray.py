@@ -24,7 +24,14 @@ DEAD = {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 2.0}}
     ("words", "problem"),
     [
         (["--nope"], "unrecognized arguments: --nope: use --address, and for each node"),
-        (["--num-gpus", "many"], "argument --num-gpus: invalid float value"),
+        (["--num-gpus", "many"], "argument --num-gpus: 'many' is not a number from 0 on: use"),
+        (["--num-cpus", "-1"], "argument --num-cpus: '-1' is not a number from 0 on"),
+        (["--num-cpus=nan"], "argument --num-cpus: 'nan' is not a number from 0 on"),
+        (["--num-gpus=inf"], "argument --num-gpus: 'inf' is not a number from 0 on"),
+        (["--resources", '{"fast": -1}'], "--resources: fast: -1 is not a number from 0 on"),
+        (["--resources", '{"a": 1, "b": "x"}'], "--resources: b: 'x' is not a number from 0 on"),
+        (["--resources", '{"a": true}'], "--resources: a: True is not a number from 0 on"),
+        (["--resources", '{"a": NaN}'], "--resources: a: nan is not a number from 0 on"),
         (["--resources", "{"], "argument --resources: invalid loads value"),
         (["--resources", "3"], "--resources is not a JSON object"),
         (["--num"], "unrecognized arguments: --num"),
@@ -38,6 +45,7 @@ def test_arguments_that_can_be_used() -> None:
     words = ["--num-cpus=2", "--num-gpus", "4", "--resources", '{"fast": 1}', "--address", "a:1"]
     assert ray.problem_of(words) == ""
     assert ray.problem_of([]) == ""
+    assert ray.problem_of(["--num-cpus", "0.5", "--num-gpus=0"]) == ""
 
 
 @pytest.mark.parametrize(
