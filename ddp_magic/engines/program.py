@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 
+from ddp_magic.system import libraries
 from ddp_magic.system.processes import exit_words
 
 CANCEL_S = 5.0  # for the program to end its job, before it is killed
@@ -39,6 +41,8 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=env,
+            # srun and Ray start nothing in a directory that was removed.
+            cwd=libraries.current_directory() or tempfile.gettempdir(),
             start_new_session=True,  # Jupyter interrupts the kernel's whole process group
         )
         assert self._process.stdin is not None  # noqa: S101 -- PIPE was given

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,17 @@ def test_an_srun_that_is_killed_has_lost_its_job(tmp_path: Path) -> None:
             os.kill(job._process.pid, signal.SIGKILL)
         job.wait()
         assert job.fate() == fate
+
+
+def test_the_notebooks_directory_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's srun refuses to start there, so it starts elsewhere, as ranks here do."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    log: list[bytes] = []
+    argv = [sys.executable, "-c", "import os, sys; print(os.getcwd(), file=sys.stderr)"]
+    assert slurm.SlurmJob(argv, {}, log.append).wait() == 0
+    assert log == [f"{os.path.realpath(tempfile.gettempdir())}\n".encode()]
