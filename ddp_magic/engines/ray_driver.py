@@ -235,8 +235,8 @@ class Driver:
                 with self._lock:
                     write_all(self._output, said)
             code = said
-            if code < 0:  # else it has said itself how it ended
-                _say(f"{LOST}{name}: its relay was {exit_words(code)}")
+            if code:  # its agent has reported nothing
+                _say(f"{LOST}{name}: its relay ended ({exit_words(code)})")
         except Exception as error:  # noqa: BLE001 -- the node is gone, or this process ends
             _say(f"{LOST}{name}: {loss(error)}")
         self._running -= 1

@@ -24,12 +24,15 @@ _STAYS = {
 }
 _OF_OTHERS = re.compile(r"(Assoc|QOS)(Max|Grp)")  # limits that the end of other jobs lifts
 
+_FAILED = "failed on "  # a relay whose agent has reported its end has exit code 0
 _CANCELLED = "was cancelled from outside, as by scancel"
 # A step is cancelled for it, which the other nodes may tell first.
 _NODE_FAILURE = re.compile(r"Node failure on (\S+)")
 # What srun says at the end of a job; what comes first is what the rest follows from.
 _ENDS = {
     r"launch (?:for \S+ )?failed on node (\S+): (.+)": "could not start on {}: {}",
+    r"error: (\S+): tasks? \S+: Exited with (exit code \d+)": _FAILED
+    + "{}: its relay ended with {}",
     r"error: (\S+): tasks? \S+: (?!Exited with)(.+)": "lost {}: its relay was ended ({})",
     r"srun: Job has been cancelled|Job allocation \d+ has been revoked": _CANCELLED,
     r"srun: forcing job termination": "was ended with its srun, by a signal",
@@ -72,6 +75,8 @@ class Fate:
         """Take a line of srun's."""
         if due := _DUE.search(line):
             self._due = due[1].strip()
+            if self._first.startswith(_FAILED):  # it was the first to obey
+                self.lost = ""
         if not self.lost and (failed := _NODE_FAILURE.search(line)):
             self.lost = failed[1]
             self._first = f"lost {self.lost}: node failure"

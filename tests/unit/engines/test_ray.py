@@ -214,16 +214,22 @@ def test_the_driver_ends_with_its_nodes(code: int) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize(("code", "words"), [(-9, "n2: its relay was killed by SIGKILL"), (1, "")])
-def test_a_relay_that_was_killed_is_a_loss(
+@pytest.mark.parametrize(
+    ("code", "words"), [(-9, "killed by SIGKILL"), (1, "exit code 1"), (0, "")]
+)
+def test_a_relay_that_ends_before_its_agent_is_a_loss(
     capfd: pytest.CaptureFixture[str], code: int, words: str
 ) -> None:
-    """Also if it has not said a word. One that ends by itself has said why."""
+    """Also if it has not said a word: Python does not start there."""
     node = FakeRay()
     node.said = [code]
-    driver = Driver(node, {"nnodes": 2, "num_cpus": 1, "num_gpus": 0, "resources": {}}, -1, -1)
-    driver._read(node, "n2")
-    assert capfd.readouterr().err == (f"{ray.LOST}{words}\n" if words else "")
+    read_end, output = os.pipe()
+    asked = {"nnodes": 2, "num_cpus": 1, "num_gpus": 0, "resources": {}}
+    Driver(node, asked, -1, output)._read(node, "n2")
+    said = f"{ray.LOST}n2: its relay ended ({words})\n" if words else ""
+    assert capfd.readouterr().err == said
+    os.close(read_end)
+    os.close(output)
 
 
 def test_the_driver_ends_with_the_kernel() -> None:

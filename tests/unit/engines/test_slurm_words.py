@@ -72,7 +72,22 @@ def test_a_reason_that_srun_does_not_give() -> None:
     [
         ([], ""),
         (["srun: job 2 queued and waiting for resources", "W1128 torch warns"], ""),
-        (["srun: error: n2: task 1: Exited with exit code 1"], ""),
+        (  # its Python does not start
+            ["srun: error: n2: task 1: Exited with exit code 5",
+             "srun: launch/slurm: _step_signal: Terminating StepId=2.0",
+             f"slurmstepd-n1: error: {AT} ***", "srun: error: n1: task 0: Terminated",
+             "srun: Force Terminated StepId=2.0"],
+            "failed on n2: its relay ended with exit code 5",
+        ),
+        (
+            [f"slurmstepd-n1: error: {AT} ***", "srun: error: n1: task 0: Exited with exit code 1"],
+            "was cancelled from outside, as by scancel",
+        ),
+        (  # it ended at once when Slurm asked it to
+            ["srun: error: n2: task 1: Exited with exit code 1",
+             f"slurmstepd-n1: error: {AT} DUE TO TIME LIMIT ***"],
+            "was cancelled by Slurm, due to time limit: -t in --engine-args asks for more time",
+        ),
         (
             ["srun: Job step aborted: Waiting up to 7 seconds", f"slurmstepd-n1: error: {AT} ***",
              "srun: error: n1: task 0: Killed"],
@@ -131,5 +146,5 @@ def test_how_a_job_ends(lines: list[str], words: str) -> None:
     for line in lines:
         fate.hear(line)
     assert fate.words() == words
-    found = re.match(r"(?:lost|could not start on) (\w+):", words)
+    found = re.match(r"(?:lost|failed on|could not start on) (\w+):", words)
     assert fate.lost == (found[1] if found else "")
