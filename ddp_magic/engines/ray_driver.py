@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -29,6 +30,11 @@ COUNT_VARIABLE = str(START["node_count_variable"])
 INLINE_BYTES = 64 * 1024  # what is longer goes through Ray's object store, once for all nodes
 POLL_S = 1.0  # between two looks at the queue
 CONNECT_S = 10.0  # for the cluster's port to answer
+# Ray's words for a node that does not answer: the actor's number and the code say nothing more.
+_UNREACHABLE = re.compile(
+    r"The actor \w+ is unavailable: (?:The actor is temporarily unavailable: )?"
+    r"(?:RpcError: )?(?:RPC error: )?(.*?)(?: rpc_code: \d+)?$"
+)
 END_S = 4.0  # for the relays to clean up, before Ray kills them; less than `program.CANCEL_S`
 
 
@@ -262,7 +268,8 @@ def loss(error: Exception) -> str:
     """Return in a sentence why Ray has lost an actor."""
     lines = str(error).splitlines() or [type(error).__name__]
     reasons = [line for line in lines if line.startswith("The actor is dead because")]
-    return (reasons or lines)[0].partition(". ")[0].rstrip(".")
+    reason = (reasons or lines)[0].partition(". ")[0].rstrip(".")
+    return _UNREACHABLE.sub(r"its actor cannot be reached: \1", reason)
 
 
 def fitting(nodes: Sequence[Mapping[str, Any]], need: Mapping[str, float]) -> list[Any]:

@@ -139,8 +139,10 @@ def test_what_the_driver_has_lost() -> None:
             "The actor is dead because its worker process has died. Worker exit type: SYSTEM",
             "The actor is dead because its worker process has died",
         ),
-        ("The actor d5 is unavailable: Socket closed. The task may", "The actor d5 is unavailable: "
-         "Socket closed"),
+        ("The actor d5 is unavailable: Socket closed. The task may",
+         "its actor cannot be reached: Socket closed"),
+        ("The actor d5 is unavailable: The actor is temporarily unavailable: RpcError: RPC error: "
+         "Socket closed rpc_code: 14. The task may", "its actor cannot be reached: Socket closed"),
         ("", "RuntimeError"),
     ],
 )  # fmt: skip
