@@ -27,6 +27,7 @@ from ddp_magic.wire.specs import AgentSpec
 GROUP = "ddp_magic.engines"  # entry points of other packages
 OURS = {"slurm": "ddp_magic.engines.slurm", "ray": "ddp_magic.engines.ray"}
 END_S = 10.0  # for the end of a job that is cancelled
+FEW_NODES = 4  # so many are listed
 QUIET_S = 8.0  # for a node to be silent, before that is said
 
 
@@ -166,11 +167,14 @@ class RemoteAgents:
     def waits_for(self) -> str:
         """Return what it waits for: its turn in the queue, the nodes, one that is silent."""
         job, nodes = self._relay.job, self._relay.nodes
-        up = len(nodes.hosts)
+        up = [nodes.hosts[node] for node in sorted(nodes.hosts)]
         if job is not None and (words := job.waits_for()):
             return words
-        if not up or up < nodes.count:
-            return "waiting for the nodes" if not up else f"{up} of {nodes.count} nodes are up"
+        if not up:
+            return "waiting for the nodes"
+        if len(up) < nodes.count:
+            names = f": {', '.join(up)}" if len(up) <= FEW_NODES else ""
+            return f"{len(up)} of {nodes.count} nodes {'are' if len(up) > 1 else 'is'} up{names}"
         return nodes.quiet_words(time.monotonic(), QUIET_S)
 
     def last_words(self) -> str:

@@ -174,3 +174,17 @@ def test_a_node_that_is_silent_is_told_before_it_is_given_up(tmp_path: Path) -> 
     nodes.heard = {0: now - 12.0, 1: now - 13.0}
     assert scene.agents.waits_for().startswith("no node has answered for 12 s")
     scene.end()
+
+
+def test_which_nodes_are_up(tmp_path: Path) -> None:
+    """One that hangs while Python starts has said nothing: the others are named."""
+    scene = Scene(tmp_path, "")
+    nodes = scene.agents._relay.nodes
+    assert scene.agents.waits_for() == "waiting for the nodes"
+    nodes.count, nodes.hosts = 3, {1: "n2"}
+    assert scene.agents.waits_for() == "1 of 3 nodes is up: n2"
+    nodes.hosts[0] = "n1"
+    assert scene.agents.waits_for() == "2 of 3 nodes are up: n1, n2"
+    nodes.count, nodes.hosts = 64, dict.fromkeys(range(50), "n")
+    assert scene.agents.waits_for() == "50 of 64 nodes are up"
+    scene.end()
