@@ -90,11 +90,16 @@ class Agents:
         """Return a descriptor that is readable once they have ended; -1 if there is none."""
         return -1 if self._placed is None else self._placed.fileno()
 
-    def news(self) -> list[RunEvent]:
-        """Return what a user should know of their start, each once."""
+    def news(self, *, stopped: bool = False) -> list[RunEvent]:
+        """Return what a user should know of them, each once.
+
+        Args:
+            stopped: Whether the kernel ends them: then it is no news that they end.
+        """
         if self._placed is None:
             return []
-        events: list[RunEvent] = [Note(text=text) for text in self._placed.take_notes()]
+        notes = self._placed.take_notes()
+        events: list[RunEvent] = [] if stopped else [Note(text=text) for text in notes]
         if (waits_for := self._placed.waits_for()) != self._waits_for:
             self._waits_for = waits_for
             events.append(Doing(text=waits_for))

@@ -191,7 +191,7 @@ class WorkerGroup:
         events = self._supervisor.heed(self._connections.poll(timeout_s))
         if not self.started or self.ended:
             return events
-        events += self._agents.news()
+        events += self._agents.news(stopped=self._supervisor.is_stopped)
         events += self._supervisor.look()
         self._connections.watch(self._agents.fileno())
         if self._agents.ended():

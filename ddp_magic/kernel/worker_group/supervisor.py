@@ -46,7 +46,7 @@ class Supervisor:
         self._patience = patience
         self._exited: dict[int, WorkerExited] = {}  # of this attempt
         self._interrupted = False
-        self._is_stopped = False  # the kernel ends the group
+        self.is_stopped = False
 
     @property
     def first_exit(self) -> WorkerExited | None:
@@ -57,12 +57,12 @@ class Supervisor:
 
     def interrupt(self) -> None:
         """Let the agents, and ranks that connect later, know that the ranks are interrupted."""
-        self._interrupted = self._is_stopped = True
+        self._interrupted = self.is_stopped = True
         self._agents.send(Interrupt())
 
     def kill(self, ranks: tuple[int, ...]) -> None:
         """End some ranks at once, or the whole group where none is named."""
-        self._is_stopped = self._is_stopped or not ranks
+        self.is_stopped = self.is_stopped or not ranks
         self._agents.kill(ranks)
 
     # --- what happens -------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Supervisor:
             The restart; None if the kernel has ended the run, all ranks have succeeded, or there
             can be none (`Placement.place_again`).
         """
-        if self._is_stopped or (self._all_exited and not self._has_failed):
+        if self.is_stopped or (self._all_exited and not self._has_failed):
             return None
         if (restarted := self._placement.place_again()) is not None:
             self._forget_ranks()

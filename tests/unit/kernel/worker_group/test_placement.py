@@ -17,6 +17,7 @@ from ddp_magic.wire.events import AgentHello
 from ddp_magic.wire.kernel_events import (
     GroupEnded,
     NodesGranted,
+    Note,
     OutsideEnd,
     Restarted,
     RunEvent,
@@ -222,3 +223,19 @@ def test_an_agent_that_dies_ends_those_of_the_others(cluster: Cluster) -> None:
     agent = cluster.agent(1)
     cluster.group._agents.send(Exit())
     assert agent.receive() == [Exit()]
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+def test_the_end_of_agents_that_the_kernel_ends_is_no_news(cluster: Cluster, how: str) -> None:
+    """One that ends by itself is told; so is one whose rank alone is killed."""
+    cluster.up(2)
+    ended = "the agent on n2 ended without a report, and its ranks with it"
+    cluster.group.kill((1,))
+    cluster.placed[-1].notes = [ended]
+    assert Note(text=ended) in cluster.poll()
+    if how == "kill":
+        cluster.group.kill()
+    else:
+        cluster.group.interrupt([0], keep=False)
+    cluster.placed[-1].notes = [ended]
+    assert _number(cluster.poll(), Note) == 0
