@@ -304,6 +304,23 @@ def test_a_node_that_slurm_loses(kernel: Kernel, slurm: SlurmCluster) -> None:
     assert slurm.jobs("PENDING,RUNNING") == []
 
 
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_node_that_is_set_down(kernel: Kernel, slurm: SlurmCluster, node: str) -> None:
+    """As by an administrator, or by Slurm when it does not answer: the run goes on without it."""
+    slurm.wait_until_idle()
+    message = kernel.start(_cell(_WAITS, "--max-restarts 1").replace("-N 2", "-N 1:2"))
+    kernel.finish(message, until="3 up in attempt 0")
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        result = kernel.finish(message)
+        assert result.status == "ok", result
+        assert f"lost {node}: node failure · restart 1 of 1" in result.text
+        assert result.text.count("up in attempt 1") == 2
+    finally:
+        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+        slurm.wait_until_idle()
+
+
 @pytest.mark.parametrize("waits_s", [0.0, 1.0, 3.0])
 def test_stop_after_the_loss_of_a_node(kernel: Kernel, slurm: SlurmCluster, waits_s: float) -> None:
     """While the old job ends, while the new one is placed, while its ranks start."""
