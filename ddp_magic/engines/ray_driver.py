@@ -5,14 +5,12 @@ It lives from the run's start to its end, and no longer than the kernel: its std
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_magic.engines.ray import LOST, START, WAITS
+from ddp_magic.engines.ray_node import Node
 from ddp_magic.system.processes import exit_words
 from ddp_magic.system.readable import readable
 from ddp_magic.wire.relay_frames import PIECE_BYTES, write_all
@@ -36,65 +35,6 @@ _UNREACHABLE = re.compile(
     r"(?:RpcError: )?(?:RPC error: )?(.*?)(?: rpc_code: \d+)?$"
 )
 END_S = 4.0  # for the relays to clean up, before Ray kills them; less than `program.CANCEL_S`
-
-
-class Node:
-    """An actor: the streams of the relay on one node. It travels by value."""
-
-    def name(self) -> str:
-        """Return the name of this node."""
-        return os.uname().nodename
-
-    def start(self, argv: Sequence[str], cwd: str, env: dict[str, str], own: Sequence[str]) -> None:
-        """Start the relay.
-
-        Args:
-            argv: Its command.
-            cwd: Its working directory, if there is such a one here.
-            env: Its environment.
-            own: Variables that Ray has set for this actor.
-        """
-        import ray
-
-        env |= {name: os.environ[name] for name in own if name in os.environ}
-        env["DDP_MAGIC_RAY_ADDRESS"] = ray.util.get_node_ip_address()
-        env["DDP_MAGIC_RAY_JOB"] = ray.get_runtime_context().get_job_id()
-        self.run(argv, cwd if Path(cwd).is_dir() else "/", env)
-
-    def run(self, argv: Sequence[str], cwd: str, env: dict[str, str]) -> None:
-        """Run a command."""
-        self._rest = b""
-        self._relay = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
-        )
-
-    def read(self) -> bytes | int:
-        """Wait for what it writes, and return that, in whole lines; at its end, its exit code."""
-        assert self._relay.stdout is not None  # noqa: S101 -- PIPE was given
-        while data := os.read(self._relay.stdout.fileno(), PIECE_BYTES):
-            lines, end, self._rest = (self._rest + data).rpartition(b"\n")
-            if end:
-                return lines + end
-        return self._relay.wait()
-
-    def write(self, data: bytes) -> None:
-        """Write to its stdin."""
-        assert self._relay.stdin is not None  # noqa: S101 -- PIPE was given
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or was told to
-            self._relay.stdin.write(data)
-            self._relay.stdin.flush()
-
-    def end(self) -> None:
-        """End its stdin, and so it, its agent and its ranks."""
-        assert self._relay.stdin is not None  # noqa: S101 -- PIPE was given
-        with contextlib.suppress(OSError):
-            self._relay.stdin.close()
 
 
 def main() -> NoReturn:

@@ -30,6 +30,9 @@ class Supervisor:
         agents: Its agents.
         outbox: Commands to its ranks.
         patience: How long to wait for their ends.
+
+    Attributes:
+        is_stopped: Whether the kernel ends the group.
     """
 
     def __init__(

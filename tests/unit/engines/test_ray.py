@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from ddp_magic.engines import ray
-from ddp_magic.engines.ray_driver import Driver, Node, loss, why
+from ddp_magic.engines.ray_driver import Driver, loss, why
+from ddp_magic.engines.ray_node import Node
 from tests.limits import HANG_S
 
 HALF = {"Alive": True, "Resources": {"CPU": 2.0}}
