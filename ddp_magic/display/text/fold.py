@@ -85,9 +85,10 @@ class Fold(Generic[Other]):
         self._append(rank, entry)
 
     def add(self, rank: int, other: Other, now: float) -> None:
-        """Take something else that a rank shows, which keeps its place among the lines."""
+        """Take something else that a rank shows, which keeps its place among all ranks' lines."""
         self._number += 1
-        self._append(rank, _Entry[Other](self._number, now, now, None, "", other))
+        until = max((e.until for queue in self._queues.values() for e in queue), default=now)
+        self._append(rank, _Entry[Other](self._number, now, max(now, until), None, "", other))
 
     def _append(self, rank: int, entry: _Entry[Other]) -> None:
         self._queues[rank].append(entry)
@@ -172,9 +173,11 @@ class Fold(Generic[Other]):
         return ready
 
     def _is_ready(self, head: _Entry[Other], now: float, alone: set[str]) -> bool:
-        return head.until <= now or (
-            head.line is not None and (head.kind in alone or self._is_common(head.line))
-        )
+        if head.until <= now:
+            return True
+        if head.line is None:  # nothing that came before it waits any longer
+            return head.number == min(queue[0].number for queue in self._queues.values() if queue)
+        return head.kind in alone or self._is_common(head.line)
 
     @staticmethod
     def _correspond(heads: Iterable[_Entry[Other]]) -> bool:

@@ -104,6 +104,22 @@ def test_other_things_keep_their_place() -> None:
     assert ranks.wait(SOON) == ["01 before", "0 FIGURE", "1 FIGURE", "01 after"]
 
 
+def test_other_things_do_not_overtake_lines_of_other_ranks() -> None:
+    """A figure after a barrier is below what another rank had printed before the barrier."""
+    ranks = Ranks(2).print(0, "done")
+    assert ranks.wait(LATE) == ["0 done"]
+    ranks.print(1, "one")
+    ranks.fold.add(0, "FIGURE", ranks.now)
+    assert ranks.fold.due > ranks.now
+    assert ranks.wait(SOON) == []
+    assert ranks.wait(LATE) == ["1 one", "0 FIGURE"]
+    ranks.fold.add(0, "FIGURE", ranks.now)  # nothing waits
+    assert ranks.wait(0) == ["0 FIGURE"]
+    ranks.print(1, "two")
+    ranks.fold.add(0, "FIGURE", ranks.now)
+    assert ranks.print(0, "two").wait(0) == ["0 FIGURE", "01 two"]
+
+
 def test_what_must_not_be_folded_is_not() -> None:
     ranks = Ranks(2)
     for rank in range(2):
