@@ -8,6 +8,7 @@ front end gets, and whether every line is in its rank's log. This module is also
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import select
@@ -120,7 +121,8 @@ class Nodes:
 
     def _begin(self, node: int) -> None:
         name = f"n{node}"
-        frames = [Frame(node, Kind.NODE, 0, b'{"host": "%s", "job": ""}' % name.encode())]
+        where = {"host": name, "name": name, "job": "", "nodes": self._nnodes}
+        frames = [Frame(node, Kind.NODE, 0, json.dumps(where).encode())]
         frames.append(self._message(node, 1, AgentHello()))
         for rank in self._ranks(node):
             hello = WorkerHello(rank=rank, pid=10_000 + rank, marker="\x1b]mark", node=name)
