@@ -13,10 +13,10 @@ from ddp_magic.engines.from_nodes import FromNodes
 from ddp_magic.engines.to_nodes import ToNodes
 from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import encode
-from ddp_magic.wire.commands import Command
-from ddp_magic.wire.events import AgentDone, AgentHello, Event
+from ddp_magic.wire.events import AgentDone, AgentHello
 from ddp_magic.wire.relay_frames import Frame, FrameReader, Kind
 from ddp_magic.wire.worker_events import Results, WorkerHello
+from tests.unit.channels import received
 
 CONNECTION = 7
 
@@ -38,19 +38,12 @@ class Scene:
         hello = WorkerHello(rank=node, pid=os.getpid(), marker="M;", node=f"n{node}")
         self.say(node, Kind.MESSAGE, encode(hello))
         channel = self.listener.accept()
-        assert _received(channel) == [hello]
+        assert received(channel) == [hello]
         return channel, channel.take_fd()
 
     def save(self, folder: str, name: str, content: bytes, at: int = 0) -> None:
         head = json.dumps({"folder": folder, "name": name, "at": at}).encode()
         self.say(1, Kind.FILE, head + b"\0" + content)
-
-
-def _received(channel: Channel) -> list[Command | Event]:
-    messages: list[Command | Event] | None = []
-    while messages == []:
-        messages = channel.receive()
-    return messages or []
 
 
 @pytest.fixture
@@ -92,7 +85,7 @@ def test_values_come_back_as_shared_memory(scene: Scene) -> None:
         scene.say(1, Kind.SEGMENT, piece)
     results = Results(rank=1, names=("x",), sizes=(8,))
     scene.say(1, Kind.MESSAGE, encode(results))
-    assert _received(rank) == [results]
+    assert received(rank) == [results]
     fd = rank.take_fd()
     assert os.pread(fd, 100, 0) == b"abcdefgh"
     for each in (fd, pipe):

@@ -14,13 +14,14 @@ import pytest
 from ddp_magic.engines.near_relay import NearRelay
 from ddp_magic.wire.channel import Channel, Listener
 from ddp_magic.wire.codec import encode
-from ddp_magic.wire.commands import Command, Exit, RunCell, SharedMemory
-from ddp_magic.wire.events import AgentDone, AgentHello, Event
+from ddp_magic.wire.commands import Exit, RunCell, SharedMemory
+from ddp_magic.wire.events import AgentDone, AgentHello
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.relay_frames import ALL, Frame, FrameReader, Kind, LineWriter, NodeEnd
 from ddp_magic.wire.specs import AgentSpec, WorkerSettings
 from ddp_magic.wire.worker_events import WorkerHello
 from tests.limits import HANG_S
+from tests.unit.channels import received
 
 
 class FakeJob:
@@ -97,15 +98,8 @@ class Scene:
         hello = WorkerHello(rank=rank, pid=os.getpid(), marker="M;", node=f"n{node}")
         self.say(node, Kind.MESSAGE, 7, encode(hello))
         channel = self.listener.accept()
-        assert _received(channel) == [hello]
+        assert received(channel) == [hello]
         return channel, channel.take_fd()
-
-
-def _received(channel: Channel) -> list[Command | Event]:
-    messages: list[Command | Event] | None = []
-    while messages == []:
-        messages = channel.receive()
-    return messages or []
 
 
 @pytest.fixture
@@ -121,7 +115,7 @@ def test_each_connection_is_one_of_the_kernels(scene: Scene) -> None:
     """Though those of different nodes have the same number; answers find their way back."""
     scene.say(0, Kind.MESSAGE, 7, encode(AgentHello()))
     agent = scene.listener.accept()
-    assert _received(agent) == [AgentHello()]
+    assert received(agent) == [AgentHello()]
     rank, pipe = scene.rank(1, rank=1)
     agent.send(Exit())
     assert scene.next_frame() == Frame(0, Kind.MESSAGE, 7, encode(Exit()))
@@ -272,7 +266,7 @@ def _agent(scene: Scene, node: int) -> Channel:
     )
     scene.say(node, Kind.MESSAGE, 3, encode(AgentHello()))
     agent = scene.listener.accept()
-    assert _received(agent) == [AgentHello()]
+    assert received(agent) == [AgentHello()]
     return agent
 
 

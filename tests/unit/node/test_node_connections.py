@@ -15,11 +15,12 @@ from ddp_magic.node.node_connections import NodeConnections
 from ddp_magic.node.node_directory import NodeDirectory
 from ddp_magic.wire.channel import Channel, connect
 from ddp_magic.wire.codec import decode, encode
-from ddp_magic.wire.commands import Captured, Command, DumpStack, Exit, RunCell, SharedMemory
-from ddp_magic.wire.events import AgentDone, AgentHello, Event
+from ddp_magic.wire.commands import Captured, DumpStack, Exit, RunCell, SharedMemory
+from ddp_magic.wire.events import AgentDone, AgentHello
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.relay_frames import Frame, FrameReader, Kind, LineReader
 from ddp_magic.wire.worker_events import Results, WorkerHello
+from tests.unit.channels import received
 from tests.unit.fakes import finished
 
 
@@ -70,13 +71,6 @@ class Scene:
             os.close(fd)
 
 
-def _received(channel: Channel) -> list[Command | Event]:
-    messages: list[Command | Event] | None = []
-    while messages == []:
-        messages = channel.receive()
-    return messages or []
-
-
 @pytest.fixture
 def scene() -> Iterator[Scene]:
     scene = Scene()
@@ -90,7 +84,7 @@ def test_each_connection_has_a_number(scene: Scene) -> None:
     agent.send(AgentHello())
     assert scene.heard() == [Frame(0, Kind.MESSAGE, 1, encode(AgentHello()))]
     scene.connections.send(1, encode(Exit()))
-    assert _received(agent) == [Exit()]
+    assert received(agent) == [Exit()]
     assert scene.connections.waiting
     agent.close()
     assert scene.heard() == [Frame(0, Kind.CLOSED, 1)]
@@ -139,15 +133,15 @@ def test_values_of_the_notebook_are_kept_here(scene: Scene) -> None:
         scene.connections.keep(5, piece)
     for number, content in ((5, b"abcdef"), (6, b"")):
         scene.connections.send(1, encode(SharedMemory(number=number, sizes=(len(content),))))
-        assert [type(message) for message in _received(rank)] == [SharedMemory]
+        assert [type(message) for message in received(rank)] == [SharedMemory]
         fd = rank.take_fd()
         assert os.pread(fd, 100, 0) == content
         os.close(fd)
     captured = Captured(names=(), stream=6, parts=())
     scene.connections.send(1, encode(captured))
-    assert _received(rank) == [captured]
+    assert received(rank) == [captured]
     scene.connections.send(1, encode(SharedMemory(number=5, sizes=(0,))))
-    assert len(_received(rank)) == 1
+    assert len(received(rank)) == 1
     fd = rank.take_fd()
     assert os.pread(fd, 100, 0) == b""
     for each in (fd, pipe):
@@ -172,7 +166,7 @@ def test_a_cell_runs_from_its_file_on_this_node(scene: Scene) -> None:
     cell = RunCell(path="/run/cell1/cell.py", check=True)
     scene.connections.send(1, encode(cell))
     there = scene.directory.run.path / "cell1" / "cell.py"
-    assert _received(rank) == [dataclasses.replace(cell, path=str(there))]
+    assert received(rank) == [dataclasses.replace(cell, path=str(there))]
     assert scene.files.expects  # what the ranks call
     scene.connections.send(1, encode(dataclasses.replace(cell, check=False)))
     assert not scene.files.expects
