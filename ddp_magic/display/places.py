@@ -6,26 +6,11 @@ children are written by Python, as are warnings; the file that they name does no
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterable, Mapping
-
-from ddp_magic.system.tracebacks import cell_label
+from collections.abc import Mapping
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _WARNING = re.compile(r"^(.+?\.py):(\d+): (?=\w+: )")
-_NUMBERED = re.compile(r"cell_(\d+)(?:_\d+)?\.py$")
-
-
-def cell_labels(files: Iterable[str]) -> dict[str, str]:
-    """Return what a person calls the cells of these files: `Cell In[5]`, or `Cell`."""
-    return {file: _label_of(file) for file in files}
-
-
-@functools.cache  # a session has many cells, and each run asks for all of them
-def _label_of(file: str) -> str:
-    number = _NUMBERED.search(file)
-    return cell_label(int(number[1]) if number else None)
 
 
 def with_cell_names(line: str, labels: Mapping[str, str]) -> str:

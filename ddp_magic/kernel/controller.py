@@ -135,8 +135,7 @@ class Controller:
             capture=capture,
             around=self.surroundings(),
             group=session.group if session else None,
-            cell_files=session.cell_files if session else None,
-            sources=session.sources if session else None,
+            code_files=session.code_files if session else None,
             hang_s=self.hang_s,
         )
         self.add(run)

@@ -33,7 +33,9 @@ class Runs:
         kept = copy.copy(run)
         kept.results = {}
         with self._lock:  # other threads' runs move it
-            self._runs = deque((kept if r is run else r for r in self._runs), maxlen=KEEP_RUNS)
+            place = next((i for i, stored in enumerate(self._runs) if stored is run), None)
+            if place is not None:
+                self._runs[place] = kept
 
     def last_binding(self, name: str) -> Run | None:
         """Return the newest run whose cell assigned this name; None if there is none."""

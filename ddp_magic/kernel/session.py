@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from ddp_magic.display.diagnosis import first_failure as diagnose
 from ddp_magic.display.status import SessionStatus
 from ddp_magic.errors import LaunchError
+from ddp_magic.kernel.execution.run_code import CodeFiles
 from ddp_magic.kernel.execution.run_options import Options, group_of
 from ddp_magic.kernel.interrupts import deferred
 from ddp_magic.kernel.values.needed_values import Held
@@ -28,15 +28,13 @@ class Session:
         options: Options of its first cell: ranks, devices, process group.
         group: The worker group.
         held: The names that its ranks already have.
-        cell_files: The text of its cells, by their file names in the ranks.
-        sources: Text and cell number of the functions that its cells have sent, by file.
+        code_files: The code of its cells, and of the functions that they have sent.
     """
 
     options: Options
     group: WorkerGroup
     held: Held = field(default_factory=Held)
-    cell_files: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, list[Any]] = field(default_factory=dict)
+    code_files: CodeFiles = field(default_factory=CodeFiles)
 
     @property
     def name(self) -> str:

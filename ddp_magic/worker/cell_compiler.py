@@ -6,6 +6,7 @@ tests/unit/worker/test_private_names.py fails where one changes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from IPython.core.compilerop import CachingCompiler
@@ -25,6 +26,7 @@ class CellCompiler(CachingCompiler):
         super().__init__()
         self._cell_file = self._source = ""
         self._numbers: dict[str, int | None] = {}
+        self._labels: dict[str, str] = {}
 
     def start_cell(self, command: RunCell, source: str) -> None:
         """Compile this text under this cell's name."""
@@ -34,14 +36,15 @@ class CellCompiler(CachingCompiler):
     def add_cell(self, file: str, number: int | None) -> None:
         """Show the code of a file under the number of the notebook's cell; None if it has none."""
         self._numbers[file] = number
+        if number is not None:
+            self._labels[file] = cell_label(number)
 
-    def numbered_cells(self) -> list[tuple[str, int]]:
-        """Return files and numbers of the notebook's cells."""
-        return [(f, n) for f, n in self._numbers.items() if n is not None]
+    def numbered_labels(self) -> Mapping[str, str]:
+        """Return what a person calls the cells that have a number, by file: `Cell In[5]`.
 
-    def numbered_labels(self) -> dict[str, str]:
-        """Return what a person calls the cells that have a number, by file: `Cell In[5]`."""
-        return {file: cell_label(number) for file, number in self.numbered_cells()}
+        Later cells appear in it too: to copy it for each would cost a long session much.
+        """
+        return self._labels
 
     def labels(self) -> dict[str, str]:
         """Return what a person calls the files of cells: `Cell In[5]`."""

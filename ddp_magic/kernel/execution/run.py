@@ -16,7 +16,7 @@ from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.execution.case import Case
 from ddp_magic.kernel.execution.cell_sender import CellSender
 from ddp_magic.kernel.execution.event_loop import EventLoop, Parts
-from ddp_magic.kernel.execution.run_code import RunCode
+from ddp_magic.kernel.execution.run_code import CodeFiles, RunCode
 from ddp_magic.kernel.execution.run_options import Options, group_of
 from ddp_magic.kernel.execution.run_values import RunValues
 from ddp_magic.kernel.execution.stop import Stopper
@@ -45,9 +45,7 @@ class Run(RunRecord):
         capture: What it takes along from the notebook, and of the prelude.
         around: Where its names could have come from, for hints in errors.
         group: A session's ranks; None for ranks of its own.
-        cell_files: The text of the session's cells by what they call themselves; this one is added.
-        sources: Text and cell number of the functions that the session's cells have sent, by file;
-            those of this one are added.
+        code_files: The code that the session's ranks have; that of this run is added.
         hang_s: A shorter wait of ranks for others is not explained, in seconds.
         directory: A directory for it that has been made already; None to make one.
         background: What a host knows of a run that it serves; None for a run of this process.
@@ -67,8 +65,7 @@ class Run(RunRecord):
         capture: Capture | None = None,
         around: Surroundings | None = None,
         group: WorkerGroup | None = None,
-        cell_files: dict[str, str] | None = None,
-        sources: dict[str, list[Any]] | None = None,
+        code_files: CodeFiles | None = None,
         hang_s: float = HANG_S,
         directory: RunDirectory | None = None,
         background: Background | None = None,
@@ -78,15 +75,9 @@ class Run(RunRecord):
         self.directory = directory or process_storage.new_run_directory(size)
         self._group = group or group_of(options, self.directory)
         logs = self._group.directory
-        sources = {} if sources is None else sources
-        sources.update(capture.command.sources if capture.command else {})
-        self._code = RunCode(
-            cell,
-            self.directory.cell,
-            cells={} if cell_files is None else cell_files,
-            functions=sources,
-            is_call=options.call,
-        )
+        files = CodeFiles() if code_files is None else code_files
+        files.add_functions(capture.command.sources if capture.command else {})
+        self._code = RunCode(cell, self.directory.cell, files, is_call=options.call)
         super().__init__(
             id=self.directory.id,
             label=self._code.cell.label,

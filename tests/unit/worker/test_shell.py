@@ -58,7 +58,8 @@ def test_cells_go_by_their_numbers_in_tracebacks() -> None:
     assert compiler.get_code_name("b = 1", "b = 1", 6) == "/run/b.py"
     assert compiler.format_code_name("/run/b.py") == ("Cell", '"b.py"')
     assert compiler.format_code_name("/lib/torch/x.py") is None
-    assert compiler.numbered_cells() == [("/run/a.py", 5), ("/tmp/ipykernel_1/2.py", 3)]
+    labels = {"/run/a.py": "Cell In[5]", "/tmp/ipykernel_1/2.py": "Cell In[3]"}
+    assert compiler.numbered_labels() == labels
 
 
 def test_an_error_is_formatted_as_the_notebook_does() -> None:

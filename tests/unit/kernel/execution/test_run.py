@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import pickle
 import time
@@ -23,6 +24,7 @@ from ddp_magic.errors import (
 )
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.execution.run import Run
+from ddp_magic.kernel.execution.run_code import CodeFiles
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.interrupts import interrupted_words
 from ddp_magic.kernel.values.capture import Capture
@@ -76,7 +78,7 @@ def _run(group: FakeGroup, source: str = "pass\n", **options: Any) -> Run:
     how: dict[str, Any] = {"group": group}
     how |= {
         name: options.pop(name)
-        for name in ("capture", "around", "background", "cell_files", "sources")
+        for name in ("capture", "around", "background", "code_files")
         if name in options
     }
     if group.kept:
@@ -224,14 +226,14 @@ def test_one_rank_dies_and_shows_its_stack(tmp_path: Path) -> None:
 def test_a_stack_names_what_earlier_cells_of_the_session_left(tmp_path: Path) -> None:
     """Their functions, and those of the notebook that they have sent."""
     group = _group(tmp_path, [exited(1, -11), exited(0, -15, by_agent=True)], [NOTHING_WAS])
-    run = _run(
-        group,
-        cell_files={"/nb/cell_7.py": "def own(): ..."},
-        sources={"/tmp/ipykernel_1/2.py": ["def sent(): ...", 6]},
-    )
+    files = CodeFiles()
+    files.add_functions({"/tmp/ipykernel_1/2.py": ["def sent(): ...", 6]})
+    own = dataclasses.replace(_cell("def own(): ..."), number=7)
+    earlier = files.add_cell(own, tmp_path / "cell.py")
+    run = _run(group, code_files=files)
     frames = [
         '  File "/tmp/ipykernel_1/2.py", line 3 in sent',
-        '  File "/nb/cell_7.py", line 2 in own',
+        f'  File "{earlier}", line 2 in own',
         f'  File "{Path.cwd() / "cell_1.py"}", line 1 in <module>',
     ]
     group.directory.stacks(1).write_text("\n".join(["Thread 0x01 (most):", *frames]) + "\n")

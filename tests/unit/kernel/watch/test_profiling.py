@@ -14,7 +14,7 @@ from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.screen import CellScreen
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.execution.run_code import RunCode
+from ddp_magic.kernel.execution.run_code import CodeFiles, RunCode
 from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.watch import profiling
@@ -111,7 +111,7 @@ def test_without_a_profile_one_line_says_so() -> None:
 
 def _profiling(directory: Path, **options: Any) -> Profiling:
     cell = Cell("load()\n", Names(frozenset(), frozenset()), number=5)
-    code = RunCode(cell, directory / "cell.py", cells={}, functions={}, is_call=False)
+    code = RunCode(cell, directory / "cell.py", CodeFiles(), is_call=False)
     return Profiling(Options(nproc=1, **options), RunDirectory(directory), code)
 
 
