@@ -1,4 +1,4 @@
-"""The live table of a run: a headline, who waits for whom, a row for each rank. Pure."""
+"""The live table of a run: a headline, who waits for whom, a row for each rank and bar. Pure."""
 
 from __future__ import annotations
 

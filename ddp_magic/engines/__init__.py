@@ -2,7 +2,7 @@
 
 `local` has agents forked from a preloaded process, the forkserver; it is the usual way. `torchrun`
 starts plain `torch.distributed.run`, for `--cold` and where there can be no forkserver. `slurm`,
-`ray` and engines of other packages start a relay on each of several nodes (`remote`, `relay`).
+`ray` and engines of other packages start a relay on each of several nodes (`remote`, `near_relay`).
 
 How a rank starts, from the cell to its first message::
 
@@ -17,7 +17,7 @@ How a rank starts, from the cell to its first message::
                                                  6 elastic.run
                                                  7 ranks.fork   ──fork──▶  8 worker.main
           ◀─────────────WorkerHello, pipe───────────────────────────────────
-    9 connections._welcome
+    9 members.welcome
           ──────────────RunCell───────────────────────────────────────────▶
 
 1. `kernel/worker_group/group.py`, `WorkerGroup.start`: listens on the run's socket and asks an

@@ -4,9 +4,9 @@ It carries frames between the kernel's own socket and the streams of a job (`Job
 ends are the far relays (`node.far_relay`). `wire.relay_frames` takes apart what they say. The
 kernel's side cannot tell that it comes from afar.
 
-Two threads: one starts the job and takes what comes from the nodes (`from_nodes`); one gives the
-nodes what the kernel sends (`to_nodes`). Neither waits for the other, so no stream fills up for
-good.
+Two threads: one starts the job, reads what comes from the nodes, and passes it on (`from_nodes`);
+one gives the nodes what the kernel sends (`to_nodes`). Neither waits for the other, so no stream
+fills up for good.
 """
 
 from __future__ import annotations

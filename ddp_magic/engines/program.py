@@ -1,4 +1,7 @@
-"""A job whose nodes one program on this machine reaches: its stdin and stdout are their streams."""
+"""Starts the program that reaches all nodes: `srun`, or the driver of Ray.
+
+Its stdin and stdout carry the frames of all nodes.
+"""
 
 from __future__ import annotations
 

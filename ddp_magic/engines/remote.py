@@ -1,7 +1,7 @@
 """Agents on several nodes, as a worker group sees them: one thing that is placed, ends, is killed.
 
-An engine of several nodes has only to start the far relay on each node (`node.relay`), which starts
-the agent there; see `NodesEngine`.
+An engine of several nodes has only to start the far relay on each node (`node.far_relay`), which
+starts the agent there; see `NodesEngine`.
 """
 
 from __future__ import annotations

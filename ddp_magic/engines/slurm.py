@@ -1,4 +1,6 @@
-"""The engine of a Slurm cluster: its own `srun` (`slurm_options`) starts one agent on each node.
+"""The engine of a Slurm cluster: `srun` starts one agent on each node.
+
+`slurm_options` makes the command, `program` starts it.
 
 No Python package is needed, and no file system that the nodes share: what the agents run arrives
 over the stdin of `srun`. The nodes need the notebook's Python, with ddp_magic, at the same path.

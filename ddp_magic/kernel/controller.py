@@ -1,4 +1,7 @@
-"""State of the notebook's process that outlives a cell: runs, sessions, forkserver, names."""
+"""State of the notebook's process that outlives a cell: runs, sessions, forkserver, names.
+
+Runs get the notebook's `sys.path` from here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop, as the kernel's own process receives it: SIGINT."""
+"""Counts presses of Stop, which arrive as SIGINT. `execution.stop` acts on them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ node_connections, kernel_stream         what it carries, from agent and ranks to
 node_directory, file_sender             the run's files there
 agent_child, node_agent, rendezvous     its agent, held and running; where nodes meet (`address`)
 
-When the kernel dies, each process ends by itself: `agent` kills its ranks, each rank kills itself
-(`worker.listener`), `forkserver` ends; with `--cold`, `torchrun` ends too.
+When the kernel dies, even by SIGKILL, each process ends by itself: `agent` kills its ranks, each
+rank kills its process group (`worker.listener`), `forkserver` ends; with `--cold`, `torchrun` ends
+too; on a cluster `srun` and the driver of Ray (`engines.slurm_options`, `engines.ray_driver`).
 """

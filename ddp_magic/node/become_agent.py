@@ -1,4 +1,4 @@
-"""From a fork of the forkserver to an agent, in the kernel's present state."""
+"""Turns a fork of the forkserver into an agent, with the kernel's environment and `sys.path`."""
 
 from __future__ import annotations
 

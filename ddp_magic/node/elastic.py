@@ -5,7 +5,7 @@
   waits for return values and hangs when a rank calls `os._exit`, and its grace is 30 s.
 - The rendezvous (`OneNode`): no server, since there is one node. The ranks' process groups have a
   store of their own (`process_group`), and what the ranks start gets a free port, MASTER_PORT.
-  With several nodes (`several_nodes.SeveralNodes`) node 0 owns the stores.
+  With several nodes (`rendezvous.SeveralNodes`) node 0 owns the stores.
 - The machine's full name is not looked up. torch records it with each step of a run, in logs that
   are not shown here. Where the name server does not answer and the name is not in /etc/hosts, as
   on a laptop without its VPN, the look-ups of an empty run of four ranks took 25 s.

@@ -1,4 +1,6 @@
-"""Which process dies with which, and how processes that are left over are ended.
+"""Ends processes together with the one that started them, and those that are left over.
+
+What each of ours does when the kernel dies, `ddp_magic.node` says.
 
 A process is identified by its pid and start time, never by its name: `psutil.Process` checks both
 before every signal.

@@ -1,4 +1,4 @@
-"""What a kernel tells an agent. Not in `node.agent`, which imports torch."""
+"""The settings that a kernel sends to an agent and its ranks."""
 
 from __future__ import annotations
 

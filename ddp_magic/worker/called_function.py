@@ -1,4 +1,4 @@
-"""The function that `launch` calls: where its lines are."""
+"""The file of the function that `launch` calls, and what a person calls it."""
 
 from __future__ import annotations
 

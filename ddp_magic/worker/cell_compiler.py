@@ -1,4 +1,4 @@
-"""What names a rank's cells: their files, and what tracebacks call them.
+"""Compiles a rank's cells, each under the file name and label that tracebacks show.
 
 The methods that are overridden here are the same in IPython 8.18 to 9.18;
 tests/unit/worker/test_private_names.py fails where one changes.

@@ -1,5 +1,8 @@
 """How a rank reports that its cell raised: as `Error` events.
 
+`shell.CellShell.format_error` formats the traceback, and the kernel's `display.diagnosis.verdict`
+attaches it to the exception that the notebook shows.
+
 An error is reported twice. The first report is sent at once, and made without a call of the user's
 code. The second one has what only that code can tell: the result of a `__str__`, source lines with
 IPython's colors, the members of an exception group. That may take for ever, and the rank may be

@@ -7,6 +7,7 @@ hangs, groups                   who waits for whom, by what torch has recorded o
 unrecorded, creations           waits that it does not record: sends, receives, new groups
 memberships, exchanges          groups of other members; sends that do not fit their receives
 checks, differences             `--check`: the first collective on which ranks differ
+exits                           ranks that have finished their cell, and do not end
 operations, words               collectives and ranks in words
 stack_dumps                     stacks as faulthandler has written them
 """

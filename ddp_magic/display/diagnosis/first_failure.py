@@ -1,4 +1,4 @@
-"""Which rank failed first, and how to say why.
+"""Decides which rank caused a failure, and which are its victims, and says why.
 
 A rank that lost its peer, or that was ended by us, is a victim. `verdict` asks this module.
 """

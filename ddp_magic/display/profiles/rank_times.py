@@ -1,4 +1,4 @@
-"""Where the time of each rank went, from what the ranks have measured. Pure."""
+"""Where the time of each rank went, in seconds and shares, from what it has measured. Pure."""
 
 from __future__ import annotations
 

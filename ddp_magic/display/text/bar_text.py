@@ -1,4 +1,7 @@
-"""The text of a progress bar: how far it is, and what to leave out where it is too long. Pure."""
+"""Shortens the text of a progress bar, and reads how far it is. Pure.
+
+Bars are recognized by `lines` and shown by `display.table`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any notebook knows of a background run: from its journal and from its host."""
+"""The state of a background run, for any notebook: from its journal and from its host."""
 
 from __future__ import annotations
 

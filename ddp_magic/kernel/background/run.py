@@ -1,4 +1,4 @@
-"""Background runs, followed by a notebook to their end: their output, then their results."""
+"""A background run, followed by a notebook to its end: its output, then its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to the questions of a terminal or a subshell, while a cell blocks the notebook."""
+"""Status, stacks and stop for a terminal or a subshell, while a cell blocks the notebook."""
 
 from __future__ import annotations
 

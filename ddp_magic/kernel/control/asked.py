@@ -1,4 +1,4 @@
-"""What the line magics ask: of the runs of this process, and of those that hosts serve."""
+"""Status, stacks and stop for the line magics: of the runs of this process and of hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a run when its ranks have ended, put together for the verdict on it."""
+"""Collects the evidence on a run whose ranks have ended, for `display.diagnosis.verdict`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the ranks of a run are sent: their environment, the notebook's values, the cell."""
+"""What the ranks of a run are sent: their environment, the notebook's values, the cell.
+
+`system.environment` decides which variables they have.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The event loop of one cell: what its ranks say, until they have ended, and what they are told."""
+"""The event loop of one cell: takes what its ranks report, and sends them commands, until they end.
+
+`stop` decides when a run is stopped.
+"""
 
 from __future__ import annotations
 

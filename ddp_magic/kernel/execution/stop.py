@@ -1,4 +1,4 @@
-"""From a press of Stop, or the end of a time limit, to the end of the ranks: ask, wait, kill.
+"""Ends the ranks when a run is stopped: by Stop, `--time-limit`, a mismatch, a failed rank.
 
 A rank that does not answer is killed after 2 s (`ANSWER_S`), one that answers after 30 s
 (`FINISH_S`), and all at the second press.

@@ -1,6 +1,7 @@
 """What an option of a magic is: its name, its spellings, what it reads, what it says.
 
-A new option needs its declaration (`declaration`, `line_magics`) and the code that obeys it.
+A new option needs a declaration (`declaration`, or `line_magic_options` for a line magic), and the
+code that implements it.
 """
 
 from __future__ import annotations

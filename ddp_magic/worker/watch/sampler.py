@@ -1,4 +1,4 @@
-"""Looks at the main thread and at torch's records, some 50 times a second, for the profile.
+"""Samples the main thread and torch's records about 50 times a second, for `--profile`.
 
 A look at the frames takes some 50 us. That the operating system has the thread waiting tells a wait
 inside C++ code from computation, and `FlightRecorder.numbers` (20 us) whether a collective is
