@@ -129,6 +129,11 @@ class CellShell(InteractiveShell):
         finally:
             self._depth -= 1
 
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:  # noqa: ARG002 -- IPython's
+        """Keep no text: IPython 9 keeps all that is written, for a history that a rank has not."""
+        yield
+
     def showtraceback(
         self,
         exc_tuple: Any = None,  # noqa: ANN401 -- IPython's

@@ -116,5 +116,8 @@ class RankDisplayHook(DisplayHook):
         """Show the value."""
         self.shell.display_pub.publish(format_dict, md_dict)
 
+    def log_output(self, format_dict: Any) -> None:  # noqa: ANN401
+        """Keep no value as it was shown: a rank has no history."""
+
     def finish_displayhook(self) -> None:
         """Do not write the blank line that IPython writes in a terminal."""

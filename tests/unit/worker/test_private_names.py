@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import IPython
 import pytest
 import torch
 import torch.distributed as dist
@@ -225,6 +226,7 @@ def test_what_the_shell_overrides() -> None:
         (DisplayHook, "quiet", []),
         (DisplayHook, "write_output_prompt", []),
         (DisplayHook, "write_format_data", ["format_dict", "md_dict"]),
+        (DisplayHook, "log_output", ["format_dict"]),
         (DisplayHook, "finish_displayhook", []),
         (InteractiveShell, "init_prompts", []),
         (
@@ -236,6 +238,11 @@ def test_what_the_shell_overrides() -> None:
         (InteractiveShell, "atexit_operations", []),
     ]:
         assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *arguments]
+
+
+@pytest.mark.skipif(IPython.version_info < (9,), reason="IPython 8 keeps no text")
+def test_what_keeps_a_cells_text() -> None:
+    assert list(inspect.signature(InteractiveShell._tee).parameters) == ["self", "channel"]
 
 
 def test_semicolons_are_found() -> None:

@@ -171,3 +171,18 @@ print("\\n".join(run.format_error(error, error.__traceback__)))
     assert text.startswith("def within(): return 1\n def outer():\n    raise OSError\n")
     assert "----> 7 outer()" in text
     assert "----> 4     raise OSError" in text
+
+
+def test_what_is_shown_is_not_kept(tmp_path: Path) -> None:
+    """IPython 9 keeps each text and value of a cell: those of a long training fill the memory."""
+    file = tmp_path / "cell.py"
+    file.write_text("for n in range(1000): print('step', n)\nlist(range(100))")
+    text = _in_a_rank(f"""
+from ddp_magic.wire.commands import RunCell
+cell = shell.start_shell(None, {{}})
+assert cell.run_file(RunCell(path={str(file)!r}, execution_count=5)) is None
+kept = getattr(cell.history_manager, "outputs", {{}})
+print("kept", sum(map(len, kept.values())), len(cell.history_manager.output_hist_reprs))
+""")
+    assert "step 999" in text
+    assert text.endswith("kept 0 0\n")
