@@ -153,7 +153,9 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
         like = cell.transformer_like(manager)
         with options.gpu_locks.released_on_error():
             try:
-                ready = cell.prepare(text, above=(), filename="<ddp_magic>", transformer=like)
+                ready = cell.prepare(
+                    text, above=(), filename=lambda: "<ddp_magic>", transformer=like
+                )
             except SyntaxError as error:
                 lines = "".join(traceback.format_exception_only(error)).splitlines()
                 raise errors.CellSyntaxError(error, lines) from None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -87,7 +87,7 @@ def prepare(
     body: str,
     *,
     above: Sequence[str] = ("%%ddp",),
-    filename: str,
+    filename: Callable[[], str],
     transformer: TransformerManager,
 ) -> Cell:
     """Turn a cell's body into Python that can be written to a file.
@@ -95,7 +95,7 @@ def prepare(
     Args:
         body: The text below the `%%ddp` line.
         above: Lines of the notebook's cell above the body; they become comments.
-        filename: The file name to show in a SyntaxError.
+        filename: Returns the file name to show in a SyntaxError: IPython takes a hash of the text.
         transformer: Turns IPython's syntax into Python.
 
     Raises:
@@ -113,12 +113,12 @@ def prepare(
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the ranks compile it too, and show them
             # Compiling also finds what parsing alone does not ('return' outside function).
-            compile(source, filename, "exec", flags=flags, dont_inherit=True)
+            compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
             flags |= ast.PyCF_ONLY_AST
-            tree = compile(source, filename, "exec", flags=flags, dont_inherit=True)
+            tree = compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
     except SyntaxError as error:
         # The compiler leaves out the line if it has only text, and IPython the file name.
-        error.filename = filename
+        error.filename = filename()
         lines = text.split("\n")
         if error.text is None and error.lineno and error.lineno <= len(lines):
             error.text = lines[error.lineno - 1]

@@ -203,7 +203,7 @@ class DDPMagics(OurMagics, OptionDefaults):
             ready = cell.prepare(
                 body,
                 above=cell.lines_above(raw, body),
-                filename=shell.compile.get_code_name(raw, raw, number or 0),
+                filename=lambda: str(shell.compile.get_code_name(raw, raw, number or 0)),
                 transformer=cell.transformer_like(shell.input_transformer_manager),
             )
         except SyntaxError as error:

@@ -60,11 +60,19 @@ def _names_in_strings(tree: ast.AST) -> set[str]:
 
 
 def _annotated(tree: ast.Module) -> set[str]:
+    """Return the names in strings of annotations, which are in statements only."""
     found: set[str] = set()
-    for node in ast.walk(tree):
-        for field_name in ("annotation", "returns"):
-            if isinstance(annotation := getattr(node, field_name, None), ast.AST):
+    todo: list[ast.AST] = [*tree.body]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            arguments = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+            for annotation in filter(None, [*arguments, node.returns]):
                 found |= _names_in_strings(annotation)
+        elif isinstance(node, ast.AnnAssign):
+            found |= _names_in_strings(node.annotation)
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo += getattr(node, block, ())
     return found
 
 

@@ -16,7 +16,7 @@ def _prepare(raw: str) -> Cell:
     return prepare(
         body,
         above=lines_above(raw, body),
-        filename="cell",
+        filename=lambda: "cell",
         transformer=transformer_like(TransformerManager()),
     )
 

@@ -99,7 +99,8 @@ def test_annotations() -> None:
             "def f(x: A, y: 'Optional[B]' = C) -> D: pass\n"
             "class K:\n    f: List['K2']\n    g: \"'Deep'\"\n    h: 'not valid('\n"
             "class Own: pass\nv: 'Own' = 1\n"
+            "try: pass\nexcept E:\n    async def g(*a: 'Late', b='default') -> 'Back': pass\n"
         )
     )
-    assert names.reads == {"A", "C", "D", "List"}
-    assert names.annotated == {"Optional", "B", "K2", "Deep"}
+    assert names.reads == {"A", "C", "D", "E", "List"}
+    assert names.annotated == {"Optional", "B", "K2", "Deep", "Late", "Back"}
