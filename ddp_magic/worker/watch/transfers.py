@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from time import monotonic  # bound here: a cell may replace the module's
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -105,7 +106,7 @@ def new_exchanges() -> tuple[Exchange, ...]:
     global _told
     made = list(_made)
     last, _told = _told, (made[-1] if made else _told)
-    new = next((made[i + 1 :] for i, one in enumerate(made) if one is last), made)
+    new = [*takewhile(lambda one: one is not last, reversed(made))][::-1]
     if len(new) == _MOST:
         return ()
     runs: dict[tuple[Transfer, str], list[tuple[str, int]]] = {}
