@@ -33,7 +33,7 @@ class HangWatch:
         self.sentences: tuple[str, ...] = ()
         self._hang_s = hang_s
         self._check = check
-        self._looked = 0.0  # monotonic, s
+        self._looked = time.monotonic()  # no rank has waited long when a run begins
         self._used: dict[int, _Used] = {}  # by process
 
     def look(self, ranks: Sequence[Rank]) -> bool:
