@@ -42,7 +42,7 @@ def main() -> NoReturn:
     asked = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, _end)
     output = os.dup(1)
-    os.dup2(2, 1)  # what Ray prints is no stream
+    os.dup2(2, 1)  # what Ray prints is not part of the frames
     try:
         import ray
 

@@ -40,8 +40,8 @@ def mixed_up_groups(ranks: Sequence[Rank]) -> dict[str, str]:
     views = ", and ".join(f"of {names(of)} on {names(who)}" for of, who in same.items())
     sentence = (
         f"group {name!r} is {views}: what its collectives return is wrong, or "
-        "they hang. All ranks must create the same groups in the same order, also those that "
-        "they are no members of"
+        "they hang. All ranks must create the same groups in the same order, including those that "
+        "they are not members of"
     )
     return dict.fromkeys(mixed_up, sentence)
 

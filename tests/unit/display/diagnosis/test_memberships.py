@@ -22,8 +22,8 @@ OTHER_ORDER = [
 ]
 SAID = (
     "group '1' is of ranks 0, 1 on rank 0, and of ranks 0, 2 on rank 2: what its collectives "
-    "return is wrong, or they hang. All ranks must create the same groups in the same order, also "
-    "those that they are no members of"
+    "return is wrong, or they hang. All ranks must create the same groups in the same order, "
+    "including those that they are not members of"
 )
 
 
