@@ -12,7 +12,7 @@ from IPython.core.magic import line_cell_magic, line_magic, magics_class
 from ddp_magic.display.journal.replay import replay
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.status import Status
-from ddp_magic.errors import WorkerError, WorkerLostError
+from ddp_magic.errors import DDPMagicError, RunInterrupted, WorkerError, WorkerLostError
 from ddp_magic.kernel.background.run import BackgroundRun
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.interrupts import without_frames
@@ -150,12 +150,18 @@ class LineMagics(OurMagics):
 
     @line_cell_magic
     def debug(self, line: str, body: str | None = None) -> Any:  # noqa: ANN401 -- IPython's own
-        """IPython's %debug; it refuses a failure that was in a rank, and says why."""
+        """IPython's %debug; it refuses an error of a run, which has no frame of a person's."""
         error = getattr(sys, "last_value", None)
-        if not line.strip() and body is None and isinstance(error, WorkerError | WorkerLostError):
+        is_post_mortem = body is None and not line.strip()
+        if is_post_mortem and isinstance(error, WorkerError | WorkerLostError):
             raise UsageError(
                 f"%debug: the failure was in rank {error.rank}, a process of its own that has "
                 "ended: run the cell with --debug, or once more after %pdb on"
+            )
+        if is_post_mortem and isinstance(error, DDPMagicError | RunInterrupted):
+            raise UsageError(
+                f"%debug: no code of the notebook raised the {type(error).__name__}; "
+                "its message says what to do"
             )
         own = self.replaced("line" if body is None else "cell", "debug")
         return own(line) if body is None else own(line, body)

@@ -21,9 +21,10 @@ class OurMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell, parent=shell)
-        before = shell.magics_manager.magics
+        # Found, not read from its table: there IPython may have a placeholder, which looks up
+        # the magic by its name when it is called, and would find ours.
         self._replaced = {
-            kind: {n: before[kind][n] for n in names if n in before[kind]}
+            kind: {n: found for n in names if (found := shell.find_magic(n, kind)) is not None}
             for kind, names in self.magics.items()
         }
 

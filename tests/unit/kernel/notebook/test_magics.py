@@ -10,7 +10,7 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from ddp_magic.errors import WorkerError
+from ddp_magic.errors import CaptureError, RunInterrupted, WorkerError
 from ddp_magic.kernel import controller
 from ddp_magic.kernel.notebook.magics import register, unregister
 
@@ -76,6 +76,31 @@ def test_the_failure_of_a_rank_cannot_be_debugged_afterwards(
     monkeypatch.setattr("sys.last_value", error, raising=False)
     with pytest.raises(UsageError, match="the failure was in rank 1, a process of its own"):
         shell.run_line_magic("debug", "")
+
+
+@pytest.mark.parametrize("error", [CaptureError("an open file"), RunInterrupted("Stop")])
+def test_an_error_of_a_run_has_no_frame_to_debug(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The debugger would open in ddp_magic."""
+    monkeypatch.setattr("sys.last_value", error, raising=False)
+    with pytest.raises(UsageError, match=f"raised the {type(error).__name__}"):
+        shell.run_line_magic("debug", "")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_error_of_the_notebook_is_debugged_as_before(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, *, again: bool
+) -> None:
+    """By IPython's own magic, also if nothing had used that before, and after a `%reload_ext`."""
+    opened: list[bool] = []
+    monkeypatch.setattr("sys.last_value", ValueError(), raising=False)
+    monkeypatch.setattr(shell, "debugger", lambda *, force: opened.append(force))
+    if again:
+        unregister(shell)
+        register(shell)
+    shell.run_line_magic("debug", "")
+    assert opened == [True]
 
 
 @pytest.mark.parametrize(
