@@ -62,7 +62,7 @@ class Outputs:
 
     @property
     def number(self) -> int:
-        """Number of texts and displays so far, updates not counted: it tells when one comes."""
+        """Number of texts, displays and answers so far, not of updates: it tells when one comes."""
         return self._number
 
     @property
@@ -117,6 +117,7 @@ class Outputs:
     def note_answer(self, line: str) -> None:
         """Note an output of the front end's own: a question and its answer."""
         self.show_held()
+        self._number += 1
         self._count += 1
         self._text_is_last = False
         if self.shows_displays:

@@ -128,6 +128,14 @@ def test_the_closing_line_takes_the_table_s_place(cell: Cell) -> None:
     assert cell.seen == ["head", "text", "closing"]
 
 
+def test_the_closing_line_stands_below_an_answer(cell: Cell) -> None:
+    """Which the front end itself has put out, below the table: `q` in a debugger."""
+    cell.update()
+    cell.outputs.note_answer("[rank 0] (Pdb) q")
+    cell.place.close("closing", "")
+    assert cell.seen == ["head", "closing"]
+
+
 def test_a_closing_line_alone() -> None:
     """Of a quiet run that failed."""
     quiet = Cell()
