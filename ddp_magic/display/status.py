@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from ddp_magic.display.grid import grid, html_grid, html_line
+from ddp_magic.display.labels import FONT
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.run_words import (
@@ -64,7 +65,7 @@ class Status:
     def _repr_html_(self) -> str:
         return (
             "".join(html_line(line) for line in self._head)
-            + "".join(f"<pre>{html.escape(text)}</pre>" for text in self._background)
+            + "".join(map(_html_block, self._background))
             + "".join(
                 f"<div><b>{html.escape(self.title(run))}</b></div>"
                 + "".join(map(html_line, run.waits))
@@ -87,6 +88,14 @@ class Status:
         words += [f"started {clock(run.started)}", duration(run.elapsed_s), *attempt_words(run)]
         words.append(f"logs in {run.logs}")
         return " · ".join(words)
+
+
+def _html_block(text: str) -> str:
+    """Return what a host says of its run as HTML: the title, and a table of text below it."""
+    title, _, table = text.partition("\n")
+    head = f"<div><b>{html.escape(title)}</b></div>"
+    style = f"margin:0;padding:1px 8px;white-space:pre-wrap;{FONT}"
+    return head + (f'<pre style="{style}">{html.escape(table)}</pre>' if table else "")
 
 
 def stack_lines(run: RunRecord, stacks: Iterable[StackDumped]) -> list[str]:

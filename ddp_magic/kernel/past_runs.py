@@ -41,14 +41,17 @@ class PastRuns:
         """Return the newest run whose id ends so, and whose output was kept.
 
         Args:
-            run_id: The end of its id; None or empty for the newest run. One that has just been made
-                is waited for.
+            run_id: The end of its id; None or empty for the newest run, of this kernel if that has
+                had runs. One that has just been made is waited for.
 
         Raises:
             ValueError: There is none.
         """
         self.wait_for_start(run_id)
+        own = self._own()
         for directory in self._own_first(run_id):
+            if own and not run_id and directory.id not in own:
+                raise ValueError("no run of this notebook is left: give the id of another one")
             if (run := past_run.read(directory.journal)) is not None:
                 return run
         raise ValueError(f"no {_named(run_id)} is left: runs are kept for 7 days")
@@ -57,10 +60,13 @@ class PastRuns:
         """Wait until a run of this id that has just been made can be asked and found.
 
         The host of a background run is some seconds behind the line that announces the run.
+
+        Args:
+            run_id: As in `find`, but without it no other kernel's run is waited for.
+            limit_s: How long to wait, in seconds.
         """
-        if not run_id:
-            return
-        made = [each for each in self._newest_first() if _is(each, run_id)]
+        own = self._own()
+        made = [each for each in self._own_first(run_id) if run_id or each.id in own]
         _wait_while_starting(made[:1], limit_s)
 
     def wait_for_hosts(self, limit_s: float = HOSTS_S) -> None:

@@ -90,11 +90,15 @@ class BackgroundRun(BackgroundRecord):
             self._wait_for_thread()
             return
         follower = Follower(self.directory, out)
-        while not follower.step():
-            if not self._host.lives():
-                follower.step()  # what it wrote before it ended
-                break
-            time.sleep(POLL_S)
+        try:
+            while not follower.step():
+                if not self._host.lives():
+                    follower.step()  # what it wrote before it ended
+                    break
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:  # it goes on, but its table here would never change again
+            follower.finish(self.outcome)
+            raise
         past = self.past
         with_clock = past is not None and out.shows_displays
         follower.finish(past.last_line if past and with_clock else self.outcome)

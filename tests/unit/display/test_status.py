@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from ddp_magic.display import status
 from ddp_magic.display.diagnosis.restarts import Restart
+from ddp_magic.display.labels import FONT
 from ddp_magic.display.status import SessionStatus, Status
 from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError
@@ -73,6 +74,14 @@ def test_a_notebook_shows_the_status_as_html() -> None:
     markup = Status([make_record(2, ready(0, "cuda:<0>"))])._repr_html_()
     assert "<b>run 1127-1" in markup
     assert "cuda:&lt;0&gt;" in markup
+
+
+def test_the_status_of_a_background_run_looks_like_that_of_others() -> None:
+    """Its host sends text: a title, and a table in the font of tables."""
+    markup = Status([], background=["run 7 · Cell <1>\nrank  state\n0     waiting"])._repr_html_()
+    assert markup.startswith("<div><b>run 7 · Cell &lt;1&gt;</b></div><pre style=")
+    assert f'{FONT}">rank  state\n0     waiting</pre>' in markup
+    assert "<pre" not in Status([], background=["run 7 · starting"])._repr_html_()
 
 
 def test_a_terminal_shows_the_status_as_text() -> None:

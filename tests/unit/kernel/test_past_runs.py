@@ -12,7 +12,7 @@ import pytest
 from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
-from ddp_magic.kernel.past_runs import MAX_RUNS, PastRuns
+from ddp_magic.kernel.past_runs import MAX_RUNS, START_S, PastRuns
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
 from tests.limits import HANG_S, within
@@ -157,3 +157,27 @@ def test_a_run_that_has_just_been_made_is_waited_for(tmp_path: Path) -> None:
     past.wait_for_start("9-2", 0.2)
     past.wait_for_start("unknown", HANG_S)
     assert within(time.monotonic() - began, HANG_S)
+
+
+def test_a_run_of_this_kernel_that_is_starting_is_the_newest(tmp_path: Path) -> None:
+    """Not that of another notebook, nor an earlier one; others' starts are not waited for."""
+    run(tmp_path, "0102-000000-8-1")
+    run(tmp_path, "0102-000000-9-1")
+    (tmp_path / "0102-000001-9-2").mkdir()
+    own = PastRuns(lambda: ["0102-000000-9-1", "0102-000001-9-2"], [tmp_path])
+    begin = threading.Timer(0.3, run, (tmp_path, "0102-000001-9-2"))
+    begin.start()
+    assert own.find(None).id == "0102-000001-9-2"
+    begin.join(HANG_S)
+    (tmp_path / "0102-000003-9-3").mkdir()
+    began = time.monotonic()
+    assert PastRuns(lambda: ["0102-000000-8-1"], [tmp_path]).find(None).id == "0102-000000-8-1"
+    assert within(time.monotonic() - began, START_S / 6)
+
+
+def test_a_run_of_this_kernel_that_left_nothing_is_not_replaced_by_another_s(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, "0102-000000-8-1")
+    with pytest.raises(ValueError, match="no run of this notebook is left"):
+        PastRuns(lambda: ["0102-000000-9-1"], [tmp_path]).find(None)

@@ -19,6 +19,7 @@ import pytest
 from IPython.core.error import UsageError
 
 from ddp_magic.display.journal.journal import Journal
+from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import Background, RunRecord
 from ddp_magic.errors import HostLostError, LaunchError, PullError, RunInterrupted, WorkerError
@@ -34,6 +35,7 @@ from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
 from ddp_magic.worker.values import sent_values
 from tests.limits import HANG_S
+from tests.unit.fakes import FakeShell
 from tests.unit.kernel.test_past_runs import DEAD
 
 ERROR = WorkerError("boom", rank=1, ename="E", evalue="boom", traceback=["E: boom"])
@@ -179,6 +181,25 @@ def test_only_a_run_that_is_not_detached_ends_with_its_kernel(root: Path, detach
     said = "run 0101-000000-7-1 ended, which was in the background"
     assert ended == ([] if detached else [said])
     process.communicate(b"\n")
+
+
+class PressesStop(FakeShell):
+    """A notebook in which somebody presses Stop once a table is shown."""
+
+    def _publish(self, data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super()._publish(data, *args, **kwargs)
+        if data["text/plain"] == "TABLE":
+            raise KeyboardInterrupt
+
+
+def test_who_stops_following_is_left_with_no_table(root: Path) -> None:
+    """It would say for ever what the ranks were doing then."""
+    directory = _leave(root, "0101-000000-7-1", ends=False, host=os.getpid())
+    directory.table.write_text(json.dumps({"text": "TABLE", "html": "TABLE"}))
+    shell = PressesStop()
+    with pytest.raises(KeyboardInterrupt):
+        _attach(root, "7-1").follow(Outputs(shell))  # type: ignore[arg-type]
+    assert [text for _, text in shell.visible] == ["2 ranks · running"]
 
 
 # --- what it brings -------------------------------------------------------------------------------
