@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -93,6 +94,16 @@ def test_html_says_the_same() -> None:
     assert "<Error>" not in markup
     assert markup.count("<tr>") == 2
     assert "&lt;b&gt;" in html_line("<b>")
+
+
+def test_a_long_bar_wraps_in_a_narrow_page() -> None:
+    """Its loss stands at its end. What is short does not wrap."""
+    record = _running(2)
+    assert "pre-wrap" not in LiveTable().render(record)[1]
+    record.progress = {0: ("a" * 30 + " 10%|##| loss=0.1",)}
+    _, markup = LiveTable().render(record)
+    cells = re.findall('<td style="([^"]*)">([^<]*)</td>', markup)
+    assert {text for style, text in cells if "pre-wrap" in style} == {record.progress[0][0], ""}
 
 
 # --- many ranks -------------------------------------------------------------------------------
