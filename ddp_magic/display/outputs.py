@@ -15,7 +15,7 @@ from typing import Any
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from ddp_magic.display.labels import colored
+from ddp_magic.display.labels import as_text, colored
 from ddp_magic.display.shown import Shown
 from ddp_magic.display.terminal import StatusLine, is_terminal
 
@@ -25,6 +25,9 @@ MAX_OUTPUTS = 45
 MAX_COLORED_LINES = 300
 # Text, notes, a figure of the profile, the closing line, the traceback: they come at the end.
 _ENDING = 5
+# A page shows some 40 lines of a cell; Notebook 7 gives a cell with more a window of its own.
+_TALL_LINES = 40
+_DISPLAY_LINES = 12  # of a small figure
 
 
 class Outputs:
@@ -51,7 +54,7 @@ class Outputs:
         self._has_colors = has_colors(shell)
         self._count = self._number = 0
         self._text_is_last = False
-        self._lines = 0
+        self._lines = self._all_lines = 0
         self._shown = Shown()
         self._has_to_redraw = False
         self._held: Callable[[], None] | None = None
@@ -74,6 +77,11 @@ class Outputs:
     def lines_of_text(self) -> int:
         """Number of lines of the output to which text is added; 0 if text begins a new one."""
         return self._lines if self._text_is_last and self.shows_displays else 0
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether a page does not show the first and the last output at once."""
+        return self._all_lines > _TALL_LINES
 
     def hold(self, show: Callable[[], None]) -> None:
         """Hold back what is to stand above the cell's first output until that comes.
@@ -106,7 +114,8 @@ class Outputs:
             self._count += 1
             self._text_is_last, self._lines = True, 0
         has_colors = self._has_colors and self.lines_of_text < MAX_COLORED_LINES
-        self._lines += text.count("\n")
+        self._lines += (lines := text.count("\n"))
+        self._all_lines += lines
         hidden = self.status.hide() if self.status is not None else ""
         out = self._stdout or sys.stdout
         out.write(colored(text) if has_colors else text)
@@ -151,7 +160,10 @@ class Outputs:
         assert self._shell is not None  # noqa: S101 -- it shows displays
         if not update:
             self._count += 1
+            self._all_lines += _DISPLAY_LINES
             self._text_is_last = False
+        if self._has_colors and "ddp" in metadata and data.keys() == {"text/plain"}:
+            data = {"text/plain": colored(as_text(data["text/plain"]))}
         publisher = self._publisher or self._shell.display_pub
         publisher.publish(data, metadata, transient={"display_id": name}, update=update)
 

@@ -49,10 +49,27 @@ def summary(run: RunRecord, *, with_clock: bool = False) -> str:
         shown, more = run.stayed[:MAX_NAMES], len(run.stayed) - MAX_NAMES
         names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
         words.append(f"stayed in the ranks: {names} (--pull NAME, or --session)")
-    if run.state is State.FAILED and run.error is not None:
-        reason = headline(getattr(run.error, "shown", "") or str(run.error))
-        words.append(reason if len(reason) <= REASON_CHARS else reason[:REASON_CHARS] + " ...")
-    return " · ".join(words)
+    return " · ".join(filter(None, [*words, why_failed(run)]))
+
+
+def head_line(devices: str, started: float, outcome: str = "") -> str:
+    """Return the line above a run's output: `4 ranks on the CPU · 14:03:12`.
+
+    Args:
+        devices: On what the ranks run.
+        started: When, in seconds since the epoch.
+        outcome: The closing line, where that is out of sight; empty for none.
+    """
+    _, _, words = outcome.partition(" · ")  # without the number of ranks
+    return " · ".join(filter(None, [devices, clock(started), words]))
+
+
+def why_failed(run: RunRecord) -> str:
+    """Return why a run has failed, in one line; empty if it has not."""
+    if run.state is not State.FAILED or run.error is None:
+        return ""
+    line = headline(getattr(run.error, "shown", "") or str(run.error))
+    return line if len(line) <= REASON_CHARS else line[:REASON_CHARS] + " ..."
 
 
 def duration(seconds: float) -> str:

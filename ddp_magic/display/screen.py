@@ -12,12 +12,11 @@ from typing import ClassVar
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from ddp_magic.display.grid import html_line
 from ddp_magic.display.journal.journal import Journal
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank_displays import RankDisplays
 from ddp_magic.display.record import RunRecord
-from ddp_magic.display.run_words import clock, summary
+from ddp_magic.display.run_words import head_line, summary
 from ddp_magic.display.table import LiveTable, status_line
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.display.text.text_output import TextOutput
@@ -98,8 +97,7 @@ class CellScreen:
         if cell is not None and CellScreen._said_last == (cell, record.devices):
             return  # a loop of `launch`: each line would be an output more
         CellScreen._said_last = (cell, record.devices)
-        line = f"{record.devices} · {clock(record.started)}"
-        self._table_place.begin(line, html_line(line))
+        self._table_place.begin(head_line(record.devices, record.started))
 
     def take(self, event: RunEvent) -> None:
         """Show an event now or at the next `tick`."""
@@ -180,9 +178,11 @@ class CellScreen:
 
     def _close(self, record: RunRecord) -> None:
         if self._live:
-            line = summary(record, with_clock=True)
             self._outputs.drop_held()
-            self._table_place.close(line, html_line(line))
+            head = ""
+            if record.state is State.FAILED and self._outputs.is_tall:
+                head = head_line(record.devices, record.started, summary(record))
+            self._table_place.close(summary(record, with_clock=True), head=head)
         else:
             print(summary(record), flush=True)  # noqa: T201 -- this is the screen
 

@@ -15,6 +15,7 @@ from ddp_magic.display.labels import FONT
 from ddp_magic.display.rank import Rank
 from ddp_magic.display.record import RunRecord
 from ddp_magic.display.run_words import (
+    OUTCOMES,
     attempt_words,
     clock,
     duration,
@@ -22,13 +23,18 @@ from ddp_magic.display.run_words import (
     rank_count,
     rank_memory,
     rank_state,
+    why_failed,
 )
 from ddp_magic.wire.forkserver_status import ForkserverStatus
 from ddp_magic.wire.kernel_events import StackDumped
 
+MAX_EARLIER = 20  # runs of this notebook that are listed without their ranks
+
 
 class Status:
     """The output of `%ddp_status`: HTML in a notebook, text in a terminal.
+
+    The ranks have a table in runs that go on and in the newest one; earlier runs have a line.
 
     Args:
         runs: The runs to show, newest first.
@@ -46,13 +52,14 @@ class Status:
         ended: Sequence[str] = (),
         background: Sequence[str] = (),
     ) -> None:
-        self._runs = runs
+        self._runs = [run for run in runs if run.ended is None or run is runs[0]]
         self._head = forkserver_lines(preloading) if preloading is not None else []
         self._head += [line for session in sessions for line in session_lines(session)]
         self._background = list(background)
         if not runs and not background and not ended:
             self._head.append(_NOTHING)
-        self._foot = [_ENDED, *(f"  {line}" for line in ended)] if ended else []
+        earlier = [_line(run) for run in runs[1:] if run.ended is not None]
+        self._foot = _block(_EARLIER, earlier[:MAX_EARLIER]) + _block(_ENDED, ended)
 
     def __repr__(self) -> str:
         runs = [
@@ -88,6 +95,17 @@ class Status:
         words += [f"started {clock(run.started)}", duration(run.elapsed_s), *attempt_words(run)]
         words.append(f"logs in {run.logs}")
         return " · ".join(words)
+
+
+def _line(run: RunRecord) -> str:
+    """Return a run that has ended in one line."""
+    words = [f"run {run.id}", run.label, rank_count(run), duration(run.elapsed_s)]
+    words += [OUTCOMES[run.state], why_failed(run), f"started {clock(run.started)}"]
+    return " · ".join(filter(None, words))
+
+
+def _block(title: str, lines: Sequence[str]) -> list[str]:
+    return [title, *(f"  {line}" for line in lines)] if lines else []
 
 
 def _html_block(text: str) -> str:
@@ -167,6 +185,7 @@ def session_lines(session: SessionStatus) -> list[str]:
     return lines
 
 
+_EARLIER = "earlier runs of this notebook (%ddp_status RUN shows the ranks of one):"
 _ENDED = "of notebooks that have ended, since yesterday (%ddp_show RUN shows one again):"
 _NOTHING = "Nothing has run yet. Start a cell with %%ddp -n 2; %ddp? lists the options."
 _STATUS_COLUMNS = ("rank", "pid", "device", "state", "line", "time", "memory")

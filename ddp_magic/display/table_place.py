@@ -7,6 +7,7 @@ its old place becomes empty. Each move costs two outputs, so the moves become ra
 
 from __future__ import annotations
 
+from ddp_magic.display.grid import html_line
 from ddp_magic.display.outputs import Outputs
 
 FIRST_MOVE_S = 5.0  # after output has come below the table; then twice that, four times that
@@ -43,10 +44,10 @@ class TablePlace:
         """Whether nothing has been shown."""
         return not self._place
 
-    def begin(self, text: str, markup: str) -> None:
+    def begin(self, line: str) -> None:
         """Show the line that stays above the output."""
-        self._head = (text, markup)
-        self._put(text, markup, new=True)
+        self._head = (line, html_line(line))
+        self._put(*self._head, new=True)
 
     @property
     def _is_last(self) -> bool:
@@ -83,12 +84,22 @@ class TablePlace:
             self._below_since = now
         return now - self._below_since >= self._next_move_s
 
-    def close(self, text: str, markup: str) -> None:
-        """Replace the table by a line that stands below all output."""
+    def close(self, line: str, *, head: str = "") -> None:
+        """Replace the table by a line that stands below all output.
+
+        Args:
+            line: The line.
+            head: What stands above the output from now on; empty for what stands there.
+        """
+        is_above = self._place > 1 or not self._is_last  # else the line takes its place
+        if head and self._head[0] and is_above:
+            self._head = (head, html_line(head))
+            if self._place > 1:  # else it is shown when the table leaves its place
+                self._publish(*self._head, 1, update=True)
         if not self.is_empty and not self._is_last:
-            self._move(text, markup)
+            self._move(line, html_line(line))
         else:
-            self._put(text, markup, new=self.is_empty)
+            self._put(line, html_line(line), new=self.is_empty)
 
     def _move(self, text: str, markup: str) -> None:
         left, was_shown = self._place, self._shown

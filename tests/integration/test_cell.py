@@ -205,7 +205,7 @@ def test_status(kernel: Kernel) -> None:
     kind, content = kernel.run("%ddp_status").outputs[-1]
     assert kind == "execute_result"
     text, markup = content["data"]["text/plain"], content["data"]["text/html"]
-    assert text.index("FAILED") < text.index("SUCCEEDED")
+    assert text.index("FAILED") < text.index(" · 1 rank · ") < text.index(" · ok · ")
     assert "exited with code 3" in text
     assert "<table>" in markup
     assert "FAILED" in markup

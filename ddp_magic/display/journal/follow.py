@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ddp_magic.display.grid import html_line
 from ddp_magic.display.journal import journal, past_run
 from ddp_magic.display.journal.past_run import PastRun
 from ddp_magic.display.journal.replay import merged
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.display.rank_displays import RankDisplays
-from ddp_magic.display.run_words import clock
+from ddp_magic.display.run_words import head_line
 from ddp_magic.display.table_place import TablePlace
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.states import State
@@ -130,8 +129,7 @@ class Follower:
         shown = range(head.ranks)
         self._displays.begin(head.id, self._directory, shown)
         if not head.quiet and self._outputs.shows_displays:
-            line = f"{head.devices} · {clock(head.started)}"
-            self._place.begin(line, html_line(line))
+            self._place.begin(head_line(head.devices, head.started))
 
     def _show(self, entry: Mapping[str, Any]) -> None:
         if "text" in entry:
@@ -173,9 +171,16 @@ class Follower:
         quiet = self._head is not None and self._head.quiet
         if self._outputs.shows_displays:
             if not (quiet and well and self._place.is_empty):
-                self._place.close(last, html_line(last))
+                self._place.close(last, head=self._failed_head())
             return
         if self._outputs.status is not None:
             self._outputs.status.hide()
         if not (quiet and well):
             self._outputs.write(f"{last}\n")
+
+    def _failed_head(self) -> str:
+        """Return the first line of a failed run whose closing line is far below; else empty."""
+        end = self.end
+        if end is None or end.state is not State.FAILED or not self._outputs.is_tall:
+            return ""
+        return head_line(end.devices, end.started, end.summary)

@@ -59,7 +59,7 @@ class TableFile(TablePlace):
         self._path = path
         self._written: float | None = None
 
-    def begin(self, text: str, markup: str) -> None:
+    def begin(self, line: str) -> None:
         """Do nothing: the journal has this line."""
 
     def show(self, text: str, markup: str, now: float, *, room: int) -> None:  # noqa: ARG002
@@ -72,7 +72,7 @@ class TableFile(TablePlace):
             fresh.write_text(json.dumps({"text": text, "html": markup}))
             fresh.replace(self._path)
 
-    def close(self, text: str, markup: str) -> None:
+    def close(self, line: str, *, head: str = "") -> None:
         """Do nothing: the journal has the closing line."""
 
 

@@ -51,3 +51,29 @@ def test_the_length_of_a_text_is_known() -> None:
     terminal = Outputs(None)
     terminal.write("a\n")
     assert terminal.lines_of_text == 0
+
+
+def test_a_display_of_text_has_the_color_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a line has; where the text is only a substitute, it stays as it is."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    rank, text = {"ddp": {"rank": 1}}, "[rank 1] {'a': 1}"
+    with contextlib.redirect_stdout(NotebookStdout()):
+        shell = FakeShell()
+        outputs = Outputs(shell)  # type: ignore[arg-type]
+    outputs.display({"text/plain": text}, rank, "a", update=False)
+    outputs.display({"text/plain": [text]}, rank, "a", update=True)
+    outputs.display({"text/plain": text, "text/html": "<p>"}, rank, "b", update=False)
+    outputs.display({"text/plain": text}, {}, "c", update=False)
+    shown = [data["text/plain"] for data, *_ in shell.published]
+    assert shown == ["\x1b[32m[rank 1]\x1b[0m {'a': 1}"] * 2 + [text] * 2
+
+
+def test_outputs_are_tall_or_not() -> None:
+    """Of more than a page shows, the first and the last are not seen at once."""
+    few, many, figures = _outputs(), _outputs(), _outputs()
+    few.write("a\n" * 20)
+    few.display({}, {}, "f", update=False)
+    many.write("a\n" * 50)
+    for number in range(5):
+        figures.display({}, {}, f"f{number}", update=False)
+    assert [few.is_tall, many.is_tall, figures.is_tall] == [False, True, True]

@@ -24,6 +24,7 @@ from ddp_magic.display.text.fold import HOLD_S
 from ddp_magic.display.text.page import MAX_WAITS
 from ddp_magic.display.text.text_output import PARTIAL_S
 from ddp_magic.display.text.written_lines import FLUSH_LINES, FLUSH_S, MAX_FLUSH_S
+from ddp_magic.errors import LaunchError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.kernel_events import (
     Doing,
@@ -126,6 +127,17 @@ def test_quiet_shows_only_what_ranks_print(capsys: pytest.CaptureFixture[str]) -
     assert "ranks 1, 2 wait for rank 0" in waiting.shell.tables[0]
     waiting.finish()
     assert waiting.shell.tables[-1] == closing("ok")
+
+
+@pytest.mark.parametrize(("lines", "said"), [(5, ""), (100, " · 5.5 s · failed · boom")])
+def test_above_much_output_stands_how_it_failed(cell: Cell, lines: int, said: str) -> None:
+    """The closing line and the traceback are out of sight there."""
+    cell.show(text(0, "".join(f"{i}\n" for i in range(lines))))
+    cell.record.error = LaunchError("boom")
+    cell.finish(State.FAILED)
+    (_, first), (_, last) = cell.shell.visible
+    assert re.sub(r"\d\d:\d\d:\d\d", "at", first) == f"3 ranks on the CPU · at{said}"
+    assert last == closing("failed · boom")
 
 
 def _html(rank: int, body: str = "<p>", mark: int = 1, **more: Any) -> DisplayData:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from types import SimpleNamespace
 
 from ddp_magic.display import status
 from ddp_magic.display.diagnosis.restarts import Restart
 from ddp_magic.display.labels import FONT
-from ddp_magic.display.status import SessionStatus, Status
+from ddp_magic.display.status import MAX_EARLIER, SessionStatus, Status
 from ddp_magic.display.table import LiveTable
 from ddp_magic.errors import LaunchError
 from ddp_magic.wire.forkserver_status import ForkserverStatus
@@ -58,7 +59,7 @@ def test_the_status_of_runs() -> None:
     events = [hello(0), ready(0), finished(0), exited(0, 0, NOW - 1), hello(1), ready(1)]
     first = make_record(2, *events, state=State.SUCCEEDED)
     second = make_record(12)
-    title, head, *rows, empty, other = repr(Status([first, second])).splitlines()[:6]
+    title, head, *rows, empty, earlier, other = repr(Status([first, second])).splitlines()
     started = time.strftime("%H:%M:%S", time.localtime(NOW - 5.5))
     assert title == (
         f"run 1127-1 · Cell In[3] · SUCCEEDED · 2 ranks · started {started} · 5.5 s · logs in /logs"
@@ -66,8 +67,23 @@ def test_the_status_of_runs() -> None:
     assert head.split() == ["rank", "pid", "device", "state", "time"]
     assert [row.split()[3:] for row in rows] == [["finished", "4.5", "s"], ["running", "5.5", "s"]]
     assert empty == ""
-    assert other.startswith("run 1127-1")
+    assert earlier.startswith("earlier runs of this notebook")
+    assert other.split(" · ")[:3] == ["  run 1127-1", "Cell In[3]", "12 ranks"]
     assert len(repr(Status([second])).splitlines()) == 14
+
+
+def test_earlier_runs_have_a_line_and_those_that_go_on_a_table() -> None:
+    """A notebook has had hundreds; which are listed is said by how they ended."""
+    failed = make_record(state=State.FAILED, error=LaunchError("no GPU"))
+    running = make_record(1, ended=None)
+    ended = [make_record(state=State.SUCCEEDED) for _ in range(2 * MAX_EARLIER)]
+    status = Status([make_record(), failed, running, *ended])
+    text = repr(status)
+    assert len(re.findall("^rank ", text, re.MULTILINE)) == 2
+    assert " · 2 ranks · 5.5 s · failed · no GPU · started " in text
+    assert text.count("run 1127-1") == 2 + MAX_EARLIER
+    assert text.count(" · ok · ") == MAX_EARLIER - 1
+    assert status._repr_html_().count("<table>") == 2
 
 
 def test_a_notebook_shows_the_status_as_html() -> None:

@@ -49,7 +49,7 @@ class Cell:
 def cell() -> Cell:
     """A cell whose first line is shown."""
     made = Cell()
-    made.place.begin("head", "head")
+    made.place.begin("head")
     return made
 
 
@@ -117,14 +117,14 @@ def test_the_closing_line_is_the_last_output(cell: Cell, with_table: bool) -> No
     if with_table:
         cell.update()
     cell.text()
-    cell.place.close("closing", "")
+    cell.place.close("closing")
     assert cell.seen == ["head", "text", "closing"]
 
 
 def test_the_closing_line_takes_the_table_s_place(cell: Cell) -> None:
     cell.text()
     cell.update()
-    cell.place.close("closing", "")
+    cell.place.close("closing")
     assert cell.seen == ["head", "text", "closing"]
 
 
@@ -132,13 +132,31 @@ def test_the_closing_line_stands_below_an_answer(cell: Cell) -> None:
     """Which the front end itself has put out, below the table: `q` in a debugger."""
     cell.update()
     cell.outputs.note_answer("[rank 0] (Pdb) q")
-    cell.place.close("closing", "")
+    cell.place.close("closing")
     assert cell.seen == ["head", "closing"]
+
+
+@pytest.mark.parametrize("moves", [0, 1, 3])
+def test_the_first_line_may_say_how_it_ended(cell: Cell, moves: int) -> None:
+    """Wherever the table has been."""
+    for _ in range(moves):
+        cell.text()
+        cell.update(100)
+    cell.text()
+    cell.place.close("closing", head="head: failed")
+    assert [cell.seen[0], cell.seen[-1]] == ["head: failed", "closing"]
+    assert "head" not in cell.seen
+
+
+def test_the_first_line_may_be_the_closing_line(cell: Cell) -> None:
+    cell.update()
+    cell.place.close("closing", head="head: failed")
+    assert cell.seen == ["closing"]
 
 
 def test_a_closing_line_alone() -> None:
     """Of a quiet run that failed."""
     quiet = Cell()
     quiet.text()
-    quiet.place.close("closing", "")
+    quiet.place.close("closing")
     assert quiet.seen == ["text", "closing"]

@@ -193,6 +193,22 @@ def test_a_quiet_run_has_a_closing_line_only_if_it_fails(
     assert cell.finish("the end") == (["the end"] if fails else [])
 
 
+@pytest.mark.parametrize("lines", [5, 100])
+def test_above_much_output_stands_how_a_run_failed(
+    record: RunRecord, cell: Cell, lines: int
+) -> None:
+    """As in the cell of a run of the notebook's own."""
+    journal = Journal(record.log_directory.journal)
+    journal.begin(record)
+    journal.text("[rank 0] a\n" * lines)
+    _end(journal, record, WorkerLostError("boom", rank=0, code=1))
+    cell.step()
+    cell.finish("the end")
+    first, last = (text for _, text in cell.shell.visible)
+    assert first.endswith(" · 5.5 s · failed · boom") == (lines == 100)
+    assert last == "the end"
+
+
 def test_two_cells_may_follow_one_run(
     record: RunRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
