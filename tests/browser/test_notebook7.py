@@ -52,7 +52,7 @@ def test_stop(page: Page, shoot: Shoot) -> None:
     interrupt(page)
     wait_idle(page)
     shoot(page, 2, "after")
-    assert "KeyboardInterrupt: rank 0 stopped at line 4; rank 1 stopped" in text(page, 2)
+    assert "KeyboardInterrupt: ranks 0-1 stopped at line 4" in text(page, 2)
 
 
 def test_figures_of_every_rank_are_seen(page: Page, shoot: Shoot) -> None:

@@ -220,7 +220,7 @@ def test_stop_ends_the_wait_and_ddp_stop_the_run(kernel: Kernel, runs: Path) -> 
     ended = kernel.run("%ddp_stop")
     assert re.fullmatch(rf"run {run} ended: 2 ranks · .* s · stopped\n", ended.text), ended
     assert wait_gone(family, 3) == []
-    assert "rank 0 stopped at line 4" in kernel.run("%ddp_wait").traceback
+    assert "ranks 0-1 stopped at line 4" in kernel.run("%ddp_wait").traceback
     assert kernel.run(f"%ddp_logs {run}").lines == ["[rank 0] begun 0", "[rank 1] begun 1"]
 
 
@@ -313,7 +313,7 @@ def test_a_terminal_stops_a_detached_run(
     attach = _terminal(shared_kernel_env, "attach", run)
     text, _ = attach.communicate(timeout=HANG_S)
     assert attach.returncode == 1
-    assert "KeyboardInterrupt: rank 0 stopped at line 4; rank 1 stopped at line 4" in plain(text)
+    assert "KeyboardInterrupt: ranks 0-1 stopped at line 4" in plain(text)
     assert wait_gone(family, 3) == []
 
 

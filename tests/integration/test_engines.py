@@ -169,7 +169,8 @@ def test_stop(kernel: Kernel, engine: str) -> None:
     assert result.error["ename"] == "RunInterrupted", result
     text = seen.text + result.text
     assert text.count("cleaned up") == 4
-    assert result.error["evalue"].count("stopped at line") == 4
+    assert "stopped at line" in result.error["evalue"]
+    assert "did not answer" not in result.error["evalue"]
     assert wait_gone(pids_in(text), 3.0) == []
 
 
@@ -181,7 +182,7 @@ def test_stop_of_ranks_that_do_not_answer(kernel: Kernel, engine: str) -> None:
     kernel.interrupt()
     result = kernel.finish(message)
     assert result.error["ename"] == "RunInterrupted", result
-    assert result.error["evalue"].count("did not answer at line 3 and was killed") == 4, result
+    assert result.error["evalue"] == "ranks 0-3 did not answer at line 3 and were killed", result
     assert wait_gone(pids_in(seen.text + result.text), 3.0) == []
 
 

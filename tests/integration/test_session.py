@@ -356,7 +356,7 @@ def test_harm_to_the_own_process_ends_with_the_cell(lab: Kernel, what: str) -> N
     stopped = _stopped(
         lab, "%%ddp -s lab\nimport time\nprint('up', flush=True)\ntime.sleep(1000)", "up", 0.5
     )
-    assert stopped.error["evalue"] == "rank 0 stopped at line 4; rank 1 stopped at line 4"
+    assert stopped.error["evalue"] == "ranks 0-1 stopped at line 4"
     assert lab.run("%%ddp -s lab\nprint(kept)").text.count("kept") == 2
 
 

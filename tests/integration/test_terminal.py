@@ -96,7 +96,7 @@ def test_ctrl_c_stops_a_run_in_a_terminal(written: str) -> None:
     """With one line that says where the ranks were."""
     stopped = plain(written).partition("sleeps")[2]
     assert re.search(r"2 ranks · [\d.]+ s · stopped", stopped)
-    line = "KeyboardInterrupt: rank 0 stopped at line 4; rank 1 stopped at line 4"
+    line = "KeyboardInterrupt: ranks 0-1 stopped at line 4"
     assert line in stopped
     assert "Traceback" not in stopped
 

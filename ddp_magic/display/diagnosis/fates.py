@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections import Counter
 from collections.abc import Sequence
 
 from ddp_magic.display.diagnosis import first_failure as diagnose
@@ -77,13 +76,22 @@ def _fate(rank: Rank, first: Failure) -> str:  # noqa: PLR0911 -- one for each e
 
 
 def how_they_stopped(ranks: Sequence[Rank]) -> str:
-    """Return where each rank was stopped, or how many were where."""
-    if len(ranks) <= MANY_RANKS:
-        return "; ".join(f"rank {rank.rank} {_how_it_stopped(rank)}" for rank in ranks)
-    counts = Counter(map(_how_it_stopped, ranks))
-    return "; ".join(
-        f"{n} ranks {_plural(how)}" if n > 1 else f"1 rank {how}" for how, n in counts.most_common()
-    )
+    """Return where which ranks were stopped, or how many were where."""
+    found: dict[str, list[int]] = {}
+    for rank in ranks:
+        found.setdefault(_how_it_stopped(rank), []).append(rank.rank)
+    ends = list(found.items())
+    if len(ranks) > MANY_RANKS:
+        ends.sort(key=lambda end: -len(end[1]))
+    return "; ".join(_of_several(numbers, how, len(ranks)) for how, numbers in ends)
+
+
+def _of_several(numbers: Sequence[int], how: str, nproc: int) -> str:
+    count = len(numbers)
+    names = rank_names(numbers)
+    if nproc > MANY_RANKS:
+        names = f"{count} rank{'s' if count > 1 else ''}"
+    return f"{names} {_plural(how) if count > 1 else how}"
 
 
 def _how_it_stopped(rank: Rank) -> str:  # noqa: C901, PLR0911 -- one for each end
@@ -106,7 +114,7 @@ def _how_it_stopped(rank: Rank) -> str:  # noqa: C901, PLR0911 -- one for each e
     if rank.error is not None:
         return f"stopped{where}"
     if rank.finished is not None and rank.answered:
-        return "finished its cell, and its exit was interrupted"
+        return "finished its cell and was interrupted at its exit"
     if rank.finished is not None or rank.left_early:
         return "finished"
     return f"ended{where}"

@@ -163,14 +163,17 @@ class Stop:
         self._stacks_asked = None
         self._group.kill(tuple(rank.rank for rank in due))
         events: list[RunEvent] = []
+        stuck: dict[tuple[str, ...], list[int]] = {}  # where -> which ranks
         for rank in due:
             events.append(Killed(rank=rank.rank))
-            if (stack := self._stack_of(rank.rank)) is None:
-                continue
-            events.append(stack)
-            if stack.frames:
-                lines = [f"rank {rank.rank} was in, innermost first:"]
-                lines += [f"    {frame}" for frame in stack.frames]
+            if (stack := self._stack_of(rank.rank)) is not None:
+                events.append(stack)
+                stuck.setdefault(stack.frames, []).append(rank.rank)
+        for frames, ranks in stuck.items():
+            if frames:
+                was = "was" if len(ranks) == 1 else "were"
+                lines = [f"{rank_names(ranks)} {was} in, innermost first:"]
+                lines += [f"    {frame}" for frame in frames]
                 events += [Note(text=line) for line in lines]
         return events
 

@@ -261,7 +261,7 @@ def test_a_time_limit_does_not_hide_an_earlier_error() -> None:
     ("events", "words"),
     [
         ((), "had not started its cell"),
-        ((finished(0), Interrupted(rank=0, time=5.0)), "finished its cell, and its exit was"),
+        ((finished(0), Interrupted(rank=0, time=5.0)), "finished its cell and was interrupted"),
         ((finished(0), exited(0, 0)), "finished"),
         ((exited(0, 0),), "finished"),
         ((error(0, "", 5.6, ename="KeyboardInterrupt"),), "stopped at line 3"),
@@ -303,6 +303,15 @@ def test_our_frames_are_left_out_of_a_childs_traceback() -> None:
     assert "diagnose.py" not in shown
     assert "line 8, in get" in shown
     assert "a process cannot ask" in shown
+
+
+def test_ranks_that_stopped_alike_are_named_together() -> None:
+    ranks = [_rank(r, heartbeat(r, 4 + r // 3), Killed(rank=r), exited(r, -9)) for r in range(4)]
+    _, why = judge(Evidence(ranks=ranks, stop=StopReason.INTERRUPT, stopped=5.5))
+    assert str(why) == (
+        "ranks 0-2 did not answer at line 4 and were killed; "
+        "rank 3 did not answer at line 5 and was killed"
+    )
 
 
 def test_many_ranks_are_counted() -> None:

@@ -187,7 +187,7 @@ def test_stop_in_the_second_attempt(tmp_path: Path) -> None:
     _execute(run)
     assert run.state is State.CANCELLED
     assert isinstance(run.error, RunInterrupted)
-    assert str(run.error) == "rank 0 stopped at line 3; rank 1 stopped at line 3"
+    assert str(run.error) == "ranks 0-1 stopped at line 3"
     assert run.error.details == (f"attempt 1 of 3: {REASON}",)
 
 
@@ -211,7 +211,7 @@ def test_ranks_that_are_restarted_after_stop_are_ignored(tmp_path: Path) -> None
     )  # fmt: skip
     run = _run(group)
     _execute(run)
-    assert str(run.error) == "rank 0 stopped at line 3; rank 1 stopped at line 3"
+    assert str(run.error) == "ranks 0-1 stopped at line 3"
     assert run.restarts == ()
 
 

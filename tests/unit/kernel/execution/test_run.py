@@ -332,7 +332,7 @@ def test_stop_before_the_ranks_are_there(tmp_path: Path) -> None:
     run = _run(group)
     _execute(run)
     assert run.state is State.CANCELLED
-    assert str(run.error) == "rank 0 had not started its cell; rank 1 had not started its cell"
+    assert str(run.error) == "ranks 0-1 had not started their cell"
     assert group.names == ["start", "kill", "close"]
 
 
@@ -463,7 +463,7 @@ def test_the_time_limit(tmp_path: Path) -> None:
     _execute(run)
     assert run.state is State.FAILED
     assert isinstance(run.error, TimeLimitError)
-    assert str(run.error).startswith("the run exceeded its time limit of 0 s; rank 0 stopped")
+    assert str(run.error).startswith("the run exceeded its time limit of 0 s; ranks 0-1 stopped")
 
 
 def test_stop_after_the_time_limit_does_not_change_it(tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ def test_a_silent_rank_shows_its_stack_and_is_killed(tmp_path: Path) -> None:
     assert scene.group.commands[2:] == [("kill", (1,))]
 
 
+def test_ranks_that_are_stuck_at_one_place_show_it_once(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for rank in (0, 1):
+        scene.stacks[rank] = StackDumped(rank=rank, frames=("Cell In[1], line 7",), line=7)
+    scene.step(ANSWER_S + 0.1)
+    events = scene.step(ANSWER_S + 0.2 + STACK_S)
+    assert [event.text for event in events if isinstance(event, Note)] == [
+        "ranks 0-1 were in, innermost first:",
+        "    Cell In[1], line 7",
+    ]
+
+
 def test_a_killed_rank_without_a_stack_says_nothing(tmp_path: Path) -> None:
     """It held no frame of the cell, or wrote no stack."""
     scene = Scene(tmp_path)
