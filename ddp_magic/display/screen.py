@@ -65,7 +65,7 @@ class CellScreen:
         self._displays = RankDisplays(self._outputs)
         self._text = TextOutput(self._outputs, self._displays, clock)
         self._table = LiveTable()
-        self._table_place = TablePlace(self._outputs, "")
+        self._table_place = TablePlace(self._outputs, "", "")
         self._last_table = self._head_due = 0.0
         self._progress: dict[int, tuple[str, ...]] = {}
         self._journal: Journal | None = None
@@ -79,8 +79,8 @@ class CellScreen:
         shown = [rank for rank in ranks if record.show is None or rank in record.show]
         self._displays.start(record, shown, self._journal)
         self._text.start(record, shown, self._journal)
-        name = f"{record.id}-table"
-        self._table_place = self._given_place or TablePlace(self._outputs, name)
+        place = TablePlace(self._outputs, f"{record.id}-table", record.id)
+        self._table_place = self._given_place or place
         if not record.quiet:
             self._begin(record)
 

@@ -18,7 +18,15 @@ _STYLE = """<style>
 .jp-OutputArea:has(> .jp-OutputArea-child .{name}) {{ display: flex; flex-direction: column }}
 .jp-OutputArea:has(> .jp-OutputArea-child .{name}) > * {{ flex: none; min-width: 0 }}
 .jp-OutputArea > .jp-OutputArea-child:has(.{name}) {{ order: 1 }}
+@keyframes ddp-old {{ to {{ max-height: 9em; visibility: visible }} }}
 </style>"""
+# Each new table starts the animation anew. It ends in a page that gets none: one that was loaded
+# again, or whose kernel has ended. What Jupyter shows there would say "running" for ever.
+OLD_S = 10
+_OLD = (
+    '<div style="max-height:0;visibility:hidden;animation:ddp-old 1ms {seconds}s forwards">'
+    "{words}</div>"
+)
 
 
 class TablePlace:
@@ -27,11 +35,14 @@ class TablePlace:
     Args:
         outputs: The cell's outputs.
         name: The display id of the first place.
+        run_id: Name of the run.
     """
 
-    def __init__(self, outputs: Outputs, name: str) -> None:
+    def __init__(self, outputs: Outputs, name: str, run_id: str) -> None:
         self._outputs = outputs
         self._name = name
+        words = f"no news for {OLD_S} s: if this page is an old one, %ddp_show {run_id} shows more"
+        self._old = _OLD.format(seconds=OLD_S, words=html_line(words))
         self._head = ("", "")  # what stays in the first place
         self._place = self._number = 0
         self._shown = ""
@@ -65,7 +76,7 @@ class TablePlace:
         if text == self._shown:
             return
         style = _STYLE.format(name=f"ddp-{self._name}")
-        markup = f'<div class="ddp-{self._name}">{markup}</div>{style}'
+        markup = f'<div class="ddp-{self._name}">{markup}{self._old}</div>{style}'
         if self.is_empty:
             self._put(text, markup, new=True)
         elif not self._is_last and self._shown == self._head[0]:

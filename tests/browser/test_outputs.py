@@ -7,8 +7,21 @@ import time
 
 import lab as harness
 from conftest import OpenCells, Shoot
-from lab import outputs, restart_kernel, run_cell, seen, text, wait_idle, wait_seen, wait_until
+from lab import (
+    open_notebook,
+    outputs,
+    restart_kernel,
+    run_cell,
+    save,
+    seen,
+    text,
+    wait_idle,
+    wait_seen,
+    wait_until,
+)
 from playwright.sync_api import Page
+
+from ddp_magic.display.table_place import OLD_S
 
 FIGURES = (
     "%%ddp -n 4\n"
@@ -47,7 +60,9 @@ def test_an_error_after_forty_figures_is_in_sight(open_cells: OpenCells, shoot: 
     assert page.locator(".jp-TrimmedOutputs").count() == 0
     shown = seen(page, 1)
     assert "Cell In[2], line 6" in shown
-    assert re.search(r"failed · rank 2 raised ValueError at line 6: after forty figures", shown)
+    reason = "failed · rank 2 raised ValueError at line 6: after forty figures"
+    assert reason in shown.splitlines()[0]  # the last is below forty figures
+    assert shown.count(reason) == 2
     assert _images(page) >= 12
     for rank in range(4):
         assert re.search(
@@ -108,6 +123,23 @@ def test_the_table_stands_below_the_newest_output(
     assert _below(page, 1, "step 2", "· ok")
     assert _below(page, 1, "2 ranks on the CPU", "step 0")
     assert "running" not in seen(page, 1)
+
+
+def test_a_table_in_an_old_page_says_how_to_see_more(
+    open_cells: OpenCells, shoot: Shoot, lab: harness.Lab
+) -> None:
+    """Jupyter sends the page that was loaded again nothing more of the cell."""
+    page = open_cells("%%ddp -n 2\nimport time\nprint('begun', flush=True)\ntime.sleep(1000)")
+    run_cell(page, 1)
+    wait_seen(page, 1, "running")
+    page.wait_for_timeout(1500 * OLD_S)
+    assert "%ddp_show" not in seen(page, 1)  # the table is a new one each second
+    save(page)
+    path = next(lab.directory.glob("test_a_table_in_an_old_page*.ipynb"))
+    open_notebook(page, lab, path, kernel=False)
+    wait_seen(page, 1, "running")
+    wait_seen(page, 1, "no news for 10 s: if this page is an old one, %ddp_show ")
+    shoot(page, 1, "old")
 
 
 def test_labels_have_colors(open_cells: OpenCells, shoot: Shoot) -> None:

@@ -102,7 +102,8 @@ class Follower:
         self._reader = JournalReader(directory.journal)
         self._prefix = uuid.uuid4().hex[:8]  # two cells may follow the same run
         self._displays = RankDisplays(outputs)
-        self._place = TablePlace(outputs, f"{directory.id}-{self._prefix}-table")
+        name = f"{directory.id}-{self._prefix}-table"
+        self._place = TablePlace(outputs, name, directory.id)
         self._head: PastRun | None = None
         self._table = b""
         self.end: PastRun | None = None

@@ -55,7 +55,7 @@ class TableFile(TablePlace):
     """
 
     def __init__(self, outputs: Outputs, path: Path) -> None:
-        super().__init__(outputs, "")
+        super().__init__(outputs, "", "")
         self._path = path
         self._written: float | None = None
 

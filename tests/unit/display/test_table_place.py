@@ -17,7 +17,7 @@ class Cell:
     def __init__(self) -> None:
         self.shell = FakeShell()
         self.outputs = Outputs(self.shell)  # type: ignore[arg-type]
-        self.place = TablePlace(self.outputs, "run-table")
+        self.place = TablePlace(self.outputs, "run-table", "run-7")
         self.now = 0.0
         self.version = 0
         self.texts = 0
@@ -109,6 +109,17 @@ def test_the_same_table_is_not_sent_again(cell: Cell) -> None:
     cell.place.show("same", "", 0, room=9)
     cell.place.show("same", "", 1, room=9)
     assert len(cell.shell.published) == 2
+
+
+def test_a_table_that_gets_old_says_how_to_see_more(cell: Cell) -> None:
+    """By itself, in a page that was loaded again: hidden until then, and gone with the table."""
+    cell.update()
+    *_, (data, _, _, _) = cell.shell.published
+    assert 'style="max-height:0;visibility:hidden;animation:' in data["text/html"]
+    assert "%ddp_show run-7" in data["text/html"]
+    assert "ddp_show" not in data["text/plain"]
+    cell.place.close("closing")
+    assert "ddp_show" not in cell.shell.published[-1][0]["text/html"]
 
 
 @pytest.mark.parametrize("with_table", [False, True])
