@@ -119,6 +119,17 @@ GRAY = {
         for number, labels in enumerate(cells(n=24, seed=3)[1])
         if set(np.unique(labels)) >= {0, 1, 2, 3}
     },
+    **{  # with labels that the filter has made between 1 and 4, or 5 and 7
+        f"cell {number} of {seed} by {how.name}": np.asarray(
+            Image.fromarray(cells(n=24, seed=seed)[1][number].astype(np.uint8)).resize((n, n), how)
+        )
+        for seed, number, n, how in (
+            (0, 14, 384, Image.Resampling.LANCZOS),
+            (0, 14, 512, Image.Resampling.HAMMING),
+            (3, 3, 128, Image.Resampling.HAMMING),
+            (5, 15, 128, Image.Resampling.HAMMING),
+        )
+    },
     "picture": IMAGES[0],
     "labels, jpeg": jpeg(Image.fromarray((MASKS[0] * 20).astype(np.uint8)), 90),
 }
@@ -135,6 +146,15 @@ def _voronoi(points: int) -> Any:
     y, x = np.mgrid[:60, :60]
     at = np.random.default_rng(0).uniform(0, 60, (points, 2))
     return ((y[..., None] - at[:, 0]) ** 2 + (x[..., None] - at[:, 1]) ** 2).argmin(-1)
+
+
+def _overlapping(number: int, radius: int) -> Any:
+    """Return ellipses of which later ones cover earlier ones, (128, 128)."""
+    rng, picture = np.random.default_rng(0), Image.new("I", (128, 128))
+    for label in range(1, number + 1):
+        (x, y), (a, b) = rng.integers(0, 128, 2), rng.integers(2, radius, 2)
+        ImageDraw.Draw(picture).ellipse((x - a, y - b, x + a, y + b), fill=label)
+    return np.asarray(picture)
 
 
 def _pairs() -> Any:
@@ -158,6 +178,9 @@ def _spots() -> Any:
         np.asarray(disk(40)),
         _voronoi(300),
         _voronoi(900),
+        _voronoi(60) % 3,
+        _overlapping(100, 8),
+        _overlapping(60, 20),
         _spots(),
         _pairs(),
         *FEW.values(),
@@ -170,12 +193,24 @@ def _spots() -> Any:
         ),
         MASKS[0] * 24_000_001,
         MASKS[0].astype(np.uint8) * 85,
+        MASKS[0].astype(np.float16),
         np.zeros((6, 6), int),
     ],
 )
 def test_label_maps_are_accepted(labels: Any) -> None:
     """Cells, touching and nested tissue, spots, rows of any few labels, and no object."""
     check_mask("mask", labels)
+
+
+def test_a_label_map_that_looks_gray_can_be_passed_as_a_stack() -> None:
+    """The wall of a vessel around its lumen is a thin rim of a lower label; the error says how."""
+    wall = drawn(("ellipse", (20, 20, 90, 90), 1), ("ellipse", (23, 23, 87, 87), 2))
+    with pytest.raises(ValueError, match="thin rim") as caught:
+        check_mask("mask", wall)
+    (line,) = re.findall(r"pass a stack, (.*)", str(caught.value))
+    stack = eval(line, {"np": np, "mask": wall})  # noqa: S307 -- of the message
+    check_mask("mask", stack)
+    assert [each.sum() for each in stack] == [(wall == 1).sum(), (wall == 2).sum()]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ddp_magic.sam.arrays.checks import sketch
 from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, label_map
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
-RIMMED = 0.25  # maximum share of rows of objects with a thin rim of a lower label; nuclei: 0.06
+RIMMED = 0.13  # maximum share of rows of objects with a thin rim of a lower label; cells: 0.06
 RIM = 4  # maximum width of such a rim, px
 SPECK = 3  # px, of an object that is noise, or what a filter or a codec has left; said
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
@@ -28,7 +28,7 @@ def check_mask(name: str, mask: Mask) -> None:
         raise ValueError(f"{name} has shape {mask.shape}, but must have (H, W) or (N, H, W)")
     if mask.dtype == bool:
         return
-    if mask.dtype.kind not in "uif" or mask.max(initial=0) >= 2**63:
+    if mask.dtype.kind not in "uif" or float(mask.max(initial=0)) >= 2**63:
         raise ValueError(
             f"{name} has dtype {mask.dtype}, and perhaps labels of 2**63 or more: use integer "
             "labels 1, 2, 3, ..., or bool"
@@ -83,7 +83,8 @@ def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDAr
         raise ValueError(
             f"{name} is a gray image, not a label map: {signs}. Was it saved as JPEG, resized "
             "smoothly, or is it the picture itself? Save masks as PNG or TIFF, resize them with "
-            f"nearest neighbors; for one object, pass mask > {int(labels[-1]) // 2}\n"
+            f"nearest neighbors; for one object, pass mask > {int(labels[-1]) // 2}. If its labels "
+            "are right, pass a stack, np.stack([mask == n for n in np.unique(mask)[1:]])\n"
             + sketch(mask > labels[-1] / 2)
         )
 
