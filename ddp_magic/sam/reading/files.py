@@ -52,15 +52,7 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
     mask_heads = [_header(each, labels=True) for each in mask_files or []]
     for pair in zip(files or [], mask_files or [], heads, mask_heads, strict=False):
         _check_pair(*pair)
-    theirs = mask_heads or [UNKNOWN] * len(heads)
-    both = zip(heads, theirs, strict=False)
-    turned = [n for n, (own, other) in enumerate(both) if own.turn != other.turn]
-    if turned and files:  # the mask may have been drawn on it before or after
-        first = files[turned[0]]
-        print0(
-            f"{len(turned)} images are turned as their metadata says, but their masks are not: "
-            f"compare {first if isinstance(first, Path) else f'image {turned[0]}'} with its mask"
-        )
+    _note_axes(files or [], mask_files or [], heads, mask_heads)
     if files is not None:
         images = _pictures(files, heads, labels=False)
     if mask_files is not None:
@@ -193,6 +185,31 @@ def _check_pair(image: Any, mask: Any, head: Header, mask_head: Header) -> None:
         raise ValueError(
             f"{image} has pages along {head.axes}, but {mask} along {mask_head.axes}: save the "
             "mask with the axes in the order of the image"
+        )
+
+
+def _note_axes(
+    files: list[Any], mask_files: list[Any], heads: list[Header], mask_heads: list[Header]
+) -> None:
+    """Print a line where a mask may be turned against its image, which only a person can see."""
+    theirs = mask_heads or [UNKNOWN] * len(heads)
+    both = zip(heads, theirs, strict=False)
+    turned = [n for n, (own, other) in enumerate(both) if own.turn != other.turn]
+    if turned and files:  # the mask may have been drawn on it before or after
+        first = files[turned[0]]
+        print0(
+            f"{len(turned)} images are turned as their metadata says, but their masks are not: "
+            f"compare {first if isinstance(first, Path) else f'image {turned[0]}'} with its mask"
+        )
+    nifti, other = (
+        any(isinstance(each, Path) and kind_of(each) == "nifti" for each in side)
+        for side in (files, mask_files)
+    )
+    if nifti != other:
+        one, others = ("images", "masks") if nifti else ("masks", "images")
+        print0(
+            f"{one} are NIfTI files, {others} are not: check that they match, for example by "
+            "show_predictions. Arrays from nibabel are (x, y): transpose them"
         )
 
 

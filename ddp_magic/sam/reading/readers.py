@@ -93,7 +93,7 @@ def read(path: Path, page: int = 0, *, labels: bool) -> Array:
         if kind == "tiff":
             return finished(volumes.read_tiff(path, page, labels=labels), labels=labels)
         if kind == "nifti":
-            return finished(volumes.read_nifti(path, page), labels=labels)
+            return finished(volumes.read_nifti(path, page, labels=labels), labels=labels)
         if kind == "dicom":
             return finished(dicom.read_dicom(path, page), labels=labels)
         return read_picture(path, labels=labels)

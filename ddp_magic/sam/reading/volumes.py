@@ -17,6 +17,7 @@ from ddp_magic.sam.reading.channels import (
     turned,
 )
 
+LOSSY = {"JPEG", "OJPEG", "ALT_JPEG", "JPEG_LOSSY"}  # compressions of TIFF
 BLACK = "; save it with tifffile.imwrite(path, array, photometric='minisblack')"
 
 
@@ -32,8 +33,13 @@ class _Tiff(NamedTuple):
 
 def tiff_header(path: Path, *, labels: bool) -> Header:
     """Return the header of a TIFF."""
-    with require("tifffile").TiffFile(path) as file:
+    with _opened(path) as file:
         return _tiff(file, labels=labels).head
+
+
+def _opened(path: Path) -> Foreign:
+    """Open a TIFF; of an OME-TIFF of several files, each of which describes all, only this one."""
+    return require("tifffile").TiffFile(path, _multifile=False)
 
 
 def _series(file: Foreign) -> list[Foreign]:
@@ -93,7 +99,7 @@ def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
     Raises:
         ValueError: It is unclear which value of a mask is the object, or which pixels have data.
     """
-    with require("tifffile").TiffFile(path) as file:
+    with _opened(path) as file:
         plan = _tiff(file, labels=labels)
         which, at = divmod(number, plan.head.pages // len(plan.series))
         series, page = plan.series[which], plan.series[which].keyframe
@@ -109,6 +115,10 @@ def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
         pixels = labels_of_palette(pixels, palette) if labels else palette[pixels]
     elif labels and plan.inverted and len(np.unique(pixels)) == 2:
         raise ValueError(f"is a TIFF where 0 is white: which value is the object{BLACK}")
+    elif labels and series.keyframe.compression.name in LOSSY and len(np.unique(pixels)) > 2:
+        raise ValueError(
+            "is a TIFF with JPEG compression, so that labels changed: save them without it"
+        )
     elif not labels:
         if plan.inverted:
             pixels = ~pixels if pixels.dtype == bool else top - pixels
@@ -134,7 +144,7 @@ def _check_data(pixels: Array, nodata: str, *, labels: bool) -> None:
 @lru_cache(maxsize=2)  # an image and its masks
 def _tiff_stack(path: Path, _mtime_ns: int, which: int, order: tuple[int, ...]) -> Array:
     """Read a whole series of a TIFF, (pages, H, W) or (pages, H, W, C)."""
-    with require("tifffile").TiffFile(path) as file:
+    with _opened(path) as file:
         series = _series(file)[which]
         stack = series.asarray().transpose(order)
     numbering = len(order) - (3 if "C" in series.axes or "S" in series.axes else 2)
@@ -158,17 +168,23 @@ def nifti_header(path: Path) -> Header:
     return Header(shape[2], (shape[1], shape[0]), dtype.newbyteorder("="))
 
 
-def read_nifti(path: Path, number: int) -> Array:
+def read_nifti(path: Path, number: int, *, labels: bool) -> Array:
     """Read a slice, (H, W); the first axis of NIfTI is x."""
-    return _nifti_volume(path, path.stat().st_mtime_ns)[..., number].T
+    volume, step = _nifti_volume(path, path.stat().st_mtime_ns)
+    pixels: Array = volume[..., number].T
+    if labels and step < 0.4:  # float labels that nibabel scaled to integers: 2.9999 is 3
+        whole = np.rint(pixels)
+        return whole if np.abs(pixels - whole).max() <= 0.51 * step else pixels
+    return pixels
 
 
 @lru_cache(maxsize=2)  # an image and its masks
-def _nifti_volume(path: Path, _mtime_ns: int) -> Array:
-    """Read a volume, (X, Y, Z)."""
+def _nifti_volume(path: Path, _mtime_ns: int) -> tuple[Array, float]:
+    """Read a volume, (X, Y, Z), and the difference of two values that are stored as 0 and 1."""
     volume = require("nibabel").load(path)
     # Not the memory-mapped file, which might change.
-    return np.array(np.asanyarray(volume.dataobj)).reshape(*volume.shape[:2], -1)
+    pixels = np.array(np.asanyarray(volume.dataobj)).reshape(*volume.shape[:2], -1)
+    return pixels, abs(volume.dataobj.slope)
 
 
 def check_affines(image: Path, mask: Path) -> None:
