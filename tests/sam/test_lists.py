@@ -93,40 +93,6 @@ def test_the_order_of_stacks_is_compared_by_their_folders(tmp_path: Path) -> Non
         SamDataset(files, stacks[::-1])
 
 
-@pytest.mark.parametrize(
-    ("names", "mask_names"),
-    [
-        (["1.png", "2.png", "10000.png"], ["1.png", "2.png", "10000.png"]),
-        (["c_0000.png", "c_0001.png"], ["c_0000_mask.png", "c_0001_mask.png"]),
-        (["c_0000.png"], ["c_0000_mask.png"]),
-        (["zell\u00e9.png"], ["zelle\u0301_mask.png"]),
-        (["e\u0301/1.png", "a/1.png"], ["\u00e9/1.png", "a/1.png"]),
-        (["a1.jpg", "a2.jpg"], ["a1.jpg.png", "a2.jpg.png"]),
-    ],
-)
-def test_names_in_folders_match(tmp_path: Path, names: list[str], mask_names: list[str]) -> None:
-    """Numbers of four digits and more, both forms of Unicode, and two suffixes."""
-    images(tmp_path / "i", names)
-    masks(tmp_path / "m", mask_names)
-    data = SamDataset(tmp_path / "i", tmp_path / "m")
-    assert len(data) == len(names)
-
-
-def test_the_index_of_dicom_files_is_left_out(tmp_path: Path) -> None:
-    """A folder from a scanner contains a DICOMDIR, which is a DICOM file without an image."""
-    images(tmp_path / "i", ["1.png"])
-    (tmp_path / "i" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
-    assert len(SamDataset(tmp_path / "i", MASKS[:1])) == 1
-
-
-def test_ten_thousand_is_not_one(tmp_path: Path) -> None:
-    """`_0000` is the first channel in nnU-Net only after a separator."""
-    images(tmp_path / "i", ["2.png", "10000.png"])
-    masks(tmp_path / "m", ["1.png", "2.png"])
-    with pytest.raises(ValueError, match=r"without a mask \(10000.png\)"):
-        SamDataset(tmp_path / "i", tmp_path / "m")
-
-
 def _soft(path: Path) -> None:
     Image.fromarray(OBJECT).filter(ImageFilter.GaussianBlur(2)).save(path)
 

@@ -18,9 +18,12 @@ OTHERS = {".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".log
 NAMES = {"README", "LICENSE", "DICOMDIR"}
 # Parts of names that say whether a file is an image or a mask.
 _WORDS = (
-    "images?|imgs?|(?:cp_)?masks?|labels?|segs?|segmentations?|gts?|ground_?truths?|annotations?"
+    "images?|imgs?|leftimg8bit|cp_masks?|masks?|labels?|segs?|segmentations?|gts?|gt(?:fine|coarse)|"
+    "ground_?truths?|annotations?|instance_?ids?|man_(?:seg|track)"
 )
-_PREFIX, _SUFFIX = re.compile(rf"^(?:{_WORDS})[-_. ]+"), re.compile(rf"[-_. ]?(?:{_WORDS})$")
+# The Cell Tracking Challenge has t000 for the image of man_seg000.
+_PREFIX = re.compile(rf"^(?:t(?=[0-9]{{3}})|(?:(?:{_WORDS})(?:[-_. ]+|(?=[0-9])))+)")
+_SUFFIX = re.compile(rf"(?:[-_. ]?(?:{_WORDS}))+$")
 # Some have two, such as a.nii.gz, a.ome.tif, and a.jpg.png for the mask of a.jpg.
 _ENDING = re.compile(r"(\.(?:ome|jpe?g|png|tiff?|bmp))?\.(?![0-9]+$)[^.]+(\.gz)?$")
 
@@ -105,8 +108,10 @@ def match(
         raise ValueError(
             f"the names in {root} and {mask_root} do not match: {len(without)} images without a "
             f"mask ({', '.join(without[:3])}), {len(spare)} masks without an image "
-            f"({', '.join(spare[:3])}). Rename or move them, or pass two lists of files in the "
-            "same order; with one file per object, [[a, b], ...] as masks"
+            f"({', '.join(spare[:3])}). Rename or move them, or pass two lists in the same order, "
+            f"such as sorted(Path({str(root)!r}).rglob('*{images[0].suffix}')) and "
+            f"sorted(Path({str(mask_root)!r}).rglob('*_mask{masks[0].suffix}')); with one file per "
+            "object, [[a, b], ...] as masks"
         )
     return list(ours.values()), [theirs[key] for key in ours]
 

@@ -1,0 +1,79 @@
+"""Which images and masks of two folders belong together, by their names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ddp_magic.prelude import SamDataset
+from tests.sam.test_lists import MASKS, images, masks
+
+
+@pytest.mark.parametrize(
+    ("names", "mask_names"),
+    [
+        (["1.png", "2.png", "10000.png"], ["1.png", "2.png", "10000.png"]),
+        (["c_0000.png", "c_0001.png"], ["c_0000_mask.png", "c_0001_mask.png"]),
+        (["c_0000.png"], ["c_0000_mask.png"]),
+        (["zell\u00e9.png"], ["zelle\u0301_mask.png"]),
+        (["e\u0301/1.png", "a/1.png"], ["\u00e9/1.png", "a/1.png"]),
+        (["a1.jpg", "a2.jpg"], ["a1.jpg.png", "a2.jpg.png"]),
+        (["t000.tif", "t001.tif"], ["man_seg000.tif", "man_seg001.tif"]),
+        (["t000.tif", "t012.tif"], ["mask000.tif", "mask012.tif"]),
+        (["t000.tif", "t001.tif"], ["t000_mask.tif", "t001_mask.tif"]),
+        (["image01.png", "image2.png"], ["label01.png", "label2.png"]),
+        (["image1.png", "image2.png"], ["1.png", "2.png"]),
+        (["img_001.png", "img_002.png"], ["seg_001.png", "seg_002.png"]),
+        (["x_image.png", "y_image.png"], ["seg_mask_x.png", "seg_mask_y.png"]),
+        (
+            [f"a/a_000000_00001{n}_leftImg8bit.png" for n in (1, 2)],
+            [f"a/a_000000_00001{n}_gtFine_instanceIds.png" for n in (1, 2)],
+        ),
+    ],
+)
+def test_names_in_folders_match(tmp_path: Path, names: list[str], mask_names: list[str]) -> None:
+    """Numbers of four digits and more, both forms of Unicode, and two suffixes."""
+    images(tmp_path / "i", names)
+    masks(tmp_path / "m", mask_names)
+    data = SamDataset(tmp_path / "i", tmp_path / "m")
+    assert len(data) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "mask_names"),
+    [
+        (["aachen_1.png", "aachen_2.png"], ["bonn_1.png", "bonn_2.png"]),
+        (["p1_s1.png", "p1_s2.png"], ["p2_s1_mask.png", "p2_s2_mask.png"]),
+        (["x1.png", "x2.png"], ["1.png", "2.png"]),
+        (["image1.png", "image2.png"], ["image1_gtFine_color.png", "image2_gtFine_color.png"]),
+    ],
+)
+def test_other_names_in_folders_are_refused_with_two_lists_to_pass(
+    tmp_path: Path, names: list[str], mask_names: list[str]
+) -> None:
+    """They may be of other images, as a city, a patient, or one color for each class."""
+    files, mask_files = images(tmp_path / "i", names), masks(tmp_path / "m", mask_names)
+    with pytest.raises(ValueError, match="do not match: 2 images without a mask") as caught:
+        SamDataset(tmp_path / "i", tmp_path / "m")
+    found = re.findall(
+        r"sorted\(Path\('(.*?)'\)\.rglob\('\*(?:_mask)?\.png'\)\)", str(caught.value)
+    )
+    assert found == [str(tmp_path / "i"), str(tmp_path / "m")]
+    assert len(SamDataset(files, mask_files)) == 2
+
+
+def test_the_index_of_dicom_files_is_left_out(tmp_path: Path) -> None:
+    """A folder from a scanner contains a DICOMDIR, which is a DICOM file without an image."""
+    images(tmp_path / "i", ["1.png"])
+    (tmp_path / "i" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert len(SamDataset(tmp_path / "i", MASKS[:1])) == 1
+
+
+def test_ten_thousand_is_not_one(tmp_path: Path) -> None:
+    """`_0000` is the first channel in nnU-Net only after a separator."""
+    images(tmp_path / "i", ["2.png", "10000.png"])
+    masks(tmp_path / "m", ["1.png", "2.png"])
+    with pytest.raises(ValueError, match=r"without a mask \(10000.png\)"):
+        SamDataset(tmp_path / "i", tmp_path / "m")
