@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import optim
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.models.instances import InstanceDecoder
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tuning import plain_state, tune
-from ddp_magic.sam.training.checkpoint import check_space, claim
+from ddp_magic.sam.training.checkpoint import check_space, claim, load, note_config, save
 from ddp_magic.sam.training.optimizers import Muon
 
 
@@ -207,6 +208,42 @@ def test_the_rest_may_change_between_epochs(sets: Any, once: Path) -> None:
     options: dict[str, Any] = {"out_dir": once, "resume": True, "batch_size": 1, "seed": 9}
     history = train(model, sets[1], sets[0], epochs=2, **options)
     assert [row["epoch"] for row in history] == [1, 2]
+
+
+def _changed(**arrays: Any) -> SamDataset:
+    images, masks, clicks = cells(n=IMAGES)
+    given = {"images": images, "masks": masks, "coordinates": clicks} | arrays
+    return SamDataset(given["images"], given["masks"], given["coordinates"])
+
+
+DATA: dict[str, Any] = {
+    "the same": (_changed, ""),
+    "fewer images": (lambda: Subset(_changed(), range(4)), "train_set: 5 images.*; now 4 images"),
+    "in another order": (lambda: Subset(_changed(), range(5)[::-1]), "train_set: 5 .*; now 5 "),
+    "other images": (lambda: _changed(images=cells(n=5)[0] // 2), "train_set: 5 .*; now 5 "),
+    "other masks": (lambda: _changed(masks=np.minimum(cells(n=5)[1], 1)), "train_set: 5 "),
+    "fewer prompts": (lambda: _changed(coordinates=cells(n=5)[2][:-1]), "train_set: 5 "),
+    "the same as arrays of another kind": (lambda: _changed(masks=list(cells(n=5)[1])), ""),
+}
+
+
+@pytest.mark.parametrize("what", DATA)
+def test_resuming_with_other_data_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """More images may be meant, but the rows before and after are not comparable."""
+    made, words = DATA[what]
+    held_out = SamDataset(*cells(n=2, seed=1))
+    for data in (_changed(), made()):
+        model = PromptedSam(tiny_sam(), rounds=1)
+        note_config(model, data, held_out)
+        parts: Any = {"model": model}
+        if (tmp_path / "last").exists():
+            load(tmp_path, parts)
+        else:
+            save(tmp_path, parts, [{"dice": 0.5}])
+    said = capsys.readouterr().out
+    assert re.search(f"of a training with another {words}", said) if words else not said
 
 
 def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,26 @@ def training_size(train_set: Dataset[Item]) -> list[int]:
 
     At most 16 images are read.
     """
-    numbers = np.unique(np.linspace(0, size_of(train_set) - 1, 16).astype(int)).tolist()
-    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in numbers)
+    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in _some(train_set))
     return [sides[0], sides[len(sides) // 2], sides[-1]]
+
+
+def _some(dataset: Dataset[Item]) -> list[int]:
+    """Return the indices of at most 16 images, evenly spaced."""
+    n = size_of(dataset)
+    return sorted({int(i) for i in np.linspace(0, n - 1, min(n, 16))})
+
+
+def summary_of(dataset: Dataset[Item]) -> str:
+    """Return the number of images, and a digest of at most 16, with their objects and prompts.
+
+    Items of another data set than `SamDataset` may differ each time, and are not in the digest.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for i in _some(dataset):
+        own, number = _origin(dataset, i)
+        if own is not None:
+            prompts = own.prompts(number)[1].values()
+            for each in (own.image(number), own.instances(number), *prompts):
+                digest.update(np.asarray(each).tobytes())
+    return f"{size_of(dataset)} images, digest {digest.hexdigest()}"

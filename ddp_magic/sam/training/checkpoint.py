@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ddp_magic.sam.arrays.items import Item
-from ddp_magic.sam.data.access import common_levels, training_size
+from ddp_magic.sam.data.access import common_levels, summary_of, training_size
 from ddp_magic.sam.models.adapter import image_processor_config, is_frozen, without_fallback
 from ddp_magic.sam.models.instances import attach_decoder, save_decoder
 from ddp_magic.sam.models.model import PromptedSam
@@ -143,7 +143,7 @@ def save(
 
 
 def load(folder: Path, parts: Parts) -> History:
-    """Load `last` into `parts`, and return the history.
+    """Load `last` into `parts`, and return the history; print a line for other data.
 
     Raises:
         ValueError: The checkpoint is of another architecture, or of another kind of training.
@@ -158,6 +158,13 @@ def load(folder: Path, parts: Parts) -> History:
                 f"{last} was trained with {name} {was}, now {now}: resume with the same, or start "
                 "a new training in another out_dir"
             )
+    data = json.loads((last / "config.json").read_text()).get("training_data", {})
+    for name, summary in parts["model"].sam.config.training_data.items():
+        if (before := data.get(name, summary)) != summary:
+            print0(
+                f"{last} is of a training with another {name}: {before}; now {summary}. "
+                "Its scores are not those of one training; for a new one, use another out_dir"
+            )
     for name, part in parts.items():
         part.load_state_dict(state[name])
     history: History = state["history"]
@@ -169,6 +176,8 @@ def note_config(wrapper: PromptedSam, train_set: Dataset[Item], val_set: Dataset
     wrapper.sam.config.multimask_output = wrapper.multimask
     wrapper.sam.config.gray_levels = common_levels(train_set, val_set)
     wrapper.sam.config.training_size = training_size(train_set)
+    sets = {"train_set": train_set, "val_set": val_set}
+    wrapper.sam.config.training_data = {name: summary_of(each) for name, each in sets.items()}
     if wrapper.auxiliary or not is_frozen(wrapper.sam):  # a frozen one keeps the decoder it has
         attach_decoder(wrapper.sam, wrapper.auxiliary)
     without_fallback(wrapper.sam)
