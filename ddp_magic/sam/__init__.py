@@ -52,7 +52,7 @@ The rooms (each imports only rooms below it):
         masks           the objects of a label map or a stack of masks
         checks          checks of images and prompts
         label_checks    checks of masks
-    arguments       checks of words, numbers and functions
+    arguments       checks of words, numbers, flags and functions
     process_group   process group, device, mixed precision
 """
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that are words, numbers and functions."""
+"""Checks of arguments that are words, numbers, flags and functions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from reprlib import repr as shown
 from typing import TypeGuard
+
+import numpy as np
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -34,6 +36,17 @@ def check_minimum(minimum: int | None, **arguments: object) -> None:
         if not is_integer(value) or (minimum is not None and value < minimum):
             least = "" if minimum is None else f" of {minimum} or more"
             raise ValueError(f"invalid {name} {value!r}: use an integer{least}")
+
+
+def check_flags(**arguments: object) -> None:
+    """Check that arguments, given by name, are True or False: the text "no" would count as True.
+
+    Raises:
+        TypeError: One is not.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, not {shown(value)}")
 
 
 def check_shares(**arguments: object) -> None:

@@ -71,6 +71,9 @@ def other() -> list[nn.Parameter]:
         (lambda: PromptedSam(MODEL, rounds=2.5), "rounds 2.5"),  # type: ignore[arg-type]
         (lambda: PromptedSam(MODEL, ["points"]), r"prompts \['points'\]"),  # type: ignore[arg-type]
         (lambda: PromptedSam(MODEL, {"points": NAN}), "prompts"),
+        (lambda: Sampled(DATA, objects=2.5), "objects 2.5"),  # type: ignore[arg-type]
+        (lambda: evaluate(MODEL, DATA, batch_size=1.5), "batch_size 1.5"),  # type: ignore[arg-type]
+        (lambda: tune(MODEL, "lora", rank=2.5), "rank 2.5: use an integer of 1 or more"),  # type: ignore[arg-type]
         (lambda: learn(epochs=0), "epochs 0"),
         (lambda: learn(epochs=-3), "epochs -3"),
         (lambda: learn(batch_size=2.5), "batch_size 2.5"),
@@ -105,6 +108,13 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         (lambda: PromptedSam(MODEL, auxiliary=True), "auxiliary must be .* not True"),  # type: ignore[arg-type]
         (lambda: Muon(other(), lr=1e-3), "model must be a model, not list"),  # type: ignore[arg-type]
         (lambda: show_history({"dice": 1}), "history must be what train returns"),  # type: ignore[arg-type]
+        (lambda: PromptedSam(MODEL, multimask="no"), "multimask must be True or False, not 'no'"),  # type: ignore[arg-type]
+        (lambda: SamDataset(IMAGES, MASKS, components="no"), "components must be True or False"),  # type: ignore[arg-type]
+        (lambda: Sampled(DATA, instances=0), "instances must be True or False, not 0"),  # type: ignore[arg-type]
+        (lambda: segment(MODEL, GRAY, quiet=1), "quiet must be True or False"),  # type: ignore[arg-type]
+        (lambda: evaluate(MODEL, DATA, instances=None), "instances must be True or False"),  # type: ignore[arg-type]
+        (lambda: learn(overwrite="no"), "overwrite must be True or False"),
+        (lambda: learn(resume="no", out_dir="a"), "resume must be True or False"),
         (lambda: learn(on_step=5), "on_step must be a function"),
         (lambda: learn(optimizer=optim.SGD(other())), "optimizer must be a function, not"),
         (lambda: learn(optimizer=lambda _: None), "optimizer must return Optimizer of torch"),

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddp_magic.sam.arguments import is_integer
+from ddp_magic.sam.arguments import check_flags, is_integer
 from ddp_magic.sam.arrays.checks import (
     check_shape,
     check_sizes,
@@ -106,6 +106,7 @@ class SamDataset(Dataset[Item]):
                 f"invalid ignore_label {ignore_label!r}: use an integer other than 0, which is the "
                 "background"
             )
+        check_flags(components=components)
         self.ignore_label, self.components = ignore_label, components
         self.images, self.masks = open_pair(images, masks)
         self._checked: set[int] = set()  # the masks that are known to be valid

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ddp_magic.sam.arguments import check_flags, check_minimum
 from ddp_magic.sam.arrays.items import Item, check_item, no_prompts
 from ddp_magic.sam.data.access import instances_of, item_of, size_of
 from ddp_magic.sam.data.batches import collate
@@ -96,6 +97,8 @@ class Sampled(Dataset[Item]):
         """
         size_of(dataset)
         _check_transform(transform)
+        check_minimum(0, objects=objects)
+        check_flags(instances=instances)
         self.dataset, self.seed, self.epoch = dataset, seed, 0
         self.objects, self.transform, self.instances = objects, transform, instances
 

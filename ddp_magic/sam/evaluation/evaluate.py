@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ddp_magic.sam.arguments import check_flags, check_minimum
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import image_of, instances_of, size_of
 from ddp_magic.sam.data.batches import Geometry, collate, prepare
@@ -68,6 +69,9 @@ def evaluate(
     Raises:
         ValueError: `instances` is True, and the items of the data set have no label map.
     """
+    check_minimum(1, batch_size=batch_size)
+    check_minimum(0, workers=workers)
+    check_flags(instances=instances)
     wrapper = with_rounds(model, max(CLICKS))
     means = mean_scores(score_objects(wrapper, dataset, batch_size=batch_size, workers=workers))
     if not instances:

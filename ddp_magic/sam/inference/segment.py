@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ddp_magic.sam.arguments import check_minimum, check_shares
+from ddp_magic.sam.arguments import check_flags, check_minimum, check_shares
 from ddp_magic.sam.arrays.items import FOREGROUND, without_objects
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.inference.predict import evaluating, scaled_as_trained
@@ -85,6 +85,7 @@ def segment(  # noqa: PLR0913 -- options with defaults
     whole = {"tile": tile, "points_per_side": points_per_side}
     check_minimum(1, **{name: number for name, number in whole.items() if number is not None})
     check_minimum(0, min_area=min_area)
+    check_flags(quiet=quiet)
     check_shares(max_share=max_share, min_iou=min_iou or 0, min_stability=min_stability or 0)
     rgb, sam = scaled_as_trained(model, image), unwrapped(model)  # (3, H, W)
     height, width = rgb.shape[1:]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_magic.sam.arguments import check_choice, check_minimum
+from ddp_magic.sam.arguments import check_choice, check_flags, check_minimum
 from ddp_magic.sam.arrays.items import FOREGROUND, PAD
 from ddp_magic.sam.data.batches import ADDED, PER_OBJECT, Geometry
 from ddp_magic.sam.models.adapter import (
@@ -99,6 +99,7 @@ class PromptedSam(nn.Module):
         self.amp, self.rounds = amp, rounds
         stored = getattr(self.sam.config, "multimask_output", True)
         self.multimask: bool = stored if multimask is None else multimask
+        check_flags(multimask=self.multimask)
         if not isinstance(auxiliary, (nn.Module, type(None))):
             raise TypeError(f"auxiliary must be an instance_decoder(model), not {auxiliary!r}")
         self.shares = kinds_of(prompts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddp_magic.sam.arguments import check_choice
+from ddp_magic.sam.arguments import check_choice, check_minimum
 from ddp_magic.sam.models.adapter import encoder_parameters, freeze_positions, kind_of
 from ddp_magic.sam.process_group import unwrapped
 
@@ -35,6 +35,7 @@ def tune(model: nn.Module, what: str, rank: int = 4) -> nn.Module:
         ValueError: `what` is invalid.
     """
     check_choice("what", what, TUNES)
+    check_minimum(1, rank=rank)
     sam = unwrapped(model)
     kind_of(sam)
     _merge(sam)

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import set_seed
 
-from ddp_magic.sam.arguments import check_functions, check_minimum
+from ddp_magic.sam.arguments import check_flags, check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import check_objects, size_of
 from ddp_magic.sam.data.batches import prepare
@@ -120,6 +120,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
     check_functions(**{name: given for name, given in functions.items() if given is not None})
     check_minimum(1, epochs=epochs, batch_size=batch_size)
     check_minimum(None, seed=seed)
+    check_flags(resume=resume, overwrite=overwrite)
     if resume and out_dir is None:
         raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
     if resume and overwrite:
