@@ -14,6 +14,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image, ImageFilter
+from pydicom.dataset import Dataset
 
 from ddp_magic.prelude import SamDataset, cells, random_patches
 
@@ -238,3 +239,24 @@ def test_a_masked_array_is_refused_where_it_hides_values() -> None:
     with pytest.raises(ValueError, match="filled"):
         SamDataset(IMAGES[:1], [mask])
     assert len(SamDataset(IMAGES[:1], [np.ma.MaskedArray(MASKS[0])])) == 1
+
+
+@pytest.mark.parametrize("name", ["nibabel", "pydicom", "dict", "None"])
+def test_objects_of_other_libraries_are_refused_by_their_type(name: str) -> None:
+    """They would be arrays of objects, or of other axes; alone, or in a list."""
+    volume = nibabel.Nifti1Image(MASKS[0].astype(np.uint8), np.eye(4))
+    made: Any = {"nibabel": volume, "pydicom": Dataset(), "dict": {"counts": "a"}}.get(name)
+    message = f"not {type(made).__name__}: pass the path of its file, or its pixels as an array"
+    for images, masks in (([made], MASKS[:1]), (IMAGES[:1], [made]), (IMAGES[:1], [[made]])):
+        with pytest.raises(TypeError, match=message):
+            SamDataset(images, masks)
+    with pytest.raises(TypeError, match=f"masks is a {type(made).__name__}, but must be a folder"):
+        SamDataset(IMAGES, made)
+
+
+@pytest.mark.parametrize("image", [IMAGES[0], np.dstack([IMAGES[0]] * 3), Image.fromarray(OBJECT)])
+def test_a_single_image_needs_a_list(image: Any) -> None:
+    """Its rows would be images; the error says so."""
+    with pytest.raises((TypeError, ValueError), match=r"list"):
+        SamDataset(image, MASKS[0])
+    assert len(SamDataset([image], [MASKS[0]])) == 1

@@ -70,11 +70,14 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
             hint = ": move the channels to the end, image.transpose(1, 2, 0)"
         elif len(shape) == 3 and shape[-1] == 4:
             hint = ": drop the alpha channel, image[..., :3]"
+        elif len(shape) < 2:
+            hint = ": of a single image, make a list, [image] and [mask]"
         raise ValueError(f"{name} has shape {shape}, but must have (H, W) or (H, W, 3){hint}")
     if min(shape[:2]) < THIN and max(shape[:2]) >= LONG:
         raise ValueError(
             f"{name} has shape {shape}, which is no picture: if the last axis counts the images, "
-            "move it to the front, np.moveaxis(images, -1, 0), that of the masks too"
+            "move it to the front, np.moveaxis(images, -1, 0), that of the masks too; of a single "
+            "image, make a list, [image] and [mask]"
         )
 
 

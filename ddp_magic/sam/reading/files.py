@@ -91,7 +91,8 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
         if path.is_dir():
             return list_folder(path), path
         given = [path]
-    if not hasattr(given, "__getitem__") or hasattr(given, "keys"):
+    has_length = hasattr(given, "__len__") or hasattr(given, "dtype")  # arrays of zarr have none
+    if not (hasattr(given, "__getitem__") and has_length) or hasattr(given, "keys"):
         raise TypeError(
             f"{name} is a {type(given).__name__}, but must be a folder, or a sequence of files or "
             "arrays: pass a list, for example sorted(folder.glob('*.png'))"
@@ -143,6 +144,12 @@ def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
                 "file.copy() for one"
             )
         return path if path.is_file() else given
+    is_array = hasattr(given, "__array__") and not hasattr(given, "keys")  # as those of pydicom
+    if not (is_array or isinstance(given, Image.Image)):
+        raise TypeError(
+            f"images and masks are files or arrays, not {type(given).__name__}: pass the path of "
+            "its file, or its pixels as an array (height, width)"
+        )
     return as_stored(given)
 
 
