@@ -32,7 +32,8 @@ The rooms (each imports only rooms below it):
     data
         dataset         the data set
         access          reading parts of items from any data set
-        sampling        the order of the images; objects and augmentation in each epoch
+        sampling        the order of the images; objects and prompts in each epoch
+        augmentation    augmentation by the transforms of MONAI
         batches         from items of a data set to the input of a model
         samples         sample data: real nuclei, synthetic cells (NumPy only)
     reading
@@ -62,13 +63,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ddp_magic.sam.data.augmentation import MonaiTransform as MonaiTransform
     from ddp_magic.sam.data.batches import collate as collate
     from ddp_magic.sam.data.batches import prepare as prepare
     from ddp_magic.sam.data.dataset import SamDataset as SamDataset
     from ddp_magic.sam.data.samples import cells as cells
     from ddp_magic.sam.data.samples import nuclei as nuclei
     from ddp_magic.sam.data.samples import nuclei_picture as nuclei_picture
-    from ddp_magic.sam.data.sampling import MonaiTransform as MonaiTransform
     from ddp_magic.sam.data.sampling import RankSampler as RankSampler
     from ddp_magic.sam.data.sampling import Sampled as Sampled
     from ddp_magic.sam.evaluation.evaluate import evaluate as evaluate
@@ -105,7 +106,8 @@ _NAMES = {
     "data.batches": "collate prepare",
     "data.dataset": "SamDataset",
     "data.samples": "cells nuclei nuclei_picture",
-    "data.sampling": "MonaiTransform RankSampler Sampled",
+    "data.augmentation": "MonaiTransform",
+    "data.sampling": "RankSampler Sampled",
     "models.instances": "instance_decoder",
     "models.meta_checkpoint": "load_meta_checkpoint",
     "models.model": "PromptedSam",

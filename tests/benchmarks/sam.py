@@ -48,9 +48,10 @@ from ddp_magic.prelude import (
     tiny_sam,
     train,
 )
+from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.data.samples import SEEN
-from ddp_magic.sam.data.sampling import MonaiTransform, Sampled
+from ddp_magic.sam.data.sampling import Sampled
 from ddp_magic.sam.models.adapter import geometry_of
 from ddp_magic.sam.models.model import DTYPES, PromptedSam
 from ddp_magic.sam.models.tuning import tune

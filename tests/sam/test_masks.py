@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ddp_magic.sam.arrays.items import pick_objects
 from ddp_magic.sam.arrays.label_checks import check_mask
+from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import Geometry, collate, prepare
 from ddp_magic.sam.data.dataset import SamDataset
 from ddp_magic.sam.data.samples import cells
-from ddp_magic.sam.data.sampling import MonaiTransform, Sampled, generator
+from ddp_magic.sam.data.sampling import Sampled, generator
 from ddp_magic.sam.evaluation.evaluate import score_objects
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tiny import tiny_sam

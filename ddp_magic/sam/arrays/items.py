@@ -16,6 +16,7 @@ An item is a dict of tensors, for an image of H x W pixels with N objects and P 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ddp_magic.sam.arrays.masks import pixel
 
 Item = dict[str, Any]
 
@@ -69,6 +72,25 @@ def check_item(item: object, name: str) -> None:
                 + (f"; so far, {known}" if known else "")
                 + ("; scale an image to gray levels 0..255" if entry == "image" else "")
             )
+
+
+def prompts_on(item: Item) -> float:
+    """Return the share of clicks with label 1, and of boxes, that are on their object; or 1."""
+    masks, found = item["masks"], []
+    own = torch.arange(len(masks)).repeat_interleave(item["counts"])  # (P,)
+    given = item["labels"] == FOREGROUND
+    for mask, (x, y) in zip(masks[own[given]], item["points"][given].tolist(), strict=True):
+        found.append(bool(_inside(mask, y, x, y, x).any()))
+    for mask, (x0, y0, x1, y1) in zip(masks, item["boxes"].tolist(), strict=True):
+        if not math.isnan(x0):
+            found.append(bool(2 * _inside(mask, y0, x0, y1, x1).sum() >= mask.sum()))
+    return sum(found) / len(found) if found else 1.0
+
+
+def _inside(mask: Tensor, y0: float, x0: float, y1: float, x1: float) -> Tensor:
+    """Return the part of a mask (H, W) in a box, which may be outside the mask."""
+    rows, columns = ((max(0, pixel(a)), max(0, pixel(b) + 1)) for a, b in ((y0, y1), (x0, x1)))
+    return mask[slice(*rows), slice(*columns)]
 
 
 def no_prompts(objects: int) -> Item:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddp_magic.sam.arguments import check_flags, check_minimum
-from ddp_magic.sam.arrays.items import Item, check_item, no_prompts
+from ddp_magic.sam.arrays.items import Item, check_item, prompts_on
 from ddp_magic.sam.data.access import instances_of, item_of, size_of
 from ddp_magic.sam.data.batches import collate
 from ddp_magic.sam.data.dataset import Choice
@@ -134,6 +134,12 @@ class Sampled(Dataset[Item]):
         contrast = item["image"].float().std()
         changed = self.transform(item, own)
         check_item(changed, f"item {index}, which transform returned")
+        if prompts_on(changed) < 0.5 <= prompts_on(item):
+            warnings.warn(
+                "transform has moved masks away from their prompts: move `points`, (x, y), and "
+                "`boxes` too, or use MonaiTransform, after which new clicks are drawn",
+                stacklevel=2,
+            )
         if changed["image"].float().std() < LOST * contrast:
             warnings.warn(
                 "transform has made an image flat: its gray levels must be from 0 to 255, for "
@@ -147,62 +153,6 @@ class Sampled(Dataset[Item]):
         if self.instances and (labels := instances_of(self.dataset, index, item)) is not None:
             item["instances"] = labels
         return item
-
-
-class MonaiTransform:
-    """Augment items with dictionary transforms of MONAI, as `transform` of `train`.
-
-    For example, `MonaiTransform(RandFlipd(["image", "masks"], 0.5, spatial_axis=1))`.
-    Clicks do not follow the image. New ones are drawn on the transformed masks, and objects that
-    have left the image are removed. An object with a box gets the box around its new mask.
-    """
-
-    def __init__(self, *transforms: Any) -> None:  # noqa: ANN401 -- of MONAI
-        """Compose the transforms.
-
-        Args:
-            transforms: transforms of `image`, (3, H, W) in gray levels from 0 to 255, and `masks`,
-                (N, H, W). Those of positions need both keys, and `mode="nearest"` for `masks`.
-        """
-        from monai.transforms import Compose
-
-        self.compose = Compose(transforms)
-
-    def __call__(self, item: Item, generator: torch.Generator) -> Item:
-        """Return the transformed item; see `ddp_magic.sam.arrays.items`."""
-        self.compose.set_random_state(int(torch.randint(2**31, (), generator=generator)))
-        n = len(item["masks"])
-        follow: list[str] = [name for name in ("instances", "ignored") if name in item]
-        # Numbers from 1 instead of labels, which may be too large for float32; 0 is background.
-        values = {name: torch.unique(item[name], return_inverse=True) for name in follow}
-        planes = [item["masks"].float(), *(at[None].float() + 1 for _, at in values.values())]
-        given = {"image": item["image"].float(), "masks": torch.cat(planes)}
-        made = {n: torch.as_tensor(v).as_subclass(Tensor) for n, v in self.compose(given).items()}
-        masks = made["masks"][:n] > 0.5
-        followed: dict[str, Tensor] = {}
-        for (name, (levels, _)), plane in zip(values.items(), made["masks"][n:], strict=True):
-            numbers = plane.round().long()
-            if (plane - numbers).abs().max() > 0.01:
-                raise ValueError(
-                    "a transform has interpolated between labels: it needs mode='nearest' for "
-                    "'masks', such as RandRotated(['image', 'masks'], mode=['bilinear', 'nearest'])"
-                )
-            followed[name] = torch.cat([levels.new_zeros(1), levels])[numbers]
-        left = masks.flatten(1).any(1)  # (N,)
-        boxes = item["boxes"][left].clone()
-        for box, mask in zip(boxes, masks[left], strict=True):
-            if not box.isnan().any():
-                rows, columns = torch.where(mask)
-                box[:] = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])
-        return {
-            **item,
-            **followed,
-            **no_prompts(int(left.sum())),
-            "image": made["image"].round().clamp(0, 255).to(torch.uint8),
-            "masks": masks[left],
-            "keys": item["keys"][left],
-            "boxes": boxes,
-        }
 
 
 def _check_transform(transform: object) -> None:

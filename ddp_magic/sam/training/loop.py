@@ -23,8 +23,9 @@ from transformers import set_seed
 from ddp_magic.sam.arguments import check_flags, check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import check_objects, size_of
+from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import prepare
-from ddp_magic.sam.data.sampling import MonaiTransform, Transform, epoch_loader, mix, set_epoch
+from ddp_magic.sam.data.sampling import Transform, epoch_loader, mix, set_epoch
 from ddp_magic.sam.evaluation.evaluate import CLICKS, mean_scores, score_objects
 from ddp_magic.sam.models.adapter import is_frozen
 from ddp_magic.sam.models.model import PromptedSam, with_rounds
