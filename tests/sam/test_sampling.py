@@ -156,7 +156,7 @@ def _followed(item: Any, _: Any) -> Any:
 
 
 @pytest.mark.parametrize("prompts", ["clicks", "boxes"])
-def test_prompts_that_do_not_follow_their_masks_are_told(prompts: str) -> None:
+def test_prompts_that_are_not_on_their_objects_are_told(prompts: str) -> None:
     """Those of the data set stay where the object was, unless the transform moves them."""
     images, masks, clicks = cells(n=1)
     if prompts == "boxes":
@@ -165,8 +165,11 @@ def test_prompts_that_do_not_follow_their_masks_are_told(prompts: str) -> None:
         data = SamDataset(images, masks, boxes=rows)
     else:
         data = SamDataset(images, masks, clicks)
-    with pytest.warns(UserWarning, match="away from their prompts: move `points`, .x, y."):
-        _ = Sampled(data, transform=_flipped)[0]
+    swapped = data[0]
+    swapped |= {"points": swapped["points"].flip(1), "boxes": swapped["boxes"][:, [1, 0, 3, 2]]}
+    for wrong in (Sampled(data, transform=_flipped), Sampled(_Changed(data, lambda *_: swapped))):
+        with pytest.warns(UserWarning, match="item 0 are not on their objects: .* order .x, y."):
+            _ = wrong[0]
     _ = Sampled(data, transform=_followed)[0]
     _ = Sampled(data, transform=MonaiTransform(RandFlipd(BOTH, 1.0, 1)))[0]
     _ = Sampled(SamDataset(images, masks), transform=_flipped)[0]

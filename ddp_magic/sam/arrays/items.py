@@ -79,8 +79,8 @@ def prompts_on(item: Item) -> float:
     masks, found = item["masks"], []
     own = torch.arange(len(masks)).repeat_interleave(item["counts"])  # (P,)
     given = item["labels"] == FOREGROUND
-    for mask, (x, y) in zip(masks[own[given]], item["points"][given].tolist(), strict=True):
-        found.append(bool(_inside(mask, y, x, y, x).any()))
+    for number, (x, y) in zip(own[given].tolist(), item["points"][given].tolist(), strict=True):
+        found.append(bool(_inside(masks[number], y, x, y, x).any()))
     for mask, (x0, y0, x1, y1) in zip(masks, item["boxes"].tolist(), strict=True):
         if not math.isnan(x0):
             found.append(bool(2 * _inside(mask, y0, x0, y1, x1).sum() >= mask.sum()))

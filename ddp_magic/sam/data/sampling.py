@@ -129,21 +129,22 @@ class Sampled(Dataset[Item]):
         # Prompts depend on the keys of the objects, which stay unique.
         item["keys"] = item["keys"] ^ mix(self.seed, self.epoch)
         item["index"] = index
-        if self.transform is None:
-            return item
-        contrast = item["image"].float().std()
-        changed = self.transform(item, own)
-        check_item(changed, f"item {index}, which transform returned")
-        if prompts_on(changed) < 0.5 <= prompts_on(item):
+        changed = item
+        if self.transform is not None:
+            contrast = item["image"].float().std()
+            changed = self.transform(item, own)
+            check_item(changed, f"item {index}, which transform returned")
+            if changed["image"].float().std() < LOST * contrast:
+                warnings.warn(
+                    "transform has made an image flat: its gray levels must be from 0 to 255, for "
+                    "example with ScaleIntensityd('image', 0, 255)",
+                    stacklevel=2,
+                )
+        if prompts_on(changed) < 0.5:
             warnings.warn(
-                "transform has moved masks away from their prompts: move `points`, (x, y), and "
-                "`boxes` too, or use MonaiTransform, after which new clicks are drawn",
-                stacklevel=2,
-            )
-        if changed["image"].float().std() < LOST * contrast:
-            warnings.warn(
-                "transform has made an image flat: its gray levels must be from 0 to 255, for "
-                "example with ScaleIntensityd('image', 0, 255)",
+                f"most clicks or boxes of item {index} are not on their objects: they are in the "
+                "order (x, y), and a transform must move them with the masks, or be a "
+                "MonaiTransform, after which new clicks are drawn",
                 stacklevel=2,
             )
         return changed
