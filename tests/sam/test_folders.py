@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ddp_magic.prelude import SamDataset
@@ -62,6 +64,18 @@ def test_other_names_in_folders_are_refused_with_two_lists_to_pass(
     )
     assert found == [str(tmp_path / "i"), str(tmp_path / "m")]
     assert len(SamDataset(files, mask_files)) == 2
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("", "masks"), ("", "x/y"), ("img", ""), ("a", "b")])
+def test_one_folder_may_be_in_the_other(tmp_path: Path, ours: str, theirs: str) -> None:
+    """The images of the one are not of the other, whose path may be relative."""
+    images(tmp_path / ours, ["1.png", "s/2.png"])
+    masks(tmp_path / theirs, ["1.tif", "s/2.tif"])
+    relative = Path(os.path.relpath(tmp_path / theirs))
+    data = SamDataset(tmp_path / ours, relative)
+    assert [np.unique(data.instances(n)).tolist() for n in range(2)] == [
+        np.unique(mask).tolist() for mask in MASKS[:2]
+    ]
 
 
 def test_the_index_of_dicom_files_is_left_out(tmp_path: Path) -> None:

@@ -92,13 +92,16 @@ def match(
         ValueError: A name is without its partner, or not unique.
     """
     keyed: list[dict[Any, Path]] = []
-    for files, folder in ((images, root), (masks, mask_root)):
+    for given, folder, other in ((images, root, mask_root), (masks, mask_root, root)):
+        # Those of a sub-folder of the other kind are not of this one.
+        inside = os.path.join(os.path.abspath(other), "")  # noqa: PTH100, PTH118 -- without ".."
+        files = [each for each in given if not os.path.abspath(each).startswith(inside)] or given  # noqa: PTH100
         keyed.append({})
         for path, key in zip(files, _keys(files, folder), strict=True):
-            other = keyed[-1].setdefault(key, path)
-            if other != path:
+            first = keyed[-1].setdefault(key, path)
+            if first != path:
                 raise ValueError(
-                    f"{other} and {path} would belong to the same image: pass two lists, one of "
+                    f"{first} and {path} would belong to the same image: pass two lists, one of "
                     "images and one of their masks; [[a, b], ...] for one file per object"
                 )
     ours, theirs = keyed
