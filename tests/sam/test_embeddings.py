@@ -133,7 +133,7 @@ def test_a_set_with_random_images_is_refused() -> None:
 
     data = SamDataset(*cells(n=2))
     with pytest.raises(ValueError, match=r"image \d has changed since it was encoded"):
-        train(tune(tiny_sam(), "decoder"), Drawn(*cells(n=9)), data, epochs=3)
+        train(tune(tiny_sam(), "decoder"), Drawn(*cells(n=9)[:2]), data, epochs=3)
 
 
 @pytest.mark.parametrize("kind", ["set", "part of a part", "two sets as one"])

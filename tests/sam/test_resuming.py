@@ -221,7 +221,7 @@ DATA: dict[str, Any] = {
     "fewer images": (lambda: Subset(_changed(), range(4)), "train_set: 5 images.*; now 4 images"),
     "in another order": (lambda: Subset(_changed(), range(5)[::-1]), "train_set: 5 .*; now 5 "),
     "other images": (lambda: _changed(images=cells(n=5)[0] // 2), "train_set: 5 .*; now 5 "),
-    "other masks": (lambda: _changed(masks=np.minimum(cells(n=5)[1], 1)), "train_set: 5 "),
+    "other masks": (lambda: _changed(masks=np.minimum(cells(n=5)[1], 2)), "train_set: 5 "),
     "fewer prompts": (lambda: _changed(coordinates=cells(n=5)[2][:-1]), "train_set: 5 "),
     "the same as arrays of another kind": (lambda: _changed(masks=list(cells(n=5)[1])), ""),
 }

@@ -127,18 +127,18 @@ def training_size(train_set: Dataset[Item]) -> list[int]:
 
     At most 16 images are read.
     """
-    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in _some(train_set))
+    sides = sorted(max(image_of(train_set, i).shape[1:]) for i in _some(train_set, 16))
     return [sides[0], sides[len(sides) // 2], sides[-1]]
 
 
-def _some(dataset: Dataset[Item]) -> list[int]:
-    """Return the indices of at most 16 images, evenly spaced."""
+def _some(dataset: Dataset[Item], most: int) -> list[int]:
+    """Return the indices of at most so many images, evenly spaced, with the first and the last."""
     n = size_of(dataset)
-    return sorted({int(i) for i in np.linspace(0, n - 1, min(n, 16))})
+    return sorted({int(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
 def summary_of(dataset: Dataset[Item]) -> str:
-    """Return the number of images, and a digest of at most 16, with some objects and all prompts.
+    """Return the number of images, and a digest of four, with some objects and all prompts.
 
     Items of another data set than `SamDataset` may differ each time, and are not in the digest.
     """
@@ -148,7 +148,7 @@ def summary_of(dataset: Dataset[Item]) -> str:
         digest.update(str(number).encode())
         return range(min(number, 8))
 
-    for i in _some(dataset):
+    for i in _some(dataset, 4):
         own, number = _origin(dataset, i)
         if own is not None:
             item = {**own.item(number, some), **own.prompts(number)[1]}
