@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from IPython.core.inputtransformer2 import TransformerManager
 
+from ddp_magic.kernel.values.magic_names import with_magics
 from ddp_magic.kernel.values.names import Names, names_of
 
 _WARNINGS = threading.Lock()  # several threads may prepare a cell; the filters are the process's
@@ -116,6 +117,8 @@ def prepare(
             compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
             flags |= ast.PyCF_ONLY_AST
             tree = compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
+            environment = environment_set(tree)
+            tree = with_magics(tree, transformer.transform_cell)
     except SyntaxError as error:
         # The compiler leaves out the line if it has only text, and IPython the file name.
         error.filename = filename()
@@ -123,7 +126,7 @@ def prepare(
         if error.text is None and error.lineno and error.lineno <= len(lines):
             error.text = lines[error.lineno - 1]
         raise
-    return Cell(source, names_of(tree), environment_set(tree))
+    return Cell(source, names_of(tree), environment)
 
 
 def environment_set(tree: ast.Module) -> dict[str, str]:
