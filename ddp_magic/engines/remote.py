@@ -48,7 +48,8 @@ def find(name: str) -> NodesEngine:
     points = {point.name: point for point in metadata.entry_points(group=GROUP)}
     if name not in points:
         near = difflib.get_close_matches(name.lower(), names(), n=1)
-        advice = f"did you mean {near[0]}?" if near else f"use {', '.join(names())}"
+        *first, last = names()
+        advice = f"did you mean {near[0]}?" if near else f"use {', '.join(first)} or {last}"
         raise ValueError(f"unknown engine {name!r}: {advice}")
     try:
         loaded: NodesEngine = points[name].load()

@@ -27,6 +27,7 @@ from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.interrupts import interrupted_words, without_frames
 from ddp_magic.kernel.notebook.post_mortem import wants_debugger
 from ddp_magic.kernel.options.arguments import parse_keywords
+from ddp_magic.kernel.options.declaration import KEYWORDS
 from ddp_magic.kernel.options.help import keyword_lines
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
@@ -81,6 +82,11 @@ def launch(
     with _misuse_in_one_line():
         if not callable(function):
             raise TypeError(f"launch takes a function, not {type(function).__name__}")
+        if name := call.own_keyword(function, options.keys() - KEYWORDS.keys()):
+            raise TypeError(
+                f"unrecognized option {name}: launch passes arguments by position; to pass this "
+                f"one by keyword, launch functools.partial(function, {name}=...)"
+            )
         wanted = parse_keywords(options)
     wanted.pull = (call.PULL,)
     made = _run(*call.cell_of_call(function, args), wanted)

@@ -157,8 +157,10 @@ def refuse(obj: object) -> None:
             raise Refused(obj, "an open file")
         case socket.socket():
             raise Refused(obj, "a socket")
-        case threading.Thread() | subprocess.Popen():
-            raise Refused(obj, f"a running {type(obj).__name__}")
+        case threading.Thread():
+            raise Refused(obj, f"a thread ({type(obj).__name__})")
+        case subprocess.Popen():
+            raise Refused(obj, f"a subprocess ({type(obj).__name__})")
         case types.GeneratorType():
             raise Refused(obj, "a generator", "convert it to a list")
         case weakref.WeakMethod():
@@ -170,6 +172,15 @@ def refuse(obj: object) -> None:
     if isinstance(obj, _LOCKS):
         kind = type(obj).__name__
         raise Refused(obj, "a lock" if kind == "lock" else f"a lock ({kind})")
+
+
+def problem(error: BaseException) -> str:
+    """Return in one line what a value's own code has raised."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 -- its own `__str__`
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 # --- the process that reads -----------------------------------------------------------------------

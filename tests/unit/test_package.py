@@ -21,6 +21,15 @@ def test_all_is_true() -> None:
         assert getattr(ddp_magic, name) is not None
 
 
+def test_tab_offers_every_public_name() -> None:
+    """In a new interpreter: `launch` and `run` are imported on their first use."""
+    code = "import ddp_magic; print(set(ddp_magic.__all__) - set(dir(ddp_magic)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=300, capture_output=True, text=True
+    )
+    assert found.stdout == "set()\n"
+
+
 def test_importing_is_light() -> None:
     """`import ddp_magic` loads neither torch nor IPython; the magics load no torch."""
     code = (

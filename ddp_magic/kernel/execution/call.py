@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ddp_magic.kernel.values.pull import Pull
@@ -27,7 +27,17 @@ def cell_of_call(
         label = f"argument {i}" + (f" (`{parameter}`)" if parameter else "")
         extra[f"{_ARGUMENT}_{i}"] = Extra(value=value, name=parameter or label, label=label)
     given = ", ".join(name for name in extra if name != CALLED)
-    return f"{_RETURN_VALUE} = {CALLED}({given})", extra
+    awaited = "await " if inspect.iscoroutinefunction(function) else ""
+    return f"{_RETURN_VALUE} = {awaited}{CALLED}({given})", extra
+
+
+def own_keyword(function: Callable[..., Any], names: Iterable[str]) -> str:
+    """Return the first of these names that is a parameter of a function; empty if none is."""
+    try:
+        own = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return ""
+    return next((name for name in names if name in own), "")
 
 
 def results(found: dict[str, Any]) -> list[Any]:

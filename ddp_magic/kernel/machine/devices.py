@@ -128,7 +128,8 @@ def choose(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
         else:
             raise ValueError(f"invalid GPU {entry!r}: use numbers, UUIDs, or none")
         if not found:
-            raise ValueError(f"GPU {entry} does not exist: {what_is_there(len(gpus))}")
+            advice = "" if gpus else ": use none for the CPU"
+            raise ValueError(f"GPU {entry} does not exist: {what_is_there(len(gpus))}{advice}")
         if any(found[0].uuid == gpu.uuid for gpu in chosen):
             raise ValueError(f"GPU {entry} is listed twice")
         chosen += found[:1]

@@ -6,7 +6,9 @@ argparse is not used: its messages differ between Python versions, it reads `-se
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import itertools
 import re
 import shlex
 from collections import deque
@@ -21,6 +23,7 @@ from ddp_magic.kernel.options.unsupported import instead_of
 
 # What editors and chat programs make of one or two hyphens.
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+_ARGUMENTS = "put arguments of the cell after --"
 _NUMBER = re.compile(r"-\.?\d")  # a negative number is a value, not an option
 
 
@@ -83,7 +86,8 @@ def parse_line(
     except ValueError as error:
         quote = "quot" in str(error)
         problem = "missing closing quote" if quote else "nothing follows the last backslash"
-        raise ValueError(f"{magic}: {problem} in: {line.strip()}") from None
+        comment = "; put comments below this line" if quote and "#" in line else ""
+        raise ValueError(f"{magic}: {problem} in: {line.strip()}{comment}") from None
     found: dict[str, Any] = {option.name: option.default for option in options}
     named: set[str] = set()
     flags = {flag: option for option in options for flag in option.flags}
@@ -106,7 +110,7 @@ def parse_line(
             option = positional.pop(0)
             found[option.name] = _checked(magic, option, "", word)
         else:
-            raise ValueError(_unexpected(magic, word, flags))
+            raise ValueError(_unexpected(magic, word, flags, named))
         named.add(option.name)
     return SimpleNamespace(**found, given=frozenset(named))
 
@@ -118,11 +122,40 @@ def _flag_value(magic: str, option: Option, flag: str, text: str | None, words: 
             raise ValueError(f"{magic} {flag}: unexpected value {text!r}: this option takes none")
         return True
     if text is None:
-        dashed = words and words[0].startswith("-") and not _NUMBER.match(words[0])
-        if not words or (dashed and not option.any_word):
+        if not words or (_is_dashed(words[0]) and not option.any_word):
             raise ValueError(f"{magic} {flag}: missing {option.what}: use {option.use}")
         text = words.popleft()
+    if option.joint:
+        _refuse_spaces(magic, option, flag, [text, *itertools.takewhile(_is_value, words)])
     return _checked(magic, option, flag, text)
+
+
+def _is_dashed(word: str) -> bool:
+    return word.startswith("-") and not _NUMBER.match(word)
+
+
+def _is_value(word: str) -> bool:
+    return not _is_dashed(word) and not word.startswith("#")
+
+
+def _refuse_spaces(magic: str, option: Option, flag: str, parts: Sequence[str]) -> None:
+    """Refuse a value whose parts are words of their own: `--pull a, b`.
+
+    Raises:
+        ValueError: There are several parts, and together they are a value.
+    """
+    if len(parts) == 1:
+        return
+    whole = " ".join(parts)
+    if option.joint == ",":
+        whole = re.sub(r"[\s,]+", ",", whole)
+    try:
+        option.value(whole)
+    except ValueError:
+        return  # no value with another spelling either
+    valid = f'"{whole}"' if option.joint == " " else whole
+    spaced = " ".join(parts)
+    raise ValueError(f"{magic} {flag}: unexpected space in {spaced!r}: write {flag} {valid}")
 
 
 def _checked(magic: str, option: Option, flag: str, text: str) -> Any:  # noqa: ANN401 -- as above
@@ -156,6 +189,9 @@ def _split_short(magic: str, word: str, flags: Mapping[str, Option]) -> tuple[st
     misspelled = len(word) > 3 and any(name.startswith(f"-{word}") for name in flags)
     option = flags.get(flag)
     if option is None or not option.metavar or misspelled:
+        apart = [f"-{letter}" for letter in word[1:]]
+        if not misspelled and all(letter in flags for letter in apart):  # -qn 2
+            raise ValueError(f"{magic}: unrecognized option {word}: write {' '.join(apart)}")
         raise ValueError(_unrecognized(magic, word, flags))
     text = text.removeprefix("=")
     try:
@@ -175,25 +211,26 @@ def _unrecognized(magic: str, word: str, flags: Mapping[str, Option]) -> str:
     if "--" in flags and (instead := instead_of(word)):
         return f"{magic}: {instead}"
     head = f"{magic}: unrecognized option {word}: "
-    if near := nearest(word, flags.values()):
+    near = nearest(word, flags.values())
+    if near and near.spelling == "--":
+        return head + _ARGUMENTS
+    if near:
         return f"{head}did you mean {near.spelling}?"
-    arguments = "; put arguments of the cell after --" if "--" in flags else ""
+    arguments = f"; {_ARGUMENTS}" if "--" in flags else ""
     return f"{head}{magic} --help lists the options{arguments}"
 
 
-def _unexpected(magic: str, word: str, flags: Mapping[str, Option]) -> str:
+def _unexpected(magic: str, word: str, flags: Mapping[str, Option], named: Collection[str]) -> str:
     text = f"{magic}: unexpected argument {word!r}: "
     if bare := word.lstrip(_DASHES + "-") if word[:1] in _DASHES else "":
         flag = f"-{bare}" if len(bare) == 1 else f"--{bare}"
         return f"{text}it starts with a dash instead of a hyphen: type {flag}"
     if word.startswith("#"):
         return f"{text}put comments below this line"
-    if count := flags.get("-n"):
-        try:
+    if (count := flags.get("-n")) and count.name not in named:
+        with contextlib.suppress(ValueError):
             return f"{text}did you mean -n {count.value(word)}?"
-        except ValueError:
-            return f"{text}put arguments of the cell after --"
-    return f"{text}{magic} --help shows the usage"
+    return text + (_ARGUMENTS if "--" in flags else f"{magic} --help shows the usage")
 
 
 def nearest(word: str, options: Collection[Option]) -> Option | None:
@@ -209,6 +246,10 @@ def nearest(word: str, options: Collection[Option]) -> Option | None:
     if len(name) > 3 and len(starts := matching(name, spellings)) == 1:
         return spellings[starts[0]]
     # Compared without the dashes, which would make all alike.
-    names = {flag.lstrip("-"): option for flag, option in spellings.items() if len(flag) > 2}
+    names = {
+        flag.lstrip("-"): option
+        for flag, option in spellings.items()
+        if len(flag) > 2 and "--" not in option.flags
+    }
     found = difflib.get_close_matches(name[2:], list(names), n=1, cutoff=0.65)
     return names[found[0]] if found else None

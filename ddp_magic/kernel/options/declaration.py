@@ -37,6 +37,7 @@ OPTIONS = (
         also=("--devices", "--device-ids", "--gpu-ids"),
         fixed=True,
         has_default=True,
+        joint=",",
         help="GPUs to use: numbers such as `0,2` (relative to CUDA_VISIBLE_DEVICES) or "
         "UUIDs; `free:2` for two idle ones, which no other notebook gets meanwhile (`free`: one "
         "per rank of `-n`); `none` for the CPU. Default: all.",
@@ -59,6 +60,7 @@ OPTIONS = (
         what="list of names",
         use="names such as a,b, or none",
         values=("none",),
+        joint=",",
         help="Send only these names of the notebook to the ranks, such as `a,b`; `none` sends "
         "nothing. Default: every name that the cell reads.",
     ),
@@ -70,6 +72,7 @@ OPTIONS = (
         what="list of names",
         use="names such as loss, loss@all or trainer.state@2",
         default=(),
+        joint=",",
         help="Bring these names back to the notebook afterwards: `a` from rank 0, `a@2` from rank "
         "2, `a@all` as a list of all ranks' values; dotted names too.",
     ),
@@ -91,6 +94,7 @@ OPTIONS = (
         what="list of ranks",
         use="ranks such as 0,2-3",
         has_default=True,
+        joint=",",
         help="Ranks whose output is shown, such as `0,2-3`; all ranks run, and errors are always "
         "shown. Default: all.",
     ),
@@ -147,7 +151,7 @@ OPTIONS = (
         metavar="S",
         read=read.seconds,
         what="number of seconds",
-        use="a number above 0, such as 30 or 0.5",
+        use="a number above 0, such as 30 or 0.5, and not above 1e9",
         fixed=True,
         has_default=True,
         help="Timeout for collectives, in seconds. Default: torch's. None in a cell that can ask: "
@@ -159,7 +163,7 @@ OPTIONS = (
         metavar="S",
         read=read.seconds,
         what="number of seconds",
-        use="a number above 0, such as 30 or 0.5",
+        use="a number above 0, such as 30 or 0.5, and not above 1e9",
         has_default=True,
         help="Time limit for the run, in seconds; time in which a rank waits for an answer, the "
         "forkserver imports libraries, or a cluster has the run in its queue, does not count. "
@@ -199,6 +203,7 @@ OPTIONS = (
         read=read.file,
         what="file name",
         use="a path such as trace.json",
+        joint=" ",
         help="Write what each rank did when to this file, which https://ui.perfetto.dev shows.",
     ),
     Option(
@@ -251,6 +256,7 @@ OPTIONS = (
         fixed=True,
         has_default=True,
         any_word=True,
+        joint=" ",
         help="Arguments for the engine: those of `srun`, such as `-p gpu --gres=gpu:4 -t 30`, or "
         "of `ray start` for each node, such as `--num-gpus 4`.",
     ),

@@ -51,6 +51,7 @@ class Option:
             what belongs to one cell.
         keyword: Whether `launch` and `run` take it.
         any_word: Whether its value may begin with a hyphen.
+        joint: What stands between the parts of its value: a comma, or a space, which needs quotes.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Option:
     has_default: bool = False
     keyword: bool = True
     any_word: bool = False
+    joint: str = ""
 
     @property
     def spelling(self) -> str:

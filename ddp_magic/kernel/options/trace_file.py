@@ -19,7 +19,8 @@ def trace_file(asked: SimpleNamespace) -> Path | None:
     try:
         path = Path(asked.trace).expanduser().absolute()
         if path.exists() and not path.is_file():
-            raise OptionError("trace", f"{str(path)!r} is not a file: use another name")
+            kind = "a directory" if path.is_dir() else "not a file"
+            raise OptionError("trace", f"{str(path)!r} is {kind}: use another name")
         if not path.parent.is_dir():
             problem = f"{str(path.parent)!r} is not a directory: create it, or use another file"
             raise OptionError("trace", problem)

@@ -16,13 +16,15 @@ _OF_TORCHRUN = {
     ("--event-log-handler", "--numa-binding", "--signals-to-handle"): _OMIT,
     ("--virtual-local-rank", "--shutdown-timeout", "--duplicate-stdout-filters"): _OMIT,
 }
+_OTHERS = dict.fromkeys(["--cpu", "--no-cuda", "--no-gpu"], "-g none runs the cell on the CPU")
+_OTHERS |= dict.fromkeys(["-V", "--version"], "%pip show ddp-magic shows the version")
 _ADVICE = {flag: advice for flags, advice in _OF_TORCHRUN.items() for flag in flags}
 
 
 def instead_of(flag: str) -> str:
     """Return that an option is not supported and what to do; empty if it is unknown here too."""
-    if flag in ("-V", "--version"):
-        return f"unsupported option {flag}: %pip show ddp-magic shows the version"
+    if advice := _OTHERS.get(flag):
+        return f"unsupported option {flag}: {advice}"
     long = "--" + flag[2:].replace("_", "-")  # torchrun takes both
     advice = _ADVICE.get(flag) or _ADVICE.get(long)
     return f"unsupported option {flag} of torchrun: {advice}" if advice else ""

@@ -7,7 +7,6 @@ words of the message.
 from __future__ import annotations
 
 import keyword
-import math
 import numbers
 import os
 import re
@@ -18,6 +17,7 @@ from ddp_magic.kernel.values.pull import Pull
 
 DEVICE_COUNTS = ("gpu", "cpu", "auto")  # torchrun's words for --nproc-per-node
 LAST_RANK = 99_999  # --show 0-999999999 must not fill the memory
+_MAX_S = 1e9  # 31 years: torch counts in integers of smaller units
 _SEEDS = range(-(2**63), 2**64)  # torch.manual_seed takes these
 _GPU = re.compile(r"[0-9]+|(GPU|MIG)-\S+")
 _NOT_LISTED = re.compile(r"none|free(:0*[1-9][0-9]*)?")
@@ -82,14 +82,14 @@ def gpus(value: object) -> str:
 
 
 def seconds(value: object) -> float:
-    """Read a positive, finite number of seconds."""
+    """Read a positive number of seconds that torch takes."""
     if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
         raise InvalidValueError
     try:
         number = float(value)
     except (ValueError, OverflowError):
         raise InvalidValueError from None
-    if not 0 < number < math.inf:
+    if not 0 < number <= _MAX_S:
         raise InvalidValueError
     return number
 

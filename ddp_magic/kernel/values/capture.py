@@ -19,9 +19,10 @@ from typing import Any
 
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.values.names import Names
-from ddp_magic.kernel.values.needed_values import Held, NeededValues
+from ddp_magic.kernel.values.needed_values import RANK_NAMES, Held, NeededValues
 from ddp_magic.kernel.values.shared_values import SharedValues, available_bytes
 from ddp_magic.kernel.values.value_stream import Extra, nbytes
+from ddp_magic.prelude import HOMES
 from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment, size_words
 
@@ -148,7 +149,9 @@ class Notebook:
         self, names: Collection[str], extra: Mapping[str, Extra], option: str
     ) -> None:
         if unknown := [n for n in names if n not in extra and not self.defines(n)]:
-            raise CaptureError(f"{option}: `{unknown[0]}` is not defined in the notebook")
+            there = unknown[0] in RANK_NAMES or unknown[0] in HOMES
+            advice = "omit it, since it is in every cell" if there else "define it, or omit it"
+            raise CaptureError(f"{option}: `{unknown[0]}` is not defined in the notebook: {advice}")
 
     def _capture(
         self,

@@ -26,6 +26,7 @@ from ddp_magic.wire.pickling import Call, Pickler, Refused
 _IN_CELL = "create it in the cell"
 _WORLD = "create it in the cell, where it reads the world size"
 _ON_RANK_0 = "create it in the cell, on rank 0"
+_OF_A_RUN = "in another cell, keep what you need of it: `results = run.results`"
 # By the names of their classes: none of these is imported here.
 _SINGLE_PROCESS = {
     "accelerate.accelerator.Accelerator": _WORLD,
@@ -45,6 +46,11 @@ _SINGLE_PROCESS = {
     "mlflow.tracking.fluent.ActiveRun": "start the run in the cell, on rank 0",
     "neptune.metadata_containers.run.Run": "start the run in the cell, on rank 0",
     "comet_ml.experiment.BaseExperiment": "start the experiment in the cell, on rank 0",
+}
+_NOTEBOOKS_OWN = {
+    "IPython.core.interactiveshell.InteractiveShell": "call get_ipython() in the cell",
+    "ddp_magic.kernel.background.run.BackgroundRun": _OF_A_RUN,
+    "ddp_magic.kernel.execution.run.Run": _OF_A_RUN,
 }
 _HOME = Call(pickling.reader_namespace)
 _DEVICE = Call(pickling.reader_value, "device")
@@ -140,15 +146,21 @@ def refuse_single_process(obj: object) -> None:
         Refused: It is one.
     """
     kind: Any = type(obj)
-    if remedy := _remedy(kind):
-        what = f"an object that was set up for a single process ({kind.__name__})"
-        raise Refused(obj, what, remedy)
+    if found := _one_process(kind):
+        what, remedy = found
+        raise Refused(obj, f"{what} ({kind.__name__})", remedy)
 
 
 @functools.cache
-def _remedy(kind: type) -> str:
-    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-    return next((_SINGLE_PROCESS[name] for name in names if name in _SINGLE_PROCESS), "")
+def _one_process(kind: type) -> tuple[str, str] | None:
+    """Return what an object of a class is and what to do instead; None if it may be sent."""
+    for base in kind.__mro__:
+        name = f"{base.__module__}.{base.__qualname__}"
+        if remedy := _SINGLE_PROCESS.get(name):
+            return "an object that was set up for a single process", remedy
+        if remedy := _NOTEBOOKS_OWN.get(name):
+            return "a part of the notebook's process", remedy
+    return None
 
 
 def _attribute(namespace: Mapping[str, Any], qualified_name: str) -> object:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.values.notebook_pickler import NotebookPickler
-from ddp_magic.wire.pickling import Refused
+from ddp_magic.wire.pickling import Refused, problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ValueStream:
     def _reason(self, name: str, value: Any, error: Exception) -> str:  # noqa: ANN401
         reader = self._read_by.get(name)
         by = f", which {self._label(reader)} reads," if reader else ""
-        what, remedy = f"{type(error).__name__}: {error}", ""
+        what, remedy = problem(error), ""
         if isinstance(error, Refused):
             what = f"it {'is' if error.value is value else 'holds'} {error}"
             remedy = error.remedy

@@ -42,8 +42,8 @@ class NotebookValues:
         command, self._next = self._next, None
         if command is None:
             return
+        shell.know_sources(command.sources)  # before a value's own code may raise
         shell.user_ns.update(received_values.receive(command, self._segments, shell.user_ns))
-        shell.know_sources(command.sources)
         described = received_values.for_children(command, self._segments)
         self._for_children.add_captured(described, command.names)
         needed = self._for_children.drop_captured(command.keep)

@@ -10,7 +10,7 @@ from typing import Any
 from ddp_magic.errors import CaptureError
 from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.pickling import load
+from ddp_magic.wire.pickling import load, problem
 
 
 def receive(
@@ -40,7 +40,7 @@ def receive(
     except Exception as error:
         name = command.names[len(values)]
         raise CaptureError(
-            f"cannot read `{name}` of the notebook in this rank: {type(error).__name__}: {error}"
+            f"cannot read `{name}` of the notebook in this rank: {problem(error)}"
         ) from error
     return values
 

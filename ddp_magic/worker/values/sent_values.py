@@ -12,7 +12,7 @@ from typing import Any
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire import pickling
 from ddp_magic.wire.memory import Segment, size_words
-from ddp_magic.wire.pickling import Pickler, Refused
+from ddp_magic.wire.pickling import Pickler, Refused, problem
 from ddp_magic.wire.worker_events import Results
 
 UNSET = "was never set"
@@ -75,10 +75,10 @@ def send(
     while values:
         try:
             buffers = _pickle(values)
-        except _CannotError as problem:
-            value = values.pop(problem.path)
-            saved = _save(value, directory, problem.path, rank)
-            failed[problem.path] = f"cannot be pulled: {problem}{saved}"
+        except _CannotError as error:
+            value = values.pop(error.path)
+            saved = _save(value, directory, error.path, rank)
+            failed[error.path] = f"cannot be pulled: {error}{saved}"
             continue
         try:
             segment = Segment.of(buffers)
@@ -108,7 +108,7 @@ def _look_up(path: str, namespace: Mapping[str, Any]) -> Any:  # noqa: ANN401 --
         try:
             value = getattr(value, word)
         except Exception as error:  # a property's own code
-            raise LookupError(f"cannot be read: {type(error).__name__}: {error}") from error
+            raise LookupError(f"cannot be read: {problem(error)}") from error
     return value
 
 
@@ -135,7 +135,7 @@ def _pickle(values: Mapping[str, Any]) -> list[memoryview]:
             remedy = f"; {error.remedy}" if error.remedy else ""
             raise _CannotError(path, f"{what} {error}{remedy}") from error
         except Exception as error:  # the value's own code may raise anything
-            raise _CannotError(path, f"{type(error).__name__}: {error}") from error
+            raise _CannotError(path, problem(error)) from error
     return [memoryview(file.getbuffer()), *buffers]
 
 

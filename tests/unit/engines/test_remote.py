@@ -41,7 +41,7 @@ def test_another_packages() -> None:
     ("name", "words"),
     [
         ("mien", "unknown engine 'mien': did you mean mine?"),
-        ("zzz", "use local, torchrun, slurm, ray, mine, broken"),
+        ("zzz", "use local, torchrun, slurm, ray, mine or broken"),
         ("broken", "engine 'broken' .* cannot be loaded: ModuleNotFoundError"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.errors import CaptureError
-from ddp_magic.kernel.execution.call import PULL, cell_of_call, results
+from ddp_magic.kernel.execution.call import PULL, cell_of_call, own_keyword, results
 from ddp_magic.kernel.values.capture import Capture, Notebook
 from ddp_magic.kernel.values.names import names_of
 from ddp_magic.kernel.values.needed_values import Held
@@ -31,6 +31,23 @@ def test_the_cell_calls_the_function_with_the_arguments() -> None:
     names = {name: value.value for name, value in extra.items()}
     exec(text, names)
     assert results({PULL.name: names[PULL.name]}) == [1, 2, (3,)]
+
+
+def test_an_asynchronous_function_is_awaited() -> None:
+    """As a cell awaits it."""
+
+    async def fetch() -> int:
+        return 1
+
+    assert cell_of_call(fetch, [])[0] == "_return_value = await _function()"
+    assert cell_of_call(_fit, [])[0] == "_return_value = _function()"
+
+
+def test_a_keyword_of_the_function_is_known() -> None:
+    """`launch(f, lr=0.1)`; what takes any keyword knows none by name."""
+    assert own_keyword(lambda x, lr=1: (x, lr), ["seeds", "lr"]) == "lr"
+    assert own_keyword(lambda **options: options, ["lr"]) == ""
+    assert own_keyword(dict, ["lr"]) == ""  # it has no signature
 
 
 def test_a_run_without_return_values_has_no_results() -> None:

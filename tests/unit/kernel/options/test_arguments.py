@@ -10,7 +10,7 @@ import pytest
 from ddp_magic.errors import DDPMagicError, one_line
 from ddp_magic.kernel.options.arguments import parse_keywords, parse_line
 from ddp_magic.kernel.options.declaration import OPTIONS
-from ddp_magic.kernel.options.line_magic_options import STOP_OPTIONS
+from ddp_magic.kernel.options.line_magic_options import LOGS_OPTIONS, STOP_OPTIONS
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.values.pull import Pull
 
@@ -71,7 +71,7 @@ def test_what_follows_two_dashes_is_the_cells() -> None:
 
 RANK_COUNT = "use 1, 2, ..., gpu, cpu or auto"
 GPUS = "use numbers such as 0,2, UUIDs, free:2 for idle ones, or none"
-SECONDS = "use a number above 0, such as 30 or 0.5"
+SECONDS = "use a number above 0, such as 30 or 0.5, and not above 1e9"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("--timeout -1", f"%%ddp --timeout: invalid number of seconds '-1': {SECONDS}"),
         ("--time-limit inf", f"%%ddp --time-limit: invalid number of seconds 'inf': {SECONDS}"),
         ("--timeout", f"%%ddp --timeout: missing number of seconds: {SECONDS}"),
+        ("--timeout 1e20", f"%%ddp --timeout: invalid number of seconds '1e20': {SECONDS}"),
         ("-g x", f"%%ddp -g: invalid GPU list 'x': {GPUS}"),
         ("-g free:0", f"%%ddp -g: invalid GPU list 'free:0': {GPUS}"),
         ("-g free:", f"%%ddp -g: invalid GPU list 'free:': {GPUS}"),
@@ -101,6 +102,30 @@ SECONDS = "use a number above 0, such as 30 or 0.5"
         ("--pull 3a", "%%ddp --pull: invalid name '3a': use names such as loss, loss@all"),
         ("--trace", "%%ddp --trace: missing file name: use a path such as trace.json"),
         ("--trace ''", "%%ddp --trace: invalid file name '': use a path such as trace.json"),
+        ("--capture a, b", "%%ddp --capture: unexpected space in 'a, b': write --capture a,b"),
+        ("--pull a b@all -q", "%%ddp --pull: unexpected space in 'a b@all': write --pull a,b@all"),
+        ("--pull=a, b", "%%ddp --pull: unexpected space in 'a, b': write --pull a,b"),
+        ("--show 0, 2-3", "%%ddp --show: unexpected space in '0, 2-3': write --show 0,2-3"),
+        ("-g 0 1", "%%ddp -g: unexpected space in '0 1': write -g 0,1"),
+        ("--show 0, x", "%%ddp --show: invalid list of ranks '0,': use ranks such as 0,2-3"),
+        ("--pull a, -q", "%%ddp --pull: invalid name '': use names such as"),
+        ("--pull a # b", "%%ddp: unexpected argument '#': put comments below this line"),
+        (
+            "--trace my file.json",
+            "%%ddp --trace: unexpected space in 'my file.json': write --trace \"my file.json\"",
+        ),
+        (
+            "--engine-args -p gpu",
+            "%%ddp --engine-args: unexpected space in '-p gpu': write --engine-args \"-p gpu\"",
+        ),
+        ("--backend gloo nccl", "%%ddp: unexpected argument 'nccl': put arguments of the cell"),
+        ("-n 2 4", "%%ddp: unexpected argument '4': put arguments of the cell after --"),
+        ("-qn 2", "%%ddp: unrecognized option -qn: write -q -n"),
+        ("-qx", "%%ddp: unrecognized option -qx: %%ddp --help lists the options"),
+        ("--target 0", "%%ddp: unrecognized option --target: %%ddp --help lists the options; put"),
+        ("--args 0", "%%ddp: unrecognized option --args: put arguments of the cell after --"),
+        ("--cpu", "%%ddp: unsupported option --cpu: -g none runs the cell on the CPU"),
+        ("-n 1 # it's", "%%ddp: missing closing quote in: -n 1 # it's; put comments below this"),
         ("--profile=1", "%%ddp --profile: unexpected value '1': this option takes none"),
         ("--seed 1.5", "%%ddp --seed: invalid seed '1.5': use an integer from -2**63 to 2**64"),
         ("--cold=1", "%%ddp --cold: unexpected value '1': this option takes none"),
@@ -198,6 +223,15 @@ def test_line_magics() -> None:
         with pytest.raises(ValueError, match="%ddp_stop") as caught:
             parse_line("%ddp_stop", line, STOP_OPTIONS)
         assert str(caught.value) == message
+
+
+def test_a_line_magic_has_no_arguments_of_a_cell() -> None:
+    """Also one that has an `-n` of its own."""
+    with pytest.raises(ValueError, match="%ddp_logs") as caught:
+        parse_line("%ddp_logs", "a b", LOGS_OPTIONS)
+    assert str(caught.value) == (
+        "%ddp_logs: unexpected argument 'b': %ddp_logs --help shows the usage"
+    )
 
 
 def test_keywords_are_as_the_line() -> None:

@@ -35,7 +35,7 @@ def test_a_trace_goes_to_a_file_beside_the_notebook(
     ("name", "message"),
     [
         ("no/t.json", "no' is not a directory: create it, or use another file"),
-        (".", "' is not a file: use another name"),
+        (".", "' is a directory: use another name"),
         ("/dev/null", "'/dev/null' is not a file: use another name"),
         ("/proc/t.json", "'/proc/t.json' cannot be written ("),
         ("~nobody_of_this_name/t.json", "cannot be written ("),

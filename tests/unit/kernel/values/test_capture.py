@@ -275,8 +275,11 @@ def test_capture_of_a_value_brings_its_class() -> None:
 
 
 def test_an_unknown_name_is_an_error() -> None:
-    with pytest.raises(CaptureError, match="--capture: `c` is not defined in the notebook"):
+    with pytest.raises(CaptureError, match=r"--capture: `c` is not defined in .*: define it, or"):
         _capture(_notebook("a = 1"), "a", only=("a", "c"))
+    for name in ("rank", "train"):
+        with pytest.raises(CaptureError, match="omit it, since it is in every cell"):
+            _capture(_notebook("a = 1"), "a", only=(name,))
 
 
 # --- the rank's own names -------------------------------------------------------------------------
@@ -322,8 +325,21 @@ _SINGLE = "an object that was set up for a single process"
             "it is an asynchronous object (async_generator); collect",
         ),
         ("import socket; x = socket.socket(); x.close()", "it is a socket; create it in the cell"),
-        ("import threading; x = threading.Thread()", "it is a running Thread; create it in the c"),
+        ("import threading; x = threading.Thread()", "it is a thread (Thread); create it in the"),
+        (
+            "import subprocess; x = subprocess.Popen(['true']); x.wait()",
+            "it is a subprocess (Popen); create it in the cell",
+        ),
         ("class C:\n    def __reduce__(self): 1 / 0\nx = C()", "ZeroDivisionError: division by z"),
+        (
+            "class C:\n    def __reduce__(self): raise ValueError('no\\n  way')\nx = C()",
+            "to the ranks: ValueError: no way; create it in the cell",
+        ),
+        (
+            "class E(Exception):\n    def __str__(self): 1 / 0\n"
+            "class C:\n    def __reduce__(self): raise E\nx = C()",
+            "to the ranks: E; create it in the cell",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_rejected(code: str, reason: str) -> None:

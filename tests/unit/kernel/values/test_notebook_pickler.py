@@ -36,6 +36,28 @@ def test_classes_of_a_single_process_are_known_by_name(module: str, name: str) -
         refuse_single_process(kind.__new__(kind))
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "remedy"),
+    [
+        (
+            "ddp_magic.kernel.execution.run",
+            "Run",
+            "keep what you need of it: `results = run.results`",
+        ),
+        ("ddp_magic.kernel.background.run", "BackgroundRun", "keep what you need of it"),
+        ("IPython.core.interactiveshell", "InteractiveShell", "call get_ipython() in the cell"),
+    ],
+)
+def test_parts_of_the_notebooks_process_are_known_by_name(
+    module: str, name: str, remedy: str
+) -> None:
+    """A `Run` that `--out` has bound, and what `get_ipython()` returns."""
+    kind = getattr(importlib.import_module(module), name)
+    with pytest.raises(Refused, match="a part of the notebook's process") as refused:
+        refuse_single_process(kind.__new__(kind))
+    assert remedy in refused.value.remedy
+
+
 def _annotated(text: str) -> Any:
     names: dict[str, Any] = {"typing": typing}
     exec(compile(text, "f.py", "exec", dont_inherit=True), names)
