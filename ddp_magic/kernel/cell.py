@@ -102,7 +102,7 @@ def prepare(
     Raises:
         SyntaxError: With the notebook's line number.
     """
-    head = "".join(f"{_indentation(body)}# {line}".rstrip() + "\n" for line in above)
+    head = "".join(f"{_indentation(body)}{_comment(line)}\n" for line in above)
     # IPython strips blank lines at the top and unindents by the first line: comments with the
     # indentation of the body keep every line in its place.
     magic = body.lstrip().startswith("%%")  # a cell magic in the cell, which must come first
@@ -156,6 +156,11 @@ def environment_set(tree: ast.Module) -> dict[str, str]:
                 name, _, value = text.partition("=")
                 found[name.strip()] = value.strip()
     return found
+
+
+def _comment(line: str) -> str:
+    stripped = line.lstrip()
+    return stripped if stripped.startswith("#") else f"# {line}".rstrip()
 
 
 def _indentation(body: str) -> str:

@@ -13,11 +13,12 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
@@ -27,6 +28,9 @@ from ddp_magic.worker.cell_compiler import CellCompiler
 from ddp_magic.worker.console import bars, debugger, keyboard
 from ddp_magic.worker.console.ipython_displays import Outlet, RankDisplayHook, RankDisplayPublisher
 from ddp_magic.worker.inheritance import MainSpec
+
+# Of the notebook; a rank has none of them.
+LINE_MAGICS = ("ddp_attach", "ddp_logs", "ddp_show", "ddp_status", "ddp_stop", "ddp_wait")
 
 
 class CellShell(InteractiveShell):
@@ -188,10 +192,31 @@ def _make_shell() -> CellShell:
     # IPython warns at sys.exit(), because it does not end a shell; it does end a rank.
     warnings.filterwarnings("ignore", message="To exit: use")
     shell: CellShell = CellShell.instance(user_module=module, config=config)
+    _refuse_notebooks_magics(shell)
     # It would delete the cell's names one by one while objects of the cell still use them, such as
     # those of torch.compile; see `end_names`.
     atexit.unregister(shell.atexit_operations)
     return shell
+
+
+def _refuse_notebooks_magics(shell: CellShell) -> None:
+    """Let the magics of ddp_magic say that they are the notebook's."""
+
+    def nested(*_: object) -> None:
+        raise UsageError("%%ddp within %%ddp: remove this line, the ranks run the cell already")
+
+    def refuse(name: str) -> Callable[..., None]:
+        def elsewhere(*_: object) -> None:
+            raise UsageError(
+                f"%{name} works in the notebook, not in a rank: use it in another cell"
+            )
+
+        return elsewhere
+
+    shell.register_magic_function(nested, "line_cell", "ddp")
+    shell.register_magic_function(nested, "line", "%ddp")  # below the first line
+    for name in LINE_MAGICS:
+        shell.register_magic_function(refuse(name), "line", name)
 
 
 # Objects whose end a user does not notice, and which destructors use.

@@ -11,7 +11,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
-from IPython.core.magic import line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import line_cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import Bool, Float, List, Unicode, Union
 
 from ddp_magic.display.diagnosis.hangs import HANG_S
@@ -40,13 +40,17 @@ from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.system.tracebacks import warnings_without_ours
 
 
-def keep_empty_body(lines: list[str]) -> list[str]:
-    """Give `%%ddp` without a body an empty line: IPython refuses a cell magic that has none.
+def begin_with_magic(lines: list[str]) -> list[str]:
+    """Give IPython a cell whose first line is `%%ddp`, and that has a second one.
 
-    So `%%ddp --help` alone in a cell reaches the magic.
+    Comments may stand above `%%ddp`. `%%ddp --help` alone in a cell gets an empty line, because
+    IPython refuses a cell magic without a body.
     """
-    alone = len(lines) == 1 and re.match(r"%%ddp(\s|$)", lines[0])
-    return [lines[0].rstrip("\n") + "\n", "\n"] if alone else lines
+    code = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#"))
+    first = next(code, 0)
+    if not lines or not re.match(r"%%ddp(\s|$)", lines[first]):
+        return lines
+    return [lines[first].rstrip("\n") + "\n", *(lines[first + 1 :] or ["\n"])]
 
 
 @magics_class
@@ -77,7 +81,7 @@ class DDPMagics(OurMagics, OptionDefaults):
         controller.current = self.controller
         self._completion = Completion(shell, self.controller)
         # Before IPython's own, which makes a call of the magic out of the cell.
-        shell.input_transformer_manager.line_transforms.insert(0, keep_empty_body)
+        shell.input_transformer_manager.line_transforms.insert(0, begin_with_magic)
         self.typed = TypedCells()
         self._shown_errors = WithoutDebugger(shell)
         self._set_preload()
@@ -108,8 +112,8 @@ class DDPMagics(OurMagics, OptionDefaults):
         self._shown_errors.close()
         self._completion.close()
         transforms = self.shell.input_transformer_manager.line_transforms
-        if keep_empty_body in transforms:
-            transforms.remove(keep_empty_body)
+        if begin_with_magic in transforms:
+            transforms.remove(begin_with_magic)
         return self.controller.close()
 
     @line_cell_magic
@@ -124,6 +128,14 @@ class DDPMagics(OurMagics, OptionDefaults):
         if error is not None:
             # From here: a frame that a traceback keeps must not keep the run's results alive.
             raise error
+
+    @line_magic("%ddp")  # what IPython looks for where `%%ddp` is not in the first line
+    def ddp_below_code(self, _line: str) -> None:
+        """Say where `%%ddp` belongs."""
+        raise UsageError(
+            "%%ddp must be the first line of its cell, below comments at most: move the code above "
+            "it to another cell"
+        )
 
     def _parse_and_run(
         self, line: str, body: str | None, local: Mapping[str, Any]

@@ -28,6 +28,7 @@ def _prepare(raw: str) -> Cell:
         "%%ddp\n\n\n\nMARK = 2",
         "\n\n%%ddp\n\nMARK = 2\n\n",
         "%%time\n%%ddp\nMARK = 2",
+        "# Train.\n\n  # x\n%%ddp\n  MARK = 2",
         "%%ddp\n    x = 1\n    MARK = 2\n",
         "%%ddp\n!ls \\\n  -l \\\n  /\nMARK = 2\n",
         "%%ddp\nif 1:\n    files = !ls \\\n      -l\n    x = 1\nMARK = 2\n",
@@ -46,6 +47,11 @@ def test_every_line_keeps_its_number(raw: str) -> None:
         if isinstance(node, ast.Name) and node.id == "MARK"
     )
     assert number == raw.splitlines().index(next(s for s in raw.splitlines() if "MARK" in s)) + 1
+
+
+def test_comments_above_the_magic_stay_as_they_are() -> None:
+    """They are in the lines that a traceback shows."""
+    assert _prepare("# Train.\n%%ddp\nx").source == "# Train.\n# %%ddp\nx\n"
 
 
 def test_a_cell_magic_in_the_cell() -> None:

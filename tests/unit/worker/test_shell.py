@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ddp_magic.kernel.notebook.line_magics import LineMagics
 from ddp_magic.wire.commands import RunCell
 from ddp_magic.worker.cell_compiler import CellCompiler
+from ddp_magic.worker.shell import LINE_MAGICS
 
 
 def _in_a_rank(code: str) -> str:
@@ -41,6 +43,27 @@ def test_a_warning_of_the_compiler_is_shown_once() -> None:
     asked = f"shell.CellShell.instance().should_run_async({cell}, transformed_cell={cell})"
     code = f"import warnings; warnings.simplefilter('error'); print({asked})"
     assert _in_a_rank(code) == "True\n"
+
+
+def test_the_notebooks_magics_are_refused() -> None:
+    """With what to do instead; other magics that do not exist are IPython's to refuse."""
+    cells = ["%%ddp -n 2\nx", "x = 1\n%%ddp\nx", "%ddp_status", "%ddpx"]
+    text = _in_a_rank(
+        "sh = shell.CellShell.instance()\n"
+        f"for cell in {cells}: print(sh.run_cell(cell).error_in_exec)"
+    )
+    nested = "%%ddp within %%ddp: remove this line, the ranks run the cell already"
+    assert text.splitlines() == [
+        nested,
+        nested,
+        "%ddp_status works in the notebook, not in a rank: use it in another cell",
+        "Line magic function `%ddpx` not found.",
+    ]
+
+
+def test_the_notebooks_line_magics_are_known() -> None:
+    names = {name for name in LineMagics.magics["line"] if name.startswith("ddp_")}
+    assert set(LINE_MAGICS) == names
 
 
 def test_cells_go_by_their_numbers_in_tracebacks() -> None:
@@ -114,6 +137,7 @@ print("goes on")
 raise OSError("at the end")
 """)
     text = _in_a_rank(f"""
+from ddp_magic.kernel.notebook.line_magics import LineMagics
 from ddp_magic.wire.commands import RunCell
 error = shell.start_shell(None, {{}}).run_file(RunCell(path={str(cell)!r}, execution_count=5))
 print("reported:", repr(error))
@@ -162,6 +186,7 @@ print(inspect.getsource(within), inspect.getsource(outer))
 outer()
 """)
     text = _in_a_rank(f"""
+from ddp_magic.kernel.notebook.line_magics import LineMagics
 from ddp_magic.wire.commands import RunCell
 run = shell.start_shell(None, {{}})
 error = run.run_file(RunCell(path={str(cell)!r}, execution_count=5))
@@ -178,6 +203,7 @@ def test_what_is_shown_is_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "cell.py"
     file.write_text("for n in range(1000): print('step', n)\nlist(range(100))")
     text = _in_a_rank(f"""
+from ddp_magic.kernel.notebook.line_magics import LineMagics
 from ddp_magic.wire.commands import RunCell
 cell = shell.start_shell(None, {{}})
 assert cell.run_file(RunCell(path={str(file)!r}, execution_count=5)) is None

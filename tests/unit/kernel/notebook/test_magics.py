@@ -16,7 +16,8 @@ from ddp_magic.kernel.notebook.magics import register, unregister
 
 NAMES = {
     "line": {
-        "ddp", "ddp_attach", "ddp_logs", "ddp_show", "ddp_status", "ddp_stop", "ddp_wait", "debug",
+        "%ddp", "ddp", "ddp_attach", "ddp_logs", "ddp_show", "ddp_status", "ddp_stop", "ddp_wait",
+        "debug",
     },
     "cell": {"ddp", "debug"},
 }  # fmt: skip
@@ -46,6 +47,16 @@ def test_what_is_registered(shell: InteractiveShell) -> None:
     for kind, names in NAMES.items():
         assert _ours(shell, kind) == names
     assert controller.current is not None
+
+
+def test_only_comments_may_stand_above_the_magic(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IPython would look for a line magic of this name, and say that there is none."""
+    shell.run_cell("# Help.\n\n%%ddp --help")
+    assert capsys.readouterr().out.startswith("Run the cell as a distributed PyTorch program")
+    error = shell.run_cell("x = 1\n%%ddp -n 2\nx").error_in_exec
+    assert str(error).startswith("%%ddp must be the first line of its cell")
 
 
 def test_the_configuration_of_ipython_is_in_force(shell: InteractiveShell) -> None:

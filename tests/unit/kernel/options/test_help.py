@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddp_magic.kernel import api
-from ddp_magic.kernel.notebook.magics import keep_empty_body
+from ddp_magic.kernel.notebook.magics import begin_with_magic
 from ddp_magic.kernel.options.declaration import KEYWORDS, OPTIONS
 from ddp_magic.kernel.options.help import (
     ATTACH_HELP,
@@ -72,7 +72,12 @@ def test_lines_fit_a_notebook() -> None:
         (["%%ddp?\n"], ["%%ddp?\n"]),
         (["%%ddpx\n"], ["%%ddpx\n"]),
         ([], []),
+        (["# Train.\n", "\n", "  # x\n", "%%ddp -n 2\n", "x\n"], ["%%ddp -n 2\n", "x\n"]),
+        (["# Help.\n", "%%ddp -h"], ["%%ddp -h\n", "\n"]),
+        (["x = 1\n", "%%ddp\n", "x\n"], ["x = 1\n", "%%ddp\n", "x\n"]),
+        (["# %%ddp\n"], ["# %%ddp\n"]),
+        (["%%time\n", "%%ddp\n", "x\n"], ["%%time\n", "%%ddp\n", "x\n"]),
     ],
 )
 def test_a_cell_without_a_body_gets_an_empty_one(lines: list[str], kept: list[str]) -> None:
-    assert keep_empty_body(lines) == kept
+    assert begin_with_magic(lines) == kept
