@@ -16,14 +16,15 @@ from ddp_magic.display.labels import without_escapes
 from ddp_magic.display.outputs import Outputs
 from ddp_magic.kernel.background.runs import BackgroundRuns
 from ddp_magic.kernel.control import server as control
-from ddp_magic.kernel.options.values import count
+from ddp_magic.kernel.options.line_magic_options import LOGS_OPTIONS, SHOW_OPTIONS
+from ddp_magic.kernel.options.option import Option
 from ddp_magic.kernel.past_runs import PastRuns
 from ddp_magic.system.run_places import run_roots
 
 ENDED = "of notebooks that have ended, since yesterday (ddp-magic show RUN shows one again):"
 _DEAF = "does not answer"
 INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
-NO_KERNEL = "no notebook of yours on this machine has run a %%ddp cell and is still alive"
+NO_KERNEL = "none of your running notebooks on this machine has run a %%ddp cell"
 
 
 def main(argv: Sequence[str] | None = None, roots: Sequence[Path] | None = None) -> int:
@@ -54,12 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text)
         one.set_defaults(verb=verb)
         one.add_argument("run", nargs="?", default="", metavar="RUN", help="a run's id, or its end")
-        if name == "show":
-            text = "only what this rank displayed, also if --show left it out"
-            one.add_argument("-r", "--rank", type=count, help=text)
-        if name == "logs":
-            one.add_argument("-r", "--rank", type=count, help="one rank; default: all")
-            one.add_argument("-n", "--lines", type=count, help="the last N lines of each rank")
+        for option in {"show": SHOW_OPTIONS, "logs": LOGS_OPTIONS}.get(name, ()):
+            if option.flags and option.metavar:
+                one.add_argument(
+                    *option.flags, type=_reader(option), metavar=option.metavar, help=option.help
+                )
 
     add("status", _ask("status"), "Show the runs and sessions of each notebook.")
     add("stacks", _ask("stacks"), "Show the Python stack of every rank of the runs that go on.")
@@ -68,6 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     add("show", _show, "Show all that a run showed; by default, the newest run.")
     add("logs", _logs, "Print what the ranks of a run wrote; by default, of the newest run.")
     return parser
+
+
+def _reader(option: Option) -> Callable[[str], object]:
+    """Return what reads the value of an option, as the line magics do."""
+
+    def read(text: str) -> object:
+        try:
+            return option.value(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _ask(verb: str) -> Callable[[argparse.Namespace], int]:

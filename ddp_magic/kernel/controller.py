@@ -6,6 +6,7 @@ Runs get the notebook's `sys.path` from here.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Collection, Mapping
 from types import SimpleNamespace
@@ -49,6 +50,7 @@ class Controller:
 
     def __init__(self, notebook: Notebook, *, serves_one: bool = False) -> None:
         self._serves_one = serves_one
+        self._pid = os.getpid()
         self.runs = Runs()
         self.sessions = Sessions()
         self.notebook = notebook
@@ -122,7 +124,7 @@ class Controller:
 
         Raises:
             CaptureError: A value that the cell needs cannot be sent to the ranks.
-            LaunchError: torch is not installed.
+            LaunchError: torch is not installed, or this is a forked child of the notebook.
         """
         session = self.sessions.get(options.session) if options.session else None
         if session is None:
@@ -166,7 +168,7 @@ class Controller:
 
         Raises:
             CaptureError: A value that the cell needs cannot be sent to the ranks.
-            LaunchError: torch is not installed.
+            LaunchError: torch is not installed, or this is a forked child of the notebook.
             OSError: The host cannot be started.
         """
         _check_torch()
@@ -194,6 +196,11 @@ class Controller:
         held: Held | None,
         extra: Mapping[str, Extra] | None,
     ) -> Capture:
+        if os.getpid() != self._pid:
+            raise LaunchError(
+                "this process was forked from the notebook's, and cannot start ranks: run the cell "
+                "in the notebook, or start the process with the method 'spawn'"
+            )
         capture = self.notebook.capture(
             cell.names, only, held, extra, option=options.spelled("capture")
         )

@@ -52,6 +52,23 @@ def _log(root: Path, run: str, *lines: str, rank: int = 0) -> None:
     (directory / f"rank{rank}.log").write_text("".join(f"{line}\n" for line in lines))
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["logs", "-r", "x"], "argument -r/--rank: invalid rank 'x': use 0, 1, ..."),
+        (["logs", "-n", "-3"], "argument -n/--lines: invalid number of lines '-3': use 0, 1, 2"),
+        (["logs", "-r", "-1"], "argument -r/--rank: invalid rank '-1': use 0, 1, ..."),
+        (["show", "-r", "1.5"], "argument -r/--rank: invalid rank '1.5': use 0, 1, ..."),
+    ],
+)
+def test_a_wrong_value_is_refused_as_by_the_line_magics(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words, [])
+    assert problem in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["status", "stacks", "stop"])
 def test_a_verb_asks_the_kernel(
     root: Path, kernel: list[list[str]], capsys: pytest.CaptureFixture[str], verb: str
@@ -90,7 +107,7 @@ def test_a_killed_kernel_is_forgotten(root: Path, capsys: pytest.CaptureFixture[
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(root / "kernel-1.control"))
     assert cli.main(["status"], [root]) == 1
-    assert "no notebook of yours" in capsys.readouterr().err
+    assert "none of your running notebooks" in capsys.readouterr().err
     assert list(root.iterdir()) == []
 
 
@@ -161,7 +178,7 @@ def test_a_run_that_has_ended_cannot_be_stopped(
     assert cli.main(["stop", "7-1"], [root]) == 1
     assert capsys.readouterr().err == "run 1127-103517-7-1 has ended: 1 rank · 1.0 s · ok\n"
     assert cli.main(["stop", "7-2"], [root]) == 1
-    assert "no notebook of yours" in capsys.readouterr().err
+    assert "none of your running notebooks" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_there_cannot_be_attached(
@@ -169,16 +186,6 @@ def test_a_run_that_is_not_there_cannot_be_attached(
 ) -> None:
     assert cli.main(["attach", "7-1"], [root]) == 1
     assert "no run '7-1' is left" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["-n", "-r"])
-def test_a_negative_number_is_refused(
-    root: Path, capsys: pytest.CaptureFixture[str], option: str
-) -> None:
-    _log(root, "1127-103517-7-1", "one")
-    with pytest.raises(SystemExit):
-        cli.main(["logs", option, "-1"], [root])
-    assert "invalid count value: '-1'" in capsys.readouterr().err
 
 
 def test_a_host_is_asked_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

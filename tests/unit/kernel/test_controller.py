@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ddp_magic.errors import CaptureError
+from ddp_magic.errors import CaptureError, LaunchError
 from ddp_magic.kernel.cell import Cell
 from ddp_magic.kernel.controller import Controller
 from ddp_magic.kernel.execution.run_options import Options
@@ -64,6 +65,14 @@ def lab(tmp_path: Path) -> Iterator[tuple[Controller, FakeGroup]]:
     controller.sessions.add(Session(options, group))  # type: ignore[arg-type]
     yield controller, group
     controller.close()
+
+
+def test_a_forked_child_of_the_notebook_starts_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the notebook's controller, and none of its connections."""
+    controller = _controller()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(LaunchError, match="was forked from the notebook's, and cannot start ranks"):
+        controller.make(_cell(), Options(nproc=1, devices="1 rank on the CPU"), None)
 
 
 # --- joining a session ------------------------------------------------------------------------
