@@ -1,13 +1,13 @@
-"""TAB on the lines of the magics: options, and their values.
+"""TAB on the lines of the magics, for options and values, and in the body of a `%%ddp` cell.
 
-`complete` is pure; `Completion` plugs it into IPython's completer (known to work in IPython 8.18
-to 9.18), which Jupyter's kernel and the terminal share.
+`complete` and `complete_name` are pure; `Completion` plugs them into IPython's completer (known to
+work in IPython 8.18 to 9.18), which Jupyter's kernel and the terminal share.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from IPython.core.completer import SimpleCompletion, context_matcher
@@ -25,6 +25,8 @@ from ddp_magic.kernel.options.line_magic_options import (
     WAIT_OPTIONS,
 )
 from ddp_magic.kernel.options.option import Option
+from ddp_magic.kernel.values.needed_values import RANK_NAMES
+from ddp_magic.prelude import HOMES
 
 _MAGICS = {
     "%%ddp": OPTIONS,
@@ -36,6 +38,8 @@ _MAGICS = {
     "%ddp_attach": ATTACH_OPTIONS,
 }
 _LISTS = ("capture", "pull")  # comma-separated
+_WORD = re.compile(r"(?<![\w.])[^\W\d]\w*$")
+_SESSION = re.compile(r"\s(?:-s|--session)[ =]?(\w+)")
 _ASSIGNED = re.compile(r"^\s*([^\W\d]\w*)\s*=(?!=)", re.MULTILINE)
 
 Source = Callable[[], Iterable[str]]
@@ -67,6 +71,8 @@ def complete(
     else:
         flag = words[-1] if words else ""
     option = _option(flag, flags)
+    if option is not None and option.metavar == "FILE":
+        return None  # IPython completes paths
     if option is not None and option.metavar:
         return _values(option, fragment, sources, body)
     positional = [option for option in options if not option.flags]
@@ -74,6 +80,29 @@ def complete(
     # What turns a flag off is rarely wanted: not before it is clear that it is.
     negations = [option.negation for option in options] if len(fragment) > len("--n") else []
     return fragment, values + [flag for flag in [*flags, *negations] if flag.startswith(fragment)]
+
+
+def complete_name(
+    lines: Sequence[str], before: str, bound: Callable[[str], Collection[str]]
+) -> tuple[str, list[str]]:
+    """Complete a name in the body of a `%%ddp` cell with those that only a rank has.
+
+    Args:
+        lines: The lines above the cursor's.
+        before: The cursor's line up to the cursor.
+        bound: Returns the names that the cells of a session have bound.
+
+    Returns:
+        The beginning of the name, and names of the rank, of the prelude and of the cell's session;
+        none in any other cell.
+    """
+    head = next((line for line in lines if re.match(r"\s*[^\s#]", line)), "")
+    word = _WORD.search(before)
+    if word is None or not re.match(r"%%ddp(\s|$)", head):
+        return "", []
+    session = _SESSION.search(head)
+    names = {*RANK_NAMES, *HOMES, *(bound(session[1]) if session else ())}
+    return word[0], sorted(name for name in names if name.startswith(word[0]))
 
 
 def _option(flag: str, flags: Mapping[str, Option]) -> Option | None:
@@ -116,18 +145,24 @@ class Completion:
             "name": controller.notebook.visible,
         }
 
+        def bound(name: str) -> Collection[str]:
+            session = controller.sessions.get(name)
+            return session.held.bound if session else ()
+
         def matcher(context: Any) -> dict[str, Any]:  # noqa: ANN401 -- IPython's CompletionContext
             lines = context.full_text.split("\n")
             line = lines[context.cursor_line][: context.cursor_position]
             found = complete(line, sources, "\n".join(lines[context.cursor_line + 1 :]))
-            fragment, texts = found or ("", [])
+            # Without a line of ours: IPython's own names are offered too.
+            fragment, texts = found or complete_name(lines[: context.cursor_line], line, bound)
             if found and not texts:
                 texts = [fragment]  # without any, IPython offers its own names as values
+            kind = "magic" if found else "instance"
             return {
-                "completions": [SimpleCompletion(text=text, type="magic") for text in texts],
+                "completions": [SimpleCompletion(text=text, type=kind) for text in texts],
                 "matched_fragment": fragment,
                 "ordered": True,
-                "suppress": bool(texts),  # files and variables are not options
+                "suppress": bool(found and texts),  # files and variables are not options
             }
 
         self._matcher = context_matcher(identifier="ddp_magic")(matcher)

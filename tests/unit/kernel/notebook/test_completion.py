@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_magic.kernel.notebook.completion import complete
+from ddp_magic.kernel.notebook.completion import complete, complete_name
 
 SOURCES = {
     "session": lambda: ["lab", "big"],
@@ -56,7 +56,45 @@ def test_a_dash_offers_all_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "images", "%%ddp", "%%time -", "x = '%%ddp -", "%%ddp -n 2 -- --", "%%ddpx -"]
+    "line",
+    [
+        *("", "images", "%%ddp", "%%time -", "x = '%%ddp -", "%%ddp -n 2 -- --", "%%ddpx -"),
+        *("%%ddp --trace ", "%%ddp --trace=out/t"),
+    ],
 )
 def test_other_lines_are_left_to_ipython(line: str) -> None:
     assert complete(line, SOURCES) is None
+
+
+@pytest.mark.parametrize(
+    ("above", "before", "fragment", "found"),
+    [
+        ("%%ddp", "wor", "wor", ["world_size"]),
+        (
+            "# Train.\n\n%%ddp -n 2\nx = 1",
+            "x = f(DistributedS",
+            "DistributedS",
+            ["DistributedSampler"],
+        ),
+        ("%%ddp", "x.wor", "", []),
+        ("%%ddp", "x = ", "", []),
+        ("%%ddp", "nothing", "nothing", []),
+        ("%%ddp -n 2 -s lab", "mod", "mod", ["model"]),
+        ("%%ddp --session=lab", "mod", "mod", ["model"]),
+        ("%%ddp -slab", "mod", "mod", ["model"]),
+        ("%%ddp -s other", "mod", "mod", []),
+        ("%%ddp", "mod", "mod", []),
+        ("%%time", "wor", "", []),
+        ("x = 1\n%%ddp", "wor", "", []),
+        ("", "wor", "", []),
+    ],
+)
+def test_the_names_of_a_rank_in_a_cell(
+    above: str, before: str, fragment: str, found: list[str]
+) -> None:
+    """The notebook does not have them, so IPython does not offer them."""
+    kept = {"lab": {"model"}}
+    assert complete_name(above.split("\n"), before, lambda name: kept.get(name, set())) == (
+        fragment,
+        found,
+    )
