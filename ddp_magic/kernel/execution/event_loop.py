@@ -16,6 +16,7 @@ from ddp_magic.engines import Engine
 from ddp_magic.kernel import several_nodes
 from ddp_magic.kernel.execution.case import Case
 from ddp_magic.kernel.execution.cell_sender import CellSender
+from ddp_magic.kernel.execution.flood import Flood
 from ddp_magic.kernel.execution.questions import Questions
 from ddp_magic.kernel.execution.renewal import prepare_next_cell
 from ddp_magic.kernel.execution.run_options import Options
@@ -35,12 +36,9 @@ from ddp_magic.wire.kernel_events import (
     PulledValues,
     Restarted,
     RunEvent,
-    Stream,
 )
 from ddp_magic.wire.states import State
 from ddp_magic.wire.worker_events import Error, Question
-
-GATHER_S = 0.005  # text that comes so soon after other text may wait as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ class EventLoop:
         self._questions = Questions(box)
         self._watch = self._new_watch()
         self._gives_up = False
-        self._last_text = 0.0  # when text was last read
+        self._flood = Flood()
         self._queued_s = 0.0  # until ranks began to start
         self._queued_since_s: float | None = 0.0
 
@@ -131,7 +129,9 @@ class EventLoop:
         run, group, stacks = self._run, self._group, self._parts.stacks
         if self._stopper.reason is None and self._is_ready:
             self._send_cell()
-        self.take(self._read())
+        events = group.poll(min(POLL_S, self._screen.wait_s))
+        self._flood.read(events)
+        self.take(events)
         self.take(self._answers())
         if self._queued_since_s is not None and group.placed:
             self._queued_s += run.elapsed_s - self._queued_since_s
@@ -144,15 +144,6 @@ class EventLoop:
         if self._stopper.reason is None:
             self._look_for_stop()
         self.take(self._stopper.step())
-
-    def _read(self) -> list[RunEvent]:
-        """Return what has happened. A flood of text gathers: each read holds the rank up."""
-        events = self._group.poll(min(POLL_S, self._screen.wait_s))
-        if any(isinstance(event, Stream) for event in events):
-            if time.monotonic() - self._last_text < GATHER_S:
-                time.sleep(GATHER_S)
-            self._last_text = time.monotonic()
-        return events
 
     @property
     def _over(self) -> bool:

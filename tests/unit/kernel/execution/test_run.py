@@ -23,7 +23,6 @@ from ddp_magic.errors import (
     WorkerLostError,
 )
 from ddp_magic.kernel.cell import Cell
-from ddp_magic.kernel.execution.event_loop import GATHER_S
 from ddp_magic.kernel.execution.run import Run
 from ddp_magic.kernel.execution.run_code import CodeFiles
 from ddp_magic.kernel.execution.run_options import Options
@@ -43,7 +42,6 @@ from ddp_magic.wire.kernel_events import (
     QuestionOpened,
     RunEvent,
     StackDumped,
-    Stream,
 )
 from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.states import State
@@ -166,16 +164,6 @@ def test_the_last_text_is_shown(tmp_path: Path) -> None:
     """It arrived with the news of the end."""
     group = _group(tmp_path, [*done(0), *done(1), NOTHING_WAS], late=[text(0, "last\n")])
     assert text(0, "last\n") in _execute(_run(group)).events
-
-
-def test_a_flood_of_text_is_read_in_few_pieces(tmp_path: Path) -> None:
-    """It gathers for some ms: each read holds the rank up that writes."""
-    pieces: list[Batch] = [[text(0, f"{number}\n")] for number in range(20)]
-    group = _group(tmp_path, *pieces, [*done(0), *done(1), NOTHING_WAS])
-    began = time.monotonic()
-    shown = _execute(_run(group)).events
-    assert time.monotonic() - began >= 15 * GATHER_S
-    assert [e.text for e in shown if isinstance(e, Stream)] == [f"{n}\n" for n in range(20)]
 
 
 def test_the_cell_file_is_written_again(tmp_path: Path) -> None:
