@@ -75,7 +75,7 @@ def check_item(item: object, name: str) -> None:
 
 
 def prompts_on(item: Item) -> float:
-    """Return the share of clicks with label 1, and of boxes, that are on their object; or 1."""
+    """Return the share of clicks with label 1, and of boxes, that touch their object; or 1."""
     masks, found = item["masks"], []
     own = torch.arange(len(masks)).repeat_interleave(item["counts"])  # (P,)
     given = item["labels"] == FOREGROUND
@@ -83,7 +83,7 @@ def prompts_on(item: Item) -> float:
         found.append(bool(_inside(masks[number], y, x, y, x).any()))
     for mask, (x0, y0, x1, y1) in zip(masks, item["boxes"].tolist(), strict=True):
         if not math.isnan(x0):
-            found.append(bool(2 * _inside(mask, y0, x0, y1, x1).sum() >= mask.sum()))
+            found.append(bool(_inside(mask, y0, x0, y1, x1).any()))
     return sum(found) / len(found) if found else 1.0
 
 
