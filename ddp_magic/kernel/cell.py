@@ -118,7 +118,8 @@ def prepare(
             flags |= ast.PyCF_ONLY_AST
             tree = compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
             environment = environment_set(tree)
-            tree = with_magics(tree, transformer.transform_cell)
+            if "get_ipython()" in source:  # to look at each node takes longer than all else
+                tree = with_magics(tree, transformer.transform_cell)
     except SyntaxError as error:
         # The compiler leaves out the line if it has only text, and IPython the file name.
         error.filename = filename()

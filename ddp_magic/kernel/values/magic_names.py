@@ -40,6 +40,8 @@ class _Magics(ast.NodeTransformer):
     def _code_of(self, call: ast.expr) -> list[ast.stmt]:
         """Return what a call of IPython's runs, if it is one."""
         match call:
+            case ast.Call(func=ast.Attribute(value=owner)) if not _is_ipython(owner):
+                return []
             case ast.Call(
                 func=ast.Attribute(attr=("system" | "getoutput")),
                 args=[ast.Constant(value=str(text))],
@@ -81,6 +83,13 @@ class _Magics(ast.NodeTransformer):
             else:
                 return with_magics(tree, self._transform).body
         return []
+
+
+def _is_ipython(owner: ast.expr) -> bool:
+    match owner:
+        case ast.Call(func=ast.Name(id="get_ipython"), args=[]):
+            return True
+    return False
 
 
 def _fields(text: str) -> list[ast.stmt]:
