@@ -508,7 +508,7 @@ def test_clear_output_removes_what_was_printed(kernel: Kernel) -> None:
         "    print('loss', rank, end='')\n"
     )
     assert sorted(result.lines) == ["[rank 0] before", "[rank 1] before"], result
-    last = {d["metadata"]["ddp"]["rank"]: d["data"]["text/plain"] for d in result.displays}
+    last = {d["metadata"]["ddp"]["rank"]: plain(d["data"]["text/plain"]) for d in result.displays}
     assert last == {r: f"[rank {r}] epoch 49\n[rank {r}] loss {r}" for r in (0, 1)}
     pages = [d for d in result.displays if "ddp" in d["metadata"]]
     assert len({d["transient"]["display_id"] for d in pages}) == 2
@@ -520,6 +520,6 @@ def test_a_long_page_keeps_its_end(kernel: Kernel) -> None:
         "%%ddp -n 1\nfrom IPython.display import clear_output\nclear_output()\n"
         "for i in range(500): print(i)"
     )
-    shown = result.displays[-1]["data"]["text/plain"].splitlines()
+    shown = plain(result.displays[-1]["data"]["text/plain"]).splitlines()
     assert shown[-1] == "[rank 0] 499"
     assert shown[0].startswith("[rank 0] ... 400 lines left out here; all are in "), shown[0]
