@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pydicom
+import pydicom.data
 import pytest
 
 from ddp_magic.prelude import SamDataset
-from tests.sam.test_lists import MASKS, images, masks
+from tests.sam.test_lists import IMAGES, MASKS, images, masks
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,32 @@ def test_one_folder_may_be_in_the_other(tmp_path: Path, ours: str, theirs: str) 
     assert [np.unique(data.instances(n)).tolist() for n in range(2)] == [
         np.unique(mask).tolist() for mask in MASKS[:2]
     ]
+
+
+@pytest.mark.parametrize("names", [["a1.png", "a2.png", "a10.png"], ["B.png", "a.png", "c.png"]])
+def test_a_folder_beside_arrays_must_have_one_order(tmp_path: Path, names: list[str]) -> None:
+    """The arrays may have been read in the order of the letters, or of the numbers."""
+    files, mask_files = images(tmp_path / "i", names), masks(tmp_path / "m", names)
+    for both in ((tmp_path / "i", MASKS), (IMAGES, tmp_path / "m")):
+        with pytest.raises(ValueError, match=r"in the order .* by its letters .* pass a list"):
+            SamDataset(*both)
+    assert len(SamDataset(files, MASKS)) == len(SamDataset(IMAGES, mask_files)) == 3
+    files[names.index(sorted(names)[1])].unlink()
+    assert len(SamDataset(tmp_path / "i", MASKS[:2])) == 2
+
+
+def test_a_folder_of_dicom_beside_arrays_has_the_order_of_the_series(tmp_path: Path) -> None:
+    """Scanners number the names of the files as they like."""
+    data = pydicom.dcmread(str(pydicom.data.get_testdata_file("CT_small.dcm")))
+    arrays = np.ones((3, data.Rows, data.Columns), bool)
+    for numbers in ((3, 1, 2), (1, 2, 3)):
+        for name, number in zip("abc", numbers, strict=True):
+            data.InstanceNumber = number
+            data.save_as(tmp_path / f"{name}.dcm")
+        if numbers[0] == 3:
+            with pytest.raises(ValueError, match=r"order a.dcm.* by DICOM it is b.dcm, c.dcm, a"):
+                SamDataset(tmp_path, arrays)
+    assert len(SamDataset(tmp_path, arrays)) == 3
 
 
 def test_the_index_of_dicom_files_is_left_out(tmp_path: Path) -> None:

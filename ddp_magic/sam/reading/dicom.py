@@ -39,6 +39,13 @@ def dicom_header(path: Path, *, labels: bool) -> Header:
     return Header(pages, (int(data.Rows), int(data.Columns)), np.dtype(kind))
 
 
+def dicom_number(path: Path) -> int:
+    """Return the number of an image in its series."""
+    read = require("pydicom", "dicom").dcmread
+    data = read(path, stop_before_pixels=True, specific_tags=["InstanceNumber"])
+    return int(data.get("InstanceNumber") or 0)
+
+
 def read_dicom(path: Path, number: int) -> Array:
     """Read a frame, (H, W) float32, in Hounsfield units for CT, or (H, W, 3)."""
     return np.asarray(_dicom_frames(path, path.stat().st_mtime_ns)[number])

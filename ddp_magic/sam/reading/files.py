@@ -11,7 +11,7 @@ from PIL import Image
 from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.reading.channels import UNKNOWN, Array, Header
 from ddp_magic.sam.reading.coco import match_coco
-from ddp_magic.sam.reading.names import check_order, list_folder, match
+from ddp_magic.sam.reading.names import check_listing, check_order, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures, Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.pil import from_pil, is_encoded, turn_of
 from ddp_magic.sam.reading.readers import header, kind_of, naming, read, read_npy
@@ -48,6 +48,8 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
                 files, mask_files = match(files, root, mask_files, mask_root)
             if len(files) == len(mask_files):  # the data set refuses others
                 check_order(files, mask_files)
+        else:
+            check_listing(root or mask_root, files or mask_files or [])
     heads = [_header(each, labels=False) for each in files or []]
     mask_heads = [_header(each, labels=True) for each in mask_files or []]
     for pair in zip(files or [], mask_files or [], heads, mask_heads, strict=False):

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ddp_magic.sam.reading.dicom import dicom_number
 from ddp_magic.sam.reading.readers import kind_of
 
 KINDS = "PNG, JPEG, TIFF, NIfTI, DICOM or .npy"
@@ -51,6 +52,28 @@ def list_folder(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"no {KINDS} files in {folder}")
     keys = dict(zip(found, _keys(found, folder), strict=True))
     return sorted(found, key=keys.__getitem__)
+
+
+def check_listing(folder: Path | None, files: list[Any]) -> None:
+    """Check that a folder can have one order only, since arrays belong to its files.
+
+    Raises:
+        ValueError: Its numbers, its letters and DICOM contradict each other.
+    """
+    if folder is None:
+        return
+    orders = {"its letters": sorted(files), "DICOM": sorted(files, key=_instance_number)}
+    for what, other in orders.items():
+        if other != files:
+            some, others = (", ".join(p.name for p in order[:11]) for order in (files, other))
+            raise ValueError(
+                f"the files of {folder} would be read in the order {some}, but by {what} it is "
+                f"{others}: pass a list of files, in the order of the arrays that belong to them"
+            )
+
+
+def _instance_number(path: Path) -> int:
+    return dicom_number(path) if kind_of(path) == "dicom" else 0
 
 
 def _keys(files: list[Path], root: Path) -> list[tuple[Any, ...]]:
