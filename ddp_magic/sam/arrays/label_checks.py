@@ -12,7 +12,7 @@ from ddp_magic.sam.arrays.checks import sketch
 from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas, label_map
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
-RIMMED = 0.13  # maximum share of rows of objects with a thin rim of a lower label; cells: 0.06
+RIMMED = 0.16  # maximum share of rows of objects with a thin rim of a lower label; cells: 0.06
 RIM = 4  # maximum width of such a rim, px
 SPECK = 3  # px, of an object that is noise, or what a filter or a codec has left; said
 MANY_PARTS = 3  # parts per label, from which a note says that they are one object
@@ -34,7 +34,10 @@ def check_mask(name: str, mask: Mask) -> None:
             "labels 1, 2, 3, ..., or bool"
         )
     if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
-        raise ValueError(f"{name} contains fractions or NaN: use integer labels, or bool")
+        raise ValueError(
+            f"{name} contains fractions or NaN: pass mask > 0.5 for probabilities, np.rint(mask) "
+            "for labels, and np.nan_to_num(mask) for NaN"
+        )
     if mask.size and mask.min() < 0:
         raise ValueError(
             f"{name} contains the negative label {mask.min():g}: if it marks pixels to leave "
