@@ -101,7 +101,7 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
     ("call", "message"),
     [
         (lambda: Sampled([1, 2]), "dataset must be a data set"),  # type: ignore[arg-type]
-        (lambda: prepare(collate([DATA[0]]), MODEL), "geometry, not a dict and a SamModel"),  # type: ignore[arg-type]
+        (lambda: prepare(collate([DATA[0]]), MODEL), "geometry, not dict and SamModel"),  # type: ignore[arg-type]
         (lambda: segment("best", GRAY), "unsupported model str"),  # type: ignore[arg-type]
         (lambda: predict(None, GRAY, (5, 5)), "unsupported model NoneType"),  # type: ignore[arg-type]
         (lambda: tune(nn.Linear(2, 2), "full"), "unsupported model Linear"),
@@ -128,7 +128,11 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         ),
         (
             lambda: train(tiny_sam(), DataLoader(DATA, collate_fn=list[Any]), DATA),
-            "a batch from collate .* not a list and a Geometry",
+            "a batch from collate .* not list and Geometry",
+        ),
+        (
+            lambda: train(tiny_sam(), DataLoader(DATA, collate_fn=lambda some: some[0]), DATA),
+            "a batch from collate .* not an item and Geometry",
         ),
     ],
 )

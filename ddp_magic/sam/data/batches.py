@@ -119,10 +119,12 @@ def prepare(
         and in ignored pixels. If there are any, `counted` (M, 1, T, T) is False in them. `sizes`
         stays on the CPU, because loops depend on it.
     """
-    if not (hasattr(batch, "keys") and isinstance(geometry, Geometry)):
+    is_batch = hasattr(batch, "keys") and "sizes" in batch
+    if not (is_batch and isinstance(geometry, Geometry)):
+        what = "an item" if hasattr(batch, "keys") and not is_batch else type(batch).__name__
         raise TypeError(
-            "prepare needs a batch from collate and PromptedSam(model).geometry, not a "
-            f"{type(batch).__name__} and a {type(geometry).__name__}"
+            "prepare needs a batch from collate and PromptedSam(model).geometry, not "
+            f"{what} and {type(geometry).__name__}"
         )
     sizes, side, index = batch["sizes"], geometry.target_size, batch["image_index"]
     names = [name for name in ("images", "instances", "ignored", *PER_OBJECT) if name in batch]
