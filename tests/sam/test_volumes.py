@@ -209,62 +209,6 @@ def test_a_dicom_mask_is_refused(tmp_path: Path) -> None:
         SamDataset([tmp_path / "image.dcm"], [tmp_path / "m.nii"])
 
 
-def raster(path: Path, pixels: Any, nodata: str) -> Path:
-    """Write a TIFF as GDAL does, with a declared value for pixels without data."""
-    tifffile.imwrite(
-        path, pixels, photometric="minisblack", extratags=[(42113, "s", 0, nodata, True)]
-    )
-    return path
-
-
-@pytest.mark.parametrize(
-    ("dtype", "nodata", "value"),
-    [
-        (np.int16, "-9999", -9999),
-        (np.uint16, "65535", 65535),
-        (np.float32, "-3.4028234663852886e+38", np.finfo(np.float32).min),
-        (np.float32, "nan", np.nan),
-        (np.float64, "-9999.9 ", -9999.9),
-    ],
-)
-def test_pixels_without_data_are_refused_in_an_image(
-    tmp_path: Path, dtype: Any, nodata: str, value: float
-) -> None:
-    """They would be the darkest, or the brightest ones, and change the scale of all."""
-    scene = RNG.integers(300, 900, (20, 30)).astype(dtype)
-    scene[:6] = value
-    path = raster(tmp_path / "a.tif", scene, nodata)
-    with pytest.raises(ValueError, match=r"a\.tif.* (nodata value|not finite)"):
-        SamDataset([path], [LABELS]).image(0)
-    scene[:6] = 0
-    assert np.array_equal(read(raster(path, scene, nodata), labels=False), scene)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "value"), [(np.uint8, 255), (np.int16, -9999), (np.float32, 65535), (np.uint16, 7)]
-)
-def test_pixels_without_data_are_no_object_of_a_mask(
-    tmp_path: Path, dtype: Any, value: int
-) -> None:
-    """The error says how to leave them out."""
-    labels = LABELS.astype(dtype)
-    labels[14:, :5] = value
-    path = raster(tmp_path / "m.tif", labels, str(value))
-    for masks in ([path], [[path, path]]):
-        with pytest.raises(ValueError, match=rf"m\.tif: has pixels .*ignore_label={value};"):
-            SamDataset([GRAY], masks)
-    item = SamDataset([GRAY], [tifffile.imread(path)], ignore_label=value)[0]
-    assert len(item["masks"]) == 2
-    assert np.array_equal(item["ignored"], labels == value)
-
-
-@pytest.mark.parametrize("nodata", ["0", "255", "-9999", "nan", "300", "none", ""])
-def test_a_nodata_value_that_no_label_has_is_ignored(tmp_path: Path, nodata: str) -> None:
-    """It was copied with the metadata of the image, for example. 0 is the background."""
-    path = raster(tmp_path / "m.tif", LABELS, nodata)
-    assert len(SamDataset([GRAY], [path])[0]["masks"]) == 2
-
-
 @pytest.mark.parametrize("padding", [-2000, 63536])
 def test_the_padding_of_a_ct_does_not_change_its_scale(tmp_path: Path, padding: int) -> None:
     """It is outside the circle that the scanner sees; some writers note its bits unsigned."""

@@ -20,6 +20,7 @@ class Header(NamedTuple):
     dtype: np.dtype[Any]  # of the images that `read` returns; label maps may have others
     turn: int = 1  # the orientation in the metadata, which `read` applies; 1: none
     axes: tuple[tuple[str, int], ...] = ()  # of a TIFF that number its pages: names and lengths
+    place: Array | None = None  # from x, y[, z] in pixels, and 1, to mm or to a map, (n, n + 1)
 
 
 UNKNOWN = Header(1, None, np.dtype(object))  # of an array

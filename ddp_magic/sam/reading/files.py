@@ -15,7 +15,7 @@ from ddp_magic.sam.reading.names import check_listing, check_order, list_folder,
 from ddp_magic.sam.reading.pictures import Page, Pictures, Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.pil import from_pil, is_encoded, turn_of
 from ddp_magic.sam.reading.readers import header, kind_of, naming, read, read_npy
-from ddp_magic.sam.reading.volumes import check_affines
+from ddp_magic.sam.reading.volumes import check_places
 
 OPENED = {
     ".zarr": "zarr.open_array(path, mode='r')",
@@ -181,8 +181,7 @@ def _check_pair(image: Any, mask: Any, head: Header, mask_head: Header) -> None:
             f"{image} and {mask} are DICOM and NIfTI, whose rows may be in the opposite order: "
             "convert both to NIfTI, for example with dcm2niix"
         )
-    if kinds == {"nifti"}:
-        check_affines(image, mask)
+    check_places(image, mask, head, mask_head)
     if head.pages != mask_head.pages:
         raise ValueError(
             f"{image} contains {head.pages} images, but {mask} contains {mask_head.pages} masks: "

@@ -89,8 +89,20 @@ def _tiff(file: Foreign, *, labels: bool) -> _Tiff:
     kind = np.dtype(np.uint8) if palette or dtype.kind == "b" else dtype.newbyteorder("=")
     pages = len(series) * int(np.prod([shape[n] for n in others], dtype=int))
     numbering = tuple((axes[n], shape[n]) for n in others if shape[n] > 1)
-    head = Header(pages, (width, height) if turn > 4 else (height, width), kind, turn, numbering)
+    size = (width, height) if turn > 4 else (height, width)
+    head = Header(pages, size, kind, turn, numbering, _place(page) if turn == 1 else None)
     return _Tiff(head, series, (*others, *at, *channels), palette, inverted)
+
+
+def _place(page: Foreign) -> Array | None:
+    """Return the place of a GeoTIFF, see `Header`; None: it is not one."""
+    scale, tie, matrix = (page.tags.valueof(code) for code in (33550, 33922, 34264))
+    if matrix:
+        return np.reshape(matrix, (4, 4))[:2, [0, 1, 3]]
+    if not (scale and tie):
+        return None
+    (column, row, _, x, y), (wide, high) = tie[:5], scale[:2]
+    return np.array([[wide, 0, x - column * wide], [0, -high, y + row * high]])
 
 
 def read_tiff(path: Path, number: int, *, labels: bool) -> Array:
@@ -165,7 +177,8 @@ def nifti_header(path: Path) -> Header:
         raise ValueError("has colors in a volume: save gray levels")
     if (volume.dataobj.slope, volume.dataobj.inter) != (1, 0):  # scaled
         dtype = np.dtype(np.float64)
-    return Header(shape[2], (shape[1], shape[0]), dtype.newbyteorder("="))
+    kind = dtype.newbyteorder("=")
+    return Header(shape[2], (shape[1], shape[0]), kind, place=volume.affine[:3])
 
 
 def read_nifti(path: Path, number: int, *, labels: bool) -> Array:
@@ -187,19 +200,23 @@ def _nifti_volume(path: Path, _mtime_ns: int) -> tuple[Array, float]:
     return pixels, abs(volume.dataobj.slope)
 
 
-def check_affines(image: Path, mask: Path) -> None:
-    """Check that a NIfTI label map has the shape, the axes and the place of its image.
+def check_places(image: Path, mask: Path, head: Header, mask_head: Header) -> None:
+    """Check that a mask has the shape and the place of its image, if NIfTI or GeoTIFF say them.
 
     Raises:
         ValueError: It has not.
     """
-    ours, theirs = (require("nibabel").load(path) for path in (image, mask))
-    shape, other = ((*each.shape, 1)[:3] for each in (ours, theirs))
-    apart = np.abs(ours.affine - theirs.affine) @ (*shape, 1)  # mm, at the corners
-    voxel = np.linalg.norm(ours.affine[:3, :3], axis=0).min()
-    if shape != other or not apart.max() <= voxel / 2:
+    ours, theirs = head.place, mask_head.place
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return
+    n, sizes = len(ours), [(each.size or (0, 0)) for each in (head, mask_head)]
+    shape, other = ((w, h, p)[:n] for (h, w), p in zip(sizes, (head.pages, mask_head.pages)))  # noqa: B905
+    apart = np.abs(ours - theirs) @ (*shape, 1)  # at the corners
+    if shape != other or not apart.max() <= 0.51 * np.linalg.norm(ours[:, :n], axis=0).min():
         raise ValueError(
             f"the label map {mask} of shape {other} has other axes, or lies elsewhere, than the "
-            f"image {image} of shape {shape}: turn both with nibabel.as_closest_canonical, or "
-            "resample it; if the arrays do match, save it with the affine of the image"
+            f"image {image} of shape {shape}: "
+            + ("turn both with nibabel.as_closest_canonical, or " if n == 3 else "")
+            + "resample it; if the arrays do match, save it with the "
+            + ("affine of the image" if n == 3 else "GeoTIFF tags of the image, or without")
         )
