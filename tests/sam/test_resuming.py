@@ -246,6 +246,16 @@ def test_resuming_with_other_data_is_said(
     assert re.search(f"of a training with another {words}", said) if words else not said
 
 
+def test_scores_of_the_training_set_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as with the same folder twice; of another data set, only the number is known."""
+    model, words = PromptedSam(tiny_sam(), rounds=1), "not those of held-out objects"
+    for other, said in ((_changed(), True), (SamDataset(*cells(n=IMAGES, seed=1)), False)):
+        note_config(model, _changed(), other)
+        assert (words in capsys.readouterr().out) == said
+    note_config(model, Cut(*cells(n=2)), Cut(*cells(n=2, seed=1)))
+    assert not capsys.readouterr().out
+
+
 def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[str]) -> None:
     """The next output starts on a new line, also while the exception is handled."""
     data, out = Cut(*cells(n=6)), ""

@@ -154,4 +154,5 @@ def summary_of(dataset: Dataset[Item]) -> str:
             item = {**own.item(number, some), **own.prompts(number)[1]}
             for each in item.values():
                 digest.update(each.numpy().tobytes())
-    return f"{size_of(dataset)} images, digest {digest.hexdigest()}"
+    known = _some(dataset, 1) and _origin(dataset, 0)[0]
+    return f"{size_of(dataset)} images" + (f", digest {digest.hexdigest()}" if known else "")

@@ -176,8 +176,10 @@ def note_config(wrapper: PromptedSam, train_set: Dataset[Item], val_set: Dataset
     wrapper.sam.config.multimask_output = wrapper.multimask
     wrapper.sam.config.gray_levels = common_levels(train_set, val_set)
     wrapper.sam.config.training_size = training_size(train_set)
-    sets = {"train_set": train_set, "val_set": val_set}
-    wrapper.sam.config.training_data = {name: summary_of(each) for name, each in sets.items()}
+    ours, theirs = summary_of(train_set), summary_of(val_set)
+    wrapper.sam.config.training_data = {"train_set": ours, "val_set": theirs}
+    if ours == theirs and "digest" in ours:
+        print0("val_set is the same as train_set: its scores are not those of held-out objects")
     if wrapper.auxiliary or not is_frozen(wrapper.sam):  # a frozen one keeps the decoder it has
         attach_decoder(wrapper.sam, wrapper.auxiliary)
     without_fallback(wrapper.sam)
