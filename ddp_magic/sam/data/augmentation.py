@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_magic.sam.arrays.items import Item, no_prompts
+from ddp_magic.sam.arrays.masks import box_of
 
 
 class MonaiTransform:
@@ -66,8 +67,7 @@ class MonaiTransform:
         boxes = item["boxes"][left].clone()
         for box, mask in zip(boxes, masks[left], strict=True):
             if not box.isnan().any():
-                rows, columns = torch.where(mask)
-                box[:] = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])
+                box[:] = torch.from_numpy(box_of(mask.numpy()))
         return {
             **item,
             **followed,
