@@ -160,8 +160,7 @@ class LineMagics(OurMagics):
             )
         if is_post_mortem and isinstance(error, DDPMagicError | RunInterrupted):
             raise UsageError(
-                f"%debug: no code of the notebook raised the {type(error).__name__}; "
-                "its message says what to do"
+                "%debug: no code of the notebook raised the last error; its message says what to do"
             )
         own = self.replaced("line" if body is None else "cell", "debug")
         return own(line) if body is None else own(line, body)
