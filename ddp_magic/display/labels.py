@@ -28,6 +28,7 @@ IMAGES = {
     "image/webp": ".webp",
     "image/svg+xml": ".svg",
 }
+_NAMESPACES = {"xmlns": "http://www.w3.org/2000/svg", "xmlns:xlink": "http://www.w3.org/1999/xlink"}
 # What a front end shows instead of an image, if it is there.
 _BEFORE_IMAGES = {"text/html", "text/markdown", "text/latex"}
 _WITH_PLACE = {*IMAGES, *_BEFORE_IMAGES, "text/plain"}
@@ -123,7 +124,9 @@ def image_of(data: Mapping[str, Any]) -> str | None:
 def image_bytes(kind: str, content: object) -> bytes:
     """Return the content of an image's file."""
     text = as_text(content)
-    return text.encode() if kind == "image/svg+xml" else base64.b64decode(text)
+    if kind == "image/svg+xml":
+        return _with_namespaces(text).encode()
+    return base64.b64decode(text)
 
 
 def _image(kind: str, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
@@ -139,6 +142,15 @@ def _image(kind: str, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> s
         style += f";background:{'white' if size['needs_background'] == 'light' else 'black'}"
     words = " ".join([f'alt="{described}"', *sides, f'style="{style}"'])
     return f'<img src="data:{kind};base64,{content}" {words}>'
+
+
+def _with_namespaces(svg: str) -> str:
+    """Return SVG with the namespaces that it needs as an image; within a page it needs none."""
+    for name, uri in _NAMESPACES.items():
+        prefix = name.partition(":")[2]
+        if (not prefix or f"{prefix}:" in svg) and not re.search(rf"\b{name}\s*=", svg):
+            svg = re.sub(r"<svg(?=[\s/>])", f'<svg {name}="{uri}"', svg, count=1)
+    return svg
 
 
 def _is_number(found: Mapping[str, Any], name: str) -> bool:

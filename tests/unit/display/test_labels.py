@@ -14,13 +14,14 @@ from ddp_magic.display.labels import (
     colored,
     css_color,
     has_place,
+    image_bytes,
     image_of,
     label,
     labelled,
 )
 
 PNG = base64.b64encode(b"\x89PNG").decode() + "\n"  # with the newline that IPython adds
-SVG = "<svg><title>é</title></svg>"
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><title>é</title></svg>'
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,23 @@ def test_an_svg_is_an_image_too() -> None:
     found = labelled({"image/svg+xml": SVG}, {}, 0)
     content = re.findall(r"svg\+xml;base64,([^\"]+)", found["text/html"])[0]
     assert base64.b64decode(content).decode() == SVG
+
+
+@pytest.mark.parametrize(
+    ("start", "names"),
+    [
+        ("<svg>", ["xmlns"]),
+        ("<?xml version='1.0'?>\n<svg width='5'><use xlink:href='#a'/>", ["xmlns", "xmlns:xlink"]),
+        ("<svg xmlns = 'u'>", []),
+        ("<s:svg xmlns:s='u'>", []),
+    ],
+)
+def test_an_svg_has_the_namespaces_that_an_image_needs(start: str, names: list[str]) -> None:
+    """Within a page it is shown without; as an image, or a file, it would be broken."""
+    found = image_bytes("image/svg+xml", start).decode()
+    added = re.findall(r' (xmlns[:\w]*)="http', found)
+    assert sorted(added) == names
+    assert re.sub(r' xmlns[:\w]*="http[^"]*"', "", found) == start
 
 
 @pytest.mark.parametrize(
