@@ -41,7 +41,10 @@ class TablePlace:
     def __init__(self, outputs: Outputs, name: str, run_id: str) -> None:
         self._outputs = outputs
         self._name = name
-        words = f"no news for {OLD_S} s: if this page is an old one, %ddp_show {run_id} shows more"
+        words = (
+            f"no news for {OLD_S} s: after a page reload or a kernel restart, "
+            f"%ddp_show {run_id} shows the rest"
+        )
         self._old = _OLD.format(seconds=OLD_S, words=html_line(words))
         self._head = ("", "")  # what stays in the first place
         self._place = self._number = 0

@@ -138,7 +138,7 @@ def test_a_table_in_an_old_page_says_how_to_see_more(
     path = next(lab.directory.glob("test_a_table_in_an_old_page*.ipynb"))
     open_notebook(page, lab, path, kernel=False)
     wait_seen(page, 1, "running")
-    wait_seen(page, 1, "no news for 10 s: if this page is an old one, %ddp_show ")
+    wait_seen(page, 1, "no news for 10 s: after a page reload or a kernel restart, %ddp_show ")
     shoot(page, 1, "old")
 
 
