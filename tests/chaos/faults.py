@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 STOPPED = "RunInterrupted"
+ONE_OF = r"(rank {rank}|ranks [\d, -]+)"  # ranks that ended alike are named together
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ FAULTS = {
     "SIGABRT": _dies(sends="SIGABRT", says="^rank {rank} was killed by SIGABRT"),
     "SIGTERM": _dies(sends="SIGTERM", says="^rank {rank} was killed by SIGTERM"),
     "SIGSTOP, then Stop": Fault(
-        act="freeze", raises=STOPPED, says=r"rank {rank} did not answer", kills=True
+        act="freeze", raises=STOPPED, says=rf"{ONE_OF} did not answer", kills=True
     ),
     "DataLoader worker SIGKILLed": Fault(
         act="kill_worker",
@@ -102,12 +103,12 @@ FAULTS = {
         code="raise Boom('chaos')",
         act="stop_about_then",
         raises=None,
-        says=r"rank {rank} (raised Boom|stopped)",
+        says=rf"{ONE_OF} (raised Boom|stopped)",
     ),
     "SIGKILL about when Stop comes": Fault(
         act="kill_about_then",
         raises=None,
-        says=r"rank {rank} (was killed|stopped|ended|finished|did not)",
+        says=rf"{ONE_OF} (was killed|were killed|stopped|ended|finished|did not)",
     ),
     "Stop": Fault(act="stop", early=0.5, raises=STOPPED),
     "Stop twice": Fault(act="stop_twice", early=0.5, raises=STOPPED),
