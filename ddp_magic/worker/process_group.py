@@ -111,9 +111,14 @@ class ProcessGroups:
         self._torch_destroy()
 
     def init(self) -> None:
-        """Create the default group that the cell finds, or none for `--no-init`."""
+        """Create the default group that the cell finds, or none for `--no-init`.
+
+        Raises:
+            ValueError: torch does not have the backend.
+        """
         if self._backend is None:
             return
+        _check_backend(self._backend)
         self._create(
             backend=self._backend,
             timeout=self._timeout,
@@ -249,6 +254,24 @@ def _backends(group: Any) -> list[Any]:  # noqa: ANN401 -- a ProcessGroup
         return []  # of a rank that does not belong to it
     found = [group._get_backend(device) for device in group._device_types]
     return [backend for backend in found if hasattr(backend, "_set_default_timeout")]
+
+
+def _check_backend(backend: str) -> None:
+    """Check a backend, or one for each device: `cpu:gloo,cuda:nccl`.
+
+    torch warns of a name that it does not know, before it fails. It says itself what a backend
+    that it knows lacks here.
+
+    Raises:
+        ValueError: torch does not know it.
+    """
+    known = dist.Backend.backend_list
+    for part in backend.split(","):
+        name = part.rpartition(":")[2]
+        if name.lower() not in known or name.lower() == "undefined":
+            there = [each for each in known if dist.is_backend_available(each)]
+            use = " or ".join(each for each in there if each not in ("undefined", "fake"))
+            raise ValueError(f"invalid backend {name!r}: use {use}, which this torch has")
 
 
 def _is_launched() -> bool:

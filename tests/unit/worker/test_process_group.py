@@ -88,6 +88,17 @@ def test_the_cells_own_default_group(groups: ProcessGroups) -> None:
     assert _timeout() == S20
 
 
+@pytest.mark.parametrize(
+    ("backend", "name"), [("foo", "foo"), ("cpu:gloo,cuda:foo", "foo"), ("cpu:", "")]
+)
+@pytest.mark.usefixtures("groups")
+def test_a_backend_that_torch_does_not_have(tmp_path: Path, backend: str, name: str) -> None:
+    """The message lists those that it has."""
+    wrong = ProcessGroups(RunDirectory(tmp_path), backend=backend, timeout=S30)
+    with pytest.raises(ValueError, match=f"^invalid backend '{name}': use .*gloo"):
+        wrong.init()
+
+
 def test_a_rank_without_a_group(groups: ProcessGroups) -> None:
     dist.destroy_process_group()
     groups.hold_timeouts()
