@@ -198,6 +198,7 @@ def join(asked: SimpleNamespace, options: Options) -> Options:
     Raises:
         OptionError: One contradicts them.
     """
+    contradictions.check(asked)
     several_nodes.check_later(asked, options.engine)
     nproc = options.nproc_per_node
     other = f"omit the option, run %ddp_stop {options.session} first, or use another session name"

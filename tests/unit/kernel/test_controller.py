@@ -27,7 +27,7 @@ NOTHING: dict[str, Any] = {
     "argv": (), "profile": False, "trace": None,
     "session": None, "nproc_per_node": None, "gpus": None, "backend": None, "timeout": None,
     "no_init": False, "cold": False, "time_limit": None, "show": None, "quiet": False,
-    "seed": None, "pull": (),
+    "seed": None, "pull": (), "out": None,
     "check": False,
     "max_restarts": 0, "bg": False, "detach": False, "debug": False,
 }  # fmt: skip

@@ -19,7 +19,7 @@ ADVICE = "omit the option, run %ddp_stop lab first, or use another session name"
 
 def _join(line: str) -> Options | None:
     controller = Controller(Notebook({}))
-    fixed = {"backend": "gloo", "no_init": True}
+    fixed = {"backend": "gloo", "timeout": 30.0}
     options = Options(nproc=2, session="lab", backend="gloo", fixed=fixed)
     controller.sessions.add(Session(options, FakeGroup(Path("unused"))))  # type: ignore[arg-type]
     return controller.join(parse_line("%%ddp", line))
@@ -36,7 +36,7 @@ def test_a_later_cell_has_the_sessions_ranks_and_its_own_options() -> None:
 
 def test_the_first_cell_may_run_again() -> None:
     """With the options that it was written with."""
-    assert _join("-s lab -n 2 --backend gloo --no-init") is not None
+    assert _join("-s lab -n 2 --backend gloo --timeout 30") is not None
 
 
 def test_other_cells_do_not_join() -> None:
@@ -57,6 +57,7 @@ def test_other_cells_do_not_join() -> None:
                 ("--cold", "cold"),
             )
         ],
+        ("--pull x -o x", "out: 'x' is pulled too: use another name for the run"),
         ("--pull x@2", "pull: invalid rank 2: this run has ranks 0 to 1"),
         ("--show 2", "show: invalid rank 2: this run has ranks 0 to 1"),
     ],
