@@ -60,8 +60,10 @@ def launch(
     """Call a function on every rank.
 
     Args:
-        function: Any function: from the notebook, a script or a module, or a lambda.
-        *args: Its arguments. Each rank gets its own copy; arrays share their memory.
+        function: Any function: from the notebook, a script or a module, or a lambda. One that is
+            `async` is awaited.
+        *args: Its arguments, by position; `functools.partial` passes others by keyword. Each rank
+            gets its own copy; arrays share their memory.
         **options: Those of `%%ddp`, by their long names: `nproc_per_node=4`, `time_limit=60`;
             see below. What `%config DDPMagics` sets is for `%%ddp` alone.
 

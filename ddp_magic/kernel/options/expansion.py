@@ -2,7 +2,7 @@
 
 IPython puts the values into the text of the line; a quote or a space in a value would split it.
 Here the line is split first, as a shell does: after `--`, a value stays in its own argument. Before
-it, a value is text: `{options}` may be several options.
+it, a value is text: `{options}` may be several options, and a list is its items: `--pull {names}`.
 
 What `DollarFormatter.parse` yields is the same in IPython 8.18 to 9.18.
 """
@@ -36,21 +36,27 @@ def split(line: str, names: Mapping[str, Any]) -> list[str]:
         ExpansionError: An expression before `--` cannot be evaluated.
         ValueError: A quote is not closed; the text is that of `shlex`.
     """
-    marked, values, failures = _mark(line, names)
+    marked, values, lists, failures = _mark(line, names)
     options, arguments = _at_dashes(marked)
     for mark, problem in failures.items():
         if mark in options:
             raise ExpansionError(problem)
     table = {ord(mark): text for mark, text in values.items()}
-    words = shlex.split(options.translate(table))
+    words = shlex.split(options.translate({**table, **lists}))
     return words + [word.translate(table) for word in arguments]
 
 
-def _mark(line: str, names: Mapping[str, Any]) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Return the line with a mark for each field, the fields' texts, and why some have none."""
+def _mark(
+    line: str, names: Mapping[str, Any]
+) -> tuple[str, dict[str, str], dict[int, str], dict[str, str]]:
+    """Return the line with a mark for each field, and what these stand for.
+
+    That is the fields' texts, those of lists in an option, and why some cannot be expanded.
+    """
     formatter = DollarFormatter()
     marked = ""
     values: dict[str, str] = {}
+    lists: dict[int, str] = {}
     failures: dict[str, str] = {}
     for literal, typed, expression, conversion in _fields(line):
         marked += literal
@@ -60,12 +66,14 @@ def _mark(line: str, names: Mapping[str, Any]) -> tuple[str, dict[str, str], dic
         values[mark] = typed
         try:
             value = eval(expression, dict(names))  # noqa: S307 -- the user's own, as IPython does
+            if isinstance(value, (list, tuple, set, frozenset, range)) and conversion is None:
+                lists[ord(mark)] = ",".join(map(str, value))
             values[mark] = formatter.format_field(formatter.convert_field(value, conversion), "")
         except Exception as error:  # noqa: BLE001 -- whatever the expression raises
             text = isinstance(error, SyntaxError) and typed.startswith("{")
             as_text = "; write {{ and }} for braces" if text else ""
             failures[mark] = f"cannot expand {typed}: {type(error).__name__}: {error}{as_text}"
-    return marked, values, failures
+    return marked, values, lists, failures
 
 
 def _fields(line: str) -> Iterator[tuple[str, str, str, str | None]]:

@@ -75,8 +75,8 @@ Usage: %%ddp [OPTIONS] [-- ARGS]     in the first line of a cell, the program be
 
 In the cell, `rank`, `local_rank`, `world_size` and `device` are defined, the process group is
 initialized, and the names of your notebook and of ddp_magic.prelude are available.
-`{{name}}` and `$name` in the line are variables of the notebook; after --, each stays one argument,
-whatever its value.
+`{{name}}` and `$name` in the line are variables of the notebook. In an option, a list is its items:
+--pull {{names}}. After --, each stays one argument, whatever its value.
 
 Options:
 {option_lines(OPTIONS)}

@@ -41,6 +41,23 @@ def test_in_the_options_a_value_is_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("['a', 'b@all']", "a,b@all"),
+        ("('a',)", "a"),
+        ("range(3)", "0,1,2"),
+        ("set([0])", "0"),
+        ("frozenset([2])", "2"),
+        ("items", "1,2,3"),
+    ],
+)
+def test_in_the_options_a_list_is_its_items(expression: str, text: str) -> None:
+    """As `--pull` and `--show` have them; after the dashes it is Python's text."""
+    assert split(f"--pull {{{expression}}}", NAMES) == ["--pull", text]
+    assert split("$items -- $items", NAMES) == ["1,2,3", "--", "[1, 2, 3]"]
+
+
+@pytest.mark.parametrize(
     ("line", "words"),
     [
         ("{n + 1} {items[0:2]} {text!r}", ["5", "[1, 2]", "'two words'"]),
