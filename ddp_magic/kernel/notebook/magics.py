@@ -48,9 +48,11 @@ def begin_with_magic(lines: list[str]) -> list[str]:
     """
     code = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#"))
     first = next(code, 0)
-    if not lines or not re.match(r"%%ddp(\s|$)", lines[first]):
+    if not lines or not (match := re.match(r"%%ddp(?:\s|$)", lines[first])):
         return lines
-    return [lines[first].rstrip("\n") + "\n", *(lines[first + 1 :] or ["\n"])]
+    # After the name IPython takes a space only: no tab, no space of a web page.
+    head = "%%ddp " + lines[first][match.end() :].rstrip("\n")
+    return [head.rstrip(" ") + "\n", *(lines[first + 1 :] or ["\n"])]
 
 
 @magics_class

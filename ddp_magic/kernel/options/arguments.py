@@ -84,10 +84,11 @@ def parse_line(
     except ExpansionError as error:
         raise ValueError(f"{magic}: {error}") from None
     except ValueError as error:
-        quote = "quot" in str(error)
-        problem = "missing closing quote" if quote else "nothing follows the last backslash"
-        comment = "; put comments below this line" if quote and "#" in line else ""
-        raise ValueError(f"{magic}: {problem} in: {line.strip()}{comment}") from None
+        if "quot" not in str(error):
+            problem = "a backslash does not continue the line: write all options in one line"
+            raise ValueError(f"{magic}: {problem}") from None
+        comment = "; put comments below this line" if "#" in line else ""
+        raise ValueError(f"{magic}: missing closing quote in: {line.strip()}{comment}") from None
     found: dict[str, Any] = {option.name: option.default for option in options}
     named: set[str] = set()
     flags = {flag: option for option in options for flag in option.flags}

@@ -141,7 +141,7 @@ SECONDS = "use a number above 0, such as 30 or 0.5, and not above 1e9"
         ("train.py", "%%ddp: unexpected argument 'train.py': put arguments of the cell after --"),
         ("-n 1 # one", "%%ddp: unexpected argument '#': put comments below this line"),
         ("-n 1 -- 'open", "%%ddp: missing closing quote in: -n 1 -- 'open"),
-        ("-n 1 \\", "%%ddp: nothing follows the last backslash in: -n 1 \\"),
+        ("-n 1 \\", "%%ddp: a backslash does not continue the line: write all options in one line"),
         ("--no-quiet=1", "%%ddp: unrecognized option --no-quiet: did you mean --quiet?"),
         ("--no-seed", "%%ddp: unrecognized option --no-seed: "),
         ("''", "%%ddp: unexpected argument ''"),

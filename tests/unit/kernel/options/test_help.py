@@ -73,6 +73,8 @@ def test_lines_fit_a_notebook() -> None:
         (["%%ddpx\n"], ["%%ddpx\n"]),
         ([], []),
         (["# Train.\n", "\n", "  # x\n", "%%ddp -n 2\n", "x\n"], ["%%ddp -n 2\n", "x\n"]),
+        (["%%ddp\t-n 2\n", "x\n"], ["%%ddp -n 2\n", "x\n"]),
+        (["%%ddp\u00a0-n 2\n", "x\n"], ["%%ddp -n 2\n", "x\n"]),
         (["# Help.\n", "%%ddp -h"], ["%%ddp -h\n", "\n"]),
         (["x = 1\n", "%%ddp\n", "x\n"], ["x = 1\n", "%%ddp\n", "x\n"]),
         (["# %%ddp\n"], ["# %%ddp\n"]),
