@@ -172,6 +172,9 @@ def home(name: str) -> str:
     return HOMES[name][0]
 
 
+# Each rank has its own of these.
+RANK_NAMES = frozenset(["rank", "local_rank", "world_size", "device"])
+
 # The names that this package defines itself.
 OWN_NAMES = frozenset(sam.HOMES)
 

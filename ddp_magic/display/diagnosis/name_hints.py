@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from ddp_magic.prelude import HOMES, RANK_NAMES
 from ddp_magic.wire.worker_events import Error
 
 _MAIN = (
@@ -25,6 +27,7 @@ _NEVER = re.compile(r"(?!)")
 # What a function of the prelude raises if the user meant another one. Other errors come from a
 # correct call; naming the prelude there would be noise.
 _MISTAKEN = ("AttributeError", "TypeError")
+_WRONG_KIND = re.compile(r"^'(\w+)' object (?:is not callable|has no attribute)")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,12 @@ def name_hints(
             )
         elif any(place := surroundings.elsewhere(name)):
             hints.append(_where_it_is(name, *place))
+        elif near := _nearest(name, cell_source, notebook):
+            hints.append(f"`{name}` is not defined: did you mean {near}?")
     lines = cell_source.splitlines()
     in_cell = error.line and not error.cell and error.line <= len(lines)
     line = lines[error.line - 1] if error.line and in_cell else ""
+    hints += _hiding(error, line, notebook)
     for name in sorted(set(re.findall(r"\w+", line)) & set(prelude)):
         if name in notebook:
             hints.append(
@@ -79,6 +85,29 @@ def name_hints(
                 f"`{name}` is from ddp_magic.prelude: your notebook does not define {name}"
             )
     return hints
+
+
+def _nearest(name: str, cell_source: str, notebook: Mapping[str, object]) -> str:
+    """Return the name that a user is likely to mean, with its place; empty if there is none."""
+    own = {*re.findall(r"[^\W\d]\w*", cell_source), *RANK_NAMES} - {name}
+    found = difflib.get_close_matches(name, {*own, *notebook, *HOMES}, n=1, cutoff=0.8)
+    if not found:
+        return ""
+    if found[0] in own:
+        return f"`{found[0]}`"
+    where = "your notebook" if found[0] in notebook else "ddp_magic.prelude"
+    return f"`{found[0]}` of {where}"
+
+
+def _hiding(error: Error, line: str, notebook: Mapping[str, object]) -> list[str]:
+    """Return hints on values of the notebook under a name of the prelude: `train = 5`."""
+    wrong = _WRONG_KIND.search(error.evalue) if error.ename in _MISTAKEN else None
+    names = set(re.findall(r"\w+", line)) & HOMES.keys() & notebook.keys() if wrong else ()
+    return [
+        f"`{name}` is your notebook's ({kind}), which hides that of ddp_magic.prelude: rename it"
+        for name in sorted(names)
+        if wrong and wrong[1] == (kind := type(notebook[name]).__name__)
+    ]
 
 
 # Marks of errors that come from a `multiprocessing` child: of a pool or an executor, a DataLoader,

@@ -25,8 +25,7 @@ from ddp_magic.kernel.options.line_magic_options import (
     WAIT_OPTIONS,
 )
 from ddp_magic.kernel.options.option import Option
-from ddp_magic.kernel.values.needed_values import RANK_NAMES
-from ddp_magic.prelude import HOMES
+from ddp_magic.prelude import HOMES, RANK_NAMES
 
 _MAGICS = {
     "%%ddp": OPTIONS,

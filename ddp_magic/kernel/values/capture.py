@@ -19,10 +19,10 @@ from typing import Any
 
 from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.values.names import Names
-from ddp_magic.kernel.values.needed_values import RANK_NAMES, Held, NeededValues
+from ddp_magic.kernel.values.needed_values import Held, NeededValues
 from ddp_magic.kernel.values.shared_values import SharedValues, available_bytes
 from ddp_magic.kernel.values.value_stream import Extra, nbytes
-from ddp_magic.prelude import HOMES
+from ddp_magic.prelude import HOMES, RANK_NAMES
 from ddp_magic.wire.commands import Captured
 from ddp_magic.wire.memory import Segment, size_words
 

@@ -13,9 +13,8 @@ from ddp_magic.errors import CaptureError
 from ddp_magic.kernel.values.names import Names
 from ddp_magic.kernel.values.shared_values import SharedValues
 from ddp_magic.kernel.values.value_stream import Extra, ValueStream
-from ddp_magic.prelude import HOMES
+from ddp_magic.prelude import HOMES, RANK_NAMES
 
-RANK_NAMES = frozenset({"rank", "local_rank", "world_size", "device"})
 _TYPING = frozenset(["typing", "types", "typing_extensions"])  # whose objects stand for types
 
 

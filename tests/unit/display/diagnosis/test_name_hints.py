@@ -46,6 +46,40 @@ def test_name_hints() -> None:
     assert name_hints(_error("x"), "a\n", Surroundings(), {"train"}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("trian", "`train` of ddp_magic.prelude"),
+        ("modle", "`model`"),
+        ("learning_rat", "`learning_rate` of your notebook"),
+        ("wordl_size", "`world_size`"),
+    ],
+)
+def test_a_misspelled_name(name: str, meant: str) -> None:
+    """Of the cell, of the notebook, or one that a rank imports where it is used."""
+    error = _error(f"name '{name}' is not defined", ename="NameError")
+    around = Surroundings({"learning_rate": 0.1})
+    (hint,) = name_hints(error, f"model = 1\n\nprint({name})", around, set())
+    assert hint == f"`{name}` is not defined: did you mean {meant}?"
+    nothing = _error("name 'frobnicate' is not defined", ename="NameError")
+    assert name_hints(nothing, "frobnicate", around, set()) == []
+
+
+def test_a_value_of_the_notebook_that_hides_a_name_of_the_prelude() -> None:
+    """If the error is that it is of another kind."""
+    around = Surroundings({"train": 5, "torch": "x"})
+    called = _error("'int' object is not callable", ename="TypeError")
+    (hint,) = name_hints(called, "a\nb\ntrain(torch)", around, set())
+    assert hint == (
+        "`train` is your notebook's (int), which hides that of ddp_magic.prelude: rename it"
+    )
+    read = _error("'str' object has no attribute 'ones'", ename="AttributeError")
+    (hint,) = name_hints(read, "a\nb\ntorch.ones(train)", around, set())
+    assert hint.startswith("`torch` is your notebook's (str), which hides that of")
+    assert name_hints(called, "a\nb\nmodel(3)", around, set()) == []
+    assert name_hints(_error("5", ename="ValueError"), "a\nb\ntrain(3)", around, set()) == []
+
+
 @pytest.mark.parametrize("cell", ["size.sleep(3)", "size(3)", "size == 3", "other = size"])
 def test_a_name_that_the_cell_only_uses_is_not_one_that_a_child_lacks(cell: str) -> None:
     """It is missing everywhere: an import that was forgotten."""
