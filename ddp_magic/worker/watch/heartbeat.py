@@ -97,9 +97,8 @@ class HeartbeatThread:
         self._channel.send(self._observe(numbers))
         if self._waits(numbers) and monotonic() - self._reported > REPEAT_S:
             self._reported = monotonic()
-            self._channel.send(
-                self._collectives(self._recorder.groups(self._numbers, collectives_of_threads()))
-            )
+            groups = self._recorder.groups(self._numbers, collectives_of_threads())
+            self._channel.send(self._collectives(groups, awaited_transfers()))
         return True
 
     def collectives_of_cell(self, error: BaseException | None = None) -> Collectives:
@@ -112,9 +111,8 @@ class HeartbeatThread:
         # What was called costs 0.5 ms to read, the numbers next to nothing.
         used = numbers != before
         self._numbers = numbers
-        collectives = self._collectives(
-            self._recorder.groups(before) if used else self._recorder.idle_groups(numbers)
-        )
+        groups = self._recorder.groups(before) if used else self._recorder.idle_groups(numbers)
+        collectives = self._collectives(groups, ())  # the main thread waits for nothing
         collectives = replace(collectives, exchanges=new_exchanges(), runs_on=runs_users_code())
         if error is None:
             return collectives
@@ -125,8 +123,10 @@ class HeartbeatThread:
             root=root_of([frame for frame, _ in walk_tb(error.__traceback__)][::-1]),
         )
 
-    def _collectives(self, groups: tuple[GroupRecord, ...]) -> Collectives:
-        place, transfers, thread = self._main.place, awaited_transfers(), ""
+    def _collectives(
+        self, groups: tuple[GroupRecord, ...], transfers: tuple[Transfer, ...]
+    ) -> Collectives:
+        place, thread = self._main.place, ""
         if frames := thread_waited_for():
             place = place_of(frames, self._activity.cell_labels)
             transfers = transfers_of(frames[0])
