@@ -274,12 +274,12 @@ class Home:
         return self.runs.choose(run_id, of_any=of_any).id
 
     def live(self, *ids: str) -> None:
-        """Let this process be the host of these runs."""
-        for run_id in ids:
-            _leave(self.root, run_id, ends=False, host=os.getpid())
+        """Let this process be the host of these runs: it can be asked before a journal begins."""
         server = ControlServer(lambda _words: "\n".join(ids), is_host=True)
         server.start(self.root)
         self.answering.append(server)
+        for run_id in ids:
+            _leave(self.root, run_id, ends=False, host=os.getpid())
 
 
 @pytest.fixture
