@@ -65,7 +65,7 @@ class Outputs:
 
     @property
     def number(self) -> int:
-        """Number of texts, displays and answers so far, not of updates: it tells when one comes."""
+        """Number of texts, displays and answers so far, without updates: it grows with each."""
         return self._number
 
     @property

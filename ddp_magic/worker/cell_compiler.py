@@ -42,7 +42,7 @@ class CellCompiler(CachingCompiler):
     def numbered_labels(self) -> Mapping[str, str]:
         """Return what a person calls the cells that have a number, by file: `Cell In[5]`.
 
-        Later cells appear in it too: to copy it for each would cost a long session much.
+        Later cells appear in it too: a copy for each cell would slow a long session down.
         """
         return self._labels
 

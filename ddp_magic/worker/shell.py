@@ -135,7 +135,7 @@ class CellShell(InteractiveShell):
 
     @contextmanager
     def _tee(self, channel: str) -> Iterator[None]:  # noqa: ARG002 -- IPython's
-        """Keep no text: IPython 9 keeps all that is written, for a history that a rank has not."""
+        """Keep no text: IPython 9 keeps all output for its history, which a rank does not have."""
         yield
 
     def showtraceback(

@@ -31,7 +31,7 @@ class CodeFiles:
         self._cell_labels: dict[str, str] = {}
         self._functions: dict[str, str] = {}
         self._function_labels: dict[str, str] = {}
-        self._used: Counter[str] = Counter()  # how many names of cells begin so
+        self._used: Counter[str] = Counter()  # the last number in the names that begin so
         self.texts: Mapping[str, str] = ChainMap(self._cells, self._functions)
         self.labels: Mapping[str, str] = ChainMap(self._cell_labels, self._function_labels)
 

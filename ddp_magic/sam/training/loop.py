@@ -100,8 +100,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
         seed: seed for the order of the images, the objects, the prompts and `transform`. Each epoch
             also seeds Python, NumPy and torch with it, the ranks differently.
         resume: whether to go on from `out_dir/last`, with the same result as without the
-            interruption; other data sets than before are said. After a restart by torch's agent
-            (`--max-restarts`) this is automatic.
+            interruption; a line is printed if the data sets differ. After a restart by torch's
+            agent (`--max-restarts`) this is automatic.
         overwrite: whether to replace the checkpoints in `out_dir`.
 
     Returns:
