@@ -19,7 +19,7 @@ from ddp_magic.errors import ProtocolError, PullError
 from ddp_magic.system.run_directory import RunDirectory
 from ddp_magic.wire.codec import decode, encode
 from ddp_magic.wire.memory import Segment
-from ddp_magic.wire.pickling import load, read_saved
+from ddp_magic.wire.pickling import load, problem, read_saved
 from ddp_magic.wire.worker_events import Results
 
 _PIECE_BYTES = 2**24
@@ -104,11 +104,11 @@ class Pulls:
             self._values[event.rank] = _read(segment)
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- an import, a class's own code
             saved = self._directory.unread_results(event.rank)
-            why = f"cannot be read in the notebook ({type(error).__name__}: {error}); "
+            why = f"cannot be read in the notebook ({problem(error)}); "
             try:
                 _save_unread(segment, saved)
-            except (OSError, ValueError) as problem:  # a full disk, invalid buffers
-                why += f"it could not be saved either: {problem}"
+            except (OSError, ValueError) as unsaved:  # a full disk, invalid buffers
+                why += f"it could not be saved either: {unsaved}"
             else:
                 why += f"it was saved: pickle.load(open({str(saved)!r}, 'rb'))"
             self._reasons |= {(event.rank, path): why for path in event.names}

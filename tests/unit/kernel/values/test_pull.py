@@ -145,6 +145,18 @@ def test_a_value_that_exits_when_it_is_read(directory: RunDirectory) -> None:
     assert why.startswith("`thing` of rank 0 cannot be read in the notebook (System")
 
 
+class _Raises:
+    def __reduce__(self) -> Any:
+        return exec, ("raise OSError('no file\\n  of that name')",)
+
+
+def test_what_a_value_raises_when_it_is_read_is_one_line(directory: RunDirectory) -> None:
+    pulls = Pulls(parse("thing"), 1, directory)
+    _pulled(pulls, [{"thing": _Raises()}], directory)
+    _, (why,) = _finish(pulls)
+    assert "cannot be read in the notebook (OSError: no file of that name); it was saved" in why
+
+
 def test_what_cannot_be_saved_either(tmp_path: Path) -> None:
     pulls = Pulls(parse("a"), 1, RunDirectory(tmp_path / "gone"))
     pulls.take(Results(rank=0, names=("a",)), Segment.of([memoryview(b"garbage")]).fd)
