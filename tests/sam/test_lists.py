@@ -260,3 +260,25 @@ def test_a_single_image_needs_a_list(image: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"list"):
         SamDataset(image, MASKS[0])
     assert len(SamDataset([image], [MASKS[0]])) == 1
+
+
+@pytest.mark.parametrize("pattern", ["*.png", "[0-9]?.png", "*/0.png"])
+def test_pattern(tmp_path: Path, pattern: str) -> None:
+    """The error of a pattern instead of a file says how to list what it matches."""
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*glob\.glob\('"):
+        SamDataset(str(tmp_path / pattern), MASKS)
+
+
+def test_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home directory: for folders, files in lists, and one file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images(tmp_path / "images", ["0.png", "1.png"])
+    masks(tmp_path / "masks", ["0.png", "1.png"])
+    np.save(tmp_path / "masks.npy", MASKS[:1])
+    for given in (
+        ("~/images", Path("~/masks")),
+        (["~/images/0.png", Path("~/images/1.png")], ["~/masks/0.png", "~/masks/1.png"]),
+        ("~/images/0.png", "~/masks.npy"),
+    ):
+        data = SamDataset(*given)
+        assert np.array_equal(data.instances(0), MASKS[0])

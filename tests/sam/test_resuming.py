@@ -114,9 +114,11 @@ def sets() -> tuple[SamDataset, SamDataset]:
 
 @pytest.fixture(scope="module")
 def once(sets: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an epoch's training."""
+    """The folder of an epoch's training, which was given as one of the home directory."""
     folder = tmp_path_factory.mktemp("once")
-    train(PromptedSam(tiny_sam(), rounds=1), *sets, epochs=1, out_dir=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder.parent))
+        train(PromptedSam(tiny_sam(), rounds=1), *sets, epochs=1, out_dir=f"~/{folder.name}")
     return folder
 
 

@@ -60,6 +60,7 @@ def load_meta_checkpoint(path: str | Path) -> SamModel:
         ValueError: The file is no such checkpoint; or names are missing or unexpected, or shapes do
             not fit, which are listed.
     """
+    path = Path(path).expanduser()
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError) as error:

@@ -33,13 +33,14 @@ def open_pair(images: Any, masks: Any) -> tuple[Any, Any]:  # noqa: ANN401 -- wh
         FileNotFoundError: A file does not exist, or a folder contains no images.
         TypeError: An argument is not a sequence.
     """
-    if isinstance(images, (str, Path)) and str(images) == str(masks):
+    images, masks = _path(images), _path(masks)
+    if isinstance(images, Path) and isinstance(masks, Path) and images == masks:
         raise ValueError(f"images and masks are the same, {images}: pass two folders or two lists")
     images = _loaded(images)
     files, root = _listed(images, "images")
     mask_files = None
-    if isinstance(masks, (str, Path)) and Path(masks).suffix.lower() == ".json":
-        files, masks = match_coco(files, root, Path(masks))
+    if isinstance(masks, Path) and masks.suffix.lower() == ".json":
+        files, masks = match_coco(files, root, masks)
     else:
         masks = _loaded(masks)
         mask_files, mask_root = _listed(masks, "masks")
@@ -70,9 +71,9 @@ def _decoding(pictures: Any, *, labels: bool) -> Any:  # noqa: ANN401 -- a seque
 
 def _loaded(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     """Return the array of an .npy file with all images, or of tensors; a list for pandas."""
-    if isinstance(given, (str, Path)) and Path(given).suffix.lower() == ".npy":
-        with naming(Path(given)):
-            return read_npy(Path(given), "r")
+    if isinstance(given, Path) and given.suffix.lower() == ".npy":
+        with naming(given):
+            return read_npy(given, "r")
     is_series = type(given).__module__.startswith("pandas") and hasattr(given, "tolist")
     given = given.tolist() if is_series else to_numpy(given)
     return [to_numpy(each) for each in given] if isinstance(given, (list, tuple)) else given
@@ -87,12 +88,11 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
         FileNotFoundError: A file does not exist.
         TypeError: It is not a sequence.
     """
-    if isinstance(given, (str, Path)):
-        path = Path(given)
-        _check_opened(path)
-        if path.is_dir():
-            return list_folder(path), path
-        given = [path]
+    if isinstance(given, Path):
+        _check_opened(given)
+        if given.is_dir():
+            return list_folder(given), given
+        given = [given]
     has_length = hasattr(given, "__len__") or hasattr(given, "dtype")  # arrays of zarr have none
     if not (hasattr(given, "__getitem__") and has_length) or hasattr(given, "keys"):
         raise TypeError(
@@ -115,6 +115,11 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
     return items, None
 
 
+def _path(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
+    """Return a path, in which `~` is the home directory, for the name of a file or a folder."""
+    return Path(given).expanduser() if isinstance(given, (str, Path)) else given
+
+
 def _check_opened(path: Path) -> None:
     """Refuse a file or folder of arrays, which must be opened by its library.
 
@@ -129,12 +134,14 @@ def _check_opened(path: Path) -> None:
 
 def _item(given: Any) -> Any:  # noqa: ANN401 -- whatever SamDataset takes
     """Return a file as Path, several as a list, a PIL image that is not loaded as its file."""
-    if isinstance(given, (str, Path)):
-        path = Path(given)
-        _check_opened(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
-        return path
+    given = _path(given)
+    if isinstance(given, Path):
+        _check_opened(given)
+        if not given.is_file():
+            is_pattern = any(each in str(given) for each in "*?")
+            hint = f": pass a list, sorted(glob.glob({str(given)!r}))" if is_pattern else ""
+            raise FileNotFoundError(f"no such file: {given}{hint}")
+        return given
     if isinstance(given, (list, tuple)):
         return [_item(each) for each in given]
     # Processes that share an open file would read from wrong places, so each opens it.

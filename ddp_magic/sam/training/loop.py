@@ -129,7 +129,8 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             "resume=True goes on from the checkpoints in out_dir, and overwrite=True replaces "
             "them: use one of the two"
         )
-    folder, device, (rank, world) = out_dir and Path(out_dir), setup(), rank_and_world()
+    folder = out_dir and Path(out_dir).expanduser()
+    device, (rank, world) = setup(), rank_and_world()
     check_direction(loss, device)
     wrapper = (model if isinstance(model, PromptedSam) else PromptedSam(model)).to(device)
     loader, images = epoch_loader(train_set, batch_size, seed, transform, device)
