@@ -153,7 +153,7 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
         (home := _kernel()).sessions.claim(wanted.session),
     ):
         shell = get_ipython()
-        wanted.debug |= wants_debugger(shell) and not (wanted.bg or wanted.detach)
+        wanted.debug = wants_debugger(wanted, shell)
         with _misuse_in_one_line():
             options = home.join(wanted) or resolve(wanted)
         options = dataclasses.replace(options, call=bool(extra), from_python=True)

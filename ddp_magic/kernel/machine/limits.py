@@ -17,7 +17,7 @@ import psutil
 from ddp_magic.errors import LaunchError
 
 _RANK_TASKS = 3  # the threads of a rank; torch has more
-_RANK_MIB = 4  # of its own; an idle one on the CPU has 10
+_RANK_MIB = 8  # of its own; an idle one on the CPU has 11
 _RANK_DESCRIPTORS = 2  # in the notebook's process
 _CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup/memory"))
 

@@ -51,7 +51,7 @@ def complete(
 
     Args:
         line: The line up to the cursor.
-        sources: What names there are: "session", "run", "name".
+        sources: What names there are: "session", "run", "name", and "bound" in the session.
         body: The cell below the line; `--pull` may name what it assigns.
 
     Returns:
@@ -124,8 +124,10 @@ def _values(
             fragment = fragment.rpartition("@")[2]
             return fragment, [value for value in ["all"] if value.startswith(fragment)]
         named = set(whole.split(","))
-        found = [*sources["name"](), *(_ASSIGNED.findall(body) if option.name == "pull" else ())]
-        values += sorted({name for name in found if name not in named})
+        found = {*sources["name"]()}
+        if option.name == "pull":
+            found |= {*_ASSIGNED.findall(body), *sources["bound"]()}
+        values += sorted(found - named)
         if not fragment.startswith("_"):
             values = [value for value in values if not value.startswith("_")]
     elif option.name in sources:
@@ -151,7 +153,9 @@ class Completion:
         def matcher(context: Any) -> dict[str, Any]:  # noqa: ANN401 -- IPython's CompletionContext
             lines = context.full_text.split("\n")
             line = lines[context.cursor_line][: context.cursor_position]
-            found = complete(line, sources, "\n".join(lines[context.cursor_line + 1 :]))
+            session = _SESSION.search(lines[context.cursor_line])
+            own = {**sources, "bound": lambda: bound(session[1]) if session else ()}
+            found = complete(line, own, "\n".join(lines[context.cursor_line + 1 :]))
             # Without a line of ours: IPython's own names are offered too.
             fragment, texts = found or complete_name(lines[: context.cursor_line], line, bound)
             if found and not texts:

@@ -168,7 +168,7 @@ class DDPMagics(OurMagics, OptionDefaults):
         """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
         args = with_defaults(args, self)
-        args.debug |= wants_debugger(self.shell) and not (args.bg or args.detach)
+        args.debug = wants_debugger(args, self.shell)
         with (
             without_frames(lambda: interrupted_words(run)),
             warnings_without_ours(),

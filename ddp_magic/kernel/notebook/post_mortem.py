@@ -5,7 +5,7 @@ It counts as `--debug`, whose half in a rank is `worker.console.post_mortem`.
 
 from __future__ import annotations
 
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -16,8 +16,13 @@ from ddp_magic.errors import DDPMagicError, RunInterrupted
 _OF_RUNS = (DDPMagicError, RunInterrupted)
 
 
-def wants_debugger(shell: InteractiveShell | None) -> bool:
-    """Return whether a person has asked for a debugger wherever a cell fails, and can answer it."""
+def wants_debugger(asked: SimpleNamespace, shell: InteractiveShell | None) -> bool:
+    """Return whether a rank that raises stops in the debugger.
+
+    Without a word in the options, it does with `%pdb on`, if a person can answer.
+    """
+    if "debug" in asked.given or asked.bg or asked.detach:
+        return bool(asked.debug)
     return shell is not None and bool(shell.call_pdb) and not box_of(shell).problem
 
 

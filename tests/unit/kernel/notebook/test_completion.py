@@ -10,6 +10,7 @@ SOURCES = {
     "session": lambda: ["lab", "big"],
     "run": lambda: ["1127-2", "1127-1"],
     "name": lambda: ["images", "labels", "_hidden"],
+    "bound": lambda: ["layers"],
 }
 
 
@@ -32,7 +33,8 @@ SOURCES = {
         ("%%ddp --capture ", "", ["none", "images", "labels"]),
         ("%%ddp --capture images,", "", ["labels"]),
         ("%%ddp --capture _", "_", ["_hidden"]),
-        ("%%ddp --pull l", "l", ["labels", "loss"]),
+        ("%%ddp --pull l", "l", ["labels", "layers", "loss"]),
+        ("%%ddp --capture l", "l", ["labels"]),
         ("%%ddp --pull a,loss@", "", ["all"]),
         ("%%ddp --seed ", "", []),
         ("%%ddp x", "x", []),
