@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import time as now  # bound here: a cell may replace the module's
+from types import ModuleType
 from typing import Any
 
 from ddp_magic.system import libraries
@@ -16,7 +17,6 @@ from ddp_magic.wire.worker_events import Collectives, Finished, Idle, Imported, 
 from ddp_magic.worker import error_report
 from ddp_magic.worker.error_report import CellPlace, Formatter
 from ddp_magic.worker.interrupts import user_code
-from ddp_magic.worker.user_modules import imported_since
 from ddp_magic.worker.values import sent_values
 
 
@@ -84,16 +84,10 @@ class Reports:
         send = self._channel.send
         error_report.send_error(error, self._rank, self.place, send, format_error, raised)
 
-    def imports(self, newest_before: str) -> None:
-        """Report which libraries the next run will probably need.
-
-        Args:
-            newest_before: The module that was imported last before the first cell.
-        """
-        if self._rank != 0:
-            return
-        if modules := libraries.libraries(imported_since(newest_before)):
-            self._channel.send(Imported(rank=0, modules=tuple(modules)))
+    def imports(self, imported: Mapping[str, ModuleType]) -> None:
+        """Report which libraries the next run will probably need: those that were imported here."""
+        if modules := libraries.libraries(imported):
+            self._channel.send(Imported(rank=self._rank, modules=tuple(modules)))
 
     def results(self, command: RunCell, namespace: dict[str, Any]) -> None:
         """Send the values that the notebook pulls from this rank."""

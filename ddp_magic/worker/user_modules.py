@@ -37,7 +37,8 @@ def imported_since(newest: str) -> dict[str, ModuleType]:
             found.append((name, sys.modules[name]))
     except (RuntimeError, KeyError):  # a thread of the cell's is importing
         return {}
-    return dict(reversed(found))
+    # Some libraries put other objects there.
+    return {name: each for name, each in reversed(found) if issubclass(type(each), ModuleType)}
 
 
 class UserModules:

@@ -45,7 +45,7 @@ from ddp_magic.worker.listener import CommandListener, MainCommand
 from ddp_magic.worker.process_group import ProcessGroups
 from ddp_magic.worker.reports import Reports
 from ddp_magic.worker.shell import CellShell, start_shell
-from ddp_magic.worker.user_modules import UserModules
+from ddp_magic.worker.user_modules import UserModules, imported_since
 from ddp_magic.worker.values.cell_names import NamesBefore
 from ddp_magic.worker.values.notebook_values import NotebookValues
 from ddp_magic.worker.watch import checked_calls, stacks
@@ -246,11 +246,13 @@ class Worker:
         flush()
         collectives = [self._heartbeats.collectives_of_cell(error)] if self._has_peers else []
         code = self._reports.end(collectives, error or interrupted, shell.format_error, raised)
-        self._reports.imports(self._newest_module)
         if self._settings.kept:
             self._modules.record()
         if self._rank == 0:
-            self._channel.send(before.compare(0, shell.user_ns, shell.user_ns_hidden))
+            imported = imported_since(self._newest_module)
+            self._reports.imports(imported)
+            own = imported.values()
+            self._channel.send(before.compare(0, shell.user_ns, shell.user_ns_hidden, own))
         self._reports.results(command, shell.user_ns)
         return code
 

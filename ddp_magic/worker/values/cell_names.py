@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,13 +33,20 @@ class NamesBefore:
         self._values = dict(namespace)
         self._writes = _parameter_writes(self._values)
 
-    def compare(self, rank: int, after: Mapping[str, Any], hidden: Collection[str]) -> CellNames:
+    def compare(
+        self,
+        rank: int,
+        after: Mapping[str, Any],
+        hidden: Collection[str],
+        imported: Collection[ModuleType] = (),
+    ) -> CellNames:
         """Return the names that the cell has bound.
 
         Args:
             rank: This rank.
             after: The namespace after the cell.
             hidden: Names that are ddp_magic's and IPython's own.
+            imported: The modules that were imported here, whose values nobody would miss.
         """
         names = [
             name
@@ -48,6 +56,10 @@ class NamesBefore:
         values = [
             name for name in names if not name.startswith("_") and _is_worth_pulling(after[name])
         ]
+        # As after `from settings import *`. Not `vars`, for which a lazy module would be loaded.
+        theirs = [object.__getattribute__(module, "__dict__") for module in imported]
+        known = {id(each.get(name)) for each in theirs for name in values}
+        values = [name for name in values if id(after[name]) not in known]
         # A model of the notebook's may have been trained here.
         writes = _parameter_writes(self._values)
         trained = {name for name, count in writes.items() if count != self._writes[name]}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import pytest
+import numpy as np
 
 from ddp_magic.wire.commands import RunCell
 from ddp_magic.wire.worker_events import Collectives, Error, Finished, Idle, Results, WorkerReady
@@ -86,8 +87,11 @@ def test_a_value_whose_code_is_interrupted_is_named(tmp_path: Path) -> None:
     assert list(event.failed) == ["a"]
 
 
-@pytest.mark.parametrize(("rank", "count"), [(0, 1), (1, 0)])
-def test_one_rank_reports_imports(rank: int, count: int) -> None:
-    reports, sent = _reports(rank)
-    reports.imports("os")  # whatever the tests have imported
-    assert len(sent) == count
+def test_libraries_are_reported() -> None:
+    """Modules of the user's own are not."""
+    reports, sent = _reports(0)
+    reports.imports({"numpy": np, "own": ModuleType("own")})
+    (event,) = sent
+    assert event.modules == ("numpy",)
+    reports.imports({})
+    assert len(sent) == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from importlib.util import LazyLoader, module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from tqdm import tqdm
 from ddp_magic.worker.values.cell_names import NamesBefore
 
 
-def _compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
-    names = NamesBefore(before).compare(0, after, hidden={"rank"})
+def _compare(
+    before: dict[str, Any], after: dict[str, Any], *imported: ModuleType
+) -> tuple[tuple[str, ...], ...]:
+    names = NamesBefore(before).compare(0, after, {"rank"}, imported)
     return names.names, names.values
 
 
@@ -105,3 +109,30 @@ def test_a_model_of_the_notebooks_that_was_trained_here() -> None:
 def test_a_value_that_raises_when_it_is_asked_for_its_class() -> None:
     gone = weakref.proxy(torch.nn.Linear(1, 1))
     assert _compare({"old": gone}, {"old": gone, "new": gone}) == (("new",), ())
+
+
+def test_what_a_module_has_too() -> None:
+    """After `from settings import *` a value is not lost; one that the cell made itself is."""
+    settings = ModuleType("settings")
+    classes = settings.CLASSES = {"nucleus": 1, "cell": 2, "other": 3}  # type: ignore[attr-defined]
+    own = dict(classes)
+    assert _compare({}, {"CLASSES": classes}, settings) == (("CLASSES",), ())
+    assert _compare({}, {"CLASSES": own}, settings) == (("CLASSES",), ("CLASSES",))
+    assert _compare({}, {"other": own, "CLASSES": classes}, settings)[1] == ("other",)
+
+
+def test_a_lazy_module_is_not_loaded() -> None:
+    class Loader:
+        def create_module(self, _spec: object) -> None:
+            return None
+
+        def exec_module(self, _module: object) -> None:
+            raise AssertionError
+
+    spec = spec_from_loader("lazy", LazyLoader(Loader()))  # type: ignore[arg-type]
+    assert spec is not None
+    lazy = module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(lazy)
+    history = [0.5, 0.25, 0.125]
+    assert _compare({}, {"history": history}, lazy) == (("history",), ("history",))
