@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_WARNING = re.compile(r"^(.+?\.py):(\d+): (?=\w+: )")
+_WARNING = re.compile(r"\.py:(\d+): (?=\w+: )")
+_BEFORE = " :([\"'"  # what may stand before a file, such as the name of a logger
 
 
 def with_cell_names(line: str, labels: Mapping[str, str]) -> str:
@@ -28,6 +29,10 @@ def with_cell_names(line: str, labels: Mapping[str, str]) -> str:
         return found[0] if label is None else f"{label}, line {found[2]}"
 
     line = _FRAME.sub(renamed, line)
-    if (found := _WARNING.match(line)) and found[1] in labels:
-        return f"{labels[found[1]]}, line {found[2]}: {line[found.end() :]}"
+    if found := _WARNING.search(line):
+        end = found.start() + len(".py")
+        for file, label in labels.items():
+            start = end - len(file)
+            if line.endswith(file, 0, end) and (start == 0 or line[start - 1] in _BEFORE):
+                return f"{line[:start]}{label}, line {found[1]}: {line[found.end() :]}"
     return line

@@ -25,7 +25,7 @@ from traitlets.config import Config
 
 from ddp_magic.wire.commands import RunCell
 from ddp_magic.worker.cell_compiler import CellCompiler
-from ddp_magic.worker.console import bars, debugger, keyboard
+from ddp_magic.worker.console import bars, debugger, keyboard, log_records
 from ddp_magic.worker.console.ipython_displays import Outlet, RankDisplayHook, RankDisplayPublisher
 from ddp_magic.worker.inheritance import MainSpec
 
@@ -193,6 +193,7 @@ def _make_shell() -> CellShell:
     warnings.filterwarnings("ignore", message="To exit: use")
     shell: CellShell = CellShell.instance(user_module=module, config=config)
     _refuse_notebooks_magics(shell)
+    log_records.name_cells(shell.compile.numbered_labels())
     # It would delete the cell's names one by one while objects of the cell still use them, such as
     # those of torch.compile; see `end_names`.
     atexit.unregister(shell.atexit_operations)
