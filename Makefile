@@ -73,7 +73,7 @@ chaos: .venv/installed
 # so that the other packages find it. stardist and segment-anything without dependencies (TensorFlow,
 # torchvision), because only an image and single modules of them are needed. torchvision, for the
 # transformers pipelines in one test, in a folder of its own, because importing it fails with the CPU
-# build of torch. Bytecode is compiled at the end, on all cores. Some files do not compile: templates, and tests for other versions of Python.
+# build of torch. What cells and tests import is compiled at the end, once for all their processes.
 define install
 	@echo "Installing into $(1): one to five minutes, most of it for torch and what it needs."
 	$(2) -m venv $(1)
@@ -81,8 +81,8 @@ define install
 	$(1)/bin/python -m pip install --no-compile --constraint $(3) --editable '.[$(4)]'
 	$(1)/bin/python -m pip install --no-compile --no-deps stardist segment-anything
 	$(1)/bin/python -m pip install --no-compile --no-deps --constraint $(3) --target $(1)/torchvision torchvision
-	@echo "Compiling bytecode: one to two minutes without output"
-	@$(1)/bin/python -m compileall -qq -j 0 $(1) || true
+	@echo "Importing the libraries for the first time: up to a minute"
+	@$(1)/bin/python -c "from ddp_magic import prelude; [getattr(prelude, n) for n in prelude.HOMES]"
 	touch $@
 endef
 
