@@ -60,12 +60,12 @@ def check_shares(**arguments: object) -> None:
             raise ValueError(f"invalid {name} {value!r}: use a number from 0 to 1")
 
 
-def check_functions(**arguments: object) -> None:
-    """Check that arguments, given by name, are functions.
+def check_functions(*, or_none: bool = False, **arguments: object) -> None:
+    """Check that arguments, given by name, are functions, or None where that is allowed.
 
     Raises:
         TypeError: One is not.
     """
     for name, value in arguments.items():
-        if not callable(value):
+        if not (callable(value) or (or_none and value is None)):
             raise TypeError(f"{name} must be a function, not {shown(value)}")

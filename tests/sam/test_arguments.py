@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -213,3 +214,9 @@ def test_nothing_left_to_train_is_said(tmp_path: Any, capsys: pytest.CaptureFixt
     history = learn(out_dir=tmp_path)
     assert learn(out_dir=tmp_path, resume=True) == history
     assert "has 1 epochs already" in capsys.readouterr().out
+
+
+def test_the_loop_can_be_copied() -> None:
+    """`train` fits two screens, its docstring included, and has few parameters."""
+    assert len(inspect.getsource(train).splitlines()) <= 120
+    assert len(inspect.signature(train).parameters) <= 15

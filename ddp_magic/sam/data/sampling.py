@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ddp_magic.sam.arguments import check_flags, check_minimum
 from ddp_magic.sam.arrays.items import Item, check_item, prompts_on
 from ddp_magic.sam.data.access import instances_of, item_of, size_of
+from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import collate
 from ddp_magic.sam.data.dataset import Choice
 from ddp_magic.sam.process_group import all_gather, print0, rank_and_world
@@ -175,7 +176,8 @@ def epoch_loader(
     batch_size: int,
     seed: int,
     transform: Transform | None,
-    device: torch.device,
+    *,
+    decoder: object | None,
 ) -> tuple[DataLoader[Any], Sampled]:
     """Return the loader of a training set, and its data set.
 
@@ -186,24 +188,27 @@ def epoch_loader(
         batch_size: number of images per rank and step, if `train_set` is a data set.
         seed: seed for the order and the items.
         transform: augmentation of the items.
-        device: device of the rank; memory is pinned if it is a GPU.
+        decoder: the decoder of instances, if there is one. It needs the label map of all objects,
+            which a transform of the user's own may use, too.
 
     Raises:
         TypeError: `train_set` is neither a data set nor a loader of one.
         ValueError: The loader has no batches, or the ranks have different numbers of them.
     """
     _check_transform(transform)
+    check_minimum(None, seed=seed)
     given = train_set
     if not isinstance(given, DataLoader):
         size_of(given, "train_set")
         sampler: Any = RankSampler(given, seed)
-        given = DataLoader(
-            given, int(batch_size), sampler=sampler, pin_memory=device.type == "cuda"
-        )
+        pinned = torch.cuda.is_available()
+        given = DataLoader(given, int(batch_size), sampler=sampler, pin_memory=pinned)
     dataset = given.dataset
     size_of(dataset, "the data set of train_set")
     images = copy.copy(dataset) if isinstance(dataset, Sampled) else Sampled(dataset, seed)
     images.transform = transform or images.transform
+    is_own = not isinstance(images.transform, (MonaiTransform, type(None)))
+    images.instances = decoder is not None or is_own
     if given.batch_sampler is None or (len(dataset) and not len(given)):  # type: ignore[arg-type]
         raise ValueError("the loader has no batches: it needs a batch_size of at most its images")
     lengths = all_gather(len(given))

@@ -17,13 +17,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from ddp_magic.sam.arguments import check_flags
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import common_levels, summary_of, training_size
 from ddp_magic.sam.models.adapter import image_processor_config, is_frozen, without_fallback
 from ddp_magic.sam.models.instances import attach_decoder, save_decoder
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tuning import plain_state
-from ddp_magic.sam.process_group import print0, rank_and_world
+from ddp_magic.sam.process_group import first_rank, print0, rank_and_world
 
 History = list[dict[str, float]]  # a row per epoch
 
@@ -52,6 +53,35 @@ def name_call(folder: Path) -> str:
         return ""
     _calls[folder.resolve()] += 1
     return f"{run} {_calls[folder.resolve()]}"
+
+
+def begin(
+    folder: Path | None, parts: Parts, epochs: int, *, resume: bool, overwrite: bool
+) -> tuple[History, str]:
+    """Prepare a folder for the checkpoints, if there is one; see `claim`. Collective.
+
+    Returns:
+        The history of the training that goes on, whose state is loaded into `parts`, or an empty
+        one; and the name of this call.
+
+    Raises:
+        ValueError: `resume` contradicts the other arguments.
+    """
+    check_flags(resume=resume, overwrite=overwrite)
+    if resume and folder is None:
+        raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
+    if resume and overwrite:
+        raise ValueError(
+            "resume=True goes on from the checkpoints in out_dir, and overwrite=True replaces "
+            "them: use one of the two"
+        )
+    if folder is None:
+        return [], ""
+    goes_on, call = first_rank(lambda: claim(folder, parts["model"], resume, overwrite))
+    history = load(folder, parts) if goes_on else []
+    if len(history) >= epochs:
+        print0(f"{folder} has {len(history)} epochs already: nothing is trained; use more epochs")
+    return history, call
 
 
 def claim(
@@ -117,21 +147,16 @@ def check_space(folder: Path, need: int, what: str) -> None:
         )
 
 
-def save(
-    folder: Path,
-    parts: Parts,
-    history: History,
-    call: str = "",
-) -> None:
+def save(folder: Path | None, parts: Parts, history: History, call: str = "") -> None:
     """Write `last`, `best` if the last epoch is the best one, and the log, on rank 0.
 
     Args:
-        folder: folder of the checkpoints.
+        folder: folder of the checkpoints; None: nothing is written.
         parts: the objects whose state is saved, by name.
         history: rows of the epochs.
         call: the name of the call of `train`.
     """
-    if rank_and_world()[0] > 0:
+    if folder is None or rank_and_world()[0] > 0:
         return
     model = parts["model"]
     if is_best(history):

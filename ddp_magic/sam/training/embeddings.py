@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from ddp_magic.sam.arrays.items import Item, without_objects
 from ddp_magic.sam.data.access import image_of, instances_of, name_of_image, size_of, target_of
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.data.dataset import Choice, SamDataset
-from ddp_magic.sam.models.adapter import fingerprint
+from ddp_magic.sam.data.sampling import Sampled
+from ddp_magic.sam.models.adapter import fingerprint, is_frozen
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.process_group import all_gather, bar, first_rank, rank_and_world
 from ddp_magic.sam.training.checkpoint import check_space
@@ -163,11 +165,26 @@ def _prepare(folder: Path, weights: str) -> None:
 
 
 @contextmanager
-def shared_folder() -> Iterator[Path]:
-    """Create a temporary folder for all ranks, and remove it at the end."""
-    made = Path(first_rank(lambda: tempfile.mkdtemp(prefix="sam-embeddings-")))
+def encoded_once(
+    wrapper: PromptedSam, loader: DataLoader[Any], val_set: Dataset[Item], out_dir: Path | None
+) -> Iterator[Dataset[Item]]:
+    """Let a frozen encoder encode each image once, for a `with` block. Collective.
+
+    Args:
+        wrapper: the model; nothing changes if its encoder is trained.
+        loader: a loader of `Sampled`, whose data set becomes one of stored embeddings.
+        val_set: the held-out data set. The same, or one of stored embeddings, is returned.
+        out_dir: folder in which the embeddings are kept; None: a temporary one.
+    """
+    if not is_frozen(wrapper.sam):
+        yield val_set
+        return
+    own = None if out_dir else first_rank(lambda: tempfile.mkdtemp(prefix="sam-embeddings-"))
+    folder = out_dir / "embeddings" if out_dir else Path(str(own))
+    images, workers = cast("Sampled", loader.dataset), loader.num_workers
     try:
-        yield made
+        images.dataset = store_embeddings(wrapper, images.dataset, folder, workers=workers)
+        yield store_embeddings(wrapper, val_set, folder, workers=workers)
     finally:
-        if rank_and_world()[0] == 0:
-            shutil.rmtree(made, ignore_errors=True)
+        if own and rank_and_world()[0] == 0:
+            shutil.rmtree(own, ignore_errors=True)

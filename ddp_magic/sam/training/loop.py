@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,25 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import set_seed
 
-from ddp_magic.sam.arguments import check_flags, check_functions, check_minimum
+from ddp_magic.sam.arguments import check_functions, check_minimum
 from ddp_magic.sam.arrays.items import Item
 from ddp_magic.sam.data.access import check_objects, size_of
-from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import prepare
-from ddp_magic.sam.data.sampling import Transform, epoch_loader, mix, set_epoch
-from ddp_magic.sam.evaluation.evaluate import CLICKS, mean_scores, score_objects
+from ddp_magic.sam.data.sampling import Sampled, Transform, epoch_loader, mix, set_epoch
+from ddp_magic.sam.evaluation.evaluate import evaluate
 from ddp_magic.sam.models.adapter import is_frozen
-from ddp_magic.sam.models.model import PromptedSam, with_rounds
+from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.process_group import (
     all_gather,
     all_reduce_sum,
     bar,
     barrier,
-    first_rank,
     print0,
     rank_and_world,
     setup,
 )
-from ddp_magic.sam.training.checkpoint import Parts, claim, load, note_config, save
-from ddp_magic.sam.training.embeddings import shared_folder, store_embeddings
+from ddp_magic.sam.training.checkpoint import Parts, begin, note_config, save
+from ddp_magic.sam.training.embeddings import encoded_once
 from ddp_magic.sam.training.losses import Loss, check_direction, check_loss, dice_bce, step_losses
 from ddp_magic.sam.training.optimizers import adamw, optimizer_and_rate, warmup_cosine
 
@@ -52,7 +50,7 @@ IGNORED = (
 )
 
 
-def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
+def train(  # noqa: PLR0913, PLR0915 -- one visible loop
     model: nn.Module,
     train_set: Dataset[Item] | DataLoader[Any],
     val_set: Dataset[Item],
@@ -70,11 +68,7 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
     resume: bool = False,
     overwrite: bool = False,
 ) -> list[dict[str, float]]:
-    """Fine-tune `model` in place on prompts.
-
-    This is a collective: all ranks call it with the same arguments. Rank 0 prints a row per epoch,
-    and writes to `out_dir`: `best` (highest held-out Dice) and `last`, both for `from_pretrained`;
-    `log.csv`; and the embeddings of a frozen encoder.
+    """Fine-tune `model` in place on prompts. All ranks call it with the same arguments.
 
     Args:
         model: a SamModel, SamHQModel, Sam2Model or Sam3TrackerModel; or a `PromptedSam` around one,
@@ -89,84 +83,48 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
             pixel: a loss of MONAI or torch with `reduction="none"`.
         optimizer: a function of the trained parameters that returns an optimizer. AdamW's 3e-3 is
             for random weights; for pretrained ones use `lambda p: optim.AdamW(p, lr=1e-4)`.
-        schedule: a function of the optimizer and the number of steps that returns a scheduler of
-            torch, which is called after each step.
-        transform: a function of an item and a torch.Generator that returns the augmented item, such
-            as a `MonaiTransform`. What an item contains is in `ddp_magic.sam.arrays.items`.
+        schedule: a function of the optimizer and the number of steps that returns a scheduler.
+        transform: a function of an item (`ddp_magic.sam.arrays.items`) and a torch.Generator that
+            returns the augmented item, such as a `MonaiTransform`.
         on_step: called on all ranks after each step with `step`, `loss` and `lr`.
-        on_epoch: called on all ranks after each epoch with the history; training stops if it
-            returns True.
-        out_dir: folder for checkpoints and logs; None: nothing is written.
-        seed: seed for the order of the images, the objects, the prompts and `transform`. Each epoch
-            also seeds Python, NumPy and torch with it, the ranks differently.
+        on_epoch: called on all ranks after each epoch with the history; True stops the training.
+        out_dir: folder for `best` (highest held-out Dice) and `last`, both for `from_pretrained`;
+            `log.csv`; and the embeddings of a frozen encoder. None: nothing is written.
+        seed: seed for the order of the images, the objects, the prompts and `transform`; in each
+            epoch also for Python, NumPy and torch, where the ranks differ.
         resume: whether to go on from `out_dir/last`, with the same result as without the
-            interruption; a line is printed if the data sets differ. After a restart by torch's
-            agent (`--max-restarts`) this is automatic.
+            interruption. After a restart by torch's agent (`--max-restarts`) this is automatic.
         overwrite: whether to replace the checkpoints in `out_dir`.
 
     Returns:
-        The history, a row per epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds (of
-        training and scoring), images_per_s and data_wait (speed of training, and the fraction of
-        its time waiting for images).
+        A row per epoch: epoch, lr, train_loss, the scores of `evaluate`, seconds; and of training
+        images_per_s and data_wait, the fraction of the time in which it waits for images.
 
     Raises:
-        ValueError: An argument is invalid, or the training set has no objects.
-        TypeError: `model` is not of the SAM family, or an argument is not a data set or a function.
         FloatingPointError: The loss is NaN or infinite.
-        OSError: `out_dir` cannot be used (`ddp_magic.sam.training.checkpoint.claim`).
+        OSError, TypeError, ValueError: `out_dir` cannot be used, or another argument is invalid.
     """
-    size_of(val_set, "val_set")
     check_functions(loss=loss, optimizer=optimizer, schedule=schedule)
-    functions = {"transform": transform, "on_step": on_step, "on_epoch": on_epoch}
-    check_functions(**{name: given for name, given in functions.items() if given is not None})
+    check_functions(or_none=True, transform=transform, on_step=on_step, on_epoch=on_epoch)
     check_minimum(1, epochs=epochs, batch_size=batch_size)
-    check_minimum(None, seed=seed)
-    check_flags(resume=resume, overwrite=overwrite)
-    if resume and out_dir is None:
-        raise ValueError("resume=True needs out_dir, the folder with the checkpoint to resume from")
-    if resume and overwrite:
-        raise ValueError(
-            "resume=True goes on from the checkpoints in out_dir, and overwrite=True replaces "
-            "them: use one of the two"
-        )
-    folder = out_dir and Path(out_dir).expanduser()
+    folder = Path(out_dir).expanduser() if out_dir else None
     device, (rank, world) = setup(), rank_and_world()
     check_direction(loss, device)
     wrapper = (model if isinstance(model, PromptedSam) else PromptedSam(model)).to(device)
-    loader, images = epoch_loader(train_set, batch_size, seed, transform, device)
-    own = not isinstance(images.transform, (MonaiTransform, type(None)))  # it may use the label map
-    images.instances = own or wrapper.auxiliary is not None
-    if is_frozen(wrapper.sam) and images.transform:
-        raise ValueError("transform cannot change images that a frozen encoder encodes only once")
-    with ExitStack() as at_end, warnings.catch_warnings():
-        for words in IGNORED:
-            warnings.filterwarnings("ignore", words)
-        check_objects(images.dataset)
-        trained = [p for p in wrapper.parameters() if p.requires_grad]
-        if not trained:
-            raise ValueError("all parameters of the model are frozen: tune(model, 'decoder')")
-        opt, rate = optimizer_and_rate(optimizer, schedule, trained, epochs * len(loader))
-        scaler = torch.amp.GradScaler(device.type, enabled=wrapper.amp == "fp16")
-        call, history = "", []
-        parts: Parts = {"model": wrapper, "optimizer": opt, "schedule": rate, "scaler": scaler}
+    loader, images = epoch_loader(train_set, batch_size, seed, transform, decoder=wrapper.auxiliary)
+    _check_sets(wrapper, images, val_set)
+    opt, rate = optimizer_and_rate(optimizer, schedule, wrapper, epochs * len(loader))
+    scaler = torch.amp.GradScaler(device.type, enabled=wrapper.amp == "fp16")
+    parts: Parts = {"model": wrapper, "optimizer": opt, "schedule": rate, "scaler": scaler}
+    with ExitStack() as at_end:
+        at_end.enter_context(_without_warnings())
         # The weights of rank 0. Which parameters get a gradient depends on the prompts.
         ddp: nn.Module = DDP(wrapper, find_unused_parameters=True) if world > 1 else wrapper
         note_config(wrapper, images.dataset, val_set)
-        if folder:
-            resume, call = first_rank(lambda: claim(folder, wrapper, resume, overwrite))
-            history = load(folder, parts) if resume else []
-        if is_frozen(wrapper.sam):
-            stored = folder / "embeddings" if folder else at_end.enter_context(shared_folder())
-            images.dataset, val_set = (
-                store_embeddings(wrapper, each, stored, workers=loader.num_workers)
-                for each in (images.dataset, val_set)
-            )
-        scorer = with_rounds(wrapper, max(CLICKS))
+        history, call = begin(folder, parts, epochs, resume=resume, overwrite=overwrite)
+        val_set = at_end.enter_context(encoded_once(wrapper, loader, val_set, folder))
         first = len(history)
-        if first >= epochs:
-            print0(f"{folder} has {first} epochs already: nothing is trained; use more epochs")
-        steps = (epochs - first) * len(loader)
-        progress = at_end.enter_context(bar(total=steps, mininterval=0.5))
+        progress = at_end.enter_context(bar(total=(epochs - first) * len(loader), mininterval=0.5))
         for epoch in range(first, epochs):
             set_epoch(loader, epoch)
             # So that resuming gives the same result, whatever draws numbers.
@@ -199,24 +157,41 @@ def train(  # noqa: C901, PLR0912, PLR0913, PLR0915 -- one visible loop
                 progress.update()
                 requested = time.perf_counter()
             trained_s, (total, objects, seen) = time.perf_counter() - start, totals.tolist()
-            table = score_objects(
-                scorer, val_set, batch_size=batch_size, workers=loader.num_workers
-            )
             row = {"epoch": epoch + 1, "lr": lr, "train_loss": total / max(objects, 1)}
-            row |= mean_scores(table)
+            row |= evaluate(wrapper, val_set, batch_size=batch_size, workers=loader.num_workers)
             row |= {"seconds": time.perf_counter() - start, "images_per_s": seen / trained_s}
             history.append(row | {"data_wait": waited_s / trained_s})
             progress.clear()
             _report(history[-1], epochs, header=epoch == first)
-            if folder:
-                save(folder, parts, history, call)
-            # All ranks stop if one does.
-            if on_epoch and any(all_gather(bool(on_epoch(history)))):
+            save(folder, parts, history, call)
+            if on_epoch and any(all_gather(bool(on_epoch(history)))):  # all stop if one does
                 print0(f"stopped after epoch {epoch + 1}: on_epoch returned True")
                 break
         del ddp  # one that outlives its gloo group can hang the process at exit
     barrier()  # after this, every rank can read what rank 0 has written
     return history
+
+
+def _check_sets(wrapper: PromptedSam, images: Sampled, val_set: Dataset[Item]) -> None:
+    """Check that a model can be trained on its data sets.
+
+    Raises:
+        TypeError: `val_set` is not a data set.
+        ValueError: There is no object, or `transform` cannot have an effect.
+    """
+    size_of(val_set, "val_set")
+    check_objects(images.dataset)
+    if is_frozen(wrapper.sam) and images.transform:
+        raise ValueError("transform cannot change images that a frozen encoder encodes only once")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore the warnings of `IGNORED` in a `with` block."""
+    with warnings.catch_warnings():
+        for words in IGNORED:
+            warnings.filterwarnings("ignore", words)
+        yield
 
 
 def _report(row: dict[str, float], epochs: int, *, header: bool) -> None:

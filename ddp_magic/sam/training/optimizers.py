@@ -128,15 +128,19 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 def optimizer_and_rate(
     optimizer: Callable[[list[nn.Parameter]], Any],
     schedule: Callable[[Any, int], Any],
-    trained: list[nn.Parameter],
+    model: nn.Module,
     steps: int,
 ) -> tuple[optim.Optimizer, LRScheduler]:
     """Call the functions that a user gives to `train`, and check what they return.
 
     Raises:
         TypeError: It is something else, or cannot be stepped without a score or a closure.
-        ValueError: The optimizer has other parameters, or the schedule another optimizer.
+        ValueError: The optimizer has other parameters, or the schedule another optimizer; or no
+            parameter of the model is trained.
     """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("all parameters of the model are frozen: tune(model, 'decoder')")
     opt = _checked("optimizer", optimizer(trained), optim.Optimizer)
     held = {id(p) for group in opt.param_groups for p in group["params"]}
     number = sum(id(p) in held for p in trained)
