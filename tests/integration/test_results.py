@@ -270,6 +270,7 @@ def test_a_plain_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="an exception has no notes")
+@pytest.mark.slow
 def test_a_script_shows_who_waits_for_whom_with_its_own_lines(tmp_path: Path) -> None:
     """Python's own traceback ends with it; also in a module that the script imports."""
     (tmp_path / "parts.py").write_text("def add(x, dist):\n    dist.all_reduce(x)\n")
@@ -301,6 +302,7 @@ def test_a_script_shows_who_waits_for_whom_with_its_own_lines(tmp_path: Path) ->
     ), done
 
 
+@pytest.mark.slow
 def test_values_of_failed_runs_are_freed(kernel: Kernel) -> None:
     """What an error's traceback keeps alive holds no results: each run's are replaced."""
     mapped = "sum('memfd' in line for line in open('/proc/self/maps'))"

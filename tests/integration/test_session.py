@@ -99,6 +99,7 @@ def test_a_ddp_object_does_not_stand_in_the_way(lab: Kernel) -> None:
     assert result.status == "ok", result.traceback
 
 
+@pytest.mark.slow
 def test_many_failures(lab: Kernel) -> None:
     """Every one leaves a session whose ranks are in step."""
     lab.run("%%ddp -n 2 -s lab\nx = 1")
@@ -240,6 +241,7 @@ def test_two_sessions_and_a_run_between(lab: Kernel) -> None:
     assert "unknown session or run 'a' (nothing is running)" in unknown
 
 
+@pytest.mark.slow
 def test_threads_that_use_a_session_at_once(lab: Kernel) -> None:
     """One runs, whether it starts the session or not; the others are refused, a stop stops it."""
     result = lab.run(
@@ -287,6 +289,7 @@ def test_exit_handlers_run_at_the_end(lab: Kernel) -> None:
     assert lab.value("open('ended').read()") == "well"
 
 
+@pytest.mark.slow
 def test_idle_ranks_cost_nothing(lab: Kernel) -> None:
     """Neither they nor their agent, but for gloo's own loop: it wakes 100 times a second."""
     lab.run("%%ddp -n 2 -s lab\nx = 1")
