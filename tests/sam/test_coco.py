@@ -222,10 +222,29 @@ def test_a_mask_that_is_not_in_its_box_is_refused(
     path = coco(tmp_path, ["1.png"], mask=[[25, 5, 35, 5, 35, 15, 25, 15]])
     path.write_text(path.read_text().replace('"category_id"', f'"bbox": {box}, "category_id"'))
     if message:
-        with pytest.raises(ValueError, match=f"annotation 0 has a mask in the box .*{message}"):
+        with pytest.raises(
+            ValueError, match=f"annotation 0 has a mask of .*, but bbox .*{message}"
+        ):
             SamDataset(tmp_path / "set", path)
     else:
         assert SamDataset(tmp_path / "set", path)[0]["masks"].sum() == 100
+
+
+@pytest.mark.parametrize("box", ["", '"bbox": [0, 0, 0, 0], '])
+@pytest.mark.parametrize(("area", "fits"), [(100, True), (40, True), (400, False), (1, False)])
+def test_a_mask_without_a_box_is_compared_with_its_area(
+    tmp_path: Path, box: str, area: int, fits: bool
+) -> None:
+    """It tells a polygon of another size, as the box does where there is one."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"], mask=[[25, 5, 35, 5, 35, 15, 25, 15]])
+    text = path.read_text().replace('"category_id"', f'{box}"area": {area}, "category_id"')
+    path.write_text(text)
+    if fits:
+        assert SamDataset(tmp_path / "set", path)[0]["masks"].sum() == 100
+        return
+    with pytest.raises(ValueError, match=f"a mask of 100 pixels .*, and area {area}"):
+        SamDataset(tmp_path / "set", path)
 
 
 def test_a_mask_that_is_repeated_is_one_object(

@@ -418,7 +418,7 @@ def test_patches_keep_ignored_pixels() -> None:
     data = SamDataset(*random_patches(image, mask, 1, 100, ignore_label=255), ignore_label=255)
     assert (int(data[0]["ignored"].sum()), len(data[0]["masks"])) == (24, 1)
     mask[10:40, 10:40] = 255
-    with pytest.raises(ValueError, match="none of 200 patches of 90 x 90 pixels has 1 objects"):
+    with pytest.raises(ValueError, match="none of 2000 patches of 90 x 90 pixels has 1 objects"):
         random_patches(image, mask, 1, 90, ignore_label=255)[0][0]
 
 
@@ -437,7 +437,7 @@ def test_patches_that_cannot_be_drawn_are_refused() -> None:
     for region in ((0, 0, 80, 90), (0, 0, 91, 80), (80, 60, 0, 0)):  # x before y, and others
         with pytest.raises(ValueError, match="of image 0, which has 90 x 80 pixels"):
             random_patches(image, mask, 5, 32, region=region)
-    with pytest.raises(ValueError, match="none of 200 patches of 32 x 32 pixels has 2 objects"):
+    with pytest.raises(ValueError, match="none of 2000 patches of 32 x 32 pixels has 2 objects"):
         random_patches(image, mask, 5, 32, min_objects=2)[0][0]
 
 
@@ -451,3 +451,55 @@ def test_a_list_of_files_is_a_stack_of_masks(tmp_path: Path) -> None:
     data = SamDataset([image], [sorted(objects.iterdir())])
     assert np.array_equal(data[0]["masks"], np.stack([MASKS[0] == 1, MASKS[0] == 2]))
     _refused("pass two lists", image.parent, objects.parent)
+
+
+def test_whole_small_objects_stay_in_patches() -> None:
+    """Only small pieces at the border of a patch become background."""
+    labels = np.zeros((400, 400), int)
+    for n in range(400):
+        y, x, side = n // 20 * 20 + 5, n % 20 * 20 + 5, 4 if n % 2 else 9
+        labels[y : y + side, x : x + side] = n + 1
+    image = np.where(labels, 150, 40).astype(np.uint8)
+    assert len(SamDataset(*random_patches(image, labels, 1, 400))[0]["masks"]) == 400
+    data = SamDataset(*random_patches(image, labels, 40, 100))
+    for i in range(40):
+        for mask in data[i]["masks"]:
+            whole = mask.clone()
+            whole[1:-1, 1:-1] = False
+            assert mask.sum() >= 25 or not whole.any()
+
+
+def test_few_objects_in_a_large_image_are_found() -> None:
+    labels = np.zeros((4000, 4000), np.uint8)
+    for n, (y, x) in enumerate(np.random.default_rng(0).integers(0, 3900, (5, 2)), start=1):
+        labels[y : y + 30, x : x + 30] = n
+    _, masks = random_patches(labels * 40, labels, 100, 256)
+    assert all(masks[i].any() for i in range(100))
+
+
+def test_large_chunks_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each patch reads whole ones."""
+    labels = np.zeros((2000, 2000), np.uint8)
+    labels[100:200, 100:200] = 1
+    for chunks, said in (
+        ((2000, 2000), "mask 0 is stored in chunks of 2000 x 2000"),
+        ((256, 256), ""),
+    ):
+        stored = zarr.array(labels, chunks=chunks)
+        random_patches(labels, stored, 1, 128)
+        out = capsys.readouterr().out
+        assert said in out
+        assert bool(said) == bool(out)
+
+
+def test_hidden_values_of_patches_are_refused() -> None:
+    hidden = np.ma.MaskedArray(MASKS[0], mask=MASKS[0] == 1)
+    with pytest.raises(ValueError, match="has hidden values"):
+        random_patches(IMAGES[0], hidden, 1, 32)
+
+
+def test_an_archive_named_npy_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", MASKS[0])
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npy: is an \.npz archive"):
+        SamDataset([IMAGES[0]], [tmp_path / "a.npy"])

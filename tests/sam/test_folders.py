@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pydicom.data
 import pytest
+from PIL import Image
 
 from ddp_magic.prelude import SamDataset
 from tests.sam.test_lists import IMAGES, MASKS, images, masks
@@ -119,3 +120,19 @@ def test_ten_thousand_is_not_one(tmp_path: Path) -> None:
     masks(tmp_path / "m", ["1.png", "2.png"])
     with pytest.raises(ValueError, match=r"without a mask \(10000.png\)"):
         SamDataset(tmp_path / "i", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "names", [["dose_0.5", "dose_0.05"], ["1", "01"], ["a", "A"], ["seg_1", "1"]]
+)
+def test_equal_names_match_whatever_they_mean(tmp_path: Path, names: list[str]) -> None:
+    """Read as numbers and words, two of them would belong to the same image."""
+    for kind, pictures in (("images", IMAGES), ("masks", MASKS)):
+        (tmp_path / kind).mkdir()
+        for name, picture in zip(names, pictures, strict=False):
+            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / kind / f"{name}.png")
+    data = SamDataset(tmp_path / "images", tmp_path / "masks")
+    for i in range(2):
+        which = 0 if f"/{names[0]}.png" in data.name(i) else 1
+        assert f"/{names[which]}.png" in data.name(i, "image")
+        assert np.array_equal(data.instances(i), MASKS[which])

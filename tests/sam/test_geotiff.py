@@ -59,7 +59,8 @@ def test_pixels_without_data_are_no_object_of_a_mask(
     labels = LABELS.astype(dtype)
     labels[14:, :5] = value
     path = raster(tmp_path / "m.tif", labels, str(value))
-    for masks in ([path], [[path, path]]):
+    other = raster(tmp_path / "n.tif", (labels == 1).astype(dtype), str(value))
+    for masks in ([path], [[other, path]]):
         with pytest.raises(ValueError, match=rf"m\.tif: has pixels .*ignore_label={value};"):
             SamDataset([GRAY], masks)
     item = SamDataset([GRAY], [tifffile.imread(path)], ignore_label=value)[0]

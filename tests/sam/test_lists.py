@@ -282,3 +282,43 @@ def test_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ):
         data = SamDataset(*given)
         assert np.array_equal(data.instances(0), MASKS[0])
+
+
+def _objects(folder: Path, names: list[str]) -> list[list[Path]]:
+    """Save two files of one object each, for each name."""
+    made = []
+    for name in names:
+        made.append([folder / f"{name}_obj{n}.png" for n in (10, 11)])
+        for path, mask in zip(made[-1], (OBJECT, OTHER), strict=True):
+            Image.fromarray(mask).save(path)
+    return made
+
+
+def test_files_of_objects_are_compared_with_their_images(tmp_path: Path) -> None:
+    """By what the names of an image's files have in common."""
+    files = images(tmp_path, ["img1.png", "img2.png"])
+    stacks = _objects(tmp_path, ["img1", "img2"])
+    assert len(SamDataset(files, stacks)[0]["masks"]) == 2
+    with pytest.raises(ValueError, match=r"image 0 is .*img1\.png, but mask 0 is .*img2_obj"):
+        SamDataset(files, stacks[::-1])
+    bare = _objects(tmp_path, ["1", "2"])
+    assert len(SamDataset(files, bare)) == 2
+    with pytest.raises(ValueError, match=r"img1\.png, but mask 0 is .*2_obj"):
+        SamDataset(files, bare[::-1])
+
+
+def test_a_file_is_one_object_once(tmp_path: Path) -> None:
+    files, ((one, two), *_) = images(tmp_path, ["a.png"]), _objects(tmp_path, ["a"])
+    with pytest.raises(ValueError, match=r"masks\[0\] has a file twice, .*a_obj10\.png"):
+        SamDataset(files, [[one, two, one]])
+
+
+def test_named_axes_of_xarray_are_obeyed() -> None:
+    """A square image (x, y) would be turned without a word."""
+    named = type("DataArray", (np.ndarray,), {"__module__": "xarray.core.dataarray", "dims": ()})
+    image: Any = IMAGES[0].view(named)
+    image.dims = ("y", "x")
+    assert len(SamDataset([image], MASKS[:1])) == 1
+    image.dims = ("x", "y")
+    with pytest.raises(ValueError, match=r"dimensions \('x', 'y'\): transpose it"):
+        SamDataset([image], MASKS[:1])

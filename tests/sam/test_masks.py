@@ -449,3 +449,86 @@ def test_sampling_does_not_make_the_other_masks() -> None:
     assert len(Sampled(watched, seed=0, objects=3)[0]["masks"]) == 3
     assert asked == [3]
     assert len(data[0]["masks"]) == 399
+
+
+def _grid(number: int) -> Any:
+    """Return a label map (400, 400) of squares."""
+    labels = np.zeros((400, 400), np.int32)
+    for n in range(number):
+        y, x = n // 20 * 20 + 3, n % 20 * 20 + 3
+        labels[y : y + 12, x : x + 12] = n + 1
+    return labels
+
+
+@pytest.mark.parametrize("number", [270, 400])
+@pytest.mark.parametrize(
+    "squeeze",
+    [
+        lambda labels: labels.astype(np.uint8),
+        lambda labels: np.asarray(Image.fromarray(labels).convert("L")),
+        lambda labels: (labels * (255 / labels.max())).astype(np.uint8),
+        lambda labels: np.rint(labels / labels.max() * 255).astype(np.int64),
+    ],
+)
+def test_more_objects_than_8_bits_can_number_are_refused(squeeze: Any, number: int) -> None:
+    """Cast, clipped or scaled, some have the label of others."""
+    labels = _grid(number)
+    image = np.where(labels > 0, 150, 40).astype(np.uint8)
+    with pytest.raises(ValueError, match=r"but \d+ separate parts: .* saved in 8 bits"):
+        SamDataset([image], [squeeze(labels)])
+    parts = SamDataset([image], [squeeze(labels)], components=True)[0]["masks"]
+    assert number - 1 <= len(parts) <= number  # one became 0
+    whole = SamDataset([image], [_grid(255).astype(np.uint8)])
+    assert len(whole[0]["masks"]) == 255
+
+
+def test_labels_that_float32_cannot_tell_apart_are_refused() -> None:
+    labels = np.where(_grid(4) > 0, _grid(4) + 2**24, 0)
+    with pytest.raises(ValueError, match=r"2\*\*24 or more in float32"):
+        check_mask("mask 0", labels.astype(np.float32))
+    check_mask("mask 0", labels.astype(np.float64))
+
+
+def test_each_kind_of_doubt_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the number of its masks; those without one are not counted."""
+    labels = MASKS[0]
+    speck = labels.copy()
+    free = np.argwhere(ndimage.distance_transform_edt(labels == 0) > 2)
+    speck[tuple(free[len(free) // 2])] = 99
+    inverted = np.where(labels, 0, 255).astype(np.uint8)
+    parts = (labels > 0) * np.uint8(255)
+    SamDataset([IMAGES[0]] * 6, [labels, speck, inverted, parts, inverted, labels])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3
+    assert said[0].startswith("mask 1: 1 of ")
+    assert "(2 such masks of 6). If it is the background" in said[1]
+    assert "components=True" in said[2]
+
+
+def test_two_parts_are_said_also_in_a_stack_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Data sets of torch have masks (1, H, W)."""
+    two = np.isin(MASKS[0], (1, 2)) * np.uint8(255)
+    for mask, words in ((two, "components=True)"), (two[None], "with masks (H, W)")):
+        SamDataset([IMAGES[0]], [mask])
+        said = capsys.readouterr().out
+        assert "2 separate parts are one object" in said
+        assert words in said
+    SamDataset([IMAGES[0]], [np.stack([two, two])])  # each with another one, perhaps
+    assert capsys.readouterr().out == ""
+
+
+def test_masks_of_any_period_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of more than 64 files some are; every second one, and the last ones, are among them."""
+    (tmp_path / "i").mkdir()
+    (tmp_path / "m").mkdir()
+    for n in range(130):
+        wrong = n % 2 or n > 120
+        mask = np.where(MASKS[0], 0, 255) if wrong else MASKS[0]
+        Image.fromarray(IMAGES[0]).save(tmp_path / "i" / f"{n}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "m" / f"{n}.png")
+    SamDataset(tmp_path / "i", tmp_path / "m")
+    found = re.search(r"\((\d+) such masks of 64\)", capsys.readouterr().out)
+    assert found is not None
+    assert 20 < int(found[1]) < 50

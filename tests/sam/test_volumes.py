@@ -222,3 +222,17 @@ def test_the_padding_of_a_ct_does_not_change_its_scale(tmp_path: Path, padding: 
     found, whole = (read(each, labels=False) for each in (tmp_path / "a.dcm", path))
     assert np.array_equal(found[20:], whole[20:])
     assert (found[:20] == whole[20:].min()).all()
+
+
+def test_a_dicom_of_floats_is_read(tmp_path: Path) -> None:
+    """A parametric map has no PixelRepresentation."""
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.30"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
+    values = np.random.default_rng(0).random((20, 30), np.float32)
+    data.Rows, data.Columns, data.SamplesPerPixel, data.BitsAllocated = 20, 30, 1, 32
+    data.PhotometricInterpretation, data.FloatPixelData = "MONOCHROME2", values.tobytes()
+    data.save_as(tmp_path / "p.dcm", enforce_file_format=True)
+    assert np.array_equal(read(tmp_path / "p.dcm", labels=False), values)

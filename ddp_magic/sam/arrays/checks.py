@@ -25,6 +25,7 @@ from ddp_magic.sam.arrays.masks import (
 
 # A picture of fewer and of more pixels on its sides is none.
 THIN, LONG = 5, 16
+BLOCK = 256  # px, the sides of the part of a volume that is looked at
 AS_XY = "(image, x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]"
 
 
@@ -78,6 +79,34 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
             f"{name} has shape {shape}, which is no picture: if the last axis counts the images, "
             "move it to the front, np.moveaxis(images, -1, 0), that of the masks too; of a single "
             "image, make a list, [image] and [mask]"
+        )
+
+
+def check_first_axis(mask: Any) -> None:  # noqa: ANN401 -- an array, perhaps not in memory
+    """Check that an array of label maps (n, H, W) does not have the images as its last axis.
+
+    If the first two sides are more alike than the last two, it may: then labels change most often
+    along the last axis.
+
+    Raises:
+        ValueError: It has.
+    """
+    shape = mask.shape
+    if len(shape) != 3 or min(shape) < 2:
+        return
+    if abs(np.log(shape[0] / shape[1])) >= abs(np.log(shape[1] / shape[2])):
+        return
+    first = [max(0, (side - BLOCK) // 2) for side in shape]
+    block = np.asarray(mask[tuple(slice(start, start + BLOCK) for start in first)])
+    changes = [
+        np.mean(np.take(block, range(1, side), axis) != np.take(block, range(side - 1), axis))
+        for axis, side in enumerate(block.shape)
+    ]
+    if changes[2] > 1.2 * max(changes[:2]):
+        raise ValueError(
+            f"the last axis of the masks {shape} seems to count the images, as in nibabel: move it "
+            "to the front, np.moveaxis(images, -1, 0), that of the masks too. If the first one "
+            "does, pass lists, list(images) and list(masks)"
         )
 
 

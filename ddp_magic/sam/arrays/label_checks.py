@@ -15,11 +15,17 @@ LONELY = 0.05  # maximum share of the pixels at edges that differ from all their
 RIMMED = 0.16  # maximum share of rows of objects with a thin rim of a lower label; cells: 0.06
 RIM = 4  # maximum width of such a rim, px
 SPECK = 3  # px, of an object that is noise, or what a filter or a codec has left; said
-MANY_PARTS = 3  # parts per label, from which a note says that they are one object
+MANY_PARTS = 2  # parts per label, from which a note says that they are one object
+ALL_BYTES = 250  # labels of 8 bits, from which several parts of a label are several objects
 
 
-def check_mask(name: str, mask: Mask) -> None:
+def check_mask(name: str, mask: Mask, *, components: bool = False) -> None:
     """Check that a mask is a label map (H, W), or a stack (N, H, W) with one mask per object.
+
+    Args:
+        name: name of the mask, for messages.
+        mask: the mask.
+        components: whether each connected part of a label is an object.
 
     Raises:
         ValueError: It is not.
@@ -32,6 +38,11 @@ def check_mask(name: str, mask: Mask) -> None:
         raise ValueError(
             f"{name} has dtype {mask.dtype}, and perhaps labels of 2**63 or more: use integer "
             "labels 1, 2, 3, ..., or bool"
+        )
+    if mask.dtype == np.float32 and mask.max(initial=0) >= 2**24:
+        raise ValueError(
+            f"{name} has labels of 2**24 or more in float32, in which some labels became equal: "
+            "save them as integers"
         )
     if mask.dtype.kind == "f" and not np.array_equal(mask, np.rint(mask)):
         raise ValueError(
@@ -46,11 +57,13 @@ def check_mask(name: str, mask: Mask) -> None:
         )
     if mask.ndim == 3:
         _check_stack(name, mask)
-    elif mask.ndim == 2:
-        labels, areas = label_areas(mask)
-        if len(labels) > 1:
-            _check_gray(name, mask, labels, areas)
-            _check_ignore(name, mask, labels)
+        return
+    labels, areas = label_areas(mask)
+    if len(labels) > 1:
+        _check_gray(name, mask, labels, areas)
+        _check_ignore(name, mask, labels)
+    if not components and len(labels) >= ALL_BYTES and labels[-1] <= 255:
+        _check_bytes(name, mask, len(labels))
 
 
 def _check_stack(name: str, mask: NDArray[Any]) -> None:
@@ -142,34 +155,41 @@ def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
     )
 
 
-def note_on(name: str, mask: Mask) -> str:
-    """Return a sentence on a mask that may mean something else than its user thinks, or ""."""
+def _check_bytes(name: str, mask: NDArray[Any], labels: int) -> None:
+    """Refuse label maps of more objects than 8 bits can number, which were cast or scaled."""
+    if (parts := _parts(mask)) > labels + 5:
+        raise ValueError(
+            f"{name} has {labels} labels up to 255, but {parts} separate parts: were more "
+            "than 255 objects saved in 8 bits? Save them in 16 bits, or let each part be an "
+            "object, SamDataset(..., components=True)"
+        )
+
+
+def _parts(mask: NDArray[Any]) -> int:
+    """Return the number of connected parts of labels, without those that are tiny."""
+    return int(np.sum(label_areas(components_of(mask))[1] > SPECK))
+
+
+def note_on(name: str, mask: Mask) -> tuple[str, str]:
+    """Return a sentence on a mask that may mean something else than its user thinks, and a remedy.
+
+    Both are empty if there is nothing to say.
+    """
     if isinstance(mask, Encoded) or not mask.any():
-        return ""
+        return "", ""
     every = label_map(mask)
     labels, areas = label_areas(every)
     largest = labels[areas.argmax()]
     inside = every == largest
     border = np.concatenate([every[0], every[-1], every[:, 0], every[:, -1]])
-    whole = len(labels) > 1 or not inside.all()
-    if inside.mean() > 0.5 and (border == largest).mean() > 0.9 and whole:
-        return (
-            f"{name}: the object {largest} covers {inside.mean():.0%} of the image and its border. "
-            "If it is the background, make it 0"
-        )
+    if inside.mean() > 0.5 and (border == largest).mean() > 0.9:
+        covered = f"the object {largest} covers {inside.mean():.0%} of the image and its border"
+        return f"{name}: {covered}", "If it is the background, make it 0"
     if specks := np.sum((areas <= SPECK) & ~np.isin(labels, border)):
-        return (
-            f"{name}: {specks} of {len(labels)} objects have at most {SPECK} pixels. If they are "
-            "noise, make them 0"
-        )
-    if mask.ndim == 3:
-        return ""
-    parts = label_areas(components_of(every))[1]
-    parts = parts[parts > 3]
-    if len(parts) >= MANY_PARTS * len(labels):
+        few = f"{specks} of {len(labels)} objects have at most {SPECK} pixels"
+        return f"{name}: {few}", "If they are noise, make them 0"
+    if (parts := _parts(every)) >= MANY_PARTS * len(labels) and (mask.ndim == 2 or len(mask) == 1):
         what = "one object" if len(labels) == 1 else f"{len(labels)} objects"
-        return (
-            f"{name}: {len(parts)} separate parts are {what}. If each part is an object: "
-            "SamDataset(..., components=True)"
-        )
-    return ""
+        remedy = "SamDataset(..., components=True)" + ", with masks (H, W)" * (mask.ndim == 3)
+        return f"{name}: {parts} separate parts are {what}", f"If each is an object: {remedy}"
+    return "", ""

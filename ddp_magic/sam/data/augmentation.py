@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +25,14 @@ class MonaiTransform:
         Args:
             transforms: transforms of `image`, (3, H, W) in gray levels from 0 to 255, and `masks`,
                 (N, H, W). Those of positions need both keys, and `mode="nearest"` for `masks`.
+
+        Raises:
+            ValueError: A transform has other keys.
         """
         from monai.transforms import Compose
 
+        for each in transforms:
+            _check(each)
         self.compose = Compose(transforms)
 
     def __call__(self, item: Item, generator: torch.Generator) -> Item:
@@ -45,14 +49,15 @@ class MonaiTransform:
             if len(moved) != 1:
                 raise ValueError(f"a transform has returned {len(moved)} images: num_samples=1")
             (moved,) = moved
-        # MONAI notes in its tensors how they were moved.
-        ours, theirs = (getattr(moved[n], "affine", torch.eye(4)) for n in ("image", "masks"))
-        if not np.allclose(ours, theirs):
-            raise ValueError(
-                "a transform has moved the image, but not the masks in the same way: it needs both "
-                "keys, such as RandFlipd(['image', 'masks'], 0.5, spatial_axis=1)"
-            )
         made = {n: torch.as_tensor(v).as_subclass(Tensor) for n, v in moved.items()}
+        shapes = [(*made[n].shape,) if n in made else () for n in ("image", "masks")]
+        if shapes != [(3, *shapes[0][1:]), (n + len(values), *shapes[0][1:])]:
+            raise ValueError(
+                f"the transforms returned an image {shapes[0]} and masks {shapes[1]}: they must "
+                f"stay (3, H, W) and ({n + len(values)}, H, W)"
+            )
+        if not made["image"].isfinite().all():
+            raise ValueError("the transforms returned an image with NaN or infinity")
         masks = made["masks"][:n] > 0.5
         followed: dict[str, Tensor] = {}
         for (name, (levels, _)), plane in zip(values.items(), made["masks"][n:], strict=True):
@@ -77,3 +82,27 @@ class MonaiTransform:
             "keys": item["keys"][left],
             "boxes": boxes,
         }
+
+
+def _check(transform: Any) -> None:  # noqa: ANN401 -- of MONAI
+    """Check which entries of an item a transform, and those in it, change.
+
+    Raises:
+        ValueError: It has other keys, moves only the image, or changes the levels of the masks.
+    """
+    for each in getattr(transform, "transforms", ()):  # of Compose, OneOf and others
+        _check(each)
+    keys = set(getattr(transform, "keys", ()))
+    rooms = {kind.__module__.removeprefix("monai.transforms.") for kind in type(transform).__mro__}
+    rooms = {room.partition(".")[0] for room in rooms}
+    name, both = type(transform).__name__, {"image", "masks"}
+    if not keys <= both:
+        raise ValueError(f"{name} has the keys {sorted(keys)}: items have 'image' and 'masks'")
+    moves = rooms & {"spatial", "croppad"} or name == "Transposed"
+    if keys and keys != both and moves and name != "RandSimulateLowResolutiond":
+        raise ValueError(
+            f"{name} moves {' and '.join(keys)} only: it needs both keys, such as "
+            "RandFlipd(['image', 'masks'], 0.5, spatial_axis=1)"
+        )
+    if "masks" in keys and "intensity" in rooms:
+        raise ValueError(f"{name} changes gray levels, also those of 'masks': use the key 'image'")

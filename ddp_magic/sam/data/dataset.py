@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from ddp_magic.sam.arguments import check_flags, is_integer
 from ddp_magic.sam.arrays.checks import (
+    check_first_axis,
     check_shape,
     check_sizes,
     objects_clicked,
@@ -41,6 +42,7 @@ from ddp_magic.sam.reading.files import in_memory, looked_at, name_of, open_pair
 from ddp_magic.sam.reading.gray_levels import check_levels, gray_window, to_rgb
 
 LOOKED_PIXELS = 2**24  # of masks that are checked at once
+FLAT = 4  # gray levels; in fewer, no object can be seen
 
 Choice = Callable[[int], ArrayLike]  # from the number of objects to the indices of the chosen ones
 Images = Sequence[ArrayLike] | NDArray[Any] | str | Path
@@ -136,6 +138,8 @@ class SamDataset(Dataset[Item]):
 
     def _check_masks(self) -> None:
         """Check the sizes of all images, and some masks; the others are checked when used."""
+        if hasattr(self.masks, "shape"):
+            check_first_axis(self.masks)
         for i in range(len(self.images)):
             size, mask_size = size_of_item(self.images, i), size_of_item(self.masks, i)
             if size and mask_size and mask_size[-2:] != size[:2]:
@@ -145,10 +149,14 @@ class SamDataset(Dataset[Item]):
         pixels = np.prod(np.shape(self.masks[0])[-2:]) if len(self.masks) else 1
         many = max(16, LOOKED_PIXELS // int(pixels))
         some = looked_at(self.masks, many if in_memory(self.masks) else min(many, 64))
-        notes = [note for i in some if (note := note_on(self.name(i), self._mask(i)[0]))]
-        if notes:
-            more = f" (and {len(notes) - 1} more masks)" if len(notes) > 1 else ""
-            print0(notes[0] + more)
+        notes: dict[str, list[str]] = {}  # by what to do
+        for i in some:
+            what, remedy = note_on(self.name(i), self._mask(i)[0])
+            notes.setdefault(remedy, []).append(what)
+        for remedy, found in notes.items():
+            if remedy:
+                more = f" ({len(found)} such masks of {len(some)})" if len(found) > 1 else ""
+                print0(f"{found[0]}{more}. {remedy}")
 
     def name(self, index: int, kind: str = "mask") -> str:
         """Return the name of a mask or an image for messages."""
@@ -170,7 +178,7 @@ class SamDataset(Dataset[Item]):
             ignored = mask == self.ignore_label
             mask = np.where(ignored, 0, mask)
         if index not in self._checked:
-            check_mask(self.name(index), mask)
+            check_mask(self.name(index), mask, components=self.components)
             self._checked.add(index)
         if self.components and mask.ndim == 2:
             mask = components_of(mask)
@@ -206,12 +214,15 @@ class SamDataset(Dataset[Item]):
         given, name = np.asarray(self.images[index]), self.name(index, "image")
         check_levels(name, given, self.dtype, self.window)
         image = to_rgb(given, self.window)
-        flat = image.size and (image.max() <= 1 or image.min() >= 254)
-        if flat and given.min() < given.max() and len(object_labels(self._mask(index)[0])):
+        low, high = self.window or (0, 255)
+        flat = image.size and given.min() < given.max() and image.max() - image.min() < FLAT
+        lost = self.window is not None and ((given < low) | (given > high)).mean() > 0.5
+        if (flat or lost) and len(object_labels(self._mask(index)[0])):
             raise ValueError(
-                f"{name} comes out {'black' if image.max() <= 1 else 'white'}: its values are "
-                f"{given.min():g}..{given.max():g}, but {self.window or (0, 255)} is scaled to "
-                "0..255: scale it like the other images"
+                f"{name} comes out with the gray levels {image.min()} to {image.max()}, in which "
+                f"its objects cannot be seen: its values are {given.min():g}..{given.max():g}, and "
+                f"{low:g}..{high:g} is scaled to 0..255: scale it like the other images, or leave "
+                "it out"
             )
         return image
 

@@ -146,6 +146,8 @@ def _encoded(records: Any, size: tuple[int, int], data: Any, annotations: Path) 
             code = data.annToRLE(record)
             box, found = np.array([record.get("bbox") or [0] * 4], float), rle.toBbox(code)[None]
             apart = min(*box[0, 2:], *found[0, 2:]) > 4 and rle.iou(found, box, [0]).item() < 0.3
+            if not box.any() and (area := float(record.get("area") or 0)):
+                apart = not area / 3 < rle.area(code) < area * 3
             is_crowd = int(record.get("iscrowd") or 0) != 0
         except Exception as error:  # pycocotools raises what it meets
             raise ValueError(
@@ -154,9 +156,10 @@ def _encoded(records: Any, size: tuple[int, int], data: Any, annotations: Path) 
             ) from error
         if not rle.area(code) or apart:
             raise ValueError(
-                f"{name} has a mask in the box {found[0].tolist()}, but bbox is {box[0].tolist()}, "
-                "(x, y, width, height): are x and y swapped, or is one of another size? Correct "
-                "it, or remove bbox, and annotations smaller than a pixel"
+                f"{name} has a mask of {rle.area(code)} pixels in the box {found[0].tolist()}, but "
+                f"bbox is {box[0].tolist()}, (x, y, width, height), and area {record.get('area')}: "
+                "are x and y swapped, or is one of another size? Correct it, or remove bbox and "
+                "area, and annotations smaller than a pixel"
             )
         if code["counts"] not in seen:  # or an object would be prompted twice
             kinds[is_crowd].append(code)

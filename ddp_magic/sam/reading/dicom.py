@@ -63,12 +63,12 @@ def _dicom_frames(path: Path, _mtime_ns: int) -> Array:
     frames = pixels.reshape(head.pages, data.Rows, data.Columns).astype(np.float64)
     ends = [data.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     values = [int(each) for each in ends if each is not None]
-    if data.PixelRepresentation:  # writers note -2000 as the 63536 of the same bits
+    if data.get("PixelRepresentation"):  # writers note -2000 as the 63536 of the same bits
         values = [each - (each >= 2**15) * 2**16 for each in values]
     if values and ends[0] is not None:
         frames[(frames >= min(values)) & (frames <= max(values))] = np.nan
     if data.PhotometricInterpretation == "MONOCHROME1":  # 0 is white
-        frames = (-1 if data.PixelRepresentation else 2**data.BitsStored - 1) - frames
+        frames = (-1 if data.get("PixelRepresentation") else 2**data.BitsStored - 1) - frames
     for group in data.get("SharedFunctionalGroupsSequence", []):
         for scale in group.get("PixelValueTransformationSequence", []):
             data.RescaleSlope, data.RescaleIntercept = scale.RescaleSlope, scale.RescaleIntercept

@@ -110,6 +110,10 @@ def _listed(given: Any, name: str) -> tuple[list[Any] | None, Path | None]:  # n
                 f"{name}[{number}] is {'a' if each else 'an empty'} list: only masks can be lists, "
                 "with one mask per object; without objects, pass np.zeros((height, width))"
             )
+        paths = [one for one in (each if isinstance(each, list) else ()) if isinstance(one, Path)]
+        if len(set(paths)) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise ValueError(f"{name}[{number}] has a file twice, {twice}: each is one object")
     if not any(isinstance(each, (Path, list, Image.Image, Stored)) for each in items):
         return None, None
     return items, None
@@ -260,9 +264,12 @@ def in_memory(pictures: Any) -> bool:  # noqa: ANN401 -- of `open_pair`
     return isinstance(pictures, (list, tuple, np.ndarray)) and not isinstance(pictures, np.memmap)
 
 
-def looked_at(pictures: Any, number: int) -> range:  # noqa: ANN401 -- of `open_pair`
-    """Return the indices of about `number` images, evenly spaced."""
-    return range(0, len(pictures), max(1, -(-len(pictures) // max(1, number))))
+def looked_at(pictures: Any, number: int) -> list[int]:  # noqa: ANN401 -- of `open_pair`
+    """Return the indices of at most `number` images, the first among them, in no fixed steps."""
+    if len(pictures) <= number:
+        return list(range(len(pictures)))
+    others = np.random.default_rng(0).permutation(len(pictures) - 1)[: number - 1] + 1
+    return [0, *sorted(others.tolist())]
 
 
 def size_of_item(pictures: Any, index: int) -> tuple[int, ...] | None:  # noqa: ANN401 -- of `open_pair`

@@ -42,14 +42,18 @@ def gray_window(
         if not np.isfinite(image.sum(dtype=np.float64)):
             check_levels(name_of(images, "image", i), image, kind, None)
     highs = {i: float(image.max()) for i, image in looked.items() if image.size}
+    flat = [i for i, image in looked.items() if image.size and image.min() == highs[i]]
+    if flat and len(images) > 1:  # of a data set
+        print0(f"{name_of(images, 'image', flat[0])} has one gray level: {highs[flat[0]]:g}")
     low = min(float(np.min(image)) for image in looked.values() if image.size)
     brightest = max(highs, key=highs.__getitem__)
     high = highs[brightest]
-    if 0 <= low < high <= (1 if kind.kind in "iu" else 1.01 / 255):
+    if given is None and 0 <= low < high <= (1 if kind.kind in "iu" else 1.01 / 255):
         image = looked[brightest]
         raise ValueError(
             f"images of dtype {kind} with values {low:g}..{high:g} are nearly black: were they "
             "divided by 255 twice, or converted to integers after the division, or are they masks? "
+            f"If they are right, pass window=({low:g}, {high:g}). "
             f"{name_of(images, 'image', brightest)}:\n"
             + sketch((image if image.ndim == 2 else image.max(-1)) > high / 2)
         )

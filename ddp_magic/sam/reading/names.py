@@ -114,6 +114,13 @@ def match(
     Raises:
         ValueError: A name is without its partner, or not unique.
     """
+    exact = [
+        [_ENDING.sub("", str(p.relative_to(r))) for p in g]
+        for g, r in ((images, root), (masks, mask_root))
+    ]
+    if sorted(exact[0]) == sorted(exact[1]) and len(set(exact[0])) == len(images):
+        partner = dict(zip(exact[1], masks, strict=True))
+        return images, [partner[name] for name in exact[0]]
     keyed: list[dict[Any, Path]] = []
     for given, folder, other in ((images, root, mask_root), (masks, mask_root, root)):
         # Those of a sub-folder of the other kind are not of this one.
@@ -172,10 +179,15 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
 
 
 def _place(given: Any) -> Path | None:  # noqa: ANN401 -- of `files`
-    """Return the file of an image or a mask, the folder of a stack, or None for an array."""
-    if isinstance(given, list) and given and isinstance(given[0], Path):
-        return given[0].parent if len(given) > 1 else given[0]
-    return given if isinstance(given, Path) else None
+    """Return the file of an image or a mask, or None; for a stack, what its files share."""
+    if not isinstance(given, list):
+        return given if isinstance(given, Path) else None
+    if not all(isinstance(each, Path) for each in given) or len(given) == 1:
+        return given[0] if given and isinstance(given[0], Path) else None
+    shared = os.path.commonprefix([str(each) for each in given])  # noqa: RUF071 -- of names
+    if all(str(each)[len(shared) : len(shared) + 1].isdigit() for each in given):
+        shared = shared.rstrip("0123456789")  # of 10 and 11
+    return Path(shared + "x") if shared.endswith("/") else Path(shared)
 
 
 def _marks(files: list[Path | None]) -> list[Any]:

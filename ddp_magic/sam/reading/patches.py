@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from ddp_magic.sam.arguments import check_minimum
 from ddp_magic.sam.arrays.checks import check_shape
 from ddp_magic.sam.arrays.masks import label_areas
-from ddp_magic.sam.reading.pictures import as_stored
+from ddp_magic.sam.process_group import print0
+from ddp_magic.sam.reading.pictures import Stored, as_stored, to_numpy
 
-TRIES = 200  # positions that are drawn for a patch, before there is none with enough objects
+TRIES = 2000  # positions that are drawn for a patch, before there is none with enough objects
+LARGE = 16  # patches in a chunk of an array, from which a note says that reading is slow
 
 
 @dataclass
@@ -36,19 +38,21 @@ class _Places:
         return self._window(self.images, *self._place(index))
 
     def mask(self, index: int) -> NDArray[Any]:
-        """Read the label map of a patch, without too small pieces of objects."""
+        """Read the label map of a patch, without small pieces of objects at its border."""
         return self._labels(*self._place(index))[0]
 
     def _window(self, arrays: list[Any], which: int, top: int, left: int) -> NDArray[Any]:
         return np.array(arrays[which][top : top + self.size, left : left + self.size])
 
     def _labels(self, which: int, top: int, left: int) -> tuple[NDArray[Any], int]:
-        """Return a label map without too small pieces of objects, and how many are left."""
+        """Return a label map without small pieces at its border, and how many objects are left."""
         patch = self._window(self.masks, which, top, left)
         labels, areas = label_areas(patch)
-        small = (areas < self.min_area) & (labels != self.ignore_label)
-        patch[np.isin(patch, labels[small])] = 0
-        return patch, int((~small & (labels != self.ignore_label)).sum())
+        border = np.concatenate([patch[0], patch[-1], patch[:, 0], patch[:, -1]])
+        objects = labels != self.ignore_label
+        cut = (areas < self.min_area) & objects & np.isin(labels, border)
+        patch[np.isin(patch, labels[cut])] = 0
+        return patch, int((objects & ~cut).sum())
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """Return the place of a patch.
@@ -68,8 +72,9 @@ class _Places:
                 return self.drawn.setdefault(index, place)
         raise ValueError(
             f"none of {TRIES} patches of {self.size} x {self.size} pixels has {self.min_objects} "
-            f"objects of {self.min_area} pixels: use larger patches, fewer objects or another "
-            "region, and check that the masks are not empty"
+            f"objects (pieces at the border of at least {self.min_area} pixels): use larger "
+            "patches, a lower min_objects or min_area, or another region, and check that the masks "
+            "are not empty"
         )
 
 
@@ -114,8 +119,8 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
         size: side of a patch, in pixels.
         min_objects: minimum number of objects in a patch. Other positions are drawn until there
             are as many.
-        min_area: minimum visible area of an object in a patch, in pixels. Smaller pieces, at the
-            border of the patch, become background.
+        min_area: minimum area of a piece of an object at the border of a patch, in pixels.
+            Smaller pieces become background.
         region: rows and columns (y0, x0, y1, x1) to draw from, in pixels, such as one part of an
             image for training and another for validation. None: the whole image.
         ignore_label: label of pixels that belong to no object, as in `SamDataset`. They stay.
@@ -129,10 +134,10 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
         ValueError: An image or mask has another shape, or is smaller than a patch. When a patch is
             used: no position with enough objects was found.
     """
-    check_minimum(0, n=n, min_objects=min_objects, min_area=min_area)
+    check_minimum(0, n=n, min_objects=min_objects, min_area=min_area, seed=seed)
     check_minimum(1, size=size)
     images, masks = (
-        [as_stored(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
+        [as_stored(to_numpy(e)) for e in (given if isinstance(given, (list, tuple)) else [given])]
         for given in (images, masks)
     )
     if len(images) != len(masks):
@@ -160,5 +165,18 @@ def random_patches(  # noqa: PLR0913 -- options with defaults
                 "size, or another region (y0, x0, y1, x1)"
             )
         corners.append((y0, x0, y1 - size + 1, x1 - size + 1))
+        for name, array in ((f"image {i}", image), (f"mask {i}", mask)):
+            _note_chunks(name, array, size)
     places = _Places(images, masks, corners, size, min_objects, min_area, ignore_label, seed)
     return Patches(n, places.image), Patches(n, places.mask)
+
+
+def _note_chunks(name: str, array: Any, size: int) -> None:  # noqa: ANN401 -- of many libraries
+    """Print a line if an array is stored in chunks that are much larger than a patch."""
+    chunks = getattr(array.array, "chunks", None) if isinstance(array, Stored) else None
+    height, width = [int(np.max(sides)) for sides in chunks or (0, 0)][:2]  # dask has many a side
+    if height * width > LARGE * size**2:
+        print0(
+            f"{name} is stored in chunks of {height} x {width} pixels, which are read whole for "
+            f"each patch: this takes long, store it in chunks of about {size} x {size}"
+        )

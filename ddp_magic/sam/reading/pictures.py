@@ -63,8 +63,12 @@ def to_numpy(array: Any) -> Any:  # noqa: ANN401 -- any value
     """Return a tensor of torch as an array of NumPy, and anything else unchanged.
 
     Raises:
-        ValueError: It is a masked array of NumPy: what it hides would be read.
+        ValueError: It is a masked array of NumPy: what it hides would be read; or one of xarray
+            whose axes are not (y, x).
     """
+    axes = array.dims if type(array).__module__.startswith("xarray") else ()
+    if {"x", "y"} <= set(axes) and axes.index("x") < axes.index("y"):
+        raise ValueError(f"an array has the dimensions {axes}: transpose it to (..., 'y', 'x')")
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
             raise ValueError("a masked array has hidden values: fill them first, array.filled(0)")

@@ -103,7 +103,7 @@ def read_npy(path: Path, mmap_mode: Any = None) -> Array:  # noqa: ANN401 -- a l
     """Read an .npy file.
 
     Raises:
-        ValueError: It contains Python objects.
+        ValueError: It contains Python objects, or several arrays.
     """
     try:
         array: Array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
@@ -114,4 +114,6 @@ def read_npy(path: Path, mmap_mode: Any = None) -> Array:  # noqa: ANN401 -- a l
             "contains Python objects, not an array (as Cellpose's _seg.npy does): save the array, "
             "np.save(path, np.load(old, allow_pickle=True).item()['masks'])"
         ) from error
+    if not hasattr(array, "ndim"):
+        raise ValueError("is an .npz archive: pass one of its arrays, np.load(path)[name]")
     return array
