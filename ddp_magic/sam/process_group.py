@@ -66,6 +66,22 @@ def all_gather(own: T) -> list[T]:
     return objects
 
 
+def check_same(name: str, own: object, remedy: str) -> None:
+    """Check that a value of each rank is that of the others. Collective.
+
+    Args:
+        name: what it is, for the message.
+        own: the value of this rank.
+        remedy: what to do, for the message.
+
+    Raises:
+        ValueError: It is not the same on all ranks.
+    """
+    every = all_gather(own)
+    if other := [rank for rank, value in enumerate(every) if value != every[0]]:
+        raise ValueError(f"{name} of rank {other[0]} is another than that of rank 0: {remedy}")
+
+
 def first_rank(work: Callable[[], T]) -> T:
     """Call a function on rank 0 only. All ranks return its result, or raise its error."""
     rank, world = rank_and_world()

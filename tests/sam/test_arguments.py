@@ -67,7 +67,8 @@ def other() -> list[nn.Parameter]:
         (lambda: predict(MODEL, GRAY, []), "needs clicks, a box or a mask"),
         (lambda: predict(MODEL, GRAY, "abc"), "points must be an array of numbers"),
         (lambda: predict(MODEL, GRAY, boxes=3), "boxes must be an array of numbers"),
-        (lambda: predict(MODEL, GRAY, (5, 5), 1), "labels must be an array of numbers"),
+        (lambda: predict(MODEL, GRAY, (5, 5), "on"), "labels must be an array of numbers"),
+        (lambda: predict(MODEL, GRAY, (5, 5), 2), "labels of clicks must be 1"),
         (lambda: tiny_sam(image_size=65), "image_size 65 .* multiple of patch_size, 8"),
         (lambda: PromptedSam(MODEL, rounds=2.5), "rounds 2.5"),  # type: ignore[arg-type]
         (lambda: PromptedSam(MODEL, ["points"]), r"prompts \['points'\]"),  # type: ignore[arg-type]

@@ -121,7 +121,9 @@ def test_gray_levels_are_those_of_training(
         ({"points": [(1, 1)], "labels": [2]}, r"must be 1 \(on the object\) or 0"),
         ({"points": [(0, 1, 1)]}, r"rows \(y, x\)"),
         ({"points": (1, 64)}, "outside"),
-        ({"boxes": [0, 0, 9, 64]}, "outside"),
+        ({"boxes": [0, 0, 9, 64]}, "x1 are the last pixels of the object.* subtract 1"),
+        ({"boxes": [[0, 0, 9, 63], [50, 50, 64, 64]]}, "regionprops"),
+        ({"boxes": [0, 0, 9, 66]}, "outside"),
         ({"boxes": [9, 9, 0, 0]}, "y0 < y1"),
         ({"boxes": [0, 0, 9]}, r"boxes rows \(y0, x0, y1, x1\)"),
         ({"masks": np.ones((9, 9), bool)}, "64 x 64 pixels"),
@@ -138,6 +140,22 @@ def test_invalid_prompts_are_refused(prompts: dict[str, Any], words: str) -> Non
         predict(tiny_sam(), np.zeros((64, 64), np.uint8), **prompts)
 
 
+def test_other_spellings_of_prompts() -> None:
+    """A label without a list, and a detector that has found nothing."""
+    model, image = tiny_sam(), np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.uint8)
+    one = predict(model, image, (9, 9), 1)
+    assert np.array_equal(one, predict(model, image, [(9, 9)], [1]))
+    assert predict(model, image, boxes=np.zeros((0, 4))).shape == (0, 40, 50)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (3, 200), (200, 4), (4, 64, 3), (1, 1)])
+def test_narrow_images_are_images(shape: tuple[int, ...]) -> None:
+    """Of a data set, they would be rows of one."""
+    image = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    assert predict(tiny_sam(), image, (0, 0)).shape == shape[:2]
+    assert segment(tiny_sam(), image, quiet=True).shape == shape[:2]
+
+
 def test_images_of_other_shapes_are_refused() -> None:
     """Several images at once, four channels, or one dimension."""
     for shape in ((2, 64, 64), (64, 64, 4), (64,)):
@@ -149,6 +167,7 @@ def test_images_of_other_shapes_are_refused() -> None:
     "option",
     [
         {"tile": 0},
+        {"tile": 1},
         {"tile": "64"},
         {"tile": 64.0},
         {"points_per_side": 0},

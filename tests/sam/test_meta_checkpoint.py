@@ -91,8 +91,10 @@ def test_the_masks_are_those_of_metas_code(
         torch.testing.assert_close(out.iou_scores[0], iou, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("prefix", ["", "sam.", "module.sam."])
-@pytest.mark.parametrize("key", [None, "model_state", "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "sam.", "module.sam.", "net."])
+@pytest.mark.parametrize(
+    "key", [None, "model_state", "model", "state_dict", "model_state_dict", "net"]
+)
 def test_checkpoints_of_other_tools(
     modeling: Any,
     key: str | None,
@@ -124,12 +126,19 @@ def test_wrong_files_are_refused_with_the_names(modeling: Any, tmp_path: Path) -
         | {norm: torch.zeros(9)},
         f"has no {bias}: the file is incomplete": {n: x for n, x in state.items() if n != bias},
         "not a SAM in Meta's layout: it contains conv.weight": {"conv.weight": torch.zeros(2)},
-        "not a SAM in Meta's layout: it contains nothing": [1, 2],
+        "not a SAM in Meta's layout: it contains list": [1, 2],
         "does not contain only weights": {"model_state": state, "init": Path("a")},
     }
     for words, saved in cases.items():
         torch.save(saved, path)
         with pytest.raises(ValueError, match=words):
+            load_meta_checkpoint(path)
+    torch.save({"ema": state, "epoch": 3}, path)
+    with pytest.raises(ValueError, match="it contains ema, epoch"):
+        load_meta_checkpoint(path)
+    for content in (b"", b"weights of a model\n1 2 3\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="does not contain only weights"):
             load_meta_checkpoint(path)
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match="does not contain only weights"):

@@ -117,6 +117,24 @@ def test_label_maps_are_drawn_object_by_object(shown: list[Any]) -> None:
     assert shown[0].axes[2].get_xlabel() == "Dice 1.00"
 
 
+def test_history_may_be_read_from_the_log(shown: list[Any]) -> None:
+    """Its values are text, which matplotlib would draw in the order in which they come."""
+    rows = [
+        {
+            "epoch": "1",
+            "train_loss": "1.5",
+            "dice": ".5",
+            "dice_5": ".9",
+            "wrong_prompt_dice": ".1",
+        },
+        {"epoch": "2", "train_loss": ".75", "dice": ".7", "dice_5": ".8", "wrong_prompt_dice": ""},
+    ]
+    rows[1]["wrong_prompt_dice"] = "nan"
+    show_history(rows)  # type: ignore[arg-type]
+    left = shown[-1].axes[0].lines[0]
+    assert left.get_ydata().tolist() == [1.5, 0.75]
+
+
 def test_curves_have_whole_epochs(shown: list[Any]) -> None:
     row = {"train_loss": 1.0, "dice": 0.5, "dice_5": 0.6, "wrong_prompt_dice": 0.1}
     show_history([{"epoch": float(epoch), **row} for epoch in (1, 2, 3)])

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import optim
 from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset, random_split
 
 from ddp_magic.sam.data.batches import Geometry, collate, prepare
 from ddp_magic.sam.data.dataset import SamDataset
@@ -218,6 +218,40 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path) -> None:
     assert "cannot write to out_dir" in first[0]
     assert "have 4, 2 batches" in first[1]
     assert re.match("the loss is .* in epoch 1, step 1, for image [0-6];", first[2])
+
+
+def _differing(rank: int, world: int) -> list[str]:  # noqa: ARG001
+    """Return the errors where each rank has data or weights of its own."""
+    data, errors = SamDataset(*cells(n=10)), []
+    own = torch.Generator().manual_seed(rank)
+    uneven = Subset(data, range(6 + rank))
+    mine, rest = random_split(data, [8, 2], own)
+    other = SamDataset(*cells(n=8, seed=rank))
+    calls: list[Callable[[], Any]] = [
+        lambda: train(tiny_sam(), mine, data, epochs=1),
+        lambda: train(tiny_sam(), data, rest, epochs=1),
+        lambda: train(tiny_sam(), uneven, data, epochs=1),
+        lambda: train(tiny_sam(), other, data, epochs=1),
+        lambda: evaluate(tiny_sam(), rest),
+        lambda: evaluate(tiny_sam(seed=rank), data),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="of rank 1 is another than that of rank 0") as caught:
+            call()
+        errors.append(str(caught.value))
+    same = random_split(data, [8, 2], torch.Generator().manual_seed(0))
+    evaluate(tiny_sam(), same[1])
+    return errors
+
+
+def test_ranks_with_other_data_or_weights_are_refused(tmp_path: Path) -> None:
+    """Each would train on the held-out images of another, and the scores would be of neither."""
+    first, second = run_ranks(2, tmp_path / "2", _differing)
+    assert first == second
+    said = [error.partition(" of rank 1")[0] for error in first]
+    assert said == ["train_set", *["train_set or val_set"], "train_set", "train_set or val_set",
+                    "dataset", "model"]  # fmt: skip
+    assert "random_split(data, lengths, torch.Generator()" in first[0]
 
 
 def _store(rank: int, world: int, folder: str) -> list[int]:  # noqa: ARG001

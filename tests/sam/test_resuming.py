@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,49 @@ def test_a_bar_ends_its_line_when_training_fails(capsys: pytest.CaptureFixture[s
         out = capsys.readouterr().out
     assert "it/s" in out
     assert out.endswith("\n")
+
+
+def test_other_settings_are_said(
+    sets: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores of other prompts would be in one log; the learning rate is the checkpoint's."""
+    train(tiny_sam(), *sets, epochs=1, out_dir=tmp_path)
+    other = PromptedSam(tiny_sam(), "boxes", rounds=1, multimask=False)
+    slow = partial(optim.AdamW, lr=1e-6)
+    capsys.readouterr()
+    train(other, *sets, epochs=2, out_dir=tmp_path, resume=True, optimizer=slow)
+    said = capsys.readouterr().out
+    assert "trained with prompts {'points': 1.0}, now {'boxes': 1.0}" in said
+    assert "trained with rounds 3, now 1" in said
+    assert "trained with multimask True, now False" in said
+    assert "with a learning rate (which goes on) of 0.003, now 1e-06" in said
+    capsys.readouterr()
+    train(other, *sets, epochs=2, out_dir=tmp_path, resume=True, optimizer=slow)
+    assert "was trained with" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["trainer.pt", "config.json"])
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_damaged_checkpoint_is_named(
+    sets: Any, once: Path, tmp_path: Path, name: str, left: int | None
+) -> None:
+    """A file was cut, or is missing."""
+    folder = tmp_path / "out"
+    shutil.copytree(once, folder)
+    path = folder / "last" / name
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:left])
+    words = "no checkpoint" if (name, left) == ("trainer.pt", None) else "last is damaged"
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        train(PromptedSam(tiny_sam(), rounds=1), *sets, epochs=2, out_dir=folder, resume=True)
+
+
+def test_there_is_always_a_best(sets: Any, once: Path, tmp_path: Path) -> None:
+    """If somebody has removed it, it is the next one."""
+    folder = tmp_path / "out"
+    shutil.copytree(once, folder)
+    shutil.rmtree(folder / "best")
+    train(PromptedSam(tiny_sam(), rounds=1), *sets, epochs=3, out_dir=folder, resume=True)
+    assert (folder / "best").exists()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from monai.losses import DiceFocalLoss, TverskyLoss
 from torch import nn, optim
 from torch.optim.lr_scheduler import ConstantLR
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 from transformers import SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.utils import logging
@@ -322,6 +322,18 @@ def test_callbacks_see_each_step_and_epoch(sets: tuple[SamDataset, SamDataset]) 
     assert [step["lr"] for step in steps] == [0.05] * 3 + [0.1] * 9
     losses = [step["loss"] for step in steps[:6]]  # all batches have about as many objects
     assert np.mean(losses) == pytest.approx(history[0]["train_loss"], rel=0.01)
+
+
+def test_a_step_without_objects_has_no_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    """0 would look perfect in a curve. Without held-out images, a line says so."""
+    images, masks, _ = cells(n=4)
+    masks[:2] = 0
+    data, steps = SamDataset(images, masks), list[dict[str, float]]()
+    model = PromptedSam(tiny_sam(), rounds=1)
+    (row,) = train(model, data, Subset(data, []), epochs=1, batch_size=1, on_step=steps.append)
+    assert sorted(np.isnan(step["loss"]) for step in steps) == [False, False, True, True]
+    assert row["train_loss"] > 0
+    assert "val_set has no images" in capsys.readouterr().out
 
 
 def test_the_first_step_follows_the_loss_and_the_clipped_gradient() -> None:

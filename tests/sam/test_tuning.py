@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -98,6 +99,28 @@ def test_an_adapter_of_the_users_own_is_trained(sets: Sets, tmp_path: Path) -> N
     assert not all(torch.equal(model.get_parameter(name), start[name]) for name in names)
     loaded = AutoModel.from_pretrained(tmp_path / "best")
     assert loaded.state_dict().keys() == tiny_sam().state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", ["a head", "IA3", "LoRA of a head"])
+def test_whatever_peft_adds_is_in_the_checkpoint(kind: str, sets: Sets, tmp_path: Path) -> None:
+    """Merged, with the names that transformers knows; a part that is not would be random again."""
+    peft = pytest.importorskip("peft")
+    config = {
+        "a head": lambda: peft.LoraConfig(
+            r=2, target_modules=["qkv"], modules_to_save=["iou_prediction_head"]
+        ),
+        "IA3": lambda: peft.IA3Config(target_modules=["qkv"], feedforward_modules=[]),
+        "LoRA of a head": lambda: peft.LoraConfig(r=2, target_modules=["proj_in", "lin1"]),
+    }[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(tiny_sam(), config)
+        train(model, *sets, epochs=1, batch_size=3, out_dir=tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path / "last")
+    assert loaded.state_dict().keys() == tiny_sam().state_dict().keys()
+    image = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+    clicks = [[(8 * n, 8 * n)] for n in range(1, 7)]
+    assert np.array_equal(predict(loaded, image, clicks), predict(model, image, clicks))
 
 
 def test_frozen_parameters_stay_frozen(sets: Sets) -> None:

@@ -74,6 +74,14 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
         elif len(shape) < 2:
             hint = ": of a single image, make a list, [image] and [mask]"
         raise ValueError(f"{name} has shape {shape}, but must have (H, W) or (H, W, 3){hint}")
+
+
+def check_thin(name: str, shape: tuple[int, ...]) -> None:
+    """Check that an image of a data set is not a part of one.
+
+    Raises:
+        ValueError: It is too thin.
+    """
     if min(shape[:2]) < THIN and max(shape[:2]) >= LONG:
         raise ValueError(
             f"{name} has shape {shape}, which is no picture: if the last axis counts the images, "
@@ -205,18 +213,13 @@ def objects_in_boxes(
     labels, swapped = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
     for image, numbers in _by_image(rows):
         mask = mask_of(image)
-        found, size = object_labels(mask), np.array(mask.shape[-2:])
+        found = object_labels(mask)
         # (N, 4), also if N is 0
         around = np.reshape([box_of(object_mask(mask, label)) for label in found], (-1, 4))
         for row in numbers:
             y0, x0, y1, x1 = rows[row, 1:]
             where = f"boxes row {row}: {name_of(image)}, "
-            if 0 < (beyond := (np.array([y1, x1]) - size + 1).max()) <= 1 and min(y0, x0) >= 0:
-                raise ValueError(
-                    f"{where}y1 {y1:g}, x1 {x1:g} is outside {size[0]} x {size[1]} pixels by "
-                    f"{beyond:g}: y1 and x1 are the last pixels of the object. From the exclusive "
-                    "ends of skimage.measure.regionprops and of slices, subtract 1"
-                )
+            check_ends((y0, x0, y1, x1), mask.shape[-2:], where)
             for y, x in ((y0, x0), (y1, x1)):
                 check_click(y, x, mask.shape[-2:], where, mask)
             fits = box_iou(np.array([x0, y0, x1, y1]), around)
@@ -236,6 +239,22 @@ def objects_in_boxes(
     if len(rows) and swapped.mean() > 0.2:  # in their order, some are around other objects
         raise ValueError(f"boxes fit the objects better as {AS_XY}")
     return labels
+
+
+def check_ends(box: Sequence[float], size: Sequence[int], where: str = "") -> None:
+    """Check that a box (y0, x0, y1, x1) does not end one pixel after its object.
+
+    Raises:
+        ValueError: It does, at the border of an image of this height and width.
+    """
+    y0, x0, y1, x1 = box
+    beyond = max(y1 - size[0], x1 - size[1]) + 1
+    if 0 < beyond <= 1 and min(y0, x0) >= 0:
+        raise ValueError(
+            f"{where}y1 {y1:g}, x1 {x1:g} is outside {size[0]} x {size[1]} pixels by {beyond:g}: "
+            "y1 and x1 are the last pixels of the object. From the exclusive ends of "
+            "skimage.measure.regionprops and of slices, subtract 1"
+        )
 
 
 def _by_image(rows: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from ddp_magic.sam.arrays.items import Item, check_item, pick_objects
 from ddp_magic.sam.data.dataset import Choice, SamDataset
-from ddp_magic.sam.process_group import print0
+from ddp_magic.sam.process_group import check_same, print0
 
 
 def size_of(dataset: object, name: str = "dataset") -> int:
@@ -137,12 +137,34 @@ def _some(dataset: Dataset[Item], most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
+def check_same_images(dataset: Dataset[Item], name: str) -> None:
+    """Check that all ranks have the same images of a data set, and no split of their own.
+
+    Raises:
+        ValueError: They do not.
+    """
+    remedy = (
+        "split the images in the same way on all ranks, such as by random_split(data, lengths, "
+        "torch.Generator().manual_seed(0))"
+    )
+    check_same(name, (size_of(dataset, name), _chosen(dataset).hexdigest()), remedy)
+
+
+def _chosen(dataset: object) -> Any:  # noqa: ANN401 -- a digest of hashlib
+    """Return a digest of the indices of a torch `Subset`."""
+    digest = hashlib.blake2b(digest_size=8)
+    while isinstance(dataset, Subset):
+        digest.update(repr(list(dataset.indices)).encode())
+        dataset = dataset.dataset
+    return digest
+
+
 def summary_of(dataset: Dataset[Item]) -> str:
     """Return the number of images, and a digest of four, with some objects and all prompts.
 
     Items of another data set than `SamDataset` may differ each time, and are not in the digest.
     """
-    digest = hashlib.blake2b(digest_size=8)
+    digest = _chosen(dataset)
 
     def some(number: int) -> range:
         digest.update(str(number).encode())

@@ -23,6 +23,7 @@ from ddp_magic.sam.arrays.checks import (
     check_first_axis,
     check_shape,
     check_sizes,
+    check_thin,
     objects_clicked,
     objects_in_boxes,
     prompt_rows,
@@ -142,6 +143,8 @@ class SamDataset(Dataset[Item]):
             check_first_axis(self.masks)
         for i in range(len(self.images)):
             size, mask_size = size_of_item(self.images, i), size_of_item(self.masks, i)
+            if size:
+                check_thin(self.name(i, "image"), size)
             if size and mask_size and mask_size[-2:] != size[:2]:
                 check_sizes(self.name(i, "image"), size, self.name(i), np.asarray(self.masks[i]))
             elif size:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddp_magic.sam.arguments import check_flags, check_minimum
 from ddp_magic.sam.arrays.items import Item, check_item, prompts_on
-from ddp_magic.sam.data.access import instances_of, item_of, size_of
+from ddp_magic.sam.data.access import check_same_images, instances_of, item_of, size_of
 from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import collate
 from ddp_magic.sam.data.dataset import Choice
@@ -193,13 +193,14 @@ def epoch_loader(
 
     Raises:
         TypeError: `train_set` is neither a data set nor a loader of one.
-        ValueError: The loader has no batches, or the ranks have different numbers of them.
+        ValueError: The loader has no batches, or the ranks have different numbers of them, or
+            different data sets.
     """
     _check_transform(transform)
     check_minimum(None, seed=seed)
     given = train_set
     if not isinstance(given, DataLoader):
-        size_of(given, "train_set")
+        check_same_images(given, "train_set")
         sampler: Any = RankSampler(given, seed)
         pinned = torch.cuda.is_available()
         given = DataLoader(given, int(batch_size), sampler=sampler, pin_memory=pinned)
@@ -217,7 +218,8 @@ def epoch_loader(
             f"the loaders of the ranks have {', '.join(map(str, lengths))} batches, but each step "
             "needs all ranks: use sampler=RankSampler(dataset), or drop_last=True"
         )
-    if len(lengths) > 1 and not any(hasattr(each, "set_epoch") for each in _samplers(given)):
+    divides = any(hasattr(each, "set_epoch") for each in (given, *_samplers(given)))
+    if len(lengths) > 1 and not divides:
         print0(
             "the sampler of the loader does not divide the images among the ranks: each draws from "
             "all images; sampler=RankSampler(dataset) gives each rank its part"

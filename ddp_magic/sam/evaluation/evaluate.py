@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ddp_magic.sam.arguments import check_flags, check_minimum
 from ddp_magic.sam.arrays.items import Item
-from ddp_magic.sam.data.access import image_of, instances_of, size_of
+from ddp_magic.sam.data.access import check_same_images, image_of, instances_of, size_of
 from ddp_magic.sam.data.batches import Geometry, collate, prepare
 from ddp_magic.sam.evaluation import metrics
 from ddp_magic.sam.evaluation.plots import show_results
@@ -21,7 +21,7 @@ from ddp_magic.sam.inference.segment import segment
 from ddp_magic.sam.models.model import PromptedSam, with_rounds
 from ddp_magic.sam.models.postprocessing import masks_at, resizing
 from ddp_magic.sam.models.prompts import first_prompts
-from ddp_magic.sam.process_group import all_gather, bar, rank_and_world
+from ddp_magic.sam.process_group import all_gather, bar, check_same, rank_and_world
 
 CLICKS = (1, 2, 3, 5)  # numbers of prompts: the first one, and 1, 2 and 4 more clicks
 SCORES = ("dice", "dice_2", "dice_3", "dice_5", "iou", "accuracy", "wrong_prompt_dice")
@@ -67,11 +67,15 @@ def evaluate(
         the scores of `instance_scores`: `ap_50`, `ap_75`, `ap`, `pq` and others.
 
     Raises:
-        ValueError: `instances` is True, and the items of the data set have no label map.
+        ValueError: `instances` is True, and the items of the data set have no label map; or the
+            ranks have different data sets or weights.
     """
     check_minimum(1, batch_size=batch_size)
     check_minimum(0, workers=workers)
     check_flags(instances=instances)
+    check_same_images(dataset, "dataset")
+    weights = torch.stack([p.detach().flatten()[0].float() for p in model.parameters()]).tolist()
+    check_same("model", weights, "load or train the same weights on all ranks")
     wrapper = with_rounds(model, max(CLICKS))
     means = mean_scores(score_objects(wrapper, dataset, batch_size=batch_size, workers=workers))
     if not instances:

@@ -96,13 +96,13 @@ def show_history(history: Sequence[Mapping[str, float]], *, title: str = "") -> 
     if isinstance(history, Mapping) or not all(isinstance(row, Mapping) for row in history):
         raise TypeError("history must be what train returns, a list of a dict per epoch")
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.2))
-    epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["train_loss"] for row in history], color="tab:red")
+    epochs = [float(row["epoch"]) for row in history]  # of log.csv, text
+    left.plot(epochs, [float(row["train_loss"]) for row in history], color="tab:red")
     left.set(xlabel="epoch", ylabel="training loss")
     names = {"dice": "Dice, 1 click", "dice_5": "5 clicks", "wrong_prompt_dice": "wrong prompt"}
     for key, name in names.items():
         style = "--" if key == "wrong_prompt_dice" else "-"
-        right.plot(epochs, [row[key] for row in history], style, label=name)
+        right.plot(epochs, [float(row[key]) for row in history], style, label=name)
     right.set(xlabel="epoch", ylabel="held out", ylim=(0, 1))
     right.legend(fontsize=7)
     for axis in (left, right):

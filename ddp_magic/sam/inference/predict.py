@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ddp_magic.sam.arrays.checks import check_click
+from ddp_magic.sam.arrays.checks import check_click, check_ends
 from ddp_magic.sam.arrays.items import BACKGROUND, FOREGROUND, without_objects
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.models.adapter import kind_of
@@ -65,7 +65,8 @@ def predict(
             list of such arrays, one per object.
         labels: labels of the clicks, (K,), 1 on the object and 0 off it; or a list, as for
             `points`. Default: 1.
-        boxes: a box (4,), (y0, x0, y1, x1), or boxes (N, 4), one per object.
+        boxes: a box (4,), (y0, x0, y1, x1) with the last row and column of the object, or boxes
+            (N, 4), one per object.
         masks: a rough mask (H, W), or rough masks (N, H, W), one per object.
 
     Returns:
@@ -82,6 +83,8 @@ def predict(
     rgb = scaled_as_trained(model, image)  # (3, H, W)
     size, n = (rgb.shape[1], rgb.shape[2]), max(map(len, (clicks, corners, rough)))
     without = not corners and not rough and not all(map(len, clicks))
+    if several_boxes and not n:  # of a detector that has found nothing
+        return np.zeros((0, *size), bool)
     if not n or without or any(len(each) not in {0, n} for each in (clicks, corners, rough)):
         raise ValueError("predict() needs clicks, a box or a mask for each object")
     clicks = clicks or [np.zeros((0, 2))] * n
@@ -125,6 +128,8 @@ def _check_prompts(
     """
     if {own.shape[1:] for own in clicks} != {(2,)} or {box.shape for box in corners} - {(4,)}:
         raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
+    for box in corners:
+        check_ends(box, size)
     ends = [end for box in corners for end in box.reshape(2, 2)]
     places = np.array([*(click for own in clicks for click in own), *ends]).reshape(-1, 2)
     for y, x in places:
@@ -164,6 +169,9 @@ def _each(name: str, given: Any, dimensions: int) -> tuple[list[NDArray[Any]], b
     if given is None:
         return [], False
     try:
+        if np.shape(given)[:1] == (0,) and np.ndim(given) == dimensions + 1:
+            return [], True
+        given = [given] if name == "labels" and np.ndim(given) == 0 else given
         if len(given) > 0 and np.ndim(given[0]) == dimensions:
             return [np.asarray(each, dtype=np.float64) for each in given], True
         one = np.asarray(given, dtype=np.float64)

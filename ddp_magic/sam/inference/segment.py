@@ -26,6 +26,7 @@ from ddp_magic.sam.process_group import bar, print0, unwrapped
 POINTS_PER_SIDE = 16  # of a tile, without a decoder of instances
 ON_GRID, PROPOSED = (0.7, 0.8), (0.5, 0.5)  # minimum IoU and stability
 SMALL = 128  # px, the input of a model that is so small that it needs only one thread
+LEAST = 8  # px, the minimum side of a tile
 TILES = 16  # that are encoded at once
 CLICKS = 64  # that are decoded at once
 
@@ -82,8 +83,10 @@ def segment(  # noqa: PLR0913 -- options with defaults
         Kirillov et al., "Segment Anything", ICCV 2023, appendix B; tiles with a margin, and clicks
         from a decoder, as in Archit et al., "Segment Anything for Microscopy", Nature Methods 2025.
     """
-    whole = {"tile": tile, "points_per_side": points_per_side}
-    check_minimum(1, **{name: number for name, number in whole.items() if number is not None})
+    if tile is not None:
+        check_minimum(LEAST, tile=tile)
+    if points_per_side is not None:
+        check_minimum(1, points_per_side=points_per_side)
     check_minimum(0, min_area=min_area)
     check_flags(quiet=quiet)
     check_shares(max_share=max_share, min_iou=min_iou or 0, min_stability=min_stability or 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ def load_meta_checkpoint(path: str | Path) -> SamModel:
 
     Args:
         path: a file that `torch.save` has written: the weights by name, or a dict with the weights
-            as `model_state`, `model` or `state_dict`.
+            as `model_state`, `model`, `state_dict`, `model_state_dict` or `net`.
 
     Returns:
         The model, on the CPU, for `train`, `segment` or `save_pretrained`.
@@ -63,15 +62,18 @@ def load_meta_checkpoint(path: str | Path) -> SamModel:
     path = Path(path).expanduser()
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # torch.load raises what it meets
+        if isinstance(error, OSError):
+            raise
         raise ValueError(
             f"{path} does not contain only weights: {str(error).partition('. ')[0]}. Save the "
             "state_dict of the model alone (micro-sam: export_custom_sam_model)"
         ) from error
     weights = _weights(saved)
     if "image_encoder.pos_embed" not in weights:
-        some = ", ".join(list(weights)[:3])
-        raise ValueError(f"{path} is not a SAM in Meta's layout: it contains {some or 'nothing'}")
+        some = list(weights or (saved if isinstance(saved, dict) else {}))[:3]
+        some = ", ".join(map(str, some)) or type(saved).__name__
+        raise ValueError(f"{path} is not a SAM in Meta's layout: it contains {some}")
     if isinstance(saved, dict) and "decoder_state" in saved:
         print0(f"{path}: the decoder of instances of micro-sam is left out")
     renamed = {_renamed(name): value for name, value in weights.items()}
@@ -89,13 +91,13 @@ def load_meta_checkpoint(path: str | Path) -> SamModel:
 
 def _weights(saved: Any) -> dict[str, Tensor]:  # noqa: ANN401 -- what a file contains
     """Return the weights by name, without the prefix of a wrapper or of DDP."""
-    for key in ("model_state", "model", "state_dict"):
+    for key in ("model_state", "model", "state_dict", "model_state_dict", "net"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
     if not isinstance(saved, dict):
         return {}
     tensors = {str(name): value for name, value in saved.items() if isinstance(value, Tensor)}
-    short = {re.sub(r"^(module\.|sam\.|model\.)+", "", name): x for name, x in tensors.items()}
+    short = {re.sub(r"^((module|sam|model|net)\.)+", "", name): x for name, x in tensors.items()}
     return {name: x for name, x in short.items() if name not in NORMALIZATION}
 
 

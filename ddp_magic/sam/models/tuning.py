@@ -62,11 +62,14 @@ def _merge(sam: Any) -> Any:  # noqa: ANN401 -- see adapter.Sam
         if hasattr(layer, "get_base_layer") and hasattr(layer, "merge"):
             layer.merge()
             sam.set_submodule(name, layer.get_base_layer())
+        elif hasattr(layer, "modules_to_save"):  # a copy that is trained instead of a module
+            (adapter,) = layer.active_adapters
+            sam.set_submodule(name, layer.modules_to_save[adapter])
     return sam
 
 
 def plain_state(sam: nn.Module) -> dict[str, Tensor]:
     """Return a state dict with the adapters merged into the weights, for `from_pretrained`."""
-    adapted = any(".lora_" in name for name, _ in sam.named_parameters())
+    adapted = any(hasattr(each, "get_base_layer") for each in sam.modules())
     state: dict[str, Tensor] = (_merge(copy.deepcopy(sam)) if adapted else sam).state_dict()
     return state

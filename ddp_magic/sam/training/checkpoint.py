@@ -19,12 +19,12 @@ from transformers.utils import logging
 
 from ddp_magic.sam.arguments import check_flags
 from ddp_magic.sam.arrays.items import Item
-from ddp_magic.sam.data.access import common_levels, summary_of, training_size
+from ddp_magic.sam.data.access import common_levels, size_of, summary_of, training_size
 from ddp_magic.sam.models.adapter import image_processor_config, is_frozen, without_fallback
 from ddp_magic.sam.models.instances import attach_decoder, save_decoder
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tuning import plain_state
-from ddp_magic.sam.process_group import first_rank, print0, rank_and_world
+from ddp_magic.sam.process_group import check_same, first_rank, print0, rank_and_world
 
 History = list[dict[str, float]]  # a row per epoch
 
@@ -159,10 +159,10 @@ def save(folder: Path | None, parts: Parts, history: History, call: str = "") ->
     if folder is None or rank_and_world()[0] > 0:
         return
     model = parts["model"]
-    if is_best(history):
+    if is_best(history) or not (folder / "best").exists():
         save_model(folder / "best", model.sam)
     state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"history": history, "choices": _choices(parts)}
+    state |= {"history": history, "choices": _choices(parts), "settings": _settings(parts)}
     save_model(folder / "last", model.sam, state, call)
     _write_log(folder, history)
 
@@ -171,11 +171,15 @@ def load(folder: Path, parts: Parts) -> History:
     """Load `last` into `parts`, and return the history; print a line for other data.
 
     Raises:
-        ValueError: The checkpoint is of another architecture, or of another kind of training.
+        ValueError: The checkpoint is of another architecture, or of another kind of training, or
+            it cannot be read.
     """
     last = latest(folder)
-    # Written by `save`; weights_only would refuse what an optimizer of the user may hold.
-    state = torch.load(last / "trainer.pt", map_location="cpu", weights_only=False)
+    try:  # written by `save`; weights_only would refuse what an optimizer of the user may hold
+        state = torch.load(last / "trainer.pt", map_location="cpu", weights_only=False)
+        data = json.loads((last / "config.json").read_text()).get("training_data", {})
+    except Exception as error:  # torch.load raises what it meets
+        raise ValueError(f"{last} is damaged ({error}): train with overwrite=True") from error
     _check_shapes(last, state["model"], parts["model"].state_dict())
     for name, now in _choices(parts).items():
         if (was := state["choices"][name]) != now:
@@ -183,7 +187,9 @@ def load(folder: Path, parts: Parts) -> History:
                 f"{last} was trained with {name} {was}, now {now}: resume with the same, or start "
                 "a new training in another out_dir"
             )
-    data = json.loads((last / "config.json").read_text()).get("training_data", {})
+    for name, now in _settings(parts).items():
+        if (was := state.get("settings", {}).get(name, now)) != now:
+            print0(f"{last} was trained with {name} {was}, now {now}")
     for name, summary in parts["model"].sam.config.training_data.items():
         if (before := data.get(name, summary)) != summary:
             print0(
@@ -197,12 +203,21 @@ def load(folder: Path, parts: Parts) -> History:
 
 
 def note_config(wrapper: PromptedSam, train_set: Dataset[Item], val_set: Dataset[Item]) -> None:
-    """Note in the config of a model how it is trained, for `evaluate`, `predict` and `segment`."""
+    """Note in the config of a model how it is trained, for `evaluate`, `predict` and `segment`.
+
+    Collective.
+
+    Raises:
+        ValueError: The ranks have different data sets.
+    """
     wrapper.sam.config.multimask_output = wrapper.multimask
     wrapper.sam.config.gray_levels = common_levels(train_set, val_set)
     wrapper.sam.config.training_size = training_size(train_set)
     ours, theirs = summary_of(train_set), summary_of(val_set)
+    check_same("train_set or val_set", (ours, theirs), "read the same files, in the same order")
     wrapper.sam.config.training_data = {"train_set": ours, "val_set": theirs}
+    if not size_of(val_set):
+        print0("val_set has no images: there are no scores, and `best` is the last epoch")
     if ours == theirs and "digest" in ours:
         print0("val_set is the same as train_set: its scores are not those of held-out objects")
     if wrapper.auxiliary or not is_frozen(wrapper.sam):  # a frozen one keeps the decoder it has
@@ -216,6 +231,13 @@ def _choices(parts: Parts) -> dict[str, Any]:
     trained = sum(p.requires_grad for p in model.parameters())
     kinds = {name: type(part).__name__ for name, part in parts.items() if name != "model"}
     return {**kinds, "amp": model.amp, "number of trained parameters": trained}
+
+
+def _settings(parts: Parts) -> dict[str, Any]:
+    """Return what may differ on resume, and is told then; the learning rate stays as it was."""
+    model, rate = parts["model"], getattr(parts.get("optimizer"), "defaults", {}).get("lr")
+    same = {"prompts": model.shares, "rounds": model.rounds, "multimask": model.multimask}
+    return same | {"a learning rate (which goes on) of": rate}
 
 
 def _check_shapes(last: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

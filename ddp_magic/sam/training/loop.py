@@ -107,7 +107,7 @@ def train(  # noqa: PLR0913, PLR0915 -- one visible loop
     check_functions(loss=loss, optimizer=optimizer, schedule=schedule)
     check_functions(or_none=True, transform=transform, on_step=on_step, on_epoch=on_epoch)
     check_minimum(1, epochs=epochs, batch_size=batch_size)
-    folder = Path(out_dir).expanduser() if out_dir else None
+    folder = None if out_dir is None else Path(out_dir).expanduser()
     device, (rank, world) = setup(), rank_and_world()
     check_direction(loss, device)
     wrapper = (model if isinstance(model, PromptedSam) else PromptedSam(model)).to(device)
@@ -143,8 +143,8 @@ def train(  # noqa: PLR0913, PLR0915 -- one visible loop
                 objects = of_step[1].clamp(min=1).float()
                 scaler.scale(losses.sum() * world / objects).backward()  # type: ignore[no-untyped-call]
                 scaler.unscale_(opt)
-                mean = float(of_step[0] / objects)
-                check_loss(mean, losses, raw, images.dataset, epoch + 1, number + 1)
+                mean = float(of_step[0] / of_step[1])  # NaN without objects
+                check_loss(of_step, losses, raw, images.dataset, epoch + 1, number + 1)
                 nn.utils.clip_grad_norm_(wrapper.parameters(), CLIP)
                 lr = opt.param_groups[0]["lr"]
                 scaler.step(opt)

@@ -127,12 +127,12 @@ def check_direction(loss: Loss, device: torch.device) -> None:
 
 
 def check_loss(
-    mean: float, losses: Tensor, raw: dict[str, Any], images: Dataset[Item], epoch: int, step: int
+    sums: Tensor, losses: Tensor, raw: dict[str, Any], images: Dataset[Item], epoch: int, step: int
 ) -> None:
     """Check that the loss of a step is finite, before its gradients change the weights. Collective.
 
     Args:
-        mean: the loss of all ranks.
+        sums: sums over all ranks, the first of which is that of the losses.
         losses: the losses of this rank, (M,).
         raw: the batch of this rank, from `collate`.
         images: the data set.
@@ -142,7 +142,7 @@ def check_loss(
     Raises:
         FloatingPointError: It is not.
     """
-    if math.isfinite(mean):
+    if math.isfinite(total := float(sums[0])):
         return
     wrong = raw["image_index"][~losses.detach().isfinite().cpu()].unique().tolist()
     known = raw.get("index")
@@ -152,7 +152,7 @@ def check_loss(
     ]
     names = [name for each in all_gather(own) for name in each]
     raise FloatingPointError(
-        f"the loss is {mean} in epoch {epoch}, step {step}, for {', '.join(names[:3])}"
+        f"the loss is {total} in epoch {epoch}, step {step}, for {', '.join(names[:3])}"
         f"{', ...' if len(names) > 3 else ''}; the weights are those of the step before. Use a "
         "lower learning rate, or check that loss is finite for masks without pixels"
     )
