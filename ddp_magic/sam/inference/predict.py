@@ -129,7 +129,7 @@ def _check_prompts(
     if {own.shape[1:] for own in clicks} != {(2,)} or {box.shape for box in corners} - {(4,)}:
         raise ValueError("clicks must be rows (y, x), and boxes rows (y0, x0, y1, x1)")
     for box in corners:
-        check_ends(box, size)
+        check_ends(box.tolist(), size)
     ends = [end for box in corners for end in box.reshape(2, 2)]
     places = np.array([*(click for own in clicks for click in own), *ends]).reshape(-1, 2)
     for y, x in places:

@@ -71,8 +71,8 @@ def load_meta_checkpoint(path: str | Path) -> SamModel:
         ) from error
     weights = _weights(saved)
     if "image_encoder.pos_embed" not in weights:
-        some = list(weights or (saved if isinstance(saved, dict) else {}))[:3]
-        some = ", ".join(map(str, some)) or type(saved).__name__
+        names = list(weights or (saved if isinstance(saved, dict) else {}))[:3]
+        some = ", ".join(map(str, names)) or type(saved).__name__
         raise ValueError(f"{path} is not a SAM in Meta's layout: it contains {some}")
     if isinstance(saved, dict) and "decoder_state" in saved:
         print0(f"{path}: the decoder of instances of micro-sam is left out")
