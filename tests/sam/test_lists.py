@@ -190,7 +190,7 @@ def test_errors_of_libraries_have_a_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mask 0, a PIL image: has indices without a color"):
         SamDataset(IMAGES[:1], [picture])
     for components in (False, True):
-        with pytest.raises(ValueError, match=r"mask 0 has dtype uint64, .*2\*\*63"):
+        with pytest.raises(ValueError, match=r"mask 0 has dtype uint64: .*2\*\*63"):
             SamDataset(IMAGES[:1], [MASKS[0].astype(np.uint64) * 2**62 * 2], components=components)
     with pytest.raises(ValueError, match="invalid ignore_label '255'"):
         SamDataset(IMAGES, MASKS, ignore_label="255")  # type: ignore[arg-type]

@@ -67,6 +67,8 @@ def test_a_box_prompts_the_object_inside() -> None:
     assert item["counts"].tolist() == [1, 0]
     assert item["boxes"].tolist() == [[30, 19, 50, 37], [4, 4, 26, 15]]
     assert item["masks"][1, 10, 10]
+    with pytest.raises(ValueError, match=r"is not around any object tightly: the nearest is in \("):
+        SamDataset(images, masks, boxes=[(0, 0, 0, 39, 45)])
     for box, present in [((0, 0, 40, 10, 59), 1), ((0, 15, 26, 4, 4), 1), ((0, 4, 4, 15, 26), 0)]:
         with pytest.raises(ValueError, match=r"boxes row 0: .* is not around any object"):
             SamDataset(images, masks * present, boxes=[box])

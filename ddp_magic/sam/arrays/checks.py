@@ -225,9 +225,11 @@ def objects_in_boxes(
             fits = box_iou(np.array([x0, y0, x1, y1]), around)
             swapped[row] = box_iou(rows[row, 1:], around).max(initial=0) - fits.max(initial=0)
             if not (y0 < y1 and x0 < x1) or fits.max(initial=0) < 0.3:
+                near = around[fits.argmax()].tolist() if fits.any() else []
+                tight = f" tightly: the nearest is in (x0, y0, x1, y1) {near}" if near else ""
                 raise ValueError(
-                    f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object; the "
-                    "columns are (image, y0, x0, y1, x1)"
+                    f"{where}y {y0:g}..{y1:g}, x {x0:g}..{x1:g} is not around any object{tight}; "
+                    "the columns are (image, y0, x0, y1, x1)"
                     + (f": is it {AS_XY}?" if swapped[row] > 0.5 else "")
                     + f"\n{sketch(any_object(mask), (y0 + y1) / 2, (x0 + x1) / 2)}"
                 )

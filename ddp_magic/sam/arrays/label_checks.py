@@ -36,8 +36,7 @@ def check_mask(name: str, mask: Mask, *, components: bool = False) -> None:
         return
     if mask.dtype.kind not in "uif" or float(mask.max(initial=0)) >= 2**63:
         raise ValueError(
-            f"{name} has dtype {mask.dtype}, and perhaps labels of 2**63 or more: use integer "
-            "labels 1, 2, 3, ..., or bool"
+            f"{name} has dtype {mask.dtype}: use bool, or integer labels 1, 2, 3, ... below 2**63"
         )
     if mask.dtype == np.float32 and mask.max(initial=0) >= 2**24:
         raise ValueError(
@@ -50,11 +49,16 @@ def check_mask(name: str, mask: Mask, *, components: bool = False) -> None:
             "for labels, and np.nan_to_num(mask) for NaN"
         )
     if mask.size and mask.min() < 0:
-        raise ValueError(
-            f"{name} contains the negative label {mask.min():g}: if it marks pixels to leave "
-            f"out, SamDataset(..., ignore_label={int(mask.min())}) does so; otherwise use "
-            "0 as background"
+        least = int(mask.min())
+        remedy = (
+            "if they are logits, pass stack > 0"
+            if mask.ndim == 3
+            else (
+                f"if it marks pixels to leave out, SamDataset(..., ignore_label={least}) does so; "
+                "otherwise use 0 as background"
+            )
         )
+        raise ValueError(f"{name} contains the negative label {least}: {remedy}")
     if mask.ndim == 3:
         _check_stack(name, mask)
         return
