@@ -21,13 +21,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddp_magic.system.definitions import definitions
 from ddp_magic.system.tracebacks import (
     know_source,
     warnings_without_ours,
     without_ours,
     write_tracebacks_without_ours,
 )
-from ddp_magic.worker.definitions import definitions
 
 VARIABLE = "DDP_MAGIC_MAIN"  # names the file that a rank leaves for its children
 

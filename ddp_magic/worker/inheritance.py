@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ddp_magic.system.definitions import definitions, names_bound
 from ddp_magic.worker.child_main import VARIABLE
-from ddp_magic.worker.definitions import definitions, names_bound
 
 _NAME = "ddp_magic.worker.child_main"
 

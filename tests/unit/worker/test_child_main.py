@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from ddp_magic.system.definitions import definitions
 from ddp_magic.worker.child_main import VARIABLE, restore
-from ddp_magic.worker.definitions import definitions
 from ddp_magic.worker.inheritance import Inheritance, MainSpec
 
 CELL = """\

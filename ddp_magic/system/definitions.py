@@ -13,7 +13,7 @@ def definitions(source: str) -> ast.Module:
     """
     tree = ast.parse(source)
     known: set[str] = {"__name__"}
-    tree.body = [statement for statement in tree.body if _defines(statement, known)]
+    tree.body = [statement for statement in tree.body if defines(statement, known)]
     return tree
 
 
@@ -37,7 +37,7 @@ def names_bound(tree: ast.Module) -> set[str]:
     return bound
 
 
-def _defines(statement: ast.stmt, known: set[str]) -> bool:
+def defines(statement: ast.stmt, known: set[str]) -> bool:
     """Return whether a statement only defines; add to `known` the names that constants may use."""
     parts: list[ast.stmt] = []
     constant = True
@@ -57,7 +57,7 @@ def _defines(statement: ast.stmt, known: set[str]) -> bool:
             parts = [*statement.body, *statement.orelse]
         case _:
             return False
-    return constant and all(_defines(part, known) for part in parts)
+    return constant and all(defines(part, known) for part in parts)
 
 
 # Nodes that are evaluated without a call.
