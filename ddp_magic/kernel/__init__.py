@@ -10,6 +10,7 @@ The rooms (first what starts a run, last what it stands on):
     background                      runs that a host process serves
     runs, past_runs                 the runs of this kernel, and of others
     control                         what is asked of them: by magics, terminals, other notebooks
+    script                          a cell as a script for plain torchrun, instead of a run
     several_nodes                   options of a run on a cluster
     interrupts                      Stop, as this process receives it
     cell                            from the text of a cell to a file with the notebook's lines

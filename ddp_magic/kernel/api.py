@@ -51,7 +51,13 @@ def _lists_options(*, without: Collection[str] = ()) -> Callable[[F], F]:
     return decorate
 
 
-@_lists_options(without=["pull"])
+_NOT_OF_LAUNCH = {
+    "pull": "the run's results are the function's return values",
+    "write": "run writes the text of a cell as a script",
+}
+
+
+@_lists_options(without=_NOT_OF_LAUNCH)
 def launch(
     function: Callable[..., Any],
     *args: Any,  # noqa: ANN401
@@ -78,8 +84,8 @@ def launch(
         WorkerError: The function raised; the error is of the exception's class too.
         DDPMagicError: Any other failure; see `ddp_magic.errors`.
     """
-    if "pull" in options:
-        text = "launch has no option pull: the run's results are the function's return values"
+    for name in _NOT_OF_LAUNCH.keys() & options.keys():
+        text = f"launch has no option {name}: {_NOT_OF_LAUNCH[name]}"
         raise errors.one_line(TypeError(text))
     with _misuse_in_one_line():
         if not callable(function):
@@ -102,7 +108,7 @@ def launch(
 
 
 @_lists_options()
-def run(text: str, **options: Any) -> Run | BackgroundRun:  # noqa: ANN401
+def run(text: str, **options: Any) -> Run | BackgroundRun | None:  # noqa: ANN401
     """Run the text of a cell, as `%%ddp` does.
 
     Args:
@@ -112,7 +118,7 @@ def run(text: str, **options: Any) -> Run | BackgroundRun:  # noqa: ANN401
 
     Returns:
         The run. Its `results` are the pulled values, by name. With `bg` or `detach` it still goes
-        on: its `wait()` returns it at its end.
+        on: its `wait()` returns it at its end. With `write` there is no run: None.
 
     Raises:
         CellSyntaxError: The text is not Python.
@@ -126,6 +132,9 @@ def run(text: str, **options: Any) -> Run | BackgroundRun:  # noqa: ANN401
         wanted = parse_keywords(options)
         if not isinstance(text, str):
             raise TypeError(f"run takes the text of a cell, not {type(text).__name__}")
+    if wanted.write is not None:
+        _write(text, wanted)
+        return None
     made = _run(text, {}, wanted)
     if isinstance(made, BackgroundRun):
         return made
@@ -157,16 +166,8 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
         with _misuse_in_one_line():
             options = home.join(wanted) or resolve(wanted)
         options = dataclasses.replace(options, call=bool(extra), from_python=True)
-        manager = shell.input_transformer_manager if shell is not None else TransformerManager()
-        like = cell.transformer_like(manager)
         with options.gpu_locks.released_on_error():
-            try:
-                ready = cell.prepare(
-                    text, above=(), filename=lambda: "<ddp_magic>", transformer=like
-                )
-            except SyntaxError as error:
-                lines = "".join(traceback.format_exception_only(error)).splitlines()
-                raise errors.CellSyntaxError(error, lines) from None
+            ready = _prepare(text)
             if wanted.bg or wanted.detach:
                 return _in_background(home.start_in_background(ready, options, wanted, extra))
             made = home.make(ready, options, wanted.capture, extra)
@@ -174,6 +175,24 @@ def _run(text: str, extra: dict[str, Extra], wanted: SimpleNamespace) -> Run | B
         screen = CellScreen(shell, outputs=Outputs(shell, owns_cell=False))
         home.execute(made, screen, cold=wanted.cold, box=box_of(shell))
     return made
+
+
+def _prepare(text: str) -> cell.Cell:
+    shell = get_ipython()
+    manager = shell.input_transformer_manager if shell is not None else TransformerManager()
+    like = cell.transformer_like(manager)
+    try:
+        return cell.prepare(text, above=(), filename=lambda: "<ddp_magic>", transformer=like)
+    except SyntaxError as error:
+        lines = "".join(traceback.format_exception_only(error)).splitlines()
+        raise errors.CellSyntaxError(error, lines) from None
+
+
+def _write(text: str, wanted: SimpleNamespace) -> None:
+    from ddp_magic.kernel.script.write import write  # not for a cell that runs
+
+    with _misuse_in_one_line():
+        print("\n".join(write(_prepare(text), wanted, _kernel().notebook, "capture")))  # noqa: T201
 
 
 def _in_background(run: BackgroundRun) -> BackgroundRun:

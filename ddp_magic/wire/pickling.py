@@ -63,16 +63,18 @@ class Pickler(cloudpickle.Pickler):
 
     Args:
         file: What to write to.
-        on_buffer: Is called with each buffer, in the order of the stream.
+        on_buffer: Is called with each buffer, in the order of the stream; None to write
+            them into it.
 
     Attributes:
         device_bytes: What has been copied from devices other than the CPU, bytes.
     """
 
     def __init__(
-        self, file: io.BytesIO, *, on_buffer: Callable[[pickle.PickleBuffer], object]
+        self, file: io.BytesIO, *, on_buffer: Callable[[pickle.PickleBuffer], object] | None
     ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=lambda b: on_buffer(b) and False)
+        beside = None if on_buffer is None else lambda buffer: on_buffer(buffer) and False
+        super().__init__(file, protocol=5, buffer_callback=beside)
         self.device_bytes = 0
         self._storages: dict[int, arrays.Storage] = {}
         self._torch = sys.modules.get("torch")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,6 +153,9 @@ class DDPMagics(OurMagics, OptionDefaults):
                 "%%ddp: the cell is empty: write the program below this line "
                 "(%%ddp --help lists the options)"
             )
+        if args.write is not None:
+            self._write(args, body)
+            return None
         return self._run(args, body)
 
     def _parse_expanded(self, line: str, local: Mapping[str, Any]) -> SimpleNamespace:
@@ -164,6 +168,14 @@ class DDPMagics(OurMagics, OptionDefaults):
         names = {**self.shell.user_ns, **local}
         return parse("%%ddp", line, OPTIONS, lambda text: expansion.split(text, names))
 
+    def _write(self, args: SimpleNamespace, body: str) -> None:
+        from ddp_magic.kernel.script.write import write  # not for a cell that runs
+
+        args = with_defaults(args, self)
+        with _usage_errors(args):
+            lines = write(self._prepare(body), args, self.controller.notebook, "--capture")
+        print("\n".join(lines))  # noqa: T201 -- the answer
+
     def _run(self, args: SimpleNamespace, body: str) -> DDPMagicError | RunInterrupted | None:
         """Run a cell; return the error that fails the notebook's cell, if any."""
         run: Run | None = None
@@ -174,13 +186,8 @@ class DDPMagics(OurMagics, OptionDefaults):
             warnings_without_ours(),
             self.controller.sessions.claim(args.session),
         ):
-            try:
+            with _usage_errors(args):
                 options = self.controller.join(args) or resolve(args)
-            except OptionError as error:
-                problem = error.problem + in_force(args, error)
-                raise UsageError(f"%%ddp {spelling(error.name)}: {problem}") from error
-            except ValueError as error:
-                raise UsageError(f"%%ddp: {error}") from error
             with options.gpu_locks.released_on_error():
                 ready = self._prepare(body)
                 if args.bg or args.detach:
@@ -229,6 +236,17 @@ class DDPMagics(OurMagics, OptionDefaults):
             "ast_node_interactivity": str(shell.ast_node_interactivity),
         }
         return dataclasses.replace(ready, number=number, settings=settings)
+
+
+@contextmanager
+def _usage_errors(args: SimpleNamespace) -> Iterator[None]:
+    try:
+        yield
+    except OptionError as error:
+        problem = error.problem + in_force(args, error)
+        raise UsageError(f"%%ddp {spelling(error.name)}: {problem}") from error
+    except ValueError as error:
+        raise UsageError(f"%%ddp: {error}") from error
 
 
 def _execution_count(shell: InteractiveShell) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any
 from traitlets import HasTraits, TraitError, TraitType
 
 from ddp_magic.errors import one_line
+from ddp_magic.kernel.options.contradictions import NOT_WRITTEN
 from ddp_magic.kernel.options.declaration import OPTIONS
 from ddp_magic.kernel.options.option import Option, OptionError
 
@@ -76,6 +77,8 @@ def with_defaults(args: SimpleNamespace, defaults: object) -> SimpleNamespace:
 
 def _contradicts(args: SimpleNamespace, name: str, value: Any) -> bool:  # noqa: ANN401 -- as above
     """Return whether a default is not possible beside what the line names."""
+    if args.write is not None and (name in NOT_WRITTEN or str(value).startswith("free")):
+        return True
     match name:
         case "backend" | "timeout":
             on_cpu = name == "backend" and args.gpus == "none" and "nccl" in value

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 from ddp_magic.kernel.options.option import OptionError
+
+# What a script for torchrun cannot do.
+NOT_WRITTEN = frozenset(
+    {
+        *("session", "pull", "out", "show", "quiet", "bg", "detach", "time_limit", "profile"),
+        *("trace", "cold", "engine", "engine_args", "debug", "no_raise_error"),
+    }
+)
 
 
 def check(asked: SimpleNamespace) -> None:
@@ -20,6 +29,26 @@ def check(asked: SimpleNamespace) -> None:
                 raise OptionError("no_init", problem)
     if asked.out is not None and asked.out in [pull.name for pull in asked.pull]:
         raise OptionError("out", f"{asked.out!r} is pulled too: use another name for the run")
+
+
+def check_written(asked: SimpleNamespace, defaults: Mapping[str, object]) -> None:
+    """Check that a script (`--write`) can do what is asked for.
+
+    Args:
+        asked: The options' values.
+        defaults: The options' defaults, by their names.
+
+    Raises:
+        OptionError: It cannot.
+    """
+    check(asked)
+    for name in sorted(asked.given & NOT_WRITTEN):
+        if getattr(asked, name) != defaults[name]:
+            problem = "a script for torchrun has no equivalent: omit this option or --write"
+            raise OptionError(name, problem)
+    if (asked.gpus or "").startswith("free"):
+        problem = "a script does not choose idle GPUs: name them, such as 0,2"
+        raise OptionError("gpus", problem)
 
 
 def check_ranks(asked: SimpleNamespace, nproc: int) -> None:

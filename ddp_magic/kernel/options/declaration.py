@@ -207,6 +207,18 @@ OPTIONS = (
         help="Write what each rank did when to this file, which https://ui.perfetto.dev shows.",
     ),
     Option(
+        name="write",
+        flags=("--write",),
+        metavar="FILE",
+        read=read.file,
+        what="file name",
+        use="a path such as train.py",
+        also=("--script", "--export", "--save-script"),
+        joint=" ",
+        help="Run nothing, and write the cell, with all that it reads, as a script for plain "
+        "`torchrun` to this file.",
+    ),
+    Option(
         name="cold",
         flags=("--cold",),
         default=False,

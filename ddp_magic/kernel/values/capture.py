@@ -145,6 +145,26 @@ class Notebook:
             self._check_defined(only or (), extra or {}, option)
             return self._capture(cell, only, held, extra or {})
 
+    def needed(
+        self, cell: Names, only: Collection[str] | None = None, option: str = "--capture"
+    ) -> NeededValues:
+        """Find the values that a cell needs, without copying them; for the arguments see `capture`.
+
+        Raises:
+            CaptureError: A value cannot be sent.
+        """
+        with self._lock:
+            self._check_defined(only or (), {}, option)
+            needed = NeededValues(self, self._shared, only, Held(), {})
+            needed.follow(cell)
+        return needed
+
+    def cell_files(self) -> list[str]:
+        """Return the files of its cells' code, oldest first; of a plain script its own."""
+        cells = self._cells()
+        own = self.names.get("__file__")
+        return sorted(cells, key=cells.__getitem__) or ([own] if isinstance(own, str) else [])
+
     def _check_defined(
         self, names: Collection[str], extra: Mapping[str, Extra], option: str
     ) -> None:
@@ -165,7 +185,7 @@ class Notebook:
         needed.follow(cell)
         stream = needed.stream
         capture = Capture(prelude=needed.prelude)
-        capture.notes += self._hidden_notes(needed.rank_names)
+        capture.notes += self.hidden_notes(needed.rank_names)
         if stream.types:
             sources = self._sources(stream.pickler.code_files)
             capture.command, capture.segments = self._shared.pack(stream, sources)
@@ -184,7 +204,7 @@ class Notebook:
             )
         return capture
 
-    def _hidden_notes(self, names: Collection[str]) -> list[str]:
+    def hidden_notes(self, names: Collection[str]) -> list[str]:
         """Say once of each value of the notebook's that a rank's own name hides it."""
         notes = []
         for name in names:

@@ -41,6 +41,7 @@ class ValueStream:
         types: The class of each value, by its name, in the order of the stream.
         buffers: The buffers of each value, by its name.
         pickler: What writes the values; it knows what their functions use.
+        read_by: The value whose functions read a global name, by that name.
     """
 
     def __init__(self, home: Mapping[str, Any], extra: Mapping[str, Extra] | None = None) -> None:
@@ -49,7 +50,7 @@ class ValueStream:
         self.buffers: dict[str, list[memoryview]] = {}
         self.pickler = NotebookPickler(self.file, home=home, on_buffer=self._add_buffer)
         self._current: list[memoryview] = []
-        self._read_by: dict[str, str] = {}
+        self.read_by: dict[str, str] = {}
         self._extra = extra or {}
 
     def _add_buffer(self, buffer: Any) -> None:  # noqa: ANN401 -- a pickle.PickleBuffer
@@ -71,11 +72,11 @@ class ValueStream:
         needs = list(itertools.islice(self.pickler.needs, before[0], None))
         needs += itertools.islice(self.pickler.carried, before[1], None)
         for need in needs:
-            self._read_by.setdefault(need, name)
+            self.read_by.setdefault(need, name)
         return needs
 
     def _reason(self, name: str, value: Any, error: Exception) -> str:  # noqa: ANN401
-        reader = self._read_by.get(name)
+        reader = self.read_by.get(name)
         by = f", which {self._label(reader)} reads," if reader else ""
         what, remedy = problem(error), ""
         if isinstance(error, Refused):

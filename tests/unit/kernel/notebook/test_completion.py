@@ -61,7 +61,7 @@ def test_a_dash_offers_all_options() -> None:
     "line",
     [
         *("", "images", "%%ddp", "%%time -", "x = '%%ddp -", "%%ddp -n 2 -- --", "%%ddpx -"),
-        *("%%ddp --trace ", "%%ddp --trace=out/t"),
+        *("%%ddp --trace ", "%%ddp --trace=out/t", "%%ddp --write ", "%%ddp --write=tr"),
     ],
 )
 def test_other_lines_are_left_to_ipython(line: str) -> None:

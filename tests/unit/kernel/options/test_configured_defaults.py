@@ -14,6 +14,7 @@ from ddp_magic.kernel.execution.run_options import Options
 from ddp_magic.kernel.notebook.magics import DDPMagics
 from ddp_magic.kernel.options.arguments import parse_line
 from ddp_magic.kernel.options.configured_defaults import OptionDefaults, in_force, with_defaults
+from ddp_magic.kernel.options.contradictions import NOT_WRITTEN
 from ddp_magic.kernel.options.declaration import OPTIONS
 from ddp_magic.kernel.options.option import OptionError
 from ddp_magic.kernel.resolve import resolve
@@ -92,6 +93,16 @@ def test_a_default_is_for_lines_that_do_not_name_the_option() -> None:
 def test_the_lines_own_option_wins(line: str, name: str, value: object) -> None:
     args = with_defaults(parse_line("%%ddp", line), OptionDefaults(**COMMON))
     assert getattr(args, name) == value
+
+
+def test_a_script_ignores_the_defaults_that_it_cannot_have() -> None:
+    """`--write` is not refused for what its line does not name."""
+    settings = OptionDefaults(**{**COMMON, "gpus": "free:2", "cold": True})
+    args = with_defaults(parse_line("%%ddp", "--write train.py"), settings)
+    plain = parse_line("%%ddp", "")
+    for name in NOT_WRITTEN | {"gpus"}:
+        assert getattr(args, name) == getattr(plain, name), name
+    assert args.nproc_per_node == COMMON["nproc_per_node"]
 
 
 @pytest.mark.parametrize(

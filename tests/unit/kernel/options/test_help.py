@@ -48,7 +48,9 @@ def test_help_lists_every_option(text: str, options: tuple[Option, ...]) -> None
         assert " ".join([", ".join(option.flags), option.metavar]).strip() in text
 
 
-@pytest.mark.parametrize(("function", "without"), [(api.run, set()), (api.launch, {"pull"})])
+@pytest.mark.parametrize(
+    ("function", "without"), [(api.run, set()), (api.launch, {"pull", "write"})]
+)
 def test_docstrings_list_every_keyword(function: Callable[..., Any], without: set[str]) -> None:
     """`launch?` and `help(launch)` show what it takes, and nothing else."""
     listed = re.findall(

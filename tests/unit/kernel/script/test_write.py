@@ -1,0 +1,512 @@
+"""Scripts, written and run in this process: they find what a rank would."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddp_magic.errors import CaptureError
+from ddp_magic.kernel.options.option import OptionError
+from tests.unit.kernel.script.notebooks import FakeNotebook, run_script
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The scripts are written here. Modules are found without the folder of the tests."""
+    monkeypatch.chdir(tmp_path)
+    roots = (sys.prefix, sys.base_prefix)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path.startswith(roots)])
+    return tmp_path
+
+
+def _printed(cells: list[str], text: str, line: str = "--no-init -g none") -> str:
+    FakeNotebook(*cells).write(text, line)
+    return run_script(Path("s.py"))[1].rstrip("\n")
+
+
+PROGRAMS: dict[str, tuple[list[str], str, str]] = {
+    "names of the rank": ([], "print(rank, local_rank, world_size)", "1 1 2"),
+    "a function and what it reads": (
+        ["def outer(x):\n    def inner(y): return y + base\n    return inner(x)\nbase = 10"],
+        "print(outer(1))",
+        "11",
+    ),
+    "a function reads the cell's names": (
+        ["def f(): return lr, rank\nlr = 1"],
+        "lr = 2\nprint(f())",
+        "(2, 1)",
+    ),
+    "mutual recursion": (
+        ["def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)"],
+        "print(even(10))",
+        "True",
+    ),
+    "a closure": (
+        [
+            "def make(k):\n    def inner(x): return x * k + bias + rank\n    return inner",
+            "bias = 10\ntriple = make(3)",
+        ],
+        "print(triple(2), make(1)(1))",
+        "17 12",
+    ),
+    "a decorator": (
+        [
+            "import functools\nlog = []\n"
+            "def noted(f):\n"
+            "    @functools.wraps(f)\n"
+            "    def inner(*args):\n"
+            "        log.append(f.__name__)\n"
+            "        return f(*args)\n"
+            "    return inner",
+            "@noted\ndef add(a, b=2): return a + b",
+        ],
+        "print(add(1), log)",
+        "3 ['add']",
+    ),
+    "a decorator that registers": (
+        [
+            "REG = {}\ndef register(f):\n    REG[f.__name__] = f\n    return f",
+            "@register\ndef one(): return 1\n@register\ndef two(): return one() + 1",
+        ],
+        "print({k: v() for k, v in REG.items()}, REG['one'] is one)",
+        "{'one': 1, 'two': 2} True",
+    ),
+    "a decorator that counts in a list": (
+        [
+            "order = []\ndef noted(f):\n    order.append(f.__name__)\n    return f",
+            "def named(where):\n    def noted(f):\n        where.append('x')\n        return f\n"
+            "    return noted",
+            "@noted\ndef one(): return 1\n@named(order)\ndef two(): return 2",
+        ],
+        "print(order, one() + two())",
+        "['one', 'x'] 3",
+    ),
+    "functions of singledispatch": (
+        [
+            "from functools import singledispatch\n@singledispatch\ndef f(x): return 'any'",
+            "@f.register\ndef of_int(x: int): return 'int'",
+        ],
+        "print(f(1), f('x'))",
+        "int any",
+    ),
+    "a function wrapped by hand": (
+        [
+            "import functools\ndef twice(f):\n    return functools.wraps(f)(lambda x: f(f(x)))",
+            "def inc(x): return x + 1\ninc = twice(inc)",
+        ],
+        "print(inc(1))",
+        "3",
+    ),
+    "base classes": (
+        ["class Base:\n    def f(self): return K\nK = 4", "class Child(Base): pass\nc = Child()"],
+        "print(c.f(), isinstance(c, Base), type(c) is Child)",
+        "4 True True",
+    ),
+    "a dataclass": (
+        [
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n    lr: float = 0.1\n",
+            "c = C(0.5)",
+        ],
+        "print(c, C(), c == C(0.5))",
+        "C(lr=0.5) C(lr=0.1) True",
+    ),
+    "an enum, a named tuple": (
+        [
+            "from enum import Enum\nfrom typing import NamedTuple",
+            "from collections import namedtuple",
+            "class Color(Enum):\n    RED = 1\nred = Color.RED\n"
+            "class Q(NamedTuple):\n    a: int\n    b: int = 2\nq = Q(1)\n"
+            "P = namedtuple('P', 'x')\np = P(3)",
+        ],
+        "print(red is Color.RED, q, Q(5), p, p == P(3))",
+        "True Q(a=1, b=2) Q(a=5, b=2) P(x=3) True",
+    ),
+    "nested classes": (
+        ["class Outer:\n    class Inner: pass\ninner = Outer.Inner()\nI = Outer.Inner"],
+        "print(isinstance(inner, Outer.Inner), I is Outer.Inner)",
+        "True True",
+    ),
+    "an object of a class that was redefined": (
+        ["class A:\n    def f(self): return 'old'\na = A()", "class A:\n    def f(self): return 2"],
+        "print(a.f(), A().f(), isinstance(a, A))",
+        "old 2 False",
+    ),
+    "a class that was changed": (
+        [
+            "class A:\n    lr = 0.1\n    def f(self): return 1\n    def g(self): return 1",
+            "A.lr = 0.5\nA.extra = 7\ndef g(self): return 2\nA.g = g",
+        ],
+        "print(A.lr, A.extra, A().f(), A().g())",
+        "0.5 7 1 2",
+    ),
+    "names that mean something else by now": (
+        [
+            "lr = 0.1\ndef f(x=lr, *, y=lr + 1): return x, y\nclass A:\n    lr = lr\n"
+            "class Base:\n    def f(self): return 'old'\nclass B(Base): pass\nb = B()\n"
+            "def deco(f): return lambda: 'old'\n@deco\ndef g(): pass\n"
+            "import functools\ndef keep(f):\n    @functools.wraps(f)\n    def inner(): return 1\n"
+            "    return inner\n@keep\ndef h(): return 0",
+            "lr = 0.5\nclass Base:\n    def f(self): return 'new'\ndef deco(f): return f\n"
+            "def keep(f): return f",
+        ],
+        "print(f(), A.lr, b.f(), isinstance(b, B), Base().f(), g(), h(), lr)",
+        "(0.1, 1.1) 0.1 old True new old 1 0.5",
+    ),
+    "values that are made once": (
+        [
+            "import itertools\nimport random\nrandom.seed(1)\ncount = itertools.count()",
+            "def f(x=next(count), y=random.random()): return x, round(y, 3)\n"
+            "class A:\n    r = round(random.random(), 3)\n    n = next(count)\n"
+            "def base(n): return type(f'Base{n}', (), {})\nclass B(base(next(count))): pass",
+        ],
+        "print(f(), A.r, A.n, B.__base__.__name__)",
+        "(0, 0.134) 0.847 1 Base2",
+    ),
+    "a default value that was changed": (
+        ["def f(x, seen=[]):\n    seen.append(x)\n    return seen", "f(1)"],
+        "print(f(2))",
+        "[1, 2]",
+    ),
+    "attributes of a function": (["def f(): pass\nf.calls = 3"], "print(f.calls)", "3"),
+    "lambdas": (
+        ["scale = 3\nf = lambda x: x * scale; g = lambda y: f(y) + 1\nh = g"],
+        "print(g(2), h is g)",
+        "7 True",
+    ),
+    "an alias": (["def f(): return 1\ng = f"], "print(g(), g is f)", "1 True"),
+    "partial": (
+        [
+            "import functools\ndef power(x, n): return x ** n",
+            "square = functools.partial(power, n=2)",
+        ],
+        "print(square(3), square.func is power)",
+        "9 True",
+    ),
+    "one list of two names": (
+        ["history = [1]\nalias = history\nother = {'h': [1]}"],
+        "history.append(2)\nprint(alias, other)",
+        "[1, 2] {'h': [1]}",
+    ),
+    "a list that an object holds": (
+        [
+            "class A:\n    def __init__(self, x): self.x = x",
+            "config = {'lr': [1]}\na = A(config['lr'])",
+        ],
+        "config['lr'].append(2)\nprint(a.x)",
+        "[1, 2]",
+    ),
+    "a default value that has no text": (
+        ["W = object()\ndef f(x=W): return x is W\nclass B:\n    w = W\nclass C(B): pass"],
+        "print(f(), C.w is W)",
+        "True True",
+    ),
+    "names of builtins": (
+        [
+            "def sum(xs): return 'mine'\nmax = 3\nfloat = int = 'x'\ninf = 1e400\neval = 1",
+            "open = 2\no = object()\nclass A: pass\na = A()",
+        ],
+        "print(sum([1]), max, inf, float, rank, eval, type(a) is A)",
+        "mine 3 inf x 1 1 True",
+    ),
+    "names of our own lines": (
+        ["dist = 0.5\nos = 'linux'\npickle = Path = 1\no = object()"],
+        "sys = 3\nprint(dist, os, rank, Path, pickle, type(o).__name__)\nsys",
+        "0.5 linux 1 1 1 object\n3",
+    ),
+    "strings": (
+        ["a = 'it\\'s \"q\"'\nb = '''two\n  lines \"\"\" '''"],
+        "s = '''x\n  y\n'''\nif rank:\n    t = f'''{rank}\n {a}'''\nprint(repr([a, b, s, t]))",
+        repr(['it\'s "q"', 'two\n  lines """ ', "x\n  y\n", '1\n it\'s "q"']),
+    ),
+    "an annotation that nothing defines": (
+        ["from __future__ import annotations\ndef f(x: Missing) -> Other: return x"],
+        "print(f(1))",
+        "1",
+    ),
+    "future annotations of the cell": (
+        [],
+        "from __future__ import annotations\nx: Missing = 1\nx",
+        "1",
+    ),
+    "a submodule": (
+        ["import xml.etree.ElementTree\nimport os.path as osp"],
+        "print(xml.etree.ElementTree.fromstring('<a/>').tag, osp.join('a', 'b'))",
+        "a a/b",
+    ),
+    "a subset of the names": (["W = 3\ndef f(x=W): return x"], "print(f())", "3"),
+    "arguments": ([], "import argparse\nprint(argparse.__name__)", "argparse"),
+    "display": ([], "def f(): display(rank)\nf()", "1"),
+    "the value of the last expression": ([], "f'rank {rank}'", "'rank 1'"),
+    "no value": ([], "[].append(1)", ""),
+    "comments and blank lines": ([], "# one\n\n\nprint(1)  # two\n# three\n", "1"),
+    "tabs": ([], "for i in range(2):\n\tif i:\n\t\tprint(i, '''a\n\tb''')", "1 a\n\tb"),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_script_does_what_the_cell_does(name: str) -> None:
+    cells, text, printed = PROGRAMS[name]
+    only = " --capture f" if name == "a subset of the names" else ""
+    assert _printed(cells, text, "--no-init -g none" + only) == printed
+
+
+def test_it_reads_as_a_person_would_write_it() -> None:
+    notebook = FakeNotebook(
+        "import functools\nfrom torch import nn\nscale = 2.0",
+        "class Net(nn.Module):\n    # Scaled.\n    def forward(self, x):\n        return x * scale",
+        "def loss(x, k=scale):\n    return x * k\nunused = object()",
+    )
+    text = """
+        # One step.
+        model = DDP(Net().to(device))
+        for step in range(3):  # times
+            total = loss(model(torch.ones(1)))
+        if rank == 0:
+            print(total)
+        """
+    said = notebook.write(text, "-n 2 --timeout 30 --seed 1 -- --lr '0 1'")
+    assert said == ["s.py: torchrun --nproc-per-node 2 s.py --lr '0 1'"]
+    assert (
+        Path("s.py").read_text()
+        == '''\
+"""A cell, written by %%ddp --write.
+
+torchrun --nproc-per-node 2 s.py --lr '0 1'
+"""
+
+import os
+import random
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+rank = int(os.environ["RANK"])
+if torch.cuda.is_available():
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+else:
+    device = torch.device("cpu")
+
+scale = 2.0
+
+
+class Net(nn.Module):
+    # Scaled.
+    def forward(self, x):
+        return x * scale
+
+
+def loss(x, k=scale):
+    return x * k
+
+
+if __name__ == "__main__":
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device)
+    os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # no rank goes on before all are there
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", \
+timeout=timedelta(seconds=30))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+
+    # One step.
+    model = DDP(Net().to(device))
+    for step in range(3):  # times
+        total = loss(model(torch.ones(1)))
+    if rank == 0:
+        print(total)
+    dist.destroy_process_group()
+'''
+    )
+
+
+def test_the_environment_is_set_before_the_imports() -> None:
+    FakeNotebook().write("import os\nos.environ['HF_HOME'] = '/x'\nimport numpy as np\nnp.ones(1)")
+    text = Path("s.py").read_text()
+    at = [
+        text.index(words)
+        for words in ("import os\n", "os.environ['HF_HOME'] = '/x'", "import torch")
+    ]
+    assert at == sorted(at)
+
+
+def test_a_cell_that_reaches_no_torch_has_no_process_group() -> None:
+    FakeNotebook("import math\ndef f(x: int): return math.sqrt(x)").write("print(f(rank))")
+    assert "torch" not in Path("s.py").read_text().split('"""')[2]
+
+
+def test_the_seed_is_for_every_cell() -> None:
+    printed = {_printed([], "import random\nprint(random.random())", "--seed 3") for _ in range(2)}
+    assert len(printed) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "ours", "end"),
+    [
+        ("x = torch.ones(1)", True, "    dist.destroy_process_group()\n"),
+        ("dist.init_process_group('gloo')", False, "    if dist.is_initialized():\n        dist"),
+        ("begin()\nprint(1)", False, "    if dist.is_initialized():\n        dist"),
+        (
+            "dist.destroy_process_group()\nnn",
+            True,
+            "    if dist.is_initialized():\n        dist",
+        ),
+        ("cleanup()\ntorch", True, "    if dist.is_initialized():\n        dist"),
+        ("# init_process_group\ntorch.ones(1)", True, "    dist.destroy_process_group()\n"),
+    ],
+)
+def test_there_is_one_process_group(text: str, ours: bool, end: str) -> None:
+    """A cell, or a function that it calls, may create it, and destroy it, itself."""
+    begin = "import torch.distributed as dist\ndef begin(): dist.init_process_group('gloo')"
+    FakeNotebook(begin).write(text)
+    script = Path("s.py").read_text()
+    assert ('dist.init_process_group("cpu' in script) == ours
+    assert end in script
+
+
+def test_a_child_has_the_definitions_and_the_values_and_does_not_run_the_cell() -> None:
+    notebook = FakeNotebook("offset = object()\ndef f(): return offset, SIZE")
+    notebook.write("SIZE = 3\nclass A:\n    def g(self): return f()\nprint(A().g(), rank)\n")
+    names, printed = run_script(Path("s.py"), as_child=True)
+    assert not printed
+    assert names["A"]().g() == (names["offset"], 3)
+
+
+def test_tensors_that_share_memory_still_do() -> None:
+    notebook = FakeNotebook(
+        "import torch\na = torch.zeros(4)\nb = a[1:3]\nc = a.view(torch.int32)\n"
+        "layer = torch.nn.Linear(2, 2)\nopt = torch.optim.SGD(layer.parameters(), 0.1)\n"
+        "u = torch.ones(2, dtype=torch.uint16)\nempty = torch.empty(0)\nh = a.half()"
+    )
+    text = "b += 1\nprint(a.tolist(), opt.param_groups[0]['params'][0] is layer.weight)\n"
+    text += "print(c[1].item() == c[2].item() != 0, u, empty, h.dtype)"
+    said = notebook.write(text, "--no-init -g none")
+    assert re.match(r"s\.py, with s\.pkl \(\d KB\): CUDA_VISIBLE_DEVICES= torchrun", said[0])
+    assert run_script(Path("s.py"))[1].splitlines() == [
+        "[0.0, 1.0, 1.0, 0.0] True",
+        "True tensor([1, 1], dtype=torch.uint16) tensor([]) torch.float16",
+    ]
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def _refusal(text: str = "1", line: str = "", to: str = "s.py", *cells: str) -> str:
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    with pytest.raises((OptionError, CaptureError)) as caught:
+        FakeNotebook(*cells).write(text, line, to=to)
+    after = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    assert before == after
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-s lab",
+        "--pull a",
+        "-o run",
+        "--show 0",
+        "-q",
+        "--bg",
+        "--detach",
+        "--time-limit 3",
+        "--profile",
+        "--trace t.json",
+        "--cold",
+        "--engine slurm",
+        "--engine-args '-p x'",
+        "--debug",
+        "--no-raise-error",
+        "--engine torchrun",
+    ],
+)
+def test_options_that_a_script_cannot_obey(line: str) -> None:
+    refusal = _refusal(line=line)
+    assert refusal.endswith(
+        ": a script for torchrun has no equivalent: omit this option or --write"
+    )
+
+
+@pytest.mark.parametrize("line", ["-g free", "-g free:2"])
+def test_idle_gpus_are_chosen_by_no_script(line: str) -> None:
+    assert _refusal(line=line).startswith("gpus: a script does not choose idle GPUs")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train", "invalid file name 'train': use a path such as train.py"),
+        ("train.txt", "invalid file name 'train.txt'"),
+        (".py", "invalid file name '.py'"),
+        (".", "is a directory: use another name"),
+        ("folder.py", "is a directory: use another name"),
+        ("/proc/a.py", "'/proc/a.py' cannot be written ("),
+        ("missing/a.py", "is not a directory: create it, or use another file"),
+        ("mine.py", "'mine.py' exists, and --write has not written it: use another name"),
+        ("empty.py", "'empty.py' exists, and --write has not written it: use another name"),
+        ("data.py", "data.pkl', where its values would be, exists: use another name"),
+        ("random.py", "random.py would hide the module random from all imports"),
+        ("math.py", "math.py would hide the module math"),
+    ],
+)
+def test_files_that_are_not_written(name: str, words: str) -> None:
+    Path("folder.py").mkdir()
+    Path("mine.py").write_text("mine")
+    Path("empty.py").touch()
+    Path("data.pkl").write_bytes(b"mine")
+    assert words in _refusal(to=name)
+
+
+def test_its_own_files_are_replaced() -> None:
+    notebook = FakeNotebook("x = object()\ny = object()")
+    notebook.write("print(x)")
+    notebook.write("print(x, y, 2)")
+    assert "print(x, y, 2)" in Path("s.py").read_text()
+    assert Path("s.pkl").exists()
+    notebook.write("print(3)")
+    assert sorted(path.name for path in Path().iterdir()) == ["s.py"]  # no values any more
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (
+            "x = open('/dev/null')",
+            "cannot send `x` (TextIOWrapper) to the ranks: it is an open",
+        ),
+        ("x = (i for i in [1])", "cannot send `x` (generator) to the ranks: it is a generator"),
+        (
+            "names = []\nclass Base:\n    def __init_subclass__(cls):\n"
+            "        names.append(cls.__name__)\nclass x(Base): pass",
+            "cannot write `x` to a file: a base class of it changes `names` when it is made",
+        ),
+        (
+            "from functools import singledispatch\n@singledispatch\ndef x(a): return 1\n"
+            "@x.register\ndef _(a: int): return 2\n@x.register\ndef _(a: str): return 3",
+            "cannot write `x` (function) to a file: TypeError: cannot pickle",
+        ),
+        ("def x():\n    get_ipython().system('ls')", "`x` uses IPython (%, ! or get_ipython())"),
+    ],
+)
+def test_values_that_cannot_travel(cell: str, words: str) -> None:
+    assert words in _refusal("print(x)", "", "s.py", cell)
+
+
+def test_a_line_of_ipython_is_named_by_its_number_in_the_notebook() -> None:
+    assert _refusal("x = 1\n!ls").startswith("write: line 3 is a shell command (!ls)")
+
+
+def test_a_cell_that_runs_imports_none_of_this() -> None:
+    code = "import sys, ddp_magic.kernel.api, ddp_magic.kernel.notebook.magics; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ddp_magic.kernel.api" in done.stdout
+    assert "ddp_magic.kernel.script" not in done.stdout
