@@ -25,7 +25,7 @@ from ddp_magic.sam.arrays.masks import (
 
 # A picture of fewer and of more pixels on its sides is none.
 THIN, LONG = 5, 16
-BLOCK = 256  # px, the sides of the part of a volume that is looked at
+BLOCK = 128  # px, the sides of the part of a volume that is looked at
 AS_XY = "(image, x0, y0, x1, y1); move its columns: boxes[:, [0, 2, 1, 4, 3]]"
 
 
