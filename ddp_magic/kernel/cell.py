@@ -15,12 +15,13 @@ import ast
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ddp_magic.kernel.values.magic_names import with_magics
 from ddp_magic.kernel.values.names import Names, names_of
+from ddp_magic.wire.submodules import words_of
 
 _WARNINGS = threading.Lock()  # several threads may prepare a cell; the filters are the process's
 
@@ -114,12 +115,13 @@ def prepare(
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the ranks compile it too, and show them
             # Compiling also finds what parsing alone does not ('return' outside function).
-            compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
+            code = compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
             flags |= ast.PyCF_ONLY_AST
             tree = compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
-            environment = environment_set(tree)
+            environment, words = environment_set(tree), words_of(code)
             if "get_ipython()" in source:  # to look at each node takes longer than all else
                 tree = with_magics(tree, transformer.transform_cell)
+                words |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     except SyntaxError as error:
         # The compiler leaves out the line if it has only text, and IPython the file name.
         error.filename = filename()
@@ -127,7 +129,8 @@ def prepare(
         if error.text is None and error.lineno and error.lineno <= len(lines):
             error.text = lines[error.lineno - 1]
         raise
-    return Cell(source, names_of(tree), environment)
+    names = replace(names_of(tree), words=frozenset(words))
+    return Cell(source, names, environment)
 
 
 def environment_set(tree: ast.Module) -> dict[str, str]:

@@ -11,7 +11,8 @@ model.
 
 Private names of cloudpickle, all of them used in this file and known to hold for cloudpickle 3.0 to
 3.1 (tests/unit/wire/test_pickling.py fails where they change): `_code_reduce`,
-`_extract_code_globals`, `Pickler._function_getnewargs`, `Pickler._dynamic_function_reduce`.
+`_extract_code_globals`, `Pickler._function_getnewargs`, `Pickler._dynamic_function_reduce`, and the
+slot `_cloudpickle_submodules` of a function.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import cloudpickle
 from cloudpickle.cloudpickle import _code_reduce, _extract_code_globals
 
 from ddp_magic.wire import arrays, standard_library
+from ddp_magic.wire.submodules import of_function
 
 _ASYNCHRONOUS = (types.CoroutineType, types.AsyncGeneratorType, asyncio.Future)
 _LOCKS = (
@@ -119,6 +121,7 @@ class Pickler(cloudpickle.Pickler):
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         make, args, state, *rest = super()._dynamic_function_reduce(func)
         attributes, slots = state
+        slots = {**slots, "_cloudpickle_submodules": of_function(func)}  # cloudpickle: not nested
         return (make, args, (attributes, self.function_slots(func, slots)), *rest)
 
     def _reduce_tensor(self, tensor: Any) -> Any:  # noqa: ANN401 -- no torch here

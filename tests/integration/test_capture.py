@@ -56,6 +56,22 @@ HARD_CASES = {
         "(Color(1) is Color.RED, p.x, isinstance(p, Point))",
         "(True, 3, True)",
     ),
+    "a package with the submodules that were imported": (
+        """
+        import xml.etree.ElementTree, wsgiref.simple_server
+        def server():
+            def inner():
+                return wsgiref.simple_server.WSGIServer
+            return inner()
+        """,
+        "(xml.etree.ElementTree.Element('a').tag, server().__name__)",
+        "('a', 'WSGIServer')",
+    ),
+    "a submodule in a command": (
+        "import email.mime.text",
+        "!echo {email.mime.text.MIMEText('x').get_payload()}",
+        "x",
+    ),
     "a module": (
         """
         import torch

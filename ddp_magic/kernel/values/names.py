@@ -17,6 +17,7 @@ class Names:
         perhaps: Names that it assigns, but that a function may read earlier.
         before: For each name, the names that are certainly assigned wherever it is read.
         annotated: Names that annotations mention in a string: they may be looked up.
+        words: Global names and attributes that its code uses; empty if they are not known.
     """
 
     reads: frozenset[str]
@@ -24,6 +25,7 @@ class Names:
     perhaps: frozenset[str] = frozenset()
     before: Mapping[str, frozenset[str]] = field(default_factory=dict)
     annotated: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
 
 
 def names_of(tree: ast.Module) -> Names:

@@ -79,6 +79,7 @@ class NeededValues:
         Raises:
             CaptureError: One cannot be sent.
         """
+        self.stream.pickler.words = {*self.stream.pickler.words, *cell.words}
         before = dict(cell.before)
         needs: dict[str, list[str]] = {}
         todo = deque(sorted(cell.reads | cell.perhaps))
@@ -98,6 +99,7 @@ class NeededValues:
     def fingerprint(self, name: str) -> tuple[bytes, list[str]]:
         """Return bytes that change with a value, and the global names that its functions read."""
         alone = ValueStream(self._notebook.names, self._extra)
+        alone.pickler.words = self.stream.pickler.words
         needs = alone.write(name, self._value(name))
         digest = hashlib.sha1(alone.file.getbuffer(), usedforsecurity=False)
         buffers = alone.buffers[name]

@@ -16,12 +16,13 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ddp_magic.kernel.values.names import names_in_text
 from ddp_magic.wire import pickling
 from ddp_magic.wire.pickling import Call, Pickler, Refused
+from ddp_magic.wire.submodules import package_with, submodules
 
 _IN_CELL = "create it in the cell"
 _WORLD = "create it in the cell, where it reads the world size"
@@ -70,6 +71,7 @@ class NotebookPickler(Pickler):
             looks for them in `__main__`.
         annotated: Names that annotations of those mention.
         code_files: Files of the code of the functions among the values.
+        words: Global names and attributes that the cell uses: submodules of packages may be in it.
     """
 
     def __init__(
@@ -84,11 +86,14 @@ class NotebookPickler(Pickler):
         self.carried: dict[str, None] = {}
         self.annotated: dict[str, None] = {}
         self.code_files: dict[str, None] = {}
+        self.words: Collection[str] = ()
         self._home = home
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
         """Return the parts of an object (pickle's own hook)."""
         refuse_single_process(obj)
+        if isinstance(obj, types.ModuleType) and (found := submodules(obj, self.words)):
+            return package_with, (obj.__name__, found)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             self._note_definition(obj)
         return super().reducer_override(obj)
