@@ -3,10 +3,10 @@
 A spawned child runs its parent's main module again, so that pickle finds classes in it. A cell must
 not run again: it would train again. So the rank's `__main__` names this module as its origin, and
 this module gives the child the cell's imports, functions, classes and constants (`SIZE = 4 * 16`,
-but not the result of a call), the names of the prelude that the cell uses, and the notebook's
-values that the cell uses; in a session, those of earlier cells too. Nothing else of a cell is
-executed. It imports only the standard library unless it needs more: every `DataLoader` worker
-imports it.
+but not the result of a call), the rank's own names, those of the prelude that the cell uses, and
+the notebook's values that the cell uses; in a session, those of earlier cells too. Nothing else of
+a cell is executed. It imports only the standard library unless it needs more: every `DataLoader`
+worker imports it.
 """
 
 from __future__ import annotations
@@ -46,21 +46,25 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
     Args:
         namespace: The namespace of this process's main module.
         left: `cells`: paths, the running cell's last; `files`: their `__file__`, by path;
-            `prelude`: names; `captured`: values.
+            `prelude`: names; `captured`: values; `device`: its name.
 
     Raises:
         NameError: A decorator, base class or default of a definition needs a name that only running
             the cell would define.
     """
+    numbers = {name: os.environ.get(name.upper()) for name in ("rank", "local_rank", "world_size")}
+    namespace.update({name: int(value) for name, value in numbers.items() if value})
     provide_prelude(namespace, left["prelude"])
     for captured in left["captured"]:
         from ddp_magic.worker.values import received_values
 
         namespace.update(received_values.receive_as_child(captured, namespace))
     files = left.get("files", {})
+    texts = {path: Path(path).read_text(encoding="utf-8") for path in left["cells"]}
+    _provide_device(namespace, left.get("device", ""), "\n".join(texts.values()))
     *earlier, path = left["cells"]
     for cell in earlier:
-        for statement in definitions(Path(cell).read_text(encoding="utf-8")).body:
+        for statement in definitions(texts[cell]).body:
             try:
                 _execute(ast.Module([statement], []), files.get(cell, cell), namespace)
             except NameError:  # of an earlier cell: this one may not need it
@@ -69,13 +73,21 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
     for cell, name in files.items():
         know_source(name, Path(cell).read_text(encoding="utf-8"))
     try:
-        _execute(definitions(Path(path).read_text(encoding="utf-8")), file, namespace)
+        _execute(definitions(texts[path]), file, namespace)
     except NameError as error:
         raise NameError(
             f"{error}: a multiprocessing child of a %%ddp cell has the cell's imports, functions, "
             "classes and constants, and the notebook's values that the cell uses; it does not run "
             "the cell again"
         ) from error
+
+
+def _provide_device(namespace: dict[str, Any], name: str, text: str) -> None:
+    """Provide the rank's `device`, if the cell's text has this word or torch is imported anyway."""
+    if name and ("torch" in sys.modules or "device" in text):
+        import torch
+
+        namespace["device"] = torch.device(name)
 
 
 def _execute(tree: ast.Module, path: str, namespace: dict[str, Any]) -> None:

@@ -22,6 +22,9 @@ class Inheritance:
 
     Args:
         path: Path of the file.
+
+    Attributes:
+        device: The rank's, once it is known.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +35,7 @@ class Inheritance:
         self._prelude: set[str] = set()
         self._files: dict[str, str] = {}
         self._is_written = False
+        self.device = ""
 
     def add_cell(self, path: str, prelude: Collection[str], file: str = "") -> None:
         """Add a cell that is about to run.
@@ -75,6 +79,7 @@ class Inheritance:
             "files": {path: self._files[path] for path in cells},
             "prelude": sorted(self._prelude),
             "captured": [captured for captured, _ in self._captured],
+            "device": self.device,
         }
         text = json.dumps(left).encode()
         try:

@@ -169,6 +169,7 @@ class Worker:
     def _start(self) -> tuple[CellShell, ProcessGroups, MainCommand]:
         """Create what a cell finds ready, and wait for the first command."""
         self._device = device = set_device(self._settings.device, self._settings.backend)
+        self._for_children.device = str(device)
         self._groups = groups = self._process_groups()
         groups.init()
         names = {

@@ -186,3 +186,17 @@ def test_a_child_that_cannot_be_made_shows_the_cell_only(tmp_path: Path, cell: s
     assert done.returncode == 1
     assert f'File "{tmp_path}/cell.py", line ' in done.stderr
     assert not re.search(r"child_main|runpy", done.stderr), done.stderr
+
+
+def test_the_ranks_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a script, which reads them from the environment; a constant of the cell wins."""
+    for name, value in (("RANK", "3"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    cell = tmp_path / "cell_5.py"
+    cell.write_text("import torch\ndef f(d=device): return rank, local_rank, world_size, device, d")
+    namespace: dict[str, Any] = {}
+    restore(namespace, {**_left(cell), "device": "cuda:1"})
+    assert [str(value) for value in namespace["f"]()] == ["3", "1", "4", "cuda:1", "cuda:1"]
+    cell.write_text("device = 'mine'\ndef f(): return device")
+    restore(namespace := {}, {**_left(cell), "device": "cuda:1"})
+    assert namespace["f"]() == "mine"
