@@ -8,7 +8,8 @@ The rooms (each imports only rooms below it):
     training    `train`
         loop            the training loop
         embeddings      embeddings of a frozen encoder, stored on disk
-        checkpoint      checkpoints, the log, and going on after a restart of the ranks
+        out_dir         the folder that it writes to; going on after a restart of the ranks
+        checkpoint      checkpoints, and the log
         losses          training losses, and a check of them
         optimizers      Muon, and the learning rate
     evaluation
@@ -51,7 +52,8 @@ The rooms (each imports only rooms below it):
     arrays
         items           an item of a data set
         masks           the objects of a label map or a stack of masks
-        checks          checks of images and prompts
+        checks          checks of shapes
+        prompt_checks   checks of clicks and boxes
         label_checks    checks of masks
     arguments       checks of words, numbers, flags and functions
     process_group   process group, device, mixed precision

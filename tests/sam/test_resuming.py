@@ -19,8 +19,9 @@ from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.models.instances import InstanceDecoder
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.models.tuning import plain_state, tune
-from ddp_magic.sam.training.checkpoint import check_space, claim, load, note_config, save
+from ddp_magic.sam.training.checkpoint import load, note_config, save
 from ddp_magic.sam.training.optimizers import Muon
+from ddp_magic.sam.training.out_dir import check_space, claim
 
 
 class PowerCutError(Exception):

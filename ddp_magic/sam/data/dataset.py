@@ -19,15 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddp_magic.sam.arguments import check_flags, is_integer
-from ddp_magic.sam.arrays.checks import (
-    check_first_axis,
-    check_shape,
-    check_sizes,
-    check_thin,
-    objects_clicked,
-    objects_in_boxes,
-    prompt_rows,
-)
+from ddp_magic.sam.arrays.checks import check_first_axis, check_shape, check_sizes, check_thin
 from ddp_magic.sam.arrays.items import Item, no_prompts, object_keys, pick_objects
 from ddp_magic.sam.arrays.label_checks import check_mask, note_on
 from ddp_magic.sam.arrays.masks import (
@@ -37,6 +29,11 @@ from ddp_magic.sam.arrays.masks import (
     label_map,
     object_labels,
     object_masks,
+)
+from ddp_magic.sam.arrays.prompt_checks import (
+    objects_clicked,
+    objects_in_boxes,
+    prompt_rows,
 )
 from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.reading.files import in_memory, looked_at, name_of, open_pair, size_of_item

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ddp_magic.sam.arrays.checks import check_click, check_ends
 from ddp_magic.sam.arrays.items import BACKGROUND, FOREGROUND, without_objects
+from ddp_magic.sam.arrays.prompt_checks import check_click, check_ends
 from ddp_magic.sam.data.batches import collate, prepare
 from ddp_magic.sam.models.adapter import kind_of
 from ddp_magic.sam.models.model import PromptedSam, with_rounds

@@ -29,7 +29,7 @@ from ddp_magic.sam.data.sampling import Sampled
 from ddp_magic.sam.models.adapter import fingerprint, is_frozen
 from ddp_magic.sam.models.model import PromptedSam
 from ddp_magic.sam.process_group import all_gather, bar, first_rank, rank_and_world
-from ddp_magic.sam.training.checkpoint import check_space
+from ddp_magic.sam.training.out_dir import check_space
 
 
 class Embedded(Dataset[Item]):
