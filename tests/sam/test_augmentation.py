@@ -26,6 +26,7 @@ from monai.transforms import (
     RandRotate90d,
     RandRotated,
     RandSimulateLowResolutiond,
+    RandSmoothDeformd,
     RandSpatialCropd,
     RandSpatialCropSamplesd,
     RandZoomd,
@@ -119,6 +120,7 @@ def test_labels_are_moved_exactly(item: Any) -> None:
         Rand2DElasticd(["image"], (20, 20), (20, 25), prob=1.0),
         RandGridDistortiond(["image"], prob=1.0),
         RandZoomd(["image"]),
+        RandSmoothDeformd("image", (64, 64), (8, 8), prob=1.0),
     ],
 )
 def test_a_transform_of_monai_moves_image_and_masks_together(change: Any) -> None:

@@ -274,3 +274,17 @@ def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
     path = coco(tmp_path, ["1.png"])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(SamDataset(tmp_path / "set", path)[0]["masks"]) == 1
+
+
+def test_an_annotation_without_a_pixel_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tools write them by a slip of the mouse."""
+    picture(tmp_path / "set" / "1.png")
+    path = coco(tmp_path, ["1.png"], mask=[[25, 5, 35, 5, 35, 15, 25, 15]])
+    data = json.loads(path.read_text())
+    small = data["annotations"][0] | {"id": 99, "segmentation": [[40, 40, 40.4, 40.2, 40.1, 40.5]]}
+    data["annotations"].append(small)
+    path.write_text(json.dumps(data))
+    assert len(SamDataset(tmp_path / "set", path)[0]["masks"]) == 1
+    assert "1 annotations repeat the mask of another, or have no pixel" in capsys.readouterr().out

@@ -322,3 +322,31 @@ def test_named_axes_of_xarray_are_obeyed() -> None:
     image.dims = ("x", "y")
     with pytest.raises(ValueError, match=r"dimensions \('x', 'y'\): transpose it"):
         SamDataset([image], MASKS[:1])
+
+
+def test_a_file_of_several_items_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be meant, but names are not compared then."""
+    files = images(tmp_path, ["a.png", "b.png", "c.png"])
+    of = masks(tmp_path, ["a_mask.png", "b_mask.png", "c_mask.png"])
+    SamDataset(files, [of[0], of[2], of[2]])
+    assert "c_mask.png is the mask of 2 items" in capsys.readouterr().out
+    SamDataset([files[0], files[0]], of[:2])
+    assert "a.png is the image of 2 items" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_folders_tell_files_apart_where_their_names_do_not(tmp_path: Path, several: bool) -> None:
+    """As in the Data Science Bowl of 2018: ID/images/ID.png and ID/masks/HASH.png."""
+    ids = ["9f1a", "03bc", "77e0"]
+    files = images(tmp_path, [f"{each}/images/{each}.png" for each in ids])
+    stacks = []
+    for each, name in zip(ids, ("x4", "q7", "p1"), strict=True):
+        (tmp_path / each / "masks").mkdir()
+        stacks.append([tmp_path / each / "masks" / f"{name}{k}.png" for k in "de"[: 1 + several]])
+        for path, mask in zip(stacks[-1], (OBJECT, OTHER), strict=False):
+            Image.fromarray(mask).save(path)
+    assert len(SamDataset(files, stacks)) == 3
+    with pytest.raises(ValueError, match="sort both lists in the same way"):
+        SamDataset(files, stacks[::-1])

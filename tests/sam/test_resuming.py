@@ -316,3 +316,17 @@ def test_there_is_always_a_best(sets: Any, once: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "best")
     train(PromptedSam(tiny_sam(), rounds=1), *sets, epochs=3, out_dir=folder, resume=True)
     assert (folder / "best").exists()
+
+
+def test_held_out_images_that_are_trained_on_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    data = SamDataset(*cells(n=6))
+    wrapper = PromptedSam(tiny_sam(), rounds=1)
+    for train_set, val_set, count in (
+        (data, Subset(data, [0, 1]), 2),
+        (Subset(data, range(4)), Subset(data, [3, 4, 5]), 1),
+        (Subset(data, range(4)), Subset(Subset(data, [2, 3, 5]), [0, 2]), 1),
+        (Subset(data, range(4)), Subset(data, [4, 5]), 0),
+    ):
+        note_config(wrapper, train_set, val_set)
+        said = capsys.readouterr().out
+        assert (f"{count} images of val_set are in train_set" in said) == (count > 0)

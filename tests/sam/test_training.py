@@ -333,7 +333,7 @@ def test_a_step_without_objects_has_no_loss(capsys: pytest.CaptureFixture[str]) 
     (row,) = train(model, data, Subset(data, []), epochs=1, batch_size=1, on_step=steps.append)
     assert sorted(np.isnan(step["loss"]) for step in steps) == [False, False, True, True]
     assert row["train_loss"] > 0
-    assert "val_set has no images" in capsys.readouterr().out
+    assert "val_set has no objects" in capsys.readouterr().out
 
 
 def test_the_first_step_follows_the_loss_and_the_clipped_gradient() -> None:

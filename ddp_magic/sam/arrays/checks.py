@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 # A picture of fewer and of more pixels on its sides is none.
 THIN, LONG = 5, 16
-BLOCK = 128  # px, the sides of the part of a volume that is looked at
 
 
 def check_sizes(name: str, shape: tuple[int, ...], mask_name: str, mask: NDArray[Any]) -> None:
@@ -73,32 +72,20 @@ def check_thin(name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_first_axis(mask: Any) -> None:  # noqa: ANN401 -- an array, perhaps not in memory
-    """Check that an array of label maps (n, H, W) does not have the images as its last axis.
+def note_on_axes(shape: tuple[int, ...]) -> str:
+    """Return a sentence on an array of label maps (n, H, W) that may have the images last, or "".
 
-    If the first two sides are more alike than the last two, it may: then labels change most often
-    along the last axis.
-
-    Raises:
-        ValueError: It has.
+    The first two sides are more alike than the last two, which are not those of most pictures.
     """
-    shape = mask.shape
     if len(shape) != 3 or min(shape) < 2:
-        return
-    if abs(np.log(shape[0] / shape[1])) >= abs(np.log(shape[1] / shape[2])):
-        return
-    first = [max(0, (side - BLOCK) // 2) for side in shape]
-    block = np.asarray(mask[tuple(slice(start, start + BLOCK) for start in first)])
-    changes = [
-        np.mean(np.take(block, range(1, side), axis) != np.take(block, range(side - 1), axis))
-        for axis, side in enumerate(block.shape)
-    ]
-    if changes[2] > 1.2 * max(changes[:2]):
-        raise ValueError(
-            f"the last axis of the masks {shape} seems to count the images, as in nibabel: move it "
-            "to the front, np.moveaxis(images, -1, 0), that of the masks too. If the first one "
-            "does, pass lists, list(images) and list(masks)"
-        )
+        return ""
+    n, height, width = np.log(shape)
+    if abs(height - width) < np.log(1.5) or abs(n - height) >= abs(height - width):
+        return ""
+    return (
+        f"masks of shape {shape} are read as {shape[0]} images of {shape[1]} x {shape[2]} pixels: "
+        "if the last axis counts the images, pass np.moveaxis(images, -1, 0), the masks likewise"
+    )
 
 
 def sketch(mask: NDArray[Any], y: float | None = None, x: float | None = None) -> str:

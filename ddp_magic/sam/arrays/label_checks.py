@@ -13,9 +13,11 @@ from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas
 
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
 RIMMED = 0.16  # maximum share of rows of objects with a thin rim of a lower label; cells: 0.06
+FEW_EDGES, FEW_ROWS = 150, 24  # pixels and rows, below which a share of them says little
 RIM = 4  # maximum width of such a rim, px
 SPECK = 3  # px, of an object that is noise, or what a filter or a codec has left; said
 MANY_PARTS = 2  # parts per label, from which a note says that they are one object
+SPLIT = 1.1  # parts per label, above which objects of 8 bits are not just in several parts
 ALL_BYTES = 250  # labels of 8 bits, from which several parts of a label are several objects
 
 
@@ -93,7 +95,7 @@ def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDAr
     near = labels[-1] < 256 and faint + white == len(labels) and white > 1 and lonely > 0
     rimmed = max(rimmed_rows(mask), rimmed_rows(mask.T))  # resized along one axis, perhaps
     # Each sign alone, or half of both, as after resizing up and down again.
-    if near or lonely / (LONELY * max(edge, 1)) + rimmed / RIMMED > 1:
+    if near or lonely / (LONELY * max(edge, FEW_EDGES)) + rimmed / RIMMED > 1:
         signs = (
             f"{rimmed:.0%} of its objects have a thin rim of a lower label on both sides"
             if rimmed > RIMMED
@@ -135,7 +137,7 @@ def rimmed_rows(mask: NDArray[Any]) -> float:
     tops = (own > left) & (own > right) & (own > values[values != 0].min(initial=own.max()))
     thin = (widths[:-2] <= RIM) & (widths[2:] <= RIM)
     rims = tops & thin & (left == right) & (left != 0)
-    return float(rims.sum() / max(tops.sum(), 8))
+    return float(rims.sum() / max(tops.sum(), FEW_ROWS))
 
 
 def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -161,11 +163,11 @@ def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
 
 def _check_bytes(name: str, mask: NDArray[Any], labels: int) -> None:
     """Refuse label maps of more objects than 8 bits can number, which were cast or scaled."""
-    if (parts := _parts(mask)) > labels + 5:
+    if (parts := _parts(mask)) > SPLIT * labels:
         raise ValueError(
             f"{name} has {labels} labels up to 255, but {parts} separate parts: were more "
-            "than 255 objects saved in 8 bits? Save them in 16 bits, or let each part be an "
-            "object, SamDataset(..., components=True)"
+            "than 255 objects saved in 8 bits? Save the original labels in 16 bits, or let each "
+            "part be an object, SamDataset(..., components=True)"
         )
 
 

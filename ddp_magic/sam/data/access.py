@@ -115,11 +115,29 @@ def check_objects(train_set: Dataset[Item]) -> None:
     Raises:
         ValueError: There are no images, or none has one.
     """
-    n = size_of(train_set)
-    if not n:
+    if not size_of(train_set):
         raise ValueError("train_set has no images: check the paths or arrays it was made from")
-    if not any(len(target_of(train_set, i, lambda n: range(min(n, 1)))["keys"]) for i in range(n)):
+    if not has_objects(train_set):
         raise ValueError("train_set has no objects: its masks, or its coordinates, are empty")
+
+
+def has_objects(dataset: Dataset[Item]) -> bool:
+    """Return whether an image of a data set has a prompted object."""
+    images = range(size_of(dataset))
+    return any(len(target_of(dataset, i, lambda n: range(min(n, 1)))["keys"]) for i in images)
+
+
+def shared_images(one: Dataset[Item], other: Dataset[Item]) -> int:
+    """Return how many images two data sets share, as torch `Subset`s of the same data set."""
+    (base, mine), (of, theirs) = (_indices(each) for each in (one, other))
+    return len(mine & theirs) if base is of else 0
+
+
+def _indices(dataset: Any) -> tuple[object, set[int]]:  # noqa: ANN401 -- a data set
+    found = list(range(size_of(dataset)))
+    while isinstance(dataset, Subset):
+        dataset, found = dataset.dataset, [dataset.indices[i] for i in found]
+    return dataset, {int(i) for i in found}
 
 
 def training_size(train_set: Dataset[Item]) -> list[int]:

@@ -10,6 +10,8 @@ from torch import Tensor
 from ddp_magic.sam.arrays.items import Item, no_prompts
 from ddp_magic.sam.arrays.masks import box_of
 
+MOVES = {"Transposed", "RandSmoothDeformd"}  # beside MONAI's spatial transforms, crops and pads
+
 
 class MonaiTransform:
     """Augment items with dictionary transforms of MONAI, as `transform` of `train`.
@@ -98,7 +100,7 @@ def _check(transform: Any) -> None:  # noqa: ANN401 -- of MONAI
     name, both = type(transform).__name__, {"image", "masks"}
     if not keys <= both:
         raise ValueError(f"{name} has the keys {sorted(keys)}: items have 'image' and 'masks'")
-    moves = rooms & {"spatial", "croppad"} or name == "Transposed"
+    moves = rooms & {"spatial", "croppad"} or name in MOVES
     if keys and keys != both and moves and name != "RandSimulateLowResolutiond":
         raise ValueError(
             f"{name} moves {' and '.join(keys)} only: it needs both keys, such as "

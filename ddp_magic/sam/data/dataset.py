@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddp_magic.sam.arguments import check_flags, is_integer
-from ddp_magic.sam.arrays.checks import check_first_axis, check_shape, check_sizes, check_thin
+from ddp_magic.sam.arrays.checks import check_shape, check_sizes, check_thin, note_on_axes
 from ddp_magic.sam.arrays.items import Item, no_prompts, object_keys, pick_objects
 from ddp_magic.sam.arrays.label_checks import check_mask, note_on
 from ddp_magic.sam.arrays.masks import (
@@ -136,8 +136,8 @@ class SamDataset(Dataset[Item]):
 
     def _check_masks(self) -> None:
         """Check the sizes of all images, and some masks; the others are checked when used."""
-        if hasattr(self.masks, "shape"):
-            check_first_axis(self.masks)
+        if note := note_on_axes(getattr(self.masks, "shape", ())):
+            print0(note)
         for i in range(len(self.images)):
             size, mask_size = size_of_item(self.images, i), size_of_item(self.masks, i)
             if size:
@@ -215,8 +215,7 @@ class SamDataset(Dataset[Item]):
         image = to_rgb(given, self.window)
         low, high = self.window or (0, 255)
         flat = image.size and given.min() < given.max() and image.max() - image.min() < FLAT
-        lost = self.window is not None and ((given < low) | (given > high)).mean() > 0.5
-        if (flat or lost) and len(object_labels(self._mask(index)[0])):
+        if flat and len(object_labels(self._mask(index)[0])):
             raise ValueError(
                 f"{name} comes out with the gray levels {image.min()} to {image.max()}, in which "
                 f"its objects cannot be seen: its values are {given.min():g}..{given.max():g}, and "

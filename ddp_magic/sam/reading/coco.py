@@ -65,7 +65,10 @@ def match_coco(
     if left := len(files) - len(used):
         print0(f"{annotations}: {left} of {len(files)} images are not in it, and are left out")
     if twice:
-        print0(f"{annotations}: {twice} annotations repeat the mask of another, and are left out")
+        print0(
+            f"{annotations}: {twice} annotations repeat the mask of another, or have no pixel, and "
+            "are left out"
+        )
     order = [path for path in files if path in used]
     return order, [masks[path] for path in order]
 
@@ -90,8 +93,8 @@ def _indexed(annotations: Path) -> Any:  # noqa: ANN401 -- a COCO
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{annotations} is not in the format of COCO: {error!r}. It needs images with id, "
-            "file_name, height and width, and annotations with id and image_id; the ids must be of "
-            "one type"
+            "file_name, height and width, and annotations with id, image_id and category_id; the "
+            "ids must be of one type"
         ) from error
     if len(data.imgs) < len(images):
         raise ValueError(f"{annotations}: two images have the same id: number them anew")
@@ -131,7 +134,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _encoded(records: Any, size: tuple[int, int], data: Any, annotations: Path) -> Encoded:  # noqa: ANN401 -- of a COCO
-    """Return the masks of an image, without repetitions.
+    """Return the masks of an image, without repetitions and without those that have no pixel.
 
     Raises:
         ValueError: An annotation has no mask.
@@ -154,12 +157,14 @@ def _encoded(records: Any, size: tuple[int, int], data: Any, annotations: Path) 
                 f"{name} has no valid mask ({error}): segmentation must be polygons [[x, y, x, y, "
                 "...]] in pixels, or run lengths; boxes and keypoints are not enough"
             ) from error
-        if not rle.area(code) or apart:
+        if not rle.area(code):
+            continue
+        if apart:
             raise ValueError(
                 f"{name} has a mask of {rle.area(code)} pixels in the box {found[0].tolist()}, but "
                 f"bbox is {box[0].tolist()}, (x, y, width, height), and area {record.get('area')}: "
                 "are x and y swapped, or is one of another size? Correct it, or remove bbox and "
-                "area, and annotations smaller than a pixel"
+                "area"
             )
         if code["counts"] not in seen:  # or an object would be prompted twice
             kinds[is_crowd].append(code)

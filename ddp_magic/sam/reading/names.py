@@ -6,10 +6,12 @@ import os
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.reading.dicom import dicom_number
 from ddp_magic.sam.reading.readers import kind_of
 
@@ -159,11 +161,15 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
         if isinstance(image, Path) and isinstance(mask, Path) and image.samefile(mask):
             raise ValueError(f"{image} is both an image and its mask")
     ours, theirs = ([_place(each) for each in side] for side in (images, masks))
-    keys, others = _marks(ours), _marks(theirs)
-    at = {key: n for n, key in enumerate(others)}
-    if len(set(keys)) < len(images) or len(at) < len(masks):
-        return  # they do not tell the files apart
-    places = [at.get(key) for key in keys]
+    for kind, side in (("image", ours), ("mask", theirs)):
+        path, times = Counter(filter(None, side)).most_common(1)[0] if any(side) else ("", 1)
+        if times > 1:
+            print0(f"{path} is the {kind} of {times} items")
+    folders = ([path and path.parent for path in side] for side in (ours, theirs))
+    for some, others in ((ours, theirs), tuple(folders)):
+        places = _places(some, others)
+        if places.count(None) < len(places):
+            break
     wrong = [n for n, place in enumerate(places) if place not in {None, n}]
     if wrong:
         raise ValueError(
@@ -176,6 +182,15 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
             "most other images and masks agree: check that they belong together",
             stacklevel=2,
         )
+
+
+def _places(images: list[Path | None], masks: list[Path | None]) -> list[int | None]:
+    """Return for each image the index of the mask with its name; None: none, or it is not known."""
+    keys, others = _marks(images), _marks(masks)
+    at = {key: n for n, key in enumerate(others)}
+    if len(set(keys)) < len(images) or len(at) < len(masks):
+        return [None] * len(images)  # they do not tell the files apart
+    return [at.get(key) for key in keys]
 
 
 def _place(given: Any) -> Path | None:  # noqa: ANN401 -- of `files`

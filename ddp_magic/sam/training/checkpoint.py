@@ -16,7 +16,13 @@ from transformers.utils import logging
 
 from ddp_magic.sam.arguments import check_flags
 from ddp_magic.sam.arrays.items import Item
-from ddp_magic.sam.data.access import common_levels, size_of, summary_of, training_size
+from ddp_magic.sam.data.access import (
+    common_levels,
+    has_objects,
+    shared_images,
+    summary_of,
+    training_size,
+)
 from ddp_magic.sam.models.adapter import image_processor_config, is_frozen, without_fallback
 from ddp_magic.sam.models.instances import attach_decoder, save_decoder
 from ddp_magic.sam.models.model import PromptedSam
@@ -128,10 +134,12 @@ def note_config(wrapper: PromptedSam, train_set: Dataset[Item], val_set: Dataset
     ours, theirs = summary_of(train_set), summary_of(val_set)
     check_same("train_set or val_set", (ours, theirs), "read the same files, in the same order")
     wrapper.sam.config.training_data = {"train_set": ours, "val_set": theirs}
-    if not size_of(val_set):
-        print0("val_set has no images: there are no scores, and `best` is the last epoch")
-    if ours == theirs and "digest" in ours:
-        print0("val_set is the same as train_set: its scores are not those of held-out objects")
+    if not has_objects(val_set):
+        print0("val_set has no objects: there are no scores, and `best` is the last epoch")
+    shared = shared_images(train_set, val_set)
+    if shared or (ours == theirs and "digest" in ours):
+        what = f"{shared or 'all'} images of val_set are in train_set too"
+        print0(f"{what}: its scores are not those of held-out objects")
     if wrapper.auxiliary or not is_frozen(wrapper.sam):  # a frozen one keeps the decoder it has
         attach_decoder(wrapper.sam, wrapper.auxiliary)
     without_fallback(wrapper.sam)
