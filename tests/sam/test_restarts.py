@@ -10,7 +10,7 @@ import torch
 
 from ddp_magic.prelude import SamDataset, cells, tiny_sam, train
 from ddp_magic.sam.models.model import PromptedSam
-from ddp_magic.sam.training import checkpoint
+from ddp_magic.sam.training import out_dir
 from tests.sam.test_resuming import Cut, PowerCutError
 
 IMAGES = 4
@@ -25,7 +25,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Any:
     def begin(number: int, run: str = "run-1") -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
-        checkpoint._calls.clear()
+        out_dir._calls.clear()
 
     return begin
 
@@ -140,7 +140,7 @@ def test_a_process_killed_while_it_replaced_a_checkpoint(tmp_path: Path, attempt
     _interrupt(tmp_path)
     (tmp_path / "last").rename(tmp_path / "last.old")
     (tmp_path / "last.part").mkdir()
-    assert checkpoint.latest(tmp_path) == tmp_path / "last.old"
+    assert out_dir.latest(tmp_path) == tmp_path / "last.old"
     attempt(1)
     sets = _sets()
     train(PromptedSam(tiny_sam(), rounds=1), *sets, out_dir=tmp_path, **OPTIONS)
