@@ -201,7 +201,8 @@ def test_what_is_wrong_is_found_before_anything_starts(kernel: Kernel) -> None:
         result = kernel.run(cell)
         assert result.status == "error"
         assert words in result.traceback + result.text
-    assert psutil.Process(kernel.pid).children() == before
+    # A host of an earlier test may have ended meanwhile.
+    assert [p for p in psutil.Process(kernel.pid).children() if p not in before] == []
 
 
 def test_stop_ends_the_wait_and_ddp_stop_the_run(kernel: Kernel, runs: Path) -> None:
