@@ -38,9 +38,12 @@ def submodules(package: types.ModuleType, words: Collection[str]) -> list[str]:
 
 
 def of_function(function: types.FunctionType) -> list[types.ModuleType]:
-    """Return the submodules that a function may use of the packages among its globals."""
+    """Return the submodules that a function may use of the packages that it reads."""
     words = words_of(function.__code__)
     values = [function.__globals__.get(word) for word in sorted(words)]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            values.append(cell.cell_contents)
     names = [n for m in values if isinstance(m, types.ModuleType) for n in submodules(m, words)]
     return [sys.modules[name] for name in names]
 

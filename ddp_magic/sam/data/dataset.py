@@ -140,11 +140,13 @@ class SamDataset(Dataset[Item]):
             print0(note)
         for i in range(len(self.images)):
             size, mask_size = size_of_item(self.images, i), size_of_item(self.masks, i)
-            if size:
-                check_shape(self.name(i, "image"), size)
-                check_thin(self.name(i, "image"), size)
-            if size and mask_size and mask_size[-2:] != size[:2]:
-                check_sizes(self.name(i, "image"), size, self.name(i), np.asarray(self.masks[i]))
+            if not size:
+                continue
+            name = self.name(i, "image")
+            check_shape(name, size)
+            check_thin(name, size)
+            if mask_size and mask_size[-2:] != size[:2]:
+                check_sizes(name, size, self.name(i), np.asarray(self.masks[i]))
         pixels = np.prod(np.shape(self.masks[0])[-2:]) if len(self.masks) else 1
         many = max(16, LOOKED_PIXELS // int(pixels))
         some = looked_at(self.masks, many if in_memory(self.masks) else min(many, 64))

@@ -45,6 +45,23 @@ def test_of_functions_in_functions() -> None:
     assert wsgiref.simple_server in of_function(outer)  # type: ignore[arg-type]
 
 
+def test_of_packages_of_the_function_around() -> None:
+    """And of a function whose variable is not set yet."""
+
+    def outer() -> Any:
+        import xml as local
+        import xml.dom.minidom as _  # noqa: F401 -- loads it
+
+        def inner() -> Any:
+            return local.dom.minidom, later
+
+        assert xml.dom.minidom in of_function(inner)  # type: ignore[arg-type]
+        later = 1
+        return inner
+
+    assert xml.dom.minidom in of_function(outer())
+
+
 def test_a_package_whose_submodule_is_missing_is_imported() -> None:
     """In a rank of another environment the code itself says what is missing."""
     assert package_with("xml", ["xml.nothing"]) is xml
