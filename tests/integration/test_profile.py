@@ -131,7 +131,10 @@ def test_a_trace_has_the_samples_and_collectives_of_all_ranks(
     kernel: Kernel, shared_kernel_directory: Path
 ) -> None:
     """It is written beside the notebook, wherever the ranks are then."""
-    kernel.run("%%ddp -n 2 --trace t.json\nimport os\nos.chdir('/')\n" + _training("rank == 1"))
+    # A sample is taken every few milliseconds: each kind lasts for many of them.
+    work = "for _ in range(20): torch.ones(400, 400) @ torch.ones(400, 400)"
+    cell = "%%ddp -n 2 --trace t.json\nimport os\nos.chdir('/')\n"
+    kernel.run(cell + _training("rank == 1", extra=work))
     path = shared_kernel_directory / "t.json"
     events = json.loads(path.read_text())["traceEvents"]
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
