@@ -18,7 +18,7 @@ from skimage.measure import regionprops
 from torch import Tensor, nn
 
 from ddp_magic.sam.arrays.items import pick_objects
-from ddp_magic.sam.arrays.label_checks import check_mask
+from ddp_magic.sam.arrays.label_checks import check_mask, note_on
 from ddp_magic.sam.data.augmentation import MonaiTransform
 from ddp_magic.sam.data.batches import Geometry, collate, prepare
 from ddp_magic.sam.data.dataset import SamDataset
@@ -203,15 +203,55 @@ def test_label_maps_are_accepted(labels: Any) -> None:
     check_mask("mask", labels)
 
 
+def _hearts() -> list[Any]:
+    """Return short axes of hearts as ACDC labels them, (128, 128): 1 beside 2 around 3."""
+    return [
+        drawn(
+            ("ellipse", (20, 30, 60, 90), 1),
+            ("ellipse", (40, 30, 100, 90), 2),
+            ("ellipse", (40 + wall, 30 + wall, 100 - wall, 90 - wall), 3),
+        )
+        for wall in (2, 3, 4, 6)
+    ]
+
+
+@pytest.mark.parametrize("labels", _hearts(), ids=lambda mask: int((mask == 2).sum()))
+def test_a_wall_that_borders_the_background_is_no_trace_of_resizing(labels: Any) -> None:
+    """Which would have put a rim of 1 around it; after resizing, the heart is refused."""
+    check_mask("mask", labels)
+    smooth = Image.fromarray(labels.astype(np.uint8)).resize((384, 384), Image.Resampling.BICUBIC)
+    with pytest.raises(ValueError, match="thin rim"):
+        check_mask("mask", np.asarray(smooth))
+
+
 def test_a_label_map_that_looks_gray_can_be_passed_as_a_stack() -> None:
-    """The wall of a vessel around its lumen is a thin rim of a lower label; the error says how."""
-    wall = drawn(("ellipse", (20, 20, 90, 90), 1), ("ellipse", (23, 23, 87, 87), 2))
+    """A wall of 1 around a lumen, and 1 elsewhere: the error says how."""
+    wall = drawn(
+        ("ellipse", (20, 20, 90, 90), 1),
+        ("ellipse", (23, 23, 87, 87), 2),
+        ("ellipse", (95, 95, 120, 120), 1),
+    )
     with pytest.raises(ValueError, match="thin rim") as caught:
         check_mask("mask", wall)
     (line,) = re.findall(r"pass a stack, (.*)", str(caught.value))
     stack = eval(line, {"np": np, "mask": wall})
     check_mask("mask", stack)
     assert [each.sum() for each in stack] == [(wall == 1).sum(), (wall == 2).sum()]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_one_object_with_a_thin_rim_is_said(width: int) -> None:
+    """It is the wall of a vessel, or what resizing has made of a mask of the class 2 alone."""
+    wall = drawn(
+        ("ellipse", (20, 20, 90, 90), 1),
+        ("ellipse", (20 + width, 20 + width, 90 - width, 90 - width), 2),
+    )
+    check_mask("mask", wall)
+    assert note_on("mask", wall)[0] == "mask: the object 1 is a thin rim around the object 2"
+    lumen = np.where(wall == 2, 2, 0).astype(np.uint8)
+    assert not note_on("mask", lumen)[0]
+    smooth = np.asarray(Image.fromarray(lumen).resize((256, 256), Image.Resampling.BILINEAR))
+    assert "resize with nearest" in note_on("mask", smooth)[1]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from ddp_magic.sam.arrays.masks import Encoded, Mask, components_of, label_areas
 LONELY = 0.05  # maximum share of the pixels at edges that differ from all their neighbors
 RIMMED = 0.16  # maximum share of rows of objects with a thin rim of a lower label; cells: 0.06
 FEW_EDGES, FEW_ROWS = 150, 24  # pixels and rows, below which a share of them says little
+FEW_LABELS = 8  # up to which nested labels are looked at one by one
 RIM = 4  # maximum width of such a rim, px
+RIM_SHARE = 0.75  # of the pixels of a label, from which it has no other objects
 SPECK = 3  # px, of an object that is noise, or what a filter or a codec has left; said
 MANY_PARTS = 2  # parts per label, from which a note says that they are one object
 SPLIT = 1.1  # parts per label, above which objects of 8 bits are not just in several parts
@@ -93,7 +95,9 @@ def _check_gray(name: str, mask: NDArray[Any], labels: NDArray[Any], areas: NDAr
     # With little loss, JPEG has values near black and white only.
     faint, white = (labels < 16).sum(), (labels >= 240).sum()
     near = labels[-1] < 256 and faint + white == len(labels) and white > 1 and lonely > 0
-    rimmed = max(rimmed_rows(mask), rimmed_rows(mask.T))  # resized along one axis, perhaps
+    rimmed = _rimmed(mask, labels)
+    if _is_one_rimmed(mask, labels):
+        return
     # Each sign alone, or half of both, as after resizing up and down again.
     if near or lonely / (LONELY * max(edge, FEW_EDGES)) + rimmed / RIMMED > 1:
         signs = (
@@ -125,6 +129,16 @@ def lonely_pixels(mask: NDArray[Any]) -> tuple[int, int]:
     return int((inside & alone & beside).sum()), int((inside & edge).sum())
 
 
+def _rimmed(mask: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return the larger share of rows or columns with a rim, around any of nested labels.
+
+    Resizing along one axis leaves a trace on that axis only.
+    """
+    tops = labels[1:] if len(labels) <= FEW_LABELS else labels[-1:]
+    levels = [np.minimum(mask, top) for top in tops.tolist()]
+    return max((rimmed_rows(each) for level in levels for each in (level, level.T)), default=0.0)
+
+
 def rimmed_rows(mask: NDArray[Any]) -> float:
     """Return the share of rows through objects on which lower labels are a rim on both sides.
 
@@ -137,7 +151,24 @@ def rimmed_rows(mask: NDArray[Any]) -> float:
     tops = (own > left) & (own > right) & (own > values[values != 0].min(initial=own.max()))
     thin = (widths[:-2] <= RIM) & (widths[2:] <= RIM)
     rims = tops & thin & (left == right) & (left != 0)
+    # Resizing goes from 0 to a label through 1, and a rim of several pixels would leave room for
+    # it. In a heart, the wall 2 around the ventricle 3 borders 0.
+    outer = np.pad(values, 1)
+    alone = (left > 1) & ((outer[:-4] == 0) | (outer[4:] == 0))
+    rims &= ~(alone & (np.minimum(widths[:-2], widths[2:]) > 1))
     return float(rims.sum() / max(tops.sum(), FEW_ROWS))
+
+
+def _is_one_rimmed(mask: NDArray[Any], labels: NDArray[Any]) -> bool:
+    """Return whether the labels are 1 and 2, and 1 is hardly more than a thin rim around 2.
+
+    The wall of a vessel is such a rim. Resizing makes it of a mask of 2 alone, where 1 happens to
+    have no object of its own: `note_on` says so.
+    """
+    if labels.tolist() != [1, 2] or _rimmed(mask, labels) <= RIMMED:
+        return False
+    around = ndimage.binary_dilation(mask == 2, np.ones((3, 3)), iterations=RIM)
+    return bool(np.mean(around[mask == 1]) > RIM_SHARE)
 
 
 def _check_ignore(name: str, mask: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -191,6 +222,9 @@ def note_on(name: str, mask: Mask) -> tuple[str, str]:
     if inside.mean() > 0.5 and (border == largest).mean() > 0.9:
         covered = f"the object {largest} covers {inside.mean():.0%} of the image and its border"
         return f"{name}: {covered}", "If it is the background, make it 0"
+    if _is_one_rimmed(every, labels):
+        rim = "the object 1 is a thin rim around the object 2"
+        return f"{name}: {rim}", "If resizing has made it, resize with nearest neighbors instead"
     if specks := np.sum((areas <= SPECK) & ~np.isin(labels, border)):
         few = f"{specks} of {len(labels)} objects have at most {SPECK} pixels"
         return f"{name}: {few}", "If they are noise, make them 0"
