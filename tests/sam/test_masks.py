@@ -465,6 +465,17 @@ def test_an_image_that_is_not_like_the_others_is_refused(others: Any, one: Any) 
         SamDataset(images, [*MASKS, *MASKS])[3]
 
 
+def test_a_dark_frame_of_a_series_is_read() -> None:
+    """One without objects: of integers as floats, or of fractions if the window is given."""
+    series = [*IMAGES.astype(np.float32), (IMAGES[0] > 100).astype(np.float32)]
+    masks = [*MASKS, np.zeros_like(MASKS[0])]
+    assert SamDataset(series, masks)[len(IMAGES)]["image"].max() == 1
+    series[-1] = IMAGES[0] / np.float32(255)
+    with pytest.raises(ValueError, match=r"or pass window=\(0, 255\)"):
+        SamDataset(series, masks)
+    assert SamDataset(series, masks, window=(0, 255))[len(IMAGES)]["image"].max() == 1
+
+
 def test_an_item_with_some_objects_has_only_their_masks() -> None:
     """It equals the whole item with these objects picked, for any data set."""
     for arguments in ((IMAGES, MASKS), (IMAGES, MASKS, CLICKS)):

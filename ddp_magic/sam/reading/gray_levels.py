@@ -59,11 +59,13 @@ def gray_window(
         )
     if given is not None or kind == np.uint8:
         return given
-    dark = [i for i, top in highs.items() if 0 < top <= 1]
+    # Of images that are scaled to 0..1, but not of integers in a dark image.
+    dark = [i for i, top in highs.items() if 0 < top <= 1 and (looked[i] % 1).any()]
     if dark and kind.kind == "f" and low >= 0 and FEW_LEVELS <= high <= 255:
         raise ValueError(
             f"{name_of(images, 'image', dark[0])} has values up to {highs[dark[0]]:g}, but "
-            f"{name_of(images, 'image', brightest)} up to {high:g}: scale them in the same way"
+            f"{name_of(images, 'image', brightest)} up to {high:g}: scale them in the same way, "
+            f"or pass window=(0, 255) if they are right"
         )
     window, rule = _chosen(list(looked.values()), low, high)
     print0(f"images: {kind}, {low:g}..{high:g}; {rule}")
