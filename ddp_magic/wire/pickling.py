@@ -9,10 +9,10 @@ model.
 `kernel.values.notebook_pickler` adds what holds for the notebook's values,
 `worker.values.sent_values` what holds for a rank's.
 
-Private names of cloudpickle, all of them used in this file and known to hold for cloudpickle 3.0 to
-3.1 (tests/unit/wire/test_pickling.py fails where they change): `_code_reduce`,
-`_extract_code_globals`, `Pickler._function_getnewargs`, `Pickler._dynamic_function_reduce`, and the
-slot `_cloudpickle_submodules` of a function.
+Private names of cloudpickle, used here and in `new_classes`, and known to hold for cloudpickle
+3.0 to 3.1 (tests/unit/wire fails where they change): `_code_reduce`,
+`_extract_code_globals`, `_make_skeleton_class`, `_class_setstate`, `Pickler._function_getnewargs`,
+`Pickler._dynamic_function_reduce`, and the slot `_cloudpickle_submodules` of a function.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle.cloudpickle import _code_reduce, _extract_code_globals
 
-from ddp_magic.wire import arrays, standard_library
+from ddp_magic.wire import arrays, new_classes, standard_library
 from ddp_magic.wire.submodules import of_function
 
 _ASYNCHRONOUS = (types.CoroutineType, types.AsyncGeneratorType, asyncio.Future)
@@ -107,12 +107,14 @@ class Pickler(cloudpickle.Pickler):
 
     def _reduce_class(self, kind: type) -> Any:  # noqa: ANN401 -- pickle's
         reduced = super().reducer_override(kind)
-        if "." in kind.__qualname__ and isinstance(reduced, tuple) and len(reduced) > 2:
+        if not isinstance(reduced, tuple) or len(reduced) <= 2:
+            return reduced
+        make, args, state, *rest = reduced
+        if "." in kind.__qualname__:
             # cloudpickle forgets the class that it lies in, where pickle looks for it.
-            own, *slots = reduced[2]
+            own, *slots = state
             state = ({**own, "__qualname__": kind.__qualname__}, *slots)
-            reduced = (*reduced[:2], state, *reduced[3:])
-        return reduced
+        return new_classes.reduced(kind, (make, args, state, *rest))
 
     def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
         code, its_globals, *rest = super()._function_getnewargs(func)

@@ -58,7 +58,7 @@ def restore(namespace: dict[str, Any], left: Mapping[str, Any]) -> None:
     for captured in left["captured"]:
         from ddp_magic.worker.values import received_values
 
-        namespace.update(received_values.receive_as_child(captured, namespace))
+        received_values.receive_as_child(captured, namespace)
     files = left.get("files", {})
     texts = {path: Path(path).read_text(encoding="utf-8") for path in left["cells"]}
     _provide_device(namespace, left.get("device", ""), "\n".join(texts.values()))

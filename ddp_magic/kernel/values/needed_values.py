@@ -95,12 +95,12 @@ class NeededValues:
                     before[need] = certain
                     todo.append(need)
         self._follow_annotations(cell, {*needs, *cell.assigns})
+        if self.stream.pickler.runs_code:
+            self._write_in_order()
 
     def fingerprint(self, name: str) -> tuple[bytes, list[str]]:
         """Return bytes that change with a value, and the global names that its functions read."""
-        alone = ValueStream(self._notebook.names, self._extra)
-        alone.pickler.words = self.stream.pickler.words
-        needs = alone.write(name, self._value(name))
+        alone, needs = self._alone(name)
         digest = hashlib.sha1(alone.file.getbuffer(), usedforsecurity=False)
         buffers = alone.buffers[name]
         number = self._shared.number(name, buffers)
@@ -121,6 +121,36 @@ class NeededValues:
             if name not in seen and self._is_type(name):
                 todo += self._add(name, optional=True)
             seen.add(name)
+
+    def _write_in_order(self) -> None:
+        """Write the values again, each after those that its own code may read in the ranks."""
+        names = list(self.stream.types)
+        needs = {name: self._alone(name)[1] for name in names}
+        ordered: dict[str, None] = {}
+        seen: set[str] = set()
+
+        def add(name: str) -> None:
+            if name in seen or name not in needs:
+                return
+            seen.add(name)
+            for need in needs[name]:
+                add(need)
+            ordered[name] = None
+
+        for name in names:
+            add(name)
+        if list(ordered) != names:
+            again = ValueStream(self._notebook.names, self._extra)
+            again.pickler.words, again.read_by = self.stream.pickler.words, self.stream.read_by
+            for name in ordered:
+                again.write(name, self._value(name))
+            self.stream = again
+
+    def _alone(self, name: str) -> tuple[ValueStream, list[str]]:
+        """Write a name's value into a stream of its own; return the names that it reads, too."""
+        alone = ValueStream(self._notebook.names, self._extra)
+        alone.pickler.words = self.stream.pickler.words
+        return alone, alone.write(name, self._value(name))
 
     def _add(self, name: str, optional: bool) -> list[str]:
         """Write a name's value, if the ranks need it; return the names that it needs in turn.

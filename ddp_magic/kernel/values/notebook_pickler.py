@@ -8,6 +8,7 @@ single process are rejected.
 from __future__ import annotations
 
 import ast
+import copyreg
 import functools
 import inspect
 import io
@@ -24,6 +25,9 @@ from ddp_magic.wire import pickling
 from ddp_magic.wire.pickling import Call, Pickler, Refused
 from ddp_magic.wire.submodules import package_with, submodules
 
+# Beside `__hash__`; the last four of subclasses of list, dict and set.
+_CALLED_BY_PICKLE = {"__setstate__", "__reduce__", "__reduce_ex__", "__new__", "__setattr__"}
+_CALLED_BY_PICKLE |= {"append", "extend", "__setitem__", "add"}
 _IN_CELL = "create it in the cell"
 _WORLD = "create it in the cell, where it reads the world size"
 _ON_RANK_0 = "create it in the cell, on rank 0"
@@ -71,6 +75,7 @@ class NotebookPickler(Pickler):
             looks for them in `__main__`.
         annotated: Names that annotations of those mention.
         code_files: Files of the code of the functions among the values.
+        runs_code: Whether reading the values runs code of the notebook's.
         words: Global names and attributes that the cell uses: submodules of packages may be in it.
     """
 
@@ -86,6 +91,7 @@ class NotebookPickler(Pickler):
         self.carried: dict[str, None] = {}
         self.annotated: dict[str, None] = {}
         self.code_files: dict[str, None] = {}
+        self.runs_code = False
         self.words: Collection[str] = ()
         self._home = home
 
@@ -96,6 +102,7 @@ class NotebookPickler(Pickler):
             return package_with, (obj.__name__, found)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             self._note_definition(obj)
+            self.runs_code |= runs_code(obj)
         return super().reducer_override(obj)
 
     def function_globals(self, func: types.FunctionType, usual: object) -> object:
@@ -166,6 +173,12 @@ def _one_process(kind: type) -> tuple[str, str] | None:
         if remedy := _NOTEBOOKS_OWN.get(name):
             return "a part of the notebook's process", remedy
     return None
+
+
+def runs_code(kind: type) -> bool:
+    """Return whether pickle calls methods of a class where it reads objects of it."""
+    hashes = vars(kind).get("__hash__") is not None
+    return hashes or not _CALLED_BY_PICKLE.isdisjoint(vars(kind)) or kind in copyreg.dispatch_table
 
 
 def _attribute(namespace: Mapping[str, Any], qualified_name: str) -> object:

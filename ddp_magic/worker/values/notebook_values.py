@@ -43,7 +43,7 @@ class NotebookValues:
         if command is None:
             return
         shell.know_sources(command.sources)  # before a value's own code may raise
-        shell.user_ns.update(received_values.receive(command, self._segments, shell.user_ns))
+        received_values.receive(command, self._segments, shell.user_ns)
         described = received_values.for_children(command, self._segments)
         self._for_children.add_captured(described, command.names)
         needed = self._for_children.drop_captured(command.keep)

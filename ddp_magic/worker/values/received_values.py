@@ -13,10 +13,8 @@ from ddp_magic.wire.memory import Segment
 from ddp_magic.wire.pickling import load, problem
 
 
-def receive(
-    command: Captured, segments: Mapping[int, Segment], namespace: dict[str, Any]
-) -> dict[str, Any]:
-    """Read the captured values, for functions whose globals are `namespace`.
+def receive(command: Captured, segments: Mapping[int, Segment], namespace: dict[str, Any]) -> None:
+    """Put the captured values into `namespace`, which their functions read.
 
     Args:
         command: The kernel's command.
@@ -33,16 +31,15 @@ def receive(
         for number, first, count in command.parts
         for view in views[number][first : first + count]
     ]
-    values: dict[str, Any] = {}
-    try:
-        for name, value in load(stream, buffers, namespace):
-            values[name] = value
-    except Exception as error:
-        name = command.names[len(values)]
-        raise CaptureError(
-            f"cannot read `{name}` of the notebook in this rank: {problem(error)}"
-        ) from error
-    return values
+    values = load(stream, buffers, namespace)
+    for name in command.names:
+        try:
+            # Each at once: code of the next one, such as its `__setstate__`, may read it.
+            _, namespace[name] = next(values)
+        except Exception as error:
+            raise CaptureError(
+                f"cannot read `{name}` of the notebook in this rank: {problem(error)}"
+            ) from error
 
 
 def for_children(command: Captured, segments: Mapping[int, Segment]) -> dict[str, Any]:
@@ -61,8 +58,8 @@ def for_children(command: Captured, segments: Mapping[int, Segment]) -> dict[str
     }
 
 
-def receive_as_child(described: Mapping[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
-    """Read in a child the values that `for_children` has described in its parent.
+def receive_as_child(described: Mapping[str, Any], namespace: dict[str, Any]) -> None:
+    """Do the same in a child, for what `for_children` has described in its parent.
 
     Raises:
         CaptureError: A value cannot be read in this process.
@@ -72,4 +69,4 @@ def receive_as_child(described: Mapping[str, Any], namespace: dict[str, Any]) ->
         number: Segment(os.open(place, os.O_RDONLY), sizes)
         for number, (place, sizes) in zip(described["segments"], described["places"], strict=True)
     }
-    return receive(Captured(**described["command"]), segments, namespace)
+    receive(Captured(**described["command"]), segments, namespace)

@@ -57,7 +57,7 @@ def test_each_import_is_announced(tmp_path: Path) -> None:
     assert report["type"] == "Preloaded"
     assert report["files"]["one"][0] == str(tmp_path / "one.py")
     assert report["failed"] == {"two": "ValueError: no"}
-    assert report["environ"] == {"SET_BY_ONE": "x"}
+    assert report["environ"]["SET_BY_ONE"] == "x"  # beside what torch may set
 
 
 def test_a_library_that_starts_threads_is_an_obstacle(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _received(capture: Capture) -> dict[str, Any]:
     """Return the namespace of a rank that has received these values."""
     names: dict[str, Any] = {"__name__": "__main__", **RANK}
     if capture.command is not None:
-        names.update(receive(capture.command, capture.segments, names))
+        receive(capture.command, capture.segments, names)
     return names
 
 
@@ -187,6 +187,77 @@ def test_the_cell_runs_on_what_was_sent(case: str) -> None:
     """What the cell reads, and what the functions among it read, is there."""
     notebook, cell, value = CASES[case]
     assert _run(cell, _received(_capture(_notebook(notebook), cell))) == value
+
+
+# Values whose own code runs while they are read, and the names that it reads.
+READING = {
+    "__setstate__": """
+        class A:
+            def __getstate__(self): return {}
+            def __setstate__(self, state): self.opened = zopen(ZPATH)
+        def zopen(path): return zformat.format(path)
+        ZPATH, zformat, a = "z.h5", "<{}>", A()
+        a.opened = "<z.h5>"
+        """,
+    "__reduce__": """
+        class A:
+            def __init__(self, opened): self.opened = opened
+            def __reduce__(self): return zmake, ("z.h5",)
+        def zmake(path): return A(zformat.format(path))
+        zformat, a = "<{}>", A("<z.h5>")
+        """,
+    "the hash of a key": """
+        class A:
+            def __hash__(self): return zsalt
+        zsalt, key = 3, A()
+        a = {key: "<z.h5>"}
+        class B: pass
+        a, a.opened = B(), a[key]
+        a.keys = {key}
+        """,
+    "methods of a list": """
+        class A(list):
+            opened = "<z.h5>"
+            def append(self, x): super().append(min(x, zmax))
+            def extend(self, xs): super().extend(min(x, zmax) for x in xs)
+        zmax, a = 10, A()
+        a.append(30)
+        """,
+    "__setattr__ with slots": """
+        class A:
+            __slots__ = ("opened",)
+            def __setattr__(self, name, value): object.__setattr__(self, name, zformat(value))
+        zformat = str
+        a = A()
+        a.opened = "<z.h5>"
+        """,
+    "a function of copyreg": """
+        import copyreg
+        class A: pass
+        def zmake(): return zmade(A(), "<z.h5>")
+        def zmade(a, opened):
+            a.opened = opened
+            return a
+        copyreg.pickle(A, lambda a: (zmake, ()))
+        a = zmake()
+        """,
+}
+
+
+@pytest.mark.parametrize("case", READING)
+def test_a_value_finds_the_names_that_it_reads_while_it_is_read(case: str) -> None:
+    """Their values are there first, though the cell does not mention them."""
+    notebook = _notebook(READING[case])
+    received = _received(_capture(notebook, "a.opened"))
+    assert _run("a.opened", received) == "<z.h5>"
+
+
+def test_values_without_such_code_are_written_once() -> None:
+    notebook = _notebook("class A:\n    def f(self): return z\nz, a = 1, A()")
+    written: list[str] = []
+    notebook.names["a"].__class__.__getstate__ = lambda _: written.append("a") or {}
+    _capture(notebook, "a")
+    assert written == ["a"]
 
 
 @pytest.mark.parametrize(
