@@ -33,11 +33,11 @@ test-slow: .venv/installed
 
 # With the lowest versions that pyproject.toml allows. Warnings are not errors here: old libraries warn.
 test-oldest: .venv-oldest/installed
-	$(OLDEST)/python -m pytest -W default -n 2 --dist loadfile -m "not alone and not gpu and not slow" $(OLDEST_TESTS)
+	$(OLDEST)/python -m pytest -W default -n 3 --dist loadfile -m "not alone and not gpu and not slow" $(OLDEST_TESTS)
 
 # The tests that depend most on torch, IPython, ipykernel, NumPy and transformers; all take too long.
 OLDEST_TESTS := tests/unit tests/sam/test_model.py \
-	$(addprefix tests/integration/test_,cell.py results.py session.py)
+	$(addprefix tests/integration/test_,cell.py results.py)
 
 lint: .venv/installed
 	$(BIN)/ruff check

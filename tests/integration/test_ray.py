@@ -47,17 +47,6 @@ def _actors(ray: RayCluster) -> list[psutil.Process]:
     return found
 
 
-def test_the_first_lines_say_where(kernel: Kernel) -> None:
-    """And the kernel has not imported ray."""
-    result = kernel.run(CELL + "print('here')")
-    assert result.status == "ok", result
-    heads = [c["data"]["text/plain"] for kind, c in result.outputs if kind == "display_data"]
-    assert heads[0].startswith("2 ranks = 2 nodes x 1 (ray)")
-    assert result.lines[0].startswith("Ray job ")
-    assert result.lines[0].endswith(" on n1, n2")
-    assert kernel.value("'ray' in __import__('sys').modules") is False
-
-
 def test_a_queued_run(kernel: Kernel) -> None:
     """The cell says why it waits; Stop ends it, and takes it out of Ray's queue."""
     message = kernel.start(CELL.replace("-N 2", "-N 3") + "1")
@@ -120,15 +109,22 @@ def test_nothing_is_left(ray: RayCluster, new_kernel: Callable[..., Kernel], end
     assert wait_gone(pids, KERNEL_S) == []
 
 
-def test_no_directory_is_left(ray: RayCluster, kernel: Kernel) -> None:
-    """On the nodes, after an end of any kind."""
+def test_the_first_lines_say_where_and_no_directory_is_left(
+    ray: RayCluster, kernel: Kernel
+) -> None:
+    """The directories are there until an end of any kind. The kernel does not import ray."""
     before = _node_directories(ray)  # of relays that were killed
     message = kernel.start(CELL + "import time\nprint('here')\ntime.sleep(1)")
-    kernel.finish(message, HANG_S, until="here")
+    first = kernel.finish(message, HANG_S, until="here")
     assert _node_directories(ray) - before
-    kernel.finish(message, HANG_S)
-    for body in ("1 / 0", "os._exit(3)"):
-        kernel.run(CELL + body)
+    result = kernel.finish(message, HANG_S)
+    assert result.status == "ok", result
+    heads = [c["data"]["text/plain"] for kind, c in first.outputs if kind == "display_data"]
+    assert heads[0].startswith("2 ranks = 2 nodes x 1 (ray)")
+    assert first.lines[0].startswith("Ray job ")
+    assert first.lines[0].endswith(" on n1, n2")
+    assert kernel.value("'ray' in __import__('sys').modules") is False
+    kernel.run(CELL + "os._exit(3)")
     began = time.monotonic()
     while (left := _node_directories(ray) - before) and within(time.monotonic() - began, KERNEL_S):
         time.sleep(0.1)

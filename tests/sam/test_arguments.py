@@ -12,6 +12,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
+from transformers.optimization import Adafactor
 
 from ddp_magic.prelude import (
     Muon,
@@ -83,6 +84,7 @@ def other() -> list[nn.Parameter]:
         (lambda: learn(seed="a"), "seed 'a'"),
         (lambda: learn(resume=True, overwrite=True, out_dir="a"), "resume=True .* overwrite=True"),
         (lambda: learn(optimizer=lambda _: optim.AdamW(other())), "optimizer .* another model"),
+        (lambda: learn(optimizer=Adafactor), "Adafactor without a learning rate"),
         (
             lambda: learn(schedule=lambda *_: warmup_cosine(optim.SGD(other()), 9)),
             "schedule returned one of another optimizer",
@@ -107,6 +109,10 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
         (lambda: segment("best", GRAY), "unsupported model str"),  # type: ignore[arg-type]
         (lambda: predict(None, GRAY, (5, 5)), "unsupported model NoneType"),  # type: ignore[arg-type]
         (lambda: tune(nn.Linear(2, 2), "full"), "unsupported model Linear"),
+        (
+            lambda: PromptedSam(torch.compile(MODEL, backend="eager")),
+            r"as a whole.*vision_encoder\.compile",
+        ),
         (lambda: PromptedSam(MODEL, auxiliary=True), "auxiliary must be .* not True"),  # type: ignore[arg-type]
         (lambda: Muon(other(), lr=1e-3), "model must be a model, not list"),  # type: ignore[arg-type]
         (lambda: show_history({"dice": 1}), "history must be what train returns"),  # type: ignore[arg-type]

@@ -27,8 +27,13 @@ def kind_of(sam: Sam) -> str:
     """Return the family of a model, one of `KINDS`.
 
     Raises:
-        TypeError: The model is of another family.
+        TypeError: The model is of another family, or compiled as a whole.
     """
+    if hasattr(sam, "_orig_mod"):
+        raise TypeError(
+            "torch.compile cannot compile the model as a whole, since its parts are called one by "
+            "one: compile those, as in sam.vision_encoder.compile()"
+        )
     kind: str = getattr(getattr(sam, "config", None), "model_type", type(sam).__name__)
     if kind not in KINDS:
         raise TypeError(

@@ -151,6 +151,11 @@ def optimizer_and_rate(
         )
     if number < len(trained):
         print0(f"optimizer has {number} of {len(trained)} trained parameters; the others stay")
+    if any(group["lr"] is None for group in opt.param_groups):
+        raise ValueError(
+            f"optimizer returned {type(opt).__name__} without a learning rate, which schedule "
+            "changes: give it one, as in Adafactor(p, lr=1e-3, relative_step=False)"
+        )
     rate = _checked("schedule", schedule(opt, steps), LRScheduler)
     if rate.optimizer is not opt:
         raise ValueError("schedule returned one of another optimizer: make it from its argument")
