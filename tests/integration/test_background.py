@@ -82,7 +82,7 @@ def test_a_run_in_the_background(kernel: Kernel, runs: Path) -> None:
     assert kernel.finish(message).status == "ok"
     assert kernel.run("%%ddp -n 1\nprint('foreground')").lines == ["[rank 0] foreground"]
     _until(lambda: "line 3" in kernel.run("%ddp_status --stacks").text)
-    kernel.run("open('go', 'w').close()")
+    kernel.start("open('go', 'w').close()")  # `run` would drop what the ranks write at once
     late = ""
     while late.count("sum") < 2:  # in the cell that has ended
         shown = kernel.client.get_iopub_msg(timeout=HANG_S)
