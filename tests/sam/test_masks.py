@@ -170,6 +170,18 @@ def _spots() -> Any:
     return labels
 
 
+def _poles() -> Any:
+    across = range(4, 120, 9)
+    return drawn(
+        ("rectangle", (0, 0, 127, 127), 23), *(("rectangle", (x, 9, x + 2, 99), 17) for x in across)
+    )
+
+
+def _walls() -> Any:
+    cells = np.arange(2, 102).reshape(10, 10).repeat(12, 0).repeat(12, 1)
+    return np.where((np.indices(cells.shape) % 12 < 2).any(0), 1, cells)
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -184,6 +196,8 @@ def _spots() -> Any:
         _overlapping(60, 20),
         _spots(),
         _pairs(),
+        _poles(),
+        _walls(),
         *FEW.values(),
         drawn(*(("ellipse", (9 * n, 9 * n, 99 - 9 * n, 99 - 9 * n), n + 1) for n in range(4))),
         drawn(*(("ellipse", (12 * n, 20, 12 * n + 9, 40), 241 + n) for n in range(10))),
@@ -199,7 +213,7 @@ def _spots() -> Any:
     ],
 )
 def test_label_maps_are_accepted(labels: Any) -> None:
-    """Cells, touching and nested tissue, spots, rows of any few labels, and no object."""
+    """Cells, touching and nested tissue, spots, poles, walls, any few labels, and no object."""
     check_mask("mask", labels)
 
 

@@ -151,9 +151,11 @@ def rimmed_rows(mask: NDArray[Any]) -> float:
     tops = (own > left) & (own > right) & (own > values[values != 0].min(initial=own.max()))
     thin = (widths[:-2] <= RIM) & (widths[2:] <= RIM)
     rims = tops & thin & (left == right) & (left != 0)
+    outer = np.pad(values, 1)
+    # Between poles, or between walls of cells, higher labels go on beyond both.
+    rims &= np.minimum(outer[:-4], outer[4:]) < left
     # Resizing goes from 0 to a label through 1, and a rim of several pixels would leave room for
     # it. In a heart, the wall 2 around the ventricle 3 borders 0.
-    outer = np.pad(values, 1)
     alone = (left > 1) & ((outer[:-4] == 0) | (outer[4:] == 0))
     rims &= ~(alone & (np.minimum(widths[:-2], widths[2:]) > 1))
     return float(rims.sum() / max(tops.sum(), FEW_ROWS))
