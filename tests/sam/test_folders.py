@@ -62,11 +62,10 @@ def test_other_names_in_folders_are_refused_with_two_lists_to_pass(
     files, mask_files = images(tmp_path / "i", names), masks(tmp_path / "m", mask_names)
     with pytest.raises(ValueError, match="do not match: 2 images without a mask") as caught:
         SamDataset(tmp_path / "i", tmp_path / "m")
-    found = re.findall(
-        r"sorted\(Path\('(.*?)'\)\.rglob\('\*(?:_mask)?\.png'\)\)", str(caught.value)
-    )
-    assert found == [str(tmp_path / "i"), str(tmp_path / "m")]
-    assert len(SamDataset(files, mask_files)) == 2
+    found = re.findall(r"sorted\(Path\('(.*?)'\)\.rglob\('(.*?)'\)\)", str(caught.value))
+    lists = [sorted(Path(folder).rglob(pattern)) for folder, pattern in found]
+    assert lists == [files, mask_files]
+    assert len(SamDataset(*lists)) == 2
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("", "masks"), ("", "x/y"), ("img", ""), ("a", "b")])

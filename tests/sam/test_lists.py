@@ -336,6 +336,20 @@ def test_a_file_of_several_items_is_said(
     assert "a.png is the image of 2 items" in capsys.readouterr().out
 
 
+def test_stacks_with_a_file_in_each_of_two_folders_have_no_file_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the left and the right lung of each picture."""
+    files = images(tmp_path, ["a.png", "b.png"])
+    of = masks(tmp_path, ["left/a.png", "left/b.png"]), masks(tmp_path, ["l/a.png", "l/b.png"])
+    for path in (*of[0], *of[1]):
+        Image.fromarray(OBJECT).save(path)
+    SamDataset(files, [list(pair) for pair in zip(*of, strict=True)])
+    assert "items" not in capsys.readouterr().out
+    SamDataset(files, [list(of[0]), [of[0][0], of[1][1]]])
+    assert "left/a.png is the mask of 2 items" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_folders_tell_files_apart_where_their_names_do_not(tmp_path: Path, several: bool) -> None:
     """As in the Data Science Bowl of 2018: ID/images/ID.png and ID/masks/HASH.png."""

@@ -45,6 +45,10 @@ def test_nifti_beside_other_files_is_said(
     SamDataset(*files)
     said = capsys.readouterr().out
     assert ("Arrays from nibabel are (x, y)" in said) == (nifti != "both")
+    if nifti == "both":  # a file for each organ
+        with pytest.raises(ValueError, match="may contain several masks"):
+            SamDataset(files[0], [files[1]])
+        assert "Arrays" not in capsys.readouterr().out
 
 
 def test_nifti_of_one_time_point(tmp_path: Path) -> None:

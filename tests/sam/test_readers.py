@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,20 @@ def test_uncertain_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         header(path, labels=labels) and read(path, labels=labels)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("black", [0, 9])
+def test_the_error_for_a_mask_of_colors_says_how_to_number_them(tmp_path: Path, black: int) -> None:
+    """Also without a pixel of the background, and with alpha: COCO's panoptic PNG, BBBC039."""
+    ids = np.where(LABELS == 0, black, LABELS + np.int32(300))
+    rgb = np.stack([ids & 255, ids >> 8, ids * 0, ids * 0 + 255], -1).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="black is the background") as caught:
+        read(tmp_path / "a.png", labels=True)
+    (line,) = re.findall("pass (rgb.*), in", str(caught.value))
+    found = eval(line, {"rgb": rgb})
+    assert np.array_equal(found == 0, ids == 0)
+    assert len(np.unique(np.stack([ids, found]).reshape(2, -1), axis=1).T) == len(np.unique(ids))
 
 
 def test_nifti_is_scaled_as_its_header_says(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def _one_channel(colors: Array, alpha: Array | None) -> Array:
     if (colors != colors[..., :1]).any():
         raise ValueError(
             "contains colors, not labels: save masks with one channel, and the pages of a stack "
-            "with photometric='minisblack'. If each color is an object, np.unique(rgb.reshape(-1, "
-            "3), axis=0, return_inverse=True)[1].reshape(rgb.shape[:2]) numbers them"
+            "with photometric='minisblack'. If each color is an object, pass "
+            "rgb[..., :3] @ [1, 1000, 1000000], in which black is the background"
         )
     gray = colors[..., 0]
     if alpha is None or _flat(alpha):

@@ -11,7 +11,7 @@ from PIL import Image
 from ddp_magic.sam.process_group import print0
 from ddp_magic.sam.reading.channels import UNKNOWN, Array, Header
 from ddp_magic.sam.reading.coco import match_coco
-from ddp_magic.sam.reading.names import check_listing, check_order, list_folder, match
+from ddp_magic.sam.reading.names import check_listing, check_order, files_of, list_folder, match
 from ddp_magic.sam.reading.pictures import Page, Pictures, Stored, as_stored, to_numpy
 from ddp_magic.sam.reading.pil import from_pil, is_encoded, turn_of
 from ddp_magic.sam.reading.readers import header, kind_of, naming, read, read_npy
@@ -221,8 +221,7 @@ def _note_axes(
             f"compare {first if isinstance(first, Path) else f'image {turned[0]}'} with its mask"
         )
     nifti, other = (
-        any(isinstance(each, Path) and kind_of(each) == "nifti" for each in side)
-        for side in (files, mask_files)
+        any(kind_of(path) == "nifti" for path in files_of(side)) for side in (files, mask_files)
     )
     if nifti != other:
         one, others = ("images", "masks") if nifti else ("masks", "images")

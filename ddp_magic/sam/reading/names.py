@@ -145,7 +145,7 @@ def match(
             f"mask ({', '.join(without[:3])}), {len(spare)} masks without an image "
             f"({', '.join(spare[:3])}). Rename or move them, or pass two lists in the same order, "
             f"such as sorted(Path({str(root)!r}).rglob('*{images[0].suffix}')) and "
-            f"sorted(Path({str(mask_root)!r}).rglob('*_mask{masks[0].suffix}')); with one file per "
+            f"sorted(Path({str(mask_root)!r}).rglob('*{masks[0].suffix}')); with one file per "
             "object, [[a, b], ...] as masks"
         )
     return list(ours.values()), [theirs[key] for key in ours]
@@ -160,11 +160,11 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
     for image, mask in zip(images, masks, strict=True):
         if isinstance(image, Path) and isinstance(mask, Path) and image.samefile(mask):
             raise ValueError(f"{image} is both an image and its mask")
+    for kind, side in (("image", images), ("mask", masks)):
+        for path, times in Counter(files_of(side)).most_common(1):
+            if times > 1:
+                print0(f"{path} is the {kind} of {times} items")
     ours, theirs = ([_place(each) for each in side] for side in (images, masks))
-    for kind, side in (("image", ours), ("mask", theirs)):
-        path, times = Counter(filter(None, side)).most_common(1)[0] if any(side) else ("", 1)
-        if times > 1:
-            print0(f"{path} is the {kind} of {times} items")
     folders = ([path and path.parent for path in side] for side in (ours, theirs))
     for some, others in ((ours, theirs), tuple(folders)):
         places = _places(some, others)
@@ -182,6 +182,12 @@ def check_order(images: list[Any], masks: list[Any]) -> None:
             "most other images and masks agree: check that they belong together",
             stacklevel=2,
         )
+
+
+def files_of(given: list[Any]) -> list[Path]:
+    """Return the files in a list of images or masks, also those of stacks."""
+    every = [one for each in given for one in (each if isinstance(each, list) else [each])]
+    return [one for one in every if isinstance(one, Path)]
 
 
 def _places(images: list[Path | None], masks: list[Path | None]) -> list[int | None]:
