@@ -91,7 +91,7 @@ def futures(tree: ast.Module) -> set[str]:
 def leading_imports(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
     """Return the imports with which a cell begins, without those of a star."""
     found: list[ast.Import | ast.ImportFrom] = []
-    for node in tree.body:
+    for node in tree.body[ast.get_docstring(tree, clean=False) is not None :]:
         if not isinstance(node, (ast.Import, ast.ImportFrom)):
             break
         if all(alias.name != "*" for alias in node.names):

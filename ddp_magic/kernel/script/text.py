@@ -117,19 +117,18 @@ class Script:
         return f"from __future__ import {', '.join(sorted(found))}" if found else ""
 
     def _loads(self) -> str:
-        """Return the lines that read the pickle."""
+        """Return the lines that read the pickles."""
         use = self.imports.use
         path = f'{use(("pathlib", "Path"), "Path")}(__file__).with_suffix(".pkl")'
         pickle = use(("pickle", None), "pickle")
-        names = ", ".join(self.travel.pickled)
-        if len(names) > 80:
-            names = "(\n        " + ",\n        ".join(self.travel.pickled) + ",\n    )"
-        load = "_Unpickler(_file).load()" if self.travel.refers else f"{pickle}.load(_file)"
-        lines = f'with {path}.open("rb") as _file:\n    {names} = {load}'
+        reader = "_Unpickler" if self.travel.refers else f"{pickle}.Unpickler"
+        lines = [f'with {path}.open("rb") as _file:', f"    _values = {reader}(_file)"]
+        lines += [f"    {name} = _values.load()" for name in self.travel.pickled]
+        text = "\n".join(lines)
         if not self.travel.refers:
-            return lines
-        reader = UNPICKLER.format(eval=self.imports.builtin("eval"))
-        return f"{reader.replace('pickle.', f'{pickle}.')}\n\n\n{lines}"
+            return text
+        unpickler = UNPICKLER.format(eval=self.imports.builtin("eval"))
+        return f"{unpickler.replace('pickle.', f'{pickle}.')}\n\n\n{text}"
 
     def _cell_text(self, provided: Provided) -> str:
         show = self._cell.settings.get("ast_node_interactivity") != "none"

@@ -31,9 +31,9 @@ class Travel:
         imports: Where a name is imported from.
         literals: Plain values.
         sources: Functions and classes with their statements, in an order that works.
-        pickled: All other names, in the order of the pickle.
-        payload: The pickle; empty for none.
-        refers: Whether the pickle refers to definitions of the script.
+        pickled: All other names, in the order of their pickles.
+        payload: The pickles; empty for none.
+        refers: Whether they refer to definitions of the script.
     """
 
     imports: dict[str, Home] = field(default_factory=dict)
@@ -198,30 +198,14 @@ def _pickle(travel: Travel, home: Mapping[str, Any]) -> set[str]:
     written = {id(p): n for n, value in travel.literals.items() for p in mutable_parts(value)}
     defined = {name: home[name] for name in travel.sources}
 
-    def pickler(file: io.BytesIO) -> ScriptPickler:
-        return ScriptPickler(file, home=home, defined=defined, written=written)
-
-    values = [home[name] for name in travel.pickled]
     file = io.BytesIO()
-    whole = pickler(file)
-    try:
-        whole.dump(values[0] if len(values) == 1 else tuple(values))
-    except Exception:  # a value's own code may raise anything
-        for name, value in zip(travel.pickled, values, strict=True):  # which one?
-            _check_alone(name, value, pickler(io.BytesIO()))
-        raise
-    travel.payload, travel.refers = file.getvalue(), whole.refers
-    return whole.met
-
-
-def _check_alone(name: str, value: Any, pickler: ScriptPickler) -> None:  # noqa: ANN401 -- the user's
-    """Check that a value can be pickled.
-
-    Raises:
-        CaptureError: It cannot.
-    """
-    try:
-        pickler.dump(value)
-    except Exception as error:  # a value's own code may raise anything
-        what = f"cannot write `{name}` ({type(value).__name__}) to a file: {problem(error)}"
-        raise CaptureError(f"{what}; create it in the cell") from error
+    pickler = ScriptPickler(file, home=home, defined=defined, written=written)
+    for name in travel.pickled:  # one after the other, since `__setstate__` may read names
+        value = home[name]
+        try:
+            pickler.dump(value)
+        except Exception as error:  # a value's own code may raise anything
+            what = f"cannot write `{name}` ({type(value).__name__}) to a file: {problem(error)}"
+            raise CaptureError(f"{what}; create it in the cell") from error
+    travel.payload, travel.refers = file.getvalue(), pickler.refers
+    return pickler.met

@@ -1,6 +1,6 @@
-"""The pickle beside a script: all values that are neither imported nor written out.
+"""The pickles beside a script: all values that are neither imported nor written out.
 
-One pickle, so that an optimizer still points at its model. Functions and classes that the script
+One pickler, so that an optimizer still points at its model. Functions and classes that the script
 defines are in it by name, other ones of the notebook by value; their globals are the script's.
 """
 
@@ -17,7 +17,7 @@ import cloudpickle
 
 from ddp_magic.wire.pickling import Call, Pickler, refuse
 
-# How the script reads a pickle that refers to its definitions.
+# How the script reads pickles that refer to its definitions.
 UNPICKLER = """\
 class _Unpickler(pickle.Unpickler):
     def persistent_load(self, name):  # a definition above

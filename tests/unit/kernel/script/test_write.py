@@ -237,6 +237,21 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
         "print(xml.etree.ElementTree.fromstring('<a/>').tag, osp.join('a', 'b'))",
         "a a/b",
     ),
+    "a value whose own code reads others": (
+        [
+            "big = object()\nclass A:\n    def __setstate__(self, state): self.big = big, HALF()\n"
+            "    def __getstate__(self): return 1\na = A()\nimport functools\n"
+            "HALF = functools.partial(int, '5')",
+        ],
+        "print(a.big[0] is big, a.big[1], HALF())",
+        "True 5 5",
+    ),
+    "a docstring above the imports": (
+        [],
+        "# A title.\n'Doc.'\nfrom __future__ import annotations\nimport math\nx: Missing = 1\n"
+        "print(math.floor(1.5))",
+        "1",
+    ),
     "a subset of the names": (["W = 3\ndef f(x=W): return x"], "print(f())", "3"),
     "arguments": ([], "import argparse\nprint(argparse.__name__)", "argparse"),
     "display": ([], "def f(): display(rank)\nf()", "1"),
