@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -61,9 +62,10 @@ def make_class(make: Callable[..., type], metaclass: type, *args: Any) -> type: 
 
 
 @contextlib.contextmanager
-def _without_hooks(bases: tuple[type, ...]) -> Iterator[None]:
+def _without_hooks(bases: tuple[Any, ...]) -> Iterator[None]:
     """Remove `__init_subclass__` of the notebook's classes in a `with` block."""
-    owners = {each for base in bases for each in base.__mro__ if _is_the_notebooks(each)}
+    resolved = types.resolve_bases(bases)  # of `Generic[T]` or `NamedTuple`
+    owners = {each for base in resolved for each in base.__mro__ if _is_the_notebooks(each)}
     hooks = [(each, vars(each)[_HOOK]) for each in owners if _HOOK in vars(each)]
     for owner, _ in hooks:
         type.__delattr__(owner, _HOOK)

@@ -90,6 +90,13 @@ CASES = {
         "class B(enum.IntEnum):\n    TWO = enum.auto()",
         "(A.ONE, A('one').words(), A.ONE == 'one', B.TWO + 1, B.TWO)",
     ),
+    "bases that are no classes": (
+        "from typing import Generic, NamedTuple, Protocol, TypeVar\nT = TypeVar('T')\nmade = []\n"
+        "class Box(Generic[T]):\n    def __init_subclass__(cls): made.append(cls.__name__)\n"
+        "class Ints(Box[int]): pass\nclass Q(NamedTuple):\n    a: int = 1\n"
+        "class P(Protocol[T]):\n    x: int",
+        "(made, Box, Ints.__mro__, Q(), issubclass(Ints, Box), P)",
+    ),
     "an enumeration": (
         "import enum\nclass A(enum.Enum):\n    def __init__(self, x): self.y = x + z\n"
         "    ONE = 1\nz = 2".replace("z = 2", "").replace("import enum", "import enum\nz = 2"),
@@ -107,7 +114,8 @@ def test_hooks_do_not_run_again(case: str) -> None:
     file = io.BytesIO()
     writer = Pickler(file, on_buffer=lambda _: None)
     # In the order in which a hook would find the names of its function missing.
-    for name in sorted(names.keys() - {"__name__", "__builtins__", "abc", "enum"}):
+    library = {"__name__", "__builtins__", "abc", "enum", "Generic", "NamedTuple", "Protocol"}
+    for name in sorted(names.keys() - library):
         writer.dump((name, names[name]))
     read = subprocess.run(
         [sys.executable, "-c", READ, expression],
