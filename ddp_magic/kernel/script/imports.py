@@ -33,7 +33,13 @@ class Imports:
 
     def use(self, home: Home, name: str) -> str:
         """Import for a line of ours; return the name, which is another one if this is taken."""
-        return self.add(home, name if self._taken.get(name, home) == home else f"_{name}")
+        while self._taken.get(name, home) != home:
+            name = f"_{name}"
+        return self.add(home, name)
+
+    def free(self, name: str) -> str:
+        """Return a name for a line of ours, which is another one if this is taken."""
+        return self.free(f"_{name}") if name in self._taken else name
 
     def builtin(self, name: str) -> str:
         """Return the name of a builtin, imported if its own name is taken."""

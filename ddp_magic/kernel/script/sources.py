@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import copy
 import functools
-import inspect
 import linecache
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddp_magic.kernel.script.unchanged import is_unchanged
+from ddp_magic.kernel.script.unchanged import functions_in, is_unchanged
 from ddp_magic.kernel.values.names import names_of
 
 _FUTURE_ANNOTATIONS = annotations.compiler_flag  # of `from __future__ import annotations`
@@ -30,7 +29,7 @@ class Source:
         touched: Those that a call of it reads, and so may change.
         place: Where it stands in the notebook, to keep the order.
         future: Whether its annotations are not evaluated (`from __future__ import annotations`).
-        hooked: Whether it is a class whose base classes run code for it (`__init_subclass__`).
+        sets: Global names that its functions assign.
     """
 
     text: str
@@ -40,7 +39,7 @@ class Source:
     touched: frozenset[str] = frozenset()
     place: tuple[int, int] = (0, 0)
     future: bool = False
-    hooked: bool = False
+    sets: frozenset[str] = frozenset()
 
 
 def source_of(
@@ -99,7 +98,10 @@ def _read(
     called = {n.id for call in calls for n in ast.walk(call) if isinstance(n, ast.Name)}
     touched = later if isinstance(node, ast.ClassDef) else _touched(node)
     future = any(code.co_flags & _FUTURE_ANNOTATIONS for code in codes)
-    return Source(_text_of(node, lines), now, now & called, later, touched, place, future, hooked)
+    sets = frozenset(
+        n for part in ast.walk(node) if isinstance(part, ast.Global) for n in part.names
+    )
+    return Source(_text_of(node, lines), now, now & called, later, touched, place, future, sets)
 
 
 def _touched(function: ast.stmt) -> frozenset[str]:
@@ -152,17 +154,9 @@ def _codes(value: object, files: Sequence[str]) -> Iterator[types.CodeType]:
     """Yield the code of the notebook's cells in a function, or in a class's own functions."""
     members = vars(value).values() if isinstance(value, type) else [value]
     for member in members:
-        for each in (member, *(getattr(member, n, None) for n in ("__func__", "fget", "func"))):
-            code = getattr(_unwrapped(each), "__code__", None)
-            if isinstance(code, types.CodeType) and code.co_filename in files:
-                yield code
-
-
-def _unwrapped(value: Any) -> Any:  # noqa: ANN401 -- any
-    try:
-        return inspect.unwrap(value)
-    except ValueError:  # it wraps itself
-        return value
+        for function in functions_in(member):
+            if function.__code__.co_filename in files:
+                yield function.__code__
 
 
 def _binds(node: ast.stmt, name: str, value: Any) -> bool:  # noqa: ANN401 -- any

@@ -121,14 +121,16 @@ class Script:
         use = self.imports.use
         path = f'{use(("pathlib", "Path"), "Path")}(__file__).with_suffix(".pkl")'
         pickle = use(("pickle", None), "pickle")
-        reader = "_Unpickler" if self.travel.refers else f"{pickle}.Unpickler"
-        lines = [f'with {path}.open("rb") as _file:', f"    _values = {reader}(_file)"]
-        lines += [f"    {name} = _values.load()" for name in self.travel.pickled]
-        text = "\n".join(lines)
-        if not self.travel.refers:
-            return text
-        unpickler = UNPICKLER.format(eval=self.imports.builtin("eval"))
-        return f"{unpickler.replace('pickle.', f'{pickle}.')}\n\n\n{text}"
+        file, values, reader = map(self.imports.free, ("_file", "_values", "_Unpickler"))
+        refers = self.travel.refers
+        lines = [
+            f'with {path}.open("rb") as {file}:',
+            f"    {values} = {reader if refers else f'{pickle}.Unpickler'}({file})",
+            *(f"    {name} = {values}.load()" for name in self.travel.pickled),
+        ]
+        builtin = self.imports.builtin
+        head = UNPICKLER.format(name=reader, pickle=pickle, eval=builtin("eval")) if refers else ""
+        return f"{head}\n\n\n".lstrip("\n") + "\n".join(lines)
 
     def _cell_text(self, provided: Provided) -> str:
         show = self._cell.settings.get("ast_node_interactivity") != "none"

@@ -81,7 +81,7 @@ def plan(needed: NeededValues, sources: Mapping[str, Source], home: Mapping[str,
     pickled object holds too is pickled with it.
 
     Raises:
-        CaptureError: A value cannot be pickled, or a class cannot be made again.
+        CaptureError: A value cannot be pickled.
     """
     travel = Travel()
     left = [name for name in needed.stream.types if name not in _OF_SCRIPT]
@@ -96,8 +96,8 @@ def plan(needed: NeededValues, sources: Mapping[str, Source], home: Mapping[str,
         _drop_shared(travel.literals)
         known = {*_ALWAYS, *needed.prelude, *travel.imports, *travel.literals}
         lists = {name for name, value in travel.literals.items() if any(mutable_parts(value))}
-        _check_hooks(sources, lists)
-        travel.sources = _standing(sources, known, lists)
+        changing = lists.union(*(source.sets for source in sources.values()))
+        travel.sources = _standing(sources, known, changing)
         others = {*travel.imports, *travel.literals, *travel.sources}
         travel.pickled = [name for name in left if name not in others]
         met = _pickle(travel, home)
@@ -118,32 +118,20 @@ def _drop_shared(literals: dict[str, object]) -> None:
             literals.pop(name, None)
 
 
-def _check_hooks(sources: Mapping[str, Source], lists: Collection[str]) -> None:
-    """Check that no class changes a list when it is made again, by its statement or by pickle.
-
-    Raises:
-        CaptureError: One does.
-    """
-    for name, source in sources.items():
-        if source.hooked and (changed := _touched(name, sources) & set(lists)):
-            hook = f"a base class of it changes `{min(changed)}` when it is made"
-            raise CaptureError(f"cannot write `{name}` to a file: {hook}; create it in the cell")
-
-
 def _standing(
-    sources: Mapping[str, Source], known: Collection[str], lists: Collection[str]
+    sources: Mapping[str, Source], known: Collection[str], changing: Collection[str]
 ) -> dict[str, Source]:
     """Return the statements that can stand above the pickle, in an order that works.
 
     Args:
         sources: All statements.
         known: Other names that are defined above them.
-        lists: Those of `known` whose value can change.
+        changing: Names whose values change by more than their own statement.
     """
     usable = {
         name: source
         for name, source in sources.items()
-        if not _touched(name, sources) & set(lists)
+        if not _touched(name, sources) & set(changing)
         # A decorator that was defined anew afterwards may be another one.
         and all(sources[n].place <= source.place for n in source.called if n in sources)
     }
@@ -174,7 +162,7 @@ def _reach(name: str, sources: Mapping[str, Source]) -> set[str]:
 
 def _touched(name: str, sources: Mapping[str, Source]) -> set[str]:
     """Return the names that the calls of a statement may change."""
-    return _by_calls(name, sources, lambda one: one.touched)
+    return _by_calls(name, sources, lambda one: one.touched | one.sets)
 
 
 def _by_calls(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import abc
 import ast
+import enum
 import inspect
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ddp_magic.kernel.values.names import names_of
 
 _UNKNOWN = object()
-_PLAIN = (int, float, str, bytes, tuple, list, dict, set, type(None))
+_MUTABLE = (list, dict, set)
+_PLAIN = (int, float, str, bytes, tuple, *_MUTABLE, type(None))
 _CALLS = (ast.Call, ast.Await, ast.NamedExpr, ast.Yield, ast.YieldFrom)
+_REFERENCES = (ast.Name, ast.Attribute, ast.Subscript)
+# What Python adds to a class beside names with two underscores: for an ABC, and a NamedTuple.
+_ADDED = {"_abc_impl", "_fields", "_field_defaults", "_make", "_replace", "_asdict"}
 
 
 def is_unchanged(value: Any, node: ast.stmt, home: Mapping[str, Any]) -> bool:  # noqa: ANN401
@@ -30,48 +35,118 @@ def is_unchanged(value: Any, node: ast.stmt, home: Mapping[str, Any]) -> bool:  
         others = [*value.registry.values()][1:]
         if not all(home.get(other.__name__) is other for other in others):
             return False
-    pairs = _defaults(inspect.unwrap(value), node)
-    return all(_may_be(expression, now, home) for expression, now in pairs)
+    return _is_unchanged_function(value, node, home)
 
 
-def _defaults(function: Any, node: ast.stmt) -> Iterator[tuple[ast.expr, object]]:  # noqa: ANN401
-    """Yield each default value of a function: as it is written, and as it is."""
-    arguments: ast.arguments = getattr(node, "args", None) or node.value.args  # type: ignore[attr-defined]
-    yield from zip(arguments.defaults, function.__defaults__ or (), strict=False)
-    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        if default is not None:
-            yield default, (function.__kwdefaults__ or {}).get(argument.arg, _UNKNOWN)
+def functions_in(member: object) -> Iterator[types.FunctionType]:
+    """Yield the functions that a function, or a member of a class, is made of."""
+    parts = ("__func__", "fget", "fset", "fdel", "func")
+    for part in (member, *(getattr(member, name, None) for name in parts)):
+        try:
+            function = inspect.unwrap(part)  # type: ignore[arg-type]
+        except ValueError:  # it wraps itself
+            continue
+        if isinstance(getattr(function, "__code__", None), types.CodeType):
+            yield function
+
+
+def _is_unchanged_function(value: object, node: Any, names: Mapping[str, Any]) -> bool:  # noqa: ANN401
+    decorators = getattr(node, "decorator_list", [])
+    if not _are_fixed(decorators, names):
+        return False
+    arguments = node.args if hasattr(node, "args") else node.value.args
+    written = [*arguments.defaults, *filter(None, arguments.kw_defaults)]
+    lines = range(min(part.lineno for part in (node, *decorators)), node.end_lineno + 1)
+    for function in functions_in(value):
+        if function.__code__.co_firstlineno in lines:
+            only = function.__kwdefaults__ or {}
+            now = [*(function.__defaults__ or ()), *only.values()]
+            return len(now) == len(written) and all(
+                _may_be(*pair, names) for pair in zip(written, now, strict=True)
+            )
+    # A decorator hides it, or it is another one.
+    return bool(decorators) and all(isinstance(default, ast.Constant) for default in written)
 
 
 def _is_unchanged_class(value: type, node: ast.ClassDef, home: Mapping[str, Any]) -> bool:
     own = vars(value)
+    if not _are_fixed([*node.decorator_list, *(word.value for word in node.keywords)], home):
+        return False
     for expression in node.bases:
         if _calls(expression):
             return False  # it may be another class the next time
         base = _evaluated(expression, home)
         if isinstance(base, type) and base not in value.__bases__:
             return False  # it was defined anew
-    if type(value) in (type, abc.ABCMeta):
-        names = dict(home)
-        for part in node.body:
-            match part:
-                case (
-                    ast.Assign(targets=[ast.Name(id=name)], value=ast.expr() as expression)
-                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as expression)
-                ):
-                    now = own.get(name, _UNKNOWN)
-                    # A dataclass and a NamedTuple put something else there.
-                    hides = bool(node.decorator_list) or hasattr(now, "__get__")
-                    hidden = hides and not isinstance(now, _PLAIN)
-                    if not hidden and not _may_be(expression, now, names):
-                        return False
-            bound = names_of(ast.Module([part], [])).assigns
-            names |= {name: own[name] for name in bound if name in own}
-    if node.decorator_list or type(value) not in (type, abc.ABCMeta):
-        return True
-    added = own.keys() - names_of(ast.Module(node.body, [])).assigns
+    names = dict(home)
+    # A dataclass, a NamedTuple and an Enum put something else where the values were.
+    hides = bool(node.decorator_list) or type(value) not in (type, abc.ABCMeta)
+    bound: set[str] = set()
+    for part in node.body:
+        found = {n: _mangled(n, node) for n in names_of(ast.Module([part], [])).assigns}
+        members = {name: own[key] for name, key in found.items() if key in own}
+        if not _is_unchanged_part(part, members, names, hides=hides):
+            return False
+        names |= members
+        bound |= {*found.values()}
+    if type(value) not in (type, abc.ABCMeta, enum.EnumMeta):
+        return True  # its metaclass may have added anything
+    return value.__name__ == node.name and all(
+        name in _ADDED
+        or name[0] == name[-1] == "_"
+        or isinstance(own[name], types.MemberDescriptorType)
+        for name in own.keys() - bound
+    )
+
+
+def _is_unchanged_part(
+    part: ast.stmt, members: Mapping[str, Any], names: Mapping[str, Any], *, hides: bool
+) -> bool:
+    """Return whether a statement in a class still gives it these members.
+
+    Args:
+        part: The statement.
+        members: What the class now has under the names that the statement binds.
+        names: Names that the statement finds.
+        hides: Whether a member may be something else than the value that was assigned.
+    """
+    match part:
+        case (
+            ast.Pass()
+            | ast.Import()
+            | ast.ImportFrom()
+            | ast.Expr(value=ast.Constant())
+            | ast.AnnAssign(value=None)
+        ):
+            return True
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name in members and _is_unchanged_function(members[name], part, names)
+        case ast.ClassDef(name=name):
+            inner = members.get(name)
+            return isinstance(inner, type) and _is_unchanged_class(inner, part, names)
+        case (
+            ast.Assign(targets=[ast.Name(id=name)], value=ast.expr() as expression)
+            | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as expression)
+        ):
+            now = members.get(name, _UNKNOWN)
+            if (hides or hasattr(now, "__get__")) and not isinstance(now, _PLAIN):
+                return _are_fixed([expression], names)
+            return _may_be(expression, now, names)
+    return False  # it may do anything
+
+
+def _mangled(name: str, node: ast.ClassDef) -> str:
+    is_private = name.startswith("__") and not name.endswith("__")
+    return f"_{node.name.lstrip('_')}{name}" if is_private else name
+
+
+def _are_fixed(expressions: Iterable[ast.expr], names: Mapping[str, Any]) -> bool:
+    """Return whether expressions name no data, which may have been other data before."""
+    parts = (part for expression in expressions for part in ast.walk(expression))
+    values = (names.get(part.id) for part in parts if isinstance(part, ast.Name))
     return all(
-        name.startswith("_") or isinstance(own[name], types.MemberDescriptorType) for name in added
+        value is None or callable(value) or isinstance(value, (types.ModuleType, property))
+        for value in values
     )
 
 
@@ -85,10 +160,13 @@ def _may_be(expression: ast.expr, now: object, names: Mapping[str, Any]) -> bool
     found = _evaluated(expression, names)
     if found is _UNKNOWN or found is now or isinstance(expression, ast.Lambda):
         return True
+    if isinstance(expression, _REFERENCES) and isinstance(now, _MUTABLE):
+        return False  # another list by now
     try:
-        return type(found) is type(now) and isinstance(now, _PLAIN) and bool(found == now)
+        same = type(found) is type(now) and isinstance(now, _PLAIN) and bool(found == now)
     except Exception:  # noqa: BLE001 -- of arrays in a list
         return False
+    return same and repr(found) == repr(now)  # [1] is not [True]
 
 
 def _calls(expression: ast.expr) -> bool:

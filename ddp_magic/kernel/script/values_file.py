@@ -15,14 +15,16 @@ from typing import Any
 
 import cloudpickle
 
+from ddp_magic.wire import standard_library
 from ddp_magic.wire.pickling import Call, Pickler, refuse
 
 # How the script reads pickles that refer to its definitions.
 UNPICKLER = """\
-class _Unpickler(pickle.Unpickler):
+class {name}({pickle}.Unpickler):
     def persistent_load(self, name):  # a definition above
         return {eval}(name)"""
 
+_OURS = "ddp_magic.wire."  # whose functions make values where a pickle is read: not by import
 _GLOBALS = object()
 
 
@@ -78,6 +80,10 @@ class ScriptPickler(Pickler):
             return self._reduce_storage(obj, torch)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             return self._reduce_class(obj)
+        if isinstance(obj, types.FunctionType) and f"{obj.__module__}".startswith(_OURS):
+            return self._dynamic_function_reduce(obj)
+        if (reduced := standard_library.reduce(obj)) is not None:
+            return reduced
         refuse(obj)
         return cloudpickle.Pickler.reducer_override(self, obj)
 

@@ -7,6 +7,8 @@ import io
 import itertools
 import linecache
 import os
+import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,12 @@ def run_script(path: Path, *, as_child: bool = False) -> tuple[dict[str, Any], s
         "__name__": "__mp_main__" if as_child else "__main__",
         "__file__": str(path),
     }
-    text = path.read_text(encoding="utf-8")
-    with contextlib.redirect_stdout(io.StringIO()) as printed, patch.dict(os.environ, RANK):
-        exec(compile(text, str(path), "exec", dont_inherit=True), names)
+    code = compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True)
+    ours = dict.fromkeys(n for n in sys.modules if re.match(r"ddp_magic\.(?!sam\b)", n))
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        patch.dict(os.environ, RANK),
+        patch.dict(sys.modules, ours),  # a script needs no ddp_magic
+    ):
+        exec(code, names)
     return names, printed.getvalue()

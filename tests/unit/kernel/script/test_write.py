@@ -217,6 +217,11 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
         "sys = 3\nprint(dist, os, rank, Path, pickle, type(o).__name__)\nsys",
         "0.5 linux 1 1 1 object\n3",
     ),
+    "names that our own lines use instead": (
+        ["os = _os = _file = __values = _values = _Unpickler = 5\nclass A: pass\na = A()"],
+        "print(os, _os, rank, _file, _values, __values, _Unpickler, type(a) is A)",
+        "5 5 1 5 5 5 5 True",
+    ),
     "strings": (
         ["a = 'it\\'s \"q\"'\nb = '''two\n  lines \"\"\" '''"],
         "s = '''x\n  y\n'''\nif rank:\n    t = f'''{rank}\n {a}'''\nprint(repr([a, b, s, t]))",
@@ -245,6 +250,73 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
         ],
         "print(a.big[0] is big, a.big[1], HALF())",
         "True 5 5",
+    ),
+    "a class that its base registers": (
+        [
+            "names = []\nclass Base:\n    def __init_subclass__(cls):\n"
+            "        names.append(cls.__name__)\nclass X(Base): pass",
+        ],
+        "class Y(Base): pass\nprint(names, X.__name__)",
+        "['X', 'Y'] X",
+    ),
+    "a decorator that counts in a global name": (
+        [
+            "count = 0\ndef noted(f):\n    global count\n    count += 1\n    return f\n"
+            "@noted\ndef one(): 1"
+        ],
+        "one()\nprint(count)",
+        "1",
+    ),
+    "what pickle alone cannot write": (
+        [
+            "import functools, weakref\nfrom os import environ\nfrom sys import stdout\n"
+            "from typing import Generic, NamedTuple, TypeVar\nT = TypeVar('T')\nk = 2",
+            "@functools.singledispatch\ndef kind(a): return 'any'\n"
+            "@kind.register\ndef _(a: int): return 'int'\n"
+            "@kind.register\ndef _(a: str): return 'str'",
+            "class Box(Generic[T]):\n    def __init__(self, x: T): self.x = x\n"
+            "    @functools.lru_cache\n    def get(self, times=k): return self.x * times\n"
+            "    @property\n    def p(self): return self.x\n    @p.setter\n"
+            "    def p(self, x): self.x = x\nclass Q(NamedTuple):\n    a: int = k\n"
+            "box = Box[int](3)\nref = weakref.ref(box)\nk = 5",
+        ],
+        "box.p = 4\nprint(kind(1), kind('a'), kind([]), box.get(), Q(), ref() is box)\n"
+        "print(environ['RANK'], Box[int](1).x, file=stdout)",
+        "int str any 8 Q(a=2) True\n1 1",
+    ),
+    "members of a class that were changed": (
+        [
+            "def f(self): return 2\nclass A:\n    def f(self): return self._k\n    __p = 3\n"
+            "    def p(self): return self.__p\nclass B:\n    def f(self, seen=[]):\n"
+            "        seen.append(1)\n        return seen\nclass C(str):\n"
+            "    def upper(self): return 1\nclass D: pass",
+            "A._k = 5\nB().f()\nC.upper = str.lower\nD.__name__ = 'E'",
+        ],
+        "print(A().f(), A().p(), B().f(), C('X').upper(), D.__name__)",
+        "5 3 [1, 1] x E",
+    ),
+    "classes of names that mean something else by now": (
+        [
+            "n, word, items = 3, 'a', [1]\nfrom enum import Enum\nimport functools\n"
+            "class A:\n    if n > 2:\n        x = 1\n    else:\n        x = 2\n"
+            "class B:\n    x, y = n, n + 1\nclass C:\n    p = q = n\n"
+            "class D:\n    class Inner:\n        x = n\nclass E:\n    def f(self, k=n): return k\n"
+            "class F(Enum):\n    ONE = n\nclass Base:\n"
+            "    def __init_subclass__(cls, key=''): cls.key = key\nclass G(Base, key=word): pass\n"
+            "class H:\n    items = items\nclass J:\n    items = [n]\n"
+            "def times(n):\n    def wrap(f):\n        @functools.wraps(f)\n"
+            "        def inner(*a): return f(*a) * n\n        return inner\n    return wrap\n"
+            "@times(n)\ndef f(): return 1\nclass K:\n    @times(n)\n    def f(self): return 1",
+            "n, word, items = 100, 'b', [1]",
+        ],
+        "items.append(2)\nprint(A.x, B.x, B.y, C.q, D.Inner.x, E().f(), F.ONE.value, G.key,"
+        " H.items, J.items, f(), K().f())",
+        "1 3 4 3 3 3 3 a [1] [3] 3 3",
+    ),
+    "a number that is equal, and not the same": (
+        ["n = 1\ndef f(x=[n]): return x\nn = True"],
+        "print(f(), n)",
+        "[1] True",
     ),
     "a docstring above the imports": (
         [],
@@ -499,16 +571,6 @@ def test_its_own_files_are_replaced() -> None:
             "cannot send `x` (TextIOWrapper) to the ranks: it is an open",
         ),
         ("x = (i for i in [1])", "cannot send `x` (generator) to the ranks: it is a generator"),
-        (
-            "names = []\nclass Base:\n    def __init_subclass__(cls):\n"
-            "        names.append(cls.__name__)\nclass x(Base): pass",
-            "cannot write `x` to a file: a base class of it changes `names` when it is made",
-        ),
-        (
-            "from functools import singledispatch\n@singledispatch\ndef x(a): return 1\n"
-            "@x.register\ndef _(a: int): return 2\n@x.register\ndef _(a: str): return 3",
-            "cannot write `x` (function) to a file: TypeError: cannot pickle",
-        ),
         ("def x():\n    get_ipython().system('ls')", "`x` uses IPython (%, ! or get_ipython())"),
     ],
 )
