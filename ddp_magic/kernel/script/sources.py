@@ -29,7 +29,7 @@ class Source:
         touched: Those that a call of it reads, and so may change.
         place: Where it stands in the notebook, to keep the order.
         future: Whether its annotations are not evaluated (`from __future__ import annotations`).
-        sets: Global names that its functions assign.
+        sets: Names of outer scopes that its functions assign.
     """
 
     text: str
@@ -98,9 +98,8 @@ def _read(
     called = {n.id for call in calls for n in ast.walk(call) if isinstance(n, ast.Name)}
     touched = later if isinstance(node, ast.ClassDef) else _touched(node)
     future = any(code.co_flags & _FUTURE_ANNOTATIONS for code in codes)
-    sets = frozenset(
-        n for part in ast.walk(node) if isinstance(part, ast.Global) for n in part.names
-    )
+    outer = [part for part in ast.walk(node) if isinstance(part, (ast.Global, ast.Nonlocal))]
+    sets = frozenset(name for part in outer for name in part.names)
     return Source(_text_of(node, lines), now, now & called, later, touched, place, future, sets)
 
 

@@ -17,7 +17,7 @@ from ddp_magic.kernel.script.travel import Travel
 from ddp_magic.kernel.script.values_file import UNPICKLER
 from ddp_magic.kernel.values.names import names_of
 from ddp_magic.kernel.values.needed_values import NeededValues
-from ddp_magic.prelude import HOMES, OWN_NAMES
+from ddp_magic.prelude import HOMES, OWN_NAMES, RANK_NAMES
 
 
 class Script:
@@ -46,6 +46,8 @@ class Script:
         self._prelude = {name: _home(name) for name in sorted(needed.prelude)}
         self._tree = ast.parse(cell.source)
         self._rank_names = frozenset(needed.rank_names)
+        if {"eval", "exec", "globals"} & {*cell.names.reads, *needed.stream.pickler.needs}:
+            self._rank_names = RANK_NAMES  # which of them, is in a string
         self._reads = {*cell.names.reads, *needed.stream.pickler.needs}
         self._reads |= {name for source in way.sources.values() for name in source.now}
         self.imports = Imports(self._meanings())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import ast
+import contextlib
 import enum
 import inspect
 import types
@@ -14,7 +15,8 @@ from ddp_magic.kernel.values.names import names_of
 
 _UNKNOWN = object()
 _MUTABLE = (list, dict, set)
-_PLAIN = (int, float, str, bytes, tuple, *_MUTABLE, type(None))
+_FIXED = (int, float, str, bytes, tuple, type(None), types.ModuleType)
+_PLAIN = (int, float, str, bytes, tuple, type(None), *_MUTABLE)
 _CALLS = (ast.Call, ast.Await, ast.NamedExpr, ast.Yield, ast.YieldFrom)
 _REFERENCES = (ast.Name, ast.Attribute, ast.Subscript)
 # What Python adds to a class beside names with two underscores: for an ABC, and a NamedTuple.
@@ -52,7 +54,8 @@ def functions_in(member: object) -> Iterator[types.FunctionType]:
 
 def _is_unchanged_function(value: object, node: Any, names: Mapping[str, Any]) -> bool:  # noqa: ANN401
     decorators = getattr(node, "decorator_list", [])
-    if not _are_fixed(decorators, names):
+    is_made_anew = hasattr(value, "dispatch") or not _keeps_state(value)
+    if not (_are_fixed(decorators, names) and is_made_anew):
         return False
     arguments = node.args if hasattr(node, "args") else node.value.args
     written = [*arguments.defaults, *filter(None, arguments.kw_defaults)]
@@ -66,6 +69,34 @@ def _is_unchanged_function(value: object, node: Any, names: Mapping[str, Any]) -
             )
     # A decorator hides it, or it is another one.
     return bool(decorators) and all(isinstance(default, ast.Constant) for default in written)
+
+
+def _keeps_state(function: Any) -> bool:  # noqa: ANN401 -- the notebook's
+    """Return whether what decorators have made holds what its calls may have changed."""
+    wrappers: list[Any] = []
+    while hasattr(function, "__wrapped__") and function not in wrappers:
+        wrappers.append(function)
+        function = function.__wrapped__
+    return any(
+        any(not name.startswith("__") for name in vars(wrapper))
+        or not all(map(_is_fixed, _closure(wrapper)))
+        for wrapper in wrappers
+        if isinstance(wrapper, types.FunctionType)
+    )
+
+
+def _closure(function: types.FunctionType) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            yield cell.cell_contents
+
+
+def _is_fixed(held: object) -> bool:
+    if isinstance(held, _MUTABLE):
+        return not held
+    owner = getattr(held, "__self__", held)  # of a method
+    is_code = callable(held) and type(owner).__module__ != "__main__"
+    return is_code or isinstance(held, _FIXED)
 
 
 def _is_unchanged_class(value: type, node: ast.ClassDef, home: Mapping[str, Any]) -> bool:
@@ -143,9 +174,9 @@ def _mangled(name: str, node: ast.ClassDef) -> str:
 def _are_fixed(expressions: Iterable[ast.expr], names: Mapping[str, Any]) -> bool:
     """Return whether expressions name no data, which may have been other data before."""
     parts = (part for expression in expressions for part in ast.walk(expression))
-    values = (names.get(part.id) for part in parts if isinstance(part, ast.Name))
+    values = (names.get(part.id, _UNKNOWN) for part in parts if isinstance(part, ast.Name))
     return all(
-        value is None or callable(value) or isinstance(value, (types.ModuleType, property))
+        value is _UNKNOWN or callable(value) or isinstance(value, (types.ModuleType, property))
         for value in values
     )
 

@@ -7,10 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Collection
+from dataclasses import replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
-from ddp_magic.kernel.cell import Cell
+from ddp_magic.kernel.cell import Cell, environment_set
 from ddp_magic.kernel.options.contradictions import check_written
 from ddp_magic.kernel.options.declaration import OPTIONS
 from ddp_magic.kernel.options.option import OptionError
@@ -53,8 +55,13 @@ def write(cell: Cell, asked: SimpleNamespace, notebook: Notebook, option: str) -
     if reader := needed.stream.read_by.get("get_ipython"):
         problem = f"`{reader}` uses IPython (%, ! or get_ipython()), which a script does not have"
         raise OptionError("write", f"{problem}: write it in plain Python")
-    nodes = [node for file in files for node in statements(file) if isinstance(node, ast.Import)]
-    plain = [alias for node in nodes for alias in node.names if alias.asname is None]
+    written = ast.Module([node for file in files for node in statements(file)], [])
+    imports = [node for node in written.body if isinstance(node, ast.Import)]
+    plain = [alias for node in imports for alias in node.names if alias.asname is None]
+    environment = {n: v for n, v in environment_set(written).items() if os.environ.get(n) == v}
+    if asked.gpus is not None:
+        environment.pop("CUDA_VISIBLE_DEVICES", None)  # the command sets it
+    cell = replace(cell, environment={**environment, **cell.environment})
     script = Script(cell, asked, needed, travel.plan(needed, sources, notebook.names), plain)
     text = script.text(line)
     _check_name(path, script.imports.modules() | imported_modules(tree))
@@ -99,7 +106,9 @@ def _check_name(path: Path, imported: Collection[str]) -> None:
     Raises:
         OptionError: It does.
     """
-    if path.stem in sys.stdlib_module_names or path.stem in imported:
+    spec = PathFinder.find_spec(path.stem) if path.stem.isidentifier() else None
+    other = spec and spec.origin and Path(spec.origin).resolve() != path.resolve()
+    if path.stem in sys.stdlib_module_names or path.stem in imported or other:
         problem = f"{path.name} would hide the module {path.stem} from all imports"
         raise OptionError("write", f"{problem}: use another name")
 

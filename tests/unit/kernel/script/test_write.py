@@ -313,6 +313,25 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
         " H.items, J.items, f(), K().f())",
         "1 3 4 3 3 3 3 a [1] [3] 3 3",
     ),
+    "decorators that keep state": (
+        [
+            "import functools\ndef counted(f):\n    @functools.wraps(f)\n    def inner(*a):\n"
+            "        inner.calls += 1\n        return f(*a)\n    inner.calls = 0\n"
+            "    return inner\ndef kept(f):\n    seen = []\n    @functools.wraps(f)\n"
+            "    def inner(*a):\n        seen.append(a)\n        return len(seen)\n"
+            "    return inner\ndef numbered(f):\n    n = 0\n    @functools.wraps(f)\n"
+            "    def inner(*a):\n        nonlocal n\n        n += 1\n        return n\n"
+            "    return inner\nclass Times:\n    n = 0\n    def __call__(self, f):\n"
+            "        @functools.wraps(f)\n        def inner(*a):\n            self.n += 1\n"
+            "            return self.n\n        return inner\n",
+            "@counted\ndef a(): return a.calls\n@kept\ndef b(): pass\n@numbered\ndef c(): pass\n"
+            "@Times()\ndef d(): pass\nclass E:\n    @kept\n    def f(self): pass\ne = E()",
+            "for f in (a, b, c, d, e.f): f()",
+        ],
+        "print([f() for f in (a, b, c, d, e.f)])",
+        "[2, 2, 2, 2, 2]",
+    ),
+    "names of the rank in strings": ([], "print(eval('rank + world_size'))", "3"),
     "a number that is equal, and not the same": (
         ["n = 1\ndef f(x=[n]): return x\nn = True"],
         "print(f(), n)",
@@ -423,6 +442,21 @@ def test_the_environment_is_set_before_the_imports() -> None:
         for words in ("import os\n", "os.environ['HF_HOME'] = '/x'", "import torch")
     ]
     assert at == sorted(at)
+
+
+def test_the_environment_of_other_cells_is_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that torchrun starts does not inherit it from the notebook."""
+    for name in ("KEPT", "CHANGED", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "before")
+    notebook = FakeNotebook(
+        "import os\nos.environ['KEPT'] = 'a'\nos.environ['CHANGED'] = 'b'\n"
+        "os.environ['CUDA_VISIBLE_DEVICES'] = ''",
+        "os.environ.pop('CHANGED')",
+    )
+    notebook.write("print(rank)")
+    assert "\nos.environ['KEPT'] = 'a'\nos.environ['CUDA_" in Path("s.py").read_text()
+    notebook.write("print(rank)", "-g none")
+    assert re.findall("os.environ.*=.*", Path("s.py").read_text()) == ["os.environ['KEPT'] = 'a'"]
 
 
 def test_a_cell_that_reaches_no_torch_has_no_process_group() -> None:
@@ -543,13 +577,19 @@ def test_idle_gpus_are_chosen_by_no_script(line: str) -> None:
         ("data.py", "data.pkl', where its values would be, exists: use another name"),
         ("random.py", "random.py would hide the module random from all imports"),
         ("math.py", "math.py would hide the module math"),
+        ("cloudpickle.py", "cloudpickle.py would hide the module cloudpickle"),
+        ("folder.py/local.py", "local.py would hide the module local"),
     ],
 )
-def test_files_that_are_not_written(name: str, words: str) -> None:
+def test_files_that_are_not_written(
+    name: str, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
     Path("folder.py").mkdir()
     Path("mine.py").write_text("mine")
     Path("empty.py").touch()
     Path("data.pkl").write_bytes(b"mine")
+    Path("local.py").touch()
     assert words in _refusal(to=name)
 
 
@@ -561,6 +601,13 @@ def test_its_own_files_are_replaced() -> None:
     assert Path("s.pkl").exists()
     notebook.write("print(3)")
     assert sorted(path.name for path in Path().iterdir()) == ["s.py"]  # no values any more
+
+
+def test_a_script_may_be_called_as_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    Path("train").mkdir()
+    for _ in range(2):  # nor does it hide itself
+        FakeNotebook().write("print(rank)", to="train.py")
 
 
 @pytest.mark.parametrize(
