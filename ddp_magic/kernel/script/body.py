@@ -113,6 +113,9 @@ def edited(source: str, shown: str) -> str:
     for node in reversed(leading_imports(tree)):
         start, end = _span(source, node)
         source = source[:start] + re.sub(r"\A[ \t]*(;[ \t]*|\n)?", "", source[end:])
+    if ast.get_docstring(tree) and "__doc__" in source:  # the script has one of its own
+        start, _ = _span(source, tree.body[0])
+        source = f"{source[:start]}__doc__ = {source[start:]}"
     return source.strip("\n")
 
 

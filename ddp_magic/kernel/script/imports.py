@@ -105,6 +105,13 @@ def home_of(value: object) -> Home | None:
     return None
 
 
+def value_at(home: Home) -> object:
+    """Return what is imported from there."""
+    module, attribute = home
+    there = sys.modules.get(module)
+    return there if attribute is None else vars(there or object).get(attribute)
+
+
 def _name_of(value: object) -> str | None:
     """Return the name under which a module has a value."""
     if isinstance(value, _BY_NAME):

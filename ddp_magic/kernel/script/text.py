@@ -56,7 +56,7 @@ class Script:
         """Return where each name is imported from, None for what is something else."""
         found: dict[str, Home | None] = dict.fromkeys([*self._rank_names, *self.travel.names])
         found |= self.travel.imports | self._prelude
-        for name, home in _imported(self._tree):
+        for name, home in imported(self._tree):
             found[name] = home if found.get(name, home) == home else None
         imports = (ast.Import, ast.ImportFrom)
         others = [node for node in self._tree.body if not isinstance(node, imports)]
@@ -149,7 +149,7 @@ class Script:
         """Return what runs before and after the cell; nothing if the cell cannot reach torch."""
         trees = [self._tree, *(ast.parse(s.text) for s in self.travel.sources.values())]
         homes = [*self._prelude.values(), *self.travel.imports.values()]
-        homes += [home for tree in trees for _, home in _imported(tree)]
+        homes += [home for tree in trees for _, home in imported(tree)]
         others = {module.partition(".")[0] for module, _ in homes} - sys.stdlib_module_names
         if not (others or self.travel.pickled):
             return provided.seeds(alone=True), ""
@@ -168,7 +168,7 @@ def _home(name: str) -> Home:
     return ("ddp_magic.sam", name) if name in OWN_NAMES else HOMES[name]
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[str, Home]]:
+def imported(tree: ast.AST) -> Iterator[tuple[str, Home]]:
     """Yield the names that a cell imports, and from where."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -184,7 +184,7 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, Home]]:
 
 def imported_modules(tree: ast.AST) -> set[str]:
     """Return the modules that a cell imports, or imports from."""
-    return {module for _, (module, _) in _imported(tree)}
+    return {module for _, (module, _) in imported(tree)}
 
 
 def _mentioned(tree: ast.AST) -> Iterator[str]:

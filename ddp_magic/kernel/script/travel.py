@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddp_magic.errors import CaptureError
-from ddp_magic.kernel.script.imports import Home, Imports, home_of
+from ddp_magic.kernel.script.imports import Home, Imports, home_of, value_at
 from ddp_magic.kernel.script.literals import NotPlainError, literal, mutable_parts
 from ddp_magic.kernel.script.sources import Source, source_of
 from ddp_magic.kernel.script.values_file import ScriptPickler
@@ -73,8 +73,13 @@ def sources_of(
     return found
 
 
-def plan(needed: NeededValues, sources: Mapping[str, Source], home: Mapping[str, Any]) -> Travel:
-    """Decide how each needed name travels.
+def plan(
+    needed: NeededValues,
+    sources: Mapping[str, Source],
+    home: Mapping[str, Any],
+    written: Mapping[str, Home],
+) -> Travel:
+    """Decide how each needed name travels; `written` is where the notebook has imported it from.
 
     A statement stands above the pickle, so it may read nothing that is pickled. Nor may it change
     a list again when it runs again, as a decorator that registers functions does. A list that a
@@ -87,7 +92,8 @@ def plan(needed: NeededValues, sources: Mapping[str, Source], home: Mapping[str,
     left = [name for name in needed.stream.types if name not in _OF_SCRIPT]
     for name in left:
         if place := home_of(home[name]):
-            travel.imports[name] = place
+            same = name in written and value_at(written[name]) is home[name]
+            travel.imports[name] = written[name] if same else place
         elif name not in sources:
             with contextlib.suppress(NotPlainError):
                 literal(home[name], Imports({}))

@@ -33,10 +33,6 @@ def is_unchanged(value: Any, node: ast.stmt, home: Mapping[str, Any]) -> bool:  
     """
     if isinstance(node, ast.ClassDef):
         return _is_unchanged_class(value, node, home)
-    if hasattr(value, "dispatch"):  # of functools.singledispatch: one may be registered in no name
-        others = [*value.registry.values()][1:]
-        if not all(home.get(other.__name__) is other for other in others):
-            return False
     return _is_unchanged_function(value, node, home)
 
 
@@ -54,8 +50,7 @@ def functions_in(member: object) -> Iterator[types.FunctionType]:
 
 def _is_unchanged_function(value: object, node: Any, names: Mapping[str, Any]) -> bool:  # noqa: ANN401
     decorators = getattr(node, "decorator_list", [])
-    is_made_anew = hasattr(value, "dispatch") or not _keeps_state(value)
-    if not (_are_fixed(decorators, names) and is_made_anew):
+    if _keeps_state(value) or not _are_fixed(decorators, names):
         return False
     arguments = node.args if hasattr(node, "args") else node.value.args
     written = [*arguments.defaults, *filter(None, arguments.kw_defaults)]
@@ -160,7 +155,7 @@ def _is_unchanged_part(
             | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as expression)
         ):
             now = members.get(name, _UNKNOWN)
-            if (hides or hasattr(now, "__get__")) and not isinstance(now, _PLAIN):
+            if (hides or hasattr(now, "__get__")) and type(now) not in _PLAIN:
                 return _are_fixed([expression], names)
             return _may_be(expression, now, names)
     return False  # it may do anything

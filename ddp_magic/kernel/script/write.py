@@ -20,7 +20,7 @@ from ddp_magic.kernel.options.trace_file import writable
 from ddp_magic.kernel.script import body, travel
 from ddp_magic.kernel.script.command import command, folders_of_modules, visible_gpus
 from ddp_magic.kernel.script.sources import statements
-from ddp_magic.kernel.script.text import Script, imported_modules
+from ddp_magic.kernel.script.text import Script, imported, imported_modules
 from ddp_magic.kernel.values.capture import Notebook
 from ddp_magic.wire.memory import size_words
 
@@ -56,13 +56,14 @@ def write(cell: Cell, asked: SimpleNamespace, notebook: Notebook, option: str) -
         problem = f"`{reader}` uses IPython (%, ! or get_ipython()), which a script does not have"
         raise OptionError("write", f"{problem}: write it in plain Python")
     written = ast.Module([node for file in files for node in statements(file)], [])
-    imports = [node for node in written.body if isinstance(node, ast.Import)]
-    plain = [alias for node in imports for alias in node.names if alias.asname is None]
+    imports = [n for n in written.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    plain = [a for n in imports if isinstance(n, ast.Import) for a in n.names if a.asname is None]
+    homes = dict(imported(ast.Module([*imports], [])))
     environment = {n: v for n, v in environment_set(written).items() if os.environ.get(n) == v}
     if asked.gpus is not None:
         environment.pop("CUDA_VISIBLE_DEVICES", None)  # the command sets it
     cell = replace(cell, environment={**environment, **cell.environment})
-    script = Script(cell, asked, needed, travel.plan(needed, sources, notebook.names), plain)
+    script = Script(cell, asked, needed, travel.plan(needed, sources, notebook.names, homes), plain)
     text = script.text(line)
     _check_name(path, script.imports.modules() | imported_modules(tree))
     _replace(path, text, script.travel.payload)

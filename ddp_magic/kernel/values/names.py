@@ -204,7 +204,10 @@ class _Reader:
     def _functiondef(self, node: ast.FunctionDef | ast.AsyncFunctionDef, certain: set[str]) -> None:
         now = [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
         self._expressions(now, certain)  # defaults, annotations
-        self._later(node.name, _free_names(node))
+        a = node.args
+        own = (*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg)))
+        body = _free_names(ast.Module(node.body, []))  # without what is read now: `@x.setter`
+        self._later(node.name, body - {argument.arg for argument in own})
         self._bind({node.name}, certain)
 
     _asyncfunctiondef = _functiondef

@@ -340,8 +340,8 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
     "a docstring above the imports": (
         [],
         "# A title.\n'Doc.'\nfrom __future__ import annotations\nimport math\nx: Missing = 1\n"
-        "print(math.floor(1.5))",
-        "1",
+        "print(math.floor(1.5), __doc__)",
+        "1 Doc.",
     ),
     "a subset of the names": (["W = 3\ndef f(x=W): return x"], "print(f())", "3"),
     "arguments": ([], "import argparse\nprint(argparse.__name__)", "argparse"),
@@ -432,6 +432,21 @@ timeout=timedelta(seconds=30))
     dist.destroy_process_group()
 '''
     )
+
+
+def test_what_can_be_text_is_text() -> None:
+    """Imports are the notebook's own, even of what another module calls otherwise."""
+    notebook = FakeNotebook(
+        "from threading import Lock\nfrom enum import Flag, IntEnum, auto\nimport functools\n"
+        "class I(IntEnum):\n    X = 1\nclass F(Flag):\n    A = auto()\n"
+        "class A:\n    __p: int = 1\n    @property\n    def x(self): return self.__p\n"
+        "    @x.setter\n    def x(self, value, *, more=None): pass\n"
+        "    @functools.lru_cache(maxsize=2)\n    def f(self): return F.A\n"
+        "    class Inner:\n        y = 1"
+    )
+    notebook.write("print(Lock, I.X, A)")
+    assert not Path("s.pkl").exists()
+    assert "from threading import Lock\n" in Path("s.py").read_text()
 
 
 def test_the_environment_is_set_before_the_imports() -> None:

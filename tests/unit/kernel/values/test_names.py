@@ -31,6 +31,11 @@ from ddp_magic.kernel.values.names import names_of
         ("def f():\n    global g\n    g = 1\n    return g", "g"),
         ("def f():\n    def inner(): return deep\n    return inner", "deep"),
         ("class A(Base):\n    x = size\n    def m(self): return other", "Base size other"),
+        (
+            "class A:\n    @property\n    def x(self): pass\n    @x.setter\n"
+            "    def x(self, y=x, *a, z: x = 2, **k): return a, k, y, z, w",
+            "property w",
+        ),
         ("@decorate\ndef f(): pass", "decorate"),
         ("f = lambda x: x + y", "y"),
         ("[x for x in xs if x > lo]", "xs lo"),
