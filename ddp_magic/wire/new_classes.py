@@ -95,4 +95,4 @@ def _of_a_library(metaclass: type) -> Callable[..., type] | None:
 
 
 def _is_the_notebooks(kind: type) -> bool:
-    return kind.__module__ == "__main__"
+    return kind.__module__ in ("__main__", "__mp_main__")  # the latter in a child of a script's

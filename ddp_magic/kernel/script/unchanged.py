@@ -17,6 +17,7 @@ _UNKNOWN = object()
 _MUTABLE = (list, dict, set)
 _FIXED = (int, float, str, bytes, tuple, type(None), types.ModuleType)
 _PLAIN = (int, float, str, bytes, tuple, type(None), *_MUTABLE)
+_NO_DATA = (types.ModuleType, property)
 _CALLS = (ast.Call, ast.Await, ast.NamedExpr, ast.Yield, ast.YieldFrom)
 _REFERENCES = (ast.Name, ast.Attribute, ast.Subscript)
 # What Python adds to a class beside names with two underscores: for an ABC, and a NamedTuple.
@@ -167,13 +168,15 @@ def _mangled(name: str, node: ast.ClassDef) -> str:
 
 
 def _are_fixed(expressions: Iterable[ast.expr], names: Mapping[str, Any]) -> bool:
-    """Return whether expressions name no data, which may have been other data before."""
-    parts = (part for expression in expressions for part in ast.walk(expression))
-    values = (names.get(part.id, _UNKNOWN) for part in parts if isinstance(part, ast.Name))
-    return all(
-        value is _UNKNOWN or callable(value) or isinstance(value, (types.ModuleType, property))
-        for value in values
-    )
+    """Return whether expressions read no data, which may have been other data before."""
+    todo: list[ast.AST] = [*expressions]
+    while todo:
+        node = todo.pop()
+        value = names.get(node.id, _UNKNOWN) if isinstance(node, ast.Name) else _UNKNOWN
+        if not (value is _UNKNOWN or callable(value) or isinstance(value, _NO_DATA)):
+            return False
+        todo += ast.iter_child_nodes(node.args if isinstance(node, ast.Lambda) else node)
+    return True
 
 
 def _may_be(expression: ast.expr, now: object, names: Mapping[str, Any]) -> bool:

@@ -442,9 +442,11 @@ def test_what_can_be_text_is_text() -> None:
         "class A:\n    __p: int = 1\n    @property\n    def x(self): return self.__p\n"
         "    @x.setter\n    def x(self, value, *, more=None): pass\n"
         "    @functools.lru_cache(maxsize=2)\n    def f(self): return F.A\n"
-        "    class Inner:\n        y = 1"
+        "    class Inner:\n        y = 1\n"
+        "import dataclasses\nk = {}\n@dataclasses.dataclass\nclass D:\n"
+        "    x: dict = dataclasses.field(default_factory=lambda: dict(k))"
     )
-    notebook.write("print(Lock, I.X, A)")
+    notebook.write("print(Lock, I.X, A, D)")
     assert not Path("s.pkl").exists()
     assert "from threading import Lock\n" in Path("s.py").read_text()
 
@@ -514,6 +516,12 @@ def test_a_child_has_the_definitions_and_the_values_and_does_not_run_the_cell() 
     names, printed = run_script(Path("s.py"), as_child=True)
     assert not printed
     assert names["A"]().g() == (names["offset"], 3)
+
+
+def test_in_a_child_no_class_is_registered_again() -> None:
+    base = "names = []\nclass Base:\n    def __init_subclass__(cls): names.append(cls.__name__)\n"
+    FakeNotebook(base + "class A(Base): pass").write("print(A, names)")
+    assert run_script(Path("s.py"), as_child=True)[0]["names"] == ["A"]
 
 
 def test_tensors_that_share_memory_still_do() -> None:
