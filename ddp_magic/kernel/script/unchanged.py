@@ -70,7 +70,7 @@ def _is_unchanged_function(value: object, node: Any, names: Mapping[str, Any]) -
 def _keeps_state(function: Any) -> bool:  # noqa: ANN401 -- the notebook's
     """Return whether what decorators have made holds what its calls may have changed."""
     wrappers: list[Any] = []
-    while hasattr(function, "__wrapped__") and function not in wrappers:
+    while "__wrapped__" in getattr(function, "__dict__", ()) and function not in wrappers:
         wrappers.append(function)
         function = function.__wrapped__
     return any(

@@ -331,6 +331,16 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
         "print([f() for f in (a, b, c, d, e.f)])",
         "[2, 2, 2, 2, 2]",
     ),
+    "members that have any attribute": (
+        [
+            "class Any:\n    def __getattr__(self, name): return Any()\n"
+            "    def __call__(self, *_): return Any()\n    def __reduce__(self): return Any, ()\n"
+            "class A:\n    any = Any()\n    @any\n    def f(self): pass\n"
+            "    def g(self): return 2\n    g.__wrapped__ = g",
+        ],
+        "print(A().g(), type(A.f).__name__)",
+        "2 Any",
+    ),
     "names of the rank in strings": ([], "print(eval('rank + world_size'))", "3"),
     "a number that is equal, and not the same": (
         ["n = 1\ndef f(x=[n]): return x\nn = True"],
