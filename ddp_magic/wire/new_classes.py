@@ -2,70 +2,148 @@
 
 `__init_subclass__` and a metaclass have done their work in the notebook, and its result is in the
 pickle. A second run would register a class twice, and the names that it reads may not be there yet.
+
+A process that knows the class already (`cloudpickle` numbers them) uses its own. The notebook's
+stays as it is; that of a session's rank gets the attributes that the notebook's has now.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import enum
 import types
+import typing
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cloudpickle.cloudpickle import _class_setstate, _make_skeleton_class
+from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID, _make_skeleton_class
 
 _HOOK = "__init_subclass__"
-_OF_ALL_MEMBERS = {"_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_"}
 _OF_A_METACLASS = {"__new__", "__init__", "__prepare__", "__call__"}
+_without_attributes: weakref.WeakSet[type] = weakref.WeakSet()  # those that a pickle is making
 
 
-def reduced(kind: type, reduction: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return cloudpickle's reduction of a class, so that it is read without its hooks."""
-    make, args, state, *rest = reduction
-    if make is _make_skeleton_class:
-        return make_class, (make, *args), state, *rest
-    if not issubclass(kind, enum.Enum):
-        return reduction
-    # cloudpickle leaves out the aliases, and what `__new__` and `__init__` have set on members.
-    bases, name, qualified_name, _, *others = args
-    members = dict(kind.__members__)
-    values = {each: member.value for each, member in members.items()}
-    attributes = {each: value for each, value in state[0].items() if each not in members}
-    own = {each: _own_attributes(member) for each, member in members.items()}
-    args = (bases, name, qualified_name, values, *others)
-    return make, args, ((attributes, *state[1:]), own), *rest[:2], set_members
+def reduced(kind: type, reduction: tuple[Any, ...], *, once: bool) -> tuple[Any, ...]:
+    """Return cloudpickle's reduction of a class, so that it is read without its hooks.
+
+    Args:
+        kind: The class.
+        reduction: What cloudpickle returns for it.
+        once: Whether a process that knows the class keeps its attributes as they are.
+    """
+    _, args, (attributes, *_), *_ = reduction
+    attributes = dict(attributes)
+    if "." in kind.__qualname__:
+        # cloudpickle forgets the class that it lies in, where pickle looks for it.
+        attributes["__qualname__"] = kind.__qualname__
+    metaclass, name, bases, namespace, *others = args
+    # A class gets its slots when it is made, or never.
+    if "__slots__" in attributes and typing.NamedTuple not in bases:
+        namespace = {**namespace, "__slots__": attributes.pop("__slots__")}
+        slots = types.MemberDescriptorType
+        attributes = {n: v for n, v in attributes.items() if not isinstance(v, slots)}
+    args = (metaclass, name, bases, namespace, *others)
+    return make_class, args, in_order(kind, attributes, once=once), None, None, set_class
 
 
-def _own_attributes(member: enum.Enum) -> dict[str, Any]:
-    return {name: value for name, value in vars(member).items() if name not in _OF_ALL_MEMBERS}
+def in_order(kind: type, attributes: Mapping[str, Any], *, once: bool) -> tuple[Any, ...]:
+    """Return the state of a class for `set_class`."""
+    methods = {n: v for n, v in attributes.items() if isinstance(v, types.FunctionType)}
+    others = {n: v for n, v in attributes.items() if n not in methods}
+    return once, _Methods(kind, methods, once), others
 
 
-def set_members(kind: Any, state: tuple[Any, Mapping[str, Mapping[str, Any]]]) -> Any:  # noqa: ANN401
-    """Set the attributes of an enumeration, and those of its members."""
-    attributes, own = state
-    made = _class_setstate(kind, attributes)
-    for name, values in own.items():
-        vars(kind[name]).update(values)
-    return made
+class _Methods:
+    """Sets the methods of a class as soon as it is read.
+
+    Objects of the class among its other attributes need them, such as the hash of a key.
+    """
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401
+        self._args = args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return set_methods, self._args
 
 
-def make_class(make: Callable[..., type], metaclass: type, *args: Any) -> type:  # noqa: ANN401
+# --- called by the stream, in the process that reads it -------------------------------------------
+
+
+def make_class(
+    metaclass: type,
+    name: str,
+    bases: tuple[Any, ...],
+    namespace: dict[str, Any],
+    number: str,
+    *others: Any,  # noqa: ANN401
+) -> type:
     """Make a class whose attributes follow in the pickle, without the hooks of the notebook's.
 
     Args:
-        make: cloudpickle's function for it.
         metaclass: Its metaclass.
-        args: The other arguments of `make`: its name, its bases and others.
+        name: Its name.
+        bases: What stands in the brackets behind its name.
+        namespace: What it must have from its beginning.
+        number: cloudpickle's number for it.
+        others: Other arguments of cloudpickle's function.
     """
-    with _without_hooks(args[1]):
-        return make(_of_a_library(metaclass) or metaclass, *args)
+    if (known := known_class(number)) is not None:
+        return known
+    with without_hooks(types.resolve_bases(bases)):
+        maker: Any = _of_a_library(metaclass) or metaclass
+        return new(_make_skeleton_class(maker, name, bases, namespace, number, *others))
+
+
+def known_class(number: str) -> type | None:
+    """Return the class of this process that has cloudpickle's number; None if there is none."""
+    known: type | None = _DYNAMIC_CLASS_TRACKER_BY_ID.get(number)
+    return known
+
+
+def new(kind: type) -> type:
+    """Note that the attributes of a class follow."""
+    _without_attributes.add(kind)
+    return kind
+
+
+def is_new(kind: type) -> bool:
+    """Return whether the attributes of a class have not been set yet."""
+    return kind in _without_attributes
+
+
+def set_methods(kind: type, methods: Mapping[str, Any], once: bool) -> None:
+    """Set the methods of a class."""
+    if is_new(kind) or not once:
+        _set(kind, methods)
+
+
+def set_class(kind: type, state: tuple[bool, None, Mapping[str, Any]]) -> None:
+    """Set the other attributes of a class."""
+    once, _, attributes = state
+    if is_new(kind) or not once:
+        _set(kind, attributes)
+        _without_attributes.discard(kind)
+
+
+def _set(kind: type, attributes: Mapping[str, Any]) -> None:
+    """Set attributes of a class without code of its metaclass."""
+    metaclass: type = type(kind)
+    library: Any = next(each for each in metaclass.__mro__ if not is_the_notebooks(each))
+    for name, value in attributes.items():
+        if name != "_abc_impl":
+            library.__setattr__(kind, name, value)
+    if "__firstlineno__" in attributes:  # Python 3.13 removes it where `__module__` is set
+        type.__setattr__(kind, "__firstlineno__", attributes["__firstlineno__"])
+    for registered in attributes.get("_abc_impl", ()):
+        abc.ABCMeta.register(kind, registered)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
-def _without_hooks(bases: tuple[Any, ...]) -> Iterator[None]:
+def without_hooks(bases: tuple[type, ...]) -> Iterator[None]:
     """Remove `__init_subclass__` of the notebook's classes in a `with` block."""
-    resolved = types.resolve_bases(bases)  # of `Generic[T]` or `NamedTuple`
-    owners = {each for base in resolved for each in base.__mro__ if _is_the_notebooks(each)}
+    above = [each for base in bases for each in type.__getattribute__(base, "__mro__")]
+    owners = {each for each in above if is_the_notebooks(each)}
     hooks = [(each, vars(each)[_HOOK]) for each in owners if _HOOK in vars(each)]
     for owner, _ in hooks:
         type.__delattr__(owner, _HOOK)
@@ -81,10 +159,10 @@ def _of_a_library(metaclass: type) -> Callable[..., type] | None:
 
     None if the notebook's has no code that would run.
     """
-    own = [each for each in metaclass.__mro__ if _is_the_notebooks(each)]
+    own = [each for each in metaclass.__mro__ if is_the_notebooks(each)]
     if not any(_OF_A_METACLASS & vars(each).keys() for each in own):
         return None
-    library: Any = next(each for each in metaclass.__mro__ if not _is_the_notebooks(each))
+    library: Any = next(each for each in metaclass.__mro__ if not is_the_notebooks(each))
 
     def made(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> type:
         kind: type = library.__new__(metaclass, name, bases, namespace)
@@ -94,5 +172,6 @@ def _of_a_library(metaclass: type) -> Callable[..., type] | None:
     return made
 
 
-def _is_the_notebooks(kind: type) -> bool:
+def is_the_notebooks(kind: type) -> bool:
+    """Return whether the notebook has defined a class."""
     return kind.__module__ in ("__main__", "__mp_main__")  # the latter in a child of a script's

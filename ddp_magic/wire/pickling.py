@@ -9,15 +9,19 @@ model.
 `kernel.values.notebook_pickler` adds what holds for the notebook's values,
 `worker.values.sent_values` what holds for a rank's.
 
-Private names of cloudpickle, used here and in `new_classes`, and known to hold for cloudpickle
-3.0 to 3.1 (tests/unit/wire fails where they change): `_code_reduce`,
-`_extract_code_globals`, `_make_skeleton_class`, `_class_setstate`, `Pickler._function_getnewargs`,
+Private names of cloudpickle, used here, in `new_classes` and in `new_enums`, and known to hold for
+cloudpickle 3.0 to 3.1 (tests/unit/wire fails where they change): `_code_reduce`,
+`_extract_code_globals`, `_make_skeleton_class`, `_class_getstate`, `_get_or_create_tracker_id`,
+`_lookup_class_or_track`, `_DYNAMIC_CLASS_TRACKER_BY_ID`, `Pickler._function_getnewargs`,
 `Pickler._dynamic_function_reduce`, and the slot `_cloudpickle_submodules` of a function.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dis
+import enum
+import inspect
 import io
 import pickle
 import socket
@@ -32,7 +36,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle.cloudpickle import _code_reduce, _extract_code_globals
 
-from ddp_magic.wire import arrays, new_classes, standard_library
+from ddp_magic.wire import arrays, new_classes, new_enums, new_objects, standard_library
 from ddp_magic.wire.submodules import of_function
 
 _ASYNCHRONOUS = (types.CoroutineType, types.AsyncGeneratorType, asyncio.Future)
@@ -69,8 +73,11 @@ class Pickler(cloudpickle.Pickler):
             them into it.
 
     Attributes:
+        classes_once: Whether a process that knows a class keeps it as it is; may be overridden.
         device_bytes: What has been copied from devices other than the CPU, bytes.
     """
+
+    classes_once = False
 
     def __init__(
         self, file: io.BytesIO, *, on_buffer: Callable[[pickle.PickleBuffer], object] | None
@@ -79,6 +86,7 @@ class Pickler(cloudpickle.Pickler):
         super().__init__(file, protocol=5, buffer_callback=beside)
         self.device_bytes = 0
         self._storages: dict[int, arrays.Storage] = {}
+        self._cells: dict[int, tuple[types.CellType, types.CellType]] = {}
         self._torch = sys.modules.get("torch")
         self._numpy = sys.modules.get("numpy")
 
@@ -90,7 +98,7 @@ class Pickler(cloudpickle.Pickler):
             return self._reduce_tensor(obj)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             return self._reduce_class(obj)
-        if (reduced := standard_library.reduce(obj)) is not None:
+        if reduced := standard_library.reduce(obj) or new_objects.reduce(obj):
             return reduced
         if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 drops the name of its file
             return in_file, (obj.co_filename, *_code_reduce(obj))
@@ -106,19 +114,19 @@ class Pickler(cloudpickle.Pickler):
         return slots
 
     def _reduce_class(self, kind: type) -> Any:  # noqa: ANN401 -- pickle's
+        if issubclass(kind, enum.Enum):
+            return new_enums.reduced(kind, once=self.classes_once)
         reduced = super().reducer_override(kind)
         if not isinstance(reduced, tuple) or len(reduced) <= 2:
             return reduced
-        make, args, state, *rest = reduced
-        if "." in kind.__qualname__:
-            # cloudpickle forgets the class that it lies in, where pickle looks for it.
-            own, *slots = state
-            state = ({**own, "__qualname__": kind.__qualname__}, *slots)
-        return new_classes.reduced(kind, (make, args, state, *rest))
+        return new_classes.reduced(kind, reduced, once=self.classes_once)
 
     def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
-        code, its_globals, *rest = super()._function_getnewargs(func)
-        return (code, self.function_globals(func, its_globals), *rest)
+        code, its_globals, *rest, closure = super()._function_getnewargs(func)
+        if closure is not None:  # functions that share a variable share it in the reading process
+            pairs = zip(func.__closure__ or (), closure, strict=True)
+            closure = tuple(self._cells.setdefault(id(own), (own, new))[1] for own, new in pairs)
+        return (code, self.function_globals(func, its_globals), *rest, closure)
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         make, args, state, *rest = super()._dynamic_function_reduce(func)
@@ -147,8 +155,21 @@ class Pickler(cloudpickle.Pickler):
 
 def global_names(code: types.CodeType) -> Iterable[str]:
     """Return the global names that a function's code uses, nested functions included."""
-    names: Iterable[str] = _extract_code_globals(code)
+    names = dict.fromkeys(_extract_code_globals(code))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= dict.fromkeys(_names_of_a_class(constant))
     return names
+
+
+def _names_of_a_class(code: types.CodeType) -> Iterable[str]:
+    """Return the names that the bodies of classes in a function read."""
+    if not code.co_flags & inspect.CO_OPTIMIZED:
+        loads = ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+        yield from (each.argval for each in dis.get_instructions(code) if each.opname in loads)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_of_a_class(constant)
 
 
 def refuse(obj: object) -> None:

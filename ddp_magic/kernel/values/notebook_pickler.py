@@ -91,7 +91,7 @@ class NotebookPickler(Pickler):
         self.carried: dict[str, None] = {}
         self.annotated: dict[str, None] = {}
         self.code_files: dict[str, None] = {}
-        self.runs_code = False
+        self.runs_code = any(map(_is_the_notebooks, copyreg.dispatch_table.values()))
         self.words: Collection[str] = ()
         self._home = home
 
@@ -178,7 +178,11 @@ def _one_process(kind: type) -> tuple[str, str] | None:
 def runs_code(kind: type) -> bool:
     """Return whether pickle calls methods of a class where it reads objects of it."""
     hashes = vars(kind).get("__hash__") is not None
-    return hashes or not _CALLED_BY_PICKLE.isdisjoint(vars(kind)) or kind in copyreg.dispatch_table
+    return hashes or not _CALLED_BY_PICKLE.isdisjoint(vars(kind))
+
+
+def _is_the_notebooks(function: object) -> bool:
+    return getattr(function, "__module__", None) == "__main__"
 
 
 def _attribute(namespace: Mapping[str, Any], qualified_name: str) -> object:

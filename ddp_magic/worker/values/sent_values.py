@@ -19,7 +19,12 @@ UNSET = "was never set"
 
 
 class ResultPickler(Pickler):
-    """Writes a rank's values: modules without DDP and `torch.compile` around them."""
+    """Writes a rank's values: modules without DDP and `torch.compile` around them.
+
+    The notebook's classes stay as they are: a rank's have methods that read the rank's names.
+    """
+
+    classes_once = True
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
         """Return the parts of an object (pickle's own hook)."""

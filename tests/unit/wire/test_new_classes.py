@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from ddp_magic.wire.pickling import Pickler
+from ddp_magic.wire.pickling import Pickler, load
 from tests.limits import HANG_S
 
 READ = """
@@ -102,6 +103,103 @@ CASES = {
         "    ONE = 1\nz = 2".replace("z = 2", "").replace("import enum", "import enum\nz = 2"),
         "(A.ONE, A.ONE.y, A(1))",
     ),
+    "members of a data class": (
+        "import dataclasses, enum\n@dataclasses.dataclass\nclass Part:\n    x: int\n    y: int\n"
+        "class A(Part, enum.Enum):\n    ONE = 1, 2\nx = A.ONE",
+        "(x is A.ONE, x.y, A(x.value) is x, x.name)",
+    ),
+    "members of a library's class": (
+        "import datetime, enum\nclass A(datetime.date, enum.Enum):\n    ONE = 2020, 1, 2\n"
+        "class B(bytes, enum.Enum):\n    def __new__(cls, value, word):\n"
+        "        it = bytes.__new__(cls, [value])\n        it._value_, it.word = value, word\n"
+        "        return it\n    ONE = 1, 'one'\nx = B.ONE",
+        "(A.ONE.year, A.ONE.value, x is B(1), x.word, bytes(x))",
+    ),
+    "members whose values are equal to no other": (
+        "import enum\nclass Part: x = 7\nclass A(enum.Enum):\n    ONE = Part()\n"
+        "x = [A.ONE, {A.ONE: 1}]",
+        "(x[0].value.x, x[0] is A.ONE, x[1][A.ONE], A(x[0].value) is A.ONE)",
+    ),
+    "an enumeration with a metaclass": (
+        "import enum\nmade = []\nclass Meta(enum.EnumMeta):\n"
+        "    def __new__(meta, name, *rest):\n        made.append(name)\n"
+        "        return super().__new__(meta, name, *rest)\n"
+        "    def __getitem__(cls, name): return super().__getitem__(name.upper())\n"
+        "class A(enum.Enum, metaclass=Meta):\n    ONE = 1",
+        "(A['one'], made, type(A))",
+    ),
+    "an abstract enumeration": (
+        "import abc, enum\nclass Meta(abc.ABCMeta, enum.EnumMeta): pass\n"
+        "class Base(abc.ABC):\n    @abc.abstractmethod\n    def f(self): pass\n"
+        "class A(Base, enum.Enum, metaclass=Meta):\n    ONE = 1\n    def f(self): return 2\n"
+        "A.register(int)",
+        "(A.ONE.f(), isinstance(A.ONE, Base), isinstance(1, A))",
+    ),
+    "an enumeration that continues its values": (
+        "import enum\nclass A(enum.Enum):\n"
+        "    def _generate_next_value_(name, *rest): return name.lower()\n"
+        "    ONE = enum.auto()\nclass B(A):\n    TWO = enum.auto()".replace(
+            "    ONE = enum.auto()\n", ""
+        ),
+        "(B.TWO, A._generate_next_value_('X', 1, 1, []))",
+    ),
+    "an enumeration in a class": (
+        "import enum\nclass A:\n    class Mode(enum.Flag):\n        X = 1\n        Y = 2\n"
+        "    def f(self, mode=Mode.X | Mode.Y): return mode\nA.Mode.both = A().f()",
+        "(A().f() is A.Mode(3), A.Mode.__qualname__, A.Mode.both, ~A.Mode.X is A.Mode.Y)",
+    ),
+    "members that refer to each other": (
+        "import enum\nclass A(enum.Enum):\n    ONE = []\n    TWO = 2\nA.ONE.other = A.TWO\n"
+        "A.TWO.other = A.ONE",
+        "(A.ONE.other is A.TWO, A.TWO.other is A.ONE, A([]))",
+    ),
+    "slots": (
+        "class A:\n    __slots__ = ('x', '__y')\n    def set(self): self.x = self.__y = 1\n"
+        "    def both(self): return self.x, self.__y\na = A()\na.set()",
+        "(a.both(), hasattr(a, '__dict__'), A.__slots__)",
+    ),
+    "slots of a data class": (
+        "import dataclasses, weakref\n@dataclasses.dataclass(slots=True, order=True)\nclass A:\n"
+        "    x: int = 1\nclass B(A):\n    __slots__ = {'y': 'words', '__weakref__': ''}\n"
+        "a = B(2)",
+        "(a, a < B(3), hasattr(a, '__dict__'), weakref.ref(a)() is a, B.y.__doc__)",
+    ),
+    "a named tuple": (
+        "from typing import Generic, NamedTuple, TypedDict, TypeVar\nT = TypeVar('T')\n"
+        "class A(NamedTuple):\n    x: int\n    y: int = 2\n    def f(self): return self.x\n"
+        "class D(TypedDict, total=False):\n    x: int\na, d = A(1), D(x=1)",
+        "(a, a.f(), type(a) is A, A._field_defaults, d, D.__total__, hasattr(a, '__dict__'))",
+    ),
+    "generic bases": (
+        "from typing import Dict, Generic, TypeVar\nT = TypeVar('T')\nclass A(Generic[T]): pass\n"
+        "class B(A[T], Dict[str, T]): pass\nclass C(B[int]): pass",
+        "(C(x=1), C.__orig_bases__, B.__parameters__, C.__mro__, A[int])",
+    ),
+    "objects with a hash in their class": (
+        "class A:\n    kept = {}\n    def __init__(self, key):\n"
+        "        self.key = key\n        A.kept[self] = key\n"
+        "    def __hash__(self): return hash(self.key) + z\n"
+        "    def __eq__(self, other): return self.key == other.key\n"
+        "_, z = 0, 1\nx = [A(i) for i in range(9)]",
+        "[A.kept.get(each) for each in x]",
+    ),
+    "exceptions with an __init__ of their own": (
+        "class E(Exception):\n    def __init__(self, a, b):\n"
+        "        super().__init__('words')\n        self.a, self.b = a, b\n"
+        "e, f = E(1, 2), KeyError('x')",
+        "(e.args, e.a, e.b, f)",
+    ),
+    "an object that delegates attributes": (
+        "class A:\n    __slots__ = ('inner', '__dict__')\n"
+        "    def __init__(self, inner): self.inner, self.x = inner, 1\n"
+        "    def __getattr__(self, name): return getattr(self.inner, name)\na = A([3])",
+        "(a.inner, a.x, a.count(3), vars(a))",
+    ),
+    "a metaclass that forbids to set attributes": (
+        "class Meta(type):\n    def __setattr__(cls, *rest): raise TypeError('frozen')\n"
+        "class A(metaclass=Meta):\n    x = 1",
+        "(A.x, type(A))",
+    ),
 }
 
 
@@ -109,7 +207,7 @@ CASES = {
 def test_hooks_do_not_run_again(case: str) -> None:
     """What they did is in the stream."""
     text, expression = CASES[case]
-    names: dict[str, object] = {"__name__": "__main__"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     exec(text, names)
     file = io.BytesIO()
     writer = Pickler(file, on_buffer=lambda _: None)
@@ -117,6 +215,10 @@ def test_hooks_do_not_run_again(case: str) -> None:
     library = {"__name__", "__builtins__", "abc", "enum", "Generic", "NamedTuple", "Protocol"}
     for name in sorted(names.keys() - library):
         writer.dump((name, names[name]))
+    assert _in_another_process(file, expression) == str(eval(expression, names))
+
+
+def _in_another_process(file: io.BytesIO, expression: str) -> str:
     read = subprocess.run(
         [sys.executable, "-c", READ, expression],
         input=file.getvalue(),
@@ -124,4 +226,50 @@ def test_hooks_do_not_run_again(case: str) -> None:
         timeout=HANG_S,
         check=False,
     )
-    assert read.stdout.decode().strip() == str(eval(expression, names)), read.stderr.decode()
+    return (read.stdout or read.stderr).decode().strip()
+
+
+ANSWER = """
+import io, sys
+from ddp_magic.wire.pickling import load
+from ddp_magic.worker.values.sent_values import ResultPickler
+names = {}
+for name, names[name] in load(sys.stdin.buffer.read(), [], names): pass
+exec("A.x, A.new = 7, 8", names)
+answer = io.BytesIO()
+ResultPickler(answer, on_buffer=None).dump(names["a"])
+sys.stdout.buffer.write(answer.getvalue())
+"""
+
+
+@pytest.mark.parametrize("bases", ["", "enum.Enum"])
+def test_a_class_is_unchanged_where_its_objects_come_back(bases: str) -> None:
+    """Its methods read the notebook's names still, and not copies of the rank's."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    text = f"import enum\nclass A({bases}):\n    ONE = 1\n    def f(self): return k"
+    exec(f"{text}\nk, A.x = 1, 0\na = A.ONE if {bases!r} else A()", names)
+    file = io.BytesIO()
+    writer = Pickler(file, on_buffer=lambda _: None)
+    for name in ("A", "k", "a"):
+        writer.dump((name, names[name]))
+    before = dict(vars(names["A"]))
+    rank = [sys.executable, "-c", ANSWER]
+    answer = subprocess.run(
+        rank, input=file.getvalue(), capture_output=True, timeout=HANG_S, check=True
+    )
+    (a,) = load(answer.stdout, [])
+    assert type(a) is names["A"]
+    assert vars(names["A"]) == before
+    names["k"] = 2
+    assert a.f() == 2
+
+
+def test_a_class_that_is_known_already_gets_its_new_attributes() -> None:
+    """As in a session, of which an earlier cell has received it."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("class A: x = 1", names)
+    file = io.BytesIO()
+    for x in (1, 2):
+        names["A"].x = x
+        Pickler(file, on_buffer=lambda _: None).dump((f"A{x}", names["A"]))
+    assert _in_another_process(file, "(A1 is A2, A1.x)") == "(True, 2)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -86,11 +87,42 @@ def test_a_pickler_chooses_globals_and_attributes_of_functions() -> None:
     assert found() == 7
 
 
+def test_functions_that_share_a_variable_share_it_where_they_are_read() -> None:
+    text = """
+        def f():
+            count = 0
+            def add():
+                nonlocal count
+                count += 1
+                return again
+            def again(): return count, add
+            return add, again
+        """
+    add, again = load(_stream(*_function(textwrap.dedent(text))()), [])
+    add()()
+    assert again() == (1, add)
+
+
+def test_the_names_of_a_function_include_those_that_classes_in_it_read() -> None:
+    text = """
+        def f():
+            class A(base):
+                x: kind = first
+                y = x
+                def g(self): return second.part
+                class B: z = third
+            return A, later
+        """
+    found = set(global_names(_function(textwrap.dedent(text)).__code__))
+    assert found >= {"base", "kind", "first", "second", "third", "later"}
+    assert "part" not in found
+
+
 def test_a_nested_class_keeps_its_qualified_name() -> None:
     """cloudpickle's reduction of a class has its attributes in third place."""
     kind = _function("class f:\n    class Part: pass").Part
     reduced = Pickler(io.BytesIO(), on_buffer=lambda _: None).reducer_override(kind)
-    assert reduced[2][0]["__qualname__"] == "f.Part"
+    assert reduced[2][-1]["__qualname__"] == "f.Part"
 
 
 def test_the_version_of_cloudpickle_is_known() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copyreg
 import itertools
 import linecache
 import sys
@@ -241,15 +242,28 @@ READING = {
         copyreg.pickle(A, lambda a: (zmake, ()))
         a = zmake()
         """,
+    "a function of copyreg for a class of a library": """
+        import copyreg
+        from types import SimpleNamespace
+        def zmake(opened): return SimpleNamespace(opened=zformat(opened))
+        copyreg.pickle(SimpleNamespace, lambda a: (zmake, (a.opened,)))
+        zformat = str
+        a = zmake("<z.h5>")
+        """,
 }
 
 
 @pytest.mark.parametrize("case", READING)
 def test_a_value_finds_the_names_that_it_reads_while_it_is_read(case: str) -> None:
     """Their values are there first, though the cell does not mention them."""
-    notebook = _notebook(READING[case])
-    received = _received(_capture(notebook, "a.opened"))
-    assert _run("a.opened", received) == "<z.h5>"
+    before = copyreg.dispatch_table.copy()
+    try:
+        notebook = _notebook(READING[case])
+        received = _received(_capture(notebook, "a.opened"))
+        assert _run("a.opened", received) == "<z.h5>"
+    finally:
+        copyreg.dispatch_table.clear()
+        copyreg.dispatch_table.update(before)
 
 
 def test_values_without_such_code_are_written_once() -> None:
