@@ -35,11 +35,9 @@ def reduced(kind: Any, *, once: bool) -> tuple[Any, ...]:  # noqa: ANN401
     state = {n: v for n, v in _class_getstate(kind)[0].items() if n not in _OF_MEMBERS}
     attributes = {n: v for n, v in state.items() if n not in names}
     redirects = {n: v for n, v in state.items() if n in names}
-    values = [
-        (value, member._name_)
-        for value, member in kind._value2member_map_.items()
-        if members.get(member._name_) is member  # not several flags together
-    ]
+    single = {id(member) for member in members.values()}  # not several flags together
+    by_value = kind._value2member_map_.items()
+    values = [(value, member._name_) for value, member in by_value if id(member) in single]
     early: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     if issubclass(kind, enum.Flag):  # among the attributes may be several flags together
         sunder = {n: v for n, v in attributes.items() if n[0] == n[-1] == "_"}
