@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import types
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -95,12 +96,15 @@ class NeededValues:
                     before[need] = certain
                     todo.append(need)
         self._follow_annotations(cell, {*needs, *cell.assigns})
-        if self.stream.pickler.runs_code:
-            self._write_in_order()
+        if codes := self.stream.pickler.runs_code:
+            # A class that other values hold too was written with the first of them.
+            written = [self._written(code)[1] for code in codes]
+            written += [found for name, found in needs.items() if not self._is_definition(name)]
+            self._write_in_order(written)
 
     def fingerprint(self, name: str) -> tuple[bytes, list[str]]:
         """Return bytes that change with a value, and the global names that its functions read."""
-        alone, needs = self._alone(name)
+        alone, needs = self._written(self._value(name), name)
         digest = hashlib.sha1(alone.file.getbuffer(), usedforsecurity=False)
         buffers = alone.buffers[name]
         number = self._shared.number(name, buffers)
@@ -122,35 +126,39 @@ class NeededValues:
                 todo += self._add(name, optional=True)
             seen.add(name)
 
-    def _write_in_order(self) -> None:
-        """Write the values again, each after those that its own code may read in the ranks."""
+    def _write_in_order(self, needs: Iterable[Iterable[str]]) -> None:
+        """Write the values again, if code that runs in the ranks while they are read needs others.
+
+        Args:
+            needs: Names that this code reads.
+        """
         names = list(self.stream.types)
-        needs = {name: self._alone(name)[1] for name in names}
+        read = self.stream.types.keys() & self.stream.pickler.needs.keys()
         ordered: dict[str, None] = {}
         seen: set[str] = set()
 
         def add(name: str) -> None:
-            if name in seen or name not in needs:
+            if name in seen or name not in read:
                 return
             seen.add(name)
-            for need in needs[name]:
+            for need in self._written(self._value(name))[1]:
                 add(need)
             ordered[name] = None
 
-        for name in names:
+        for name in itertools.chain.from_iterable(needs):
             add(name)
-        if list(ordered) != names:
+        if list(ordered) != names[: len(ordered)]:
             again = ValueStream(self._notebook.names, self._extra)
             again.pickler.words, again.read_by = self.stream.pickler.words, self.stream.read_by
-            for name in ordered:
+            for name in ordered | dict.fromkeys(names):
                 again.write(name, self._value(name))
             self.stream = again
 
-    def _alone(self, name: str) -> tuple[ValueStream, list[str]]:
-        """Write a name's value into a stream of its own; return the names that it reads, too."""
+    def _written(self, value: Any, name: str = "") -> tuple[ValueStream, list[str]]:  # noqa: ANN401
+        """Write a value into a stream of its own; return the names that it reads, too."""
         alone = ValueStream(self._notebook.names, self._extra)
         alone.pickler.words = self.stream.pickler.words
-        return alone, alone.write(name, self._value(name))
+        return alone, alone.write(name, value)
 
     def _add(self, name: str, optional: bool) -> list[str]:
         """Write a name's value, if the ranks need it; return the names that it needs in turn.
@@ -191,9 +199,11 @@ class NeededValues:
         """Return whether an annotation that mentions this name may mean the notebook's."""
         if not self._defines(name):
             return False
+        return self._is_definition(name) or type(self._value(name)).__module__ in _TYPING
+
+    def _is_definition(self, name: str) -> bool:
         kinds = (type, types.ModuleType, types.FunctionType)
-        value = self._value(name)
-        return isinstance(value, kinds) or type(value).__module__ in _TYPING
+        return self._defines(name) and isinstance(self._value(name), kinds)
 
     def _can_be_sent(self, name: str) -> bool:
         try:

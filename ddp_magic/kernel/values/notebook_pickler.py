@@ -75,7 +75,7 @@ class NotebookPickler(Pickler):
             looks for them in `__main__`.
         annotated: Names that annotations of those mention.
         code_files: Files of the code of the functions among the values.
-        runs_code: Whether reading the values runs code of the notebook's.
+        runs_code: Classes and functions of the notebook's that reading the values calls.
         words: Global names and attributes that the cell uses: submodules of packages may be in it.
     """
 
@@ -91,7 +91,7 @@ class NotebookPickler(Pickler):
         self.carried: dict[str, None] = {}
         self.annotated: dict[str, None] = {}
         self.code_files: dict[str, None] = {}
-        self.runs_code = any(map(_is_the_notebooks, copyreg.dispatch_table.values()))
+        self.runs_code: list[object] = [*filter(_is_the_notebooks, copyreg.dispatch_table.values())]
         self.words: Collection[str] = ()
         self._home = home
 
@@ -102,7 +102,8 @@ class NotebookPickler(Pickler):
             return package_with, (obj.__name__, found)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             self._note_definition(obj)
-            self.runs_code |= runs_code(obj)
+            if runs_code(obj):
+                self.runs_code.append(obj)
         return super().reducer_override(obj)
 
     def function_globals(self, func: types.FunctionType, usual: object) -> object:

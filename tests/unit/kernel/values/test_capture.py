@@ -266,12 +266,21 @@ def test_a_value_finds_the_names_that_it_reads_while_it_is_read(case: str) -> No
         copyreg.dispatch_table.update(before)
 
 
-def test_values_without_such_code_are_written_once() -> None:
-    notebook = _notebook("class A:\n    def f(self): return z\nz, a = 1, A()")
-    written: list[str] = []
-    notebook.names["a"].__class__.__getstate__ = lambda _: written.append("a") or {}
-    _capture(notebook, "a")
-    assert written == ["a"]
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [
+        ("def f(self): return z", 1),
+        ("def __hash__(self): return 1", 1),
+        ("def __hash__(self): return z", 2),
+    ],
+)
+def test_values_are_written_again_only_where_such_code_reads_names(code: str, times: int) -> None:
+    """Large data should not be pickled more often than needed."""
+    notebook = _notebook(f"class A:\n    {code}\nz, a, data = 1, A(), [A()]")
+    written: list[int] = []
+    notebook.names["A"].__getstate__ = lambda it: written.append(id(it)) or {}
+    _capture(notebook, "a, data")
+    assert written.count(id(notebook.names["data"][0])) == times
 
 
 @pytest.mark.parametrize(
