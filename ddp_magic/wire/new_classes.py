@@ -3,8 +3,8 @@
 `__init_subclass__` and a metaclass have done their work in the notebook, and its result is in the
 pickle. A second run would register a class twice, and the names that it reads may not be there yet.
 
-A process that knows the class already (`cloudpickle` numbers them) uses its own. The notebook's
-stays as it is; that of a session's rank gets the attributes that the notebook's has now.
+A process that knows the class already (cloudpickle numbers them) uses its own. That of a session's
+rank gets the attributes that the notebook's has now; the notebook's stays as it is in a pull.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID, _make_skeleton
 
 _HOOK = "__init_subclass__"
 _OF_A_METACLASS = {"__new__", "__init__", "__prepare__", "__call__"}
-_without_attributes: weakref.WeakSet[type] = weakref.WeakSet()  # those that a pickle is making
+_from_pickles: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-def reduced(kind: type, reduction: tuple[Any, ...], *, once: bool) -> tuple[Any, ...]:
+def reduced(kind: type, reduction: tuple[Any, ...], *, others_only: bool) -> tuple[Any, ...]:
     """Return cloudpickle's reduction of a class, so that it is read without its hooks.
 
     Args:
         kind: The class.
         reduction: What cloudpickle returns for it.
-        once: Whether a process that knows the class keeps its attributes as they are.
+        others_only: Whether the process that has defined a class keeps it as it is.
     """
     _, args, (attributes, *_), *_ = reduction
     attributes = dict(attributes)
@@ -44,14 +44,21 @@ def reduced(kind: type, reduction: tuple[Any, ...], *, once: bool) -> tuple[Any,
         slots = types.MemberDescriptorType
         attributes = {n: v for n, v in attributes.items() if not isinstance(v, slots)}
     args = (metaclass, name, bases, namespace, *others)
-    return make_class, args, in_order(kind, attributes, once=once), None, None, set_class
+    return (
+        make_class,
+        args,
+        in_order(kind, attributes, others_only=others_only),
+        None,
+        None,
+        set_class,
+    )
 
 
-def in_order(kind: type, attributes: Mapping[str, Any], *, once: bool) -> tuple[Any, ...]:
+def in_order(kind: type, attributes: Mapping[str, Any], *, others_only: bool) -> tuple[Any, ...]:
     """Return the state of a class for `set_class`."""
     methods = {n: v for n, v in attributes.items() if isinstance(v, types.FunctionType)}
     others = {n: v for n, v in attributes.items() if n not in methods}
-    return once, _Methods(kind, methods, once), others
+    return others_only, _Methods(kind, methods, others_only), others
 
 
 class _Methods:
@@ -92,7 +99,7 @@ def make_class(
         return known
     with without_hooks(types.resolve_bases(bases)):
         maker: Any = _of_a_library(metaclass) or metaclass
-        return new(_make_skeleton_class(maker, name, bases, namespace, number, *others))
+        return note(_make_skeleton_class(maker, name, bases, namespace, number, *others))
 
 
 def known_class(number: str) -> type | None:
@@ -101,29 +108,28 @@ def known_class(number: str) -> type | None:
     return known
 
 
-def new(kind: type) -> type:
-    """Note that the attributes of a class follow."""
-    _without_attributes.add(kind)
+def note(kind: type) -> type:
+    """Note that a class comes from a pickle, and return it."""
+    _from_pickles.add(kind)
     return kind
 
 
-def is_new(kind: type) -> bool:
-    """Return whether the attributes of a class have not been set yet."""
-    return kind in _without_attributes
+def is_set(kind: type, others_only: bool) -> bool:
+    """Return whether the attributes of a class are set from a pickle; see `reduced`."""
+    return not others_only or kind in _from_pickles
 
 
-def set_methods(kind: type, methods: Mapping[str, Any], once: bool) -> None:
+def set_methods(kind: type, methods: Mapping[str, Any], others_only: bool) -> None:
     """Set the methods of a class."""
-    if is_new(kind) or not once:
+    if is_set(kind, others_only):
         _set(kind, methods)
 
 
 def set_class(kind: type, state: tuple[bool, None, Mapping[str, Any]]) -> None:
     """Set the other attributes of a class."""
-    once, _, attributes = state
-    if is_new(kind) or not once:
+    others_only, _, attributes = state
+    if is_set(kind, others_only):
         _set(kind, attributes)
-        _without_attributes.discard(kind)
 
 
 def _set(kind: type, attributes: Mapping[str, Any]) -> None:

@@ -27,8 +27,8 @@ from ddp_magic.wire import new_classes
 _OF_MEMBERS = {"_member_map_", "_value2member_map_"}
 
 
-def reduced(kind: Any, *, once: bool) -> tuple[Any, ...]:  # noqa: ANN401
-    """Return pickle's reduction of an enumeration; for `once` see `new_classes.reduced`."""
+def reduced(kind: Any, *, others_only: bool) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return pickle's reduction of an enumeration; for `others_only` see `new_classes.reduced`."""
     found: dict[str, Any] = kind._member_map_
     names = {name: member._name_ for name, member in found.items()}
     members = {name: found[name] for name in dict.fromkeys(names.values())}
@@ -47,7 +47,7 @@ def reduced(kind: Any, *, once: bool) -> tuple[Any, ...]:  # noqa: ANN401
     number = _get_or_create_tracker_id(kind)
     args = (number, type(kind), kind.__name__, kind.__bases__, early, parts, names)
     own = [(name, vars(member)) for name, member in members.items()]
-    ordered = new_classes.in_order(kind, attributes, once=once)
+    ordered = new_classes.in_order(kind, attributes, others_only=others_only)
     return make_enum, args, (ordered, redirects, own, values), None, None, set_enum
 
 
@@ -112,7 +112,7 @@ def make_enum(
             by_value[value] = members[each]
     type.__setattr__(kind, "_member_map_", {each: members[own] for each, own in names.items()})
     type.__setattr__(kind, "_value2member_map_", by_value)
-    return new_classes.new(_lookup_class_or_track(number, kind))
+    return new_classes.note(_lookup_class_or_track(number, kind))
 
 
 def member_of(kind: Any, name: str) -> Any:  # noqa: ANN401
@@ -131,7 +131,7 @@ def set_enum(
 ) -> None:
     """Set the attributes of an enumeration and of its members."""
     attributes, members, own, values = state
-    if not new_classes.is_new(kind) and attributes[0]:
+    if not new_classes.is_set(kind, attributes[0]):
         return
     for name, values_of_member in own:
         vars(kind._member_map_[name]).update(values_of_member)

@@ -73,11 +73,12 @@ class Pickler(cloudpickle.Pickler):
             them into it.
 
     Attributes:
-        classes_once: Whether a process that knows a class keeps it as it is; may be overridden.
+        other_classes_only: Whether the process that has defined a class keeps it as it is; may be
+            overridden.
         device_bytes: What has been copied from devices other than the CPU, bytes.
     """
 
-    classes_once = False
+    other_classes_only = False
 
     def __init__(
         self, file: io.BytesIO, *, on_buffer: Callable[[pickle.PickleBuffer], object] | None
@@ -115,11 +116,11 @@ class Pickler(cloudpickle.Pickler):
 
     def _reduce_class(self, kind: type) -> Any:  # noqa: ANN401 -- pickle's
         if issubclass(kind, enum.Enum):
-            return new_enums.reduced(kind, once=self.classes_once)
+            return new_enums.reduced(kind, others_only=self.other_classes_only)
         reduced = super().reducer_override(kind)
         if not isinstance(reduced, tuple) or len(reduced) <= 2:
             return reduced
-        return new_classes.reduced(kind, reduced, once=self.classes_once)
+        return new_classes.reduced(kind, reduced, others_only=self.other_classes_only)
 
     def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
         code, its_globals, *rest, closure = super()._function_getnewargs(func)

@@ -24,7 +24,7 @@ class ResultPickler(Pickler):
     The notebook's classes stay as they are: a rank's have methods that read the rank's names.
     """
 
-    classes_once = True
+    other_classes_only = True
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
         """Return the parts of an object (pickle's own hook)."""

@@ -264,12 +264,15 @@ def test_a_class_is_unchanged_where_its_objects_come_back(bases: str) -> None:
     assert a.f() == 2
 
 
-def test_a_class_that_is_known_already_gets_its_new_attributes() -> None:
-    """As in a session, of which an earlier cell has received it."""
+@pytest.mark.parametrize("others_only", [False, True])
+def test_a_class_from_an_earlier_pickle_gets_its_new_attributes(others_only: bool) -> None:
+    """In a session, as in the notebook if the class is the session's."""
     names: dict[str, Any] = {"__name__": "__main__"}
     exec("class A: x = 1", names)
     file = io.BytesIO()
     for x in (1, 2):
         names["A"].x = x
-        Pickler(file, on_buffer=lambda _: None).dump((f"A{x}", names["A"]))
+        writer = Pickler(file, on_buffer=lambda _: None)
+        writer.other_classes_only = others_only
+        writer.dump((f"A{x}", names["A"]))
     assert _in_another_process(file, "(A1 is A2, A1.x)") == "(True, 2)"
