@@ -1,7 +1,8 @@
-"""Reductions for objects of the standard library that pickle cannot take apart.
+"""Reductions for objects of the standard library that pickle alone cannot send.
 
-Only a lock or a weak reference inside them stops pickle; they mean the same in any process. The
-functions below the reductions run in the process that reads the stream.
+Only a lock, a weak reference or a string that is compared by identity stops it; the objects mean
+the same in any process. The functions below the reductions run in the process that reads the
+stream.
 
 Private parts of the standard library, known to hold for Python 3.10 to 3.13
 (tests/unit/wire/test_standard_library.py fails where they change): `functools._lru_cache_wrapper`,
@@ -10,6 +11,8 @@ Private parts of the standard library, known to hold for Python 3.10 to 3.13
 
 from __future__ import annotations
 
+import argparse
+import copyreg
 import functools
 import os
 import sys
@@ -50,7 +53,23 @@ def reduce(obj: Any) -> Any:  # noqa: ANN401, PLR0911 -- any object; a case for 
     if isinstance(obj, _NAMED) and obj.__module__ == "__main__":  # pickle would look for it there
         bound = () if not isinstance(obj, typing.NewType) else (obj.__supertype__,)
         return named, (type(obj), obj.__name__, *bound)
+    if isinstance(obj, (argparse.Action, argparse.ArgumentParser)):
+        # argparse compares this string by identity.
+        return _with_attributes(obj, argparse.SUPPRESS, _Suppress())
     return None
+
+
+def _with_attributes(obj: Any, one: object, other: object) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return a reduction of an object with one value of its attributes for another."""
+    state = {name: other if value is one else value for name, value in vars(obj).items()}
+    return copyreg.__newobj__, (type(obj),), state  # type: ignore[attr-defined]
+
+
+class _Suppress:
+    """Stands in the stream for `argparse.SUPPRESS`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (argparse, "SUPPRESS")
 
 
 def _is_dispatcher(function: types.FunctionType) -> bool:

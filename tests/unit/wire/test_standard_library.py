@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import io
@@ -34,6 +35,16 @@ def _names(text: str) -> dict[str, Any]:
 @pytest.mark.parametrize("value", [os.environ, sys.stdin, sys.stdout, sys.stderr])
 def test_each_process_has_its_own(value: object) -> None:
     assert _received([value])[0] is value
+
+
+def test_a_parser_of_arguments_parses_them() -> None:
+    """argparse compares `SUPPRESS` by identity."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--x", type=int)
+    parser.add_argument("--y", default=argparse.SUPPRESS)
+    found = _received(parser)
+    assert vars(found.parse_args(["--x", "1"])) == {"x": 1}
+    assert "--y Y" in found.format_help()
 
 
 def test_a_cached_function_begins_with_an_empty_cache() -> None:
