@@ -56,7 +56,28 @@ def reduce(obj: Any) -> Any:  # noqa: ANN401, PLR0911 -- any object; a case for 
     if isinstance(obj, (argparse.Action, argparse.ArgumentParser)):
         # argparse compares this string by identity.
         return _with_attributes(obj, argparse.SUPPRESS, _Suppress())
-    return None
+    return _constant(obj)
+
+
+def _constant(obj: Any) -> tuple[Any, ...] | None:  # noqa: ANN401
+    """Return where a library keeps an object that it compares by identity: `dataclasses.MISSING`.
+
+    It has no attributes, and a class of its own.
+    """
+    kind: Any = type(obj)
+    if kind.__module__ == "__main__" or kind.__base__ is not object:
+        return None
+    module = sys.modules.get(kind.__module__)
+    usual = kind.__reduce__ is object.__reduce__
+    if module is None or not usual or getattr(obj, "__dict__", True):
+        return None
+    name = _constants(module, kind, len(vars(module))).get(id(obj))
+    return None if name is None else (getattr, (module, name))
+
+
+@functools.lru_cache
+def _constants(module: types.ModuleType, kind: type, _size: int) -> dict[int, str]:
+    return {id(value): name for name, value in vars(module).items() if type(value) is kind}
 
 
 def _with_attributes(obj: Any, one: object, other: object) -> tuple[Any, ...]:  # noqa: ANN401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import io
 import os
@@ -45,6 +46,15 @@ def test_a_parser_of_arguments_parses_them() -> None:
     found = _received(parser)
     assert vars(found.parse_args(["--x", "1"])) == {"x": 1}
     assert "--y Y" in found.format_help()
+
+
+def test_what_a_library_compares_by_identity_is_the_same() -> None:
+    names = _names(
+        "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int = 1\n"
+        "    y: list = dataclasses.field(default_factory=list)"
+    )
+    x, y = _received(dataclasses.fields(names["A"]))
+    assert x.default_factory is y.default is dataclasses.MISSING
 
 
 def test_a_cached_function_begins_with_an_empty_cache() -> None:
