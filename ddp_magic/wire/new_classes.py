@@ -17,11 +17,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID, _make_skeleton_class
+import cloudpickle.cloudpickle as tracker
+from cloudpickle.cloudpickle import _make_skeleton_class
 
 _HOOK = "__init_subclass__"
 _OF_A_METACLASS = {"__new__", "__init__", "__prepare__", "__call__"}
-_from_pickles: weakref.WeakSet[type] = weakref.WeakSet()
+from_pickles: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def reduced(kind: type, reduction: tuple[Any, ...], *, others_only: bool) -> tuple[Any, ...]:
@@ -104,19 +105,19 @@ def make_class(
 
 def known_class(number: str) -> type | None:
     """Return the class of this process that has cloudpickle's number; None if there is none."""
-    known: type | None = _DYNAMIC_CLASS_TRACKER_BY_ID.get(number)
+    known: type | None = tracker._DYNAMIC_CLASS_TRACKER_BY_ID.get(number)
     return known
 
 
 def note(kind: type) -> type:
     """Note that a class comes from a pickle, and return it."""
-    _from_pickles.add(kind)
+    from_pickles.add(kind)
     return kind
 
 
 def is_set(kind: type, others_only: bool) -> bool:
     """Return whether the attributes of a class are set from a pickle; see `reduced`."""
-    return not others_only or kind in _from_pickles
+    return not others_only or kind in from_pickles
 
 
 def set_methods(kind: type, methods: Mapping[str, Any], others_only: bool) -> None:

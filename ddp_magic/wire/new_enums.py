@@ -22,7 +22,16 @@ from cloudpickle.cloudpickle import (
     _lookup_class_or_track,
 )
 
-from ddp_magic.wire import new_classes
+# Functions, not the module: a pickle beside a script carries those that it calls.
+from ddp_magic.wire.new_classes import (
+    in_order,
+    is_set,
+    is_the_notebooks,
+    known_class,
+    note,
+    set_class,
+    without_hooks,
+)
 
 _OF_MEMBERS = {"_member_map_", "_value2member_map_"}
 
@@ -47,7 +56,7 @@ def reduced(kind: Any, *, others_only: bool) -> tuple[Any, ...]:  # noqa: ANN401
     number = _get_or_create_tracker_id(kind)
     args = (number, type(kind), kind.__name__, kind.__bases__, early, parts, names)
     own = [(name, vars(member)) for name, member in members.items()]
-    ordered = new_classes.in_order(kind, attributes, others_only=others_only)
+    ordered = in_order(kind, attributes, others_only=others_only)
     return make_enum, args, (ordered, redirects, own, values), None, None, set_enum
 
 
@@ -64,7 +73,7 @@ def _parts(member: Any) -> tuple[type, tuple[Any, ...]]:  # noqa: ANN401
     library: Any = next(
         each
         for each in type(member).__mro__
-        if not new_classes.is_the_notebooks(each) and not issubclass(each, enum.Enum)
+        if not is_the_notebooks(each) and not issubclass(each, enum.Enum)
     )
     if library.__reduce__ is not object.__reduce__:
         return library, library.__reduce__(member)[1]
@@ -96,9 +105,9 @@ def make_enum(
             flag.
         names: The name of its member, by this name and by others of the same member.
     """
-    if (known := new_classes.known_class(number)) is not None:
+    if (known := known_class(number)) is not None:
         return known
-    with new_classes.without_hooks(bases):
+    with without_hooks(bases):
         kind: Any = type.__new__(metaclass, name, bases, early)
     if issubclass(metaclass, abc.ABCMeta):
         _abc_init(kind)
@@ -112,7 +121,7 @@ def make_enum(
             by_value[value] = members[each]
     type.__setattr__(kind, "_member_map_", {each: members[own] for each, own in names.items()})
     type.__setattr__(kind, "_value2member_map_", by_value)
-    return new_classes.note(_lookup_class_or_track(number, kind))
+    return note(_lookup_class_or_track(number, kind))
 
 
 def member_of(kind: Any, name: str) -> Any:  # noqa: ANN401
@@ -131,11 +140,11 @@ def set_enum(
 ) -> None:
     """Set the attributes of an enumeration and of its members."""
     attributes, members, own, values = state
-    if not new_classes.is_set(kind, attributes[0]):
+    if not is_set(kind, attributes[0]):
         return
     for name, values_of_member in own:
         vars(kind._member_map_[name]).update(values_of_member)
     kind._value2member_map_.update((value, kind._member_map_[name]) for value, name in values)
     for name, member in members.items():  # `enum` forbids to set them
         type.__setattr__(kind, name, member)
-    new_classes.set_class(kind, attributes)
+    set_class(kind, attributes)

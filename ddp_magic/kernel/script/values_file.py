@@ -10,12 +10,14 @@ import functools
 import io
 import operator
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cloudpickle
 
 from ddp_magic.wire import standard_library
+from ddp_magic.wire.new_classes import from_pickles
 from ddp_magic.wire.pickling import Call, Pickler, refuse
 
 # How the script reads pickles that refer to its definitions.
@@ -70,7 +72,7 @@ class ScriptPickler(Pickler):
         self.refers |= path is not None
         return path
 
-    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- as above
+    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401, PLR0911 -- as above; a case for each kind
         """Return the parts of an object (pickle's own hook)."""
         torch: Any = self._torch
         if torch is not None and isinstance(obj, torch.UntypedStorage):
@@ -80,6 +82,8 @@ class ScriptPickler(Pickler):
             return self._reduce_storage(obj, torch)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             return self._reduce_class(obj)
+        if obj is from_pickles:
+            return weakref.WeakSet, ()  # that of the script's process
         if isinstance(obj, types.FunctionType) and f"{obj.__module__}".startswith(_OURS):
             return self._dynamic_function_reduce(obj)
         if (reduced := standard_library.reduce(obj)) is not None:
