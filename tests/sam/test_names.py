@@ -73,6 +73,7 @@ def test_old_and_new_style_autocast() -> None:
     a = torch.ones(2, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what other tests have left
         with prelude.autocast():
             assert (a @ a).dtype is torch.bfloat16
         with prelude.autocast("cpu", dtype=torch.bfloat16, enabled=False):

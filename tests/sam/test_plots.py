@@ -31,6 +31,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what other tests have left
         yield figures
     assert plt.get_fignums() == []  # all are closed
 

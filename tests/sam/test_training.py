@@ -50,6 +50,7 @@ def run(sets: tuple[SamDataset, SamDataset], tmp_path_factory: pytest.TempPathFa
     model = tiny_sam()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what other tests have left
         history = train(model, *sets, epochs=2, batch_size=8, out_dir=folder)
     return model, history, folder
 
