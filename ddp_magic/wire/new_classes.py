@@ -22,6 +22,7 @@ from cloudpickle.cloudpickle import _make_skeleton_class
 
 _HOOK = "__init_subclass__"
 _OF_A_METACLASS = {"__new__", "__init__", "__prepare__", "__call__"}
+# Classes that this process has made from a pickle: all but those that it has defined itself.
 from_pickles: weakref.WeakSet[type] = weakref.WeakSet()
 
 
@@ -45,14 +46,8 @@ def reduced(kind: type, reduction: tuple[Any, ...], *, others_only: bool) -> tup
         slots = types.MemberDescriptorType
         attributes = {n: v for n, v in attributes.items() if not isinstance(v, slots)}
     args = (metaclass, name, bases, namespace, *others)
-    return (
-        make_class,
-        args,
-        in_order(kind, attributes, others_only=others_only),
-        None,
-        None,
-        set_class,
-    )
+    state = in_order(kind, attributes, others_only=others_only)
+    return make_class, args, state, None, None, set_class
 
 
 def in_order(kind: type, attributes: Mapping[str, Any], *, others_only: bool) -> tuple[Any, ...]:
@@ -135,8 +130,7 @@ def set_class(kind: type, state: tuple[bool, None, Mapping[str, Any]]) -> None:
 
 def _set(kind: type, attributes: Mapping[str, Any]) -> None:
     """Set attributes of a class without code of its metaclass."""
-    metaclass: type = type(kind)
-    library: Any = next(each for each in metaclass.__mro__ if not is_the_notebooks(each))
+    library = library_class(type(kind))
     for name, value in attributes.items():
         if name != "_abc_impl":
             library.__setattr__(kind, name, value)
@@ -169,7 +163,7 @@ def _of_a_library(metaclass: type) -> Callable[..., type] | None:
     own = [each for each in metaclass.__mro__ if is_the_notebooks(each)]
     if not any(_OF_A_METACLASS & vars(each).keys() for each in own):
         return None
-    library: Any = next(each for each in metaclass.__mro__ if not is_the_notebooks(each))
+    library = library_class(metaclass)
 
     def made(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> type:
         kind: type = library.__new__(metaclass, name, bases, namespace)
@@ -177,6 +171,11 @@ def _of_a_library(metaclass: type) -> Callable[..., type] | None:
         return kind
 
     return made
+
+
+def library_class(kind: type) -> Any:  # noqa: ANN401 -- a class
+    """Return the nearest base of a class that is not the notebook's."""
+    return next(each for each in kind.__mro__ if not is_the_notebooks(each))
 
 
 def is_the_notebooks(kind: type) -> bool:

@@ -7,7 +7,7 @@ import enum
 from typing import Any
 
 from ddp_magic.wire import new_enums
-from ddp_magic.wire.new_classes import is_the_notebooks
+from ddp_magic.wire.new_classes import is_the_notebooks, library_class
 
 
 def reduce(obj: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 -- any object at all
@@ -27,7 +27,7 @@ def reduce(obj: Any) -> tuple[Any, ...] | None:  # noqa: ANN401 -- any object at
 def _exception(error: BaseException) -> tuple[Any, ...] | None:
     """Reduce an exception whose `__init__` may need other arguments than those of its base."""
     kind: Any = type(error)
-    library = next(each for each in kind.__mro__ if not is_the_notebooks(each))
+    library = library_class(kind)
     # Others have attributes that only their `__init__` sets: OSError, StopIteration.
     plain = library.__basicsize__ == BaseException.__basicsize__
     if not plain or kind.__reduce__ is not BaseException.__reduce__ or not _is_usual(kind):

@@ -97,12 +97,20 @@ class Pickler(cloudpickle.Pickler):
             return arrays.reduce_array(obj)
         if self._torch is not None and isinstance(obj, self._torch.Tensor):
             return self._reduce_tensor(obj)
+        if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 drops the name of its file
+            return in_file, (obj.co_filename, *_code_reduce(obj))
+        return self.reduce_other(obj)
+
+    def reduce_other(self, obj: Any) -> Any:  # noqa: ANN401 -- any object at all
+        """Return the parts of an object that has no memory beside the stream, and is no code.
+
+        Raises:
+            Refused: It works only in its own process.
+        """
         if isinstance(obj, type) and obj.__module__ == "__main__":
             return self._reduce_class(obj)
         if reduced := standard_library.reduce(obj) or new_objects.reduce(obj):
             return reduced
-        if isinstance(obj, types.CodeType):  # cloudpickle 3.1.3 drops the name of its file
-            return in_file, (obj.co_filename, *_code_reduce(obj))
         refuse(obj)
         return super().reducer_override(obj)
 

@@ -124,7 +124,8 @@ def test_the_first_lines_say_where_and_no_directory_is_left(
     assert first.lines[0].startswith("Ray job ")
     assert first.lines[0].endswith(" on n1, n2")
     assert kernel.value("'ray' in __import__('sys').modules") is False
-    kernel.run(CELL + "os._exit(3)")
+    for body in ("1 / 0", "os._exit(3)"):
+        kernel.run(CELL + body)
     began = time.monotonic()
     while (left := _node_directories(ray) - before) and within(time.monotonic() - began, KERNEL_S):
         time.sleep(0.1)

@@ -14,11 +14,8 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import cloudpickle
-
-from ddp_magic.wire import standard_library
 from ddp_magic.wire.new_classes import from_pickles
-from ddp_magic.wire.pickling import Call, Pickler, refuse
+from ddp_magic.wire.pickling import Call, Pickler
 
 # How the script reads pickles that refer to its definitions.
 UNPICKLER = """\
@@ -72,7 +69,7 @@ class ScriptPickler(Pickler):
         self.refers |= path is not None
         return path
 
-    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401, PLR0911 -- as above; a case for each kind
+    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- as above
         """Return the parts of an object (pickle's own hook)."""
         torch: Any = self._torch
         if torch is not None and isinstance(obj, torch.UntypedStorage):
@@ -80,16 +77,11 @@ class ScriptPickler(Pickler):
             return operator.itemgetter(0), ((self._bytes_of(obj, torch),),)
         if torch is not None and isinstance(obj, torch.storage.TypedStorage):
             return self._reduce_storage(obj, torch)
-        if isinstance(obj, type) and obj.__module__ == "__main__":
-            return self._reduce_class(obj)
         if obj is from_pickles:
             return weakref.WeakSet, ()  # that of the script's process
         if isinstance(obj, types.FunctionType) and f"{obj.__module__}".startswith(_OURS):
             return self._dynamic_function_reduce(obj)
-        if (reduced := standard_library.reduce(obj)) is not None:
-            return reduced
-        refuse(obj)
-        return cloudpickle.Pickler.reducer_override(self, obj)
+        return self.reduce_other(obj)
 
     def function_globals(self, func: types.FunctionType, usual: object) -> object:
         """Let the notebook's functions find the script's names."""

@@ -102,7 +102,7 @@ class NotebookPickler(Pickler):
             return package_with, (obj.__name__, found)
         if isinstance(obj, type) and obj.__module__ == "__main__":
             self._note_definition(obj)
-            if runs_code(obj):
+            if _has_code_for_pickle(obj):
                 self.runs_code.append(obj)
         return super().reducer_override(obj)
 
@@ -176,7 +176,7 @@ def _one_process(kind: type) -> tuple[str, str] | None:
     return None
 
 
-def runs_code(kind: type) -> bool:
+def _has_code_for_pickle(kind: type) -> bool:
     """Return whether pickle calls methods of a class where it reads objects of it."""
     hashes = vars(kind).get("__hash__") is not None
     return hashes or not _CALLED_BY_PICKLE.isdisjoint(vars(kind))

@@ -287,6 +287,17 @@ PROGRAMS: dict[str, tuple[list[str], str, str]] = {
         " H.items, J.items, f(), K().f())",
         "1 3 4 3 3 3 3 a [1] [3] 3 3",
     ),
+    "objects that pickle alone could not make again": (
+        [
+            "from enum import Enum\nclass Part: x = 7\nclass A(Enum):\n    ONE = Part()\n"
+            "one = {A.ONE: 1}\nclass E(Exception):\n    def __init__(self, a, b):\n"
+            "        super().__init__('words')\n        self.a, self.b = a, b\ne = E(1, 2)\n"
+            "class G:\n    def __init__(self, inner): self.inner = inner\n"
+            "    def __getattr__(self, name): return getattr(self.inner, name)\ng = G([3])",
+        ],
+        "print(one[A.ONE], A.ONE.value.x, e.args, e.a, e.b, g.count(3))",
+        "1 7 ('words',) 1 2 1",
+    ),
     "decorators that keep state": (
         [
             "import functools\ndef counted(f):\n    @functools.wraps(f)\n    def inner(*a):\n"
